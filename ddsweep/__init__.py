@@ -1,0 +1,25 @@
+"""ddsweep: a distributed sweep toolkit for dataset distillation. Importing it costs nothing."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ddsweep.distilled import DistilledSet, apply
+    from ddsweep.results.reader import load_results
+
+__all__ = ["DistilledSet", "__version__", "apply", "load_results"]
+__version__ = "0.1.0"
+
+_HOMES = {
+    "DistilledSet": "ddsweep.distilled",
+    "apply": "ddsweep.distilled",
+    "load_results": "ddsweep.results.reader",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'ddsweep' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -1,0 +1,5 @@
+"""``python -m ddsweep``."""
+
+from ddsweep.cli import main
+
+main()

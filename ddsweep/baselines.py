@@ -1,0 +1,137 @@
+"""What a distilled set must beat at the same number of images: real images, class means, k-means, 1-NN.
+
+A baseline is applied like a distilled set with hard labels: S batches in order, one constant rate. Two
+variants of each are reported: the same T = S*E steps at the best rate of ``RATES``, and the best rate
+and number of epochs of ``EPOCHS``; both are chosen on the validation split with ``selection`` networks,
+never on the test set or on held-out networks. 1-NN uses no network at all.
+
+Every held-out network gets a draw of real images of its own, so the spread of ``random_real`` mixes
+that of the draw with that of the network.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ddsweep.core.images import normalise, sample_per_class
+from ddsweep.seeds import derive_seed
+
+__all__ = [
+    "EPOCHS",
+    "MAX_TUNED_STEPS",
+    "RATES",
+    "SELECTION_IMAGES",
+    "SELECTION_NETWORKS",
+    "arrange",
+    "class_means",
+    "epoch_grid",
+    "kmeans_centres",
+    "nearest_neighbour_accuracy",
+    "random_images",
+]
+
+RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+EPOCHS = (1, 2, 5, 10, 20, 50, 100)
+MAX_TUNED_STEPS = 100
+SELECTION_NETWORKS = 4
+SELECTION_IMAGES = 500
+"""The rate search looks at no more than this many validation images."""
+
+
+def epoch_grid(inner_steps: int, inner_epochs: int) -> tuple[int, ...]:
+    """The numbers of epochs that are tried: those of ``EPOCHS`` with at most ``MAX_TUNED_STEPS`` steps in
+    all, and always the trial's own."""
+    return tuple(sorted({e for e in EPOCHS if e * inner_steps <= MAX_TUNED_STEPS} | {1, inner_epochs}))
+
+
+def arrange(per_class: Tensor, inner_steps: int) -> Tensor:
+    """``[classes, images_per_class, ...]`` as S batches sorted by class, ``[S, classes * m, ...]``."""
+    classes, count = per_class.shape[:2]
+    split = per_class.view(classes, inner_steps, count // inner_steps, *per_class.shape[2:])
+    return split.transpose(0, 1).reshape(inner_steps, -1, *per_class.shape[2:])
+
+
+def random_images(
+    pixels: Tensor,
+    labels: Tensor,
+    classes: int,
+    images_per_class: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    seed: int,
+) -> Tensor:
+    """Real training images ``[classes, images_per_class, c, h, w]``, normalised float32, one draw."""
+    generator = torch.Generator().manual_seed(seed)
+    return normalise(
+        pixels[sample_per_class(labels, classes, images_per_class, generator)], mean, std, torch.float32
+    )
+
+
+def class_means(
+    pixels: Tensor, labels: Tensor, classes: int, mean: Sequence[float], std: Sequence[float]
+) -> Tensor:
+    """The mean training image of each class, ``[classes, c, h, w]``, normalised float32."""
+    sums = torch.zeros((classes, *pixels.shape[1:]), dtype=torch.float64)
+    for start in range(0, len(labels), 4096):
+        batch = slice(start, start + 4096)
+        sums.index_add_(0, labels[batch], pixels[batch].double())
+    counts = torch.bincount(labels, minlength=classes).double()
+    grey = sums / counts.view(-1, 1, 1, 1) / 255
+    shift, scale = (torch.tensor(v, dtype=torch.float64).view(-1, 1, 1) for v in (mean, std))
+    return ((grey - shift) / scale).float()
+
+
+def kmeans_centres(
+    pixels: Tensor,
+    labels: Tensor,
+    classes: int,
+    images_per_class: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> Tensor:
+    """k-means centres of each class, k = ``images_per_class``: ``[classes, k, c, h, w]``, normalised float32.
+
+    scikit-learn's Lloyd algorithm from k-means++ on normalised pixels, one start with a fixed seed; largest
+    cluster first. A class with fewer distinct images than k repeats its centres.
+    """
+    from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
+    from threadpoolctl import threadpool_limits
+
+    centres = []
+    for label in range(classes):
+        x = normalise(pixels[labels == label], mean, std, torch.float32)
+        flat = x.flatten(1).numpy()
+        seed = derive_seed("baseline", "kmeans", label) % 2**32
+        model = KMeans(min(images_per_class, len(flat)), n_init=1, random_state=seed)
+        # One thread: with several, the order of the sums, and so the centres, changes from run to run.
+        with threadpool_limits(1), warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct images than k
+            model.fit(flat)
+        sizes = torch.bincount(torch.from_numpy(model.labels_).long(), minlength=len(model.cluster_centers_))
+        order = torch.argsort(sizes, descending=True, stable=True)
+        found = torch.from_numpy(model.cluster_centers_).float()[order].view(-1, *x.shape[1:])
+        centres.append(found.repeat(-(-images_per_class // len(found)), 1, 1, 1)[:images_per_class])
+    return torch.stack(centres)
+
+
+def nearest_neighbour_accuracy(
+    images: Tensor,
+    labels: Tensor,
+    pixels: Tensor,
+    targets: Tensor,
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> float:
+    """Fraction of the real images ``pixels [N, ...]`` whose nearest of ``images [n, ...]`` (Euclidean, in
+    normalised pixels) has their label."""
+    right, known = 0, images.flatten(1)
+    for start in range(0, len(targets), 1024):
+        batch = slice(start, start + 1024)
+        x = normalise(pixels[batch], mean, std, known.dtype).flatten(1)
+        right += int((labels[torch.cdist(x, known).argmin(1)] == targets[batch]).sum())
+    return right / len(targets)

@@ -1,0 +1,439 @@
+"""What exists, by name: networks with the sizes they take, data sets, init laws, and `TrialSpec`.
+
+Imports neither torch nor anything heavy, so that ``ddsweep plan`` and ``--help`` stay instant.
+The names here are the vocabulary of sweep files and of the result tables.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass, fields
+from typing import Any
+
+from ddsweep.errors import SettingError
+
+__all__ = [
+    "BASELINES",
+    "CHOICES",
+    "DATASETS",
+    "INIT_LAWS",
+    "NETWORKS",
+    "PROTOCOLS",
+    "SPEC_VERSION",
+    "DatasetSpec",
+    "EvalUnit",
+    "EvaluationSpec",
+    "NetworkSpec",
+    "TrialSpec",
+    "parse_network",
+]
+
+SPEC_VERSION = 1
+"""Raised only when the meaning of a setting changes: it enters every trial id."""
+
+INIT_LAWS = ("xavier", "xavier_uniform", "kaiming", "kaiming_out", "orthogonal", "normal", "default")
+NETWORKS = ("lenet", "alexcifarnet", "convnet")
+NORMS = ("none", "instance")
+
+
+# --------------------------------------------------------------------------------------- networks
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """One architecture. ``depth``, ``width`` and ``norm`` are parameters of ``convnet`` only."""
+
+    kind: str
+    depth: int = 0
+    width: int = 0
+    norm: str = ""
+
+    def __str__(self) -> str:
+        if self.kind != "convnet":
+            return self.kind
+        return f"convnet(depth={self.depth},width={self.width},norm={self.norm})"
+
+
+_NETWORK = re.compile(r"^\s*([a-z0-9_]+)\s*(?:\(([^()]*)\))?\s*$")
+
+
+def parse_network(text: str, shape: tuple[int, int, int]) -> NetworkSpec:
+    """The `NetworkSpec` named by ``text`` for images of ``shape`` (channels, height, width).
+
+    ``lenet``, ``alexcifarnet``, ``convnet`` or ``convnet(depth=3,width=128,norm=instance)``. What is
+    left out of a convnet is depth 2 up to 16 pixels and 3 beyond, width 128, instance norm (Zhao et
+    al. 2021). Raises `SettingError` for an unknown name or parameter, and for a size that the
+    network cannot take.
+    """
+    match = _NETWORK.match(text)
+    kind = match.group(1) if match else text
+    if match is None or kind not in NETWORKS:
+        raise SettingError(
+            f"network: unknown network {text!r}; known are {', '.join(NETWORKS)} "
+            "(convnet also as convnet(depth=3,width=128,norm=instance))"
+        )
+    height = shape[1]
+    given = _network_parameters(text, kind, match.group(2))
+    if kind == "convnet":
+        spec = NetworkSpec(
+            "convnet",
+            depth=int(given.get("depth", 2 if height <= 16 else 3)),
+            width=int(given.get("width", 128)),
+            norm=str(given.get("norm", "instance")),
+        )
+    else:
+        spec = NetworkSpec(kind)
+    _check_size(spec, shape)
+    return spec
+
+
+def _network_parameters(text: str, kind: str, inside: str | None) -> dict[str, str | int]:
+    given: dict[str, str | int] = {}
+    for item in filter(None, (part.strip() for part in (inside or "").split(","))):
+        key, _, value = (piece.strip() for piece in item.partition("="))
+        if kind != "convnet" or key not in ("depth", "width", "norm"):
+            allowed = "depth, width, norm" if kind == "convnet" else "no parameters"
+            raise SettingError(f"network: {text!r}: unknown parameter {key!r}; {kind} takes {allowed}")
+        if key == "norm":
+            if value not in NORMS:
+                raise SettingError(f"network: {text!r}: norm is one of {', '.join(NORMS)}")
+            given[key] = value
+        elif value.isdecimal() and 1 <= int(value) <= 4096:
+            given[key] = int(value)
+        else:
+            raise SettingError(f"network: {text!r}: {key} must be a whole number of at least 1")
+    return given
+
+
+def _check_size(spec: NetworkSpec, shape: tuple[int, int, int]) -> None:
+    channels, height, width = shape
+    here = f"images of {channels}x{height}x{width}"
+    if height != width:
+        raise SettingError(f"network: {spec} takes square images, not {here}")
+    if spec.kind == "lenet" and height not in (28, 32):
+        raise SettingError(f"network: lenet takes images of 28 or 32 pixels, not {here}")
+    if spec.kind == "alexcifarnet" and height != 32:
+        raise SettingError(f"network: alexcifarnet takes images of 32 pixels, not {here}")
+    if spec.kind == "convnet":
+        last = height >> (spec.depth - 1)
+        smallest = 2 if spec.norm == "instance" else 1
+        if last < smallest or height >> spec.depth < 1:
+            raise SettingError(f"network: {spec} halves the image {spec.depth} times, too often for {here}")
+
+
+def layer_shapes(
+    network: NetworkSpec, shape: tuple[int, int, int], classes: int
+) -> list[tuple[str, int, int, int, int]]:
+    """The layers with weights, as (kind, inputs, outputs, kernel, output side); side 1 for linear."""
+    channels, side, _ = shape
+    if network.kind == "lenet":
+        first = side if side == 28 else side - 4
+        second = first // 2 - 4
+        return [
+            ("conv", channels, 6, 5, first),
+            ("conv", 6, 16, 5, second),
+            ("linear", 16 * (second // 2) ** 2, 120, 1, 1),
+            ("linear", 120, 84, 1, 1),
+            ("linear", 84, classes, 1, 1),
+        ]
+    if network.kind == "alexcifarnet":
+        return [
+            ("conv", channels, 64, 5, 32),
+            ("conv", 64, 64, 5, 16),
+            ("linear", 64 * 8 * 8, 384, 1, 1),
+            ("linear", 384, 192, 1, 1),
+            ("linear", 192, classes, 1, 1),
+        ]
+    layers: list[tuple[str, int, int, int, int]] = []
+    inputs = channels
+    for _ in range(network.depth):
+        layers.append(("conv", inputs, network.width, 3, side))
+        if network.norm == "instance":
+            layers.append(("norm", network.width, network.width, 1, side))
+        inputs, side = network.width, side // 2
+    layers.append(("linear", inputs * side * side, classes, 1, 1))
+    return layers
+
+
+def parameter_count(network: NetworkSpec, shape: tuple[int, int, int], classes: int) -> int:
+    """Number of trainable parameters (weights and biases)."""
+    total = 0
+    for kind, inputs, outputs, kernel, _ in layer_shapes(network, shape, classes):
+        total += 2 * outputs if kind == "norm" else outputs * inputs * kernel**2 + outputs
+    return total
+
+
+def forward_flops(network: NetworkSpec, shape: tuple[int, int, int], classes: int) -> int:
+    """FLOPs of one forward pass of one image: two per multiply-add of convolutions and linear layers."""
+    return sum(
+        2 * inputs * outputs * kernel**2 * side**2
+        for kind, inputs, outputs, kernel, side in layer_shapes(network, shape, classes)
+        if kind != "norm"
+    )
+
+
+# -------------------------------------------------------------------------------------- data sets
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """One data set: where it comes from and what its images are.
+
+    ``shape`` is (channels, height, width). ``mean`` and ``std`` per channel are the constants that a
+    paper names; empty means measured on the training part. ``path`` is relative to the data root.
+    ``train`` and ``test`` name the files (or, by number, the sorted shards) of a ``parquet`` source
+    and the two folders of a ``folder`` source. ``fingerprint`` is the content hash of the files of a
+    ``parquet`` or ``folder`` source: it stands for the path in a trial's id.
+    """
+
+    name: str
+    source: str
+    shape: tuple[int, int, int] = (0, 0, 0)
+    classes: int = 0
+    class_names: tuple[str, ...] = ()
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    path: str = ""
+    train: tuple[str | int, ...] = ()
+    test: tuple[str | int, ...] = ()
+    fingerprint: str = ""
+
+    def identity(self) -> str | list[Any]:
+        """What stands for this data set in a trial id: its name, or the content of its files together
+        with how they are read (the same files as grey or RGB, or normalised otherwise, are other data)."""
+        if self.source in ("parquet", "folder"):
+            read_as = [list(self.shape), self.classes, list(self.mean), list(self.std)]
+            return [self.fingerprint, *read_as]
+        return self.name
+
+
+_DIGITS = tuple(str(i) for i in range(10))
+_CIFAR10 = (
+    *("airplane", "automobile", "bird", "cat", "deer"),
+    *("dog", "frog", "horse", "ship", "truck"),
+)
+_FASHION = (
+    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+    *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+)
+_CIFAR10_MEAN, _CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261)
+
+DATASETS: dict[str, DatasetSpec] = {
+    spec.name: spec
+    for spec in (
+        DatasetSpec("digits", "digits", (1, 8, 8), 10, _DIGITS),
+        DatasetSpec("mnist", "torchvision", (1, 28, 28), 10, _DIGITS, (0.1307,), (0.3081,)),
+        DatasetSpec("fashion_mnist", "torchvision", (1, 28, 28), 10, _FASHION),
+        DatasetSpec("usps", "torchvision", (1, 16, 16), 10, _DIGITS),
+        DatasetSpec("cifar10", "torchvision", (3, 32, 32), 10, _CIFAR10, _CIFAR10_MEAN, _CIFAR10_STD),
+        DatasetSpec(
+            *("cifar10-exact", "parquet", (3, 32, 32), 10, _CIFAR10, _CIFAR10_MEAN, _CIFAR10_STD),
+            path="cifar10",
+            train=(0, 1, 2, 3),
+            test=(4,),
+        ),
+    )
+}
+
+
+# ---------------------------------------------------------------------------------------- trials
+
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "objective": ("classification",),
+    "init": ("fixed", "random"),
+    "init_law": INIT_LAWS,
+    "inner_lr_mode": ("per_step", "shared", "fixed"),
+    "image_init": ("noise", "real"),
+    "real_batch_mode": ("shared", "per_network"),
+    "outer_schedule": ("constant", "step", "cosine"),
+    "on_nonfinite": ("stop", "skip"),
+    "dtype": ("float32", "float64"),
+}
+"""The settings of `TrialSpec` that are one of a few words."""
+
+_AT_LEAST_ONE = (
+    *("images_per_class", "inner_steps", "inner_epochs", "outer_steps", "models_per_step"),
+    *("real_batch", "outer_decay_steps", "selection_networks", "validate_every"),
+)
+_POSITIVE = ("init_param", "inner_lr", "outer_lr", "outer_decay_factor", "clip_norm", "clip_median")
+
+
+@dataclass(frozen=True)
+class TrialSpec:
+    """The science settings of one distillation: all that decides which images come out.
+
+    Notation of Wang et al. 2018: ``inner_steps`` S, ``inner_epochs`` E, ``images_per_class_per_step``
+    m, T = S*E gradient steps, S*m*classes synthetic images. Where and how fast a trial runs is not
+    here, so moving it changes no id. New fields need a default that means "as before".
+
+    A value exists only if it is possible: the constructor raises `SettingError`, naming the setting,
+    what it got and what is allowed. It also writes ``network`` in full, and ``models_per_step`` of a
+    ``fixed`` trial as 1, for it has one known network (number ``seed`` of its law).
+    """
+
+    dataset: DatasetSpec
+    network: str = "convnet"
+    objective: str = "classification"
+    init: str = "random"
+    init_law: str = "xavier"
+    init_param: float = 1.0
+    images_per_class: int = 1
+    inner_steps: int = 1
+    inner_epochs: int = 1
+    inner_lr: float = 0.02
+    inner_lr_mode: str = "per_step"
+    image_init: str = "noise"
+    outer_steps: int = 400
+    models_per_step: int = 4
+    real_batch: int = 1024
+    real_batch_mode: str = "shared"
+    outer_lr: float = 0.01
+    outer_schedule: str = "constant"
+    outer_decay_steps: int = 1000
+    outer_decay_factor: float = 0.5
+    clip_norm: float | None = None
+    clip_median: float | None = None
+    on_nonfinite: str = "skip"
+    validation_fraction: float = 0.1
+    split_seed: int = 0
+    selection_networks: int = 8
+    validate_every: int = 100
+    dtype: str = "float32"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise SettingError(f"{name}: {getattr(self, name)!r} is not one of {', '.join(allowed)}")
+        for name in _AT_LEAST_ONE:
+            if not 1 <= getattr(self, name) < 2**31:
+                raise SettingError(f"{name}: {getattr(self, name)} must be at least 1 and below 2**31")
+        for name in ("seed", "split_seed"):
+            if not 0 <= getattr(self, name) < 2**63:
+                raise SettingError(f"{name}: {getattr(self, name)} must be at least 0 and below 2**63")
+        for name in _POSITIVE:
+            value = getattr(self, name)
+            if value is not None and not (0 < value < float("inf")):
+                raise SettingError(f"{name}: {value} must be a positive number")
+        if not 0 < self.validation_fraction < 1:
+            raise SettingError(f"validation_fraction: {self.validation_fraction} must lie between 0 and 1")
+        if self.images_per_class % self.inner_steps:
+            raise SettingError(
+                f"images_per_class: {self.images_per_class} does not divide into inner_steps "
+                f"{self.inner_steps}; images_per_class = inner_steps x images_per_class_per_step"
+            )
+        if self.clip_norm is not None and self.clip_median is not None:
+            raise SettingError("clip_norm and clip_median exclude each other: give one of them")
+        if self.init == "fixed":
+            object.__setattr__(self, "models_per_step", 1)
+        object.__setattr__(self, "network", str(parse_network(self.network, self.dataset.shape)))
+
+    @property
+    def images_per_class_per_step(self) -> int:
+        """m: synthetic images per class in one inner step."""
+        return self.images_per_class // self.inner_steps
+
+    @property
+    def steps(self) -> int:
+        """T = S*E: gradient steps of one unroll."""
+        return self.inner_steps * self.inner_epochs
+
+    @property
+    def network_spec(self) -> NetworkSpec:
+        return parse_network(self.network, self.dataset.shape)
+
+    @property
+    def trial_id(self) -> str:
+        """10 hex digits over the settings that differ from their defaults, and the spec version."""
+        settings: dict[str, Any] = {"dataset": self.dataset.identity(), "spec_version": SPEC_VERSION}
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if item.name != "dataset" and value != item.default:
+                settings[item.name] = value
+        text = json.dumps(settings, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types only, for a file header; `TrialSpec.from_dict` reads it back."""
+        out = {item.name: getattr(self, item.name) for item in fields(self)}
+        out["dataset"] = {
+            item.name: list(value) if isinstance(value := getattr(self.dataset, item.name), tuple) else value
+            for item in fields(self.dataset)
+        }
+        return out
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TrialSpec:
+        dataset: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in values["dataset"].items()
+        }
+        known = {item.name for item in fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise SettingError(f"settings of a newer version of ddsweep: {', '.join(unknown)}")
+        return cls(**{**values, "dataset": DatasetSpec(**dataset)})
+
+
+# ------------------------------------------------------------------------------------ evaluation
+
+PROTOCOLS = ("as_distilled", "on_random")
+"""How a set is applied: on the networks it was made for, or a ``fixed`` set on random held-out ones."""
+
+BASELINES = ("random_real", "class_mean", "kmeans", "knn_random", "knn_kmeans")
+
+
+@dataclass(frozen=True)
+class EvalUnit:
+    """What one evaluation task computes and one part holds: a group of networks under one protocol.
+
+    ``indices`` are the networks whose rows are wanted. ``size`` networks, those from ``group * size``
+    on, are always computed together: float32 results depend on the size of the batch.
+    """
+
+    protocol: str
+    group: int
+    size: int
+    indices: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class EvaluationSpec:
+    """What is asked of every trial: ``networks`` held-out networks, computed ``group_size`` at a time, the
+    protocols and baselines, and inner steps beyond T at which to look as well."""
+
+    networks: int = 64
+    group_size: int = 16
+    protocols: tuple[str, ...] = PROTOCOLS
+    baselines: tuple[str, ...] = BASELINES
+    inner_steps_beyond: tuple[int, ...] = ()
+
+    def units(self, trial: TrialSpec) -> list[EvalUnit]:
+        """The units that a trial needs, in a fixed order.
+
+        ``as_distilled`` is always among them. For ``fixed`` it is the one known network (its index is
+        the trial's seed), and the held-out networks come under ``on_random``.
+        """
+        groups = [
+            (g, tuple(range(g * self.group_size, min((g + 1) * self.group_size, self.networks))))
+            for g in range(-(-self.networks // self.group_size))
+        ]
+        if trial.init != "fixed":
+            return [EvalUnit("as_distilled", g, self.group_size, indices) for g, indices in groups]
+        units = [EvalUnit("as_distilled", 0, 1, (trial.seed,))]
+        if "on_random" in self.protocols:
+            units += [EvalUnit("on_random", g, self.group_size, indices) for g, indices in groups]
+        return units
+
+    def steps(self, trial: TrialSpec) -> tuple[int, ...]:
+        """Inner steps at which a distilled set is judged: 0, the end of each epoch, T, and beyond."""
+        ends = range(0, trial.steps + 1, trial.inner_steps)
+        return tuple(sorted({*ends, *(s for s in self.inner_steps_beyond if s > trial.steps)}))
+
+    def evaluation_id(self, trial: TrialSpec) -> str:
+        """10 hex digits over all that decides the evaluation rows of ``trial``."""
+        parts = [[u.protocol, u.group, u.size, list(u.indices)] for u in self.units(trial)]
+        text = json.dumps([parts, sorted(self.baselines), list(self.steps(trial))], separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:10]

@@ -1,0 +1,379 @@
+"""The command line: thin verbs over the rooms below. ``--help``, plan, status and show stay instant,
+so everything is imported where it is used."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+import ddsweep
+from ddsweep.errors import UserError
+
+if TYPE_CHECKING:
+    from ddsweep.results.layout import SweepDirectory
+    from ddsweep.spec import Plan, SweepSpec
+
+__all__ = ["app", "main"]
+
+EXIT_INTERRUPTED = 130
+
+app = typer.Typer(
+    name="ddsweep",
+    help="Sweeps of dataset distillation: one YAML file in, Parquet tables with error bars out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+data_app = typer.Typer(help="Data sets: which there are, and fetching them.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+SweepFile = Annotated[
+    Path, typer.Argument(metavar="FILE", help="A sweep file, such as sweeps/quickstart.yaml.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...", help="Settings over the file: outer_steps=10 evaluate.networks=8."
+    ),
+]
+ResultsRoot = Annotated[
+    Path | None,
+    typer.Option("--results", help="Folder of results (or DDSWEEP_RESULTS; default: results)."),
+]
+DataRoot = Annotated[
+    Path | None, typer.Option("--data-root", help="Folder of data sets (or DDSWEEP_DATA).", metavar="DIR")
+]
+ResultsDir = Annotated[
+    Path, typer.Argument(metavar="DIR", help="Results of one sweep, such as results/quickstart.")
+]
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"ddsweep {ddsweep.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+# ------------------------------------------------------------------------------------ common parts
+
+
+def _sweep_directory(sweep: SweepSpec, results: Path | None) -> SweepDirectory:
+    from ddsweep.results.layout import SweepDirectory
+
+    root = results or Path(os.environ.get("DDSWEEP_RESULTS") or "results")
+    return SweepDirectory(root / sweep.name)
+
+
+def _existing(directory: Path) -> SweepDirectory:
+    """The results in ``directory``. Raises `UserError` if that is no folder of results."""
+    from ddsweep.results.layout import SweepDirectory
+
+    found = SweepDirectory(directory)
+    if not found.sweep_file.is_file():
+        raise UserError(
+            f"{directory}: no results of a sweep (there is no sweep.yaml in it); name a folder such as "
+            "results/quickstart"
+        )
+    return found
+
+
+def _expand(sweep: SweepSpec, data_root: Path | None) -> Plan:
+    from ddsweep.data.files import resolve_dataset
+    from ddsweep.spec import expand
+
+    return expand(sweep, lambda value: resolve_dataset(value, data_root))
+
+
+def _root(data_root: Path | None) -> Path | None:
+    from ddsweep.data.files import data_root as find
+
+    return find(data_root)
+
+
+def _labels(plan: Plan) -> dict[str, str]:
+    """A short readable name of each trial: its id and the settings in which the trials differ."""
+    from ddsweep.report.settings import settings_of, varying
+
+    settings = {trial.trial_id: settings_of(trial) for trial in plan.trials}
+    names = varying(list(settings.values()), always=("init", "images_per_class"))
+    short = {"images_per_class": "ipc", "inner_steps": "S", "inner_epochs": "E"}
+    return {
+        trial_id: " ".join([trial_id, *(f"{short.get(name, name)}={item[name]}" for name in names)])
+        for trial_id, item in settings.items()
+    }
+
+
+def _seconds(plan: Plan, sweep: SweepSpec) -> dict[str, float]:
+    from ddsweep.cost import estimate
+
+    return {
+        trial.trial_id: estimate(trial, sweep.resources.for_trial(trial)[0]).seconds_cpu
+        for trial in plan.trials
+    }
+
+
+# --------------------------------------------------------------------------------------- the verbs
+
+
+@app.command()
+def plan(
+    file: SweepFile, settings: Overrides = None, results: ResultsRoot = None, data_root: DataRoot = None
+) -> None:
+    """Show the trials of a sweep, what is done, and what the rest will cost."""
+    from ddsweep.cost import estimate
+    from ddsweep.report.console import report_console
+    from ddsweep.report.plan_table import plan_table
+    from ddsweep.report.status import trial_states
+    from ddsweep.spec import load_sweep
+
+    sweep = load_sweep(file, settings or ())
+    found = _expand(sweep, _root(data_root))
+    states = trial_states(_sweep_directory(sweep, results), found.trials, sweep.evaluate.spec())
+    estimates = {trial.trial_id: estimate(trial, threads=1) for trial in found.trials}
+    report_console().print(plan_table(found, states, estimates, threads=1))
+
+
+@app.command()
+def run(
+    file: SweepFile,
+    settings: Overrides = None,
+    results: ResultsRoot = None,
+    data_root: DataRoot = None,
+    address: Annotated[
+        str | None, typer.Option(help="Join the Ray cluster at this address instead of starting one.")
+    ] = None,
+) -> None:
+    """Run what is missing of a sweep. Ctrl-C drains; the same command goes on where it was."""
+    from ddsweep.spec import load_sweep
+
+    sweep = load_sweep(file, settings or ())
+    root = _root(data_root)
+    _run(sweep, _expand(sweep, root), _sweep_directory(sweep, results), root, address, only_evaluate=False)
+
+
+@app.command("eval")
+def evaluate(
+    directory: ResultsDir,
+    settings: Overrides = None,
+    data_root: DataRoot = None,
+    address: Annotated[
+        str | None, typer.Option(help="Join the Ray cluster at this address instead of starting one.")
+    ] = None,
+) -> None:
+    """Evaluate the distilled sets of a sweep again (evaluate.networks=200), without distilling."""
+    from ddsweep.spec import load_sweep
+
+    found = _existing(directory)
+    for setting in settings or ():
+        if not setting.startswith("evaluate.") and not setting.startswith("resources."):
+            raise UserError(
+                f"{setting!r}: eval changes evaluate.* (and resources.*) only; trials stay as they are"
+            )
+    sweep = load_sweep(found.sweep_file, settings or ())
+    root = _root(data_root)
+    _run(sweep, _expand(sweep, root), found, root, address, only_evaluate=True)
+
+
+def _run(
+    sweep: SweepSpec,
+    plan: Plan,
+    directory: SweepDirectory,
+    data_root: Path | None,
+    address: str | None,
+    *,
+    only_evaluate: bool,
+) -> None:
+    from ddsweep.report.console import report_console
+    from ddsweep.report.summary import summarise
+    from ddsweep.report.summary_table import summary_table
+    from ddsweep.results.files import remove_leftovers, write_atomic
+    from ddsweep.results.lock import SweepLock
+    from ddsweep.spec import resolved_yaml
+
+    console = report_console()
+    fresh = not directory.root.exists()
+    directory.create()
+    from ddsweep.sweep.observe import Board  # here: Ray takes seconds to import, a bad folder should not
+    from ddsweep.sweep.runner import Interrupted, run_sweep
+
+    with SweepLock(directory.lock):
+        remove_leftovers(directory.temporary)
+        if plan.dropped:
+            console.print(
+                f"{len(plan.dropped)} combinations are impossible and were dropped (ddsweep plan lists them)"
+            )
+        try:
+            with Board(console, _labels(plan), plan.trials) as board:
+                outcome = run_sweep(
+                    sweep,
+                    plan.trials,
+                    directory,
+                    board,
+                    data_root=data_root,
+                    address=address,
+                    seconds=_seconds(plan, sweep),
+                    labels=_labels(plan),
+                    only_evaluate=only_evaluate,
+                    on_ready=lambda: write_atomic(
+                        directory.sweep_file, resolved_yaml(sweep).encode(), directory.temporary
+                    ),
+                )
+        except UserError:
+            if fresh and not directory.sweep_file.exists():
+                shutil.rmtree(directory.root)  # refused before it began: leave nothing behind
+            raise
+        except (Interrupted, KeyboardInterrupt):
+            console.print("stopped at once; the same command goes on from the last checkpoints")
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+    summaries = summarise(
+        directory,
+        [trial.trial_id for trial in plan.trials],
+        evaluation=sweep.evaluate.spec(),
+        on_torn=lambda path: console.print(f"{path}: torn, left out; run the sweep again to redo it"),
+    )
+    if summaries:
+        console.print(summary_table(summaries, console.width))
+    _print_outcome(console, outcome, directory)
+    if outcome.exit_code:
+        raise typer.Exit(outcome.exit_code)
+
+
+def _print_outcome(console: Any, outcome: Any, directory: SweepDirectory) -> None:
+    words = [f"{outcome.done} trials done"]
+    if outcome.failed:
+        words.append(f"{outcome.failed} failed (ddsweep status {directory.root})")
+    if outcome.left:
+        words.append(f"{outcome.left} left: the same command goes on")
+    console.print("; ".join(words), highlight=False)
+    console.print(f"Tables: {directory.root}/{{trials,evals,history}}/*.parquet", highlight=False)
+    console.print(f"Images: {directory.root}/artifacts/<trial>/grid.png", highlight=False)
+
+
+@app.command()
+def status(directory: ResultsDir, data_root: DataRoot = None) -> None:
+    """How far a sweep is, from its files alone: works while it runs, after it, and from another machine."""
+    from ddsweep.data.files import resolve_dataset
+    from ddsweep.report.console import report_console
+    from ddsweep.report.status import status as read_status
+    from ddsweep.report.status import status_table
+    from ddsweep.report.sweep_file import asked_of
+
+    found, root = _existing(directory), _root(data_root)
+    asked = asked_of(found, lambda value: resolve_dataset(value, root))
+    report_console().print(status_table(read_status(found, asked.trials, asked.evaluation, asked.note)))
+
+
+@app.command()
+def show(
+    trial: Annotated[str, typer.Argument(metavar="TRIAL", help="A trial id, or how it begins.")],
+    directory: Annotated[
+        Path | None,
+        typer.Argument(metavar="[DIR]", help="Results of its sweep; left out, all sweeps are searched."),
+    ] = None,
+    results: ResultsRoot = None,
+) -> None:
+    """One trial: its settings, its curve, its accuracy beside the baselines, and where its picture is."""
+    from ddsweep.report.console import report_console
+    from ddsweep.report.show import find_trial
+    from ddsweep.report.show import show as render
+
+    root = results or Path(os.environ.get("DDSWEEP_RESULTS") or "results")
+    places = [directory] if directory else sorted(path.parent for path in root.glob("*/sweep.yaml"))
+    if not places:
+        raise UserError(
+            f"{root}: no results of any sweep; name the folder (ddsweep show TRIAL DIR) or --results"
+        )
+    found, trial_id = find_trial([_existing(place) for place in places], trial)
+    report_console().print(render(found, trial_id))
+
+
+@app.command()
+def collect(directory: ResultsDir) -> None:
+    """Compact the parts of each table into one file under tables/. The parts stay."""
+    from ddsweep.results.parts import compact
+
+    found = _existing(directory)
+    for name, rows in compact(found).items():
+        typer.echo(f"{found.table(name)}: {rows} rows")
+
+
+@data_app.command("list")
+def data_list(data_root: DataRoot = None) -> None:
+    """The data sets of the catalog, and which of them are here."""
+    from rich.table import Table
+
+    from ddsweep.data.files import list_datasets
+    from ddsweep.report.console import report_console
+
+    table = Table(box=None, pad_edge=False)
+    for heading in ("data set", "images", "classes", "here", "where"):
+        table.add_column(heading)
+    for item in list_datasets(_root(data_root)):
+        table.add_row(
+            item.name, "x".join(map(str, item.shape)), str(item.classes), item.status, str(item.where)
+        )
+    report_console().print(table)
+
+
+@data_app.command("fetch")
+def data_fetch(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A data set of the catalog.")],
+    data_root: DataRoot = None,
+) -> None:
+    """Download a data set into the data root: the only command that downloads."""
+    from ddsweep.data.fetch import fetch
+
+    typer.echo(f"{name}: {fetch(name, _root(data_root))}")
+
+
+# ------------------------------------------------------------------------------------- entry point
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit: 0 all done, 1 bad input (a message, never a traceback), 2 some
+    trials failed, 75 drained before the end, 130 interrupted twice."""
+    sys.exit(_exit_code(arguments))
+
+
+def _exit_code(arguments: Sequence[str] | None) -> int:
+    from typer.exceptions import Abort, TyperException
+
+    try:
+        code = app(arguments, prog_name="ddsweep", standalone_mode=False)
+    except UserError as error:
+        typer.echo(f"ddsweep: {error}", err=True)
+        return 1
+    except TyperException as error:
+        _print_usage_error(error)
+        return 1
+    except (Abort, KeyboardInterrupt):
+        return EXIT_INTERRUPTED
+    except (BrokenPipeError, SystemExit):  # ddsweep ... | head: rich turns the first into the second
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left in the buffer goes nowhere
+        return 0
+    return code if isinstance(code, int) else 0
+
+
+def _print_usage_error(error: Any) -> None:
+    text = error.format_message()
+    if not text:  # no command at all: the help was printed
+        return
+    context = getattr(error, "ctx", None)
+    where = f"{context.command_path}: " if context is not None else "ddsweep: "
+    hint = f" (see {context.command_path} --help)" if context is not None else ""
+    typer.echo(f"{where}{text}{hint}", err=True)

@@ -1,0 +1,76 @@
+"""Initial weights: network i is a pure function of (network, law, i), drawn on the CPU in float32.
+
+Drawing one network at a time, each with a generator of its own, is what makes it the same network in
+every batch, on every device and in every precision.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ddsweep.catalog import INIT_LAWS
+from ddsweep.core.networks import Params, stack_networks
+
+__all__ = ["draw_network", "draw_networks"]
+
+
+def draw_network(network: nn.Module, law: str, param: float, seed: int) -> Params:
+    """Fresh weights ``name -> [...]`` (CPU, float32) for ``network`` under ``law``.
+
+    The laws of Wang et al. 2018, with p = ``param`` (1 there): ``xavier`` normal with gain p,
+    ``xavier_uniform``, ``kaiming`` and ``kaiming_out`` normal with fan in or out and negative slope p,
+    ``orthogonal`` with gain p, ``normal`` (0, p); biases are 0. ``default`` is torch's own law, biases
+    included. Norm layers start as the identity. Raises ``ValueError`` for an unknown law.
+    """
+    if law not in INIT_LAWS:
+        raise ValueError(f"unknown init law {law!r}; laws are {', '.join(INIT_LAWS)}")
+    generator = torch.Generator().manual_seed(seed)
+    drawn: Params = {}
+    shapes = {name: value.shape for name, value in network.named_parameters()}
+    for name, shape in shapes.items():
+        weight_shape = shapes[name.rpartition(".")[0] + ".weight"]
+        value = torch.zeros(shape)
+        if len(weight_shape) == 1:  # a norm layer
+            value.fill_(0.0 if name.endswith("bias") else 1.0)
+        elif name.endswith("weight"):
+            _fill_weight(value, law, param, generator)
+        elif law == "default":
+            bound = 1 / math.sqrt(math.prod(weight_shape[1:]))
+            value.uniform_(-bound, bound, generator=generator)
+        drawn[name] = value
+    return drawn
+
+
+def _fill_weight(weight: Tensor, law: str, param: float, generator: torch.Generator) -> None:
+    if law == "xavier":
+        nn.init.xavier_normal_(weight, gain=param, generator=generator)
+    elif law == "xavier_uniform":
+        nn.init.xavier_uniform_(weight, gain=param, generator=generator)
+    elif law == "kaiming":
+        nn.init.kaiming_normal_(weight, a=param, mode="fan_in", generator=generator)
+    elif law == "kaiming_out":
+        nn.init.kaiming_normal_(weight, a=param, mode="fan_out", generator=generator)
+    elif law == "orthogonal":
+        nn.init.orthogonal_(weight, gain=param, generator=generator)
+    elif law == "normal":
+        nn.init.normal_(weight, 0.0, param, generator=generator)
+    else:
+        nn.init.kaiming_uniform_(weight, a=math.sqrt(5), generator=generator)
+
+
+def draw_networks(
+    network: nn.Module,
+    law: str,
+    param: float,
+    seeds: Sequence[int],
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Params:
+    """K networks ``name -> [K, ...]`` on ``device``, network k from ``seeds[k]``."""
+    stacked = stack_networks([draw_network(network, law, param, seed) for seed in seeds])
+    return {name: value.to(device=device, dtype=dtype) for name, value in stacked.items()}

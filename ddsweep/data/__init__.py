@@ -1,0 +1,40 @@
+"""Data: from a name or an inline mapping to uint8 tensors, a validation split and a fingerprint.
+
+``files`` finds and fingerprints the files (no torch: ``plan`` uses it), ``sources`` decodes them into
+`Splits`, and ``fetch`` is the only place that downloads. Importing this package imports none of them.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ddsweep.data.files import DatasetStatus, data_root, list_datasets, presence, resolve_dataset
+    from ddsweep.data.sources import Splits, load_splits
+
+__all__ = [
+    "DatasetStatus",
+    "Splits",
+    "data_root",
+    "list_datasets",
+    "load_splits",
+    "presence",
+    "resolve_dataset",
+]
+
+_HOMES = {
+    "DatasetStatus": "files",
+    "Splits": "sources",
+    "data_root": "files",
+    "list_datasets": "files",
+    "load_splits": "sources",
+    "presence": "files",
+    "resolve_dataset": "files",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'ddsweep.data' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"ddsweep.data.{_HOMES[name]}"), name)

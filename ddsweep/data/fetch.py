@@ -1,0 +1,68 @@
+"""``ddsweep data fetch NAME``: the only place that downloads."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from ddsweep.data.files import find_dataset, presence
+from ddsweep.data.layout import NO_ROOT, TORCHVISION, TorchvisionFiles, one_line
+from ddsweep.errors import DataError
+
+__all__ = ["fetch"]
+
+
+def fetch(name: str, root: Path | None) -> Path:
+    """Download the data set ``name`` into the data root and return the folder that holds it.
+
+    A data set that is all there is left alone. The download goes to a folder of its own, is read once, and is
+    then moved into place, so a broken one leaves nothing behind; a file lock lets one process at a time
+    do it. Raises `DataError` for a data set that is not downloaded (embedded, or brought by the user),
+    without a data root, and when the network or the disk fails; `SettingError` for an unknown name.
+    """
+    spec = find_dataset(name)
+    if spec.source == "digits":
+        raise DataError(f"{name}: nothing to fetch: it comes with scikit-learn")
+    if root is None:
+        raise DataError(f"{name}: {NO_ROOT}")
+    status = presence(name, root)
+    if spec.source != "torchvision":
+        if status == "present":
+            return root / spec.path
+        raise DataError(f"{name}: nothing to fetch: put its parquet files into {root / spec.path} ({status})")
+    layout = TORCHVISION[name]
+    if status == "present":
+        return root / layout.folder
+
+    from filelock import FileLock
+
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with FileLock(str(root / ".fetch.lock")):
+            if presence(name, root) != "present":  # another process may have fetched it meanwhile
+                _download(layout, root)
+    except Exception as error:  # torchvision and urllib have no common error for a failed download
+        raise DataError(f"{name}: could not be fetched into {root}: {_reason(error)}") from error
+    return root / layout.folder
+
+
+def _download(layout: TorchvisionFiles, root: Path) -> None:
+    import torchvision.datasets
+
+    # Inside the root, so that the move is a rename on one file system.
+    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=root) as temporary:
+        for train in (True, False):
+            getattr(torchvision.datasets, layout.cls)(
+                str(Path(temporary) / layout.root), train=train, download=True
+            )
+        target = root / layout.folder
+        target.mkdir(parents=True, exist_ok=True)
+        for file in layout.files:
+            os.replace(Path(temporary) / layout.folder / file, target / file)
+
+
+def _reason(error: BaseException) -> str:
+    """One line. torchvision lists its mirrors over several lines, of which the last says why."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else one_line(error)

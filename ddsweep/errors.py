@@ -1,0 +1,29 @@
+"""The errors that a user can cause. Each becomes one message and exit code 1, never a traceback."""
+
+from __future__ import annotations
+
+__all__ = ["CheckpointError", "DataError", "DivergedError", "ResultsError", "SettingError", "UserError"]
+
+
+class UserError(Exception):
+    """Something that the user can put right. The message names the place and what is allowed."""
+
+
+class SettingError(UserError):
+    """A setting that is unknown, of the wrong type, or impossible together with the others."""
+
+
+class DataError(UserError):
+    """Data that is missing, short, corrupt, or not of the declared shape."""
+
+
+class ResultsError(UserError):
+    """A results folder that cannot be written, is in use by another driver, or holds a torn file."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint or distilled set that cannot be read: truncated, altered, or of another trial."""
+
+
+class DivergedError(Exception):
+    """A trial whose networks are no longer finite, under ``on_nonfinite: stop`` or for good."""

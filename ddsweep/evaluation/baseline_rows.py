@@ -1,0 +1,220 @@
+"""Baselines beside every distilled set: on the same networks, computed once and kept in ``.cache/``.
+
+`ddsweep.baselines` says which images; here they are applied, with rates chosen on validation data.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from torch import Tensor
+
+from ddsweep import baselines
+from ddsweep.catalog import SPEC_VERSION, EvaluationSpec, TrialSpec
+from ddsweep.core.images import class_labels
+from ddsweep.data.sources import Splits
+from ddsweep.errors import CheckpointError
+from ddsweep.evaluation.group import Group
+from ddsweep.evaluation.keys import digest, is_current
+from ddsweep.results.artifacts import load_tensors, save_tensors
+from ddsweep.results.files import write_atomic
+from ddsweep.results.layout import SweepDirectory
+from ddsweep.results.parts import read_part, write_part
+from ddsweep.results.schemas import EVALS
+from ddsweep.seeds import derive_seed
+
+__all__ = ["baseline_rows"]
+
+
+def baseline_rows(
+    group: Group, source: str, evaluation: EvaluationSpec, directory: SweepDirectory
+) -> list[dict[str, Any]]:
+    """The rows of one baseline for one group."""
+    if not source.startswith("knn_"):
+        return _trained_rows(group, source, directory)
+    if group.known and "on_random" in evaluation.protocols:
+        return []  # the held-out groups of this trial have more draws of the same thing
+    return _cached_rows(group, [source], directory, lambda: _neighbour_rows(group, source, directory))
+
+
+def _cached_rows(
+    group: Group, what: Sequence[Any], directory: SweepDirectory, compute: Callable[[], list[dict[str, Any]]]
+) -> list[dict[str, Any]]:
+    """Rows that any trial with the same data, images per class and group of networks shares."""
+    spec, splits, unit = group.spec, group.splits, group.unit
+    key = digest(
+        [*what, unit.group, unit.size, unit.indices, spec.seed if group.known else None],
+        [splits.fingerprint, spec.split_seed, spec.validation_fraction, splits.mean, splits.std],
+        [spec.images_per_class, spec.inner_steps, spec.dtype, group.plan.device, SPEC_VERSION],
+    )
+    path = directory.cache / "baselines" / f"part-{what[0]}-{key}.parquet"
+    with _computed_once(path):
+        if not is_current(path, key):
+            write_part(path, compute(), EVALS, directory.temporary, {"unit": key})
+        rows: list[dict[str, Any]] = read_part(path).to_pylist()
+    return rows
+
+
+@contextmanager
+def _computed_once(path: Path) -> Iterator[None]:
+    """Whoever comes second waits, and finds the result. The lock goes with the process that holds it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):
+        yield
+
+
+def _images(
+    group: Group, source: str, role: str, indices: Sequence[int], directory: SweepDirectory
+) -> Tensor:
+    """Baseline images ``[S, n, c, h, w]``; for ``random_real`` one draw a network, ``[K, S, n, c, h, w]``."""
+    spec, splits = group.spec, group.splits
+    data = (splits.train_images, splits.train_labels, spec.dataset.classes)
+    space = (splits.mean, splits.std)
+    if source == "random":
+        return torch.stack(
+            [
+                baselines.arrange(
+                    baselines.random_images(
+                        *data, spec.images_per_class, *space, _draw_seed(role, splits, index)
+                    ),
+                    spec.inner_steps,
+                )
+                for index in indices
+            ]
+        )
+    if source == "class_mean":
+        means = baselines.class_means(*data, *space)
+        return baselines.arrange(
+            means[:, None].expand(-1, spec.images_per_class, -1, -1, -1), spec.inner_steps
+        )
+    path = directory.cache / "kmeans" / f"{_kmeans_key(spec, splits)}.safetensors"
+    with _computed_once(path):
+        try:
+            centres = load_tensors(path)[0]["centres"]
+        except CheckpointError:  # not there yet, or torn
+            centres = baselines.kmeans_centres(*data, spec.images_per_class, *space)
+            save_tensors(path, {"centres": centres}, {"kind": "kmeans"}, directory.temporary)
+    return baselines.arrange(centres, spec.inner_steps)
+
+
+def _draw_seed(role: str, splits: Splits, index: int) -> int:
+    return derive_seed(role, "random_real", splits.fingerprint, index)
+
+
+def _kmeans_key(spec: TrialSpec, splits: Splits) -> str:
+    return digest(
+        splits.fingerprint,
+        spec.split_seed,
+        spec.validation_fraction,
+        splits.mean,
+        splits.std,
+        spec.images_per_class,
+    )
+
+
+def _trained_rows(group: Group, source: str, directory: SweepDirectory) -> list[dict[str, Any]]:
+    """A baseline on the group's networks: at the trial's own T, and with tuned epochs; best rates."""
+    spec = group.spec
+    kind = "random" if source == "random_real" else source
+    rows = []
+    own, tuned = _search_rates(group, source, kind, directory)
+    for protocol, (lr, epochs) in ((group.unit.protocol, own), (f"{group.unit.protocol}_tuned", tuned)):
+
+        def compute(lr: float = lr, epochs: int = epochs) -> list[dict[str, Any]]:
+            images = _images(group, kind, "baseline", group.indices, directory)
+            steps = spec.inner_steps * epochs
+            result = group.test(images, [lr] * steps, [steps])
+            return group.rows(result, source, "", inner_epochs=epochs, inner_lr=lr)
+
+        what = [source, spec.network, spec.init_law, spec.init_param, lr, epochs]
+        rows += [{**row, "protocol": protocol} for row in _cached_rows(group, what, directory, compute)]
+    return rows
+
+
+def _search_rates(
+    group: Group, source: str, kind: str, directory: SweepDirectory
+) -> tuple[tuple[float, int], tuple[float, int]]:
+    """((best rate, E) at the trial's own E, (best rate, best epochs)): by mean accuracy on validation images
+    over selection networks (the known network, if the group is that), each with a draw of its own."""
+    spec, splits = group.spec, group.splits
+    epochs = baselines.epoch_grid(spec.inner_steps, spec.inner_epochs)
+    key = digest(
+        [source, splits.fingerprint, spec.split_seed, spec.validation_fraction, splits.mean, splits.std],
+        [spec.network, spec.init_law, spec.init_param, spec.images_per_class, spec.inner_steps, spec.dtype],
+        [epochs, spec.seed if group.known else None, group.plan.device, SPEC_VERSION],
+    )
+    path = directory.cache / "rates" / f"{source}-{key}.json"
+    with _computed_once(path):
+        scores = _read_scores(path)
+        if scores is None:
+            scores = _score_rates(group, kind, epochs, directory)
+            write_atomic(path, json.dumps(scores).encode(), directory.temporary)
+    own = epochs.index(spec.inner_epochs)
+    best = max(range(len(scores)), key=lambda r: scores[r][own])
+    tuned, count = max(
+        ((r, e) for r in range(len(scores)) for e in range(len(epochs))), key=lambda re: scores[re[0]][re[1]]
+    )
+    return (baselines.RATES[best], spec.inner_epochs), (baselines.RATES[tuned], epochs[count])
+
+
+def _read_scores(path: Path) -> list[list[float]] | None:
+    try:
+        scores: list[list[float]] = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return scores
+
+
+def _score_rates(
+    group: Group, kind: str, epochs: Sequence[int], directory: SweepDirectory
+) -> list[list[float]]:
+    """Validation accuracy ``[rates][epochs]``, mean over selection networks."""
+    spec, splits = group.spec, group.splits
+    chosen = range(baselines.SELECTION_NETWORKS)
+    networks = group.networks("selection", chosen)
+    images = _images(group, kind, "baseline_selection", chosen, directory)
+    stride = -(-len(splits.validation_labels) // baselines.SELECTION_IMAGES)
+    pixels, targets = splits.validation_images[::stride], splits.validation_labels[::stride]
+    steps = [spec.inner_steps * e for e in epochs]
+    # All rates at once: network k of the batch is selection network k mod 4 at rate k div 4.
+    tried = len(baselines.RATES)
+    rates = torch.tensor(baselines.RATES, dtype=group.dtype, device=group.plan.device)
+    result = group.run(
+        {name: value.repeat(tried, *[1] * (value.dim() - 1)) for name, value in networks.items()},
+        images.repeat(tried, *[1] * (images.dim() - 1)) if images.dim() == 6 else images,
+        [rates.repeat_interleave(len(chosen))] * steps[-1],
+        steps,
+        pixels,
+        targets,
+    )
+    means: list[list[float]] = result.accuracy.view(len(steps), tried, len(chosen)).mean(2).T.tolist()
+    return means
+
+
+def _neighbour_rows(group: Group, source: str, directory: SweepDirectory) -> list[dict[str, Any]]:
+    """1-NN: on one draw of random images per held-out network, or once on the k-means centres."""
+    spec, splits, unit = group.spec, group.splits, group.unit
+    labels = class_labels(spec.inner_steps, spec.dataset.classes, spec.images_per_class_per_step).flatten()
+
+    def accuracy(images: Tensor) -> float:
+        return baselines.nearest_neighbour_accuracy(
+            images.flatten(0, 1), labels, splits.test_images, splits.test_labels, splits.mean, splits.std
+        )
+
+    if source == "knn_kmeans":
+        if unit.group != 0:
+            return []
+        return [
+            group.neighbour_row(source, None, accuracy(_images(group, "kmeans", "baseline", (), directory)))
+        ]
+    draws = _images(group, "random", "baseline", unit.indices, directory)
+    return [
+        group.neighbour_row(source, index, accuracy(images))
+        for index, images in zip(unit.indices, draws, strict=True)
+    ]

@@ -1,0 +1,145 @@
+"""A group of networks that is trained and tested together, and its rows in the ``evals`` table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ddsweep.catalog import EvalUnit, TrialSpec
+from ddsweep.core.distill import known_seed
+from ddsweep.core.evaluate import Evaluation, evaluate_networks
+from ddsweep.core.execution import ExecutionPlan
+from ddsweep.core.images import class_labels
+from ddsweep.core.init import draw_networks
+from ddsweep.core.networks import Params
+from ddsweep.data.sources import Splits
+from ddsweep.seeds import derive_seed
+
+__all__ = ["Group"]
+
+
+@dataclass(frozen=True)
+class Group:
+    """The networks of one unit, all ``size`` of them, and what they are tested on."""
+
+    spec: TrialSpec
+    unit: EvalUnit
+    splits: Splits
+    plan: ExecutionPlan
+    network: nn.Module
+
+    @property
+    def known(self) -> bool:
+        """Whether this is the one known network of a ``fixed`` trial."""
+        return self.spec.init == "fixed" and self.unit.protocol == "as_distilled"
+
+    @property
+    def indices(self) -> tuple[int, ...]:
+        """All networks that are computed, wanted or not."""
+        if self.known:
+            return self.unit.indices
+        first = self.unit.group * self.unit.size
+        return tuple(range(first, first + self.unit.size))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.float64 if self.spec.dtype == "float64" else torch.float32
+
+    def networks(self, role: str, indices: Sequence[int]) -> Params:
+        spec = self.spec
+        law = (spec.network, spec.init_law, spec.init_param)
+        seeds = [known_seed(spec) if self.known else derive_seed(role, *law, i) for i in indices]
+        return draw_networks(
+            self.network,
+            spec.init_law,
+            spec.init_param,
+            seeds,
+            device=torch.device(self.plan.device),
+            dtype=self.dtype,
+        )
+
+    def run(
+        self,
+        networks: Params,
+        images: Tensor,
+        rates: Sequence[float | Tensor],
+        steps: Sequence[int],
+        pixels: Tensor,
+        targets: Tensor,
+    ) -> Evaluation:
+        spec, device = self.spec, self.plan.device
+        labels = class_labels(spec.inner_steps, spec.dataset.classes, spec.images_per_class_per_step)
+        return evaluate_networks(
+            self.network,
+            networks,
+            images.to(device, self.dtype),
+            labels.to(device),
+            rates,
+            steps,
+            pixels.to(device),
+            targets.to(device),
+            self.splits.mean,
+            self.splits.std,
+            self.plan,
+        )
+
+    def test(self, images: Tensor, rates: Sequence[float], steps: Sequence[int]) -> Evaluation:
+        networks = self.networks("heldout", self.indices)
+        return self.run(networks, images, rates, steps, self.splits.test_images, self.splits.test_labels)
+
+    def rows(
+        self,
+        result: Evaluation,
+        source: str,
+        protocol: str,
+        *,
+        inner_epochs: int | None = None,
+        inner_lr: float | None = None,
+    ) -> list[dict[str, Any]]:
+        """Rows of the ``evals`` table (without trial id), one for each step and wanted network."""
+        rows = []
+        for s, step in enumerate(result.steps):
+            for k, index in enumerate(self.indices):
+                if index not in self.unit.indices:
+                    continue
+                diverged = bool(result.diverged[s, k])
+                rows.append(
+                    {
+                        **self._common(source, protocol),
+                        "model_seed": index,
+                        "inner_step": step,
+                        "inner_epochs": self.spec.inner_epochs if inner_epochs is None else inner_epochs,
+                        "inner_lr": inner_lr,
+                        "accuracy": float(result.accuracy[s, k]),
+                        "loss": None if diverged else float(result.loss[s, k]),
+                        "diverged": diverged,
+                    }
+                )
+        return rows
+
+    def _common(self, source: str, protocol: str) -> dict[str, Any]:
+        return {
+            "source": source,
+            "protocol": protocol,
+            "network": self.spec.network,
+            "init_law": self.spec.init_law,
+            "split": "test",
+            "n_images": len(self.splits.test_labels),
+            "group": self.unit.group,
+        }
+
+    def neighbour_row(self, source: str, index: int | None, accuracy: float) -> dict[str, Any]:
+        """A row of 1-NN: no network, no steps; ``index`` numbers the draw of images."""
+        return {
+            **self._common(source, "nearest_neighbour"),
+            "network": None,
+            "init_law": None,
+            "model_seed": index,
+            "inner_step": 0,
+            "accuracy": accuracy,
+            "diverged": False,
+        }

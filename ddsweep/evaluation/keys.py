@@ -1,0 +1,25 @@
+"""Which parts may be taken as they are: those whose key says that they answer this very question."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from ddsweep.errors import ResultsError
+from ddsweep.results.parts import is_whole, part_metadata
+
+__all__ = ["digest", "is_current"]
+
+
+def digest(*parts: Any) -> str:
+    text = json.dumps(parts, separators=(",", ":"), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def is_current(path: Path, key: str) -> bool:
+    try:
+        return path.exists() and part_metadata(path).get("unit") == key and is_whole(path)
+    except ResultsError:
+        return False

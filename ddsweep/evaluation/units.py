@@ -1,0 +1,166 @@
+"""The units of a trial's evaluation: what is missing of them, computing one, and summing them up."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ddsweep.catalog import SPEC_VERSION, EvaluationSpec, EvalUnit, TrialSpec
+from ddsweep.core.execution import choose_plan
+from ddsweep.core.networks import build_network
+from ddsweep.data.sources import Splits
+from ddsweep.distilled import DistilledSet
+from ddsweep.errors import ResultsError
+from ddsweep.evaluation.baseline_rows import baseline_rows
+from ddsweep.evaluation.group import Group
+from ddsweep.evaluation.keys import digest, is_current
+from ddsweep.results.layout import SweepDirectory
+from ddsweep.results.parts import is_whole, part_metadata, read_parts, write_part
+from ddsweep.results.schemas import EVALS, TRIALS
+from ddsweep.results.statistics import mean_std_ci
+from ddsweep.trial import read_distilled
+
+__all__ = ["evaluate_unit", "finish", "missing_units", "trial_is_done"]
+
+THREADS = 1
+"""Evaluation always computes on this many CPU threads: float32 results change with it."""
+
+
+# ------------------------------------------------------------------------------------ what is there
+
+
+def trial_is_done(spec: TrialSpec, evaluation: EvaluationSpec, directory: SweepDirectory) -> bool:
+    """Whether the trial's row was made for this very evaluation and all of its parts are whole."""
+    if recorded_evaluation(spec.trial_id, directory) != evaluation.evaluation_id(spec):
+        return False
+    evals = [_part(directory, spec, unit) for unit in evaluation.units(spec)]
+    return all(
+        is_whole(path)
+        for path in (directory.trials_part(spec.trial_id), directory.history_part(spec.trial_id), *evals)
+    )
+
+
+def recorded_evaluation(trial_id: str, directory: SweepDirectory) -> str | None:
+    """The evaluation id in the ``trials`` part; None if there is no such part or it is torn."""
+    path = directory.trials_part(trial_id)
+    if not path.exists():
+        return None
+    try:
+        return part_metadata(path).get("evaluation_id")
+    except ResultsError:
+        return None
+
+
+def missing_units(spec: TrialSpec, evaluation: EvaluationSpec, directory: SweepDirectory) -> list[EvalUnit]:
+    """The units of ``spec`` whose part is absent, torn, or of other settings than are asked for now."""
+    distilled = read_distilled(spec, directory)
+    return [
+        unit
+        for unit in evaluation.units(spec)
+        if not is_current(_part(directory, spec, unit), _unit_key(distilled, evaluation, unit))
+    ]
+
+
+def _part(directory: SweepDirectory, spec: TrialSpec, unit: EvalUnit) -> Path:
+    return directory.evals_part(spec.trial_id, unit.protocol, spec.init_law, unit.group)
+
+
+def _unit_key(distilled: DistilledSet, evaluation: EvaluationSpec, unit: EvalUnit) -> str:
+    return digest(
+        distilled.sha256,
+        evaluation.steps(distilled.spec),
+        sorted(evaluation.baselines),
+        [unit.protocol, unit.group, unit.size, unit.indices],
+    )
+
+
+# -------------------------------------------------------------------------------------- evaluating
+
+
+def evaluate_unit(
+    spec: TrialSpec,
+    unit: EvalUnit,
+    evaluation: EvaluationSpec,
+    splits: Splits,
+    directory: SweepDirectory,
+    device: torch.device,
+) -> Path:
+    """Compute one unit of a distilled trial, baselines included, and write its part.
+
+    Returns the part's path; does nothing if the part is current. Raises `CheckpointError` if the
+    distilled set is missing or torn.
+    """
+    distilled = read_distilled(spec, directory)
+    key, path = _unit_key(distilled, evaluation, unit), _part(directory, spec, unit)
+    if is_current(path, key):
+        return path
+    torch.set_num_threads(THREADS)
+    network = build_network(spec.network_spec, spec.dataset.shape, spec.dataset.classes)
+    group = Group(spec, unit, splits, choose_plan(device, THREADS), network)
+    result = group.test(distilled.images, distilled.rates.tolist(), evaluation.steps(spec))
+    rows = group.rows(result, "distilled", unit.protocol)
+    for source in evaluation.baselines:
+        rows += baseline_rows(group, source, evaluation, directory)
+    rows = [{**row, "trial_id": spec.trial_id} for row in rows]
+    write_part(path, rows, EVALS, directory.temporary, {"unit": key})
+    return path
+
+
+# --------------------------------------------------------------------------------------- summing up
+
+
+def finish(spec: TrialSpec, evaluation: EvaluationSpec, directory: SweepDirectory, sweep: str) -> bool:
+    """Write the ``trials`` part once all wanted evaluations are there; True if they are. Idempotent.
+
+    Evaluation parts of groups and protocols that are no longer wanted go: readers of the folder would
+    count their rows.
+    """
+    if missing_units(spec, evaluation, directory):
+        return False
+    wanted = {_part(directory, spec, unit) for unit in evaluation.units(spec)}
+    for path in directory.evals_parts(spec.trial_id):
+        if path not in wanted:
+            path.unlink(missing_ok=True)
+    row = _trials_row(spec, evaluation, directory, sweep)
+    metadata = {"evaluation_id": row["evaluation_id"]}
+    write_part(directory.trials_part(spec.trial_id), [row], TRIALS, directory.temporary, metadata)
+    directory.failure_part(spec.trial_id).unlink(missing_ok=True)
+    return True
+
+
+def _trials_row(
+    spec: TrialSpec, evaluation: EvaluationSpec, directory: SweepDirectory, sweep: str
+) -> dict[str, Any]:
+    distilled = read_distilled(spec, directory)
+    paths = [_part(directory, spec, unit) for unit in evaluation.units(spec)]
+    rows = [row for row in read_parts(paths, EVALS).to_pylist() if row["source"] == "distilled"]
+    own = [row for row in rows if row["protocol"] == "as_distilled"]
+    before = [row["accuracy"] for row in own if row["inner_step"] == 0]
+    after = [row for row in own if row["inner_step"] == spec.steps]
+    mean, std, ci95 = mean_std_ci([row["accuracy"] for row in after])
+    settings = {name: value for name, value in spec.to_dict().items() if name != "dataset"}
+    provenance = dict(distilled.provenance)
+    for name in ("started_at", "ended_at"):
+        provenance[name] = datetime.fromisoformat(provenance[name])
+    return {
+        **settings,
+        **provenance,
+        "trial_id": spec.trial_id,
+        "sweep": sweep,
+        "dataset": spec.dataset.name,
+        "images_per_class_per_step": spec.images_per_class_per_step,
+        "status": "done",
+        "test_accuracy_mean": mean,
+        "test_accuracy_std": std,
+        "test_accuracy_ci95": ci95,
+        "test_accuracy_before_mean": sum(before) / len(before),
+        "test_models": len(after),
+        "n_diverged": sum(row["diverged"] for row in after),
+        "distilled_bytes": directory.distilled(spec.trial_id).stat().st_size,
+        "distilled_sha256": distilled.sha256,
+        "spec_version": SPEC_VERSION,
+        "evaluation_id": evaluation.evaluation_id(spec),
+    }

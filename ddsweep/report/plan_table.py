@@ -1,0 +1,75 @@
+"""What a sweep will do, for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from ddsweep.cost import CostEstimate
+from ddsweep.report.formats import NONE, duration, plain, size
+from ddsweep.report.settings import heading, settings_of, varying
+
+if TYPE_CHECKING:
+    from ddsweep.spec import Plan
+
+__all__ = ["plan_table"]
+
+_LISTED = 3
+"""How many dropped combinations are named."""
+
+
+def plan_table(
+    plan: Plan, states: Mapping[str, str], estimates: Mapping[str, CostEstimate], threads: float = 1.0
+) -> Group:
+    """The trials of ``plan`` with their state (``done`` or not; ``missing`` where ``states`` has none) and
+    cost, and below it the totals. ``threads`` is the number that ``estimates`` were made for."""
+    settings = [settings_of(trial) for trial in plan.trials]
+    names = varying(settings)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("trial", no_wrap=True)
+    for name in names:
+        table.add_column(heading(name), overflow="fold")
+    table.add_column("state", no_wrap=True)
+    table.add_column("about", justify="right", no_wrap=True)
+    table.add_column("memory", justify="right", no_wrap=True)
+    for trial, values in zip(plan.trials, settings, strict=True):
+        state, cost = states.get(trial.trial_id, "missing"), estimates.get(trial.trial_id)
+        table.add_row(
+            trial.trial_id,
+            *(plain(values[name]) for name in names),
+            Text(state, "green" if state == "done" else ""),
+            duration(cost.seconds_cpu) if cost else NONE,
+            size(cost.memory_bytes) if cost else NONE,
+        )
+    return Group(table, Text(_totals(plan, states, estimates, threads)))
+
+
+def _totals(
+    plan: Plan, states: Mapping[str, str], estimates: Mapping[str, CostEstimate], threads: float
+) -> str:
+    ids = [trial.trial_id for trial in plan.trials]
+    missing = [i for i in ids if states.get(i) != "done"]
+    lines = [f"{len(ids)} trial{'s' if len(ids) > 1 else ''}, {len(ids) - len(missing)} done"]
+    if not missing:
+        lines[0] += "; nothing is left to do"
+    elif all(i in estimates for i in missing):
+        hours = sum(estimates[i].seconds_cpu for i in missing) * threads / 3600
+        lines[0] += f"; the other {len(missing)} take about {_hours(hours)}, evaluation not counted"
+    if plan.dropped:
+        few = len(plan.dropped) <= _LISTED
+        lines.append(
+            f"{len(plan.dropped)} dropped as impossible (skip_invalid){':' if few else ', among them:'}"
+        )
+        lines += [f"  {text}: {reason}" for text, reason in plan.dropped[:_LISTED]]
+    return "\n".join(lines)
+
+
+def _hours(hours: float) -> str:
+    if hours < 1:
+        minutes = max(1, round(60 * hours))
+        return f"{minutes} CPU-minute{'' if minutes == 1 else 's'}"
+    return f"{hours:.1f} CPU-hours" if hours < 100 else f"{hours:.0f} CPU-hours"

@@ -1,0 +1,70 @@
+"""The settings of trials: which of them a table needs to show, and how their columns are called."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+from ddsweep.catalog import DATASETS, TrialSpec, parse_network
+from ddsweep.errors import SettingError
+
+__all__ = ["NAMES", "changed", "heading", "settings_of", "settings_of_row", "varying"]
+
+_FIRST = ("dataset", "network", "init", "images_per_class", "inner_steps", "inner_epochs")
+NAMES = (*_FIRST, *(item.name for item in fields(TrialSpec) if item.name not in _FIRST))
+"""Every science setting once, those that people vary first."""
+
+_DEFAULTS: dict[str, Any] = {item.name: item.default for item in fields(TrialSpec) if item.name != "dataset"}
+
+_HEADINGS = {"images_per_class": "images/class", "inner_steps": "steps", "inner_epochs": "epochs"}
+
+
+def heading(name: str) -> str:
+    """The title of a column, which breaks between words where the column is narrow."""
+    return _HEADINGS.get(name, name.replace("_", " "))
+
+
+def settings_of(trial: TrialSpec) -> dict[str, Any]:
+    """The settings of ``trial`` by name, the data set by its name."""
+    return {name: trial.dataset.name if name == "dataset" else getattr(trial, name) for name in NAMES}
+
+
+def settings_of_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings in a row of ``trials``; one that an older file lacks has its default ("as before")."""
+    return {
+        name: _DEFAULTS.get(name) if row.get(name) is None else row[name] for name in NAMES if name in row
+    }
+
+
+def varying(settings: Sequence[Mapping[str, Any]], always: Sequence[str] = ()) -> list[str]:
+    """The settings in which trials differ, and those of ``always``, in the order of `NAMES`.
+
+    A ``fixed`` trial has one model per step whatever is asked: beside ``random`` trials that all have
+    the same number, that is no difference of its own.
+    """
+    names = [name for name in NAMES if name in always or _differ(settings, name)]
+    free = [item for item in settings if item.get("init") != "fixed"]
+    if "models_per_step" not in always and not _differ(free, "models_per_step"):
+        names = [name for name in names if name != "models_per_step"]
+    return names
+
+
+def _differ(settings: Sequence[Mapping[str, Any]], name: str) -> bool:
+    return len({repr(item.get(name)) for item in settings}) > 1
+
+
+def changed(settings: Mapping[str, Any]) -> list[str]:
+    """The settings that differ from their defaults, in the order of `NAMES`; the data set always does."""
+    return [name for name in NAMES if name in settings and settings[name] != _default(name, settings)]
+
+
+def _default(name: str, settings: Mapping[str, Any]) -> Any:
+    if name == "models_per_step" and settings.get("init") == "fixed":
+        return 1
+    if name == "network" and settings.get("dataset") in DATASETS:
+        try:  # a trial has its network in full, and the default depends on the size of the images
+            return str(parse_network(_DEFAULTS["network"], DATASETS[settings["dataset"]].shape))
+        except SettingError:
+            pass
+    return _DEFAULTS.get(name)

@@ -1,0 +1,282 @@
+"""One trial, with all that its files say of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from ddsweep.errors import ResultsError
+from ddsweep.report.curve import sparkline
+from ddsweep.report.formats import NONE, duration, percent, plain, size
+from ddsweep.report.settings import changed, settings_of_row
+from ddsweep.report.status import STYLES, TrialStatus, live_driver, read_history, trial_status
+from ddsweep.report.summary import NEIGHBOUR, Accuracy, eval_rows, measured, paired_difference, trial_row
+from ddsweep.report.summary_table import BASELINE_NAMES, gain_text
+from ddsweep.report.sweep_file import Resolve, asked_of, from_catalog, seen_trials
+from ddsweep.results.layout import SweepDirectory
+
+__all__ = ["find_trial", "show"]
+
+_LISTED = 10
+_ON = {"as_distilled": "as distilled", "on_random": "on random networks"}
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def find_trial(
+    directories: Sequence[SweepDirectory], prefix: str, resolve: Resolve = from_catalog
+) -> tuple[SweepDirectory, str]:
+    """The one trial whose id begins with ``prefix``, and the sweep that it is in.
+
+    Where several sweeps hold one trial, the first in which it left files. Raises `ResultsError`, listing
+    candidates, if no trial or more than one begins like that.
+    """
+    homes: dict[str, SweepDirectory] = {}
+    asked: dict[str, SweepDirectory] = {}
+    for directory in directories:
+        for trial_id in seen_trials(directory):
+            homes.setdefault(trial_id, directory)
+        for trial in asked_of(directory, resolve).trials or ():
+            asked.setdefault(trial.trial_id, directory)
+    trial_id = _only(prefix, list({**asked, **homes}))
+    return {**asked, **homes}[trial_id], trial_id
+
+
+def _only(prefix: str, trial_ids: Sequence[str]) -> str:
+    found = [trial_id for trial_id in trial_ids if prefix and trial_id.startswith(prefix)]
+    if prefix in found:
+        return prefix
+    if len(found) == 1:
+        return found[0]
+    candidates = found or list(trial_ids)
+    listed = ", ".join(candidates[:_LISTED])
+    more = f" and {len(candidates) - _LISTED} more" if len(candidates) > _LISTED else ""
+    if found:
+        raise ResultsError(
+            f"{prefix!r} is the beginning of {len(found)} trials: {listed}{more}; give more of it"
+        )
+    raise ResultsError(f"no trial begins with {prefix!r}; trials are {listed or 'none yet'}{more}")
+
+
+def show(directory: SweepDirectory, prefix: str, resolve: Resolve = from_catalog) -> RenderableType:
+    """The trial whose id begins with ``prefix``: settings, state, curve, accuracy at each inner step and
+    against each baseline, cost, where it was made, and its files.
+
+    ``resolve`` makes trials known that have left no files yet. Raises `ResultsError` for a prefix of no
+    trial or of several, and for a folder that holds no sweep.
+    """
+    asked = asked_of(directory, resolve)
+    trials = {trial.trial_id: trial for trial in asked.trials or ()}
+    trial_id = _only(prefix, list(dict.fromkeys([*trials, *seen_trials(directory)])))
+    torn: list[Path] = []
+    row = trial_row(directory, trial_id, torn.append)
+    now = trial_status(
+        directory, trial_id, trials.get(trial_id), asked.evaluation, live_driver(directory), torn
+    )
+    settings = now.settings or (settings_of_row(row) if row else {})
+    parts: list[RenderableType] = [_head(now, row)]
+    if now.message:
+        parts.append(Text(now.message, "red"))
+    if trials and trial_id not in trials:
+        parts.append(Text("no longer in the sweep file", "yellow"))
+    parts += _section("settings", _settings(settings, asked.note))
+    if history := read_history(directory, trial_id, torn):
+        parts += _section("curve", _curve(history))
+    if row:
+        evals = eval_rows(directory, row, asked.evaluation, torn.append)
+        parts += _section(
+            "test accuracy in % (mean ± standard deviation over networks)", _accuracy(row, evals)
+        )
+        parts += _section(
+            "baselines (gain: distilled - baseline on the same networks, ± its 95 % interval)",
+            _baselines(row, evals),
+        )
+        parts += _section("cost", _pairs(_cost(row)))
+        parts += _section("made", _pairs(_provenance(row)))
+    parts += _section("files", _pairs(_files(directory, trial_id)))
+    parts += [
+        Text(f"torn part, to be made again by `ddsweep run`: {path}", "red") for path in dict.fromkeys(torn)
+    ]
+    return Group(*parts)
+
+
+def _section(title: str, content: RenderableType | None) -> list[RenderableType]:
+    return [] if content is None else [Text(), Text(title, "bold"), Padding(content, (0, 0, 0, 2))]
+
+
+def _pairs(items: Sequence[tuple[str, str]]) -> Table | None:
+    if not items:
+        return None
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for name, value in items:
+        table.add_row(Text(name, "dim"), Text(value, overflow="fold"))
+    return table
+
+
+# ------------------------------------------------------------------------------------------ pieces
+
+
+def _head(now: TrialStatus, row: Mapping[str, Any] | None) -> Text:
+    steps = f"{now.outer_step}/{now.outer_steps}" if now.outer_steps else str(now.outer_step)
+    text = Text.assemble("trial ", (now.trial_id, "bold"), ": ", (now.state, STYLES[now.state]))
+    text.append(f", outer step {steps}")
+    if row and row["test_accuracy_mean"] is not None:
+        spread = percent(row["test_accuracy_mean"], row["test_accuracy_std"])
+        count = row["test_models"]
+        text.append(f", test accuracy {spread} % on {count} network{'' if count == 1 else 's'}")
+    return text
+
+
+def _settings(settings: Mapping[str, Any], note: str | None) -> RenderableType:
+    if not settings:
+        return Text(
+            f"unknown: {note}" if note else "unknown: not in the sweep file, and not evaluated", "yellow"
+        )
+    first = changed(settings)
+    rest = ", ".join(f"{name} {plain(value)}" for name, value in settings.items() if name not in first)
+    pairs = _pairs([(name, plain(settings[name])) for name in first])
+    return Group(*([pairs] if pairs else []), Text(f"as by default: {rest}", "dim"))
+
+
+def _curve(history: Rows) -> Table:
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for name, title in (("outer_loss", "outer loss"), ("val_score", "val. score")):
+        # The score is measured at a few of the steps only; a loss that is null was not finite.
+        values = [row[name] for row in history if name == "outer_loss" or row[name] is not None]
+        finite = [value for value in values if value is not None]
+        if finite:
+            ends = f"{finite[0]:.4g} → {finite[-1]:.4g}" if len(finite) > 1 else f"{finite[0]:.4g}"
+            table.add_row(Text(title, "dim"), sparkline(values), ends)
+    first, last = history[0]["outer_step"], history[-1]["outer_step"]
+    skipped = sum(row["n_skipped"] or 0 for row in history)
+    note = f"outer steps {first} to {last}, {duration(history[-1]['seconds'])}"
+    table.add_row("", Text(note + (f", {skipped} networks skipped" if skipped else ""), "dim"))
+    return table
+
+
+def _accuracy(row: Mapping[str, Any], evals: Rows) -> Table | None:
+    rows = [item for item in evals if item["source"] == "distilled"]
+    protocols = [p for p in _ON if any(item["protocol"] == p for item in rows)]
+    if not protocols:
+        return None
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("inner step")
+    for protocol in protocols:
+        table.add_column(_ON[protocol], justify="right")
+    for step in sorted({item["inner_step"] for item in rows}):
+        found = [measured(_at(rows, protocol, step)) for protocol in protocols]
+        table.add_row(_step_name(step, row), *map(_with_count, found))
+    return table
+
+
+def _at(rows: Rows, protocol: str, step: int) -> list[Mapping[str, Any]]:
+    return [item for item in rows if item["protocol"] == protocol and item["inner_step"] == step]
+
+
+def _step_name(step: int, row: Mapping[str, Any]) -> str:
+    per_epoch, last = row["inner_steps"], row["inner_steps"] * row["inner_epochs"]
+    if step == 0:
+        return "0, untrained"
+    if step == last:
+        return f"{step} = T"
+    if step > last:
+        return f"{step}, beyond T"
+    return f"{step}, epoch {step // per_epoch}" if step % per_epoch == 0 else str(step)
+
+
+def _with_count(accuracy: Accuracy | None) -> str:
+    if accuracy is None:
+        return NONE
+    diverged = f", {accuracy.n_diverged} diverged" if accuracy.n_diverged else ""
+    return f"{percent(accuracy.mean, accuracy.std)} (n = {accuracy.n}{diverged})"
+
+
+def _baselines(row: Mapping[str, Any], evals: Rows) -> Table | None:
+    """A line for each baseline and protocol, with distilled - baseline on the same networks."""
+    last = row["inner_steps"] * row["inner_epochs"]
+    ours = [item for item in evals if item["source"] == "distilled"]
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for title in ("baseline", "networks", "steps", "rate"):
+        table.add_column(title)
+    table.add_column("accuracy", justify="right")
+    table.add_column("gain", justify="right")
+    for protocol, where in _ON.items():
+        for source, name in BASELINE_NAMES.items():
+            for kind, extra in ((protocol, ""), (f"{protocol}_tuned", " tuned"), (NEIGHBOUR, "")):
+                rows = [item for item in evals if item["source"] == source and item["protocol"] == kind]
+                if not rows or (kind == NEIGHBOUR and protocol != "as_distilled"):
+                    continue
+                if kind == NEIGHBOUR:
+                    table.add_row(name, "none", "", "", _with_count(measured(rows)), "")
+                    continue
+                table.add_row(
+                    name + extra,
+                    where,
+                    str(rows[0]["inner_step"]),
+                    plain(rows[0]["inner_lr"]),
+                    _with_count(measured(rows)),
+                    gain_text(paired_difference(_at(ours, protocol, last), rows)),
+                )
+    return table if table.row_count else None
+
+
+def _cost(row: Mapping[str, Any]) -> list[tuple[str, str]]:
+    items = [
+        ("wall", duration(row["wall_seconds"])),
+        ("CPU", duration(row["cpu_seconds"])),
+        ("GPU", duration(row["gpu_seconds"]) if row["gpu_seconds"] else NONE),
+        ("peak memory", size(row["peak_memory_bytes"])),
+        ("distilled set", size(row["distilled_bytes"])),
+    ]
+    return [(name, value) for name, value in items if value != NONE]
+
+
+def _provenance(row: Mapping[str, Any]) -> list[tuple[str, str]]:
+    where = [f"{row['host']}", f"{row['device']} ({row['device_name']})", _threads(row["threads"])]
+    names = (("ddsweep", "ddsweep_version"), ("Python", "python_version"), ("torch", "torch_version"))
+    versions = [f"{name} {row[column]}" for name, column in (*names, ("ray", "ray_version")) if row[column]]
+    commit = (
+        None if row["git_commit"] is None else row["git_commit"] + (" (changed)" if row["git_dirty"] else "")
+    )
+    times = [_time(row["started_at"]), _time(row["ended_at"])]
+    again = [(n, row[c]) for n, c in (("resumed", "n_resumed"), ("torn checkpoints", "n_torn_checkpoints"))]
+    items = [
+        ("on", ", ".join(where) if row["host"] else None),
+        ("when", " to ".join(times) if row["started_at"] else None),
+        ("with", ", ".join(versions) or None),
+        ("commit", commit),
+        ("data", row["dataset_fingerprint"] and _data(row)),
+        ("distilled sha256", row["distilled_sha256"]),
+        *((name, str(count)) for name, count in again if count),
+    ]
+    return [(name, value) for name, value in items if value]
+
+
+def _threads(count: int | None) -> str:
+    return f"{plain(count)} thread{'' if count == 1 else 's'}"
+
+
+def _data(row: Mapping[str, Any]) -> str:
+    stand_in = ", a stand-in for the real data" if row["dataset_stand_in"] else ""
+    return f"{row['dataset']}, fingerprint {row['dataset_fingerprint']}{stand_in}"
+
+
+def _time(moment: datetime | None) -> str:
+    return NONE if moment is None else f"{moment:%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _files(directory: SweepDirectory, trial_id: str) -> list[tuple[str, str]]:
+    paths = {
+        "picture": directory.grid(trial_id),
+        "distilled set": directory.distilled(trial_id),
+        "checkpoint": directory.checkpoint(trial_id),
+    }
+    there = [(name, str(path)) for name, path in paths.items() if path.exists()]
+    return there or [("none yet", str(directory.artifacts(trial_id)))]

@@ -1,0 +1,339 @@
+"""How far a sweep is, from its files alone: no driver needs to run, and a login node will do."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from ddsweep.catalog import EvaluationSpec, TrialSpec
+from ddsweep.errors import ResultsError
+from ddsweep.report.formats import NONE, duration, percent, plain
+from ddsweep.report.settings import heading, settings_of, varying
+from ddsweep.report.sweep_file import require_sweep, seen_trials
+from ddsweep.results.layout import PART_FOLDERS, SweepDirectory
+from ddsweep.results.lock import is_stale, read_lock
+from ddsweep.results.parts import list_parts, part_metadata, read_parts
+from ddsweep.results.schemas import FAILURES, HISTORY
+
+__all__ = [
+    "STATES",
+    "STYLES",
+    "SweepStatus",
+    "TrialStatus",
+    "driver_text",
+    "live_driver",
+    "read_history",
+    "status",
+    "status_table",
+    "trial_states",
+    "trial_status",
+]
+
+STATES = ("done", "evaluating", "distilled", "running", "interrupted", "failed", "pending")
+"""Furthest first. ``evaluating`` and ``running`` with a driver at work; without one the same files mean
+``distilled`` (the evaluation is still to do) and ``interrupted``: running the sweep again goes on there."""
+
+_STALE_SECONDS = 300.0
+
+STYLES = {
+    "done": "green",
+    "evaluating": "cyan",
+    "distilled": "yellow",
+    "running": "cyan",
+    "interrupted": "yellow",
+    "failed": "red",
+    "pending": "dim",
+}
+_AGAIN = ("distilled", "interrupted", "failed", "pending")
+
+
+@dataclass(frozen=True)
+class TrialStatus:
+    """One trial. ``outer_step`` is the last logged one; loss and score are the last of its history, the
+    score being measured more rarely. ``settings`` is empty where only files say that the trial exists."""
+
+    trial_id: str
+    state: str
+    settings: dict[str, Any]
+    outer_step: int
+    outer_steps: int | None
+    outer_loss: float | None
+    val_score: float | None
+    seconds: float | None
+    message: str | None = None
+
+
+@dataclass(frozen=True)
+class SweepStatus:
+    """All trials of a sweep. ``driver`` is what the lock says of a driver at work; ``eta_seconds`` is rough,
+    and None without one. ``torn`` are parts that cannot be read."""
+
+    name: str
+    root: Path
+    trials: tuple[TrialStatus, ...]
+    driver: dict[str, Any] | None
+    eta_seconds: float | None
+    torn: tuple[Path, ...]
+    note: str | None = None
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many trials are in each of `STATES`."""
+        found = Counter(trial.state for trial in self.trials)
+        return {state: found[state] for state in STATES}
+
+
+def trial_states(
+    directory: SweepDirectory, trials: Sequence[TrialSpec], evaluation: EvaluationSpec
+) -> dict[str, str]:
+    """``done`` or ``missing`` for each trial, by id; the folder need not be there."""
+    return {
+        trial.trial_id: "done"
+        if _evaluated(directory.trials_part(trial.trial_id), trial, evaluation, [])
+        else "missing"
+        for trial in trials
+    }
+
+
+def status(
+    directory: SweepDirectory,
+    trials: Sequence[TrialSpec] | None = None,
+    evaluation: EvaluationSpec | None = None,
+    note: str | None = None,
+) -> SweepStatus:
+    """The state of ``trials``, in that order; without them, of all trials that left files.
+
+    ``trials``, ``evaluation`` and ``note`` are those of `ddsweep.report.sweep_file.asked_of`, or of a plan.
+    Torn parts are listed in ``torn`` (a whole part of altered bytes is found by ``collect`` only).
+    Raises `ResultsError` for a folder that is not there or holds no sweep.
+    """
+    require_sweep(directory)
+    driver = live_driver(directory)
+    torn = [path for table in PART_FOLDERS for path in list_parts(directory.parts(table)) if _truncated(path)]
+    asked = (
+        {trial.trial_id: trial for trial in trials}
+        if trials is not None
+        else dict.fromkeys(seen_trials(directory))
+    )
+    found = tuple(
+        trial_status(directory, trial_id, trial, evaluation, driver, torn)
+        for trial_id, trial in asked.items()
+    )
+    return SweepStatus(
+        name=directory.root.name,
+        root=directory.root,
+        trials=found,
+        driver=driver,
+        eta_seconds=_eta(found) if driver else None,
+        torn=tuple(dict.fromkeys(torn)),  # the same part may have been met twice
+        note=note,
+    )
+
+
+def live_driver(directory: SweepDirectory) -> dict[str, Any] | None:
+    """What the lock says of the driver that is at work on this sweep; None if none is."""
+    holder = read_lock(directory.lock)
+    return None if holder is None or is_stale(holder, _STALE_SECONDS) else holder
+
+
+def trial_status(
+    directory: SweepDirectory,
+    trial_id: str,
+    trial: TrialSpec | None,
+    evaluation: EvaluationSpec | None,
+    driver: Mapping[str, Any] | None,
+    torn: list[Path],
+) -> TrialStatus:
+    """The state of one trial. Parts that cannot be read are added to ``torn``.
+
+    Without ``trial`` and ``evaluation`` any ``trials`` part counts as current.
+    """
+    history = read_history(directory, trial_id, torn)
+    state = _state(directory, trial_id, trial, evaluation, driver, torn)
+    last = history[-1] if history else {}
+    scores = [row["val_score"] for row in history if row["val_score"] is not None]
+    return TrialStatus(
+        trial_id=trial_id,
+        state=state,
+        settings=settings_of(trial) if trial else {},
+        outer_step=last.get("outer_step") or 0,
+        outer_steps=trial.outer_steps if trial else None,
+        outer_loss=last.get("outer_loss"),
+        val_score=scores[-1] if scores else None,
+        seconds=last.get("seconds"),
+        message=_failure(directory, trial_id, torn) if state == "failed" else None,
+    )
+
+
+def read_history(directory: SweepDirectory, trial_id: str, torn: list[Path]) -> list[dict[str, Any]]:
+    """The logged outer steps of a trial; none if its part is torn, which is then added to ``torn``."""
+    return _read(directory.history_part(trial_id), HISTORY, torn)
+
+
+def _state(
+    directory: SweepDirectory,
+    trial_id: str,
+    trial: TrialSpec | None,
+    evaluation: EvaluationSpec | None,
+    driver: Mapping[str, Any] | None,
+    torn: list[Path],
+) -> str:
+    if _evaluated(directory.trials_part(trial_id), trial, evaluation, torn):
+        return "done"
+    # A file from before the driver started says what an earlier one left, not what this one is doing.
+    since = _since(driver)
+    worked = max(map(_modified, (directory.checkpoint(trial_id), directory.history_part(trial_id))))
+    failed = _modified(directory.failure_part(trial_id))
+    distilled = _modified(directory.distilled(trial_id))
+    if failed and not (driver and max(worked, distilled) > failed):
+        return "failed"
+    if distilled:
+        return "evaluating" if driver else "distilled"
+    if worked:
+        return "running" if driver and worked >= since else "interrupted"
+    return "pending"
+
+
+def _evaluated(
+    path: Path, trial: TrialSpec | None, evaluation: EvaluationSpec | None, torn: list[Path]
+) -> bool:
+    if not path.exists():
+        return False
+    try:
+        recorded = part_metadata(path).get("evaluation_id")
+    except ResultsError:
+        torn.append(path)
+        return False
+    return trial is None or evaluation is None or recorded == evaluation.evaluation_id(trial)
+
+
+def _failure(directory: SweepDirectory, trial_id: str, torn: list[Path]) -> str:
+    rows = _read(directory.failure_part(trial_id), FAILURES, torn)
+    if not rows:
+        return "failed; the part that says why is torn"
+    row = rows[-1]
+    return ": ".join(str(row[name]) for name in ("error_class", "message") if row[name]) or "no message"
+
+
+def _read(path: Path, schema: Any, torn: list[Path]) -> list[dict[str, Any]]:
+    try:
+        rows: list[dict[str, Any]] = read_parts([path], schema).to_pylist()
+    except ResultsError:
+        torn.append(path)
+        return []
+    return rows
+
+
+def _truncated(path: Path) -> bool:
+    """Whether a part has lost its end. Cheap, for thousands of parts: a whole one ends in its magic word."""
+    try:
+        with path.open("rb") as file:
+            if file.seek(0, 2) < 12:
+                return True
+            file.seek(-4, 2)
+            return file.read() != b"PAR1"
+    except OSError:
+        return False
+
+
+def _modified(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _since(driver: Mapping[str, Any] | None) -> float:
+    try:
+        return datetime.fromisoformat((driver or {})["since"]).timestamp()
+    except (KeyError, TypeError, ValueError):
+        return 0.0
+
+
+def _eta(trials: Sequence[TrialStatus]) -> float | None:
+    """Seconds until the last trial is distilled: what remains at the pace so far, shared by as many trials as
+    run now; a trial of which nothing is known takes the mean time. None if nothing is known of any."""
+    whole = {t.trial_id: _whole_time(t) for t in trials}
+    known = [seconds for seconds in whole.values() if seconds is not None]
+    if not known:
+        return None
+    mean, remaining = sum(known) / len(known), 0.0
+    for trial in trials:
+        if trial.state in ("running", "interrupted", "pending"):
+            seconds = whole[trial.trial_id]
+            remaining += mean if seconds is None else max(0.0, seconds - (trial.seconds or 0.0))
+    return remaining / max(1, sum(trial.state == "running" for trial in trials))
+
+
+def _whole_time(trial: TrialStatus) -> float | None:
+    if not trial.seconds or not trial.outer_step:
+        return None
+    return trial.seconds * (trial.outer_steps or trial.outer_step) / trial.outer_step
+
+
+# -------------------------------------------------------------------------------------------- table
+
+
+def status_table(found: SweepStatus) -> RenderableType:
+    """A head line, a line per trial, and below it failures and torn parts."""
+    counts = ", ".join(f"{count} {state}" for state, count in found.counts.items() if count)
+    head = Text.assemble((found.name, "bold"), f": {len(found.trials)} trials, {counts or 'none yet'}")
+    parts: list[RenderableType] = [head, Text(driver_text(found))]
+    if found.trials:
+        parts += [Text(), _table(found)]
+    below = [Text(f"failed {t.trial_id}: {t.message}", "red") for t in found.trials if t.message]
+    below += [Text(f"torn part, to be made again by `ddsweep run`: {path}", "red") for path in found.torn]
+    if found.note:
+        below.append(Text(found.note, "yellow"))
+    return Group(*parts, *([Text(), *below] if below else []))
+
+
+def driver_text(found: SweepStatus) -> str:
+    """Who is at work and for how long yet; or that nobody is, and what to do."""
+    driver = found.driver
+    if driver is None:
+        rest = sum(found.counts[state] for state in _AGAIN)
+        if not rest:
+            return "no driver at work; nothing is left to do" if found.trials else "no driver at work"
+        return f"no driver at work; `ddsweep run` goes on with the other {rest}"
+    job = f", Slurm job {driver['job']}" if driver.get("job") else ""
+    text = (
+        f"driver at work on {driver.get('host', 'a host unknown')}, pid {driver.get('pid', 'unknown')}{job}"
+    )
+    if found.eta_seconds is None:
+        return text
+    return f"{text}; all distilled in about {duration(found.eta_seconds)}"
+
+
+def _table(found: SweepStatus) -> Table:
+    names = varying([t.settings for t in found.trials if t.settings])
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("trial", no_wrap=True)
+    for name in names:
+        table.add_column(heading(name), overflow="fold")
+    table.add_column("state", no_wrap=True)
+    for title in ("outer step", "loss", "val. score", "time"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for trial in found.trials:
+        table.add_row(
+            trial.trial_id,
+            *(plain(trial.settings.get(name)) for name in names),
+            Text(trial.state, STYLES[trial.state]),
+            _step(trial),
+            NONE if trial.outer_loss is None else f"{trial.outer_loss:.4g}",
+            NONE if trial.val_score is None else f"{percent(trial.val_score)} %",
+            duration(trial.seconds),
+        )
+    return table
+
+
+def _step(trial: TrialStatus) -> str:
+    return f"{trial.outer_step}/{trial.outer_steps}" if trial.outer_steps else str(trial.outer_step)

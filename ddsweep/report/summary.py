@@ -1,0 +1,257 @@
+"""What came out of a sweep: every trial on held-out networks, with the baselines beside it.
+
+Numbers are those of the ``evals`` parts. A distilled set is read at T = inner_steps x inner_epochs, a
+baseline at the one step where it was measured: the same T, or under a ``*_tuned`` protocol its own best.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ddsweep.catalog import EvaluationSpec
+from ddsweep.errors import ResultsError
+from ddsweep.report.settings import settings_of_row, varying
+from ddsweep.results.layout import SweepDirectory
+from ddsweep.results.parts import list_parts, read_parts
+from ddsweep.results.schemas import EVALS, TRIALS
+from ddsweep.results.statistics import mean_std_ci
+
+__all__ = [
+    "ALWAYS_SHOWN",
+    "NEIGHBOUR",
+    "Accuracy",
+    "Difference",
+    "TrialSummary",
+    "eval_rows",
+    "measured",
+    "paired_difference",
+    "summarise",
+    "trial_row",
+]
+
+NEIGHBOUR = "nearest_neighbour"
+ALWAYS_SHOWN = ("init", "images_per_class", "inner_steps", "inner_epochs")
+
+Rows = Sequence[Mapping[str, Any]]
+OnTorn = Callable[[Path], None]
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Test accuracy (fractions) over ``n`` networks: mean, standard deviation, half-width of the 95 %
+    confidence interval of the mean. One network has neither spread nor interval."""
+
+    mean: float
+    std: float | None
+    ci95: float | None
+    n: int
+    n_diverged: int = 0
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Mean of the differences on ``n`` networks that both were measured on, and the half-width of its 95 %
+    confidence interval (Student's t over the differences), None for one network."""
+
+    mean: float
+    ci95: float | None
+    n: int
+
+
+@dataclass(frozen=True)
+class TrialSummary:
+    """One evaluated trial.
+
+    ``test`` is under the trial's own protocol, ``before`` the same networks at step 0, ``on_random`` a
+    ``fixed`` set on held-out networks. ``baselines[protocol][source]`` and ``differences[protocol]``
+    (distilled - random_real, same T) have what was measured: protocols ``as_distilled``, ``on_random``,
+    these with ``_tuned``, and ``nearest_neighbour``.
+    """
+
+    trial_id: str
+    settings: dict[str, Any]
+    test: Accuracy
+    before: Accuracy | None
+    on_random: Accuracy | None
+    baselines: dict[str, dict[str, Accuracy]]
+    differences: dict[str, Difference]
+    wall_seconds: float | None
+
+    @property
+    def n_diverged(self) -> int:
+        """Networks that diverged under the trial's own protocol; they count as measured."""
+        return self.test.n_diverged
+
+    def distilled(self, protocol: str) -> Accuracy | None:
+        """The distilled set under ``as_distilled`` or ``on_random``."""
+        return {"as_distilled": self.test, "on_random": self.on_random}.get(protocol)
+
+
+# ------------------------------------------------------------------------------------------ reading
+
+
+def _warn(path: Path) -> None:
+    warnings.warn(f"{path} is torn and left out; `ddsweep run` makes it again", stacklevel=3)
+
+
+def trial_row(directory: SweepDirectory, trial_id: str, on_torn: OnTorn = _warn) -> dict[str, Any] | None:
+    """The row of a trial in ``trials``; None if there is none, or it is torn (then ``on_torn`` is called)."""
+    rows = _rows([directory.trials_part(trial_id)], TRIALS, on_torn)
+    return rows[0] if rows else None
+
+
+def eval_rows(
+    directory: SweepDirectory,
+    row: Mapping[str, Any],
+    evaluation: EvaluationSpec | None = None,
+    on_torn: OnTorn = _warn,
+) -> list[dict[str, Any]]:
+    """The ``evals`` rows of the trial of ``row`` on networks of its own kind, each measurement once.
+
+    With ``evaluation`` only the groups and networks that it asks for: parts of an earlier evaluation
+    stay in the folder. Of two measurements of one thing the newer part counts. Torn parts are left out.
+    """
+    newest_last = sorted(directory.evals_parts(row["trial_id"]), key=_modified)
+    wanted = None if evaluation is None else _wanted(evaluation, row)
+    kept: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for item in _rows(newest_last, EVALS, on_torn):
+        protocol = item["protocol"].removesuffix("_tuned")
+        if protocol != NEIGHBOUR and any(item[k] != row[k] for k in ("network", "init_law", "pool")):
+            continue
+        if wanted is not None:
+            if protocol != NEIGHBOUR:
+                asked = (protocol, item["group"], item["model_seed"]) in wanted
+            else:  # a draw for a held-out network, or for the known one; the k-means centres have none
+                asked = item["model_seed"] in {None, *(index for _, _, index in wanted)}
+            if not asked:
+                continue
+        key = tuple(item[k] for k in ("source", "protocol", "model_seed", "split"))
+        # A distilled set is looked at after several steps; a baseline once, so a newer one replaces it.
+        step = item["inner_step"] if item["source"] == "distilled" else None
+        kept[*key, step] = item
+    return list(kept.values())
+
+
+def _wanted(evaluation: EvaluationSpec, row: Mapping[str, Any]) -> set[tuple[str, int, int]]:
+    known = row["init"] == "fixed"
+    groups = range(-(-evaluation.networks // evaluation.group_size))
+    heldout = {(g, g * evaluation.group_size + i) for g in groups for i in range(evaluation.group_size)}
+    heldout = {(group, index) for group, index in heldout if index < evaluation.networks}
+    if not known:
+        return {("as_distilled", group, index) for group, index in heldout}
+    own = {("as_distilled", 0, row["seed"])}
+    if "on_random" not in evaluation.protocols:
+        return own
+    return own | {("on_random", group, index) for group, index in heldout}
+
+
+def _modified(path: Path) -> tuple[int, str]:
+    try:
+        return path.stat().st_mtime_ns, path.name
+    except FileNotFoundError:
+        return 0, path.name
+
+
+def _rows(paths: Iterable[Path], schema: Any, on_torn: OnTorn) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for path in paths:
+        try:
+            rows += read_parts([path], schema).to_pylist()
+        except ResultsError:
+            on_torn(path)
+    return rows
+
+
+# -------------------------------------------------------------------------------------- summing up
+
+
+def measured(rows: Rows) -> Accuracy | None:
+    """Mean and spread of the accuracies of ``rows``, one a network; None if there are none."""
+    if not rows:
+        return None
+    mean, std, ci95 = mean_std_ci(row["accuracy"] for row in rows)
+    return Accuracy(mean, std, ci95, len(rows), sum(bool(row["diverged"]) for row in rows))
+
+
+def paired_difference(ours: Rows, others: Rows) -> Difference | None:
+    """Accuracy of ``ours`` minus that of ``others`` on the networks (``model_seed``) that both have."""
+    theirs = {row["model_seed"]: row["accuracy"] for row in others}
+    differences = [row["accuracy"] - theirs[row["model_seed"]] for row in ours if row["model_seed"] in theirs]
+    if not differences:
+        return None
+    mean, _, ci95 = mean_std_ci(differences)
+    return Difference(mean, ci95, len(differences))
+
+
+def summarise(
+    directory: SweepDirectory,
+    trial_ids: Sequence[str] | None = None,
+    *,
+    evaluation: EvaluationSpec | None = None,
+    on_torn: OnTorn = _warn,
+) -> list[TrialSummary]:
+    """The evaluated trials among ``trial_ids``, in that order; of the whole folder, by id, without it.
+
+    A trial without a ``trials`` part is not evaluated and left out. ``evaluation`` leaves out rows that
+    the sweep no longer asks for (see `eval_rows`). ``on_torn`` is called with every part that cannot be
+    read and is left out; it warns by default. ``settings`` has those that differ between the trials, and
+    always init, images_per_class, inner_steps and inner_epochs.
+    """
+    if trial_ids is None:
+        paths = list_parts(directory.parts("trials"))
+    else:
+        paths = [path for path in map(directory.trials_part, trial_ids) if path.exists()]
+    found = _rows(paths, TRIALS, on_torn)
+    settings = {row["trial_id"]: settings_of_row(row) for row in found}
+    names = varying(list(settings.values()), ALWAYS_SHOWN)
+    return [
+        _summary(
+            row,
+            {name: settings[row["trial_id"]].get(name) for name in names},
+            eval_rows(directory, row, evaluation, on_torn),
+        )
+        for row in found
+    ]
+
+
+def _summary(row: Mapping[str, Any], settings: dict[str, Any], evals: Rows) -> TrialSummary:
+    last = row["inner_steps"] * row["inner_epochs"]
+    distilled: dict[tuple[str, int], list[Mapping[str, Any]]] = defaultdict(list)
+    others: dict[str, dict[str, list[Mapping[str, Any]]]] = defaultdict(lambda: defaultdict(list))
+    for item in evals:
+        if item["source"] == "distilled":
+            distilled[item["protocol"], item["inner_step"]].append(item)
+        else:
+            others[item["protocol"]][item["source"]].append(item)
+    recorded = Accuracy(
+        row["test_accuracy_mean"],
+        row["test_accuracy_std"],
+        row["test_accuracy_ci95"],
+        row["test_models"],
+        row["n_diverged"],
+    )
+    differences = {
+        protocol: paired_difference(distilled[protocol, last], others[protocol]["random_real"])
+        for protocol in ("as_distilled", "on_random")
+        if "random_real" in others[protocol]
+    }
+    return TrialSummary(
+        trial_id=row["trial_id"],
+        settings=settings,
+        # The row has the same numbers, and stands in where the parts are torn.
+        test=measured(distilled["as_distilled", last]) or recorded,
+        before=measured(distilled["as_distilled", 0]),
+        on_random=measured(distilled["on_random", last]),
+        baselines={
+            protocol: {source: accuracy for source, items in sources.items() if (accuracy := measured(items))}
+            for protocol, sources in others.items()
+            if sources
+        },
+        differences={protocol: found for protocol, found in differences.items() if found},
+        wall_seconds=row["wall_seconds"],
+    )

@@ -1,0 +1,77 @@
+"""What a results folder was asked for: the trials of its ``sweep.yaml``, and how they are judged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ddsweep.catalog import DATASETS, DatasetSpec, EvaluationSpec, TrialSpec
+from ddsweep.errors import DataError, ResultsError
+from ddsweep.results.layout import SweepDirectory
+
+__all__ = ["Asked", "Resolve", "asked_of", "from_catalog", "require_sweep", "seen_trials"]
+
+Resolve = Callable[[str | dict[str, Any]], DatasetSpec]
+"""From the data set of a sweep file to its spec, as `ddsweep.data.files.resolve_dataset` does."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The trials of the sweep file and their evaluation.
+
+    ``trials`` is None where the file, or the data whose content enters the ids of its trials, are not
+    here; ``note`` then says why. ``evaluation`` is None without a file.
+    """
+
+    trials: tuple[TrialSpec, ...] | None
+    evaluation: EvaluationSpec | None
+    note: str | None = None
+
+
+def from_catalog(value: str | dict[str, Any]) -> DatasetSpec:
+    """A data set that the catalog alone describes. Raises `DataError` for one read from files of the user."""
+    spec = DATASETS.get(value) if isinstance(value, str) else None
+    if spec is None or isinstance(spec.identity(), list):
+        raise DataError(f"the content of {value!r} enters the trial ids")
+    return spec
+
+
+def asked_of(directory: SweepDirectory, resolve: Resolve = from_catalog) -> Asked:
+    """What the sweep in ``directory`` was asked for.
+
+    Raises `ResultsError` for a folder that is not there or holds no sweep, `SettingError` for a
+    ``sweep.yaml`` that cannot be read.
+    """
+    from ddsweep.spec import expand, load_sweep
+
+    require_sweep(directory)
+    if not directory.sweep_file.exists():
+        return Asked(None, None, "no sweep.yaml here: only trials that left files are listed")
+    sweep = load_sweep(directory.sweep_file)
+    try:
+        return Asked(expand(sweep, resolve).trials, sweep.evaluate.spec())
+    except DataError as error:
+        note = f"only trials that left files are listed, for the data are not here: {error}"
+        return Asked(None, sweep.evaluate.spec(), note)
+
+
+def require_sweep(directory: SweepDirectory) -> None:
+    """Raises `ResultsError` for a folder that is not there, or holds neither a sweep file nor results."""
+    root = directory.root
+    if not root.is_dir():
+        raise ResultsError(f"{root}: no such results folder; give the folder of one sweep, results/<sweep>")
+    if not directory.sweep_file.exists() and not seen_trials(directory):
+        inside = sorted(path.parent.name for path in root.glob("*/sweep.yaml"))
+        hint = f"give one of the sweeps in it: {', '.join(inside)}" if inside else "it holds no results"
+        raise ResultsError(f"{root}: not the results of one sweep; {hint}")
+
+
+def seen_trials(directory: SweepDirectory) -> list[str]:
+    """The ids of all trials that left a file: a part, or something in ``artifacts/``."""
+    tables = ("trials", "history", "failures")
+    found = {
+        path.stem.removeprefix("part-") for t in tables for path in directory.parts(t).glob("part-*.parquet")
+    }
+    found |= {path.name for path in (directory.root / "artifacts").glob("*") if path.is_dir()}
+    return sorted(found)

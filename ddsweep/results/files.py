@@ -1,0 +1,87 @@
+"""Writing one file so that it is either there in full or not there at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import socket
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from ddsweep.errors import ResultsError
+
+__all__ = ["remove_leftovers", "results_error", "write_atomic"]
+
+_SUFFIX = ".partial"
+_ELSEWHERE = "choose another folder with --results or DDSWEEP_RESULTS"
+
+
+def results_error(error: OSError, path: Path) -> ResultsError:
+    """The `ResultsError` that tells a user what an ``OSError`` on ``path`` means and what to do."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ResultsError(
+            f"{path}: no space left on this disk or quota; nothing was lost; "
+            "free space and run the same command again"
+        )
+    if error.errno == errno.EROFS:
+        return ResultsError(f"{path}: cannot write, the file system is read-only; {_ELSEWHERE}")
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return ResultsError(f"{path}: cannot write, no permission; {_ELSEWHERE}")
+    if error.errno in (errno.EEXIST, errno.ENOTDIR):
+        where = error.filename or path
+        return ResultsError(f"{where}: a file is in the way of a results folder; move it, or {_ELSEWHERE}")
+    return ResultsError(f"{path}: cannot write: {error.strerror or error}; {_ELSEWHERE}")
+
+
+def write_atomic(path: Path, write: Callable[[Path], None] | bytes, temporary: Path) -> None:
+    """Make ``path`` appear in full or not at all, replacing what was there.
+
+    ``write`` is the content, or a function that writes the content to the path it is given. That
+    path is unique and lies in ``temporary``, which must be on the same file system as ``path``;
+    both folders are created. Whatever happens short of a kill, nothing stays behind in
+    ``temporary``. An ``OSError`` becomes a `ResultsError` that names ``path``.
+    """
+    unique = f"{path.name}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}{_SUFFIX}"
+    partial = temporary / unique
+    try:
+        temporary.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if callable(write):
+            write(partial)
+        else:
+            partial.write_bytes(write)
+        _fsync(partial, os.O_RDWR)  # some network file systems report a full disk only here
+        os.replace(partial, path)
+        _fsync(path.parent, os.O_RDONLY)  # without it a power cut can undo the rename
+    except OSError as error:
+        raise results_error(error, path) from error
+    finally:
+        with suppress(OSError):  # gone by the rename, or never made; the first error is the one to tell
+            partial.unlink()
+
+
+def remove_leftovers(temporary: Path, older_than_s: float = 86400.0) -> int:
+    """Remove what killed writers left in ``temporary``; returns how many files.
+
+    Younger files may belong to a writer on another node that is alive.
+    """
+    removed = 0
+    for partial in temporary.glob(f"*{_SUFFIX}"):
+        try:
+            if time.time() - partial.stat().st_mtime > older_than_s:
+                partial.unlink()
+                removed += 1
+        except FileNotFoundError:  # renamed or removed by its own writer
+            continue
+    return removed
+
+
+def _fsync(path: Path, flags: int) -> None:
+    descriptor = os.open(path, flags)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

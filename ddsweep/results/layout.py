@@ -1,0 +1,113 @@
+"""Where everything of one sweep lies: ``results/<sweep>/``."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+from ddsweep.results.files import results_error
+
+__all__ = ["PART_FOLDERS", "SweepDirectory"]
+
+PART_FOLDERS = ("trials", "evals", "history", "failures")
+
+
+@dataclass(frozen=True)
+class SweepDirectory:
+    """The paths of one sweep. Making one touches no disk; `create` does."""
+
+    root: Path
+
+    @property
+    def sweep_file(self) -> Path:
+        """The resolved sweep."""
+        return self.root / "sweep.yaml"
+
+    def parts(self, table: str) -> Path:
+        """The folder of the parts of one table."""
+        return self.root / table
+
+    def trials_part(self, trial_id: str) -> Path:
+        """One row; a trial is done if and only if this file is there."""
+        return self.parts("trials") / f"part-{trial_id}.parquet"
+
+    def evals_part(self, trial_id: str, protocol: str, law: str, group: int) -> Path:
+        """The rows of one group of networks (its law, or pool) under one protocol."""
+        name = f"part-{trial_id}-{_word(protocol)}-{_word(law)}-g{group:03d}.parquet"
+        return self.parts("evals") / name
+
+    def evals_parts(self, trial_id: str) -> list[Path]:
+        """All evals parts of one trial that are there, sorted by name."""
+        return sorted(self.parts("evals").glob(f"part-{trial_id}-*.parquet"))
+
+    def history_part(self, trial_id: str) -> Path:
+        return self.parts("history") / f"part-{trial_id}.parquet"
+
+    def failure_part(self, trial_id: str) -> Path:
+        return self.parts("failures") / f"part-{trial_id}.parquet"
+
+    def artifacts(self, trial_id: str) -> Path:
+        return self.root / "artifacts" / trial_id
+
+    def distilled(self, trial_id: str) -> Path:
+        return self.artifacts(trial_id) / "distilled.safetensors"
+
+    def checkpoint(self, trial_id: str) -> Path:
+        return self.artifacts(trial_id) / "checkpoint.safetensors"
+
+    def grid(self, trial_id: str) -> Path:
+        return self.artifacts(trial_id) / "grid.png"
+
+    @property
+    def temporary(self) -> Path:
+        """Where files are written before they are renamed; readers of the parts never look here."""
+        return self.root / ".tmp"
+
+    @property
+    def cache(self) -> Path:
+        """What can be computed again, such as baselines shared by several trials."""
+        return self.root / ".cache"
+
+    @property
+    def tables(self) -> Path:
+        """The compacted tables, one file each."""
+        return self.root / "tables"
+
+    def table(self, name: str) -> Path:
+        return self.tables / f"{name}.parquet"
+
+    @property
+    def lock(self) -> Path:
+        return self.root / ".lock"
+
+    @property
+    def stop_file(self) -> Path:
+        """Once it is there, the driver drains."""
+        return self.temporary / "STOP"
+
+    def create(self) -> None:
+        """Make the folders and see that files can be written in each, before any work is done.
+
+        ``tables/`` is left to whoever compacts. Raises `ResultsError` where a file is in the way,
+        for want of permission or space, and on a read-only file system.
+        """
+        folders = [self.parts(table) for table in PART_FOLDERS]
+        for folder in (self.root, *folders, self.root / "artifacts", self.temporary, self.cache):
+            # Asking for permissions is not enough: network file systems and quotas answer on writing.
+            probe = folder / f".probe-{os.getpid()}-{secrets.token_hex(4)}"
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                try:
+                    probe.write_bytes(b"ddsweep can write here\n")
+                finally:
+                    probe.unlink(missing_ok=True)
+            except OSError as error:
+                raise results_error(error, folder) from error
+
+
+def _word(text: str) -> str:
+    """``text`` as a piece of a file name: a pool may be called anything."""
+    return quote(text, safe="")

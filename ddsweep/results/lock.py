@@ -1,0 +1,248 @@
+"""One driver at a time: a lock file with a heartbeat that survives kills, nodes and requeues.
+
+Who holds the lock is written in the file. Starters are kept apart by the creation of that file, and,
+while one of them judges and clears a stale one, by ``flock`` on ``<lock>.guard``, which the kernel
+lets go when its holder dies. The heartbeat is written in place through the descriptor that created
+the file: a driver that slept through the loss of its lock then writes to a file that is no longer
+there, and not over the lock of its successor.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import secrets
+import shlex
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from ddsweep.errors import ResultsError
+from ddsweep.results.files import results_error
+
+__all__ = ["SweepLock", "is_stale", "read_lock"]
+
+_GUARD_PATIENCE_S = 10.0
+
+
+class SweepLock:
+    """Context manager: inside it, no other driver works on this sweep.
+
+    The file holds JSON: ``host, pid, process_start, job, command, since, heartbeat``. The heartbeat
+    is refreshed every ``heartbeat_s`` by a daemon thread. A lock of this host whose process is gone
+    is taken over at once, one of another host when its heartbeat is older than ``stale_s``. Else
+    entering raises `ResultsError`, which says who is at work. ``lost`` turns true if somebody took
+    this lock over, as after a long suspension: the driver should then drain.
+    """
+
+    def __init__(self, path: Path, heartbeat_s: float = 30.0, stale_s: float = 300.0) -> None:
+        self.path = path
+        self.heartbeat_s = heartbeat_s
+        self.stale_s = stale_s
+        self.lost = False
+        self._descriptor: int | None = None
+        self._content: dict[str, Any] = {}
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> SweepLock:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with _guard(self.path.with_name(self.path.name + ".guard")):
+                self._acquire()
+        except OSError as error:
+            raise results_error(error, self.path) from error
+        self.lost = False
+        self._stop.clear()
+        self._thread = threading.Thread(target=self._beat_forever, name="sweep-lock", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+        if self._descriptor is None:
+            return
+        try:
+            if self._still_ours():
+                self.path.unlink(missing_ok=True)
+        except OSError:
+            pass  # it goes stale by itself; a lock that cannot be removed must not hide the real error
+        finally:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def _acquire(self) -> None:
+        while True:
+            now = _now()
+            self._content = {**_identity(), "since": now, "heartbeat": now}
+            try:
+                self._descriptor = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644)
+            except FileExistsError:
+                _clear_if_stale(self.path, self.stale_s)
+                continue
+            try:
+                self._write()
+            except OSError:  # a full disk: leave no empty lock behind
+                self.path.unlink(missing_ok=True)
+                os.close(self._descriptor)
+                self._descriptor = None
+                raise
+            return
+
+    def _write(self) -> None:
+        # Always of one length, so that a reader never sees the tail of an older heartbeat.
+        assert self._descriptor is not None
+        os.pwrite(self._descriptor, (json.dumps(self._content) + "\n").encode(), 0)
+        os.fsync(self._descriptor)
+
+    def _beat_forever(self) -> None:
+        while not self._stop.wait(self.heartbeat_s):
+            try:
+                self.lost = not self._still_ours()
+                if self.lost:
+                    return
+                self._content["heartbeat"] = _now()
+                self._write()
+            except OSError as error:
+                if error.errno == errno.ESTALE:  # NFS: the file of this descriptor was removed
+                    self.lost = True
+                    return
+                # A full disk or a server that is away: the next beat may succeed.
+
+    def _still_ours(self) -> bool:
+        assert self._descriptor is not None
+        try:
+            there, ours = os.stat(self.path), os.fstat(self._descriptor)
+        except FileNotFoundError:
+            return False
+        return (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino)
+
+
+def read_lock(path: Path) -> dict[str, Any] | None:
+    """Who holds the lock, or None where there is no lock file.
+
+    A file that was killed before its content was written gives only ``heartbeat``, its own age.
+    """
+    try:
+        modified, text = path.stat().st_mtime, path.read_text(errors="replace")
+    except FileNotFoundError:
+        return None
+    try:
+        content = json.loads(text)
+        datetime.fromisoformat(content["heartbeat"])
+        return {**content, "host": str(content["host"]), "pid": int(content["pid"])}
+    except (ValueError, KeyError, TypeError):
+        return {"heartbeat": datetime.fromtimestamp(modified, UTC).isoformat(timespec="microseconds")}
+
+
+def _clear_if_stale(path: Path, stale_s: float) -> None:
+    """Remove a stale lock, return if there is none, raise `ResultsError` if somebody is at work."""
+    holder = read_lock(path)
+    if holder is None:
+        return
+    if not is_stale(holder, stale_s):
+        raise ResultsError(_describe(holder, path))
+    # By a rename to a name of our own, then a look at what was renamed: where the file system has no
+    # flock, another starter may have put its own lock there since we looked, and gets it back.
+    aside = path.with_name(f"{path.name}.stale-{os.getpid()}-{secrets.token_hex(4)}")
+    try:
+        os.rename(path, aside)
+    except FileNotFoundError:
+        return
+    try:
+        if read_lock(aside) != holder:
+            os.link(aside, path)
+    except FileExistsError:
+        pass
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def is_stale(holder: dict[str, Any], stale_s: float) -> bool:
+    if holder.get("host") == socket.gethostname():
+        started = _process_start(holder["pid"])
+        # Process numbers are used again: the same number with another start is another process.
+        recorded = holder.get("process_start")
+        return started is None or bool(recorded and started and recorded != started)
+    age = datetime.now(UTC) - datetime.fromisoformat(holder["heartbeat"])
+    return age.total_seconds() > stale_s
+
+
+def _describe(holder: dict[str, Any], path: Path) -> str:
+    job = f", Slurm job {holder['job']}" if holder.get("job") else ""
+    return (
+        f"another driver is at work on this sweep: host {holder.get('host', 'unknown')}, "
+        f"pid {holder.get('pid', 'unknown')}{job}, since {holder.get('since', 'unknown')}, last sign of life "
+        f"{holder['heartbeat']}; wait for it or stop it; if you are sure that it is gone, remove {path}"
+    )
+
+
+def _identity() -> dict[str, Any]:
+    return {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "process_start": _process_start(os.getpid()),
+        "job": os.environ.get("SLURM_JOB_ID"),
+        "command": shlex.join(sys.argv),
+    }
+
+
+def _process_start(pid: int) -> str | None:
+    """What tells this process from a later one of the same number; None if it is gone.
+
+    Clock ticks from boot to its start where /proc says so, else an empty string.
+    """
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except (PermissionError, OverflowError):
+        pass
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:
+        return ""
+    # The second field is the name in brackets and may hold spaces and brackets: count from its end.
+    after_name = stat.rpartition(")")[2].split()
+    state, start = after_name[0], after_name[19]
+    return None if state in "ZX" else start  # a zombie is dead and waits only for its parent
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="microseconds")
+
+
+@contextmanager
+def _guard(path: Path) -> Iterator[None]:
+    """At most one starter at a time. Held for milliseconds; freed by the kernel when its holder dies."""
+    descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
+    try:
+        deadline = time.monotonic() + _GUARD_PATIENCE_S
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as error:
+                if error.errno not in (errno.EAGAIN, errno.EACCES):
+                    break  # no flock on this file system: exclusive creation alone has to do
+                if time.monotonic() > deadline:
+                    raise ResultsError(
+                        f"{path}: another driver is starting on this sweep; try again"
+                    ) from None
+                time.sleep(0.02)
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,83 @@
+"""Read the results of a sweep into pandas frames."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+
+from ddsweep.errors import ResultsError
+from ddsweep.results.layout import SweepDirectory
+from ddsweep.results.parts import list_parts, read_parts, torn_parts
+from ddsweep.results.schemas import TABLES
+
+__all__ = ["Results", "load_results"]
+
+_NULLABLE: dict[pa.DataType, pd.api.extensions.ExtensionDtype] = {
+    pa.int32(): pd.Int32Dtype(),
+    pa.int64(): pd.Int64Dtype(),
+    pa.bool_(): pd.BooleanDtype(),
+}
+
+
+@dataclass(frozen=True)
+class Results:
+    """The tables of one sweep; columns and types as in `ddsweep.results.schemas`.
+
+    Whole numbers and flags are pandas' nullable types, so that a null turns no count into a
+    fraction; in columns of fractions null is NaN. ``torn`` are the parts that were left out because
+    they cannot be read.
+    """
+
+    trials: pd.DataFrame
+    evals: pd.DataFrame
+    history: pd.DataFrame
+    failures: pd.DataFrame
+    torn: tuple[Path, ...] = ()
+
+
+def load_results(directory: str | os.PathLike[str]) -> Results:
+    """The results of one sweep, ``results/<sweep>``, as pandas frames.
+
+    Reads the parts, which are the truth; a table without a folder of parts is read from
+    ``tables/<name>.parquet``. Torn parts are left out, with a warning each. Raises `ResultsError`
+    for a folder that is not there or holds no sweep.
+    """
+    root = Path(directory)
+    if not root.is_dir():
+        raise ResultsError(f"{root}: no such results folder; give the folder of one sweep, results/<sweep>")
+    sweep = SweepDirectory(root)
+    if not sweep.sweep_file.exists() and not any(_sources(sweep, name) for name in TABLES):
+        inside = sorted(p.parent.name for p in root.glob("*/sweep.yaml"))
+        hint = f"give one of the sweeps in it: {', '.join(inside)}" if inside else "it holds no tables"
+        raise ResultsError(f"{root}: not the results of one sweep; {hint}")
+    frames: dict[str, pd.DataFrame] = {}
+    torn: list[Path] = []
+    for name, schema in TABLES.items():
+        table, unreadable = _read(_sources(sweep, name), schema)
+        frames[name] = table.to_pandas(types_mapper=_NULLABLE.get)
+        torn += unreadable
+    for path in torn:
+        warnings.warn(f"{path} is torn and left out; `ddsweep run` makes it again", stacklevel=2)
+    return Results(**frames, torn=tuple(torn))
+
+
+def _sources(sweep: SweepDirectory, name: str) -> list[Path]:
+    if sweep.parts(name).is_dir():
+        return list_parts(sweep.parts(name))
+    return [sweep.table(name)] if sweep.table(name).exists() else []
+
+
+def _read(paths: list[Path], schema: pa.Schema) -> tuple[pa.Table, list[Path]]:
+    try:
+        return read_parts(paths, schema), []
+    except ResultsError:
+        torn = [path for folder in {path.parent for path in paths} for path in torn_parts(folder)]
+        torn = sorted(set(torn) & set(paths))
+        if not torn:  # readable, but not as this table: nothing that can be left out silently
+            raise
+        return read_parts([path for path in paths if path not in torn], schema), torn

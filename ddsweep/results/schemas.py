@@ -1,0 +1,166 @@
+"""The columns of the result tables: public API, one explicit schema per table.
+
+Accuracies are fractions, times are seconds, sizes are bytes. Null means not measured. Every column
+may be null in a file, so that a table can grow a column and still read the files of before.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+__all__ = ["EVALS", "FAILURES", "HISTORY", "SCHEMA_VERSION", "SORT_KEYS", "TABLES", "TRIALS"]
+
+SCHEMA_VERSION = 1
+"""Raised when a column changes its meaning. A new column raises nothing: old files read it as null."""
+
+_METADATA = {"schema_version": str(SCHEMA_VERSION)}
+_TEXT, _FLAG, _REAL = pa.string(), pa.bool_(), pa.float64()
+_COUNT, _LONG = pa.int32(), pa.int64()
+_TIME = pa.timestamp("us", tz="UTC")
+
+TRIALS = pa.schema(
+    [
+        ("trial_id", _TEXT),
+        ("sweep", _TEXT),
+        # What was asked for: every setting of `TrialSpec`, the ones people vary first.
+        ("dataset", _TEXT),
+        ("network", _TEXT),
+        ("objective", _TEXT),
+        ("init", _TEXT),
+        ("init_law", _TEXT),
+        ("pool", _TEXT),
+        ("images_per_class", _COUNT),
+        ("inner_steps", _COUNT),
+        ("images_per_class_per_step", _COUNT),
+        ("inner_epochs", _COUNT),
+        ("outer_steps", _COUNT),
+        ("models_per_step", _COUNT),
+        ("seed", _LONG),
+        ("init_param", _REAL),
+        ("inner_lr", _REAL),
+        ("inner_lr_mode", _TEXT),
+        ("image_init", _TEXT),
+        ("real_batch", _COUNT),
+        ("real_batch_mode", _TEXT),
+        ("outer_lr", _REAL),
+        ("outer_schedule", _TEXT),
+        ("outer_decay_steps", _COUNT),
+        ("outer_decay_factor", _REAL),
+        ("clip_norm", _REAL),
+        ("clip_median", _REAL),
+        ("on_nonfinite", _TEXT),
+        ("validation_fraction", _REAL),
+        ("split_seed", _LONG),
+        ("selection_networks", _COUNT),
+        ("validate_every", _COUNT),
+        ("dtype", _TEXT),
+        # What came out. test_models networks; std and ci95 over networks, null when there is one.
+        ("status", _TEXT),
+        ("val_score", _REAL),
+        ("test_accuracy_mean", _REAL),
+        ("test_accuracy_std", _REAL),
+        ("test_accuracy_ci95", _REAL),
+        ("test_accuracy_before_mean", _REAL),
+        ("test_models", _COUNT),
+        ("n_diverged", _COUNT),
+        # What it cost. gpu_seconds = granted fraction x wall_seconds.
+        ("wall_seconds", _REAL),
+        ("cpu_seconds", _REAL),
+        ("gpu_seconds", _REAL),
+        ("peak_memory_bytes", _LONG),
+        ("distilled_bytes", _LONG),
+        # Where it came from.
+        ("distilled_sha256", _TEXT),
+        ("dataset_fingerprint", _TEXT),
+        ("dataset_stand_in", _FLAG),
+        ("spec_version", _COUNT),
+        ("evaluation_id", _TEXT),
+        ("outer_loss", _REAL),
+        ("n_skipped", _LONG),
+        ("n_resumed", _COUNT),
+        ("n_torn_checkpoints", _COUNT),
+        ("device", _TEXT),
+        ("device_name", _TEXT),
+        ("threads", _COUNT),
+        ("memory_mode", _TEXT),
+        ("host", _TEXT),
+        ("started_at", _TIME),
+        ("ended_at", _TIME),
+        ("ddsweep_version", _TEXT),
+        ("git_commit", _TEXT),
+        ("git_dirty", _FLAG),
+        ("python_version", _TEXT),
+        ("torch_version", _TEXT),
+        ("ray_version", _TEXT),
+    ],
+    metadata=_METADATA,
+)
+"""One row per trial: settings, status, accuracy, cost, provenance."""
+
+EVALS = pa.schema(
+    [
+        ("trial_id", _TEXT),
+        ("source", _TEXT),
+        ("protocol", _TEXT),
+        ("network", _TEXT),
+        ("init_law", _TEXT),
+        ("pool", _TEXT),
+        ("model_seed", _LONG),
+        ("split", _TEXT),
+        ("inner_step", _COUNT),
+        ("inner_epochs", _COUNT),
+        # The constant rate of a baseline; null where the rates were learned.
+        ("inner_lr", _REAL),
+        ("accuracy", _REAL),
+        ("loss", _REAL),
+        ("diverged", _FLAG),
+        ("n_images", _COUNT),
+        ("group", _COUNT),
+    ],
+    metadata=_METADATA,
+)
+"""One row per (trial, source, protocol, network, inner step)."""
+
+HISTORY = pa.schema(
+    [
+        ("trial_id", _TEXT),
+        ("outer_step", _COUNT),
+        ("outer_loss", _REAL),
+        ("val_score", _REAL),
+        ("grad_norm", _REAL),
+        ("inner_lr_mean", _REAL),
+        ("n_skipped", _COUNT),
+        ("seconds", _REAL),
+    ],
+    metadata=_METADATA,
+)
+"""One row per logged outer step of a trial."""
+
+FAILURES = pa.schema(
+    [
+        ("trial_id", _TEXT),
+        ("sweep", _TEXT),
+        ("status", _TEXT),
+        ("error_class", _TEXT),
+        ("message", _TEXT),
+        ("place", _TEXT),
+        ("host", _TEXT),
+        ("attempts", _COUNT),
+        ("failed_at", _TIME),
+    ],
+    metadata=_METADATA,
+)
+"""One row per trial that failed and has not succeeded since."""
+
+TABLES: dict[str, pa.Schema] = {"trials": TRIALS, "evals": EVALS, "history": HISTORY, "failures": FAILURES}
+
+SORT_KEYS: dict[str, tuple[str, ...]] = {
+    "trials": ("trial_id",),
+    "evals": (
+        *("trial_id", "source", "protocol", "network", "init_law", "pool", "split"),
+        *("model_seed", "inner_epochs", "inner_lr", "inner_step"),
+    ),
+    "history": ("trial_id", "outer_step"),
+    "failures": ("trial_id",),
+}
+"""The order of the rows of a compacted table. Rows equal in all keys keep the order of their files."""

@@ -1,0 +1,51 @@
+"""Seeds by hashing: every random draw in ddsweep has a role, and its seed is a pure function of it.
+
+No generator state is ever stored. Whoever knows the role and the indices draws the same numbers,
+which is what makes a killed trial go on bit for bit and a held-out network the same for every trial.
+
+Roles in use
+------------
+``heldout``      (network, law, param, i)  initial weights of held-out network i: final evaluation only
+``selection``    (network, law, param, i)  networks for validation scores and the search for rates
+``known``        (network, law, param, i)  the known initial network of a trial with ``init: fixed``
+``outer``        (trial, step, k)          fresh network k of one outer step
+``real_batch``   (trial, step)             which real images an outer step sees
+``image_init``   (trial,)                  the synthetic images before the first outer step
+``split``        (dataset, split_seed)     the validation split
+``baseline``     (source, dataset, i)      the draw of real images for held-out network i
+``baseline_selection``  (source, dataset, i)  the same for selection network i
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+__all__ = ["ROLES", "derive_seed"]
+
+ROLES = frozenset(
+    {
+        "heldout",
+        "selection",
+        "known",
+        "outer",
+        "real_batch",
+        "image_init",
+        "split",
+        "baseline",
+        "baseline_selection",
+    }
+)
+
+
+def derive_seed(role: str, *parts: str | int | float) -> int:
+    """A 63-bit seed, a pure function of ``role`` and ``parts`` (the same on every machine).
+
+    Raises ``ValueError`` for a role that is not in ``ROLES``: a misspelt role would silently be a
+    stream of its own.
+    """
+    if role not in ROLES:
+        raise ValueError(f"unknown seed role {role!r}; roles are {', '.join(sorted(ROLES))}")
+    text = json.dumps([role, *parts], separators=(",", ":"), allow_nan=False)
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1

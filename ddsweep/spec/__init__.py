@@ -1,0 +1,22 @@
+"""The sweep file: pydantic models of it (`model`), reading (`files`) and expansion into trials (`plan`).
+
+Imports pydantic and yaml only, neither torch, ray nor pandas: ``plan`` must stay instant. Everything
+that a user can get wrong in a file ends here, as one `SettingError` that names the file, the dotted
+key, the value and what is allowed.
+"""
+
+from ddsweep.spec.files import load_sweep, resolved_yaml
+from ddsweep.spec.model import EvaluateSpec, ResourcesSpec, SweepSpec
+from ddsweep.spec.plan import Plan, expand
+from ddsweep.spec.values import SCIENCE_SETTINGS
+
+__all__ = [
+    "SCIENCE_SETTINGS",
+    "EvaluateSpec",
+    "Plan",
+    "ResourcesSpec",
+    "SweepSpec",
+    "expand",
+    "load_sweep",
+    "resolved_yaml",
+]

@@ -1,0 +1,206 @@
+"""Sweep files on disk: reading with ``key=value`` overrides, messages for people, and writing back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from ddsweep.errors import SettingError
+from ddsweep.spec.model import EvaluateSpec, ResourcesSpec, SweepSpec
+from ddsweep.spec.values import KINDS, SCIENCE_SETTINGS, Problem, like, shown, unknown
+
+_MODELS: dict[tuple[Any, ...], type[BaseModel]] = {
+    (): SweepSpec,
+    ("evaluate",): EvaluateSpec,
+    ("resources",): ResourcesSpec,
+}
+
+
+def load_sweep(path: Path, overrides: Sequence[str] = ()) -> SweepSpec:
+    """The sweep in the YAML file ``path``, with ``overrides`` laid over it before it is validated.
+
+    An override is ``key=value`` with a dotted key and a value in YAML: ``evaluate.networks=8``,
+    ``grid.seed=[0,1]``. A bare science setting (``outer_steps=10``) stands for every trial: it sets
+    ``base``, and a grid axis or entries of points by that name go; with a list of values it becomes
+    the grid axis. Raises `SettingError` for all that is wrong, in one message.
+    """
+    raw = _read(path)
+    origins: dict[str, str] = {}
+    for override in overrides:
+        raw = _override(raw, override, origins)
+    try:
+        return SweepSpec.model_validate(raw)
+    except ValidationError as error:
+        problems = [_with_origin(problem, origins) for problem in _problems(error)]
+    if len(problems) == 1:
+        raise SettingError(f"{path}: {problems[0]}")
+    raise SettingError("\n  ".join([f"{path}: {len(problems)} settings are wrong:", *problems]))
+
+
+def resolved_yaml(sweep: SweepSpec) -> str:
+    """``sweep`` with every default written out; `load_sweep` reads it back to an equal model."""
+    content = _plain(sweep.model_dump())
+    for key in ("base", "grid", "points"):
+        if not content[key]:
+            del content[key]
+    return yaml.safe_dump(content, sort_keys=False, default_flow_style=None, allow_unicode=True, width=100)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+# ------------------------------------------------------------------------------------------ reading
+
+
+class _Loader(yaml.SafeLoader):
+    """The safe loader, refusing a key that is given twice (YAML would keep the last in silence)."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key {key.value!r} is given twice", key.start_mark
+                    )
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise SettingError(f"{where}: {place}{error.problem or 'not YAML'}") from None
+    except yaml.YAMLError as error:
+        raise SettingError(f"{where}: not YAML: {getattr(error, 'reason', error)}") from None
+    except (ValueError, RecursionError) as error:  # e.g. the date 2026-02-31; an alias inside itself
+        raise SettingError(f"{where}: not YAML that can be read: {error}") from None
+
+
+def _read(path: Path) -> dict[Any, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise SettingError(f"{path}: no such sweep file") from None
+    except OSError as error:
+        raise SettingError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise SettingError(f"{path}: not a text file in UTF-8") from None
+    raw = _parse(text, str(path))
+    if not isinstance(raw, dict):
+        what = "is empty" if raw is None else f"holds {shown(raw)}"
+        keys = ", ".join(SweepSpec.model_fields)
+        raise SettingError(f"{path}: {what}; a sweep file is a mapping with the keys {keys}")
+    return raw
+
+
+# ---------------------------------------------------------------------------------------- overrides
+
+
+def _override(raw: dict[Any, Any], override: str, origins: dict[str, str]) -> dict[Any, Any]:
+    key, sign, text = override.partition("=")
+    key = key.strip()
+    parts = key.split(".")
+    if not sign or not all(parts):
+        raise SettingError(f"{override!r}: not key=value, e.g. outer_steps=10 or evaluate.networks=8")
+    value = _parse(text, f"override {override!r}")
+    if key in KINDS:
+        return _everywhere(raw, key, value, override, origins)
+    if parts[0] not in SweepSpec.model_fields:
+        allowed = [*SweepSpec.model_fields, *SCIENCE_SETTINGS]
+        raise SettingError(
+            f"override {override!r}: unknown key {parts[0]!r}{like(parts[0], allowed)}; allowed are "
+            f"{', '.join(SweepSpec.model_fields)}, and settings such as outer_steps=10"
+        )
+    origins[key] = override
+    return _placed(raw, parts, value, override)
+
+
+def _placed(tree: Any, parts: list[str], value: Any, override: str) -> dict[Any, Any]:
+    """A copy of ``tree`` with ``value`` at the end of ``parts`` (aliases in YAML share one mapping)."""
+    if tree is None:
+        tree = {}
+    if not isinstance(tree, dict):
+        raise SettingError(f"override {override!r}: {shown(tree)} has no key {parts[0]!r} to set")
+    inside = value if len(parts) == 1 else _placed(tree.get(parts[0]), parts[1:], value, override)
+    return {**tree, parts[0]: inside}
+
+
+def _everywhere(
+    raw: dict[Any, Any], key: str, value: Any, override: str, origins: dict[str, str]
+) -> dict[Any, Any]:
+    out = dict(raw)
+    if isinstance(grid := out.get("grid"), dict) and key in grid:
+        out["grid"] = {axis: values for axis, values in grid.items() if axis != key}
+        if not out["grid"] and not isinstance(value, list):
+            del out["grid"]
+    if isinstance(points := out.get("points"), list):
+        out["points"] = [
+            {k: v for k, v in point.items() if k != key} if isinstance(point, dict) else point
+            for point in points
+        ]
+    place = "grid" if isinstance(value, list) else "base"
+    origins[f"{place}.{key}"] = override
+    return _placed(out, [place, key], value, override)
+
+
+# ----------------------------------------------------------------------------------------- messages
+
+
+def _with_origin(problem: Problem, origins: dict[str, str]) -> str:
+    where, what = problem
+    source = next((origins[key] for key in origins if where == key or where.startswith(f"{key}[")), "")
+    return (f"{where}: {what}" if where else what) + (f" (from {source!r})" if source else "")
+
+
+def _problems(error: ValidationError) -> list[Problem]:
+    """(dotted key, reason) for each thing that pydantic found, in words for the writer of the file."""
+    out: list[Problem] = []
+    for item in error.errors(include_url=False):
+        context: dict[str, Any] = item.get("ctx", {})
+        if "problems" in context:
+            out += context["problems"]
+            continue
+        if item["type"] == "invalid_key":
+            out.append(("", f"{item['input']!r} is a key, but keys are words"))
+            continue
+        places = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in item["loc"]]
+        out.append(("".join(places).lstrip("."), _reason(item["type"], item["loc"], item["input"], context)))
+    return out
+
+
+def _reason(kind: str, loc: tuple[Any, ...], given: Any, context: Mapping[str, Any]) -> str:
+    if kind == "value_error":
+        return str(context["error"])
+    if kind == "extra_forbidden":
+        return _misplaced(loc)
+    if kind == "missing":
+        return "is required"
+    reasons = {
+        "bool_type": "is not true or false",
+        "greater_than_equal": f"must be at least {context.get('ge')}",
+        "too_short": "is empty; give at least one",
+        "model_type": "is not a mapping of settings to values",
+    }
+    return f"{shown(given)} {reasons.get(kind, f'is not allowed ({kind})')}"
+
+
+def _misplaced(loc: tuple[Any, ...]) -> str:
+    *home, key = loc
+    if not home and key in KINDS:
+        return (
+            f"unknown key {key!r} at the top level; settings of a trial go under `base`, `grid` or `points`"
+        )
+    return unknown(key, _MODELS[tuple(home)].model_fields)

@@ -1,0 +1,209 @@
+"""The pydantic models of a sweep file, and the id of an evaluation.
+
+The invariant: only ``base``, ``grid``, ``points`` and ``seeds`` decide what a trial is (its id);
+``evaluate`` decides which rows its evaluation has; ``resources`` changes neither.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+from ddsweep.catalog import BASELINES, DATASETS, PROTOCOLS, EvaluationSpec, TrialSpec, parse_network
+from ddsweep.errors import SettingError
+from ddsweep.spec.values import (
+    KINDS,
+    MOST_TRIALS,
+    SCIENCE_SETTINGS,
+    Problem,
+    amount,
+    real,
+    refuse,
+    settings_of,
+    shown,
+    unknown,
+    whole,
+    wholes,
+    word,
+    words_of,
+)
+
+Count = Annotated[int, BeforeValidator(whole), Field(ge=1)]
+Cpus = Annotated[float | dict[Any, Any], BeforeValidator(amount)]
+Gpus = Annotated[float | dict[Any, Any], BeforeValidator(lambda value: amount(value, shared=True))]
+
+
+def _one_of(*allowed: str) -> BeforeValidator:
+    return BeforeValidator(lambda value: word(value, allowed))
+
+
+# ---------------------------------------------------------------------------------------- the model
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class EvaluateSpec(_Model):
+    """How distilled sets are judged. ``on_random`` applies to trials with ``init: fixed`` only."""
+
+    networks: Count = 64
+    shards: Count = 2
+    group_size: Count = 16
+    protocols: Annotated[tuple[str, ...], words_of(PROTOCOLS), Field(min_length=1)] = PROTOCOLS
+    baselines: Annotated[tuple[str, ...], words_of(BASELINES, short={"none": (), "all": BASELINES})] = (
+        BASELINES
+    )
+    inner_steps_beyond: Annotated[tuple[int, ...], BeforeValidator(lambda v: wholes(v, 1))] = ()
+
+    gpus: Annotated[float, BeforeValidator(real), Field(ge=0, le=1)] | None = None
+
+    def spec(self) -> EvaluationSpec:
+        """What decides the rows; ``shards`` and ``gpus`` (of each shard) only decide who computes them."""
+        return EvaluationSpec(
+            networks=self.networks,
+            group_size=self.group_size,
+            protocols=self.protocols,
+            baselines=self.baselines,
+            inner_steps_beyond=self.inner_steps_beyond,
+        )
+
+
+class ResourcesSpec(_Model):
+    """Where and how fast trials run; nothing here changes a trial's id or its rows.
+
+    ``cpus`` and ``gpus`` (a fraction of one GPU) are per trial. ``checkpoint_every`` and
+    ``log_every`` are in outer steps; ``max_failures`` is how often a trial is tried again.
+    """
+
+    cpus: Cpus = 1.0
+    gpus: Gpus = 0.0
+    max_concurrent: Count | None = None
+    device: Annotated[Literal["auto", "cpu", "cuda"], _one_of("auto", "cpu", "cuda")] = "auto"
+    memory_mode: Annotated[Literal["auto", "store", "recompute"], _one_of("auto", "store", "recompute")] = (
+        "auto"
+    )
+    threads: Count | None = None
+    total_cpus: Count | None = None
+    total_gpus: Annotated[float, BeforeValidator(real), Field(ge=0)] | None = None
+    max_failures: Annotated[int, BeforeValidator(whole), Field(ge=0)] = 3
+    checkpoint_every: Count = 50
+    log_every: Count = 10
+    dashboard: Annotated[bool, Field(strict=True)] = True
+
+    def for_trial(self, trial: TrialSpec) -> tuple[float, float]:
+        """(CPUs, GPUs) of ``trial``. Raises `SettingError` where a mapping has no entry for it."""
+        return _amount_of("cpus", self.cpus, trial), _amount_of("gpus", self.gpus, trial)
+
+
+def _amount_of(key: str, amount: float | dict[Any, Any], trial: TrialSpec) -> float:
+    if not isinstance(amount, dict):
+        return amount
+    by = amount["by"]
+    value = trial.dataset.name if by == "dataset" else getattr(trial, by)
+    for entry, number in amount.items():
+        if entry in ("by", "default"):
+            continue
+        if by == "network":
+            # A trial has its network in full, such as convnet(depth=2,width=128,norm=instance).
+            try:
+                entry = str(parse_network(entry, trial.dataset.shape))  # noqa: PLW2901
+            except SettingError:
+                continue
+        if entry == value:
+            return float(number)
+    if "default" not in amount:
+        raise SettingError(f"resources.{key}: no entry for {by}: {value}; add one, or `default: NUMBER`")
+    return float(amount["default"])
+
+
+class SweepSpec(_Model):
+    """A sweep file. ``grid`` is crossed with every point of ``points`` and with ``seeds``."""
+
+    name: str
+    base: dict[str, Any] = {}
+    grid: dict[str, list[Any]] = {}
+    points: tuple[dict[str, Any], ...] = ()
+    seeds: tuple[int, ...] = (0,)
+    evaluate: EvaluateSpec = EvaluateSpec()
+    resources: ResourcesSpec = ResourcesSpec()
+    skip_invalid: Annotated[bool, Field(strict=True)] = False
+
+    @field_validator("name", mode="before")
+    @classmethod
+    def _name(cls, value: Any) -> str:
+        if not isinstance(value, str) or not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,99}", value):
+            raise ValueError(
+                f"{shown(value)} names a folder of results: small letters, digits, - and _, starting "
+                "with a letter or digit, at most 100"
+            )
+        return value
+
+    @field_validator("base", mode="before")
+    @classmethod
+    def _base(cls, value: Any) -> dict[str, Any]:
+        problems: list[Problem] = []
+        out = settings_of(value, "base", problems)
+        refuse(problems)
+        return out
+
+    @field_validator("grid", mode="before")
+    @classmethod
+    def _grid(cls, value: Any) -> dict[str, list[Any]]:
+        if not isinstance(value, dict) or not value:
+            raise ValueError(
+                f"{shown(value)} is not a mapping of settings to lists; leave `grid` out for none"
+            )
+        problems: list[Problem] = []
+        out: dict[str, list[Any]] = {}
+        for key, values in value.items():
+            if key not in KINDS:
+                problems.append((f"grid.{key}", unknown(key, SCIENCE_SETTINGS)))
+            elif not isinstance(values, list) or not values:
+                what = "is empty" if values == [] else f"{shown(values)} is not a list"
+                problems.append((f"grid.{key}", f"{what}; a grid axis is a list of at least one value"))
+            else:
+                for place, item in enumerate(values):
+                    found: list[Problem] = []
+                    typed = settings_of({key: item}, "grid", found)
+                    problems += [(f"{where}[{place}]", what) for where, what in found]
+                    out.setdefault(key, []).extend(typed.values())
+        refuse(problems)
+        return out
+
+    @field_validator("points", mode="before")
+    @classmethod
+    def _points(cls, value: Any) -> tuple[dict[str, Any], ...]:
+        if not isinstance(value, list | tuple) or not value:
+            raise ValueError(
+                f"{shown(value)} is not a list of at least one point; leave `points` out for none"
+            )
+        problems: list[Problem] = []
+        out = tuple(settings_of(point, f"points[{place}]", problems) for place, point in enumerate(value))
+        refuse(problems)
+        return out
+
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _seeds(cls, value: Any) -> tuple[int, ...]:
+        if isinstance(value, list | tuple):
+            if not value:
+                raise ValueError("is empty; give a number of seeds or a list of at least one")
+            return wholes(value, 0)
+        count = whole(value)
+        if not 1 <= count <= MOST_TRIALS:
+            raise ValueError(f"{count} seeds: the number must lie between 1 and {MOST_TRIALS}")
+        return tuple(range(count))
+
+    @model_validator(mode="after")
+    def _whole_file(self) -> SweepSpec:
+        everywhere = self.base.keys() | self.grid.keys()
+        lacking = [f"points[{i}]" for i, point in enumerate(self.points) if "dataset" not in point]
+        if "dataset" not in everywhere and (lacking or not self.points):
+            place = f" ({lacking[0]} has none)" if lacking else ""
+            raise ValueError(f"base.dataset: is required{place}: {', '.join(DATASETS)}, ...")
+        if self.seeds != (0,) and "seed" in everywhere.union(*self.points):
+            raise ValueError("seeds: the seed is also given as a setting (`seed`); give one of the two")
+        return self

@@ -1,0 +1,150 @@
+"""From a sweep to its trials: points crossed with the grid and the seeds, each a frozen `TrialSpec`."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ddsweep.catalog import DatasetSpec, TrialSpec
+from ddsweep.errors import SettingError
+from ddsweep.spec.model import SweepSpec
+from ddsweep.spec.values import MOST_TRIALS, SIZES
+
+_LISTED = 5
+"""How many impossible combinations a message lists."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The trials of a sweep, and the (combination, reason) pairs that ``skip_invalid`` dropped."""
+
+    trials: tuple[TrialSpec, ...]
+    dropped: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class _Combination:
+    text: str
+    settings: dict[str, Any]
+    seeds: tuple[int, ...]
+
+
+def expand(sweep: SweepSpec, resolve: Callable[[str | dict[str, Any]], DatasetSpec]) -> Plan:
+    """Every trial of ``sweep``: points (outermost), then the grid in file order, then seeds.
+
+    A point overrides the grid (an axis that it gives itself is not crossed with it), the grid
+    overrides the base. ``resolve`` turns the name or inline mapping of a data set into its spec and
+    is called once for each. Raises `SettingError` for combinations that are impossible (unless
+    ``skip_invalid``), for two that make the same trial, and if no trial is left.
+    """
+    if (count := _size(sweep)) > MOST_TRIALS:
+        raise SettingError(f"sweep {sweep.name}: {count} trials are more than {MOST_TRIALS}; split it up")
+    datasets: dict[str, DatasetSpec] = {}
+    trials: dict[str, tuple[str, TrialSpec]] = {}
+    dropped: list[tuple[str, str]] = []
+    invalid: dict[str, str] = {}
+    for combination in _combinations(sweep):
+        settings = dict(combination.settings)
+        given = settings.pop("dataset")
+        key = repr(given)
+        if key not in datasets:
+            try:
+                datasets[key] = resolve(given)
+            except SettingError as error:
+                raise SettingError(f"sweep {sweep.name}: {error}") from None
+        _exactly_two(sweep, combination)
+        for seed in combination.seeds:
+            text = combination.text + (f" seed={seed}" if len(combination.seeds) > 1 else "")
+            try:
+                trial = TrialSpec(datasets[key], **{**_sizes(settings), "seed": seed})
+            except SettingError as error:
+                dropped.append((text, str(error)))
+                invalid.setdefault(combination.text, str(error))
+                continue
+            _add(sweep, trials, text, trial)
+            sweep.resources.for_trial(trial)
+    if invalid and (not sweep.skip_invalid or not trials):
+        raise SettingError(_impossible(sweep, invalid, len(dropped), len(trials) + len(dropped)))
+    return Plan(tuple(trial for _, trial in trials.values()), tuple(dropped))
+
+
+def _size(sweep: SweepSpec) -> int:
+    """How many trials there are at most, without making them."""
+    axes = {key: len(values) for key, values in sweep.grid.items()}
+    points = sweep.points or ({},)
+    crossed = (math.prod(axes[key] for key in axes if key not in point) for point in points)
+    return len(sweep.seeds) * sum(crossed)
+
+
+def _combinations(sweep: SweepSpec) -> Iterable[_Combination]:
+    for point in sweep.points or ({},):
+        axes = {key: values for key, values in sweep.grid.items() if key not in point}
+        for values in itertools.product(*axes.values()):
+            varied = {**point, **dict(zip(axes, values, strict=True))}
+            settings = {**sweep.base, **varied}
+            seeds = (settings.pop("seed"),) if "seed" in settings else sweep.seeds
+            text = " ".join(f"{key}={_value_text(value)}" for key, value in varied.items())
+            yield _Combination(text or "base", settings, seeds)
+
+
+def _value_text(value: Any) -> str:
+    if isinstance(value, dict):
+        return ":".join(str(value[key]) for key in ("source", "path") if key in value) or str(value)
+    return str(value)
+
+
+def _exactly_two(sweep: SweepSpec, combination: _Combination) -> None:
+    """A file that gives one or three of the three sizes is mistaken, not a combination to be dropped."""
+    given = [f"{name}={combination.settings[name]}" for name in SIZES if name in combination.settings]
+    if len(given) not in (0, 2):
+        raise SettingError(
+            f"sweep {sweep.name}: {combination.text}: {len(given)} of the three sizes are given "
+            f"({', '.join(given)}); give exactly two of {', '.join(SIZES)}, for images_per_class = "
+            "inner_steps x images_per_class_per_step"
+        )
+
+
+def _sizes(settings: dict[str, Any]) -> dict[str, Any]:
+    """``settings`` in terms of images_per_class and inner_steps, as `TrialSpec` has them."""
+    out = dict(settings)
+    if "images_per_class_per_step" not in out:
+        return out
+    per_step = out.pop("images_per_class_per_step")
+    if "inner_steps" in out:
+        out["images_per_class"] = out["inner_steps"] * per_step
+    elif out["images_per_class"] % per_step:
+        raise SettingError(
+            f"images_per_class: {out['images_per_class']} does not divide into images_per_class_per_step "
+            f"{per_step}; images_per_class = inner_steps x images_per_class_per_step"
+        )
+    else:
+        out["inner_steps"] = out["images_per_class"] // per_step
+    return out
+
+
+def _add(sweep: SweepSpec, trials: dict[str, tuple[str, TrialSpec]], text: str, trial: TrialSpec) -> None:
+    if trial.trial_id in trials:
+        before, other = trials[trial.trial_id]
+        both = f"sweep {sweep.name}: `{before}` and `{text}`"
+        same = replace(trial, dataset=other.dataset) == other
+        if same and trial.dataset.identity() == other.dataset.identity():
+            hint = trial.init == "fixed" and before != text
+            why = " (a fixed trial has models_per_step 1)" if hint else ""
+            raise SettingError(f"{both} are the same trial, {trial.trial_id}{why}; leave one of them out")
+        raise SettingError(
+            f"{both} are different trials with one id, {trial.trial_id}; leave one of them out"
+        )
+    trials[trial.trial_id] = (text, trial)
+
+
+def _impossible(sweep: SweepSpec, invalid: dict[str, str], count: int, total: int) -> str:
+    lines = [f"sweep {sweep.name}: {count} of {total} trials are impossible:"]
+    lines += [f"  {text}: {reason}" for text, reason in itertools.islice(invalid.items(), _LISTED)]
+    if len(invalid) > _LISTED:
+        lines.append(f"  ... and {len(invalid) - _LISTED} more combinations")
+    if count < total:
+        lines.append("Change them, or set `skip_invalid: true` to leave them out.")
+    return "\n".join(lines)

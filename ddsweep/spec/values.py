@@ -1,0 +1,195 @@
+"""Single values of a sweep file: types made right, ranges, and the words of the messages.
+
+PyYAML reads ``1e-3`` as text and ``on`` as true; what may be given, in which spelling, is decided here
+and nowhere else. What makes a value possible is asked of `TrialSpec` itself.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+from pydantic import BeforeValidator
+from pydantic_core import PydanticCustomError
+
+from ddsweep.catalog import CHOICES, DATASETS, TrialSpec, parse_network
+from ddsweep.errors import SettingError
+
+KINDS = {item.name: str(item.type) for item in fields(TrialSpec)} | {"images_per_class_per_step": "int"}
+SCIENCE_SETTINGS = tuple(KINDS)
+"""What ``base``, ``grid`` and ``points`` may give: the fields of `TrialSpec` and the third of
+images_per_class = inner_steps x images_per_class_per_step."""
+
+SIZES = ("images_per_class", "inner_steps", "images_per_class_per_step")
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\Z")
+MOST_TRIALS = 100_000
+
+
+def real(value: Any) -> float:
+    """A number; also one that YAML 1.1 reads as text, such as 1e-3. Truth values are no numbers."""
+    if isinstance(value, str) and _NUMBER.match(value.strip()):
+        value = float(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{value!r} is not a number")
+    return float(value)
+
+
+def whole(value: Any) -> int:
+    """A whole number; 3.0 and 1e3 are whole, 3.5 and true are not."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    try:
+        number = real(value)
+    except ValueError:
+        number = math.nan
+    if not number.is_integer():
+        raise ValueError(f"{value!r} is not a whole number")
+    return int(number)
+
+
+def like(word: Any, allowed: Iterable[str]) -> str:
+    near = difflib.get_close_matches(str(word), list(allowed), n=1)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def word(value: Any, allowed: Sequence[str]) -> str:
+    if not isinstance(value, str) or value not in allowed:
+        raise ValueError(f"{value!r} is not one of {', '.join(allowed)}{like(value, allowed)}")
+    return value
+
+
+def setting(name: str, value: Any) -> Any:
+    """One science setting with its type made right. Raises `ValueError` if it is wrong by itself."""
+    kind = KINDS[name]
+    if name == "dataset":
+        if not value or not isinstance(value, str | dict):
+            raise ValueError(f"{value!r} is neither a name nor a mapping such as {{source: folder, ...}}")
+        return value
+    if value is None and kind.endswith("None"):
+        return None
+    if name in CHOICES:
+        return word(value, CHOICES[name])
+    if kind == "int":
+        value = whole(value)
+    elif kind.startswith("float"):
+        value = real(value)
+    elif not isinstance(value, str):
+        raise ValueError(f"{value!r} is not text")
+    if name in ("seed", "split_seed") and value < 0:
+        raise ValueError(f"{value} must be at least 0")
+    try:
+        _alone(name, value)
+    except SettingError as error:
+        raise ValueError(str(error).partition(": ")[2] or str(error)) from None
+    return value
+
+
+def _alone(name: str, value: Any) -> None:
+    """Raises `SettingError` if no trial can have this value, whatever its other settings are."""
+    if name == "network":
+        # A size that every network of that kind takes, for any depth that makes sense.
+        side = 1 << 20 if value.strip().startswith("convnet") else 32
+        parse_network(value, (3, side, side))
+    else:
+        TrialSpec(DATASETS["digits"], **{"images_per_class" if name in SIZES else name: value})
+
+
+# ------------------------------------------------------------------------------ groups of settings
+
+Problem = tuple[str, str]
+"""(dotted key, what is wrong with it)"""
+
+
+def settings_of(given: Any, where: str, problems: list[Problem]) -> dict[str, Any]:
+    """A mapping of science settings, typed; what is wrong is added to ``problems``."""
+    if not isinstance(given, dict):
+        problems.append((where, f"{shown(given)} is not a mapping of settings to values"))
+        return {}
+    out: dict[str, Any] = {}
+    for key, value in given.items():
+        if key not in KINDS:
+            problems.append((f"{where}.{key}", unknown(key, SCIENCE_SETTINGS)))
+            continue
+        try:
+            out[key] = setting(key, value)
+        except ValueError as error:
+            problems.append((f"{where}.{key}", str(error)))
+    return out
+
+
+def unknown(key: Any, allowed: Iterable[str]) -> str:
+    allowed = list(allowed)
+    return f"unknown key {key!r}{like(key, allowed)}; allowed are {', '.join(allowed)}"
+
+
+def shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def refuse(problems: list[Problem]) -> None:
+    if problems:
+        raise PydanticCustomError("settings", "wrong settings", {"problems": problems})
+
+
+def words_of(
+    allowed: Sequence[str], *, short: Mapping[str, tuple[str, ...]] | None = None
+) -> BeforeValidator:
+    """Validates a list of distinct words; ``short`` are words that stand for a whole list."""
+
+    def check(value: Any) -> tuple[str, ...]:
+        if isinstance(value, str) and short and value in short:
+            return short[value]
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"{shown(value)} is not a list of words from {', '.join(allowed)}")
+        words = tuple(word(item, allowed) for item in value)
+        if len(set(words)) < len(words):
+            raise ValueError(f"{list(words)} names one of them twice")
+        return words
+
+    return BeforeValidator(check)
+
+
+def wholes(value: Any, least: int) -> tuple[int, ...]:
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"{shown(value)} is not a list of whole numbers")
+    numbers = tuple(whole(item) for item in value)
+    if numbers and min(numbers) < least:
+        raise ValueError(f"{min(numbers)} must be at least {least}")
+    if len(set(numbers)) < len(numbers):
+        raise ValueError(f"{shown(value)} gives a number twice")
+    return numbers
+
+
+def amount(value: Any, *, shared: bool = False) -> float | dict[Any, Any]:
+    """CPUs or GPUs of a trial: a number, or ``{by: setting, value: number, ..., default: number}``.
+
+    ``shared``: beyond one only whole numbers, for one trial cannot have a part of a second GPU.
+    """
+    if not isinstance(value, dict):
+        return _number_of(value, shared)
+    by = value.get("by")
+    if not isinstance(by, str) or by not in KINDS:
+        near = like(by, KINDS)
+        raise ValueError(f"by: {by!r} is not a setting{near}; e.g. {{by: images_per_class, 1: 0.1}}")
+    if len(value) < 2:
+        raise ValueError(f"{shown(value)} gives no amount; e.g. {{by: {by}, default: 1}}")
+    entries = {
+        key if key == "default" else setting(by, key): _number_of(number, shared)
+        for key, number in value.items()
+        if key != "by"
+    }
+    return {"by": by, **entries}
+
+
+def _number_of(value: Any, shared: bool) -> float:
+    number = real(value)
+    if not 0 <= number < math.inf:
+        raise ValueError(f"{value!r} must be at least 0")
+    if shared and number > 1 and not number.is_integer():
+        raise ValueError(f"{value!r} must be a fraction between 0 and 1, or a whole number")
+    return number

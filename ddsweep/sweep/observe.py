@@ -1,0 +1,164 @@
+"""What a person sees of a running sweep: a live table in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Literal
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from ddsweep.catalog import TrialSpec
+
+__all__ = ["Board", "State"]
+
+State = Literal["pending", "running", "evaluating", "done", "failed", "drained"]
+_ORDER: tuple[State, ...] = ("running", "evaluating", "failed", "drained", "pending", "done")
+_SHOWN = 20
+_LINE_EVERY_S = 15.0
+
+
+@dataclass
+class _Seen:
+    """The last that is known of one trial."""
+
+    spec: TrialSpec
+    label: str
+    state: State = "pending"
+    outer_step: int = 0
+    started_step: int | None = None
+    started_at: float = 0.0
+    outer_loss: float | None = None
+    val_score: float | None = None
+
+
+class Board:
+    """The states of all trials, fed by the runner from several threads and drawn by ``rich``.
+
+    As a context manager it draws while the sweep runs. Lines are printed when a trial changes its
+    state and, if nothing does, every 15 seconds.
+    """
+
+    def __init__(self, console: Console, labels: dict[str, str], trials: Sequence[TrialSpec]) -> None:
+        self._console = console
+        self._trials = {spec.trial_id: _Seen(spec, labels[spec.trial_id]) for spec in trials}
+        self._lock = threading.Lock()
+        self._started = self._last_line = time.monotonic()
+        self._live = Live(get_renderable=self._render, console=console, refresh_per_second=2, transient=True)
+
+    def __enter__(self) -> Board:
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._console.is_terminal:
+            self._live.stop()
+
+    def state_of(self, trial_id: str) -> State:
+        with self._lock:
+            return self._trials[trial_id].state
+
+    def counts(self) -> Counter[State]:
+        with self._lock:
+            return Counter(seen.state for seen in self._trials.values())
+
+    def set_state(self, trial_id: str, state: State) -> None:
+        with self._lock:
+            seen = self._trials[trial_id]
+            changed, seen.state = seen.state != state, state
+        if changed and not self._console.is_terminal:
+            self._print_line(seen)
+
+    def progress(
+        self, trial_id: str, outer_step: int, outer_loss: float | None, val_score: float | None
+    ) -> None:
+        """A logged outer step of a running trial."""
+        with self._lock:
+            seen = self._trials[trial_id]
+            if seen.started_step is None:
+                seen.started_step, seen.started_at = outer_step, time.monotonic()
+            seen.state, seen.outer_step, seen.outer_loss = "running", outer_step, outer_loss
+            seen.val_score = val_score if val_score is not None else seen.val_score
+        overdue = time.monotonic() - self._last_line > _LINE_EVERY_S
+        if overdue and not self._console.is_terminal:
+            self._print_line(seen)
+
+    def say(self, text: str) -> None:
+        """A line for the reader, above the live table."""
+        self._console.print(text, highlight=False)
+
+    # ------------------------------------------------------------------------------------- drawing
+
+    def _print_line(self, seen: _Seen) -> None:
+        self._last_line = time.monotonic()
+        self._console.print(f"{self._summary()} | {seen.label}: {self._words(seen)}", highlight=False)
+
+    def _words(self, seen: _Seen) -> str:
+        words: list[str] = [seen.state]
+        if seen.outer_step:
+            words.append(f"step {seen.outer_step}/{seen.spec.outer_steps}")
+        if seen.outer_loss is not None:
+            words.append(f"loss {seen.outer_loss:.3f}")
+        if seen.val_score is not None:
+            words.append(f"validation {100 * seen.val_score:.1f} %")
+        return ", ".join(words)
+
+    def _summary(self) -> str:
+        counts = self.counts()
+        done, total = counts["done"], len(self._trials)
+        text = f"{done}/{total} done, {counts['running']} running, {counts['evaluating']} evaluating"
+        if counts["failed"]:
+            text += f", {counts['failed']} failed"
+        elapsed = time.monotonic() - self._started
+        text += f", {_clock(elapsed)}"
+        eta = self._eta(elapsed)
+        return text if eta is None else f"{text}, about {_clock(eta)} left"
+
+    def _eta(self, elapsed: float) -> float | None:
+        """Seconds left, if trials go on as they went: by the share of outer steps that are done."""
+        with self._lock:
+            total = sum(seen.spec.outer_steps for seen in self._trials.values())
+            before = sum(seen.started_step or 0 for seen in self._trials.values())
+            done = sum(
+                seen.spec.outer_steps if seen.state in ("done", "evaluating", "failed") else seen.outer_step
+                for seen in self._trials.values()
+            )
+        gained = done - before
+        if gained <= 0 or done >= total:
+            return None
+        return elapsed * (total - done) / gained
+
+    def _render(self) -> RenderableType:
+        table = Table(box=None, pad_edge=False)
+        table.add_column("trial", no_wrap=True)
+        for heading in ("state", "outer step", "loss", "validation"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        with self._lock:
+            ranked = sorted(self._trials.values(), key=lambda seen: _ORDER.index(seen.state))
+        for seen in ranked[:_SHOWN]:
+            table.add_row(
+                seen.label,
+                seen.state,
+                f"{seen.outer_step}/{seen.spec.outer_steps}" if seen.outer_step else "",
+                "" if seen.outer_loss is None else f"{seen.outer_loss:.3f}",
+                "" if seen.val_score is None else f"{100 * seen.val_score:.1f} %",
+            )
+        hidden = len(ranked) - _SHOWN
+        more = [Text(f"and {hidden} more")] if hidden > 0 else []
+        return Group(table, *more, Text(self._summary(), style="bold"))
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

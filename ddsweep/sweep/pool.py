@@ -1,0 +1,280 @@
+"""EvalPool: named Ray actors, each with a shard of the held-out networks, and the queue that feeds them.
+
+Group g of every trial belongs to shard g mod the number of shards. An actor that dies is restarted by
+Ray, and its work goes to the next one meanwhile; rows do not depend on who computes them.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+
+from ddsweep.catalog import EvaluationSpec, EvalUnit, TrialSpec
+from ddsweep.data.sources import Splits
+from ddsweep.errors import UserError
+from ddsweep.evaluation import evaluate_unit, finish, missing_units
+from ddsweep.results.layout import SweepDirectory
+from ddsweep.sweep.observe import State
+from ddsweep.trial import pick_device, record_failure
+
+__all__ = ["EvalPool", "SharedSplits", "get_splits", "put_splits", "splits_key"]
+
+MAX_ATTEMPTS = 5
+"""Times that one unit is tried on actors that die under it before its trial is said to have failed."""
+
+IN_FLIGHT = 2
+"""Units given to one actor at a time: the next one waits there, the others here, where a drain sees them."""
+
+_TENSORS = tuple(
+    f"{part}_{kind}" for part in ("train", "validation", "test") for kind in ("images", "labels")
+)
+
+
+# ------------------------------------------------------------------------------- data, once per node
+
+
+@dataclass(frozen=True)
+class SharedSplits:
+    """`Splits` in Ray's object store: a reference to its arrays, and what is small."""
+
+    arrays: Any
+    rest: Splits
+
+
+def splits_key(spec: TrialSpec) -> str:
+    """Trials with the same key share data and split."""
+    return repr((spec.dataset, spec.validation_fraction, spec.split_seed))
+
+
+def put_splits(splits: Splits) -> SharedSplits:
+    """Put the tensors into the object store as numpy arrays, which all processes of a node read in place."""
+    arrays = {name: getattr(splits, name).numpy() for name in _TENSORS}
+    nothing: dict[str, Any] = dict.fromkeys(_TENSORS, torch.empty(0))
+    return SharedSplits(ray.put(arrays), replace(splits, **nothing))
+
+
+def get_splits(shared: SharedSplits) -> Splits:
+    """The splits back, without a copy."""
+    arrays: Mapping[str, np.ndarray[Any, Any]] = ray.get(shared.arrays)
+    with warnings.catch_warnings():
+        # torch knows no read-only tensors and warns of such arrays; nothing here writes to data.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        tensors: dict[str, Any] = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    return replace(shared.rest, **tensors)
+
+
+# ------------------------------------------------------------------------------------------ the actors
+
+
+class EvalShard:
+    """One actor of the pool. Networks are functions of their index, so its shard needs no memory."""
+
+    def __init__(
+        self,
+        label: str,
+        evaluation: EvaluationSpec,
+        directory: SweepDirectory,
+        device: str,
+        gpus: float,
+    ) -> None:
+        self._label = label
+        self._splits: dict[str, Splits] = {}
+        self._evaluation = evaluation
+        self._directory = directory
+        self._device = pick_device(device, gpus)
+
+    def __repr__(self) -> str:  # what the dashboard and the logs call it
+        return self._label
+
+    def ready(self) -> str:
+        return self._label
+
+    def evaluate(self, spec: TrialSpec, unit: EvalUnit, shared: SharedSplits) -> None:
+        # The data comes with each call: what a constructor was given may be gone when Ray restarts an actor.
+        key = splits_key(spec)
+        if key not in self._splits:
+            self._splits[key] = get_splits(shared)
+        evaluate_unit(spec, unit, self._evaluation, self._splits[key], self._directory, self._device)
+
+
+@dataclass
+class _Task:
+    spec: TrialSpec
+    unit: EvalUnit
+    attempts: int = 0
+
+
+class EvalPool:
+    """Evaluates distilled trials on ``shards`` actors while other trials still run.
+
+    ``submit`` returns at once. ``on_state(trial_id, state)`` is called from the pool's own thread with
+    ``evaluating``, ``done`` or ``failed``. Actors ask for no CPU, so they fit beside any trial, and for
+    ``gpus`` of a GPU each.
+    """
+
+    def __init__(
+        self,
+        sweep: str,
+        shards: int,
+        shared: dict[str, SharedSplits],
+        evaluation: EvaluationSpec,
+        directory: SweepDirectory,
+        *,
+        device: str,
+        gpus: float,
+        on_state: Callable[[str, State], None],
+    ) -> None:
+        self._sweep, self._evaluation, self._directory = sweep, evaluation, directory
+        self._shared = shared
+        self._on_state = on_state
+        self._actors = [
+            ray.remote(EvalShard)
+            .options(
+                name=f"eval-{sweep}-{shard}", num_cpus=0, num_gpus=gpus, max_restarts=-1, max_task_retries=0
+            )
+            .remote(f"eval shard {shard} of {sweep}", evaluation, directory, device, gpus)
+            for shard in range(shards)
+        ]
+        self._waiting: list[deque[_Task]] = [deque() for _ in range(shards)]
+        self._running: dict[Any, tuple[int, _Task]] = {}
+        self._left: dict[str, int] = {}
+        self._lock = threading.Condition()
+        self._closing = self._draining = False
+        self._broken: Exception | None = None
+        self._thread = threading.Thread(target=self._work, name="eval-pool", daemon=True)
+
+    def start(self, timeout_s: float = 300.0) -> None:
+        """Wait until every actor answers. Raises `UserError` if they cannot be placed in time."""
+        try:
+            ray.get([actor.ready.remote() for actor in self._actors], timeout=timeout_s)
+        except ray.exceptions.GetTimeoutError:
+            raise UserError(
+                f"evaluate: {len(self._actors)} shards could not be placed within {timeout_s:.0f} s; ask for "
+                "fewer shards or a smaller evaluate.gpus"
+            ) from None
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, UserError):
+                raise error.cause from None
+            raise
+        self._thread.start()
+
+    def submit(self, spec: TrialSpec) -> None:
+        """Queue what is missing of the evaluation of a distilled trial."""
+        tasks = [_Task(spec, unit) for unit in missing_units(spec, self._evaluation, self._directory)]
+        self._on_state(spec.trial_id, "evaluating")
+        if not tasks:
+            self._finish(spec)
+            return
+        with self._lock:
+            self._left[spec.trial_id] = len(tasks)
+            for task in tasks:
+                self._waiting[task.unit.group % len(self._actors)].append(task)
+            self._lock.notify()
+
+    def close(self, *, drain: bool) -> None:
+        """Wait for what was submitted; with ``drain`` only for what the actors already have."""
+        with self._lock:
+            self._closing, self._draining = True, drain
+            if drain:
+                for waiting in self._waiting:
+                    waiting.clear()
+            self._lock.notify()
+        while self._thread.is_alive():
+            self._thread.join(0.5)  # in pieces: a join without limit would hold back signals
+        for actor in self._actors:
+            ray.kill(actor)
+        if self._broken is not None:
+            raise self._broken
+
+    def begin_drain(self) -> None:
+        """Give out no more work; safe to call at any time."""
+        with self._lock:
+            self._draining = True
+            for waiting in self._waiting:
+                waiting.clear()
+
+    # ------------------------------------------------------------------------ the pool's own thread
+
+    def _work(self) -> None:
+        try:
+            self._feed_and_collect()
+        except Exception as error:  # a defect of this module, or of Ray: `close` tells the caller
+            self._broken = error
+
+    def _feed_and_collect(self) -> None:
+        while True:
+            with self._lock:
+                self._give_out()
+                if not self._running:
+                    if self._closing:
+                        return
+                    self._lock.wait(1.0)
+                    continue
+                references = list(self._running)
+            finished, _ = ray.wait(references, num_returns=1, timeout=0.5)
+            for reference in finished:
+                self._collect(reference)
+
+    def _give_out(self) -> None:
+        busy = [shard for shard, _ in self._running.values()]
+        for shard, waiting in enumerate(self._waiting):
+            while waiting and busy.count(shard) < IN_FLIGHT:
+                task = waiting.popleft()
+                shared = self._shared[splits_key(task.spec)]
+                reference = self._actors[shard].evaluate.remote(task.spec, task.unit, shared)
+                self._running[reference] = (shard, task)
+                busy.append(shard)
+
+    def _collect(self, reference: Any) -> None:
+        with self._lock:
+            shard, task = self._running.pop(reference)
+        try:
+            ray.get(reference)
+        except ray.exceptions.RayTaskError as error:  # the evaluation itself failed: again would not help
+            self._fail(task, error.cause if isinstance(error.cause, Exception) else error)
+            return
+        except ray.exceptions.RayError as error:  # the actor died, or the data on its node is lost
+            self._try_elsewhere(shard, task, error)
+            return
+        with self._lock:
+            left = self._left.get(task.spec.trial_id)
+            if left is None:
+                return  # another unit of this trial failed
+            self._left[task.spec.trial_id] = left - 1
+        if left == 1:
+            self._finish(task.spec)
+
+    def _try_elsewhere(self, shard: int, task: _Task, error: Exception) -> None:
+        task.attempts += 1
+        if task.attempts >= MAX_ATTEMPTS:
+            self._fail(task, error)
+            return
+        with self._lock:
+            if not self._draining:
+                self._waiting[(shard + 1) % len(self._actors)].appendleft(task)
+
+    def _finish(self, spec: TrialSpec) -> None:
+        try:
+            complete = finish(spec, self._evaluation, self._directory, self._sweep)
+        except Exception as error:  # a full disk, say: this trial failed, the sweep goes on
+            record_failure(self._directory, spec, self._sweep, error, "evaluation", 1)
+            complete = False
+        self._on_state(spec.trial_id, "done" if complete else "failed")
+
+    def _fail(self, task: _Task, error: Exception) -> None:
+        spec = task.spec
+        with self._lock:
+            self._left.pop(spec.trial_id, None)
+            for waiting in self._waiting:
+                for other in [other for other in waiting if other.spec.trial_id == spec.trial_id]:
+                    waiting.remove(other)
+        record_failure(self._directory, spec, self._sweep, error, "evaluation", task.attempts + 1)
+        self._on_state(spec.trial_id, "failed")

@@ -1,0 +1,421 @@
+"""`run_sweep`: what is missing of a sweep, distilled by Ray Tune and evaluated by the pool meanwhile.
+
+Tune packs, retries and watches; which trials there are and which are done is read off the files. A
+trial's function returns as soon as the stop file is there, so draining is the same for all causes.
+"""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.trainable.function_trainable import wrap_function
+
+from ddsweep.catalog import TrialSpec
+from ddsweep.data.sources import Splits, load_splits
+from ddsweep.errors import DivergedError, UserError
+from ddsweep.evaluation import trial_is_done
+from ddsweep.results.layout import SweepDirectory
+from ddsweep.spec import SweepSpec
+from ddsweep.sweep.observe import Board
+from ddsweep.sweep.pool import EvalPool, SharedSplits, get_splits, put_splits, splits_key
+from ddsweep.sweep.session import RaySession, ray_session
+from ddsweep.trial import Progress, TrialSettings, distil_trial, is_distilled, record_failure
+
+__all__ = ["Interrupted", "Outcome", "run_sweep"]
+
+REUSE_BELOW_S = 120.0
+"""Trials shorter than this share worker processes: a fresh one takes seconds to import torch and Ray."""
+
+EVAL_GPUS = 0.1
+"""The part of a GPU that an evaluation shard asks for where trials run on GPUs."""
+
+
+class Interrupted(Exception):
+    """A second signal came while the sweep was draining."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How many trials of the plan are done, failed, and left for the next run because of a drain."""
+
+    done: int
+    failed: int
+    left: int
+
+    @property
+    def exit_code(self) -> int:
+        """0 all done, 2 some failed, 75 drained before the end."""
+        if self.left:
+            return 75
+        return 2 if self.failed else 0
+
+
+# -------------------------------------------------------------------------------- before the work
+
+
+def check_placement(sweep: SweepSpec, trials: Sequence[TrialSpec], session: RaySession) -> float:
+    """The part of a GPU for each evaluation shard. Raises `UserError` for trials or shards that could
+    never be placed: all shards must fit beside the largest trial."""
+    needs = [sweep.resources.for_trial(trial) for trial in trials]
+    cpus, gpus = max(c for c, _ in needs), max(g for _, g in needs)
+    eval_gpus = sweep.evaluate.gpus
+    if eval_gpus is None:
+        eval_gpus = EVAL_GPUS if gpus > 0 and sweep.resources.device != "cpu" else 0.0
+    if cpus > session.cpus:
+        raise UserError(
+            f"resources.cpus: a trial asks for {cpus:g} CPUs, but there are {session.cpus:g}; ask for less, "
+            "or set resources.total_cpus to what may be used"
+        )
+    if gpus > session.gpus:
+        raise UserError(
+            f"resources.gpus: a trial asks for {gpus:g} GPUs, but Ray found {session.gpus:g}; set "
+            "resources.gpus=0 to run on the CPU"
+        )
+    shards = sweep.evaluate.shards
+    if not _shards_fit(shards, eval_gpus, gpus, int(session.gpus)):
+        raise UserError(
+            f"evaluate: {shards} shards of {eval_gpus:g} GPU each cannot be placed beside a trial of "
+            f"{gpus:g} on {session.gpus:g} GPUs; ask for fewer evaluate.shards, or a smaller "
+            "evaluate.gpus or resources.gpus"
+        )
+    return eval_gpus
+
+
+def _shards_fit(shards: int, share: float, trial: float, devices: int) -> bool:
+    """Whether ``shards`` parts of ``share`` fit on GPUs of which the trial takes ``trial`` (a part of one
+    GPU, or whole ones): a part never spans two GPUs."""
+    if share == 0:
+        return True
+    tiny = 1e-9
+    per_device = int((1 + tiny) / share)
+    if trial >= 1:
+        return shards <= (devices - int(trial)) * per_device
+    beside = int((1 - trial + tiny) / share)
+    return devices > 0 and shards <= (devices - 1) * per_device + beside
+
+
+def load_all_splits(trials: Sequence[TrialSpec], root: Path | None) -> dict[str, Splits]:
+    """Each data set and split that the trials need, by `splits_key`."""
+    found: dict[str, Splits] = {}
+    for trial in trials:
+        key = splits_key(trial)
+        if key not in found:
+            found[key] = load_splits(
+                trial.dataset,
+                root,
+                validation_fraction=trial.validation_fraction,
+                split_seed=trial.split_seed,
+            )
+    return found
+
+
+# ------------------------------------------------------------------------------------- one trial
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What a worker process needs to run any trial of the sweep."""
+
+    sweep: str
+    trials: Mapping[str, TrialSpec]
+    settings: Mapping[str, TrialSettings]
+    shared: Mapping[str, SharedSplits]
+    directory: SweepDirectory
+
+
+def _distil_in_worker(work: _Work, trial_id: str) -> None:
+    """Runs in a Tune worker. Errors that a retry cannot mend are recorded and end the trial at once; any
+    other is raised, and Tune tries again."""
+    spec = work.trials[trial_id]
+
+    def should_stop() -> bool:
+        return work.directory.stop_file.exists()
+
+    if should_stop():
+        tune.report({"state": "drained"})
+        return
+
+    def on_progress(progress: Progress) -> None:
+        tune.report(
+            {
+                "state": "running",
+                "outer_step": progress.outer_step,
+                "outer_loss": progress.outer_loss,
+                "val_score": progress.val_score,
+            }
+        )
+
+    try:
+        distilled = distil_trial(
+            spec,
+            get_splits(work.shared[splits_key(spec)]),
+            work.directory,
+            work.settings[trial_id],
+            should_stop=should_stop,
+            on_progress=on_progress,
+        )
+    except (DivergedError, UserError) as error:
+        record_failure(work.directory, spec, work.sweep, error, "distillation", 1)
+        tune.report({"state": "failed"})
+        return
+    tune.report({"state": "distilled" if distilled else "drained"})
+
+
+def _trainable(
+    work: _Work,
+    requests: Mapping[str, tuple[float, float]],
+    name: str,
+    labels: Mapping[str, str] | None,
+) -> type[tune.Trainable]:
+    """A Tune trainable whose actors have readable names in the dashboard: that of their trial, or, where
+    workers are reused, that of the sweep (Ray asks an actor for its name only once). ``requests`` has the
+    CPUs and GPUs of each trial."""
+    reference = ray.put(work)
+
+    def distil(config: dict[str, Any]) -> None:
+        _distil_in_worker(ray.get(reference), config["trial_id"])
+
+    wrapped: type[tune.Trainable] = wrap_function(distil)
+
+    class Distil(wrapped):
+        def __repr__(self) -> str:
+            return name if labels is None else f"distil {labels[self.config['trial_id']]}"
+
+        @classmethod
+        def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
+            cpus, gpus = requests[config["trial_id"]]
+            return tune.PlacementGroupFactory([{"CPU": cpus, "GPU": gpus} if gpus else {"CPU": cpus}])
+
+    return Distil
+
+
+class _Watcher(tune.Callback):
+    """Carries what Tune hears from trials to the board and the pool. Never blocks on evaluation."""
+
+    def __init__(
+        self,
+        trials: Mapping[str, TrialSpec],
+        board: Board,
+        on_distilled: Callable[[TrialSpec], None],
+        on_broken: Callable[[TrialSpec, Path | None], None],
+    ) -> None:
+        self._trials, self._board = trials, board
+        self._on_distilled, self._on_broken = on_distilled, on_broken
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles callbacks for a restore, which never comes: resuming goes by the files
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._board.set_state(trial.config["trial_id"], "running")
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        trial_id, state = trial.config["trial_id"], result.get("state")
+        if state == "running":
+            self._board.progress(trial_id, result["outer_step"], result["outer_loss"], result["val_score"])
+        elif state == "distilled":
+            self._on_distilled(self._trials[trial_id])
+        elif state in ("failed", "drained"):
+            self._board.set_state(trial_id, state)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        trial_id = trial.config["trial_id"]
+        error_file = trial.error_file
+        self._on_broken(self._trials[trial_id], Path(error_file) if error_file else None)
+        self._board.set_state(trial_id, "failed")
+
+
+class WorkerError(Exception):
+    """A trial's worker died, or raised something unforeseen, more often than ``max_failures`` allows."""
+
+
+def _last_line(error_file: Path | None) -> str:
+    try:
+        lines = error_file.read_text(encoding="utf-8").strip().splitlines() if error_file else []
+    except OSError:
+        lines = []
+    return lines[-1].strip() if lines else "the worker process died"
+
+
+# ------------------------------------------------------------------------------------- the sweep
+
+
+@contextmanager
+def _drain_on_signal(drain: Callable[[str], None]) -> Iterator[None]:
+    """SIGINT or SIGTERM drains; a second one raises `Interrupted` in the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    seen: list[int] = []
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        if seen:
+            raise Interrupted
+        seen.append(number)
+        drain(signal.Signals(number).name)
+
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+def run_sweep(
+    sweep: SweepSpec,
+    trials: Sequence[TrialSpec],
+    directory: SweepDirectory,
+    board: Board,
+    *,
+    data_root: Path | None,
+    address: str | None = None,
+    seconds: Mapping[str, float],
+    labels: Mapping[str, str],
+    only_evaluate: bool = False,
+    on_ready: Callable[[], None] = lambda: None,
+) -> Outcome:
+    """Distil and evaluate what is missing of ``trials``; the caller holds the sweep's lock.
+
+    ``only_evaluate`` leaves alone what is not distilled yet. ``on_ready`` is called once nothing that a
+    user asked for is left to refuse.
+
+    ``seconds`` is the estimated time of each trial. Raises `UserError` before any work for data that is
+    not there and resources that do not fit.
+    """
+    directory = SweepDirectory(directory.root.resolve())  # workers may run in another folder
+    evaluation = sweep.evaluate.spec()
+    missing = [trial for trial in trials if not trial_is_done(trial, evaluation, directory)]
+    for trial in trials:
+        if trial not in missing:
+            board.set_state(trial.trial_id, "done")
+    if not missing:
+        on_ready()
+        return Outcome(len(trials), 0, 0)
+    directory.stop_file.unlink(missing_ok=True)
+    for trial in missing:
+        directory.failure_part(trial.trial_id).unlink(missing_ok=True)
+    distilled = [trial for trial in missing if is_distilled(trial, directory)]
+    to_distil = [] if only_evaluate else [trial for trial in missing if trial not in distilled]
+    if not distilled and not to_distil:
+        raise UserError(f"{directory.root}: no trial is distilled yet; run the sweep first")
+    splits = load_all_splits(missing, data_root)
+    resources = sweep.resources
+    with ray_session(
+        address=address,
+        cpus=resources.total_cpus,
+        gpus=resources.total_gpus,
+        dashboard=resources.dashboard,
+    ) as session:
+        eval_gpus = check_placement(sweep, missing, session)
+        on_ready()
+        if session.dashboard:
+            board.say(_dashboard_line(session))
+        shared = {key: put_splits(value) for key, value in splits.items()}
+        pool = EvalPool(
+            sweep.name,
+            sweep.evaluate.shards,
+            shared,
+            evaluation,
+            directory,
+            device=resources.device,
+            gpus=eval_gpus,
+            on_state=board.set_state,
+        )
+        pool.start()
+
+        def drain(cause: str) -> None:
+            directory.stop_file.touch()
+            pool_drain = threading.Thread(target=pool.begin_drain, daemon=True)
+            pool_drain.start()  # a signal handler must not wait for a lock that its own thread may hold
+            board.say(f"{cause}: draining; trials checkpoint and stop (again to stop at once)")
+
+        with _drain_on_signal(drain):
+            for trial in distilled:
+                pool.submit(trial)
+            if to_distil:
+                work = _Work(
+                    sweep=sweep.name,
+                    trials={trial.trial_id: trial for trial in to_distil},
+                    settings={trial.trial_id: _settings(sweep, trial) for trial in to_distil},
+                    shared=shared,
+                    directory=directory,
+                )
+                _tune(sweep, work, session, board, pool, seconds, labels)
+            draining = directory.stop_file.exists()
+            pool.close(drain=draining)
+    directory.stop_file.unlink(missing_ok=True)
+    counts = board.counts()
+    done, failed = counts["done"], counts["failed"]
+    return Outcome(done, failed, len(trials) - done - failed)
+
+
+def _settings(sweep: SweepSpec, trial: TrialSpec) -> TrialSettings:
+    resources = sweep.resources
+    cpus, gpus = resources.for_trial(trial)
+    return TrialSettings(
+        device=resources.device,
+        threads=resources.threads or max(1, int(cpus)),
+        gpus=gpus,
+        memory_mode=resources.memory_mode,
+        checkpoint_every=resources.checkpoint_every,
+        log_every=resources.log_every,
+    )
+
+
+def _dashboard_line(session: RaySession) -> str:
+    where = f"Ray dashboard: {session.dashboard}"
+    return f"{where} (log in with the token in {session.token})" if session.token else where
+
+
+def _tune(
+    sweep: SweepSpec,
+    work: _Work,
+    session: RaySession,
+    board: Board,
+    pool: EvalPool,
+    seconds: Mapping[str, float],
+    labels: Mapping[str, str],
+) -> None:
+    resources, ids = sweep.resources, list(work.trials)
+    reuse = max(seconds[trial_id] for trial_id in ids) < REUSE_BELOW_S
+    requests = {trial_id: resources.for_trial(work.trials[trial_id]) for trial_id in ids}
+    trainable = _trainable(work, requests, f"distil {sweep.name}", None if reuse else labels)
+
+    def broken(spec: TrialSpec, error_file: Path | None) -> None:
+        error = WorkerError(_last_line(error_file))
+        record_failure(work.directory, spec, sweep.name, error, "worker", resources.max_failures + 1)
+
+    tuner = tune.Tuner(
+        trainable,
+        param_space={"trial_id": tune.grid_search(ids)},
+        tune_config=tune.TuneConfig(
+            max_concurrent_trials=resources.max_concurrent,
+            reuse_actors=reuse,
+            trial_name_creator=lambda trial: trial.config["trial_id"],
+            trial_dirname_creator=lambda trial: trial.config["trial_id"],
+        ),
+        run_config=tune.RunConfig(
+            name=sweep.name,
+            # Tune's own files say nothing that the parts do not: out of the way, and removed with .tmp.
+            storage_path=str((work.directory.temporary / "tune").resolve()),
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=resources.max_failures),
+            callbacks=[_Watcher(work.trials, board, pool.submit, broken)],
+        ),
+    )
+    try:
+        tuner.fit()
+    finally:
+        shutil.rmtree(work.directory.temporary / "tune", ignore_errors=True)

@@ -1,0 +1,390 @@
+"""One trial from its settings to its distilled set: resumable, without Ray.
+
+A Tune worker, an array task, a benchmark and a test all call `distil_trial`. It checkpoints into the
+trial's folder and can be killed at any moment: a call with the same settings goes on from the last
+checkpoint and, on the same kind of machine, ends with the same bits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddsweep.catalog import TrialSpec
+from ddsweep.core.distill import (
+    DistillState,
+    Problem,
+    StepReport,
+    initial_state,
+    known_seed,
+    outer_step,
+    rates,
+)
+from ddsweep.core.evaluate import evaluate_networks
+from ddsweep.core.execution import ExecutionPlan, choose_plan
+from ddsweep.data.sources import Splits
+from ddsweep.distilled import DistilledSet
+from ddsweep.errors import CheckpointError, DivergedError, UserError
+from ddsweep.provenance import Meter, device_name, environment, utc_now
+from ddsweep.results.artifacts import image_grid, load_tensors, save_tensors
+from ddsweep.results.layout import SweepDirectory
+from ddsweep.results.parts import is_whole, write_part
+from ddsweep.results.schemas import FAILURES, HISTORY
+from ddsweep.seeds import derive_seed
+
+__all__ = [
+    "Progress",
+    "TrialSettings",
+    "distil_trial",
+    "is_distilled",
+    "pick_device",
+    "read_distilled",
+    "record_failure",
+]
+
+_HISTORY_COLUMNS = tuple(name for name in HISTORY.names if name != "trial_id")
+
+
+@dataclass(frozen=True)
+class TrialSettings:
+    """How a trial runs, none of which enters its id. ``gpus`` is the granted fraction of a GPU."""
+
+    device: str = "auto"
+    threads: int = 1
+    gpus: float = 0.0
+    memory_mode: str = "auto"
+    checkpoint_every: int = 50
+    log_every: int = 10
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a running trial says of itself at each logged outer step."""
+
+    outer_step: int
+    outer_loss: float | None
+    val_score: float | None
+    seconds: float
+
+
+@dataclass
+class _Run:
+    """The course of a trial that a checkpoint carries: state, logged rows, and how it came here."""
+
+    state: DistillState
+    history: list[dict[str, Any]]
+    plan: ExecutionPlan
+    started_at: str
+    wall: float = 0.0
+    cpu: float = 0.0
+    n_skipped: int = 0
+    peak: int | None = None
+    n_resumed: int = 0
+
+
+def pick_device(setting: str, gpus: float) -> torch.device:
+    """``auto`` is CUDA if and only if a GPU was granted; one that torch does not see is an error."""
+    if setting == "cpu" or (setting == "auto" and gpus == 0):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        asked = "device: cuda" if setting == "cuda" else f"gpus: {gpus:g}"
+        raise UserError(
+            f"resources: {asked}, but torch {torch.__version__} sees no GPU here; set device: cpu and "
+            "gpus: 0, or use a machine with a CUDA driver"
+        )
+    return torch.device("cuda")
+
+
+def distil_trial(
+    spec: TrialSpec,
+    splits: Splits,
+    directory: SweepDirectory,
+    settings: TrialSettings,
+    *,
+    should_stop: Callable[[], bool] = lambda: False,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+) -> bool:
+    """Distil ``spec``, or go on with it, until its distilled set is on disk.
+
+    Returns True when it is, False if ``should_stop`` asked to drain (then a checkpoint is). Raises
+    `DivergedError` when the trial cannot go on, and `UserError` for a device that is not there.
+    """
+    if is_distilled(spec, directory):
+        return True
+    _move_aside_if_torn(directory.distilled(spec.trial_id), spec, "distilled")
+    run = _load_run(spec, splits, directory)
+    if run is not None and directory.distilled(spec.trial_id).exists():  # only its history was not whole
+        _write_history(run, spec, directory)
+        return True
+    if run is None:
+        device = pick_device(settings.device, settings.gpus)
+        plan = choose_plan(device, settings.threads, settings.memory_mode)
+    else:
+        plan = run.plan
+        _check_device(plan, spec, directory)
+    torch.set_num_threads(plan.threads)
+    problem = Problem.of(spec, plan, splits.train_images, splits.train_labels, splits.mean, splits.std)
+    if run is None:
+        run = _Run(initial_state(problem), [], plan, utc_now().isoformat())
+    run.state = _to_device(run.state, plan.device)
+    meter = Meter(plan.device, run.wall, run.cpu, run.peak)
+    while run.state.step < spec.outer_steps:
+        if should_stop():
+            _save_run(run, spec, splits, directory, meter)
+            return False
+        run.state, report = outer_step(problem, run.state)
+        run.n_skipped += report.n_skipped
+        step = run.state.step
+        last = step == spec.outer_steps
+        if last or step % settings.log_every == 0 or step % spec.validate_every == 0:
+            score = None
+            if last or step % spec.validate_every == 0:
+                score = validate(problem, run.state, splits)
+            run.history.append(_history_row(step, report, score, meter))
+            on_progress(Progress(step, report.loss, score, meter.wall_seconds()))
+        if last or step % settings.checkpoint_every == 0:
+            _save_run(run, spec, splits, directory, meter)
+    _finish_distillation(run, problem, splits, directory, settings, meter)
+    return True
+
+
+def validate(problem: Problem, state: DistillState, splits: Splits) -> float:
+    """``val_score``: mean accuracy on the validation split after T steps, over ``selection`` networks (the
+    known network of a ``fixed`` trial). Neither the test set nor a held-out network is looked at."""
+    spec, device = problem.spec, state.images.device
+    seeds = [known_seed(spec)]
+    if spec.init != "fixed":
+        law = (spec.network, spec.init_law, spec.init_param)
+        seeds = [derive_seed("selection", *law, i) for i in range(spec.selection_networks)]
+    result = evaluate_networks(
+        problem.network,
+        problem.networks(seeds),
+        state.images,
+        problem.labels,
+        rates(state, spec).tolist(),
+        [spec.steps],
+        splits.validation_images.to(device),
+        splits.validation_labels.to(device),
+        splits.mean,
+        splits.std,
+        problem.plan,
+    )
+    return float(result.accuracy.mean())
+
+
+def _history_row(step: int, report: StepReport, score: float | None, meter: Meter) -> dict[str, Any]:
+    return {
+        "outer_step": step,
+        "outer_loss": report.loss,
+        "val_score": score,
+        "grad_norm": report.grad_norm,
+        "inner_lr_mean": report.inner_lr_mean,
+        "n_skipped": report.n_skipped,
+        "seconds": meter.wall_seconds(),
+    }
+
+
+def record_failure(
+    directory: SweepDirectory, spec: TrialSpec, sweep: str, error: Exception, place: str, attempts: int
+) -> None:
+    """Leave a row in ``failures/``; it goes away when the trial succeeds."""
+    row = {
+        "trial_id": spec.trial_id,
+        "sweep": sweep,
+        "status": "diverged" if isinstance(error, DivergedError) else "failed",
+        "error_class": type(error).__name__,
+        "message": str(error),
+        "place": place,
+        "host": environment()["host"],
+        "attempts": attempts,
+        "failed_at": utc_now(),
+    }
+    write_part(directory.failure_part(spec.trial_id), [row], FAILURES, directory.temporary)
+
+
+# ------------------------------------------------------------------------------------ checkpoints
+
+
+def _to_device(state: DistillState, device: str) -> DistillState:
+    return DistillState.of({k: v.to(device) for k, v in state.tensors().items()}, state.counters())
+
+
+def _history_to_tensor(history: list[dict[str, Any]]) -> Tensor:
+    """Logged rows as float64 ``[rows, columns]``, null as NaN: a number in a history is never NaN."""
+    rows = [[math.nan if row[c] is None else float(row[c]) for c in _HISTORY_COLUMNS] for row in history]
+    return torch.tensor(rows, dtype=torch.float64).view(len(rows), len(_HISTORY_COLUMNS))
+
+
+def _history_from_tensor(rows: Tensor) -> list[dict[str, Any]]:
+    whole = {"outer_step", "n_skipped"}
+    return [
+        {
+            name: None if math.isnan(value) else int(value) if name in whole else value
+            for name, value in zip(_HISTORY_COLUMNS, row, strict=True)
+        }
+        for row in rows.tolist()
+    ]
+
+
+def _save_run(run: _Run, spec: TrialSpec, splits: Splits, directory: SweepDirectory, meter: Meter) -> None:
+    """The checkpoint, and the history part that goes with it (readers may look at any time)."""
+    header = {
+        "kind": "checkpoint",
+        "trial_id": spec.trial_id,
+        "data": splits.fingerprint,
+        "plan": run.plan.to_dict(),
+        "counters": run.state.counters(),
+        "started_at": run.started_at,
+        "wall": meter.wall_seconds(),
+        "cpu": meter.cpu_seconds(),
+        "n_skipped": run.n_skipped,
+        "n_resumed": run.n_resumed,
+        "peak": meter.peak_memory_bytes(),
+    }
+    tensors = {**run.state.tensors(), "history": _history_to_tensor(run.history)}
+    save_tensors(directory.checkpoint(spec.trial_id), tensors, header, directory.temporary)
+    _write_history(run, spec, directory)
+
+
+def _write_history(run: _Run, spec: TrialSpec, directory: SweepDirectory) -> None:
+    rows = [{"trial_id": spec.trial_id, **row} for row in run.history]
+    write_part(directory.history_part(spec.trial_id), rows, HISTORY, directory.temporary)
+
+
+def _load_run(spec: TrialSpec, splits: Splits, directory: SweepDirectory) -> _Run | None:
+    """The checkpointed run, if there is one. A torn checkpoint is moved aside."""
+    path = directory.checkpoint(spec.trial_id)
+    _move_aside_if_torn(path, spec, "checkpoint")
+    if not path.exists():
+        return None
+    tensors, header = load_tensors(path)
+    if header["data"] != splits.fingerprint:
+        raise UserError(
+            f"{path}: made from other images than {splits.name!r} holds now; put the data back, or remove "
+            f"{path.parent} to start trial {spec.trial_id} again"
+        )
+    history = _history_from_tensor(tensors.pop("history"))
+    return _Run(
+        state=DistillState.of(tensors, header["counters"]),
+        history=history,
+        plan=ExecutionPlan.from_dict(header["plan"]),
+        started_at=header["started_at"],
+        wall=header["wall"],
+        cpu=header["cpu"],
+        n_skipped=header["n_skipped"],
+        peak=header["peak"],
+        n_resumed=header["n_resumed"] + 1,
+    )
+
+
+def _move_aside_if_torn(path: Path, spec: TrialSpec, kind: str) -> None:
+    """Rename a file that is damaged or of another trial; one that cannot be read for another reason (want
+    of permission, a failing disk) is left alone, and the `CheckpointError` raised."""
+    if not path.exists():
+        return
+    try:
+        _, header = load_tensors(path)
+        if (header.get("trial_id"), header.get("kind")) != (spec.trial_id, kind):
+            raise CheckpointError(f"{path}: not the {kind} of trial {spec.trial_id}")
+    except CheckpointError as error:
+        if isinstance(error.__cause__, OSError):
+            raise
+        number = 1
+        while (aside := path.with_name(f"{path.name}.torn-{number}")).exists():
+            number += 1
+        path.rename(aside)
+
+
+def _check_device(plan: ExecutionPlan, spec: TrialSpec, directory: SweepDirectory) -> None:
+    """A trial goes on where it began: another device would give other bits."""
+    if plan.device == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            f"trial {spec.trial_id} began on a GPU and none is to be seen here: run it where there is one, "
+            f"or remove {directory.checkpoint(spec.trial_id)} to start it again on the CPU"
+        )
+
+
+# ---------------------------------------------------------------------------------- distilled set
+
+
+def read_distilled(spec: TrialSpec, directory: SweepDirectory) -> DistilledSet:
+    """The distilled set of ``spec``. Raises `CheckpointError` if it is missing, torn, or of another trial."""
+    path = directory.distilled(spec.trial_id)
+    distilled = DistilledSet.load(path)
+    if distilled.spec.trial_id != spec.trial_id:
+        raise CheckpointError(f"{path}: the distilled set of trial {distilled.spec.trial_id}")
+    return distilled
+
+
+def is_distilled(spec: TrialSpec, directory: SweepDirectory) -> bool:
+    """Whether nothing is left to distil: the distilled set and its history are there and whole.
+
+    A history alone that is torn is written again from the last checkpoint.
+    """
+    try:
+        read_distilled(spec, directory)
+    except CheckpointError:
+        return False
+    return is_whole(directory.history_part(spec.trial_id))
+
+
+def _finish_distillation(
+    run: _Run,
+    problem: Problem,
+    splits: Splits,
+    directory: SweepDirectory,
+    settings: TrialSettings,
+    meter: Meter,
+) -> None:
+    """History and picture first, distilled set last: its file says that the trial is distilled."""
+    spec, last = problem.spec, run.history[-1]
+    wall = meter.wall_seconds()
+    torn = list(directory.artifacts(spec.trial_id).glob("*.torn-*"))
+    distilled = DistilledSet(
+        images=run.state.images.float().cpu(),
+        labels=problem.labels.cpu(),
+        rates=rates(run.state, spec).float().cpu(),
+        mean=splits.mean,
+        std=splits.std,
+        class_names=splits.class_names,
+        spec=spec,
+        provenance={
+            **environment(),
+            "dataset_fingerprint": splits.fingerprint,
+            "dataset_stand_in": splits.stand_in,
+            "val_score": last["val_score"],
+            "outer_loss": last["outer_loss"],
+            "wall_seconds": wall,
+            "cpu_seconds": meter.cpu_seconds(),
+            "gpu_seconds": settings.gpus * wall,
+            "peak_memory_bytes": meter.peak_memory_bytes(),
+            "n_skipped": run.n_skipped,
+            "n_resumed": run.n_resumed,
+            "n_torn_checkpoints": len(torn),
+            "device": run.plan.device,
+            "device_name": device_name(run.plan.device),
+            "threads": run.plan.threads,
+            "memory_mode": run.plan.memory_mode,
+            "started_at": run.started_at,
+            "ended_at": utc_now().isoformat(),
+        },
+    )
+    _write_history(run, spec, directory)
+    image_grid(
+        distilled.images,
+        distilled.mean,
+        distilled.std,
+        distilled.labels,
+        directory.grid(spec.trial_id),
+        distilled.class_names,
+        directory.temporary,
+    )
+    save_tensors(
+        directory.distilled(spec.trial_id), distilled.tensors(), distilled.header(), directory.temporary
+    )

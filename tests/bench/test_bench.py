@@ -1,0 +1,94 @@
+"""The benchmarks run, agree with the engine, and report what they promise; not how fast anything is."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+NOT_NEEDED = ("ray", "pydantic", "typer")
+BOTH = {
+    *("ratio", "ratio_min", "ratio_max", "networks", "device", "repeats", "seconds_per_network"),
+    *(
+        "baseline_seconds_per_network",
+        "threads",
+        "baseline_threads",
+        "torch",
+        "dataset",
+        "real_data",
+        "gflops",
+    ),
+}
+
+
+def run(tmp_path: Path, script: str, *options: str) -> subprocess.CompletedProcess[str]:
+    """Run a benchmark without data, where ray and the like announce themselves and cannot be imported."""
+    for name in NOT_NEEDED:
+        text = f"import sys\nprint('imported {name}', file=sys.stderr)\nraise ImportError('{name}')\n"
+        (tmp_path / f"{name}.py").write_text(text)
+    environment = {key: value for key, value in os.environ.items() if key != "DDSWEEP_DATA"}
+    environment["PYTHONPATH"] = str(tmp_path)
+    command = [sys.executable, str(Path("bench", script)), "--device", "cpu", *options]
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=120, check=False
+    )
+
+
+def report(result: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "imported" not in result.stderr
+    found: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
+    return found
+
+
+def check_ratio(found: dict[str, Any], name: str) -> None:
+    assert 0 < found[f"{name}_min"] <= found[name] <= found[f"{name}_max"]
+
+
+def test_meta_step(tmp_path: Path) -> None:
+    found = report(run(tmp_path, "meta_step.py", "--quick", "--json"))
+    assert set(found) >= BOTH | {"modes", "memory_mode"}
+    check_ratio(found, "ratio")
+    assert set(found["modes"]) == {"store", "recompute"}
+    assert found["difference_float64"] < 1e-8
+    assert (found["device"], found["dataset"], found["real_data"]) == ("cpu", "mnist", False)
+    assert (found["networks"], found["repeats"]) == (2, 1)
+
+
+def test_evaluate(tmp_path: Path) -> None:
+    found = report(run(tmp_path, "evaluate.py", "--quick", "--json"))
+    assert set(found) >= BOTH | {"ratio_best_batch", "best_batch"}
+    check_ratio(found, "ratio")
+    check_ratio(found, "ratio_best_batch")
+    assert found["accuracy_difference"] < 0.01
+    assert found["repeats"] == 2, "one for each group of two networks"
+    assert found["networks"] == 4
+
+
+def test_options(tmp_path: Path) -> None:
+    options = (
+        "--network",
+        "convnet(depth=2,width=4)",
+        "--dataset",
+        "usps",
+        "--dtype",
+        "float64",
+        "--networks",
+        "3",
+    )
+    result = run(tmp_path, "meta_step.py", "--quick", "--memory-mode", "recompute", *options, "--json")
+    found = report(result)
+    assert found["network"] == "convnet(depth=2,width=4,norm=instance)"
+    assert (found["memory_mode"], found["dtype"], found["networks"]) == ("recompute", "float64", 3)
+    assert "RANDOM images" in result.stdout
+
+
+def test_a_size_that_the_network_cannot_take(tmp_path: Path) -> None:
+    result = run(tmp_path, "evaluate.py", "--quick", "--network", "lenet", "--dataset", "usps")
+    assert result.returncode == 1
+    assert "error: network: lenet takes images of 28 or 32 pixels" in result.stderr
+    assert "Traceback" not in result.stderr

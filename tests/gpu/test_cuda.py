@@ -1,0 +1,154 @@
+"""The engine on CUDA: the numbers of the CPU, and less memory where less is promised."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from ddsweep.catalog import DATASETS, TrialSpec, parse_network
+from ddsweep.core.distill import Problem, initial_state, outer_step
+from ddsweep.core.evaluate import evaluate_networks
+from ddsweep.core.execution import ExecutionPlan, choose_plan
+from ddsweep.core.init import draw_networks
+from ddsweep.core.networks import build_network
+from ddsweep.core.unroll import outer_gradient, raw_rates
+
+CUDA, CPU = torch.device("cuda"), torch.device("cpu")
+NETWORKS = [
+    ("lenet", (1, 28, 28), 0.1),
+    ("alexcifarnet", (3, 32, 32), 0.02),
+    ("convnet(width=16)", (1, 8, 8), 0.1),
+]
+
+
+def problem(
+    text: str,
+    shape: tuple[int, int, int],
+    device: torch.device,
+    *,
+    rate: float = 0.1,
+    count: int = 3,
+    inner_steps: int = 2,
+    inner_epochs: int = 2,
+    batch: int = 10,
+    real_batch: int = 50,
+    real: str = "shared",
+    dtype: torch.dtype = torch.float64,
+) -> tuple:
+    """The arguments of ``outer_gradient`` but the plan, drawn on the CPU and moved to ``device``."""
+    network = build_network(parse_network(text, shape), shape, 10)
+    params = draw_networks(network, "xavier", 1.0, list(range(count)), device=device, dtype=dtype)
+    generator = torch.Generator().manual_seed(0)
+    lead = (count, real_batch) if real == "per_network" else (real_batch,)
+
+    def normal(*size: int) -> Tensor:
+        return torch.randn(*size, *shape, generator=generator, dtype=torch.float64).to(device, dtype)
+
+    images, real_images = normal(inner_steps, batch), normal(*lead)
+    labels = torch.randint(10, (inner_steps, batch), generator=generator).to(device)
+    real_labels = torch.randint(10, lead, generator=generator).to(device)
+    raw = raw_rates(rate, inner_steps * inner_epochs).to(device, dtype)
+    return network, params, images, labels, raw, real_images, real_labels
+
+
+def relative(found: Tensor, expected: Tensor) -> float:
+    return float((found.cpu() - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize("real", ["shared", "per_network"])
+@pytest.mark.parametrize("mode", ["store", "recompute"])
+@pytest.mark.parametrize(("text", "shape", "rate"), NETWORKS)
+def test_gradients_on_cuda_are_those_on_the_cpu(text, shape, rate, mode, real) -> None:
+    on_cpu = outer_gradient(*problem(text, shape, CPU, rate=rate, real=real), choose_plan(CPU, 1, mode))
+    on_cuda = outer_gradient(*problem(text, shape, CUDA, rate=rate, real=real), choose_plan(CUDA, 1, mode))
+    assert on_cuda.images.device.type == "cuda"
+    assert relative(on_cuda.losses, on_cpu.losses) < 1e-9
+    assert relative(on_cuda.images, on_cpu.images) < 1e-9
+    assert relative(on_cuda.raw_rates, on_cpu.raw_rates) < 1e-9
+
+
+@pytest.mark.parametrize("batching", ["vmap", "loop"])
+def test_the_ways_to_batch_networks_agree_on_cuda(batching) -> None:
+    arguments = problem("lenet", (1, 28, 28), CUDA)
+    plan = choose_plan(CUDA, 1)
+    expected = outer_gradient(*arguments, plan)
+    found = outer_gradient(
+        *arguments, replace(plan, inner_batching=batching, real_batching=batching, real_chunk=7)
+    )
+    assert relative(found.images, expected.images.cpu()) < 1e-9
+    assert relative(found.raw_rates, expected.raw_rates.cpu()) < 1e-9
+
+
+@pytest.mark.parametrize(("text", "shape", "rate"), NETWORKS)
+def test_accuracies_on_cuda_are_those_on_the_cpu(text, shape, rate) -> None:
+    """float64: no logit is close enough to another for rounding to turn an answer."""
+    generator = torch.Generator().manual_seed(1)
+    pixels = torch.randint(256, (500, *shape), generator=generator, dtype=torch.uint8)
+    targets = torch.randint(10, (500,), generator=generator)
+    mean, std = (0.5,) * shape[0], (0.3,) * shape[0]
+    found = []
+    for device in (CPU, CUDA):
+        network, params, images, labels, *_ = problem(text, shape, device, count=4)
+        data = (pixels.to(device), targets.to(device), mean, std)
+        plan = replace(choose_plan(device, 1), real_chunk=64)
+        found.append(
+            evaluate_networks(network, params, images, labels, [rate] * 4, (0, 2, 4, 6), *data, plan)
+        )
+    on_cpu, on_cuda = found
+    assert torch.equal(on_cuda.accuracy, on_cpu.accuracy)
+    assert torch.equal(on_cuda.diverged, on_cpu.diverged)
+    torch.testing.assert_close(on_cuda.loss, on_cpu.loss, rtol=1e-9, atol=0)
+
+
+def test_a_few_outer_steps_on_cuda_are_those_on_the_cpu() -> None:
+    """The same networks, real batches and first images on both, and so the same distilled set."""
+    generator = torch.Generator().manual_seed(2)
+    pixels = torch.randint(256, (200, 1, 8, 8), generator=generator, dtype=torch.uint8)
+    targets = torch.arange(200) % 10
+    spec = TrialSpec(
+        dataset=DATASETS["digits"],
+        network="convnet(width=16)",
+        inner_epochs=3,
+        inner_lr=0.2,
+        real_batch=64,
+        dtype="float64",
+    )
+    states = []
+    for device in (CPU, CUDA):
+        made = Problem.of(spec, choose_plan(device, 1), pixels, targets, (0.5,), (0.3,))
+        state = initial_state(made)
+        for _ in range(3):
+            state, report = outer_step(made, state)
+            assert report.n_skipped == 0
+        states.append(state)
+    # Adam divides by the gradient's own size: where that is rounding, so is the direction of the step.
+    assert relative(states[1].images, states[0].images) < 1e-6
+    assert relative(states[1].raw, states[0].raw) < 1e-6
+
+
+def peak_memory(mode: str) -> int:
+    arguments = problem(
+        *("lenet", (1, 28, 28), CUDA),
+        count=8,
+        inner_steps=10,
+        inner_epochs=3,
+        batch=100,
+        rate=0.02,
+        dtype=torch.float32,
+    )
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    outer_gradient(*arguments, ExecutionPlan("cuda", 1, mode, "vmap", "vmap", 1024))
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def test_recompute_needs_much_less_memory_than_store_at_thirty_steps() -> None:
+    """store keeps the graphs of 30 steps, recompute the weights of 30 steps and the graph of one."""
+    peak_memory("store")  # the first call also pays for cuDNN's workspaces
+    assert peak_memory("recompute") < 0.5 * peak_memory("store")

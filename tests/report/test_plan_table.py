@@ -1,0 +1,133 @@
+"""The plan as a table, the settings that it shows, and numbers as text."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ddsweep.cost import CostEstimate
+from ddsweep.report.console import report_console
+from ddsweep.report.formats import duration, percent, plain, size
+from ddsweep.report.plan_table import plan_table
+from ddsweep.report.settings import changed, settings_of, varying
+from ddsweep.spec import Plan
+
+from .conftest import Folder, spec, text
+
+HOUR = CostEstimate(1e12, 3600.0, 2_500_000)
+
+
+def test_states_costs_and_totals() -> None:
+    trials = (spec(), spec(seed=1), spec(seed=2))
+    dropped = (("inner_steps=3", "images_per_class: 2 does not divide"),)
+    shown = text(
+        plan_table(
+            Plan(trials, dropped),
+            {trials[0].trial_id: "done", trials[1].trial_id: "missing"},
+            {trial.trial_id: HOUR for trial in trials},
+            threads=2,
+        )
+    )
+    words = [line.split() for line in shown.splitlines()]
+    assert words[0] == ["trial", "seed", "state", "about", "memory"]
+    assert words[1] == [trials[0].trial_id, "0", "done", "1", "h", "00", "min", "2.5", "MB"]
+    assert words[3][:3] == [trials[2].trial_id, "2", "missing"]
+    flat = " ".join(shown.split())
+    assert "3 trials, 1 done; the other 2 take about 4.0 CPU-hours" in flat
+    assert "1 dropped as impossible (skip_invalid): inner_steps=3: images_per_class" in flat
+
+
+def test_nothing_left_and_unknown_costs() -> None:
+    trial = spec()
+    assert "nothing is left to do" in " ".join(
+        text(plan_table(Plan((trial,)), {trial.trial_id: "done"}, {})).split()
+    )
+    shown = text(plan_table(Plan((trial,)), {}, {}))
+    assert "missing" in shown and "CPU" not in shown
+
+
+def test_models_per_step_varies_only_of_its_own_accord() -> None:
+    fixed, free, other = (settings_of(t) for t in (spec(init="fixed"), spec(), spec(models_per_step=2)))
+    assert varying([fixed, free]) == ["init"]
+    assert varying([free, other]) == ["models_per_step"]
+    assert varying([fixed, free, other]) == ["init", "models_per_step"]
+    assert varying([free], always=("init",)) == ["init"]
+    assert varying([]) == []
+
+
+def test_changed_settings() -> None:
+    assert changed(settings_of(spec(init="fixed", seed=4)))[:3] == ["dataset", "network", "init"]
+    assert "models_per_step" not in changed(settings_of(spec(init="fixed")))
+    whole = settings_of(spec())
+    # The default network is written in full by a trial, as it is for this size of image.
+    assert "network" not in changed({**whole, "network": "convnet(depth=2,width=128,norm=instance)"})
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [
+        (None, "–"),
+        (4.24, "4.2 s"),
+        (37.4, "37 s"),
+        (125, "2 min 05 s"),
+        (11220, "3 h 07 min"),
+        (187300, "2 d 04 h"),
+    ],
+)
+def test_duration(seconds: float | None, shown: str) -> None:
+    assert duration(seconds) == shown
+
+
+def test_formats() -> None:
+    assert (percent(0.541, 0.066), percent(1.0), percent(None)) == ("54.1 ± 6.6", "100.0", "–")
+    assert (percent(0.25, sign=True), percent(-0.25, 0.01, sign=True)) == ("+25.0", "-25.0 ± 1.0")
+    assert (plain(1e-3), plain(None), plain(True), plain("a"), plain(3)) == ("0.001", "–", "yes", "a", "3")
+    assert (size(12), size(7800), size(2.5e9), size(3e15), size(None)) == (
+        *("12 B", "7.8 kB", "2.5 GB"),
+        *("3000.0 TB", "–"),
+    )
+
+
+def test_a_pipe_gets_wide_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    assert report_console(io.StringIO()).width == 160
+    monkeypatch.setenv("COLUMNS", "120")
+    assert report_console(io.StringIO()).width == 120
+
+
+def test_reports_import_nothing_heavy(folder: Folder, tmp_path: Path) -> None:
+    folder.asked()
+    folder.evaluated(spec())
+    folder.evaluated(spec(init="fixed"))
+    code = f"""
+import sys
+from pathlib import Path
+from ddsweep.catalog import DATASETS
+from ddsweep.cost import estimate
+from ddsweep.report.console import report_console
+from ddsweep.report.plan_table import plan_table
+from ddsweep.spec import expand, load_sweep
+from ddsweep.results.layout import SweepDirectory
+directory = SweepDirectory(Path({str(folder.directory.root)!r}))
+console, resolve = report_console(sys.stderr), DATASETS.__getitem__
+plan = expand(load_sweep(directory.sweep_file), resolve)
+console.print(plan_table(plan, {{}}, {{t.trial_id: estimate(t, 1) for t in plan.trials}}))
+assert 'pyarrow' not in sys.modules
+from ddsweep.report.status import status, status_table
+console.print(status_table(status(directory, plan.trials, load_sweep(directory.sweep_file).evaluate.spec())))
+assert 'scipy' not in sys.modules
+from ddsweep.report.show import show
+from ddsweep.report.summary import summarise
+from ddsweep.report.summary_table import summary_table
+console.print(summary_table(summarise(directory)))
+console.print(show(directory, {spec().trial_id!r}, resolve))
+print(*sorted({{'torch', 'ray', 'pandas', 'matplotlib', 'sklearn'}} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == []
+    assert "distilled" in done.stderr

@@ -1,0 +1,67 @@
+"""The tables are public API: whoever changes a column changes this file on purpose."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import fields
+
+import pytest
+
+from ddsweep.catalog import TrialSpec
+from ddsweep.results.schemas import SCHEMA_VERSION, SORT_KEYS, TABLES, TRIALS
+
+GOLDEN = {
+    "trials": """
+        trial_id string, sweep string, dataset string, network string, objective string, init string,
+        init_law string, pool string, images_per_class int32, inner_steps int32,
+        images_per_class_per_step int32, inner_epochs int32, outer_steps int32, models_per_step int32,
+        seed int64, init_param double, inner_lr double, inner_lr_mode string, image_init string,
+        real_batch int32, real_batch_mode string, outer_lr double, outer_schedule string,
+        outer_decay_steps int32, outer_decay_factor double, clip_norm double, clip_median double,
+        on_nonfinite string, validation_fraction double, split_seed int64, selection_networks int32,
+        validate_every int32, dtype string, status string, val_score double, test_accuracy_mean double,
+        test_accuracy_std double, test_accuracy_ci95 double, test_accuracy_before_mean double,
+        test_models int32, n_diverged int32, wall_seconds double, cpu_seconds double, gpu_seconds double,
+        peak_memory_bytes int64, distilled_bytes int64, distilled_sha256 string,
+        dataset_fingerprint string, dataset_stand_in bool, spec_version int32, evaluation_id string,
+        outer_loss double, n_skipped int64, n_resumed int32, n_torn_checkpoints int32, device string,
+        device_name string, threads int32, memory_mode string, host string,
+        started_at timestamp[us; tz=UTC], ended_at timestamp[us; tz=UTC], ddsweep_version string,
+        git_commit string, git_dirty bool, python_version string, torch_version string,
+        ray_version string""",
+    "evals": """
+        trial_id string, source string, protocol string, network string, init_law string, pool string,
+        model_seed int64, split string, inner_step int32, inner_epochs int32, inner_lr double,
+        accuracy double, loss double, diverged bool, n_images int32, group int32""",
+    "history": """
+        trial_id string, outer_step int32, outer_loss double, val_score double, grad_norm double,
+        inner_lr_mean double, n_skipped int32, seconds double""",
+    "failures": """
+        trial_id string, sweep string, status string, error_class string, message string, place string,
+        host string, attempts int32, failed_at timestamp[us; tz=UTC]""",
+}
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_columns_and_types_are_the_published_ones(name: str) -> None:
+    found = [f"{f.name} {str(f.type).replace(', ', '; ')}" for f in TABLES[name]]
+    assert found == " ".join(GOLDEN[name].split()).split(", ")
+    assert all(field.nullable for field in TABLES[name])
+    assert TABLES[name].metadata == {b"schema_version": b"1"} and SCHEMA_VERSION == 1
+    assert set(SORT_KEYS[name]) <= set(TABLES[name].names)
+
+
+def test_every_setting_of_a_trial_is_a_column() -> None:
+    settings = {item.name for item in fields(TrialSpec)} | {"images_per_class_per_step"}
+    assert settings <= set(TRIALS.names)
+
+
+def test_schemas_parts_and_lock_are_light() -> None:
+    code = (
+        "import sys, ddsweep.results.schemas, ddsweep.results.parts, ddsweep.results.lock, "
+        "ddsweep.results.layout, ddsweep.results.artifacts, ddsweep.results.statistics\n"
+        "print([m for m in ('torch', 'ray', 'pandas', 'matplotlib', 'scipy') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,165 @@
+"""`Driver`: a small sweep, started as a user starts it, so that its processes can be killed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+import ddsweep
+
+SWEEP = """
+name: small
+base:
+  dataset: digits
+  network: convnet(width=8)
+  inner_lr: 1.0
+  outer_lr: 0.05
+  outer_steps: {outer_steps}
+  real_batch: 128
+  models_per_step: 2
+  images_per_class: 2
+  inner_steps: 2
+  inner_epochs: 2
+  validate_every: 20
+grid:
+  init: [fixed, random]
+evaluate:
+  networks: 10
+  group_size: 4
+  shards: {shards}
+  baselines: [random_real, knn_random]
+resources:
+  checkpoint_every: 4
+  log_every: 4
+  dashboard: false
+"""
+
+OUTER_STEPS = 80
+"""Some seconds of work for a trial: long enough to be hit in the middle."""
+
+# What differs between two runs of the same trial: when, where and how fast.
+UNEQUAL = [
+    *("started_at", "ended_at", "wall_seconds", "cpu_seconds", "gpu_seconds", "peak_memory_bytes"),
+    *("n_resumed", "n_torn_checkpoints", "distilled_bytes", "git_dirty"),
+]
+
+
+class Driver:
+    """``ddsweep run`` in a process of its own, in a folder of its own."""
+
+    def __init__(self, folder: Path, environment: dict[str, str], shards: int = 2) -> None:
+        self.folder = folder
+        self.file = folder / "small.yaml"
+        self.file.write_text(SWEEP.format(outer_steps=OUTER_STEPS, shards=shards))
+        self.results = folder / "results" / "small"
+        self.log = folder / "log.txt"
+        self.environment = environment
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self, *settings: str) -> Driver:
+        results = self.folder / "results"
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-m",
+                    "ddsweep",
+                    "run",
+                    str(self.file),
+                    *settings,
+                    "--results",
+                    str(results),
+                ],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=self.environment,
+            )
+        return self
+
+    def wait(self) -> int:
+        assert self.process is not None
+        return self.process.wait(timeout=240)
+
+    def run(self) -> int:
+        return self.start().wait()
+
+    def signal(self, number: int) -> None:
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    def until(self, what: Callable[[], Any], description: str) -> Any:
+        """Wait until ``what`` is true while the driver runs, and return it."""
+        assert self.process is not None
+        deadline = time.monotonic() + 120
+        while not (found := what()):
+            assert self.process.poll() is None, (
+                f"the driver ended before {description}:\n{self.log.read_text()}"
+            )
+            assert time.monotonic() < deadline, f"never {description}:\n{self.log.read_text()}"
+            time.sleep(0.02)
+        return found
+
+    def checkpoint_of_a_running_trial(self) -> Path | None:
+        for path in self.results.glob("artifacts/*/checkpoint.safetensors"):
+            if not (path.parent / "distilled.safetensors").exists():
+                return path
+        return None
+
+    def workers(self, title: str) -> list[int]:
+        """Processes below the driver whose title (as Ray sets it) begins with ``title``."""
+        assert self.process is not None
+        return [pid for pid in descendants(self.process.pid) if command_line(pid).startswith(title)]
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """The tables without what differs from run to run, in a fixed order."""
+        found = ddsweep.load_results(self.results)
+        evals = found.evals.sort_values(
+            ["trial_id", "source", "protocol", "group", "model_seed", "inner_step"], ignore_index=True
+        )
+        history = found.history.sort_values(["trial_id", "outer_step"], ignore_index=True)
+        return {
+            "trials": found.trials.sort_values("trial_id", ignore_index=True).drop(columns=UNEQUAL),
+            "evals": evals,
+            "history": history.drop(columns="seconds"),
+        }
+
+    def kill_everything(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            for pid in [*descendants(self.process.pid), self.process.pid]:
+                kill(pid)
+
+
+def command_line(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def descendants(pid: int) -> list[int]:
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        parents[int(stat.parent.name)] = int(fields[1])
+    found, level = [], [pid]
+    while level:
+        level = [child for child, parent in parents.items() if parent in level]
+        found += level
+    return found
+
+
+def kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)

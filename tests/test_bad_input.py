@@ -1,0 +1,868 @@
+"""Everything that a user can get wrong: the message, the exit code, and that nothing is left behind.
+
+A message names the place and what is allowed; a traceback never comes. Most of it runs in this process
+(it is refused before torch or Ray are looked at), some in a process of its own as a user starts it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import ddsweep as package
+from ddsweep.catalog import DATASETS, TrialSpec
+from ddsweep.cli import _exit_code
+from ddsweep.errors import UserError
+from ddsweep.report.settings import settings_of
+from ddsweep.results.layout import SweepDirectory
+from ddsweep.results.lock import SweepLock, read_lock
+from ddsweep.results.parts import part_metadata, read_part, write_part
+from ddsweep.results.schemas import EVALS, HISTORY, TABLES, TRIALS
+from ddsweep.spec import expand, load_sweep, resolved_yaml
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a command line answered; ``words`` is all of it with single blanks, however it was wrapped."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def words(self) -> str:
+        return " ".join((self.out + self.err).split())
+
+
+Ask = Callable[..., Said]
+
+
+@pytest.fixture
+def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Ask:
+    """``ask(*arguments)``: a command line in the folder ``tmp_path``, in this process."""
+    for name in ("DDSWEEP_RESULTS", "DDSWEEP_DATA"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> Said:
+        capsys.readouterr()
+        said = Said(_exit_code([str(argument) for argument in arguments]), *capsys.readouterr())
+        assert "Traceback" not in said.out + said.err
+        return said
+
+    return run
+
+
+@pytest.fixture
+def refuse(ask: Ask, tmp_path: Path) -> Callable[..., str]:
+    """``refuse(*arguments)``: the message with which that is refused, having touched no file."""
+
+    def run(*arguments: object) -> str:
+        before = tree(tmp_path)
+        said = ask(*arguments)
+        assert said.code == 1, said.words
+        assert said.out == "", "a refusal goes to stderr alone"
+        assert tree(tmp_path) == before, "a refusal leaves nothing behind"
+        return said.err
+
+    return run
+
+
+@pytest.fixture
+def process(ddsweep: Run, tmp_path: Path) -> Ask:
+    """As ``ask``, in a process of its own."""
+
+    def run(*arguments: object) -> Said:
+        done = ddsweep(*arguments, cwd=tmp_path)
+        assert "Traceback" not in done.stdout + done.stderr
+        return Said(done.returncode, done.stdout, done.stderr)
+
+    return run
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else b""
+        for path in folder.rglob("*")
+    }
+
+
+# ---------------------------------------------------------------------------------- wrong sweep files
+
+HEAD = "name: sweep\n"
+BASE = HEAD + "base: {dataset: digits, outer_steps: 4}\n"
+
+WRONG_FILES = {
+    # Misspelt keys: the place, what was perhaps meant, and all that is allowed.
+    "misspelt setting": (
+        HEAD + "base: {dataset: digits, outer_step: 4}",
+        "sweep.yaml: base.outer_step: unknown key 'outer_step' (did you mean outer_steps?); allowed are ",
+    ),
+    "misspelt key": (
+        HEAD + "bsae: {dataset: digits}",
+        "sweep.yaml: bsae: unknown key 'bsae' (did you mean base?)",
+    ),
+    "misspelt axis": (
+        BASE + "grid: {innit: [fixed]}",
+        "grid.innit: unknown key 'innit' (did you mean init?)",
+    ),
+    "misspelt setting of a point": (
+        BASE + "points: [{init: fixed}, {seeds: 2}]",
+        "points[1].seeds: unknown key 'seeds' (did you mean seed?)",
+    ),
+    "misspelt evaluate": (
+        BASE + "evaluate: {network: 4}",
+        "evaluate.network: unknown key 'network' (did you mean networks?); allowed are networks, shards, ",
+    ),
+    "misspelt resources": (
+        BASE + "resources: {cpu: 4}",
+        "resources.cpu: unknown key 'cpu' (did you mean cpus?)",
+    ),
+    "setting at the top": (
+        HEAD + "outer_steps: 4",
+        "'outer_steps' at the top level; settings of a trial go under",
+    ),
+    # Wrong types and numbers.
+    "word for a number": (
+        HEAD + "base: {dataset: digits, outer_steps: many}",
+        "'many' is not a whole number",
+    ),
+    "fraction for a count": (
+        BASE + "evaluate: {networks: 3.5}",
+        "evaluate.networks: 3.5 is not a whole number",
+    ),
+    "almost a number": (
+        HEAD + "base: {dataset: digits, inner_lr: 1e-3x}",
+        "inner_lr: '1e-3x' is not a number",
+    ),
+    "yes for a flag": (BASE + "skip_invalid: maybe", "skip_invalid: 'maybe' is not true or false"),
+    "number for a mapping": (HEAD + "base: 3", "base: 3 is not a mapping of settings to values"),
+    "value for an axis": (BASE + "grid: {init: fixed}", "grid.init: 'fixed' is not a list"),
+    "list for a setting": (
+        HEAD + "base: {dataset: digits, seed: [1, 2]}",
+        "base.seed: [1, 2] is not a whole number",
+    ),
+    "name of a folder": (
+        HEAD.replace("sweep", "../up") + "base: {dataset: digits}",
+        "name: '../up' names a folder",
+    ),
+    "no name": ("base: {dataset: digits}", "name: is required"),
+    "no data set": (HEAD, "base.dataset: is required: digits, mnist, "),
+    "several at once": (
+        HEAD + "base: {dataset: digits, outer_step: 4}\nevaluate: {networks: 0}",
+        "2 settings are wrong:\n  base.outer_step: unknown key",
+    ),
+    # Empty grids.
+    "empty axis": (
+        BASE + "grid: {init: []}",
+        "grid.init: is empty; a grid axis is a list of at least one value",
+    ),
+    "empty grid": (
+        BASE + "grid: {}",
+        "grid: {} is not a mapping of settings to lists; leave `grid` out for none",
+    ),
+    "blank grid": (BASE + "grid:\n", "leave `grid` out for none"),
+    "empty points": (BASE + "points: []", "leave `points` out for none"),
+    "no seeds": (BASE + "seeds: []", "seeds: is empty"),
+    # Sizes below one.
+    "negative steps": (
+        HEAD + "base: {dataset: digits, outer_steps: -4}",
+        "base.outer_steps: -4 must be at least 1",
+    ),
+    "negative axis": (BASE + "grid: {inner_epochs: [1, -2]}", "grid.inner_epochs[1]: -2 must be at least 1"),
+    "negative images": (
+        HEAD + "base: {dataset: digits, images_per_class: -1, inner_steps: 1}",
+        "base.images_per_class: -1 must be at least 1",
+    ),
+    "no networks": (BASE + "evaluate: {networks: 0}", "evaluate.networks: 0 must be at least 1"),
+    "negative shards": (BASE + "evaluate: {shards: -1}", "evaluate.shards: -1 must be at least 1"),
+    "negative cpus": (BASE + "resources: {cpus: -1}", "resources.cpus: -1 must be at least 0"),
+    "negative rate": (HEAD + "base: {dataset: digits, inner_lr: -1e-3}", "must be a positive number"),
+    "negative seeds": (BASE + "seeds: -1", "seeds: -1 seeds: the number must lie between 1 and 100000"),
+    # Words that are not in the catalog.
+    "unknown network": (
+        HEAD + "base: {dataset: digits, network: resnet}",
+        "base.network: unknown network 'resnet'; known are lenet, alexcifarnet, convnet",
+    ),
+    "unknown parameter": (
+        HEAD + "base: {dataset: digits, network: convnet(widht=8)}",
+        "unknown parameter 'widht'; convnet takes depth, width, norm",
+    ),
+    "unknown data set": (
+        HEAD + "base: {dataset: minst}",
+        "dataset: unknown data set 'minst' (did you mean mnist?); known are digits, mnist, ",
+    ),
+    "unknown init": (
+        BASE + "grid: {init: [fixed, rnadom]}",
+        "grid.init[1]: 'rnadom' is not one of fixed, random (did you mean random?)",
+    ),
+    "unknown law": (
+        HEAD + "base: {dataset: digits, init_law: xaver}",
+        "base.init_law: 'xaver' is not one of xavier, xavier_uniform, ",
+    ),
+    "unknown baseline": (
+        BASE + "evaluate: {baselines: [kmean]}",
+        "'kmean' is not one of random_real, class_mean, ",
+    ),
+    "unknown protocol": (
+        BASE + "evaluate: {protocols: [random]}",
+        "'random' is not one of as_distilled, on_random",
+    ),
+    "unknown device": (
+        BASE + "resources: {device: gpu}",
+        "resources.device: 'gpu' is not one of auto, cpu, cuda",
+    ),
+    # Combinations that are impossible.
+    "sizes that do not divide": (
+        BASE + "grid: {images_per_class: [6, 5], inner_steps: [3]}",
+        "1 of 2 trials are impossible:\n  images_per_class=5 inner_steps=3: images_per_class: 5 does not "
+        "divide into inner_steps 3; images_per_class = inner_steps x images_per_class_per_step\nChange them, "
+        "or set `skip_invalid: true`",
+    ),
+    "one size of three": (
+        BASE + "grid: {images_per_class: [1, 5]}",
+        "1 of the three sizes are given (images_per_class=1); give exactly two of images_per_class, ",
+    ),
+    "three sizes of three": (
+        BASE + "points: [{images_per_class: 4, inner_steps: 2, images_per_class_per_step: 2}]",
+        "3 of the three sizes are given",
+    ),
+    "nothing left of it": (
+        BASE + "skip_invalid: true\ngrid: {images_per_class: [5, 7], inner_steps: [3]}",
+        "2 of 2 trials are impossible",
+    ),
+    "network too big": (
+        HEAD + "base: {dataset: digits, network: lenet}",
+        "network: lenet takes images of 28 or 32 pixels, not images of 1x8x8",
+    ),
+    "network too deep": (
+        HEAD + "base: {dataset: digits, network: convnet(depth=5)}",
+        "halves the image 5 times, too often for images of 1x8x8",
+    ),
+    "network of another size": (
+        HEAD + "base: {dataset: mnist, network: alexcifarnet}",
+        "alexcifarnet takes images of 32 pixels, not images of 1x28x28",
+    ),
+    "same point twice": (BASE + "points: [{init: fixed}, {init: fixed}]", "are the same trial, "),
+    "same trial under two settings": (
+        BASE + "grid: {init: [fixed], models_per_step: [1, 2]}",
+        "`init=fixed models_per_step=1` and `init=fixed models_per_step=2` are the same trial, ",
+    ),
+    "same seed twice": (BASE + "seeds: [1, 1]", "seeds: [1, 1] gives a number twice"),
+    "seed twice": (
+        BASE + "seeds: 2\ngrid: {seed: [1, 2]}",
+        "seeds: the seed is also given as a setting (`seed`)",
+    ),
+    "resources without an entry": (
+        BASE + "resources: {cpus: {by: images_per_class, 7: 2}}",
+        "resources.cpus: no entry for images_per_class: 1; add one, or `default: NUMBER`",
+    ),
+    # Not YAML, or not a mapping.
+    "bracket left open": (
+        BASE + "grid: {init: [fixed\n",
+        "sweep.yaml: line 4, column 1: expected ',' or ']'",
+    ),
+    "tab": (HEAD + "base:\n\tdataset: digits\n", "sweep.yaml: line 3, column 1: found character '\\t'"),
+    "key twice": (BASE + "name: again\n", "sweep.yaml: line 3, column 1: the key 'name' is given twice"),
+    "setting twice": (
+        HEAD + "base: {seed: 1, seed: 2}\n",
+        "sweep.yaml: line 2, column 17: the key 'seed' is given",
+    ),
+    "empty": ("", "sweep.yaml: is empty; a sweep file is a mapping with the keys name, base, grid, "),
+    "list": ("- 1\n", "sweep.yaml: holds [1]; a sweep file is a mapping"),
+    "python object": ("!!python/object:os.system {}\n", "sweep.yaml: line 1, column 1: could not determine"),
+}
+
+
+@pytest.mark.parametrize(("text", "message"), WRONG_FILES.values(), ids=WRONG_FILES)
+def test_a_wrong_sweep_file_is_refused_by_plan_and_by_run(
+    text: str, message: str, tmp_path: Path, refuse: Callable[..., str]
+) -> None:
+    (tmp_path / "sweep.yaml").write_text(text)
+    said = refuse("plan", "sweep.yaml")
+    assert message in said
+    assert said.startswith("ddsweep: ")
+    assert "pydantic" not in said
+    assert refuse("run", "sweep.yaml") == said
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        HEAD + "base: {dataset: digits, outer_step: 4}",
+        HEAD + "base: {dataset: minst}",
+        HEAD + "base: {dataset: digits, network: lenet}",
+        BASE + "points: [{init: fixed}, {init: fixed}]",
+    ],
+    ids=["misspelt", "data set", "impossible", "duplicate"],
+)
+def test_every_message_names_the_file_or_its_sweep(
+    text: str, tmp_path: Path, refuse: Callable[..., str]
+) -> None:
+    (tmp_path / "sweep.yaml").write_text(text)
+    assert re.match(r"ddsweep: sweep(\.yaml| sweep): ", refuse("plan", "sweep.yaml"))
+
+
+def test_a_point_given_twice_is_not_blamed_on_another_setting(
+    tmp_path: Path, refuse: Callable[..., str]
+) -> None:
+    (tmp_path / "sweep.yaml").write_text(BASE + "points: [{init: fixed}, {init: fixed}]")
+    assert "models_per_step" not in refuse("plan", "sweep.yaml")
+
+
+def test_what_cannot_be_is_dropped_and_counted_on_demand(tmp_path: Path, ask: Ask) -> None:
+    grid = "grid: {images_per_class: [6, 5, 7], inner_steps: [3]}\n"
+    (tmp_path / "sweep.yaml").write_text(BASE + "skip_invalid: true\n" + grid)
+    said = ask("plan", "sweep.yaml")
+    assert (said.code, said.err) == (0, "")
+    assert re.search(r"\b1 trials?, 0 done", said.words)
+    assert "2 dropped as impossible (skip_invalid): images_per_class=5 inner_steps=3: " in said.words
+    assert "images_per_class: 7 does not divide into inner_steps 3" in said.words
+
+
+def test_1e_3_is_a_number_although_yaml_says_text(tmp_path: Path, ask: Ask) -> None:
+    ids = []
+    for rate in ("1e-3", "0.001", "'1e-3'"):
+        (tmp_path / "sweep.yaml").write_text(HEAD + f"base: {{dataset: digits, inner_lr: {rate}}}\n")
+        said = ask("plan", "sweep.yaml")
+        assert (said.code, said.err) == (0, "")
+        ids.append(re.search(r"^([0-9a-f]{10}) ", said.out, re.MULTILINE)[1])  # type: ignore[index]
+    assert ids == [ids[0]] * 3
+    (tmp_path / "sweep.yaml").write_text(BASE)
+    assert ask("plan", "sweep.yaml", "inner_lr=1e-3", "outer_lr=1E-2").code == 0
+
+
+@pytest.mark.parametrize("verb", ["plan", "run"])
+def test_a_file_that_is_no_sweep_file_is_named(verb: str, tmp_path: Path, refuse: Callable[..., str]) -> None:
+    assert refuse(verb, "nope.yaml") == "ddsweep: nope.yaml: no such sweep file\n"
+    assert refuse(verb, ".") == "ddsweep: .: cannot be read: Is a directory\n"
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG\xff\x00")
+    assert refuse(verb, "picture.png") == "ddsweep: picture.png: not a text file in UTF-8\n"
+
+
+def test_a_process_ends_with_the_message_and_1(tmp_path: Path, process: Ask) -> None:
+    (tmp_path / "sweep.yaml").write_text(HEAD + "base: {dataset: digits, outer_step: 4}")
+    said = process("run", "sweep.yaml")
+    assert (said.code, said.out) == (1, "")
+    assert "base.outer_step: unknown key 'outer_step' (did you mean outer_steps?)" in said.err
+    assert os.listdir(tmp_path) == ["sweep.yaml"]
+
+
+# -------------------------------------------------------------------------- wrong overrides and words
+
+WRONG_OVERRIDES = {
+    "outer_steps": "'outer_steps': not key=value, e.g. outer_steps=10 or evaluate.networks=8",
+    "=4": "'=4': not key=value",
+    "outer_steps=": "base.outer_steps: None is not a whole number (from 'outer_steps=')",
+    "outer_stepz=4": "override 'outer_stepz=4': unknown key 'outer_stepz' (did you mean outer_steps?)",
+    "evaluate.network=4": "evaluate.network: unknown key 'network' (did you mean networks?)",
+    "evaluate.networks=0": "evaluate.networks: 0 must be at least 1 (from 'evaluate.networks=0')",
+    "inner_lr=1e-3x": "base.inner_lr: '1e-3x' is not a number (from 'inner_lr=1e-3x')",
+    "images_per_class=[1,2": "override 'images_per_class=[1,2': line 1, column 5: expected ',' or ']'",
+    "init=[]": "grid.init: is empty; a grid axis is a list of at least one value (from 'init=[]')",
+    "name.x=1": "override 'name.x=1': 'sweep' has no key 'x' to set",
+    "dataset=minst": "unknown data set 'minst' (did you mean mnist?)",
+}
+
+
+@pytest.mark.parametrize(("override", "message"), WRONG_OVERRIDES.items(), ids=WRONG_OVERRIDES)
+def test_a_wrong_override_is_named(
+    override: str, message: str, tmp_path: Path, refuse: Callable[..., str]
+) -> None:
+    (tmp_path / "sweep.yaml").write_text(BASE)
+    said = refuse("plan", "sweep.yaml", override)
+    assert message in said
+    assert refuse("run", "sweep.yaml", override) == said
+
+
+WRONG_WORDS = {
+    "plan sweep.yaml --reslts x": "No such option: --reslts",
+    "run sweep.yaml --dry-run": "No such option: --dry-run",
+    "run sweep.yaml --outer_steps=3": "No such option: --outer_steps",
+    "run sweep.yaml --results": "Option '--results' requires an argument",
+    "paln sweep.yaml": "No such command 'paln'. Did you mean 'plan'?",
+    "plan": "Missing argument 'FILE'",
+    "status": "Missing argument 'DIR'",
+    "collect a b": "Got unexpected extra argument",
+    "data ftech mnist": "No such command 'ftech'. Did you mean 'fetch'?",
+    "data fetch minst": "unknown data set 'minst' (did you mean mnist?); known are digits, mnist, ",
+    "data fetch mnist": "mnist: data root not given: pass --data-root or set DDSWEEP_DATA",
+    "data fetch cifar10-exact --data-root .": "cifar10-exact: nothing to fetch: put its parquet files into",
+}
+
+
+@pytest.mark.parametrize(("line", "message"), WRONG_WORDS.items(), ids=WRONG_WORDS)
+def test_a_wrong_command_line_is_1_with_one_line(line: str, message: str, refuse: Callable[..., str]) -> None:
+    said = refuse(*line.split())
+    assert message in said
+    assert len(said.splitlines()) == 1
+
+
+def test_an_unknown_option_and_verb_point_to_the_help(process: Ask) -> None:
+    for line, message in {
+        "plan sweep.yaml --nope": "ddsweep plan: No such option: --nope (see ddsweep plan --help)",
+        "paln": "ddsweep: No such command 'paln'. Did you mean 'plan'? (see ddsweep --help)",
+    }.items():
+        said = process(*line.split())
+        assert (said.code, said.out) == (1, "")
+        assert said.err.replace("python -m ", "") == message + "\n"
+
+
+# ----------------------------------------------------------------------------------------- no such data
+
+
+def test_mnist_without_files_can_be_planned_but_not_run(tmp_path: Path, ask: Ask, process: Ask) -> None:
+    (tmp_path / "sweep.yaml").write_text(HEAD + "base: {dataset: mnist, network: lenet, outer_steps: 4}\n")
+    assert ask("plan", "sweep.yaml").code == 0
+    said = process("run", "sweep.yaml")
+    assert (said.code, said.out) == (1, "")
+    assert said.err == (
+        "ddsweep: dataset mnist: data root not given: pass --data-root or set DDSWEEP_DATA to the folder "
+        "that holds the files\n"
+    )
+    said = ask("run", "sweep.yaml", "--data-root", "empty")
+    assert (said.code, said.out) == (1, "")
+    assert "dataset mnist: data root empty is not a folder; check --data-root or DDSWEEP_DATA" in said.err
+    (tmp_path / "empty").mkdir()
+    said = ask("run", "sweep.yaml", "--data-root", "empty")
+    assert (said.code, said.out) == (1, "")
+    assert "MNIST/raw" in said.err and "`ddsweep data fetch mnist` downloads it" in said.err
+    left = {path.name for path in (tmp_path / "results").rglob("*") if path.is_file()}
+    assert left <= {"sweep.yaml", ".lock.guard"}
+
+
+def test_data_whose_content_is_part_of_the_ids_are_needed_by_plan(
+    tmp_path: Path, refuse: Callable[..., str]
+) -> None:
+    (tmp_path / "sweep.yaml").write_text(HEAD + "base: {dataset: cifar10-exact}\n")
+    (tmp_path / "empty").mkdir()
+    for verb in ("plan", "run"):
+        assert "dataset cifar10-exact: data root not given: pass --data-root" in refuse(verb, "sweep.yaml")
+        said = refuse(verb, "sweep.yaml", "--data-root", "nope")
+        assert "dataset cifar10-exact: data root nope is not a folder" in said
+        said = refuse(verb, "sweep.yaml", "--data-root", "empty")
+        assert "dataset cifar10-exact: folder empty/cifar10 is missing; put the files there" in said
+
+
+# ------------------------------------------------------------------------------ results that cannot be
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> SweepDirectory:
+    """The results of a sweep of two trials, both done."""
+    file = tmp_path / "small.yaml"
+    file.write_text(BASE.replace("name: sweep", "name: small") + "seeds: 2\nevaluate: {networks: 2}\n")
+    return write_small(file, tmp_path / "results" / "small")
+
+
+def write_small(file: Path, root: Path) -> SweepDirectory:
+    sweep = load_sweep(file)
+    directory = SweepDirectory(root)
+    directory.create()
+    directory.sweep_file.write_text(resolved_yaml(sweep))
+    for trial in trials_of(file):
+        row = {**settings_of(trial), "trial_id": trial.trial_id, "status": "done", "test_accuracy_mean": 0.5}
+        evaluation = {"evaluation_id": sweep.evaluate.spec().evaluation_id(trial)}
+        temporary = directory.temporary
+        write_part(directory.trials_part(trial.trial_id), [row], TRIALS, temporary, evaluation)
+        history = {"trial_id": trial.trial_id, "outer_step": 4, "outer_loss": 2.0}
+        write_part(directory.history_part(trial.trial_id), [history], HISTORY, temporary)
+        evals = {
+            "trial_id": trial.trial_id,
+            "source": "distilled",
+            "protocol": "as_distilled",
+            "inner_step": 1,
+        }
+        rows = [{**evals, "model_seed": i, "accuracy": 0.5, "diverged": False} for i in range(2)]
+        part = directory.evals_part(trial.trial_id, "as_distilled", "xavier", 0)
+        write_part(part, rows, EVALS, temporary)
+    return directory
+
+
+def trials_of(file: Path) -> tuple[TrialSpec, ...]:
+    return expand(load_sweep(file), lambda name: DATASETS[str(name)]).trials
+
+
+def truncate(path: Path) -> Path:
+    """Half of the file, as a full disk or a torn copy leaves it."""
+    os.truncate(path, path.stat().st_size // 2)
+    return path
+
+
+def torn_part(small: SweepDirectory, table: str, trial_id: str) -> Path:
+    return truncate(next(small.parts(table).glob(f"part-{trial_id}*.parquet")))
+
+
+def test_a_file_in_the_way_of_the_results_is_named(tmp_path: Path, process: Ask) -> None:
+    (tmp_path / "sweep.yaml").write_text(BASE)
+    said = process("run", "sweep.yaml", "--results", "sweep.yaml")
+    assert (said.code, said.out) == (1, "")
+    assert said.err == (
+        "ddsweep: sweep.yaml/sweep: a file is in the way of a results folder; move it, or choose another "
+        "folder with --results or DDSWEEP_RESULTS\n"
+    )
+    assert (tmp_path / "sweep.yaml").read_text() == BASE
+
+
+@pytest.mark.parametrize("folder", ["/proc/ddsweep", "/sys/ddsweep"])
+def test_a_folder_that_cannot_be_written_is_named_with_a_way_out(
+    folder: str, tmp_path: Path, ask: Ask
+) -> None:
+    if not Path(folder).parent.is_dir():
+        pytest.skip("not on this system")
+    (tmp_path / "sweep.yaml").write_text(BASE)
+    said = ask("run", "sweep.yaml", "--results", folder)
+    assert (said.code, said.out) == (1, "")
+    assert said.err.startswith(f"ddsweep: {folder}/sweep: cannot write")
+    assert "choose another folder with --results or DDSWEEP_RESULTS" in said.err
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 256 KiB, where this user may make one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "ddsweep-test", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("making a small file system takes more rights than there are")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def fill(disk: Path) -> None:
+    with (disk / "full").open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(1024))
+        except OSError:
+            pass
+
+
+def test_a_full_disk_is_refused_before_any_work(tmp_path: Path, disk: Path, ask: Ask) -> None:
+    (tmp_path / "sweep.yaml").write_text(BASE)
+    fill(disk)
+    said = ask("run", "sweep.yaml", "--results", disk)
+    assert (said.code, said.out) == (1, "")
+    assert "no space left on this disk or quota; nothing was lost; free space and run the same" in said.err
+
+
+def test_collect_on_a_full_disk_leaves_no_half_table(
+    tmp_path: Path, disk: Path, small: SweepDirectory, ask: Ask
+) -> None:
+    moved = SweepDirectory(disk / "small")
+    shutil.copytree(small.root, moved.root)
+    fill(disk)
+    said = ask("collect", moved.root)
+    assert (said.code, said.out) == (1, "")
+    assert "no space left on this disk" in said.err
+    assert [*moved.tables.glob("*"), *moved.temporary.glob("*")] == []
+    (disk / "full").unlink()
+    assert ask("collect", moved.root).code == 0
+
+
+def test_a_second_driver_is_told_who_the_first_is(
+    small: SweepDirectory, tmp_path: Path, process: Ask
+) -> None:
+    with SweepLock(small.lock):
+        before = tree(tmp_path)
+        said = process("run", "small.yaml", "outer_steps=8")
+        assert (said.code, said.out) == (1, "")
+        assert "another driver is at work on this sweep" in said.err
+        assert f"host {socket.gethostname()}, pid {os.getpid()}, since " in said.err
+        assert re.search(
+            r"if you are sure that it is gone, remove \S*results/small/\.lock$", said.err.strip()
+        )
+        assert tree(tmp_path) == before, "the sweep file of the first driver is untouched"
+        holder = read_lock(small.lock)
+        assert holder is not None and holder["pid"] == os.getpid()
+    assert not small.lock.exists()
+
+
+def test_a_run_that_is_refused_leaves_the_sweep_file_of_before(
+    small: SweepDirectory, tmp_path: Path, ask: Ask
+) -> None:
+    before = small.sweep_file.read_bytes()
+    said = ask("run", "small.yaml", "dataset=mnist", "network=lenet")
+    assert said.code == 1, said.words
+    assert "data root not given" in said.err
+    assert small.sweep_file.read_bytes() == before
+
+
+# ------------------------------------------------------------------------------- folders of no results
+
+
+@pytest.mark.parametrize("verb", ["status", "eval", "collect", "show ab"])
+@pytest.mark.parametrize("folder", ["nowhere", "empty", "results"])
+def test_a_folder_without_results_is_refused_by_every_verb(
+    verb: str, folder: str, small: SweepDirectory, tmp_path: Path, refuse: Callable[..., str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    said = refuse(*verb.split(), folder)
+    assert said.startswith(f"ddsweep: {folder}: no results of a sweep")
+    assert "name a folder such as results/quickstart" in said
+
+
+def test_show_without_any_results_says_how_to_name_them(refuse: Callable[..., str]) -> None:
+    assert refuse("show", "ab") == (
+        "ddsweep: results: no results of any sweep; name the folder (ddsweep show TRIAL DIR) or --results\n"
+    )
+
+
+def test_an_unknown_trial_lists_those_there_are(
+    small: SweepDirectory, tmp_path: Path, refuse: Callable[..., str]
+) -> None:
+    said = refuse("show", "zz", "results/small")
+    assert "no trial begins with 'zz'; trials are " in said
+    for trial in trials_of(tmp_path / "small.yaml"):
+        assert trial.trial_id in said
+
+
+def test_an_ambiguous_trial_lists_the_candidates(
+    small: SweepDirectory, tmp_path: Path, refuse: Callable[..., str]
+) -> None:
+    sibling = trials_of(tmp_path / "small.yaml")[0].trial_id[:-1] + "x"
+    small.artifacts(sibling).mkdir()
+    said = refuse("show", sibling[:-1])
+    assert f"{sibling[:-1]!r} is the beginning of 2 trials: " in said
+    assert sibling in said and "give more of it" in said
+    assert "trials are" in refuse("show", "")
+
+
+def test_eval_changes_no_trial(small: SweepDirectory, refuse: Callable[..., str]) -> None:
+    said = refuse("eval", "results/small", "outer_steps=8")
+    assert "'outer_steps=8': eval changes evaluate.* (and resources.*) only; trials stay as they are" in said
+    assert "evaluate.network: unknown key" in refuse("eval", "results/small", "evaluate.network=8")
+
+
+def test_eval_needs_something_distilled(small: SweepDirectory, ask: Ask) -> None:
+    said = ask("eval", "results/small", "evaluate.networks=3")
+    assert (said.code, said.out) == (1, "")
+    assert said.err.endswith("results/small: no trial is distilled yet; run the sweep first\n")
+
+
+def test_a_damaged_sweep_file_of_results_is_named(small: SweepDirectory, refuse: Callable[..., str]) -> None:
+    small.sweep_file.write_text("name: small\nbase: {data")
+    for verb in ("status", "eval"):
+        assert refuse(verb, "results/small").startswith("ddsweep: results/small/sweep.yaml: line 2, column ")
+
+
+# ------------------------------------------------------------------------------------------ torn parts
+
+
+@pytest.mark.parametrize("table", ["trials", "evals", "history"])
+@pytest.mark.filterwarnings("always:.*is torn and left out")
+def test_readers_name_a_torn_part_and_go_on(
+    table: str, small: SweepDirectory, tmp_path: Path, ask: Ask
+) -> None:
+    hurt, whole = (trial.trial_id for trial in trials_of(tmp_path / "small.yaml"))
+    part = torn_part(small, table, hurt).relative_to(tmp_path)
+    for line in ("status results/small", f"show {hurt}"):
+        said = ask(*line.split())
+        assert (said.code, said.err) == (0, "")
+        assert f"torn part, to be made again by `ddsweep run`: {part}" in said.words
+    assert re.search(rf"^{whole} .*\bdone\b", ask("status", "results/small").out, re.MULTILINE)
+    assert "torn" not in ask("show", whole).words
+    assert ask("plan", "small.yaml").code == 0
+    with pytest.warns(UserWarning, match=f"{part} is torn and left out; `ddsweep run` makes it again"):
+        results = package.load_results("results/small")
+    assert results.torn == (part,)
+    assert set(getattr(results, table)["trial_id"]) == {whole}
+
+
+@pytest.mark.parametrize("table", ["trials", "evals", "history"])
+def test_collect_names_every_torn_part_and_writes_nothing(
+    table: str, small: SweepDirectory, tmp_path: Path, refuse: Callable[..., str]
+) -> None:
+    parts = [torn_part(small, table, trial.trial_id) for trial in trials_of(tmp_path / "small.yaml")]
+    said = refuse("collect", "results/small")
+    assert said.startswith("ddsweep: 2 torn parts: ")
+    for part in parts:
+        assert str(part.relative_to(tmp_path)) in said
+    assert "`ddsweep run` makes it again" in said
+
+
+def test_a_torn_part_does_not_let_collect_replace_older_tables(
+    small: SweepDirectory, tmp_path: Path, ask: Ask, refuse: Callable[..., str]
+) -> None:
+    assert ask("collect", "results/small").code == 0
+    torn_part(small, "evals", trials_of(tmp_path / "small.yaml")[0].trial_id)
+    assert "torn part: " in refuse("collect", "results/small")
+    assert read_part(small.table("evals")).num_rows == 4
+
+
+# ------------------------------------------------------------------------------------- on a real Ray
+
+TINY = """\
+name: tiny
+base: {dataset: digits, network: convnet(width=4), outer_steps: 4, real_batch: 32, models_per_step: 1,
+       selection_networks: 1}
+seeds: 4
+evaluate: {networks: 2, shards: 1, baselines: none}
+resources: {dashboard: false, checkpoint_every: 2}
+"""
+
+
+@dataclass(frozen=True)
+class Mended:
+    """A sweep of four trials that was done, was damaged, and was run again.
+
+    Trial 0 was in the middle of its distillation with a truncated checkpoint; trials 1, 2 and 3 were done but
+    for a truncated part each: of ``trials``, ``evals`` and ``history``.
+    """
+
+    said: Said
+    directory: SweepDirectory
+    ids: tuple[str, ...]
+    before: dict[str, list[dict[str, object]]]
+
+    def assert_as_before(self, table: str, trial_id: str) -> None:
+        expected = [row for row in self.before[table] if row["trial_id"] == trial_id]
+        found = rows_of(self.directory, table, trial_id)
+        assert len(found) == len(expected)
+        for now, then in zip(found, expected, strict=True):
+            assert {k: (v, then[k]) for k, v in now.items() if v != then[k]} == {}
+
+
+_RUN_DEPENDENT = {
+    *("started_at", "ended_at", "wall_seconds", "cpu_seconds", "gpu_seconds", "peak_memory_bytes", "seconds"),
+    *("n_resumed", "n_torn_checkpoints", "distilled_bytes", "git_commit", "git_dirty", "ray_version"),
+}
+
+
+def rows_of(directory: SweepDirectory, table: str, trial_id: str = "") -> list[dict[str, object]]:
+    """The rows of all parts of a trial, without what differs from run to run."""
+    found = []
+    for path in sorted(directory.parts(table).glob(f"part-{trial_id}*.parquet")):
+        rows = read_part(path).to_pylist()
+        found += [{k: v for k, v in row.items() if k not in _RUN_DEPENDENT} for row in rows]
+    return found
+
+
+def run_without_ray(file: Path, root: Path) -> SweepDirectory:
+    """What ``ddsweep run`` leaves, made by this process alone."""
+    import torch
+
+    from ddsweep.data.sources import load_splits
+    from ddsweep.evaluation import evaluate_unit, finish
+    from ddsweep.trial import TrialSettings, distil_trial
+
+    sweep, directory = load_sweep(file), SweepDirectory(root)
+    directory.create()
+    directory.sweep_file.write_text(resolved_yaml(sweep))
+    evaluation, threads = sweep.evaluate.spec(), torch.get_num_threads()
+    try:
+        for trial in trials_of(file):
+            fraction, seed = trial.validation_fraction, trial.split_seed
+            splits = load_splits(trial.dataset, None, validation_fraction=fraction, split_seed=seed)
+            assert distil_trial(trial, splits, directory, TrialSettings(checkpoint_every=2))
+            for unit in evaluation.units(trial):
+                evaluate_unit(trial, unit, evaluation, splits, directory, torch.device("cpu"))
+            assert finish(trial, evaluation, directory, sweep.name)
+    finally:
+        torch.set_num_threads(threads)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def mended(tmp_path_factory: pytest.TempPathFactory, ddsweep: Run) -> Mended:
+    folder = tmp_path_factory.mktemp("mended")
+    (folder / "tiny.yaml").write_text(TINY)
+    directory = run_without_ray(folder / "tiny.yaml", folder / "results" / "tiny")
+    ids = tuple(trial.trial_id for trial in trials_of(folder / "tiny.yaml"))
+    before = {table: rows_of(directory, table) for table in TABLES}
+    for table in ("trials", "evals"):
+        next(directory.parts(table).glob(f"part-{ids[0]}*.parquet")).unlink()
+    directory.distilled(ids[0]).unlink()
+    truncate(directory.checkpoint(ids[0]))
+    for table, trial_id in zip(("trials", "evals", "history"), ids[1:], strict=True):
+        torn_part(directory, table, trial_id)
+    again = ddsweep("run", "tiny.yaml", cwd=folder)
+    said = Said(again.returncode, again.stdout, again.stderr)
+    return Mended(said, directory, ids, before)
+
+
+@pytest.mark.ray
+def test_run_mends_a_damaged_sweep_and_says_so(mended: Mended) -> None:
+    assert mended.said.code == 0, mended.said.words
+    assert "Traceback" not in mended.said.words
+    assert "4 trials done" in mended.said.words
+    assert list(mended.directory.parts("failures").iterdir()) == []
+
+
+@pytest.mark.ray
+def test_a_trial_with_a_truncated_checkpoint_starts_again_and_records_it(mended: Mended) -> None:
+    trial_id = mended.ids[0]
+    aside = [path.name for path in mended.directory.artifacts(trial_id).glob("*.torn-*")]
+    assert aside == ["checkpoint.safetensors.torn-1"]
+    (row,) = read_part(mended.directory.trials_part(trial_id)).to_pylist()
+    assert (row["status"], row["n_torn_checkpoints"]) == ("done", 1)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("table", ["trials", "evals", "history"])
+def test_a_trial_that_starts_again_on_ray_gives_the_rows_made_without_ray(table: str, mended: Mended) -> None:
+    mended.assert_as_before(table, mended.ids[0])  # the sum over the distilled images is among them
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(("table", "number"), [("trials", 1), ("evals", 2), ("history", 3)])
+def test_run_makes_a_truncated_part_again(table: str, number: int, mended: Mended) -> None:
+    paths = list(mended.directory.parts(table).glob(f"part-{mended.ids[number]}*.parquet"))
+    assert [part_metadata(path)["schema_version"] for path in paths] == ["1"]
+    mended.assert_as_before(table, mended.ids[number])
+
+
+@pytest.mark.ray
+def test_a_mended_sweep_can_be_collected(mended: Mended, ddsweep: Run) -> None:
+    done = ddsweep("collect", mended.directory.root)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert read_part(mended.directory.table("trials")).num_rows == 4
+
+
+@pytest.mark.ray
+def test_cpus_beyond_the_machine_are_refused_before_any_trial(tmp_path: Path, process: Ask) -> None:
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    said = process("run", "tiny.yaml", "resources.cpus=3", "resources.total_cpus=1")
+    assert said.code == 1
+    assert "resources.cpus: a trial asks for 3 CPUs, but there are 1; ask for less, or set" in said.words
+    assert not (tmp_path / "results" / "tiny").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "gpus", "message"),
+    [
+        (["resources.gpus=1"], 0, "a trial asks for 1 GPUs, but Ray found 0; set resources.gpus=0 to run on"),
+        (["resources.gpus=0.5"], 0, "a trial asks for 0.5 GPUs, but Ray found 0; set resources.gpus=0"),
+        (
+            ["resources.gpus=1", "evaluate.shards=2"],
+            1,
+            "2 shards of 0.1 GPU each cannot be placed beside a trial of 1 on 1 GPUs; ask for fewer",
+        ),
+    ],
+    ids=["none", "a part of none", "no room for shards"],
+)
+def test_gpus_that_are_not_there_are_refused(
+    settings: list[str], gpus: int, message: str, tmp_path: Path
+) -> None:
+    from ddsweep.sweep.runner import check_placement
+    from ddsweep.sweep.session import RaySession
+
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    sweep = load_sweep(tmp_path / "tiny.yaml", settings)
+    session = RaySession(dashboard="", token=None, cpus=2, gpus=gpus)
+    with pytest.raises(UserError) as caught:
+        check_placement(sweep, trials_of(tmp_path / "tiny.yaml"), session)
+    assert message in str(caught.value)

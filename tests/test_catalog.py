@@ -1,0 +1,144 @@
+"""Names, sizes and ids. The list of ids is golden: a change there orphans everyone's results."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from ddsweep.catalog import DATASETS, NetworkSpec, TrialSpec, forward_flops, parameter_count, parse_network
+from ddsweep.errors import SettingError
+
+FOLDER = replace(
+    DATASETS["cifar10-exact"], name="folder", source="folder", path="somewhere", fingerprint="0123abcd"
+)
+
+GOLDEN: list[tuple[str, str, dict[str, Any]]] = [
+    ("58af475130", "digits", {}),
+    ("15357bb8b3", "digits", {"seed": 1}),
+    ("8e78766407", "digits", {"init": "fixed", "images_per_class": 10, "inner_steps": 10}),
+    ("fb1101db74", "mnist", {"network": "lenet"}),
+    (
+        "690d228b10",
+        "mnist",
+        {"network": "lenet", "init": "fixed", "images_per_class": 1, "inner_epochs": 3, "inner_lr": 0.001},
+    ),
+    (
+        "54aa89092d",
+        "cifar10",
+        {
+            "network": "alexcifarnet",
+            "images_per_class": 100,
+            "inner_steps": 10,
+            "inner_epochs": 3,
+            "outer_schedule": "step",
+        },
+    ),
+    (
+        "7f6a624d90",
+        "usps",
+        {"network": "convnet(depth=3,width=64,norm=none)", "clip_norm": 5.0, "dtype": "float64"},
+    ),
+    ("ce9ba99e0e", "folder", {"images_per_class": 50, "inner_lr_mode": "shared", "on_nonfinite": "stop"}),
+]
+
+
+@pytest.mark.parametrize(("trial_id", "dataset", "settings"), GOLDEN)
+def test_golden_ids(trial_id: str, dataset: str, settings: dict[str, Any]) -> None:
+    data = FOLDER if dataset == "folder" else DATASETS[dataset]
+    assert TrialSpec(data, **settings).trial_id == trial_id
+
+
+def test_id_has_the_content_of_the_files_in_it_and_not_their_place() -> None:
+    trial = TrialSpec(FOLDER)
+    moved = replace(FOLDER, path="elsewhere", name="another")
+    assert TrialSpec(moved).trial_id == trial.trial_id
+    assert TrialSpec(replace(FOLDER, fingerprint="4567cdef")).trial_id != trial.trial_id
+
+
+def test_id_changes_with_the_seed_and_every_seed_is_another() -> None:
+    ids = {TrialSpec(DATASETS["digits"], seed=seed).trial_id for seed in range(50)}
+    assert len(ids) == 50
+
+
+def test_a_setting_at_its_default_changes_no_id() -> None:
+    plain = TrialSpec(DATASETS["digits"])
+    assert TrialSpec(DATASETS["digits"], outer_steps=400, inner_lr=0.02, seed=0) == plain
+    # The network in full and by its short name are one trial.
+    full = "convnet(norm=instance, width=128, depth=2)"
+    assert TrialSpec(DATASETS["digits"], network=full).trial_id == plain.trial_id
+
+
+def test_fixed_has_one_network() -> None:
+    assert TrialSpec(DATASETS["digits"], init="fixed", models_per_step=7).models_per_step == 1
+
+
+def test_there_and_back() -> None:
+    for dataset in (*DATASETS.values(), FOLDER):
+        trial = TrialSpec(dataset, images_per_class=10, inner_steps=5, clip_norm=2.0, seed=3)
+        assert TrialSpec.from_dict(trial.to_dict()) == trial
+    with pytest.raises(SettingError, match=r"newer version.*bogus"):
+        TrialSpec.from_dict({**trial.to_dict(), "bogus": 1})
+
+
+@pytest.mark.parametrize(
+    ("network", "shape", "count"),
+    [
+        ("lenet", (1, 28, 28), 61_706),
+        ("lenet", (3, 32, 32), 62_006),
+        ("alexcifarnet", (3, 32, 32), 1_756_426),
+    ],
+)
+def test_parameter_counts(network: str, shape: tuple[int, int, int], count: int) -> None:
+    assert parameter_count(parse_network(network, shape), shape, 10) == count
+
+
+def test_forward_flops_of_lenet() -> None:
+    assert forward_flops(NetworkSpec("lenet"), (1, 28, 28), 10) == 833_040
+
+
+def test_network_parsing() -> None:
+    assert parse_network("convnet", (1, 8, 8)) == NetworkSpec("convnet", 2, 128, "instance")
+    assert parse_network("convnet", (3, 32, 32)).depth == 3
+    named = parse_network(" convnet( depth = 1, width=16,norm=none ) ", (1, 8, 8))
+    assert str(named) == "convnet(depth=1,width=16,norm=none)"
+    assert parse_network(str(named), (1, 8, 8)) == named
+    assert str(parse_network("lenet", (1, 28, 28))) == "lenet"
+
+
+@pytest.mark.parametrize(
+    ("network", "shape", "message"),
+    [
+        ("lenet", (1, 8, 8), "lenet takes images of 28 or 32 pixels, not images of 1x8x8"),
+        ("lenet", (1, 16, 16), "28 or 32"),
+        ("alexcifarnet", (1, 28, 28), "alexcifarnet takes images of 32 pixels"),
+        ("convnet", (3, 32, 28), "square"),
+        ("convnet(depth=4)", (1, 8, 8), "too often"),
+        ("convnet(depth=0)", (1, 8, 8), "depth must be a whole number"),
+        ("convnet(norm=batch)", (1, 8, 8), "norm is one of none, instance"),
+        ("convnet(breadth=3)", (1, 8, 8), "unknown parameter 'breadth'"),
+        ("lenet(depth=3)", (1, 28, 28), "lenet takes no parameters"),
+        ("resnet", (3, 32, 32), "unknown network 'resnet'; known are lenet"),
+    ],
+)
+def test_refused_networks(network: str, shape: tuple[int, int, int], message: str) -> None:
+    with pytest.raises(SettingError, match=message.replace("(", r"\(")):
+        parse_network(network, shape)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"images_per_class": 10, "inner_steps": 3}, "does not divide"),
+        ({"outer_steps": -1}, "outer_steps: -1 must be at least 1"),
+        ({"init": "known"}, "init: 'known' is not one of fixed, random"),
+        ({"inner_lr": 0.0}, "inner_lr: 0.0 must be a positive number"),
+        ({"inner_lr": float("nan")}, "must be a positive number"),
+        ({"validation_fraction": 1.0}, "between 0 and 1"),
+        ({"clip_norm": 1.0, "clip_median": 2.0}, "exclude each other"),
+    ],
+)
+def test_refused_trials(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        TrialSpec(DATASETS["digits"], **settings)

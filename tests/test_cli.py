@@ -1,0 +1,391 @@
+"""The command line where all is well: what each verb says, what it imports, and how it exits."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.exceptions import Abort
+
+import ddsweep as package
+from ddsweep import cli
+from ddsweep.catalog import DATASETS, TrialSpec
+from ddsweep.data.files import resolve_dataset
+from ddsweep.errors import UserError
+from ddsweep.report.settings import settings_of
+from ddsweep.results.layout import SweepDirectory
+from ddsweep.results.parts import read_part, write_part
+from ddsweep.results.schemas import EVALS, HISTORY, TRIALS
+from ddsweep.spec import Plan, expand, load_sweep, resolved_yaml
+
+Answer = tuple[int, str, str]
+Ask = Callable[..., Answer]
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SWEEPS = sorted(REPOSITORY.glob("sweeps/*.yaml"))
+QUICKSTART = REPOSITORY / "sweeps" / "quickstart.yaml"
+
+SMALL = """\
+name: small
+base: {dataset: digits, network: convnet(width=4), outer_steps: 4}
+seeds: 2
+evaluate: {networks: 2, shards: 1, baselines: none}
+"""
+
+OPTIONS = {
+    "plan": ["--results", "--data-root"],
+    "run": ["--results", "--data-root", "--address"],
+    "eval": ["--data-root", "--address"],
+    "status": ["--data-root"],
+    "show": ["--results"],
+    "collect": [],
+    "data list": ["--data-root"],
+    "data fetch": ["--data-root"],
+}
+"""The options of each verb that scripts of users rely on."""
+
+
+@pytest.fixture
+def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Ask:
+    """``ask(*arguments)``: (exit code, stdout, stderr) of a command line in an empty folder."""
+    for name in ("DDSWEEP_RESULTS", "DDSWEEP_DATA"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> Answer:
+        capsys.readouterr()
+        code = cli._exit_code([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        assert "Traceback" not in out + err
+        return code, out, err
+
+    return run
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> SweepDirectory:
+    """The results of a sweep of two trials, one of them done."""
+    file = tmp_path / "small.yaml"
+    file.write_text(SMALL)
+    sweep = load_sweep(file)
+    directory = SweepDirectory(tmp_path / "results" / "small")
+    directory.create()
+    directory.sweep_file.write_text(resolved_yaml(sweep))
+    trial = expand(sweep, lambda name: DATASETS[str(name)]).trials[0]
+    write_done(directory, trial, sweep.evaluate.spec().evaluation_id(trial))
+    return directory
+
+
+def write_done(directory: SweepDirectory, trial: TrialSpec, evaluation_id: str) -> None:
+    row = {**settings_of(trial), "trial_id": trial.trial_id, "status": "done", "test_accuracy_mean": 0.5}
+    evaluation = {"evaluation_id": evaluation_id}
+    temporary = directory.temporary
+    write_part(directory.trials_part(trial.trial_id), [row], TRIALS, temporary, evaluation)
+    history = {"trial_id": trial.trial_id, "outer_step": 4, "outer_loss": 2.0}
+    write_part(directory.history_part(trial.trial_id), [history], HISTORY, temporary)
+    common = {"trial_id": trial.trial_id, "source": "distilled", "protocol": "as_distilled", "inner_step": 1}
+    for group in (0, 1):
+        part = directory.evals_part(trial.trial_id, "as_distilled", "xavier", group)
+        write_part(part, [{**common, "model_seed": group, "accuracy": 0.5}], EVALS, temporary)
+
+
+def planned(file: Path, root: Path | None = None) -> Plan:
+    return expand(load_sweep(file), lambda value: resolve_dataset(value, root))
+
+
+def data_root() -> Path | None:
+    """Where the real data sets are, if they are anywhere."""
+    given = os.environ.get("DDSWEEP_DATA")
+    places = [Path(given)] if given else [REPOSITORY.parent / "shared" / "data"]
+    return next((place for place in places if place.is_dir()), None)
+
+
+def verb_help(verb: str, ask: Ask) -> str:
+    code, out, err = ask(*verb.split(), "--help")
+    assert code == 0, f"ddsweep {verb} --help: {err}"
+    return out
+
+
+# ------------------------------------------------------------------------------------ what is imported
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    ["--help", "--version", "run --help", f"plan {QUICKSTART}", "status results/small", "data list"],
+)
+def test_instant_verbs_import_neither_torch_nor_ray_nor_pandas(
+    arguments: str, small: SweepDirectory, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    code = (
+        "import sys; from ddsweep.cli import _exit_code; rc = _exit_code(sys.argv[1:]); "
+        "print('>', rc, *sorted({'torch', 'torchvision', 'ray', 'pandas', 'sklearn'} & set(sys.modules)))"
+    )
+    command = [sys.executable, "-c", code, *arguments.split()]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=100, cwd=tmp_path, env=environment, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "> 0", done.stdout + done.stderr
+
+
+def test_importing_the_package_costs_nothing(environment: dict[str, str]) -> None:
+    heavy = ("torch", "ray", "pandas", "pyarrow", "numpy", "pydantic", "typer", "yaml")
+    code = f"import sys, ddsweep; print(*sorted(set({heavy}) & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=100, env=environment, check=True
+    )
+    assert done.stdout.strip() == ""
+
+
+# ------------------------------------------------------------------------------------------ exit codes
+
+
+@pytest.mark.parametrize(
+    ("raised", "code"),
+    [
+        (UserError("grid.init: is empty"), 1),
+        (KeyboardInterrupt(), 130),
+        (Abort(), 130),
+    ],
+)
+def test_what_stops_a_verb_decides_the_exit_code(
+    raised: BaseException, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def app(arguments: Any, **options: Any) -> None:
+        raise raised
+
+    monkeypatch.setattr(cli, "app", app)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["any"])
+    assert ended.value.code == code
+    expected = f"ddsweep: {raised}\n" if isinstance(raised, UserError) else ""
+    assert capsys.readouterr().err == expected
+
+
+@pytest.mark.parametrize("code", [0, 2, 75, 130])
+def test_a_verb_may_choose_its_exit_code(code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = typer.Typer()
+
+    @app.command()
+    def verb() -> None:
+        raise typer.Exit(code)
+
+    monkeypatch.setattr(cli, "app", app)
+    assert cli._exit_code([]) == code
+
+
+def test_failed_trials_are_2_and_trials_left_are_75() -> None:
+    from ddsweep.sweep.runner import Outcome
+
+    counts = {(3, 0, 0): 0, (2, 1, 0): 2, (2, 0, 1): 75, (1, 1, 1): 75}
+    assert {key: Outcome(*key).exit_code for key in counts} == counts
+
+
+# ---------------------------------------------------------------------------------- help and version
+
+
+def test_the_version_is_the_package_s(ask: Ask) -> None:
+    assert ask("--version") == (0, f"ddsweep {package.__version__}\n", "")
+
+
+def test_help_lists_every_verb(ask: Ask) -> None:
+    help_text = verb_help("", ask) + verb_help("data", ask)
+    for verb in OPTIONS:
+        assert re.search(rf"[ │]{verb.split()[-1]} ", help_text), verb
+
+
+@pytest.mark.parametrize("verb", OPTIONS)
+def test_help_of_a_verb_lists_its_options_and_says_what_it_does(verb: str, ask: Ask) -> None:
+    text = verb_help(verb, ask)
+    assert f"{verb} [OPTIONS]" in text
+    assert re.search(r"^ [A-Z].*[.:]", text, re.MULTILINE), "a sentence that says what it does"
+    for option in (*OPTIONS[verb], "--help"):
+        assert f"{option} " in text
+
+
+def test_help_alone_and_help_of_a_process_are_the_same(ddsweep: Callable[..., Any], tmp_path: Path) -> None:
+    done = ddsweep("--help", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "quickstart" not in done.stdout
+    assert "one YAML file in, Parquet tables with error bars out" in done.stdout
+
+
+# ------------------------------------------------------------------------------------------------ plan
+
+
+@pytest.mark.parametrize("file", SWEEPS, ids=lambda path: path.stem)
+def test_every_sweep_file_can_be_planned_and_lists_its_trials(file: Path, ask: Ask, tmp_path: Path) -> None:
+    root = data_root()
+    sweep = load_sweep(file)
+    if root is None and any(source in file.read_text() for source in ("exact", "source:")):
+        pytest.skip("the ids of this sweep depend on data that are not here")
+    code, out, err = ask("plan", file, *(["--data-root", root] if root else []))
+    assert (code, err) == (0, "")
+    trials = planned(file, root).trials
+    assert [trial.trial_id for trial in trials if trial.trial_id not in out] == []
+    assert re.search(rf"\b{len(trials)} trials?, 0 done", out)
+    assert sweep.name == file.stem, "a sweep is found by the name of its file"
+    assert list(tmp_path.iterdir()) == [], "plan writes nothing"
+
+
+def test_plan_shows_what_is_done(ask: Ask, small: SweepDirectory, tmp_path: Path) -> None:
+    code, out, err = ask("plan", "small.yaml")
+    assert (code, err) == (0, "")
+    done, missing = (trial.trial_id for trial in planned(tmp_path / "small.yaml").trials)
+    assert re.search(rf"^{done} .*\bdone\b", out, re.MULTILINE)
+    assert re.search(rf"^{missing} .*\bmissing\b", out, re.MULTILINE)
+    assert "2 trials, 1 done" in out
+    # Asked for more networks, the evaluation that is there will not do.
+    assert "2 trials, 0 done" in ask("plan", "small.yaml", "evaluate.networks=3")[1]
+
+
+def test_the_results_folder_comes_from_the_option_then_the_environment_then_results(
+    ask: Ask, small: SweepDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "results").rename(tmp_path / "elsewhere")
+    assert "2 trials, 0 done" in ask("plan", "small.yaml")[1]
+    assert "2 trials, 1 done" in ask("plan", "small.yaml", "--results", "elsewhere")[1]
+    monkeypatch.setenv("DDSWEEP_RESULTS", "elsewhere")
+    assert "2 trials, 1 done" in ask("plan", "small.yaml")[1]
+    assert "2 trials, 0 done" in ask("plan", "small.yaml", "--results", "results")[1]
+
+
+def test_overrides_are_laid_over_the_file(ask: Ask, small: SweepDirectory) -> None:
+    code, out, _ = ask("plan", "small.yaml", "seeds=1", "images_per_class=[2,4]", "inner_steps=2")
+    assert code == 0
+    assert re.search(r"^trial +images/class ", out)
+    assert "2 trials, 0 done" in out
+
+
+# ------------------------------------------------------------------------------- status, show, collect
+
+
+def test_status_says_how_far_each_trial_is(ask: Ask, small: SweepDirectory, tmp_path: Path) -> None:
+    code, out, err = ask("status", "results/small")
+    assert (code, err) == (0, "")
+    done, pending = (trial.trial_id for trial in planned(tmp_path / "small.yaml").trials)
+    assert out.startswith("small: 2 trials, 1 done, 1 pending\nno driver at work; `ddsweep run` goes on")
+    assert re.search(rf"^{done} .*\bdone +4/4\b", out, re.MULTILINE)
+    assert re.search(rf"^{pending} .*\bpending +0/4\b", out, re.MULTILINE)
+
+
+def test_show_finds_a_trial_by_how_it_begins(ask: Ask, small: SweepDirectory, tmp_path: Path) -> None:
+    done = planned(tmp_path / "small.yaml").trials[0].trial_id
+    code, out, err = ask("show", done[:4])
+    assert (code, err) == (0, "")
+    assert out.startswith(f"trial {done}: done, outer step 4/4")
+    assert ask("show", done, "results/small")[1] == out
+
+
+def test_collect_compacts_each_table_and_keeps_the_parts(ask: Ask, small: SweepDirectory) -> None:
+    parts = sorted(small.root.glob("*/part-*.parquet"))
+    code, out, err = ask("collect", "results/small")
+    assert (code, err) == (0, "")
+    assert out.splitlines() == [
+        f"results/small/tables/{name}.parquet: {rows} rows"
+        for name, rows in {"trials": 1, "evals": 2, "history": 1, "failures": 0}.items()
+    ]
+    assert read_part(small.table("evals")).column("model_seed").to_pylist() == [0, 1]
+    assert sorted(small.root.glob("*/part-*.parquet")) == parts
+    assert list(small.temporary.iterdir()) == []
+
+
+# ------------------------------------------------------------------------------------------------ data
+
+
+def test_data_list_shows_the_whole_catalog_and_what_is_here(ask: Ask) -> None:
+    code, out, err = ask("data", "list")
+    assert (code, err) == (0, "")
+    lines = {line.split()[0]: line for line in out.splitlines()[1:]}
+    assert list(lines) == list(DATASETS)
+    assert "embedded" in lines["digits"]
+    assert "missing" in lines["mnist"]
+
+
+def test_digits_need_no_fetching(ask: Ask, tmp_path: Path) -> None:
+    code, out, err = ask("data", "fetch", "digits", "--data-root", "new")
+    assert (code, out) == (1, "")
+    assert err == "ddsweep: digits: nothing to fetch: it comes with scikit-learn\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+# ----------------------------------------------------------------------------------------------- pipes
+
+
+@pytest.mark.parametrize("arguments", [f"plan {QUICKSTART}", "--help", "--version", "collect results/small"])
+def test_a_reader_that_goes_away_early_is_no_error(
+    arguments: str, small: SweepDirectory, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ddsweep", *arguments.split()],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=tmp_path,
+        env=environment,
+        text=True,
+    )
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()  # before anything is written: `| head -0`
+    err = process.stderr.read()
+    process.stderr.close()
+    assert (process.wait(timeout=100), err) == (0, "")
+
+
+def test_the_first_line_alone_can_be_had(tmp_path: Path, environment: dict[str, str]) -> None:
+    line = f"{shlex.quote(sys.executable)} -m ddsweep plan {shlex.quote(str(QUICKSTART))} | head -1"
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {line}"],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        cwd=tmp_path,
+        env=environment,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("trial ")
+    assert len(done.stdout.splitlines()) == 1
+
+
+# ---------------------------------------------------------------------------------------------- README
+
+
+def readme_commands() -> list[str]:
+    """The ``ddsweep ...`` commands in the console and bash blocks of the README, one line each."""
+    readme = REPOSITORY / "README.md"
+    text = readme.read_text(encoding="utf-8") if readme.is_file() else ""
+    found = []
+    for block in re.findall(r"^```(?:console|bash|sh|shell)\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = line.strip().removeprefix("$ ").split()
+            while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):
+                words = words[1:]
+            if words and words[0].rpartition("/")[2] == "ddsweep":
+                found.append(" ".join(words[1:]))
+    return found
+
+
+def test_the_readme_has_commands() -> None:
+    assert readme_commands()
+
+
+@pytest.mark.parametrize("command", readme_commands())
+def test_every_command_of_the_readme_exists(command: str, ask: Ask) -> None:
+    words = shlex.split(command, comments=True)
+    for stop in ("|", ">", "&&", ";"):
+        words = words[: words.index(stop)] if stop in words else words
+    names = words[: 2 if words[:1] == ["data"] else 1]
+    text = verb_help(" ".join(name for name in names if not name.startswith("-")), ask)
+    for word in words:
+        if word.startswith("-"):
+            assert f"{word.partition('=')[0]} " in text, f"{command}: no such option {word}"
+        if word.startswith("sweeps/"):
+            assert (REPOSITORY / word).is_file(), f"{command}: there is no {word}"

@@ -1,0 +1,67 @@
+"""The documents say what is there: every setting, column and file they name, and every one there is."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from ddsweep.catalog import TrialSpec
+from ddsweep.results.schemas import TABLES
+from ddsweep.spec import EvaluateSpec, ResourcesSpec
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("bench/*.md"), *ROOT.glob("slurm/*.md")]
+
+
+def words_of_first_column(text: str) -> set[str]:
+    rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
+    return {word for row in rows for word in re.findall(r"`([a-z0-9_]+)`", row)}
+
+
+def section(text: str, title: str) -> str:
+    return re.split(r"^## ", text.split(f"## {title}\n", 1)[1], maxsplit=1, flags=re.M)[0]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(document: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text()):
+        assert target.startswith("http") or (document.parent / target).exists(), target
+
+
+def test_every_setting_is_documented_and_no_other() -> None:
+    text = (ROOT / "docs/settings.md").read_text()
+    science = {item.name for item in fields(TrialSpec)} | {"images_per_class_per_step"}
+    assert words_of_first_column(section(text, "Science: `base`, `grid`, `points`")) == science
+    assert words_of_first_column(section(text, "`evaluate`")) == set(EvaluateSpec.model_fields)
+    assert words_of_first_column(section(text, "`resources`")) == set(ResourcesSpec.model_fields)
+
+
+def test_documented_defaults_are_the_defaults() -> None:
+    text = section((ROOT / "docs/settings.md").read_text(), "Science: `base`, `grid`, `points`")
+    for line in text.splitlines():
+        if not line.startswith("| `"):
+            continue
+        name, default = (cell.strip().strip("`") for cell in line.split("|")[1:3])
+        if name in ("dataset", "images_per_class_per_step"):
+            continue
+        actual = TrialSpec.__dataclass_fields__[name].default
+        assert default == (
+            "none" if actual is None else f"{actual:g}" if isinstance(actual, float) else str(actual)
+        )
+
+
+@pytest.mark.parametrize("table", list(TABLES))
+def test_every_column_is_documented_and_no_other(table: str) -> None:
+    text = section((ROOT / "docs/results.md").read_text(), f"`{table}`")
+    assert words_of_first_column(text) == set(TABLES[table].names)
+
+
+def test_files_named_in_the_readme_tree_exist() -> None:
+    tree = (ROOT / "README.md").read_text().split("## Where things are", 1)[1].split("```")[1]
+    for line in tree.strip().splitlines():
+        name = line.split()[0]
+        place = ROOT / "ddsweep" / name if line.startswith("  ") else ROOT / name
+        assert place.exists(), name

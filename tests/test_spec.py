@@ -1,0 +1,483 @@
+"""Sweep files: what they mean, and the message for everything that can be wrong in one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ddsweep.catalog import BASELINES, DATASETS, DatasetSpec, TrialSpec
+from ddsweep.errors import SettingError
+from ddsweep.spec import EvaluateSpec, SweepSpec, expand, load_sweep, resolved_yaml
+from ddsweep.spec.values import MOST_TRIALS
+
+Load = Callable[..., SweepSpec]
+
+
+def resolve(value: str | dict[str, Any]) -> DatasetSpec:
+    """Stands for `ddsweep.data`: catalog names, and mappings that name no file."""
+    if isinstance(value, dict):
+        shape = (3, 32, 32)
+        return DatasetSpec("inline", value["source"], shape, 10, fingerprint="00ff", path=value["path"])
+    if value not in DATASETS:
+        raise SettingError(f"dataset: unknown data set {value!r}")
+    return DATASETS[value]
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Load:
+    def run(text: str, overrides: Sequence[str] = (), header: str = "name: test\n") -> SweepSpec:
+        path = tmp_path / "sweep.yaml"
+        path.write_text(header + text)
+        return load_sweep(path, overrides)
+
+    return run
+
+
+def trials_of(sweep: SweepSpec) -> tuple[TrialSpec, ...]:
+    return expand(sweep, resolve).trials
+
+
+def refusal(load: Load, text: str, overrides: Sequence[str] = (), **more: str) -> str:
+    with pytest.raises(SettingError) as caught:
+        trials_of(load(text, overrides, **more))
+    message = str(caught.value)
+    assert "pydantic" not in message and "validation error" not in message
+    return message
+
+
+BASE = "base: {dataset: digits}\n"
+
+
+# ---------------------------------------------------------------------------------------- expansion
+
+
+def test_no_grid_and_no_points_is_one_trial_per_seed(load: Load) -> None:
+    assert trials_of(load(BASE)) == (TrialSpec(DATASETS["digits"]),)
+    assert [trial.seed for trial in trials_of(load(BASE + "seeds: 3"))] == [0, 1, 2]
+    assert [trial.seed for trial in trials_of(load(BASE + "seeds: [7, 5]"))] == [7, 5]
+
+
+def test_points_are_crossed_with_the_grid_and_the_seeds(load: Load) -> None:
+    sweep = load(
+        BASE
+        + "grid: {inner_epochs: [1, 2]}\npoints: [{init: fixed}, {init: random, inner_lr: 1e-3}]\nseeds: 2"
+    )
+    assert [(t.init, t.inner_lr, t.inner_epochs, t.seed) for t in trials_of(sweep)] == [
+        (init, rate, epochs, seed)
+        for init, rate in (("fixed", 0.02), ("random", 0.001))
+        for epochs in (1, 2)
+        for seed in (0, 1)
+    ]
+
+
+def test_a_point_overrides_the_grid_and_the_grid_the_base(load: Load) -> None:
+    sweep = load(
+        "base: {dataset: digits, outer_steps: 1, real_batch: 8}\n"
+        "grid: {outer_steps: [2, 3]}\npoints: [{outer_steps: 4}, {init: fixed}]"
+    )
+    trials = trials_of(sweep)
+    assert [(trial.outer_steps, trial.init) for trial in trials] == [
+        (4, "random"),
+        (2, "fixed"),
+        (3, "fixed"),
+    ]
+    assert {trial.real_batch for trial in trials} == {8}
+
+
+def test_seed_can_be_a_grid_axis(load: Load) -> None:
+    assert [t.seed for t in trials_of(load(BASE + "grid: {seed: [4, 5]}"))] == [4, 5]
+    assert "seeds: the seed is also given" in refusal(load, BASE + "grid: {seed: [4, 5]}\nseeds: 2")
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("", (1, 1)),
+        ("images_per_class: 10, inner_steps: 5", (10, 5)),
+        ("images_per_class: 10, images_per_class_per_step: 5", (10, 2)),
+        ("inner_steps: 10, images_per_class_per_step: 5", (50, 10)),
+    ],
+)
+def test_two_sizes_make_the_third(load: Load, given: str, expected: tuple[int, int]) -> None:
+    (trial,) = trials_of(load(f"base: {{dataset: digits, {given}}}"))
+    assert (trial.images_per_class, trial.inner_steps) == expected
+
+
+def test_one_size_or_three_is_an_error_also_under_skip_invalid(load: Load) -> None:
+    one = refusal(load, "base: {dataset: digits, images_per_class: 10}\nskip_invalid: true")
+    assert "1 of the three sizes" in one and "images_per_class=10" in one and "exactly two" in one
+    three = refusal(
+        load,
+        "base: {dataset: digits, images_per_class: 10, inner_steps: 5}\n"
+        "points: [{init: fixed}, {images_per_class_per_step: 2}]",
+    )
+    assert "images_per_class_per_step=2: 3 of the three sizes" in three
+
+
+def test_what_does_not_divide_is_named_or_dropped_and_counted(load: Load) -> None:
+    text = "base: {dataset: digits}\ngrid: {images_per_class: [10, 12], inner_steps: [5, 4]}\nseeds: 2\n"
+    message = refusal(load, text)
+    assert "4 of 8 trials are impossible" in message
+    assert "images_per_class=12 inner_steps=5: images_per_class: 12 does not divide" in message
+    assert "skip_invalid: true" in message
+    plan = expand(load(text + "skip_invalid: true"), resolve)
+    assert [(trial.images_per_class, trial.inner_steps) for trial in plan.trials] == [(10, 5)] * 2 + [
+        (12, 4)
+    ] * 2
+    assert [combination for combination, _ in plan.dropped] == [
+        "images_per_class=10 inner_steps=4 seed=0",
+        "images_per_class=10 inner_steps=4 seed=1",
+        "images_per_class=12 inner_steps=5 seed=0",
+        "images_per_class=12 inner_steps=5 seed=1",
+    ]
+    assert "does not divide" in plan.dropped[0][1]
+
+
+def test_per_step_that_does_not_divide(load: Load) -> None:
+    text = "base: {dataset: digits, images_per_class: 10, images_per_class_per_step: 3}"
+    assert "base: images_per_class: 10 does not divide into images_per_class_per_step 3" in refusal(
+        load, text
+    )
+
+
+def test_the_list_of_impossible_combinations_is_short(load: Load) -> None:
+    axis = ", ".join(str(number) for number in range(2, 20))
+    message = refusal(load, BASE + f"grid: {{images_per_class: [1], inner_steps: [{axis}]}}")
+    assert "18 of 18" in message and "and 13 more" in message and "skip_invalid" not in message
+
+
+def test_all_dropped_is_an_error(load: Load) -> None:
+    text = "base: {dataset: digits, network: lenet}\nskip_invalid: true"
+    message = refusal(load, text)
+    assert "1 of 1 trials are impossible" in message and "28 or 32" in message
+
+
+def test_duplicates_name_both_combinations(load: Load) -> None:
+    message = refusal(load, BASE + "grid: {init: [fixed, random], models_per_step: [2, 4]}")
+    assert "`init=fixed models_per_step=2` and `init=fixed models_per_step=4` are the same trial" in message
+    assert "models_per_step 1" in message
+    assert "are the same trial" in refusal(load, BASE + "grid: {network: [convnet, 'convnet(depth=2)']}")
+    inline = "grid: {dataset: [{source: folder, path: a}, {source: folder, path: b}]}"
+    assert "`dataset=folder:a` and `dataset=folder:b` are the same trial" in refusal(load, inline)
+
+
+def test_colliding_ids_are_refused(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TrialSpec, "trial_id", property(lambda self: "0123456789"))
+    message = refusal(load, BASE + "seeds: 2")
+    assert "`base seed=0` and `base seed=1` are different trials with one id, 0123456789" in message
+
+
+def test_each_data_set_is_resolved_once(load: Load) -> None:
+    asked: list[Any] = []
+
+    def counting(value: str | dict[str, Any]) -> DatasetSpec:
+        asked.append(value)
+        return resolve(value)
+
+    sweep = load(
+        "grid: {dataset: [mnist, digits, {source: folder, path: a}], inner_epochs: [1, 2]}\nseeds: 2"
+    )
+    assert len(expand(sweep, counting).trials) == 12
+    assert asked == ["mnist", "digits", {"source": "folder", "path": "a"}]
+
+
+def test_an_unknown_data_set_is_an_error_also_under_skip_invalid(load: Load) -> None:
+    text = "grid: {dataset: [digits, digit]}\nskip_invalid: true"
+    assert "unknown data set 'digit'" in refusal(load, text)
+
+
+def test_expansion_is_deterministic_and_resources_change_no_id(load: Load) -> None:
+    text = BASE + "grid: {init: [fixed, random]}\nseeds: 2\n"
+    plain, moved = load(text), load(text + "resources: {cpus: 2, device: cpu}\nevaluate: {networks: 3}")
+    assert expand(plain, resolve) == expand(plain, resolve) == expand(moved, resolve)
+
+
+def test_too_many_trials(load: Load) -> None:
+    text = BASE + f"grid: {{outer_steps: [1, 2, 3]}}\nseeds: {MOST_TRIALS // 2}"
+    assert "150000 trials are more than 100000" in refusal(load, text)
+
+
+# ------------------------------------------------------------------------------------------- values
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "value"),
+    [
+        ("inner_lr: 1e-3", "inner_lr", 0.001),
+        ("inner_lr: 1", "inner_lr", 1.0),
+        ("inner_lr: '0.5'", "inner_lr", 0.5),
+        ("clip_norm: 5", "clip_norm", 5.0),
+        ("clip_norm: null", "clip_norm", None),
+        ("outer_steps: 3.0", "outer_steps", 3),
+        ("outer_steps: 1e3", "outer_steps", 1000),
+    ],
+)
+def test_numbers_get_their_type(load: Load, text: str, name: str, value: Any) -> None:
+    (trial,) = trials_of(load(f"base: {{dataset: digits, {text}}}"))
+    assert getattr(trial, name) == value
+    assert type(getattr(trial, name)) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("outer_steps: 3.5", "base.outer_steps: 3.5 is not a whole number"),
+        ("outer_steps: true", "base.outer_steps: True is not a whole number"),
+        ("outer_steps: many", "base.outer_steps: 'many' is not a whole number"),
+        ("outer_steps: [1, 2]", "base.outer_steps: [1, 2] is not a whole number"),
+        ("outer_steps: .inf", "base.outer_steps: inf is not a whole number"),
+        ("outer_steps: null", "base.outer_steps: None is not a whole number"),
+        ("outer_steps: -3", "base.outer_steps: -3 must be at least 1"),
+        ("images_per_class: -10", "base.images_per_class: -10 must be at least 1"),
+        ("images_per_class_per_step: 0", "base.images_per_class_per_step: 0 must be at least 1"),
+        ("inner_steps: 0", "base.inner_steps: 0 must be at least 1"),
+        ("real_batch: -1", "base.real_batch: -1 must be at least 1"),
+        ("seed: -1", "base.seed: -1 must be at least 0"),
+        ("inner_lr: fast", "base.inner_lr: 'fast' is not a number"),
+        ("inner_lr: -1e-3", "base.inner_lr: -0.001 must be a positive number"),
+        ("inner_lr: .nan", "base.inner_lr: nan must be a positive number"),
+        ("validation_fraction: 2", "base.validation_fraction: 2.0 must lie between 0 and 1"),
+        ("init: fixd", "base.init: 'fixd' is not one of fixed, random (did you mean fixed?)"),
+        ("init_law: 3", "base.init_law: 3 is not one of xavier"),
+        ("network: resnet", "base.network: unknown network 'resnet'; known are lenet"),
+        ("network: 'convnet(depth=-1)'", "base.network: 'convnet(depth=-1)': depth must be"),
+        ("network: 7", "base.network: 7 is not text"),
+        ("outer_step: 3", "base.outer_step: unknown key 'outer_step' (did you mean outer_steps?)"),
+        ("1: 3", "base.1: unknown key 1"),
+    ],
+)
+def test_bad_settings(load: Load, text: str, message: str) -> None:
+    full = refusal(load, f"base: {{dataset: digits, {text}}}\nskip_invalid: true")
+    assert f"sweep.yaml: {message}" in full
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (BASE + "grid: {}", "grid: {} is not a mapping of settings to lists"),
+        (BASE + "grid: {init: []}", "grid.init: is empty; a grid axis is a list of at least one value"),
+        (BASE + "grid: {init: random}", "grid.init: 'random' is not a list"),
+        (BASE + "grid: {init: [fixed, rand]}", "grid.init[1]: 'rand' is not one of fixed, random"),
+        (BASE + "grid: {innit: [fixed]}", "grid.innit: unknown key 'innit' (did you mean init?)"),
+        (BASE + "points: []", "points: [] is not a list of at least one"),
+        (BASE + "points: [3]", "points[0]: 3 is not a mapping"),
+        (BASE + "points: [{init: fixed}, {seed: x}]", "points[1].seed: 'x' is not a whole number"),
+        (BASE + "seeds: 0", "seeds: 0 seeds"),
+        (BASE + "seeds: -2", "seeds: -2 seeds"),
+        (BASE + "seeds: []", "seeds: is empty"),
+        (BASE + "seeds: [1, 1]", "seeds: [1, 1] gives a number twice"),
+        (BASE + "seeds: [-1]", "seeds: -1 must be at least 0"),
+        (BASE + "seeds: some", "seeds: 'some' is not a whole number"),
+        ("base: 3", "base: 3 is not a mapping"),
+        ("seeds: 2", "base.dataset: is required: digits, mnist"),
+        ("points: [{dataset: digits}, {init: fixed}]", "base.dataset: is required (points[1] has none)"),
+        ("base: {dataset: 3}", "base.dataset: 3 is neither a name nor a mapping"),
+        (BASE + "skip_invalid: 1", "skip_invalid: 1 is not true or false"),
+        (BASE + "evalute: {}", "evalute: unknown key 'evalute' (did you mean evaluate?)"),
+        (BASE + "outer_steps: 3", "outer_steps: unknown key 'outer_steps' at the top level"),
+        (BASE + "evaluate: {network: 8}", "evaluate.network: unknown key 'network' (did you mean networks?)"),
+        (BASE + "evaluate: {networks: 0}", "evaluate.networks: 0 must be at least 1"),
+        (BASE + "evaluate: {networks: 2.5}", "evaluate.networks: 2.5 is not a whole number"),
+        (BASE + "evaluate: {shards: true}", "evaluate.shards: True is not a whole number"),
+        (BASE + "evaluate: 3", "evaluate: 3 is not a mapping"),
+        (BASE + "evaluate: {protocols: []}", "evaluate.protocols: [] is empty; give at least one"),
+        (BASE + "evaluate: {baselines: [kmean]}", "evaluate.baselines: 'kmean' is not one of"),
+        (BASE + "evaluate: {baselines: 3}", "evaluate.baselines: 3 is not a list of words"),
+        (BASE + "evaluate: {inner_steps_beyond: [0]}", "evaluate.inner_steps_beyond: 0 must be at least 1"),
+        (BASE + "resources: {device: gpu}", "resources.device: 'gpu' is not one of auto, cpu, cuda"),
+        (BASE + "resources: {gpus: -1}", "resources.gpus: -1 must be at least 0"),
+        (BASE + "resources: {gpus: 1.5}", "resources.gpus: 1.5 must be a fraction"),
+        (BASE + "resources: {cpu: 1}", "resources.cpu: unknown key 'cpu' (did you mean cpus?)"),
+        (BASE + "resources: {cpus: {by: ipc, 1: 2}}", "resources.cpus: by: 'ipc' is not a setting"),
+        (BASE + "resources: {cpus: {by: init}}", "gives no amount"),
+        (BASE + "resources: {cpus: {by: init, none: 2}}", "resources.cpus: 'none' is not one of fixed"),
+        (BASE + "resources: {max_failures: -1}", "resources.max_failures: -1 must be at least 0"),
+        (BASE + "resources: {dashboard: maybe}", "resources.dashboard: 'maybe' is not true or false"),
+        (BASE + "3: 4", "3 is a key, but keys are words"),
+    ],
+)
+def test_bad_files(load: Load, text: str, message: str) -> None:
+    assert message in refusal(load, text)
+
+
+@pytest.mark.parametrize("name", ["'../x'", "Big", "''", "'a b'", "-x", "3", "null", "'a\n\n'", "x" * 101])
+def test_bad_names(load: Load, name: str) -> None:
+    assert "sweep.yaml: name: " in refusal(load, BASE, header=f"name: {name}\n")
+
+
+def test_name_is_required(load: Load) -> None:
+    assert "sweep.yaml: name: is required" in refusal(load, BASE, header="")
+
+
+def test_all_that_is_wrong_is_said_at_once(load: Load) -> None:
+    message = refusal(load, "base: {dataset: digits, init: x, outer_steps: y}\nseeds: z")
+    assert "3 settings are wrong" in message
+    assert all(key in message for key in ("base.init: ", "base.outer_steps: ", "seeds: "))
+
+
+# -------------------------------------------------------------------------------------------- files
+
+
+def test_missing_unreadable_and_empty_files(load: Load, tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match=r"nowhere\.yaml: no such sweep file"):
+        load_sweep(tmp_path / "nowhere.yaml")
+    with pytest.raises(SettingError, match="cannot be read"):
+        load_sweep(tmp_path)
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(SettingError, match="not a text file"):
+        load_sweep(tmp_path / "binary.yaml")
+    assert "is empty; a sweep file is a mapping with the keys name, base" in refusal(load, "", header="")
+    assert "holds [1]" in refusal(load, "[1]", header="")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("base: {dataset: digits\ngrid: }", "sweep.yaml: line 3"),
+        ("base:\n\tdataset: digits", "sweep.yaml: line 3"),
+        ("base: {seed: 1, seed: 2}", "sweep.yaml: line 2, column 17: the key 'seed' is given twice"),
+        (BASE + "name: again", "sweep.yaml: line 3, column 1: the key 'name' is given twice"),
+        ("base: !!python/object/apply:os.getcwd []", "sweep.yaml: line 2"),
+        ("base: {dataset: \x00}", "not YAML"),
+        ("base: {dataset: 2026-02-31}", "not YAML that can be read"),
+    ],
+)
+def test_what_is_not_yaml_is_named_by_line(load: Load, text: str, message: str) -> None:
+    assert message in refusal(load, text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        BASE,
+        "base: {dataset: {source: parquet, path: cifar10, train: [0, 1], test: [4]}, inner_lr: 1e-5}\n"
+        "grid: {init: [fixed, random], network: ['convnet(depth=2,width=8,norm=none)']}\n"
+        "points: [{}, {clip_norm: null}]\nseeds: 4\nskip_invalid: true\n"
+        "evaluate: {baselines: none, protocols: [as_distilled], inner_steps_beyond: [5, 20]}\n"
+        "resources: {gpus: {by: images_per_class, 1: 0.1, 10: 0.5}, threads: 2, total_gpus: 1}",
+    ],
+)
+def test_resolved_file_reads_back_equal(load: Load, tmp_path: Path, text: str) -> None:
+    sweep = load(text)
+    path = tmp_path / "resolved.yaml"
+    path.write_text(resolved_yaml(sweep))
+    assert load_sweep(path) == sweep
+    assert resolved_yaml(load_sweep(path)) == path.read_text()
+    keys = [line.split(":")[0] for line in path.read_text().splitlines() if line[0].isalpha()]
+    assert keys == [key for key in SweepSpec.model_fields if key in keys]
+
+
+# ---------------------------------------------------------------------------------------- overrides
+
+
+def test_overrides(load: Load) -> None:
+    text = (
+        BASE
+        + "grid: {outer_steps: [1, 2], init: [fixed, random]}\npoints: [{outer_steps: 7}, {real_batch: 9}]\n"
+    )
+    assert load(text, ["evaluate.networks=8"]).evaluate.networks == 8
+    assert load(text, ["base.outer_steps=10"]).base["outer_steps"] == 10
+    assert load(text, ["grid.seed=[0,1]"]).grid["seed"] == [0, 1]
+    assert load(text, ["seeds=3"]).seeds == (0, 1, 2)
+    assert load(text, ["resources.cpus={by: init, fixed: 1, random: 2}"]).resources.for_trial(
+        TrialSpec(DATASETS["digits"])
+    ) == (2, 0)
+    assert load(text, ["inner_lr=1e-3", "inner_lr=1e-4"]).base["inner_lr"] == 1e-4
+
+
+def test_a_bare_setting_stands_for_every_trial(load: Load) -> None:
+    text = (
+        BASE
+        + "grid: {outer_steps: [1, 2], init: [fixed, random]}\npoints: [{inner_epochs: 2, outer_steps: 7}]\n"
+    )
+    trials = trials_of(load(text, ["outer_steps=10"]))
+    assert [(t.outer_steps, t.init) for t in trials] == [(10, "fixed"), (10, "random")]
+    assert [t.outer_steps for t in trials_of(load(text, ["outer_steps=[3, 4]", "init=fixed"]))] == [3, 4]
+    # With the last axis gone there is no grid.
+    assert load(BASE + "grid: {init: [fixed]}", ["init=random"]).grid == {}
+
+
+def test_an_override_leaves_what_shares_its_anchor_alone(load: Load) -> None:
+    text = "base: &b {dataset: digits}\npoints: [*b, {init: fixed}]"
+    sweep = load(text, ["base.outer_steps=5"])
+    assert sweep.points[0] == {"dataset": "digits"}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("outer_steps", "'outer_steps': not key=value"),
+        ("=3", "not key=value"),
+        ("evaluate.=3", "not key=value"),
+        ("outer_step=3", "unknown key 'outer_step' (did you mean outer_steps?)"),
+        ("evalute.networks=3", "unknown key 'evalute' (did you mean evaluate?)"),
+        ("evaluate.netwroks=3", "evaluate.netwroks: unknown key 'netwroks' (did you mean networks?)"),
+        ("outer_steps=ten", "base.outer_steps: 'ten' is not a whole number (from 'outer_steps=ten')"),
+        ("grid.init=random", "grid.init: 'random' is not a list"),
+        ("init=[fixed, x]", "grid.init[1]: 'x' is not one of fixed, random"),
+        ("name.x=3", "'test' has no key 'x' to set"),
+        ("grid.seed=[0", "override 'grid.seed=[0': line 1"),
+    ],
+)
+def test_bad_overrides(load: Load, override: str, message: str) -> None:
+    assert message in refusal(load, BASE, [override])
+
+
+# --------------------------------------------------------------------------- evaluate and resources
+
+
+def test_evaluation_id_has_what_changes_rows() -> None:
+    fixed = TrialSpec(DATASETS["digits"], init="fixed")
+    fresh = TrialSpec(DATASETS["digits"])
+
+    def identity(evaluate: EvaluateSpec, trial: TrialSpec) -> str:
+        return evaluate.spec().evaluation_id(trial)
+
+    plain = EvaluateSpec()
+    assert len(identity(plain, fixed)) == 10
+    assert identity(plain, fixed) == identity(EvaluateSpec(shards=8, gpus=0.1), fixed)
+    backwards = EvaluateSpec(baselines=BASELINES[::-1], protocols=("on_random", "as_distilled"))
+    assert identity(plain, fixed) == identity(backwards, fixed)
+    other = [
+        EvaluateSpec(networks=8),
+        EvaluateSpec(group_size=4),
+        EvaluateSpec(baselines=("kmeans",)),
+        EvaluateSpec(inner_steps_beyond=(10,)),
+    ]
+    assert len({identity(spec, fixed) for spec in [plain, *other]}) == 5
+    # `on_random` means nothing for a trial with random networks.
+    alone = EvaluateSpec(protocols=("as_distilled",))
+    assert identity(alone, fixed) != identity(plain, fixed)
+    assert identity(alone, fresh) == identity(plain, fresh)
+
+
+def test_units_are_whole_groups() -> None:
+    fresh, fixed = TrialSpec(DATASETS["digits"]), TrialSpec(DATASETS["digits"], init="fixed", seed=3)
+    units = EvaluateSpec(networks=40).spec().units(fresh)
+    assert [len(unit.indices) for unit in units] == [16, 16, 8]
+    assert [index for unit in units for index in unit.indices] == list(range(40))
+    known, *held_out = EvaluateSpec(networks=16).spec().units(fixed)
+    assert (known.protocol, known.indices, known.size) == ("as_distilled", (3,), 1)
+    assert [unit.protocol for unit in held_out] == ["on_random"]
+
+
+def test_resources_by_setting(load: Load) -> None:
+    text = (
+        "grid: {dataset: [digits, mnist], images_per_class: [1, 10]}\nbase: {images_per_class_per_step: 1}\n"
+        "resources:\n  gpus: {by: images_per_class, 1: 0.1, 10: 0.5}\n"
+        "  cpus: {by: network, lenet: 3, default: 2}"
+    )
+    sweep = load(text)
+    assert [sweep.resources.for_trial(t) for t in trials_of(sweep)] == [(2, 0.1), (2, 0.5)] * 2
+    sweep = load(text, ["network=lenet", "dataset=mnist"])
+    assert [sweep.resources.for_trial(t) for t in trials_of(sweep)] == [(3, 0.1), (3, 0.5)]
+    assert "resources.gpus: no entry for images_per_class: 2" in refusal(load, text, ["images_per_class=2"])
+
+
+def test_baselines_in_one_word(load: Load) -> None:
+    assert load(BASE + "evaluate: {baselines: none}").evaluate.baselines == ()
+    assert load(BASE + "evaluate: {baselines: []}").evaluate.baselines == ()
+    assert load(BASE + "evaluate: {baselines: all}").evaluate.baselines == BASELINES

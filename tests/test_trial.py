@@ -1,0 +1,600 @@
+"""One trial: what it leaves, and that stops, kills and torn files change nothing in what comes out."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from ddsweep.catalog import DATASETS, TrialSpec
+from ddsweep.core.images import normalise
+from ddsweep.core.init import draw_network
+from ddsweep.core.networks import build_network
+from ddsweep.data.sources import Splits, load_splits
+from ddsweep.distilled import DistilledSet, apply
+from ddsweep.errors import DivergedError, UserError
+from ddsweep.results.artifacts import load_tensors
+from ddsweep.results.layout import SweepDirectory
+from ddsweep.results.parts import read_part
+from ddsweep.seeds import derive_seed
+from ddsweep.trial import (
+    Progress,
+    TrialSettings,
+    distil_trial,
+    pick_device,
+    read_distilled,
+    record_failure,
+)
+
+SETTINGS = TrialSettings(checkpoint_every=3, log_every=5)
+
+
+def spec_of(**settings: Any) -> TrialSpec:
+    """A small distillation of digits: 12 outer steps, validated every 4."""
+    defaults = {
+        **{"network": "convnet(depth=1,width=8,norm=none)", "images_per_class": 2, "inner_steps": 2},
+        **{"inner_epochs": 2, "inner_lr": 0.1, "outer_steps": 12, "models_per_step": 2, "real_batch": 64},
+        **{"selection_networks": 2, "validate_every": 4},
+    }
+    return TrialSpec(dataset=DATASETS["digits"], **(defaults | settings))
+
+
+SPEC = spec_of()
+
+
+@dataclass
+class Trial:
+    """One trial in a results folder of its own."""
+
+    spec: TrialSpec
+    splits: Splits
+    directory: SweepDirectory
+
+    def run(self, settings: TrialSettings = SETTINGS, *, steps: int | None = None, **more: Any) -> bool:
+        """Distil, or go on; with ``steps``, stop after that many outer steps."""
+        left = iter(range(steps)) if steps is not None else None
+        stop = (lambda: False) if left is None else (lambda: next(left, None) is None)
+        return distil_trial(self.spec, self.splits, self.directory, settings, should_stop=stop, **more)
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.directory.checkpoint(self.spec.trial_id)
+
+    @property
+    def distilled(self) -> Path:
+        return self.directory.distilled(self.spec.trial_id)
+
+    def header(self) -> dict[str, Any]:
+        return load_tensors(self.checkpoint)[1]
+
+    def step(self) -> int:
+        return self.header()["counters"]["step"]
+
+    def result(self) -> DistilledSet:
+        return read_distilled(self.spec, self.directory)
+
+    def history(self) -> list[dict[str, Any]]:
+        """Logged rows without ``seconds``, the one column that no two runs share."""
+        rows = read_part(self.directory.history_part(self.spec.trial_id)).to_pylist()
+        return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+
+    def torn(self) -> list[str]:
+        return sorted(path.name for path in self.checkpoint.parent.glob("*.torn-*"))
+
+
+@pytest.fixture(scope="module")
+def splits() -> Splits:
+    return load_splits(DATASETS["digits"], None, validation_fraction=0.1, split_seed=0)
+
+
+@pytest.fixture
+def trial_of(tmp_path: Path, splits: Splits) -> Callable[..., Trial]:
+    """``trial_of(spec)``: that trial in a new folder."""
+    made: list[Trial] = []
+
+    def make(spec: TrialSpec = SPEC, data: Splits = splits) -> Trial:
+        made.append(Trial(spec, data, SweepDirectory(tmp_path / f"results-{len(made)}")))
+        return made[-1]
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, splits: Splits) -> Trial:
+    """`SPEC`, run from beginning to end in one go."""
+    trial = Trial(SPEC, splits, SweepDirectory(tmp_path_factory.mktemp("undisturbed")))
+    assert trial.run()
+    return trial
+
+
+@pytest.fixture(scope="module")
+def halfway(tmp_path_factory: pytest.TempPathFactory, splits: Splits) -> Trial:
+    """`SPEC`, stopped after 7 outer steps."""
+    trial = Trial(SPEC, splits, SweepDirectory(tmp_path_factory.mktemp("halfway")))
+    assert not trial.run(steps=7)
+    return trial
+
+
+def copy_of(trial: Trial, root: Path) -> Trial:
+    shutil.copytree(trial.directory.root, root)
+    return replace(trial, directory=SweepDirectory(root))
+
+
+def assert_same_bits(left: Trial, right: Trial) -> None:
+    a, b = left.result(), right.result()
+    for name, value in a.tensors().items():
+        assert torch.equal(value, b.tensors()[name]), name
+    assert a.sha256 == b.sha256
+    assert left.history() == right.history()
+
+
+# ------------------------------------------------------------------------------------ what it leaves
+
+
+def test_a_trial_leaves_a_distilled_set_a_picture_a_history_and_a_checkpoint(undisturbed: Trial) -> None:
+    found = undisturbed.result()
+    assert found.images.shape == (2, 10, 1, 8, 8)
+    assert found.images.dtype == torch.float32
+    assert found.labels.tolist() == [list(range(10))] * 2
+    assert found.rates.shape == (4,)
+    assert (found.rates > 0).all()
+    assert found.spec == SPEC
+    assert (found.mean, found.std) == (undisturbed.splits.mean, undisturbed.splits.std)
+    assert undisturbed.directory.grid(SPEC.trial_id).read_bytes().startswith(b"\x89PNG")
+    assert undisturbed.step() == SPEC.outer_steps
+    assert not list(undisturbed.directory.temporary.iterdir())
+
+
+def test_the_history_has_the_logged_the_validated_and_the_last_step(undisturbed: Trial) -> None:
+    rows = undisturbed.history()
+    assert [row["outer_step"] for row in rows] == [4, 5, 8, 10, 12]
+    assert [row["outer_step"] for row in rows if row["val_score"] is not None] == [4, 8, 12]
+    assert {row["trial_id"] for row in rows} == {SPEC.trial_id}
+    assert all(row["outer_loss"] > 0 and row["grad_norm"] > 0 and row["n_skipped"] == 0 for row in rows)
+    seconds = read_part(undisturbed.directory.history_part(SPEC.trial_id))["seconds"].to_pylist()
+    assert seconds == sorted(seconds)
+
+
+def test_the_distilled_set_says_how_it_came_to_be(undisturbed: Trial) -> None:
+    said, last = undisturbed.result().provenance, undisturbed.history()[-1]
+    assert (said["val_score"], said["outer_loss"]) == (last["val_score"], last["outer_loss"])
+    assert said["dataset_fingerprint"] == undisturbed.splits.fingerprint
+    assert (said["n_resumed"], said["n_torn_checkpoints"], said["n_skipped"]) == (0, 0, 0)
+    assert (said["device"], said["threads"], said["memory_mode"]) == ("cpu", 1, "store")
+    assert said["started_at"] < said["ended_at"]
+    assert said["gpu_seconds"] == 0
+
+
+def test_progress_tells_what_the_history_holds(trial_of: Callable[..., Trial]) -> None:
+    told: list[Progress] = []
+    trial = trial_of(spec_of(outer_steps=5))
+    assert trial.run(on_progress=told.append)
+    rows = trial.history()
+    assert [(p.outer_step, p.outer_loss, p.val_score) for p in told] == [
+        (row["outer_step"], row["outer_loss"], row["val_score"]) for row in rows
+    ]
+
+
+def test_a_finished_trial_is_left_alone(undisturbed: Trial) -> None:
+    files = [path for path in undisturbed.directory.root.rglob("*") if path.is_file()]
+    before = {path: path.stat().st_mtime_ns for path in files}
+    assert undisturbed.run(on_progress=lambda progress: pytest.fail("worked again"))
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+# -------------------------------------------------------------------------------- stopped and killed
+
+
+def test_a_drained_trial_leaves_a_checkpoint_of_just_that_step(halfway: Trial) -> None:
+    assert halfway.step() == 7
+    assert not halfway.distilled.exists()
+    assert [row["outer_step"] for row in halfway.history()] == [4, 5]
+
+
+@pytest.mark.parametrize("stops", [(0,), (1,), (3,), (11,), (2, 0, 5)])
+def test_a_stopped_trial_ends_with_the_bits_of_one_that_was_not(
+    stops: tuple[int, ...], undisturbed: Trial, trial_of: Callable[..., Trial]
+) -> None:
+    trial = trial_of()
+    for steps in stops:
+        assert not trial.run(steps=steps)
+    assert trial.step() == sum(stops)
+    assert trial.run()
+    assert_same_bits(trial, undisturbed)
+    assert trial.result().provenance["n_resumed"] == len(stops)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"init": "fixed", "seed": 3, "inner_lr_mode": "shared", "outer_schedule": "cosine"},
+        {
+            **{"network": "convnet(width=8)", "dtype": "float64", "real_batch_mode": "per_network"},
+            **{"clip_median": 1.0, "image_init": "real"},
+        },
+    ],
+    ids=["fixed", "float64"],
+)
+def test_other_kinds_of_trials_go_on_bit_for_bit_too(
+    settings: dict[str, Any], trial_of: Callable[..., Trial]
+) -> None:
+    spec = spec_of(**settings, outer_steps=6)
+    whole, stopped = trial_of(spec), trial_of(spec)
+    assert whole.run()
+    assert not stopped.run(steps=2)
+    assert stopped.run()
+    assert_same_bits(stopped, whole)
+
+
+CHILD = """
+import json, sys
+from pathlib import Path
+from ddsweep.catalog import TrialSpec
+from ddsweep.data.sources import load_splits
+from ddsweep.results.layout import SweepDirectory
+from ddsweep.trial import TrialSettings, distil_trial
+
+spec = TrialSpec.from_dict(json.loads(sys.argv[1]))
+splits = load_splits(spec.dataset, None, validation_fraction=0.1, split_seed=0)
+distil_trial(spec, splits, SweepDirectory(Path(sys.argv[2])), TrialSettings(checkpoint_every=4, log_every=5))
+"""
+
+
+def run_and_kill(trial: Trial, after: int) -> None:
+    """Run the trial in a process of its own and kill it once its checkpoint has passed a step."""
+    command = [sys.executable, "-c", CHILD, json.dumps(trial.spec.to_dict()), str(trial.directory.root)]
+    child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (trial.checkpoint.exists() and trial.step() > after):
+        assert child.poll() is None, child.communicate()[1]
+        assert time.monotonic() < deadline, "no checkpoint"
+        time.sleep(0.01)
+    child.send_signal(signal.SIGKILL)
+    child.communicate()
+    assert child.returncode == -signal.SIGKILL
+
+
+def test_a_trial_killed_again_and_again_ends_with_the_bits_of_one_that_was_not(
+    trial_of: Callable[..., Trial],
+) -> None:
+    spec = spec_of(outer_steps=80, validate_every=40, models_per_step=1)
+    killed, whole = trial_of(spec), trial_of(spec)
+    for after in (1, 25):
+        run_and_kill(killed, after)
+        assert not killed.distilled.exists()
+        assert killed.step() < spec.outer_steps
+    settings = TrialSettings(checkpoint_every=50, log_every=5)
+    assert killed.run(settings)
+    assert whole.run(settings)
+    assert_same_bits(killed, whole)
+    said = killed.result().provenance
+    assert (said["n_resumed"], said["n_torn_checkpoints"]) == (2, 0)
+
+
+def test_a_kill_between_the_last_checkpoint_and_its_history_loses_no_rows(
+    undisturbed: Trial, halfway: Trial, tmp_path: Path
+) -> None:
+    trial = copy_of(undisturbed, tmp_path / "copy")
+    trial.distilled.unlink()
+    stale = halfway.directory.history_part(SPEC.trial_id)
+    shutil.copy(stale, trial.directory.history_part(SPEC.trial_id))
+    assert trial.run()
+    assert_same_bits(trial, undisturbed)
+
+
+def test_seconds_add_up_over_the_runs_of_a_trial(trial_of: Callable[..., Trial]) -> None:
+    trial = trial_of()
+    began = time.monotonic()
+    assert not trial.run(steps=5, on_progress=lambda progress: time.sleep(0.5))
+    first, first_took = trial.header(), time.monotonic() - began
+    assert 1.0 <= first["wall"] <= first_took
+    time.sleep(0.5)  # not the trial's
+    told: list[Progress] = []
+    began = time.monotonic()
+    assert trial.run(on_progress=told.append)
+    second_took = time.monotonic() - began
+    said = trial.result().provenance
+    assert first["wall"] < told[0].seconds < told[-1].seconds <= said["wall_seconds"]
+    assert said["wall_seconds"] <= first_took + second_took
+    assert first["cpu"] < said["cpu_seconds"]
+    assert said["started_at"] == first["started_at"]
+
+
+def test_granted_gpus_are_paid_for_by_the_second(trial_of: Callable[..., Trial]) -> None:
+    trial = trial_of(spec_of(outer_steps=1))
+    assert trial.run(TrialSettings(device="cpu", gpus=0.25))
+    said = trial.result().provenance
+    assert said["gpu_seconds"] == pytest.approx(0.25 * said["wall_seconds"])
+
+
+# ---------------------------------------------------------------------------------------- torn files
+
+
+def truncate_at(fraction: float) -> Callable[[bytes], bytes]:
+    return lambda data: data[: int(fraction * len(data))]
+
+
+def alter_at(fraction: float) -> Callable[[bytes], bytes]:
+    def alter(data: bytes) -> bytes:
+        place = min(int(fraction * len(data)), len(data) - 1)
+        return data[:place] + bytes([data[place] ^ 0x10]) + data[place + 1 :]
+
+    return alter
+
+
+DAMAGE = {
+    "empty": truncate_at(0),
+    "7 bytes": lambda data: data[:7],
+    "half": truncate_at(0.5),
+    "all but one byte": lambda data: data[:-1],
+    "altered length": alter_at(0),
+    "altered header": lambda data: data.replace(b'counters\\": {\\"', b'counters\\": {\\"x', 1),
+    "altered number": alter_at(0.6),
+    "altered last byte": alter_at(1),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_torn_checkpoint_is_moved_aside_and_the_trial_starts_again(
+    damage: Callable[[bytes], bytes], undisturbed: Trial, halfway: Trial, tmp_path: Path
+) -> None:
+    trial = copy_of(halfway, tmp_path / "copy")
+    whole = trial.checkpoint.read_bytes()
+    torn = damage(whole)
+    assert torn != whole
+    trial.checkpoint.write_bytes(torn)
+    assert trial.run()
+    assert_same_bits(trial, undisturbed)
+    assert trial.torn() == ["checkpoint.safetensors.torn-1"]
+    assert trial.checkpoint.with_name("checkpoint.safetensors.torn-1").read_bytes() == torn
+    said = trial.result().provenance
+    assert (said["n_torn_checkpoints"], said["n_resumed"]) == (1, 0)
+
+
+def test_every_torn_checkpoint_of_a_trial_is_counted(halfway: Trial, tmp_path: Path) -> None:
+    trial = copy_of(halfway, tmp_path / "copy")
+    for _ in range(2):
+        trial.checkpoint.write_bytes(trial.checkpoint.read_bytes()[:500])
+        assert not trial.run(steps=1)
+    assert trial.run()
+    assert trial.torn() == ["checkpoint.safetensors.torn-1", "checkpoint.safetensors.torn-2"]
+    assert trial.result().provenance["n_torn_checkpoints"] == 2
+
+
+@pytest.mark.parametrize("damage", [truncate_at(0.5), alter_at(0.9)], ids=["half", "altered"])
+def test_a_torn_distilled_set_is_moved_aside_and_made_again(
+    damage: Callable[[bytes], bytes], undisturbed: Trial, tmp_path: Path
+) -> None:
+    trial = copy_of(undisturbed, tmp_path / "copy")
+    trial.distilled.write_bytes(damage(trial.distilled.read_bytes()))
+    assert trial.run()
+    assert_same_bits(trial, undisturbed)
+    assert trial.torn() == ["distilled.safetensors.torn-1"]
+    assert trial.result().provenance["n_torn_checkpoints"] == 1
+
+
+def test_a_torn_distilled_set_without_a_checkpoint_is_distilled_again(
+    undisturbed: Trial, tmp_path: Path
+) -> None:
+    trial = copy_of(undisturbed, tmp_path / "copy")
+    trial.distilled.write_bytes(b"")
+    trial.checkpoint.unlink()
+    assert trial.run()
+    assert_same_bits(trial, undisturbed)
+
+
+def test_the_files_of_another_trial_are_not_taken_for_its_own(
+    undisturbed: Trial, trial_of: Callable[..., Trial]
+) -> None:
+    other, whole = (trial_of(spec_of(outer_steps=4, seed=7)) for _ in range(2))
+    other.checkpoint.parent.mkdir(parents=True)
+    shutil.copy(undisturbed.checkpoint, other.checkpoint)
+    shutil.copy(undisturbed.distilled, other.distilled)
+    assert other.run()
+    assert whole.run()
+    assert_same_bits(other, whole)
+    assert other.torn() == ["checkpoint.safetensors.torn-1", "distilled.safetensors.torn-1"]
+
+
+@pytest.mark.parametrize("damage", ["torn", "gone"])
+def test_a_torn_or_lost_history_of_a_finished_trial_is_written_again(
+    damage: str, undisturbed: Trial, tmp_path: Path
+) -> None:
+    trial = copy_of(undisturbed, tmp_path / "copy")
+    part = trial.directory.history_part(SPEC.trial_id)
+    if damage == "torn":
+        part.write_bytes(part.read_bytes()[:100])
+    else:
+        part.unlink()
+    before = trial.distilled.read_bytes()
+    assert trial.run()
+    assert trial.history() == undisturbed.history()
+    assert trial.distilled.read_bytes() == before
+
+
+def test_a_checkpoint_made_from_other_images_is_refused_and_kept(halfway: Trial, tmp_path: Path) -> None:
+    trial = copy_of(halfway, tmp_path / "copy")
+    before = trial.checkpoint.read_bytes()
+    trial.splits = replace(trial.splits, fingerprint="0" * 32)
+    with pytest.raises(UserError, match=r"made from other images than 'digits' holds now") as caught:
+        trial.run()
+    assert str(trial.checkpoint.parent) in str(caught.value)
+    assert trial.checkpoint.read_bytes() == before
+    assert not trial.torn()
+
+
+# ------------------------------------------------------------------------------- how it is computed
+
+
+def test_a_resumed_trial_keeps_the_plan_that_it_began_with(trial_of: Callable[..., Trial]) -> None:
+    spec = spec_of(outer_steps=6)
+    began = replace(SETTINGS, memory_mode="recompute")
+    whole, stopped = trial_of(spec), trial_of(spec)
+    assert whole.run(began)
+    assert not stopped.run(began, steps=2)
+    plan = stopped.header()["plan"]
+    assert (plan["threads"], plan["memory_mode"]) == (1, "recompute")
+    assert stopped.run(replace(SETTINGS, threads=2, memory_mode="store"))
+    assert stopped.header()["plan"] == plan
+    assert_same_bits(stopped, whole)
+    said = stopped.result().provenance
+    assert (said["threads"], said["memory_mode"]) == (1, "recompute")
+    assert torch.get_num_threads() == 1
+
+
+@pytest.mark.parametrize(("setting", "gpus"), [("auto", 1.0), ("auto", 0.25), ("cuda", 0.0), ("cuda", 1.0)])
+def test_a_gpu_that_torch_does_not_see_is_an_error(
+    setting: str, gpus: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match=r"sees no GPU here; set device: cpu and gpus: 0"):
+        pick_device(setting, gpus)
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_auto_is_the_cpu_unless_a_gpu_was_granted(seen: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: seen)
+    assert pick_device("auto", 0.0).type == "cpu"
+    assert pick_device("cpu", 0.0).type == "cpu"
+    assert pick_device("cpu", 0.5).type == "cpu"
+
+
+def test_auto_is_the_gpu_that_was_granted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert pick_device("auto", 0.25).type == "cuda"
+
+
+def test_a_trial_without_its_gpu_starts_nothing(
+    trial_of: Callable[..., Trial], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    trial = trial_of()
+    with pytest.raises(UserError, match="gpus: 1"):
+        trial.run(TrialSettings(gpus=1.0))
+    assert not trial.checkpoint.exists()
+
+
+def test_the_trial_room_needs_neither_ray_nor_pydantic() -> None:
+    code = (
+        "import sys, ddsweep.trial, ddsweep.evaluation\n"
+        "print([name for name in ('ray', 'pydantic', 'typer', 'pandas') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+# ---------------------------------------------------------------------------------- diverging trials
+
+
+def test_a_diverging_trial_stops_with_the_step_and_a_remedy(trial_of: Callable[..., Trial]) -> None:
+    trial = trial_of(spec_of(inner_lr=1e30, on_nonfinite="stop"))
+    with pytest.raises(DivergedError, match=r"outer step 0: 2 of 2 networks .* smaller inner_lr"):
+        trial.run()
+    assert not trial.distilled.exists()
+
+
+def test_a_trial_that_skips_every_network_gives_up_after_ten_steps(trial_of: Callable[..., Trial]) -> None:
+    trial = trial_of(spec_of(inner_lr=1e30, on_nonfinite="skip"))
+    with pytest.raises(DivergedError, match=r"outer step 9: no network was finite for 10 steps in a row"):
+        trial.run()
+    assert trial.step() == 9
+    # Killed or not, it gives up at the same step.
+    with pytest.raises(DivergedError, match=r"outer step 9: no network was finite for 10 steps in a row"):
+        trial.run()
+    rows = trial.history()
+    assert [(row["outer_loss"], row["grad_norm"], row["n_skipped"]) for row in rows] == [(None, None, 2)] * 3
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(DivergedError("outer step 3"), "diverged"), (UserError("no GPU"), "failed")]
+)
+def test_a_failure_leaves_a_row(error: Exception, status: str, trial_of: Callable[..., Trial]) -> None:
+    trial = trial_of()
+    record_failure(trial.directory, SPEC, "a sweep", error, "distillation", 2)
+    row = read_part(trial.directory.failure_part(SPEC.trial_id)).to_pylist()[0]
+    assert (row["trial_id"], row["sweep"], row["status"]) == (SPEC.trial_id, "a sweep", status)
+    assert (row["error_class"], row["message"], row["attempts"]) == (type(error).__name__, str(error), 2)
+    assert row["place"] == "distillation"
+    assert row["failed_at"].utcoffset().total_seconds() == 0
+
+
+# ----------------------------------------------------------------------------------------- selection
+
+
+def accuracy_of(found: DistilledSet, seed: int, pixels: torch.Tensor, targets: torch.Tensor) -> float:
+    """Accuracy in float64 of one network that is trained on ``found`` from the weights of ``seed``."""
+    spec = found.spec
+    model = build_network(spec.network_spec, spec.dataset.shape, spec.dataset.classes).to_empty(device="cpu")
+    model.load_state_dict(draw_network(model, spec.init_law, spec.init_param, seed))
+    apply(found, model.double())
+    with torch.no_grad():
+        answers = model(normalise(pixels, found.mean, found.std, torch.float64)).argmax(1)
+    return float((answers == targets).double().mean())
+
+
+@pytest.mark.parametrize("init", ["random", "fixed"])
+def test_the_validation_score_is_that_of_validation_images_on_selection_networks(
+    init: str, trial_of: Callable[..., Trial]
+) -> None:
+    spec = spec_of(init=init, dtype="float64", outer_steps=3, seed=2, selection_networks=3)
+    trial = trial_of(spec)
+    assert trial.run()
+    law = (spec.network, spec.init_law, spec.init_param)
+    seeds = [derive_seed("selection", *law, i) for i in range(3)]
+    if init == "fixed":
+        seeds = [derive_seed("known", *law, spec.seed)]
+    found, data = trial.result(), trial.splits
+    expected = [accuracy_of(found, seed, data.validation_images, data.validation_labels) for seed in seeds]
+    assert found.provenance["val_score"] == pytest.approx(sum(expected) / len(expected), abs=1e-12)
+
+
+@pytest.mark.parametrize("init", ["random", "fixed"])
+def test_distillation_and_validation_never_look_at_the_test_set(
+    init: str, trial_of: Callable[..., Trial], splits: Splits
+) -> None:
+    spec = spec_of(init=init, outer_steps=4)
+    garbage = replace(
+        splits,
+        test_images=torch.randint(256, (7, 1, 8, 8), dtype=torch.uint8),
+        test_labels=torch.full((7,), 99),
+    )
+    clean, spoilt = trial_of(spec), trial_of(spec, garbage)
+    assert clean.run()
+    assert spoilt.run()
+    assert_same_bits(clean, spoilt)
+
+
+def test_validation_images_decide_the_score_and_not_the_distilled_set(
+    trial_of: Callable[..., Trial], splits: Splits
+) -> None:
+    spec = spec_of(outer_steps=4)
+    wrong = replace(splits, validation_labels=(splits.validation_labels + 1) % 10)
+    clean, spoilt = trial_of(spec), trial_of(spec, wrong)
+    assert clean.run()
+    assert spoilt.run()
+    assert clean.result().sha256 == spoilt.result().sha256
+    assert clean.result().provenance["val_score"] != spoilt.result().provenance["val_score"]
+
+
+def test_a_distilled_set_lowers_the_loss_that_it_was_made_for(trial_of: Callable[..., Trial]) -> None:
+    spec = spec_of(init="fixed", outer_steps=60, outer_lr=0.05, validate_every=60)
+    trial = trial_of(spec)
+    assert trial.run(replace(SETTINGS, log_every=1, checkpoint_every=60))
+    losses = [row["outer_loss"] for row in trial.history()]
+    assert losses[-1] < 0.9 * losses[0]
+    x = normalise(trial.splits.train_images, trial.splits.mean, trial.splits.std, torch.float32)
+    model = apply(trial.result(), trial.result().network())
+    with torch.no_grad():
+        logits = model(x)
+    assert float(F.cross_entropy(logits, trial.splits.train_labels)) < 0.9 * losses[0]
