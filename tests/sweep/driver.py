@@ -136,6 +136,7 @@ class Driver:
         if self.process is not None and self.process.poll() is None:
             for pid in [*descendants(self.process.pid), self.process.pid]:
                 kill(pid)
+            self.process.wait(timeout=60)
 
 
 def command_line(pid: int) -> str:
@@ -158,6 +159,14 @@ def descendants(pid: int) -> list[int]:
         level = [child for child, parent in parents.items() if parent in level]
         found += level
     return found
+
+
+def until_ended(pids: list[int], title: str) -> None:
+    """Wait until none of ``pids`` is a process whose title begins with ``title`` any more."""
+    deadline = time.monotonic() + 60
+    while left := [pid for pid in pids if command_line(pid).startswith(title)]:
+        assert time.monotonic() < deadline, f"still there: {[command_line(pid) for pid in left]}"
+        time.sleep(0.1)
 
 
 def kill(pid: int) -> None:
