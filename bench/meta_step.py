@@ -63,7 +63,11 @@ class Work:
     def engine(self, mode: str, threads: int, _repeat: int = 0) -> OuterGradient:
         return outer_gradient(
             *(self.network, self.params, self.images, self.labels, self.raw),
-            *(self.real_images, self.real_labels, choose_plan(self.images.device, threads, mode)),
+            *(
+                self.real_images,
+                self.real_labels,
+                choose_plan(self.images.device, threads, self.network, mode),
+            ),
         )
 
     def plain(self, count: int, _repeat: int = 0) -> Plain:
@@ -188,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"{median:.1e} (allowed {TOLERANCE_MEDIAN[o.dtype]:g}), largest {worst:.1e}"
     )
     if o.json:
-        default = choose_plan(device, threads).memory_mode
+        default = choose_plan(device, threads, network).memory_mode
         headline = default if default in modes else modes[0]
         print_json(
             device,

@@ -13,9 +13,9 @@ from torch.nn import functional as F
 
 from ddsweep.catalog import TrialSpec
 from ddsweep.core.distill import known_seed
-from ddsweep.core.evaluate import rate_at
 from ddsweep.core.init import draw_network
 from ddsweep.core.networks import Params, build_network
+from ddsweep.core.order import rate_index
 from ddsweep.errors import CheckpointError
 from ddsweep.results.artifacts import load_tensors, tensor_sha256
 from ddsweep.seeds import derive_seed
@@ -132,5 +132,5 @@ def apply(distilled: DistilledSet, model: nn.Module, steps: int | None = None) -
         gradient = torch.autograd.grad(F.cross_entropy(logits, labels[s]), parameters)
         with torch.no_grad():
             for parameter, g in zip(parameters, gradient, strict=True):
-                parameter.sub_(rate_at(rates, inner_steps, t) * g)
+                parameter.sub_(rates[rate_index(t, inner_steps, len(rates))] * g)
     return model

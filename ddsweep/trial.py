@@ -28,6 +28,7 @@ from ddsweep.core.distill import (
 )
 from ddsweep.core.evaluate import evaluate_networks
 from ddsweep.core.execution import ExecutionPlan, choose_plan
+from ddsweep.core.networks import build_network
 from ddsweep.data.sources import Splits
 from ddsweep.distilled import DistilledSet
 from ddsweep.errors import CheckpointError, DivergedError, UserError
@@ -124,7 +125,8 @@ def distil_trial(
         return True
     if run is None:
         device = pick_device(settings.device, settings.gpus)
-        plan = choose_plan(device, settings.threads, settings.memory_mode)
+        network = build_network(spec.network_spec, spec.dataset.shape, spec.dataset.classes)
+        plan = choose_plan(device, settings.threads, network, settings.memory_mode)
     else:
         plan = run.plan
         _check_device(plan, spec, directory)

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ddsweep.core.derivatives import derivatives_of
 from ddsweep.core.execution import ExecutionPlan
 from ddsweep.core.images import normalise
-from ddsweep.core.networks import Params, forward_networks
-from ddsweep.core.unroll import train_networks
+from ddsweep.core.inner import Rate
+from ddsweep.core.layers import Params
+from ddsweep.core.order import rate_index
+from ddsweep.core.unroll import InnerLoop, train_networks
 
-__all__ = ["Evaluation", "count_right", "evaluate_networks", "rate_at"]
-
-Rate = float | Tensor
-"""One for all networks, or ``[K]``, one for each."""
+__all__ = ["Evaluation", "count_right", "evaluate_networks"]
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,12 @@ class Evaluation:
     diverged: Tensor
 
 
-def rate_at(rates: Sequence[Rate], inner_steps: int, t: int) -> Rate:
-    """The rate of inner step ``t``. Beyond T the rates of the last epoch repeat."""
-    if t < len(rates):
-        return rates[t]
-    return rates[len(rates) - inner_steps + t % inner_steps]
+def _rate_at(rates: Sequence[Rate], inner_steps: int, t: int, loop: InnerLoop) -> Rate:
+    """The rate of inner step ``t``, or of each network's: beyond T the rates of the last epoch repeat."""
+    if loop.course is None:
+        return rates[rate_index(t, inner_steps, len(rates))]
+    picked = [rates[int(i)] for i in loop.course.rates[t]]
+    return picked[0] if len(picked) == 1 else torch.tensor(picked)
 
 
 def count_right(
@@ -51,18 +52,22 @@ def count_right(
     """(accuracy, mean loss, diverged), each ``[K]`` on the CPU, of K networks on all the images.
 
     ``pixels [N, c, h, w]`` uint8 and ``labels [N]`` on the device of ``params``; images are normalised
-    and passed on in batches of ``plan.real_chunk``.
+    and passed on in batches of ``plan.real_chunk``, to ``plan.real_block`` networks at a time.
     """
     weight = next(iter(params.values()))
-    right = torch.zeros(len(weight), dtype=torch.int64, device=weight.device)
-    loss = torch.zeros(len(weight), dtype=torch.float64, device=weight.device)
-    finite = torch.ones(len(weight), dtype=torch.bool, device=weight.device)
+    math, count = derivatives_of(network, plan.real_batching), len(weight)
+    blocks = [slice(first, first + plan.real_block) for first in range(0, count, plan.real_block)]
+    right = torch.zeros(count, dtype=torch.int64, device=weight.device)
+    loss = torch.zeros(count, dtype=torch.float64, device=weight.device)
+    finite = torch.ones(count, dtype=torch.bool, device=weight.device)
     with torch.no_grad():
         for start in range(0, len(labels), plan.real_chunk):
             batch = slice(start, start + plan.real_chunk)
             x = normalise(pixels[batch], mean, std, weight.dtype)
-            logits = forward_networks(network, params, x, plan.real_batching)
-            y = labels[batch].expand(len(weight), -1)
+            logits = torch.cat(
+                [math.logits({name: value[block] for name, value in params.items()}, x) for block in blocks]
+            )
+            y = labels[batch].expand(count, -1)
             usable = torch.isfinite(logits).all(-1)
             right += ((logits.argmax(-1) == y) & usable).sum(1)
             finite &= usable.all(1)
@@ -85,22 +90,28 @@ def evaluate_networks(
     mean: Sequence[float],
     std: Sequence[float],
     plan: ExecutionPlan,
+    *,
+    loop: InnerLoop | None = None,
 ) -> Evaluation:
     """Train K networks on the distilled batches and count right answers at the inner steps ``steps``.
 
     ``params [K, ...]`` initial weights, untouched; ``images [S, n, c, h, w]`` (or ``[K, S, ...]``, a set for
     each network), ``labels [S, n]``, ``rates`` of length T (numbers, or ``[K]`` each); ``steps`` ascending,
-    0 is before training, beyond T see `rate_at`; ``pixels`` and ``targets`` as in `count_right`.
+    0 is before training, and beyond T the rates of the last epoch repeat; ``pixels`` and
+    ``targets`` as in `count_right`.
     """
-    inner_steps, done = labels.shape[0], 0
-    accuracy, loss, diverged = [], [], []
+    loop = InnerLoop() if loop is None else loop
+    inner_steps, done, slots = labels.shape[0], 0, None
+    accuracy, losses, diverged = [], [], []
     for step in steps:
         if step > done:
-            todo = [rate_at(rates, inner_steps, t) for t in range(done, step)]
-            params = train_networks(network, params, images, labels, todo, plan.inner_batching, done)
+            todo = [_rate_at(rates, inner_steps, t, loop) for t in range(done, step)]
+            params, slots = train_networks(
+                network, params, images, labels, todo, plan.inner_batching, done, loop=loop, slots=slots
+            )
             done = step
         a, b, c = count_right(network, params, pixels, targets, mean, std, plan)
         accuracy.append(a)
-        loss.append(b)
+        losses.append(b)
         diverged.append(c)
-    return Evaluation(tuple(steps), torch.stack(accuracy), torch.stack(loss), torch.stack(diverged))
+    return Evaluation(tuple(steps), torch.stack(accuracy), torch.stack(losses), torch.stack(diverged))

@@ -10,17 +10,20 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 __all__ = ["ExecutionPlan", "choose_plan"]
 
 
 @dataclass(frozen=True)
 class ExecutionPlan:
-    """``memory_mode``: ``store`` keeps the graph of every inner step, ``recompute`` only its parameters.
+    """``memory_mode``: ``store`` keeps what going back through each inner step needs, ``recompute`` only the
+    weights of every ``segment``-th one.
 
-    ``inner_batching`` and ``real_batching`` say how K networks are computed (``vmap`` or ``loop``) on the
-    small synthetic and on the large real batches; ``real_chunk`` images of a real batch go through at a
-    time. ``threads`` is the number of CPU threads, ``device`` a torch device type.
+    ``inner_batching`` and ``real_batching`` say how K networks are computed on the small synthetic and on
+    the large real batches: ``explicit`` (derivatives written out), or autograd under ``vmap`` or in a
+    ``loop``. ``real_block`` networks and ``real_chunk`` real images go through at a time. ``threads`` is
+    the number of CPU threads, ``device`` a torch device type.
     """
 
     device: str = "cpu"
@@ -29,13 +32,15 @@ class ExecutionPlan:
     inner_batching: str = "vmap"
     real_batching: str = "loop"
     real_chunk: int = 256
+    real_block: int = 1
+    segment: int = 1
 
     def __post_init__(self) -> None:
         if self.memory_mode not in ("store", "recompute"):
             raise ValueError(f"memory_mode: {self.memory_mode!r} is not one of store, recompute")
         for name in ("inner_batching", "real_batching"):
-            if getattr(self, name) not in ("vmap", "loop"):
-                raise ValueError(f"{name}: {getattr(self, name)!r} is not one of vmap, loop")
+            if getattr(self, name) not in ("explicit", "vmap", "loop"):
+                raise ValueError(f"{name}: {getattr(self, name)!r} is not one of explicit, vmap, loop")
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -45,11 +50,18 @@ class ExecutionPlan:
         return cls(**values)
 
 
-def choose_plan(device: torch.device, threads: int, memory_mode: str = "auto") -> ExecutionPlan:
-    """The static rule. On the CPU the small inner batches run as one vmapped computation and the large
-    real batches network by network in chunks that fit the cache; a GPU takes both at once."""
+def choose_plan(
+    device: torch.device, threads: int, network: nn.Module, memory_mode: str = "auto", segment: int = 1
+) -> ExecutionPlan:
+    """The static rule. Networks whose layers are written out are computed so, a few at a time on the real
+    images of the CPU, whose cache they then fit. Of other networks the CPU takes the small inner batches
+    as one vmapped computation and the large real batches network by network; a GPU takes both at once."""
     if memory_mode == "auto":
         memory_mode = "store"
+    explicit = hasattr(network, "layers")
     if device.type == "cuda":
-        return ExecutionPlan("cuda", threads, memory_mode, "vmap", "vmap", 1024)
-    return ExecutionPlan("cpu", threads, memory_mode)
+        way = "explicit" if explicit else "vmap"
+        return ExecutionPlan("cuda", threads, memory_mode, way, way, 1024, 2**31, segment)
+    if explicit:
+        return ExecutionPlan("cpu", threads, memory_mode, "explicit", "explicit", 64, 4, segment)
+    return ExecutionPlan("cpu", threads, memory_mode, segment=segment)

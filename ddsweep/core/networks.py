@@ -1,7 +1,8 @@
 """The networks as plain modules, and how K of them are computed at once.
 
 A network is a module without state of its own plus a mapping of parameter names to tensors. A batch
-of K networks is the same mapping with a leading axis K (``params[name]`` is ``[K, ...]``).
+of K networks is the same mapping with a leading axis K (``params[name]`` is ``[K, ...]``). A module may
+have ``layers``: the same network as layers with their derivatives written out (`ddsweep.core.layers`).
 
 Layers and parameter counts follow Wang et al. 2018 (LeNet, AlexCifarNet) and Zhao et al. 2021 (ConvNet).
 """
@@ -16,10 +17,9 @@ from torch.func import functional_call, vmap
 from torch.nn import functional as F
 
 from ddsweep.catalog import NetworkSpec
+from ddsweep.core.layers import Params, convnet_layers, lenet_layers
 
 __all__ = ["Params", "build_network", "forward_networks", "stack_networks"]
-
-Params = dict[str, Tensor]
 
 
 class LeNet(nn.Module):
@@ -32,6 +32,7 @@ class LeNet(nn.Module):
         self.fc1 = nn.Linear(16 * 5 * 5, 120)
         self.fc2 = nn.Linear(120, 84)
         self.fc3 = nn.Linear(84, classes)
+        self.layers = lenet_layers(side)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.max_pool2d(F.relu(self.conv1(x)), 2)
@@ -100,6 +101,7 @@ class ConvNet(nn.Module):
             self.norms.append(InstanceNorm(spec.width) if spec.norm == "instance" else nn.Identity())
             channels, side = spec.width, side // 2
         self.fc = nn.Linear(channels * side * side, classes)
+        self.layers = convnet_layers(spec.depth, spec.norm)
 
     def forward(self, x: Tensor) -> Tensor:
         for conv, norm in zip(self.convs, self.norms, strict=True):

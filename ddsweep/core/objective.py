@@ -8,12 +8,15 @@ from torch.nn import functional as F
 __all__ = ["losses_per_network"]
 
 
-def losses_per_network(logits: Tensor, labels: Tensor) -> Tensor:
+def losses_per_network(logits: Tensor, targets: Tensor) -> Tensor:
     """Mean cross-entropy of each network, ``[K]``, from logits ``[K, N, classes]``.
 
-    ``labels`` is ``[N]`` (shared) or ``[K, N]``, int64.
+    ``targets``: labels, int64 ``[N]`` (shared) or ``[K, N]``; or class probabilities ``[N, classes]`` or
+    ``[K, N, classes]``, which need not sum to one.
     """
     count, images, classes = logits.shape
-    targets = labels.expand(count, images).reshape(-1)
-    loss = F.cross_entropy(logits.reshape(-1, classes), targets, reduction="none")
+    if targets.is_floating_point():
+        return -(targets * logits.log_softmax(-1)).sum(-1).mean(-1)
+    labels = targets.expand(count, images).reshape(-1)
+    loss = F.cross_entropy(logits.reshape(-1, classes), labels, reduction="none")
     return loss.view(count, images).mean(1)

@@ -1,60 +1,94 @@
-"""Gradient descent on the distilled batches, and the exact derivative of what comes out of it.
+"""Gradient descent on the distilled images, and the exact derivative of what comes out of it.
 
-Equations (2) and (4) of Wang et al. 2018, with epochs: for t = 0 .. T-1, T = S*E and s = t mod S,
+Equations (2) and (4) of Wang et al. 2018, with epochs: for t = 0 .. T-1, T = S*E, batch s = t mod S,
 
-    w[t+1] = w[t] - lr[t] * g[t],        g[t] = d/dw loss(w[t]; images[s], labels[s]).
+    w[t+1] = w[t] - lr[t] * g[t],        g[t] = d/dw loss(w[t]; images[s], labels[s]),
 
-The outer loss L is a function of w[T]. With v = dL/dw[T], and from t = T-1 down to 0,
+or another inner optimiser (`ddsweep.core.inner`) or order of batches (`ddsweep.core.order`). The outer
+loss L is a function of w[T]. Its derivative is accumulated backwards, step by step: a derivative by
+w[t+1] (and by the optimiser's state) becomes one by lr[t], by g[t] and by w[t]; and one by g[t], call
+it a, becomes the derivative of <g[t], a> by w[t], images[s] and labels[s].
 
-    dL/dlr[t]       = -<v, g[t]>
-    dL/dimages[s]  += -lr[t] * (dg[t]/dimages[s])^T v
-    v              +=  -lr[t] * (dg[t]/dw[t])^T v
+Memory: ``store`` keeps what each step needs for that; ``recompute`` keeps the weights of every
+``segment``-th step and takes the steps of a segment again. With a window only its steps are gone back
+through: the ones before it start the networks somewhere on their way (Feng et al. 2024, RaT-BPTT).
 
-which is reverse accumulation done step by step: the graph of one step is alive at a time in memory
-mode ``recompute`` (only w[t] is kept), those of all T steps in ``store``. Rates are softplus(raw).
-
-Axes: K networks, S inner steps, n images a step, T = S*E. Every gradient has a leading K: networks do
-not mix, so one that diverges spoils no other.
+Axes: K networks, S inner steps, n images a step, T = S*E. Every derivative has a leading K: networks do
+not mix, so one that diverges spoils no other. Rates are softplus(raw).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ddsweep.core.derivatives import Derivatives, derivatives_of
 from ddsweep.core.execution import ExecutionPlan
-from ddsweep.core.networks import Params, forward_networks
-from ddsweep.core.objective import losses_per_network
+from ddsweep.core.inner import InnerOptimizer, Rate, Slots
+from ddsweep.core.layers import Params
+from ddsweep.core.order import Course, fixed_course
 
-__all__ = ["OuterGradient", "outer_gradient", "raw_rates", "train_networks"]
+__all__ = ["InnerLoop", "OuterGradient", "Window", "outer_gradient", "raw_rates", "train_networks"]
+
+Augment = Callable[[Tensor, int], Tensor]
+"""A linear map of images ``[..., n, c, h, w]`` that is the same for all networks; the int is the step."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """Inner steps ``start <= t < stop`` are gone back through; the outer loss is that after ``stop``."""
+
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class InnerLoop:
+    """How networks are trained on distilled images: plain gradient descent in fixed order by default."""
+
+    optimizer: InnerOptimizer = field(default_factory=InnerOptimizer)
+    course: Course | None = None
+    augment: Augment | None = None
 
 
 @dataclass(frozen=True)
 class OuterGradient:
-    """Of each network: outer loss ``[K]``, its derivative by images ``[K, S, n, c, h, w]`` and by raw
-    rates ``[K, T]``, and the norm of both together ``[K]`` (float64: squares overflow float32 early)."""
+    """Of each network: outer loss ``[K]``, its derivative by images ``[K, S, n, c, h, w]``, by raw rates
+    ``[K, T]`` and, if they are learned, by soft labels ``[K, S, n, classes]``."""
 
     losses: Tensor
     images: Tensor
     raw_rates: Tensor
+    labels: Tensor | None = None
 
     @property
     def norms(self) -> Tensor:
-        images, raw_rates = self.images.flatten(1).double(), self.raw_rates.double()
-        return (images.square().sum(1) + raw_rates.square().sum(1)).sqrt()
+        """Norm of each network's whole derivative ``[K]`` (float64: squares overflow float32 early)."""
+        parts = [self.images, self.raw_rates, *([] if self.labels is None else [self.labels])]
+        return torch.stack([part.flatten(1).double().square().sum(1) for part in parts]).sum(0).sqrt()
+
+
+@dataclass
+class _Point:
+    """Where the networks are before a step: weights, the optimiser's slots, and the step's number."""
+
+    weights: Params
+    slots: Slots
+    step: int
 
 
 @dataclass
 class _Step:
-    """What the backward pass needs of one inner step; ``gradient`` is None in memory mode recompute."""
+    """A step taken, with what going back through it needs."""
 
-    weights: list[Tensor]
-    images: Tensor | None = None
-    gradient: tuple[Tensor, ...] | None = None
+    before: _Point
+    gradient: Params
+    kept: Any
 
 
 def raw_rates(rate: float, steps: int) -> Tensor:
@@ -63,18 +97,50 @@ def raw_rates(rate: float, steps: int) -> Tensor:
     return (value + torch.log(-torch.expm1(-value))).repeat(steps)
 
 
-def _inner_gradient(
-    network: nn.Module,
-    names: list[str],
-    weights: list[Tensor],
-    images: Tensor,
-    labels: Tensor,
-    batching: str,
-    create_graph: bool,
-) -> tuple[Tensor, ...]:
-    """g[t] of every network, ``[K, ...]`` for each parameter: the sum over K keeps networks apart."""
-    logits = forward_networks(network, dict(zip(names, weights, strict=True)), images, batching)
-    return torch.autograd.grad(losses_per_network(logits, labels).sum(), weights, create_graph=create_graph)
+class _Batches:
+    """The distilled images and labels of each inner step, and the way back from a step's derivatives."""
+
+    def __init__(self, images: Tensor, labels: Tensor, loop: InnerLoop, course: Course) -> None:
+        self.own = images.dim() == 6
+        first = 1 if self.own else 0
+        self.images = images.detach().flatten(first, first + 1)
+        self.labels = labels.detach().flatten(0, 1)
+        self.shared, self.augment = course.shared, loop.augment
+        self._picks = course.batches.to(images.device)
+
+    def at(self, t: int) -> tuple[Tensor, Tensor]:
+        """Images ``[n, ...]`` (or ``[K, n, ...]``) and targets of step ``t``."""
+        picks = self._picks[t]
+        picks = picks[0] if self.shared else picks
+        if not self.own:
+            images = self.images[picks]
+        elif self.shared:
+            images = self.images[:, picks]
+        else:
+            images = self.images[torch.arange(len(picks), device=picks.device)[:, None], picks]
+        return images if self.augment is None else self.augment(images, t), self.labels[picks]
+
+    def add_to(self, total: Tensor, part: Tensor, t: int) -> None:
+        """Add the derivatives ``part [K, n, ...]`` of step ``t`` to ``total [K, S*n, ...]``."""
+        count, size = total.shape[:2]
+        offsets = torch.arange(count, device=total.device)[:, None] * size
+        index = (self._picks[t] + offsets).flatten()
+        total.view(count * size, *total.shape[2:]).index_add_(0, index, part.flatten(0, 1).to(total))
+
+    def back_through_augment(self, part: Tensor, t: int) -> Tensor:
+        """Derivatives by the images of step ``t`` from those by what they were made into."""
+        if self.augment is None:
+            return part
+        with torch.enable_grad():
+            leaf = torch.zeros_like(part).requires_grad_()
+            made = self.augment(leaf, t)
+        return torch.autograd.grad(made, leaf, part)[0]
+
+
+def _rate_of(rates: Tensor, course: Course, t: int) -> Rate:
+    """The rate of step ``t``: one number, or ``[K]``."""
+    picked = rates[course.rates[t].to(rates.device)]
+    return float(picked) if len(picked) == 1 else picked
 
 
 def train_networks(
@@ -82,68 +148,114 @@ def train_networks(
     params: Params,
     images: Tensor,
     labels: Tensor,
-    rates: Sequence[float | Tensor],
+    rates: Sequence[Rate],
     batching: str,
     start: int = 0,
-) -> Params:
-    """``params [K, ...]`` after one gradient step per entry of ``rates``; nothing is kept for a derivative.
+    *,
+    loop: InnerLoop | None = None,
+    slots: Slots | None = None,
+) -> tuple[Params, Slots]:
+    """``params [K, ...]`` and the optimiser's slots after one step per entry of ``rates``.
 
-    A rate is a number, or a tensor ``[K]`` with a rate for each network.
-
-    ``images [S, n, c, h, w]`` (or ``[K, S, n, c, h, w]``), ``labels [S, n]``; step t, counted from
-    ``start``, uses batch t mod S.
+    ``images [S, n, c, h, w]`` (or ``[K, S, n, c, h, w]``, a set for each network), ``labels [S, n]`` (or
+    probabilities ``[S, n, classes]``). Steps are counted from ``start``, with the ``slots`` that were
+    returned for it. In fixed order step t uses batch t mod S.
     """
-    names, own = list(params), images.dim() == 6
-    weights = [params[name] for name in names]
+    loop = InnerLoop() if loop is None else loop
+    course = loop.course
+    if course is None:
+        course = fixed_course(labels.shape[0], labels.shape[1], start + len(rates))
+    math = derivatives_of(network, batching)
+    slots = loop.optimizer.start(params) if slots is None else slots
+    batches = _Batches(images, labels, loop, course)
     for t, rate in enumerate(rates, start):
-        s = t % labels.shape[0]
-        leaves = [weight.detach().requires_grad_() for weight in weights]
-        batch = images[:, s] if own else images[s]
-        gradient = _inner_gradient(network, names, leaves, batch, labels[s], batching, False)
-        weights = [leaf.detach() - _times(rate, g) for leaf, g in zip(leaves, gradient, strict=True)]
-    return dict(zip(names, weights, strict=True))
-
-
-def _times(rate: float | Tensor, gradient: Tensor) -> Tensor:
-    """``gradient [K, ...]`` times a number, or times ``[K]`` numbers."""
-    if isinstance(rate, Tensor):
-        rate = rate.view(-1, *[1] * (gradient.dim() - 1))
-    return rate * gradient
+        gradient, _ = math.gradient(params, *batches.at(t), False)
+        params, slots = loop.optimizer.update(params, slots, gradient, rate, t)
+    return params, slots
 
 
 def _loss_and_gradient(
-    network: nn.Module,
-    names: list[str],
-    weights: list[Tensor],
-    images: Tensor,
-    labels: Tensor,
-    plan: ExecutionPlan,
-) -> tuple[Tensor, list[Tensor]]:
+    math: Derivatives, params: Params, images: Tensor, labels: Tensor, plan: ExecutionPlan
+) -> tuple[Tensor, Params]:
     """Outer loss ``[K]`` on real images ``[N, ...]`` or ``[K, N, ...]`` and its gradient by the weights.
 
-    The images go through in chunks whose gradients are summed, and under ``loop`` one network at a
-    time, so that memory does not grow with N or K.
+    ``plan.real_block`` networks and ``plan.real_chunk`` images go through at a time, and gradients of
+    chunks are summed: what is at work fits the cache, and memory does not grow with N or K.
     """
-    count, total = weights[0].shape[0], labels.shape[-1]
-    groups = [slice(k, k + 1) for k in range(count)] if plan.real_batching == "loop" else [slice(0, count)]
+    count, total = next(iter(params.values())).shape[0], labels.shape[-1]
     losses, gradients = [], []
-    for group in groups:
-        leaves = [weight[group].detach().requires_grad_() for weight in weights]
-        loss = torch.zeros(leaves[0].shape[0], dtype=weights[0].dtype, device=weights[0].device)
-        gradient = [torch.zeros_like(leaf) for leaf in leaves]
+    for first in range(0, count, plan.real_block):
+        block = slice(first, first + plan.real_block)
+        weights = {name: value[block] for name, value in params.items()}
+        loss: Tensor | None = None
+        gradient: Params = {}
         for start in range(0, total, plan.real_chunk):
-            x = images[..., start : start + plan.real_chunk, :, :, :]
-            y = labels[..., start : start + plan.real_chunk]
+            chunk = slice(start, start + plan.real_chunk)
+            x, y = images[..., chunk, :, :, :], labels[..., chunk]
             if x.dim() == 5:
-                x, y = x[group], y[group]
-            logits = forward_networks(network, dict(zip(names, leaves, strict=True)), x, plan.real_batching)
-            part = losses_per_network(logits, y) * (y.shape[-1] / total)
-            pieces = torch.autograd.grad(part.sum(), leaves)
-            gradient = [a + b for a, b in zip(gradient, pieces, strict=True)]
-            loss += part.detach()
+                x, y = x[block], y[block]
+            part, pieces = math.loss_and_gradient(weights, x, y)
+            share = y.shape[-1] / total
+            loss = part * share if loss is None else loss + part * share
+            for name, piece in pieces.items():
+                gradient[name] = (
+                    gradient[name].add_(piece, alpha=share) if name in gradient else piece * share
+                )
+        assert loss is not None
         losses.append(loss)
         gradients.append(gradient)
-    return torch.cat(losses), [torch.cat(parts) for parts in zip(*gradients, strict=True)]
+    return torch.cat(losses), {name: torch.cat([g[name] for g in gradients]) for name in params}
+
+
+class _Unroll:
+    """Forward through inner steps and back again, in the memory mode of the plan."""
+
+    def __init__(
+        self,
+        math: Derivatives,
+        batches: _Batches,
+        loop: InnerLoop,
+        course: Course,
+        rates: Tensor,
+        plan: ExecutionPlan,
+    ) -> None:
+        self.math, self.batches, self.optimizer = math, batches, loop.optimizer
+        self.course, self.rates = course, rates
+        self.keep_all = plan.memory_mode == "store"
+        self.segment = plan.segment
+
+    def rate(self, t: int) -> Rate:
+        """The rate of step ``t``: one number, or ``[K]``."""
+        picked = self.rates[self.course.rates[t].to(self.rates.device)]
+        return float(picked) if len(picked) == 1 else picked
+
+    def step(self, point: _Point, keep: bool) -> tuple[_Point, _Step]:
+        gradient, kept = self.math.gradient(point.weights, *self.batches.at(point.step), keep)
+        weights, slots = self.optimizer.update(
+            point.weights, point.slots, gradient, self.rate(point.step), point.step
+        )
+        return _Point(weights, slots, point.step + 1), _Step(point, gradient, kept)
+
+    def forward(self, point: _Point, stop: int) -> tuple[_Point, list[_Step | _Point]]:
+        """The point after step ``stop``, and a tape: the steps, or the first point of each segment."""
+        tape: list[_Step | _Point] = []
+        for count in range(stop - point.step):
+            if not self.keep_all and count % self.segment == 0:
+                tape.append(point)
+            point, step = self.step(point, self.keep_all)
+            if self.keep_all:
+                tape.append(step)
+        return point, tape
+
+    def steps_of(self, entry: _Step | _Point, stop: int) -> list[_Step]:
+        """The steps of one entry of the tape, up to ``stop``; those of a segment are taken again."""
+        if isinstance(entry, _Step):
+            return [entry]
+        steps = []
+        while entry.step < stop:
+            entry, step = self.step(entry, True)
+            steps.append(step)
+        return steps
 
 
 def outer_gradient(
@@ -155,57 +267,61 @@ def outer_gradient(
     real_images: Tensor,
     real_labels: Tensor,
     plan: ExecutionPlan,
+    *,
+    loop: InnerLoop | None = None,
+    window: Window | None = None,
 ) -> OuterGradient:
-    """The outer loss of K networks and its exact derivative w.r.t. images and raw rates.
+    """The outer loss of K networks and its exact derivative w.r.t. images, raw rates and soft labels.
 
-    ``params``: initial weights ``[K, ...]``, left untouched. ``images [S, n, c, h, w]``, ``labels [S, n]``
-    int64, ``raw [T]`` with T a multiple of S. ``real_images [N, c, h, w]`` with ``real_labels [N]`` for
-    all networks, or ``[K, N, ...]`` and ``[K, N]`` with a real batch for each. Raises ``ValueError`` if T
-    is not a multiple of S.
+    ``params``: initial weights ``[K, ...]``, left untouched. ``images [S, n, c, h, w]``; ``labels [S, n]``
+    int64, or probabilities ``[S, n, classes]``, which are then differentiated too; ``raw [T]`` with T a
+    multiple of S. ``real_images [N, c, h, w]`` with ``real_labels [N]`` for all networks, or
+    ``[K, N, ...]`` and ``[K, N]`` with a real batch for each. With a ``window``, the derivative of the
+    loss after its last step by what its steps use, the point before it held fixed. Raises
+    ``ValueError`` if T is not a multiple of S.
     """
     inner_steps, total = labels.shape[0], raw.shape[0]
     if total % inner_steps:
         raise ValueError(f"{total} rates do not go into {inner_steps} inner steps")
-    names, count = list(params), next(iter(params.values())).shape[0]
-    rates = F.softplus(raw).tolist()
-    store = plan.memory_mode == "store"
+    loop = InnerLoop() if loop is None else loop
+    course = fixed_course(inner_steps, labels.shape[1], total) if loop.course is None else loop.course
+    window = Window(0, total) if window is None else window
+    count = next(iter(params.values())).shape[0]
+    rates = F.softplus(raw.detach())
+    batches = _Batches(images, labels, loop, course)
+    unroll = _Unroll(derivatives_of(network, plan.inner_batching), batches, loop, course, rates, plan)
 
-    def leaf_images(s: int) -> Tensor:
-        return images[s].detach().expand(count, *images[s].shape).clone().requires_grad_()
+    point = _Point({name: value.detach() for name, value in params.items()}, loop.optimizer.start(params), 0)
+    while point.step < window.start:
+        point, _ = unroll.step(point, False)
+    point, tape = unroll.forward(point, window.stop)
+    losses, v = _loss_and_gradient(
+        derivatives_of(network, plan.real_batching), point.weights, real_images, real_labels, plan
+    )
 
-    def step_gradient(step: _Step, s: int) -> tuple[Tensor, tuple[Tensor, ...]]:
-        x = leaf_images(s)
-        return x, _inner_gradient(network, names, step.weights, x, labels[s], plan.inner_batching, True)
-
-    tape: list[_Step] = []
-    weights = [params[name] for name in names]
-    for t in range(total):
-        step = _Step([weight.detach().requires_grad_() for weight in weights])
-        if store:
-            step.images, step.gradient = step_gradient(step, t % inner_steps)
-            gradient = step.gradient
-        else:
-            s = t % inner_steps
-            gradient = _inner_gradient(
-                network, names, step.weights, images[s].detach(), labels[s], plan.inner_batching, False
-            )
-        weights = [w.detach() - rates[t] * g.detach() for w, g in zip(step.weights, gradient, strict=True)]
-        tape.append(step)
-
-    losses, v = _loss_and_gradient(network, names, weights, real_images, real_labels, plan)
-
-    grad_images = torch.zeros((count, *images.shape), dtype=images.dtype, device=images.device)
-    grad_rates = torch.zeros((count, total), dtype=images.dtype, device=images.device)
-    for t in reversed(range(total)):
-        s, step = t % inner_steps, tape.pop()
-        if step.images is None or step.gradient is None:
-            step.images, step.gradient = step_gradient(step, s)
-        grad_rates[:, t] = -sum(
-            (a * g.detach()).flatten(1).sum(1) for a, g in zip(v, step.gradient, strict=True)
-        )
-        pulled = torch.autograd.grad(
-            step.gradient, [step.images, *step.weights], [-rates[t] * a for a in v], materialize_grads=True
-        )
-        grad_images[:, s] += pulled[0]
-        v = [a + b for a, b in zip(v, pulled[1:], strict=True)]
-    return OuterGradient(losses, grad_images, grad_rates * torch.sigmoid(raw))
+    by_images = images.new_zeros(count, *batches.images.shape)
+    by_labels = batches.labels.new_zeros(count, *batches.labels.shape) if labels.is_floating_point() else None
+    by_rates = images.new_zeros(count, total)
+    by_slots = tuple({name: torch.zeros_like(a) for name, a in v.items()} for _ in point.slots)
+    stop = window.stop
+    while tape:
+        steps = unroll.steps_of(tape.pop(), stop)
+        stop = steps[0].before.step
+        while steps:
+            step = steps.pop()
+            before, t = step.before, step.before.step
+            update = loop.optimizer.pull(v, by_slots, before.slots, step.gradient, unroll.rate(t), t)
+            rows = course.rates[t].to(by_rates.device)
+            by_rates.scatter_add_(1, rows.expand(count)[:, None], update.rate[:, None])
+            pulled = unroll.math.pull(before.weights, step.kept, update.gradient)
+            batches.add_to(by_images, batches.back_through_augment(pulled.images, t), t)
+            if by_labels is not None and pulled.targets is not None:
+                batches.add_to(by_labels, pulled.targets, t)
+            v = {name: a + pulled.weights[name] for name, a in v.items()}
+            by_slots = update.slots
+    return OuterGradient(
+        losses=losses,
+        images=by_images.view(count, *images.shape),
+        raw_rates=by_rates * torch.sigmoid(raw),
+        labels=None if by_labels is None else by_labels.view(count, *labels.shape),
+    )

@@ -99,7 +99,7 @@ def evaluate_unit(
         return path
     torch.set_num_threads(THREADS)
     network = build_network(spec.network_spec, spec.dataset.shape, spec.dataset.classes)
-    group = Group(spec, unit, splits, choose_plan(device, THREADS), network)
+    group = Group(spec, unit, splits, choose_plan(device, THREADS, network), network)
     result = group.test(distilled.images, distilled.rates.tolist(), evaluation.steps(spec))
     rows = group.rows(result, "distilled", unit.protocol)
     for source in evaluation.baselines:

@@ -12,11 +12,12 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from ddsweep.catalog import parse_network
-from ddsweep.core.evaluate import Evaluation, count_right, evaluate_networks, rate_at
+from ddsweep.core.evaluate import Evaluation, count_right, evaluate_networks
 from ddsweep.core.execution import ExecutionPlan
 from ddsweep.core.images import class_labels, normalise, sample_per_class
 from ddsweep.core.init import draw_networks
 from ddsweep.core.networks import build_network
+from ddsweep.core.order import rate_index
 from ddsweep.core.unroll import train_networks
 from ddsweep.seeds import derive_seed
 
@@ -151,10 +152,10 @@ def test_training_helps(trained_set, test_split) -> None:
 
 
 def test_beyond_the_last_step_the_rates_of_the_last_epoch_repeat() -> None:
-    rates = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]  # S = 3, E = 2
-    assert [rate_at(rates, 3, t) for t in range(6)] == rates
-    assert [rate_at(rates, 3, t) for t in range(6, 13)] == [0.4, 0.5, 0.6, 0.4, 0.5, 0.6, 0.4]
-    assert [rate_at([0.7], 1, t) for t in range(3)] == [0.7, 0.7, 0.7]
+    # S = 3, E = 2
+    assert [rate_index(t, 3, 6) for t in range(6)] == list(range(6))
+    assert [rate_index(t, 3, 6) for t in range(6, 13)] == [3, 4, 5, 3, 4, 5, 3]
+    assert [rate_index(t, 1, 1) for t in range(3)] == [0, 0, 0]
 
 
 def test_an_epoch_more_is_the_last_epoch_again(trained_set, test_split) -> None:
@@ -163,7 +164,7 @@ def test_an_epoch_more_is_the_last_epoch_again(trained_set, test_split) -> None:
     longer = (*RATES, 0.25, 0.05)
     expected = evaluate(network, params, trained_set, test_split, rates=longer, steps=(4, 5, 6))
     assert_same(found, expected)
-    trained = train_networks(network, params, *trained_set, longer, "vmap")
+    trained, _ = train_networks(network, params, *trained_set, longer, "vmap")
     accuracy, _, _ = count_right(network, trained, *test_split, MEAN, STD, ExecutionPlan())
     assert torch.equal(found.accuracy[2], accuracy)
 

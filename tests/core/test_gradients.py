@@ -179,6 +179,15 @@ ALL_PLANS = [
         for inner in ("vmap", "loop")
         for real in ("vmap", "loop")
     ),
+    *(
+        ExecutionPlan("cpu", 1, mode, inner, real, real_chunk=chunk, real_block=block, segment=segment)
+        for mode, segment in (("store", 1), ("recompute", 1), ("recompute", 3))
+        for inner, real, chunk, block in (
+            ("explicit",) * 2 + (7, 2),
+            ("explicit", "loop", 4, 1),
+            ("vmap", "explicit", 64, 4),
+        )
+    ),
 ]
 
 
@@ -328,9 +337,9 @@ def test_training_in_two_stretches_is_training_in_one(make_case, batching) -> No
     case = make_case("convnet(width=8)", (1, 8, 8), inner_steps=3)
     rates = F.softplus(case.raw).tolist()
     common = (case.images, case.labels)
-    whole = train_networks(case.network, case.params, *common, rates, batching)
-    half = train_networks(case.network, case.params, *common, rates[:2], batching)
-    rest = train_networks(case.network, half, *common, rates[2:], batching, 2)
+    whole, _ = train_networks(case.network, case.params, *common, rates, batching)
+    half, _ = train_networks(case.network, case.params, *common, rates[:2], batching)
+    rest, _ = train_networks(case.network, half, *common, rates[2:], batching, 2)
     for name, value in whole.items():
         assert torch.equal(rest[name], value)
 
@@ -339,7 +348,7 @@ def test_training_in_two_stretches_is_training_in_one(make_case, batching) -> No
 def test_training_is_plain_gradient_descent(make_case, batching) -> None:
     case = make_case("lenet", (1, 28, 28))
     rates = F.softplus(case.raw).tolist()
-    trained = train_networks(case.network, case.params, case.images, case.labels, rates, batching)
+    trained, _ = train_networks(case.network, case.params, case.images, case.labels, rates, batching)
     for k in range(case.count):
         weights = {name: nn.Parameter(value[k].clone()) for name, value in case.params.items()}
         optimiser = torch.optim.SGD(weights.values(), lr=1.0)

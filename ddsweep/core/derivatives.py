@@ -1,0 +1,187 @@
+"""What an unroll asks of K networks: logits, the gradient of the loss, and the derivative of that gradient.
+
+Two ways, the same mathematics: `Explicit` for networks whose layers have their derivatives written out
+(`ddsweep.core.layers`), `Autograd` for any module. Images are ``[n, c, h, w]`` (all networks see the
+same) or ``[K, n, c, h, w]``; targets are labels, int64 ``[n]`` or ``[K, n]``, or learned class
+probabilities ``[n, classes]`` or ``[K, n, classes]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ddsweep.core.layers import Layer, Tape
+from ddsweep.core.networks import Params, forward_networks
+from ddsweep.core.objective import losses_per_network
+
+__all__ = ["Autograd", "Derivatives", "Explicit", "Pulled", "derivatives_of"]
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """The derivative of <g, v>, the gradient g times a given v: by weights, by images ``[K, n, c, h, w]``
+    and, if they are probabilities, by targets ``[K, n, classes]``."""
+
+    weights: Params
+    images: Tensor
+    targets: Tensor | None
+
+
+class Derivatives(Protocol):
+    def logits(self, params: Params, images: Tensor) -> Tensor:
+        """``[K, n, classes]``."""
+        ...
+
+    def gradient(self, params: Params, images: Tensor, targets: Tensor, keep: bool) -> tuple[Params, Any]:
+        """g, the gradient of the mean loss of each network by its weights; and, if ``keep``, what `pull`
+        needs to go back through it."""
+        ...
+
+    def pull(self, params: Params, kept: Any, v: Params) -> Pulled: ...
+
+    def loss_and_gradient(self, params: Params, images: Tensor, targets: Tensor) -> tuple[Tensor, Params]:
+        """Mean loss of each network ``[K]``, and its gradient by the weights."""
+        ...
+
+
+def derivatives_of(network: nn.Module, batching: str) -> Derivatives:
+    """``batching``: ``explicit``, or autograd under ``vmap`` or in a ``loop`` over networks.
+
+    Raises ``ValueError`` for ``explicit`` and a network whose layers are not written out.
+    """
+    if batching != "explicit":
+        return Autograd(network, batching)
+    layers = getattr(network, "layers", None)
+    if layers is None:
+        raise ValueError(f"batching explicit: {type(network).__name__} has no layers written out")
+    return Explicit(layers)
+
+
+# --------------------------------------------------------------------------------------- autograd
+
+
+@dataclass(frozen=True)
+class Autograd:
+    network: nn.Module
+    batching: str
+
+    def logits(self, params: Params, images: Tensor) -> Tensor:
+        return forward_networks(self.network, params, images, self.batching)
+
+    def gradient(self, params: Params, images: Tensor, targets: Tensor, keep: bool) -> tuple[Params, Any]:
+        names, count = list(params), next(iter(params.values())).shape[0]
+        weights = [value.detach().requires_grad_() for value in params.values()]
+        if keep:  # leaves for each network, so that derivatives by images and targets stay apart
+            images = images.detach().expand(count, *images.shape[-4:]).clone().requires_grad_()
+            if targets.is_floating_point():
+                targets = targets.detach().expand(count, *targets.shape[-2:]).clone().requires_grad_()
+        logits = self.logits(dict(zip(names, weights, strict=True)), images)
+        loss = losses_per_network(logits, targets).sum()
+        gradient = torch.autograd.grad(loss, weights, create_graph=keep)
+        found = dict(zip(names, (g.detach() for g in gradient), strict=True))
+        return found, (gradient, images, targets, weights) if keep else None
+
+    def pull(self, params: Params, kept: Any, v: Params) -> Pulled:
+        gradient, images, targets, weights = kept
+        leaves = [images, *weights, *([targets] if targets.requires_grad else [])]
+        found = torch.autograd.grad(gradient, leaves, list(v.values()), materialize_grads=True)
+        by_weights = dict(zip(params, found[1:], strict=False))
+        return Pulled(by_weights, found[0], found[-1] if targets.requires_grad else None)
+
+    def loss_and_gradient(self, params: Params, images: Tensor, targets: Tensor) -> tuple[Tensor, Params]:
+        leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
+        losses = losses_per_network(self.logits(leaves, images), targets)
+        gradient = torch.autograd.grad(losses.sum(), list(leaves.values()))
+        return losses.detach(), dict(zip(params, gradient, strict=True))
+
+
+# --------------------------------------------------------------------------------------- explicit
+
+
+@dataclass
+class _Kept:
+    """Of one forward and backward pass: what each layer kept, the probabilities ``[K, classes, n]``, and of
+    learned targets (None for labels) the sum for each image."""
+
+    tapes: list[Tape]
+    probabilities: Tensor
+    mass: Tensor | None
+
+
+def _images_last(images: Tensor) -> Tensor:
+    """``[n, c, h, w]`` or ``[K, n, c, h, w]`` -> ``[1 or K, c, h, w, n]``."""
+    if images.dim() == 4:
+        images = images[None]
+    return images.permute(0, 2, 3, 4, 1).contiguous()
+
+
+@dataclass(frozen=True)
+class Explicit:
+    """Nothing here builds a graph. The loss is cross-entropy, the mean over images."""
+
+    layers: Sequence[Layer]
+
+    @torch.no_grad()
+    def logits(self, params: Params, images: Tensor) -> Tensor:
+        x = _images_last(images)
+        for layer in self.layers:
+            x = layer.forward(params, x, Tape())
+        return x.transpose(1, 2)
+
+    @torch.no_grad()
+    def gradient(self, params: Params, images: Tensor, targets: Tensor, keep: bool) -> tuple[Params, Any]:
+        _, found, kept = self._pass(params, images, targets)
+        return found, kept if keep else None
+
+    @torch.no_grad()
+    def loss_and_gradient(self, params: Params, images: Tensor, targets: Tensor) -> tuple[Tensor, Params]:
+        losses, found, _ = self._pass(params, images, targets)
+        return losses, found
+
+    def _pass(self, params: Params, images: Tensor, targets: Tensor) -> tuple[Tensor, Params, _Kept]:
+        """Losses ``[K]``, gradient, and what was kept of one forward and one backward pass."""
+        x = _images_last(images)
+        tapes = [Tape() for _ in self.layers]
+        for layer, tape in zip(self.layers, tapes, strict=True):
+            x = layer.forward(params, x, tape)
+        count, _, total = x.shape
+        logs = x.log_softmax(1)
+        probabilities, mass = logs.exp(), None
+        if targets.is_floating_point():
+            targets = targets.transpose(-1, -2)
+            mass = targets.sum(-2, keepdim=True)
+            losses = -(targets * logs).sum(1).mean(1)
+            g = (probabilities * mass - targets) / total
+        else:
+            index = targets.expand(count, total)[:, None]
+            losses = -logs.gather(1, index).mean((1, 2))
+            g = probabilities.scatter_add(1, index, x.new_full((count, 1, total), -1)) / total
+        found: Params = {}
+        for i in range(len(self.layers) - 1, -1, -1):
+            g = self.layers[i].backward(params, g, tapes[i], found, i > 0)
+        return losses, {name: found[name] for name in params}, _Kept(tapes, probabilities, mass)
+
+    @torch.no_grad()
+    def pull(self, params: Params, kept: Any, v: Params) -> Pulled:
+        x: Tensor | None = None
+        for layer, tape in zip(self.layers, kept.tapes, strict=True):
+            x = layer.tangent(params, v, x, tape)
+        assert x is not None
+        total = x.shape[2]
+        by_log = x - (kept.probabilities * x).sum(1, keepdim=True)
+        g = kept.probabilities * by_log / total
+        if kept.mass is not None:
+            g = g * kept.mass
+        found: Params = {}
+        for layer, tape in zip(reversed(self.layers), reversed(kept.tapes), strict=True):
+            g = layer.tangent_backward(params, v, g, tape, found)
+        return Pulled(
+            weights={name: found[name] for name in params},
+            images=g.permute(0, 4, 1, 2, 3),
+            targets=-by_log.transpose(1, 2) / total if kept.mass is not None else None,
+        )

@@ -1,0 +1,132 @@
+"""Inner optimisers, each with the exact derivative of its update.
+
+One step turns weights w, the optimiser's own state and the gradient g into new weights and state. Going
+back, a derivative by the new ones becomes a derivative by the old ones, by g and by the rate. With
+rate r and v = dL/dw':
+
+    gd         w' = w - r g
+    momentum   u' = mu u + g,  w' = w - r u'                                  (heavy ball, as torch's SGD)
+    adam       m' = b1 m + (1-b1) g,  s' = b2 s + (1-b2) g^2,
+               w' = w - r m^ / sqrt(s^ + eps^2)  with  m^ = m'/(1-b1^t), s^ = s'/(1-b2^t), t from 1
+
+Adam (Kingma and Ba 2015) has its epsilon inside the root: outside, the derivative at s = 0, where the
+weights of dead units are, does not exist.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ddsweep.core.layers import Params
+
+__all__ = ["InnerOptimizer", "PulledUpdate", "Rate", "Slots"]
+
+Rate = float | Tensor
+"""One for all networks, or ``[K]``, one for each."""
+
+Slots = tuple[Params, ...]
+"""The optimiser's own state: nothing for gd, (u,) for momentum, (m, s) for adam."""
+
+
+@dataclass(frozen=True)
+class PulledUpdate:
+    """Derivatives by g, by the slots before, and by the rate ``[K]`` of one update. That by the weights
+    before is v itself, plus what comes through g."""
+
+    gradient: Params
+    slots: Slots
+    rate: Tensor
+
+
+def _per_network(rate: Rate, like: Tensor) -> Rate:
+    return rate.view(-1, *[1] * (like.dim() - 1)) if isinstance(rate, Tensor) else rate
+
+
+def _dot(left: Params, right: Params) -> Tensor:
+    """Inner product of each network, ``[K]``."""
+    return torch.stack([(left[n] * right[n]).flatten(1).sum(1) for n in left]).sum(0)
+
+
+@dataclass(frozen=True)
+class InnerOptimizer:
+    """``kind`` is gd, momentum or adam; ``momentum`` is mu. Of Adam, betas are (.9, .999), epsilon 1e-8."""
+
+    kind: str = "gd"
+    momentum: float = 0.9
+
+    BETAS = (0.9, 0.999)
+    EPSILON = 1e-8
+
+    def start(self, params: Params) -> Slots:
+        """Slots before the first step: zeros."""
+        count = {"gd": 0, "momentum": 1, "adam": 2}[self.kind]
+        return tuple({n: torch.zeros_like(w) for n, w in params.items()} for _ in range(count))
+
+    def update(
+        self, params: Params, slots: Slots, gradient: Params, rate: Rate, step: int
+    ) -> tuple[Params, Slots]:
+        """Weights and slots after step ``step`` (from 0)."""
+        slots = self._slots_after(slots, gradient)
+        return {
+            n: w - _per_network(rate, w) * self._direction(n, slots, gradient, step)
+            for n, w in params.items()
+        }, slots
+
+    def _slots_after(self, slots: Slots, gradient: Params) -> Slots:
+        if self.kind == "gd":
+            return ()
+        if self.kind == "momentum":
+            return ({n: self.momentum * slots[0][n] + g for n, g in gradient.items()},)
+        a, b = self.BETAS
+        m, s = slots
+        return (
+            {n: a * m[n] + (1 - a) * g for n, g in gradient.items()},
+            {n: b * s[n] + (1 - b) * g * g for n, g in gradient.items()},
+        )
+
+    def _direction(self, name: str, slots: Slots, gradient: Params, step: int) -> Tensor:
+        """What the rate is multiplied with; ``slots`` are those after the step."""
+        if self.kind == "gd":
+            return gradient[name]
+        if self.kind == "momentum":
+            return slots[0][name]
+        m, root = self._moments(name, slots, step)
+        return m / root
+
+    def _moments(self, name: str, slots: Slots, step: int) -> tuple[Tensor, Tensor]:
+        a, b = self.BETAS
+        m = slots[0][name] / (1 - a ** (step + 1))
+        return m, (slots[1][name] / (1 - b ** (step + 1)) + self.EPSILON**2).sqrt()
+
+    def pull(
+        self, v: Params, by_slots: Slots, slots: Slots, gradient: Params, rate: Rate, step: int
+    ) -> PulledUpdate:
+        """Back through one update. ``v`` and ``by_slots``: derivatives by weights and slots after the
+        step; ``slots`` those before it."""
+        if self.kind == "gd":
+            by_gradient = {n: -_per_network(rate, a) * a for n, a in v.items()}
+            return PulledUpdate(by_gradient, (), -_dot(v, gradient))
+        after = self._slots_after(slots, gradient)
+        if self.kind == "momentum":
+            by_gradient = {n: by_slots[0][n] - _per_network(rate, a) * a for n, a in v.items()}
+            before = {n: self.momentum * a for n, a in by_gradient.items()}
+            return PulledUpdate(by_gradient, (before,), -_dot(v, after[0]))
+        return self._pull_adam(v, by_slots, after, gradient, rate, step)
+
+    def _pull_adam(
+        self, v: Params, by_slots: Slots, after: Slots, gradient: Params, rate: Rate, step: int
+    ) -> PulledUpdate:
+        a, b = self.BETAS
+        by_m, by_s, by_gradient, directions = {}, {}, {}, {}
+        for n, along in v.items():
+            m, root = self._moments(n, after, step)
+            moved = _per_network(rate, along) * along
+            directions[n] = m / root
+            m_after = by_slots[0][n] - moved / (root * (1 - a ** (step + 1)))
+            s_after = by_slots[1][n] + 0.5 * moved * m / (root**3 * (1 - b ** (step + 1)))
+            by_gradient[n] = (1 - a) * m_after + 2 * (1 - b) * gradient[n] * s_after
+            by_m[n], by_s[n] = a * m_after, b * s_after
+        return PulledUpdate(by_gradient, (by_m, by_s), -_dot(v, directions))

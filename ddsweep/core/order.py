@@ -1,0 +1,86 @@
+"""In which order the distilled images are used: the batch and the rate of every inner step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Course", "draw_course", "fixed_course", "rate_index"]
+
+
+@dataclass(frozen=True)
+class Course:
+    """Of each inner step t: ``batches [T, K or 1, n]``, which of the S*n images are used, and
+    ``rates [T, K or 1]``, which rate. One row where all networks go the same way. On the CPU."""
+
+    batches: Tensor
+    rates: Tensor
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    @property
+    def shared(self) -> bool:
+        return self.batches.shape[1] == 1
+
+
+def rate_index(t: int, inner_steps: int, steps: int) -> int:
+    """Which of T = ``steps`` rates step ``t`` has: beyond T those of the last epoch repeat."""
+    return t if t < steps else steps - inner_steps + t % inner_steps
+
+
+def fixed_course(inner_steps: int, batch: int, steps: int, total: int | None = None) -> Course:
+    """Step t uses batch t mod S and rate t; ``total`` steps, by default T = ``steps``."""
+    t = torch.arange(steps if total is None else total)
+    batches = (t % inner_steps * batch)[:, None, None] + torch.arange(batch)
+    rates = [rate_index(int(i), inner_steps, steps) for i in t]
+    return Course(batches, torch.tensor(rates, dtype=torch.int64)[:, None])
+
+
+def draw_course(
+    order: str,
+    inner_steps: int,
+    classes: int,
+    per_class: int,
+    steps: int,
+    seeds: Sequence[int],
+    total: int | None = None,
+) -> Course:
+    """The course of K networks, network k's drawn from ``seeds[k]``.
+
+    ``fixed``: as `fixed_course`. ``shuffled``: in every epoch the S batches, each with its rate of that
+    epoch, in an order of their own. ``sampled``: in every step ``per_class`` of each class's images at
+    random, without regard to batches; rates go by step. Raises ``ValueError`` for another order.
+    """
+    total = steps if total is None else total
+    batch = classes * per_class
+    if order == "fixed":
+        return fixed_course(inner_steps, batch, steps, total)
+    if order not in ("shuffled", "sampled"):
+        raise ValueError(f"unknown order {order!r}; orders are fixed, shuffled, sampled")
+    batches, rates = [], []
+    for seed in seeds:
+        generator = torch.Generator().manual_seed(seed)
+        if order == "shuffled":
+            epochs = -(-total // inner_steps)
+            slots = torch.cat([torch.randperm(inner_steps, generator=generator) for _ in range(epochs)])
+            slots = slots[:total]
+            epoch = torch.arange(total) // inner_steps
+            batches.append(slots[:, None] * batch + torch.arange(batch))
+            rates.append([rate_index(int(t), inner_steps, steps) for t in epoch * inner_steps + slots])
+        else:
+            batches.append(_sample(inner_steps, classes, per_class, total, generator))
+            rates.append([rate_index(t, inner_steps, steps) for t in range(total)])
+    return Course(torch.stack(batches, 1), torch.tensor(rates, dtype=torch.int64).t().contiguous())
+
+
+def _sample(inner_steps: int, classes: int, per_class: int, total: int, generator: torch.Generator) -> Tensor:
+    """``[total, classes * per_class]``, sorted by class like a batch."""
+    keys = torch.rand(total, classes, inner_steps * per_class, generator=generator)
+    chosen = keys.argsort(-1)[..., :per_class]
+    step, place = chosen // per_class, chosen % per_class
+    first = torch.arange(classes)[:, None] * per_class
+    return (step * classes * per_class + first + place).flatten(1)
