@@ -246,10 +246,14 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "init": ("fixed", "random"),
     "init_law": INIT_LAWS,
     "inner_lr_mode": ("per_step", "shared", "fixed"),
-    "image_init": ("noise", "real"),
+    "inner_optimizer": ("gd", "momentum", "adam"),
+    "order": ("fixed", "shuffled", "sampled"),
+    "labels": ("hard", "soft"),
+    "image_init": ("noise", "real", "kmeans"),
     "real_batch_mode": ("shared", "per_network"),
     "outer_schedule": ("constant", "step", "cosine"),
     "on_nonfinite": ("stop", "skip"),
+    "keep": ("last", "best"),
     "dtype": ("float32", "float64"),
 }
 """The settings of `TrialSpec` that are one of a few words."""
@@ -258,7 +262,33 @@ _AT_LEAST_ONE = (
     *("images_per_class", "inner_steps", "inner_epochs", "outer_steps", "models_per_step"),
     *("real_batch", "outer_decay_steps", "selection_networks", "validate_every"),
 )
-_POSITIVE = ("init_param", "inner_lr", "outer_lr", "outer_decay_factor", "clip_norm", "clip_median")
+_POSITIVE = (
+    *("init_param", "inner_lr", "outer_lr", "outer_decay_factor", "clip_norm", "clip_median"),
+    *("clip_running", "rate_limit"),
+)
+
+AUGMENTATIONS = ("shift", "rotate", "scale", "flip", "cutout")
+"""What an augmentation is made of: one of them, or several joined by ``+``."""
+
+_NEVER_FLIPPED = ("digits", "mnist", "usps")
+"""Data sets whose classes are not the same in a mirror."""
+
+
+def augmentation_parts(name: str, text: str, dataset: str) -> tuple[str, ...]:
+    """The parts of setting ``name``, such as ``shift+rotate``; none for ``none``. Raises `SettingError`."""
+    if text == "none":
+        return ()
+    parts = text.split("+")
+    for part in parts:
+        if part not in AUGMENTATIONS:
+            raise SettingError(
+                f"{name}: {part!r} is not one of {', '.join(AUGMENTATIONS)} (several joined by +; or none)"
+            )
+    if len(set(parts)) < len(parts):
+        raise SettingError(f"{name}: {text!r} names a part twice")
+    if "flip" in parts and dataset in _NEVER_FLIPPED:
+        raise SettingError(f"{name}: {text!r}: {dataset} is not the same in a mirror; leave flip out")
+    return tuple(parts)
 
 
 @dataclass(frozen=True)
@@ -303,6 +333,19 @@ class TrialSpec:
     validate_every: int = 100
     dtype: str = "float32"
     seed: int = 0
+    inner_optimizer: str = "gd"
+    inner_momentum: float = 0.9
+    order: str = "fixed"
+    window: int | None = None
+    labels: str = "hard"
+    inner_augment: str = "none"
+    outer_augment: str = "none"
+    clip_running: float | None = None
+    trim: float = 0.0
+    ema: float | None = None
+    keep: str = "last"
+    max_rollbacks: int = 0
+    rate_limit: float = 100.0
 
     def __post_init__(self) -> None:
         for name, allowed in CHOICES.items():
@@ -325,11 +368,32 @@ class TrialSpec:
                 f"images_per_class: {self.images_per_class} does not divide into inner_steps "
                 f"{self.inner_steps}; images_per_class = inner_steps x images_per_class_per_step"
             )
+        self._check_how_it_is_learned()
         if self.clip_norm is not None and self.clip_median is not None:
             raise SettingError("clip_norm and clip_median exclude each other: give one of them")
         if self.init == "fixed":
             object.__setattr__(self, "models_per_step", 1)
         object.__setattr__(self, "network", str(parse_network(self.network, self.dataset.shape)))
+
+    def _check_how_it_is_learned(self) -> None:
+        for name in ("inner_momentum", "trim", "ema"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 1:
+                raise SettingError(f"{name}: {value} must be at least 0 and below 1")
+        if not 0 <= self.max_rollbacks < 2**31:
+            raise SettingError(f"max_rollbacks: {self.max_rollbacks} must be at least 0 and below 2**31")
+        if self.window is not None and not 1 <= self.window <= self.steps:
+            raise SettingError(
+                f"window: {self.window} must lie between 1 and T = inner_steps x inner_epochs = {self.steps}"
+            )
+        if self.order != "fixed" and self.inner_steps == 1:
+            raise SettingError(
+                f"order: {self.order} needs inner_steps of at least 2: there is one batch, and so one order"
+            )
+        if self.trim and self.init == "fixed":
+            raise SettingError(f"trim: {self.trim}: a fixed trial has one network, none can be left out")
+        for name in ("inner_augment", "outer_augment"):
+            augmentation_parts(name, getattr(self, name), self.dataset.name)
 
     @property
     def images_per_class_per_step(self) -> int:

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ddsweep.catalog import TrialSpec
-from ddsweep.core.distill import known_seed
+from ddsweep.core.distill import evaluation_loop, known_seed
 from ddsweep.core.init import draw_network
 from ddsweep.core.networks import Params, build_network
-from ddsweep.core.order import rate_index
+from ddsweep.core.order import fixed_course
 from ddsweep.errors import CheckpointError
 from ddsweep.results.artifacts import load_tensors, tensor_sha256
 from ddsweep.seeds import derive_seed
@@ -23,12 +23,27 @@ from ddsweep.seeds import derive_seed
 __all__ = ["DistilledSet", "apply"]
 
 
+_ORDERS = {
+    "fixed": "batches 0..S-1 in order, S*E steps, rates[t] at step t",
+    "shuffled": "S*E steps; in epoch e the S batches in random order, batch s with rates[e*S + s]",
+    "sampled": "S*E steps; step t takes m random images of each class, with rates[t]",
+}
+_OPTIMIZERS = {
+    "gd": "gradient descent on mean cross-entropy",
+    "momentum": "heavy-ball momentum {mu:g} on mean cross-entropy: u = {mu:g} u + g, w -= rate u",
+    "adam": "Adam (0.9, 0.999) on mean cross-entropy, epsilon 1e-8 (squared, inside the root)",
+}
+
+
 @dataclass(frozen=True)
 class DistilledSet:
-    """``images [S, n, c, h, w]`` float32 in normalised pixel space, ``labels [S, n]`` int64, ``rates [T]``.
+    """``images [S, n, c, h, w]`` float32 in normalised pixel space, ``labels [S, n]`` int64 (or, if learned,
+    probabilities ``[S, n, classes]`` float32), ``rates [T]``.
 
-    Step t of T = S*E is one plain gradient step (no momentum, no weight decay) on batch t mod S, the
-    batches in order, with rate ``rates[t]`` and mean cross-entropy. Real images go into the same
+    Step t of T = S*E is one step of ``spec.inner_optimizer`` (by default plain gradient descent; never
+    weight decay) on mean cross-entropy with rate ``rates[t]``, by default on batch t mod S. With
+    ``spec.order`` shuffled or sampled every network goes through them in an order of its own
+    (`ddsweep.core.order`). Real images go into the same
     space by ``(pixels / 255 - mean) / std`` per channel. ``spec`` says which networks it was made for.
     """
 
@@ -79,8 +94,8 @@ class DistilledSet:
             "mean": list(self.mean),
             "std": list(self.std),
             "class_names": list(self.class_names),
-            "order": "batches 0..S-1 in order, S*E steps, rates[t] at step t",
-            "optimiser": "gradient descent on mean cross-entropy",
+            "order": _ORDERS[self.spec.order],
+            "optimizer": _OPTIMIZERS[self.spec.inner_optimizer].format(mu=self.spec.inner_momentum),
             "spec": self.spec.to_dict(),
             "provenance": dict(self.provenance),
         }
@@ -106,31 +121,43 @@ class DistilledSet:
 
 
 @torch.enable_grad()
-def apply(distilled: DistilledSet, model: nn.Module, steps: int | None = None) -> nn.Module:
+def apply(distilled: DistilledSet, model: nn.Module, steps: int | None = None, index: int = 0) -> nn.Module:
     """Train ``model`` in place on the distilled set, exactly as evaluation does, and return it.
 
     ``model`` takes normalised images ``[N, c, h, w]`` and gives logits ``[N, classes]``; its weights are
     where training starts, so they should be drawn as `DistilledSet.spec` says (``model.load_state_dict(
     distilled.initial_weights(model))`` does that for a network of any kind). ``steps`` other than T
-    stops early, or goes on with the rates of the last epoch. Raises ``ValueError`` if the model does
+    stops early, or goes on with the rates of the last epoch. Where the order is random it is that of
+    held-out network ``index``. Raises ``ValueError`` if the model does
     not give one logit per class.
     """
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    parameters: Params = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not parameters:
         raise ValueError("the model has no parameters to train")
-    device, dtype = parameters[0].device, parameters[0].dtype
-    images, labels = distilled.images.to(device, dtype), distilled.labels.to(device)
-    rates, inner_steps = distilled.rates.tolist(), labels.shape[0]
-    for t in range(len(rates) if steps is None else steps):
-        s = t % inner_steps
-        logits = model(images[s])
-        if logits.shape != (labels.shape[1], len(distilled.class_names)):
+    first, spec = next(iter(parameters.values())), distilled.spec
+    images = distilled.images.to(first.device, first.dtype).flatten(0, 1)
+    inner_steps, batch = distilled.labels.shape[:2]
+    labels = distilled.labels.to(first.device).flatten(0, 1)
+    if labels.is_floating_point():
+        labels = labels.to(first.dtype)
+    rates = distilled.rates.tolist()
+    total = len(rates) if steps is None else steps
+    loop = evaluation_loop(spec, "heldout", [index], total)
+    course = fixed_course(inner_steps, batch, len(rates), total) if loop.course is None else loop.course
+    slots = loop.optimizer.start(parameters)
+    for t in range(total):
+        picks = course.batches[t, 0]
+        logits = model(images[picks])
+        if logits.shape != (batch, len(distilled.class_names)):
             raise ValueError(
-                f"the model gives logits of shape {tuple(logits.shape)} for {labels.shape[1]} images; "
+                f"the model gives logits of shape {tuple(logits.shape)} for {batch} images; "
                 f"the set has {len(distilled.class_names)} classes"
             )
-        gradient = torch.autograd.grad(F.cross_entropy(logits, labels[s]), parameters)
+        gradient = torch.autograd.grad(F.cross_entropy(logits, labels[picks]), list(parameters.values()))
         with torch.no_grad():
-            for parameter, g in zip(parameters, gradient, strict=True):
-                parameter.sub_(rates[rate_index(t, inner_steps, len(rates))] * g)
+            found = dict(zip(parameters, gradient, strict=True))
+            rate = rates[int(course.rates[t, 0])]
+            after, slots = loop.optimizer.update(parameters, slots, found, rate, t)
+            for name, parameter in parameters.items():
+                parameter.copy_(after[name])
     return model

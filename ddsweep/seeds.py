@@ -10,6 +10,10 @@ Roles in use
 ``known``        (network, law, param, i)  the known initial network of a trial with ``init: fixed``
 ``outer``        (trial, step, k)          fresh network k of one outer step
 ``real_batch``   (trial, step)             which real images an outer step sees
+``order``        (trial, step, k)          the order of batches for network k of one outer step
+``heldout_order``  (trial, role, i)        the same for held-out and selection network i
+``window``       (trial, step)             where the window of one outer step lies
+``augment``      (trial, which, step)      the augmentation of one outer step
 ``image_init``   (trial,)                  the synthetic images before the first outer step
 ``split``        (dataset, split_seed)     the validation split
 ``baseline``     (source, dataset, i)      the draw of real images for held-out network i
@@ -30,6 +34,10 @@ ROLES = frozenset(
         "known",
         "outer",
         "real_batch",
+        "order",
+        "heldout_order",
+        "window",
+        "augment",
         "image_init",
         "split",
         "baseline",

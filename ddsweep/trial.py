@@ -16,15 +16,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ddsweep import baselines
 from ddsweep.catalog import TrialSpec
 from ddsweep.core.distill import (
     DistillState,
+    Learned,
     Problem,
     StepReport,
+    evaluation_loop,
     initial_state,
+    judged,
     known_seed,
+    labels_of,
     outer_step,
-    rates,
+    presented,
+    rates_of,
+    result,
+    rolled_back,
 )
 from ddsweep.core.evaluate import evaluate_networks
 from ddsweep.core.execution import ExecutionPlan, choose_plan
@@ -133,14 +141,21 @@ def distil_trial(
     torch.set_num_threads(plan.threads)
     problem = Problem.of(spec, plan, splits.train_images, splits.train_labels, splits.mean, splits.std)
     if run is None:
-        run = _Run(initial_state(problem), [], plan, utc_now().isoformat())
+        run = _Run(initial_state(problem, _start_images(spec, splits)), [], plan, utc_now().isoformat())
     run.state = _to_device(run.state, plan.device)
     meter = Meter(plan.device, run.wall, run.cpu, run.peak)
     while run.state.step < spec.outer_steps:
         if should_stop():
             _save_run(run, spec, splits, directory, meter)
             return False
-        run.state, report = outer_step(problem, run.state)
+        try:
+            run.state, report = outer_step(problem, run.state)
+        except DivergedError:
+            if (healthy := rolled_back(run.state, spec)) is None:
+                raise
+            run.state = healthy
+            run.history = [row for row in run.history if row["outer_step"] <= healthy.step]
+            continue
         run.n_skipped += report.n_skipped
         step = run.state.step
         last = step == spec.outer_steps
@@ -148,7 +163,8 @@ def distil_trial(
             score = None
             if last or step % spec.validate_every == 0:
                 score = validate(problem, run.state, splits)
-            run.history.append(_history_row(step, report, score, meter))
+                run.state = judged(run.state, spec, score)
+            run.history.append(_history_row(run.state, report, score, meter))
             on_progress(Progress(step, report.loss, score, meter.wall_seconds()))
         if last or step % settings.checkpoint_every == 0:
             _save_run(run, spec, splits, directory, meter)
@@ -164,30 +180,50 @@ def validate(problem: Problem, state: DistillState, splits: Splits) -> float:
     if spec.init != "fixed":
         law = (spec.network, spec.init_law, spec.init_param)
         seeds = [derive_seed("selection", *law, i) for i in range(spec.selection_networks)]
-    result = evaluate_networks(
+    learned = presented(state)
+    found = evaluate_networks(
         problem.network,
         problem.networks(seeds),
-        state.images,
-        problem.labels,
-        rates(state, spec).tolist(),
+        learned["images"],
+        labels_of(learned, problem),
+        rates_of(learned, spec).tolist(),
         [spec.steps],
         splits.validation_images.to(device),
         splits.validation_labels.to(device),
         splits.mean,
         splits.std,
         problem.plan,
+        loop=evaluation_loop(spec, "selection", range(len(seeds)), spec.steps),
     )
-    return float(result.accuracy.mean())
+    return float(found.accuracy.mean())
 
 
-def _history_row(step: int, report: StepReport, score: float | None, meter: Meter) -> dict[str, Any]:
+def _start_images(spec: TrialSpec, splits: Splits) -> Tensor | None:
+    """Where the images start, ``[S, n, c, h, w]``, if that takes more than a generator."""
+    if spec.image_init != "kmeans":
+        return None
+    centres = baselines.kmeans_centres(
+        splits.train_images,
+        splits.train_labels,
+        spec.dataset.classes,
+        spec.images_per_class,
+        splits.mean,
+        splits.std,
+    )
+    return baselines.arrange(centres, spec.inner_steps)
+
+
+def _history_row(
+    state: DistillState, report: StepReport, score: float | None, meter: Meter
+) -> dict[str, Any]:
     return {
-        "outer_step": step,
+        "outer_step": state.step,
         "outer_loss": report.loss,
         "val_score": score,
         "grad_norm": report.grad_norm,
         "inner_lr_mean": report.inner_lr_mean,
         "n_skipped": report.n_skipped,
+        "n_rollbacks": state.rollbacks,
         "seconds": meter.wall_seconds(),
     }
 
@@ -224,7 +260,7 @@ def _history_to_tensor(history: list[dict[str, Any]]) -> Tensor:
 
 
 def _history_from_tensor(rows: Tensor) -> list[dict[str, Any]]:
-    whole = {"outer_step", "n_skipped"}
+    whole = {"outer_step", "n_skipped", "n_rollbacks"}
     return [
         {
             name: None if math.isnan(value) else int(value) if name in whole else value
@@ -336,6 +372,12 @@ def is_distilled(spec: TrialSpec, directory: SweepDirectory) -> bool:
     return is_whole(directory.history_part(spec.trial_id))
 
 
+def _stored_labels(learned: Learned, problem: Problem) -> Tensor:
+    """Class probabilities float32 ``[S, n, classes]`` if they were learned, else classes int64 ``[S, n]``."""
+    labels = labels_of(learned, problem).cpu()
+    return labels.float() if labels.is_floating_point() else labels
+
+
 def _finish_distillation(
     run: _Run,
     problem: Problem,
@@ -345,13 +387,13 @@ def _finish_distillation(
     meter: Meter,
 ) -> None:
     """History and picture first, distilled set last: its file says that the trial is distilled."""
-    spec, last = problem.spec, run.history[-1]
+    spec, last, learned = problem.spec, run.history[-1], result(run.state)
     wall = meter.wall_seconds()
     torn = list(directory.artifacts(spec.trial_id).glob("*.torn-*"))
     distilled = DistilledSet(
-        images=run.state.images.float().cpu(),
-        labels=problem.labels.cpu(),
-        rates=rates(run.state, spec).float().cpu(),
+        images=learned["images"].float().cpu(),
+        labels=_stored_labels(learned, problem),
+        rates=rates_of(learned, spec).float().cpu(),
         mean=splits.mean,
         std=splits.std,
         class_names=splits.class_names,
@@ -360,13 +402,14 @@ def _finish_distillation(
             **environment(),
             "dataset_fingerprint": splits.fingerprint,
             "dataset_stand_in": splits.stand_in,
-            "val_score": last["val_score"],
+            "val_score": last["val_score"] if run.state.best_score is None else run.state.best_score,
             "outer_loss": last["outer_loss"],
             "wall_seconds": wall,
             "cpu_seconds": meter.cpu_seconds(),
             "gpu_seconds": settings.gpus * wall,
             "peak_memory_bytes": meter.peak_memory_bytes(),
             "n_skipped": run.n_skipped,
+            "n_rollbacks": run.state.rollbacks,
             "n_resumed": run.n_resumed,
             "n_torn_checkpoints": len(torn),
             "device": run.plan.device,
@@ -382,7 +425,7 @@ def _finish_distillation(
         distilled.images,
         distilled.mean,
         distilled.std,
-        distilled.labels,
+        problem.labels,
         directory.grid(spec.trial_id),
         distilled.class_names,
         directory.temporary,

@@ -2,36 +2,51 @@
 
 State in, state out. Outer step s draws its networks and its real batch from seeds that are a function
 of (trial, role, s) alone, so a state and its step number are all that is needed to go on bit for bit.
+
+What is learned are images, raw rates and, with ``labels: soft``, label probabilities. Beside the state
+of Adam a `DistillState` may carry their running mean (``ema``), the best of them so far by ``val_score``
+(``keep: best``), and the last healthy state as a whole, to which a trial that explodes is rolled back.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from ddsweep.catalog import TrialSpec
+from ddsweep.catalog import TrialSpec, augmentation_parts
+from ddsweep.core.augment import draw_augmentation
 from ddsweep.core.execution import ExecutionPlan
 from ddsweep.core.images import class_labels, normalise, sample_per_class
 from ddsweep.core.init import draw_networks
+from ddsweep.core.inner import InnerOptimizer
 from ddsweep.core.networks import Params, build_network
-from ddsweep.core.unroll import OuterGradient, outer_gradient, raw_rates
+from ddsweep.core.order import Course, draw_course
+from ddsweep.core.unroll import InnerLoop, OuterGradient, Window, outer_gradient, raw_rates
 from ddsweep.errors import DivergedError
 from ddsweep.seeds import derive_seed
 
 __all__ = [
     "DistillState",
+    "Learned",
     "Problem",
     "StepReport",
     "adam",
+    "evaluation_loop",
     "initial_state",
+    "judged",
+    "labels_of",
     "outer_lr",
     "outer_step",
-    "rates",
+    "presented",
+    "rates_of",
+    "result",
+    "rolled_back",
 ]
 
 BETAS, EPSILON = (0.5, 0.999), 1e-8
@@ -39,6 +54,16 @@ BETAS, EPSILON = (0.5, 0.999), 1e-8
 
 MAX_SKIPPED_IN_A_ROW = 10
 """Outer steps without one finite network after which even ``on_nonfinite: skip`` gives up."""
+
+RUNNING_NORM = 0.9
+"""Decay of the running norm that ``clip_running`` is relative to (Feng et al. 2024)."""
+
+ROLLBACK_FACTOR = 0.5
+"""What the outer rate is multiplied with at every rollback."""
+
+Learned = dict[str, Tensor]
+"""``images [S, n, c, h, w]``, ``raw`` rates ``[T]`` (``[1]`` if shared) and, if soft, ``labels``
+``[S, n, classes]``."""
 
 
 @dataclass(frozen=True)
@@ -92,33 +117,53 @@ class Problem:
         )
 
 
+_PARTS = ("learned", "m", "v", "ema", "best", "healthy")
+
+
 @dataclass(frozen=True)
 class DistillState:
-    """Everything that changes: images ``[S, n, c, h, w]``, raw rates ``[T]`` (``[1]`` if shared), the
-    moments of Adam for both, the number of outer steps done and of updates among them."""
+    """Everything that changes: what is learned with its moments of Adam; the running mean, the best so
+    far and the last healthy state, each empty if not asked for; and counters. Of those, ``step`` counts
+    outer steps and ``updates`` the ones that changed something; ``norm`` is the running gradient norm."""
 
-    images: Tensor
-    raw: Tensor
-    images_m: Tensor
-    images_v: Tensor
-    raw_m: Tensor
-    raw_v: Tensor
+    learned: Learned
+    m: Learned
+    v: Learned
+    ema: Learned = field(default_factory=dict)
+    best: Learned = field(default_factory=dict)
+    healthy: Learned = field(default_factory=dict)
     step: int = 0
     updates: int = 0
     skipped_in_a_row: int = 0
+    rollbacks: int = 0
+    norm: float | None = None
+    best_score: float | None = None
+    healthy_counters: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def images(self) -> Tensor:
+        return self.learned["images"]
+
+    @property
+    def raw(self) -> Tensor:
+        return self.learned["raw"]
 
     def tensors(self) -> dict[str, Tensor]:
-        names = ("images", "raw", "images_m", "images_v", "raw_m", "raw_v")
-        return {name: getattr(self, name) for name in names}
+        return {f"{part}.{name}": value for part in _PARTS for name, value in getattr(self, part).items()}
 
     @classmethod
-    def of(cls, tensors: Mapping[str, Tensor], counters: Mapping[str, int]) -> DistillState:
+    def of(cls, tensors: Mapping[str, Tensor], counters: Mapping[str, Any]) -> DistillState:
         """The state with these `tensors` and `counters`."""
-        values: dict[str, Any] = {**tensors, **counters}
+        parts: dict[str, Learned] = {part: {} for part in _PARTS}
+        for name, value in tensors.items():
+            part, _, rest = name.partition(".")
+            parts[part][rest] = value
+        values: dict[str, Any] = {**parts, **counters}
         return cls(**values)
 
-    def counters(self) -> dict[str, int]:
-        return {name: getattr(self, name) for name in ("step", "updates", "skipped_in_a_row")}
+    def counters(self) -> dict[str, Any]:
+        """Plain JSON types; floats come back as they were."""
+        return {item.name: getattr(self, item.name) for item in fields(self) if item.name not in _PARTS}
 
 
 @dataclass(frozen=True)
@@ -134,27 +179,77 @@ class StepReport:
     norms: Tensor
 
 
-def initial_state(problem: Problem) -> DistillState:
-    """Images from N(0, 1) in normalised pixel space (or real ones) and all rates at ``inner_lr``."""
+def initial_state(problem: Problem, start: Tensor | None = None) -> DistillState:
+    """Images from N(0, 1) in normalised pixel space, or real ones, or ``start [S, n, c, h, w]`` where the
+    caller has made them; all rates at ``inner_lr``; labels, if learned, at the classes themselves."""
     spec = problem.spec
     c, h, w = spec.dataset.shape
     generator = torch.Generator().manual_seed(derive_seed("image_init", spec.trial_id))
-    if spec.image_init == "real":
+    if start is not None:
+        images = start.to(problem.dtype)
+    elif spec.image_init == "real":
         m, classes = spec.images_per_class_per_step, spec.dataset.classes
         picks = sample_per_class(problem.real_labels.cpu(), classes, spec.images_per_class, generator)
         picks = picks.view(classes, spec.inner_steps, m).transpose(0, 1).reshape(-1)
         images = normalise(problem.real_images.cpu()[picks], problem.mean, problem.std, problem.dtype)
     else:
         images = torch.randn(problem.labels.numel(), c, h, w, generator=generator).to(problem.dtype)
-    images = images.view(*problem.labels.shape, c, h, w).to(problem.plan.device)
-    raw = raw_rates(spec.inner_lr, 1 if spec.inner_lr_mode == "shared" else spec.steps).to(images)
-    zeros = torch.zeros_like
-    return DistillState(images, raw, zeros(images), zeros(images), zeros(raw), zeros(raw))
+    images = images.reshape(*problem.labels.shape, c, h, w).to(problem.plan.device)
+    learned = {
+        "images": images,
+        "raw": raw_rates(spec.inner_lr, 1 if spec.inner_lr_mode == "shared" else spec.steps).to(images),
+    }
+    if spec.labels == "soft":
+        learned["labels"] = F.one_hot(problem.labels, spec.dataset.classes).to(images)
+    zeros = {name: torch.zeros_like(value) for name, value in learned.items()}
+    return DistillState(learned, zeros, zeros, ema=learned if spec.ema is not None else {})
 
 
-def rates(state: DistillState, spec: TrialSpec) -> Tensor:
-    """The learned rates ``[T]``, softplus of the raw ones."""
-    return torch.nn.functional.softplus(state.raw).expand(spec.steps)
+def rates_of(learned: Learned, spec: TrialSpec) -> Tensor:
+    """The rates ``[T]``, softplus of the raw ones."""
+    return F.softplus(learned["raw"]).expand(spec.steps)
+
+
+def labels_of(learned: Learned, problem: Problem) -> Tensor:
+    """Learned probabilities ``[S, n, classes]``, or the classes ``[S, n]``."""
+    return learned.get("labels", problem.labels)
+
+
+def presented(state: DistillState) -> Learned:
+    """What a state stands for when it is judged: the running mean if there is one."""
+    return state.ema or state.learned
+
+
+def result(state: DistillState) -> Learned:
+    """What a finished distillation hands over: the best by ``val_score`` if it was kept, else the last."""
+    return state.best or presented(state)
+
+
+def judged(state: DistillState, spec: TrialSpec, score: float) -> DistillState:
+    """``state`` with its ``val_score`` taken into account: perhaps the best so far, and healthy, since a
+    state that was not would have been rolled back before it was judged."""
+    if spec.keep == "best" and (state.best_score is None or score > state.best_score):
+        state = replace(state, best=presented(state), best_score=score)
+    if spec.max_rollbacks:
+        own = replace(state, best={}, healthy={}, healthy_counters={})
+        state = replace(state, healthy=own.tensors(), healthy_counters=own.counters())
+    return state
+
+
+def rolled_back(state: DistillState, spec: TrialSpec) -> DistillState | None:
+    """The last healthy state, to go on from at a smaller outer rate; None if there is none, or too many
+    rollbacks were made already. The best so far stays."""
+    if not state.healthy or state.rollbacks >= spec.max_rollbacks:
+        return None
+    healthy = DistillState.of(state.healthy, state.healthy_counters)
+    return replace(
+        healthy,
+        best=state.best,
+        best_score=state.best_score,
+        healthy=state.healthy,
+        healthy_counters=state.healthy_counters,
+        rollbacks=state.rollbacks + 1,
+    )
 
 
 def outer_lr(spec: TrialSpec, step: int) -> float:
@@ -174,6 +269,45 @@ def adam(
     v = BETAS[1] * v + (1 - BETAS[1]) * gradient * gradient
     scale = (v / (1 - BETAS[1] ** updates)).sqrt() + EPSILON
     return value - lr * (m / (1 - BETAS[0] ** updates)) / scale, m, v
+
+
+def evaluation_loop(spec: TrialSpec, role: str, indices: Sequence[int], total: int) -> InnerLoop:
+    """How networks ``indices`` of a role (``heldout``, ``selection``) are trained on the finished set for
+    ``total`` steps: as in distillation, each in an order of its own, without augmentation."""
+    optimizer = InnerOptimizer(spec.inner_optimizer, spec.inner_momentum)
+    if spec.order == "fixed":
+        return InnerLoop(optimizer)
+    seeds = [derive_seed("heldout_order", spec.trial_id, role, i) for i in indices]
+    return InnerLoop(optimizer, _course(spec, seeds, total))
+
+
+def _course(spec: TrialSpec, seeds: Sequence[int], total: int) -> Course:
+    sizes = (spec.inner_steps, spec.dataset.classes, spec.images_per_class_per_step, spec.steps)
+    return draw_course(spec.order, *sizes, seeds, total)
+
+
+def _inner_loop(problem: Problem, step: int) -> InnerLoop:
+    """How the networks of outer step ``step`` are trained."""
+    spec = problem.spec
+    optimizer = InnerOptimizer(spec.inner_optimizer, spec.inner_momentum)
+    seeds = [derive_seed("order", spec.trial_id, step, k) for k in range(spec.models_per_step)]
+    course = None if spec.order == "fixed" else _course(spec, seeds, spec.steps)
+    parts = augmentation_parts("inner_augment", spec.inner_augment, spec.dataset.name)
+    if not parts:
+        return InnerLoop(optimizer, course)
+    generator = torch.Generator().manual_seed(derive_seed("augment", spec.trial_id, "inner", step))
+    count, side = problem.labels.shape[1], spec.dataset.shape[1]
+    draws = [draw_augmentation(parts, count, side, generator) for _ in range(spec.steps)]
+    return InnerLoop(optimizer, course, lambda images, t: draws[t](images))
+
+
+def _window(spec: TrialSpec, step: int) -> Window | None:
+    """Where the window of outer step ``step`` lies: anywhere in the T steps, with equal chance."""
+    if spec.window is None:
+        return None
+    generator = torch.Generator().manual_seed(derive_seed("window", spec.trial_id, step))
+    start = int(torch.randint(spec.steps - spec.window + 1, (), generator=generator))
+    return Window(start, start + spec.window)
 
 
 def network_seeds(spec: TrialSpec, step: int) -> list[int]:
@@ -198,38 +332,55 @@ def _real_batch(problem: Problem, step: int) -> tuple[Tensor, Tensor]:
     picks = picks.to(problem.real_images.device)
     if spec.real_batch_mode == "shared":
         picks = picks[0]
-    return (
-        normalise(problem.real_images[picks], problem.mean, problem.std, problem.dtype),
-        problem.real_labels[picks],
-    )
+    images = normalise(problem.real_images[picks], problem.mean, problem.std, problem.dtype)
+    parts = augmentation_parts("outer_augment", spec.outer_augment, spec.dataset.name)
+    if parts:
+        own = torch.Generator().manual_seed(derive_seed("augment", spec.trial_id, "outer", step))
+        images = draw_augmentation(parts, size, spec.dataset.shape[1], own)(images)
+    return images, problem.real_labels[picks]
 
 
 def _weights_of_networks(spec: TrialSpec, norms: Tensor, finite: Tensor) -> Tensor:
     """How much each network's gradient counts ``[K]``: nothing if it is not finite, less if clipped.
 
-    The sum of the weighted gradients is the mean over the finite networks. The median is over those
-    that have a gradient at all: dead networks would otherwise clip the living ones to nothing.
+    The sum of the weighted gradients is the mean over the finite networks that are not trimmed: of K, the
+    ``trim`` K with the largest norms are. The median is over those that have a gradient at all: dead
+    networks would otherwise clip the living ones to nothing.
     """
     limit = spec.clip_norm
     alive = norms[finite & (norms > 0)]
+    counted = finite
+    if spec.trim:
+        most = min(int(spec.trim * len(norms)), int(finite.sum()) - 1)
+        largest = torch.where(finite, norms, -1.0).argsort(descending=True, stable=True)[:most]
+        counted = finite.index_fill(0, largest, False)
     if spec.clip_median is not None and len(alive):
         limit = spec.clip_median * float(alive.median())
     weights = torch.ones_like(norms) if limit is None else (limit / norms.clamp_min(1e-30)).clamp_max(1.0)
-    return weights / int(finite.sum())
+    return torch.where(counted, weights, 0.0) / int(counted.sum())
 
 
 def outer_step(problem: Problem, state: DistillState) -> tuple[DistillState, StepReport]:
     """One outer step: unroll ``models_per_step`` networks, average their gradients, one Adam update.
 
     A network whose loss or gradient is not finite is left out of the mean (``on_nonfinite: skip``).
-    Raises `DivergedError` under ``stop``, or when for ten steps in a row no network was finite.
+    Raises `DivergedError` under ``stop``, when for ten steps in a row no network was finite, or (with
+    ``max_rollbacks``) when a rate has grown beyond ``rate_limit``.
     """
-    spec = problem.spec
-    raw = state.raw.expand(spec.steps)
+    spec, learned = problem.spec, state.learned
     networks = problem.networks(network_seeds(spec, state.step))
     real_images, real_labels = _real_batch(problem, state.step)
     gradient = outer_gradient(
-        problem.network, networks, state.images, problem.labels, raw, real_images, real_labels, problem.plan
+        problem.network,
+        networks,
+        state.images,
+        labels_of(learned, problem),
+        state.raw.expand(spec.steps),
+        real_images,
+        real_labels,
+        problem.plan,
+        loop=_inner_loop(problem, state.step),
+        window=_window(spec, state.step),
     )
     if spec.inner_lr_mode == "fixed":
         gradient = replace(gradient, raw_rates=torch.zeros_like(gradient.raw_rates))
@@ -242,7 +393,7 @@ def outer_step(problem: Problem, state: DistillState) -> tuple[DistillState, Ste
             "is not finite (on_nonfinite: stop; skip leaves such networks out, a smaller inner_lr or "
             "clip_norm avoids them)"
         )
-    mean_lr = float(rates(state, spec).mean())
+    mean_lr = float(rates_of(learned, spec).mean())
     if n_skipped == len(finite):
         in_a_row = state.skipped_in_a_row + 1
         if in_a_row >= MAX_SKIPPED_IN_A_ROW:
@@ -252,31 +403,74 @@ def outer_step(problem: Problem, state: DistillState) -> tuple[DistillState, Ste
             )
         report = StepReport(None, None, mean_lr, n_skipped, gradient.losses, norms)
         return replace(state, step=state.step + 1, skipped_in_a_row=in_a_row), report
-    weights = _weights_of_networks(spec, norms, finite)
-    images, raw_gradient = _combine(gradient, weights, finite, spec)
-    updates, lr = state.updates + 1, outer_lr(spec, state.step)
-    new_images, images_m, images_v = adam(state.images, images, state.images_m, state.images_v, updates, lr)
-    new_raw, raw_m, raw_v = adam(state.raw, raw_gradient, state.raw_m, state.raw_v, updates, lr)
-    if spec.inner_lr_mode == "fixed":
-        new_raw, raw_m, raw_v = state.raw, state.raw_m, state.raw_v
+    combined = _combine(gradient, _weights_of_networks(spec, norms, finite), finite, spec)
+    state, norm = _clip_to_running_norm(state, combined, spec)
     report = StepReport(
         loss=float(gradient.losses[finite].mean()),
-        grad_norm=float((images.square().sum() + raw_gradient.square().sum()).sqrt()),
+        grad_norm=norm,
         inner_lr_mean=mean_lr,
         n_skipped=n_skipped,
         losses=gradient.losses,
         norms=norms,
     )
-    return DistillState(
-        new_images, new_raw, images_m, images_v, raw_m, raw_v, state.step + 1, updates, 0
-    ), report
+    state = _updated(state, combined, spec)
+    largest = float(rates_of(state.learned, spec).max())
+    if spec.max_rollbacks and not largest <= spec.rate_limit:
+        raise DivergedError(
+            f"outer step {state.step - 1}: an inner rate has grown to {largest:.3g}, beyond rate_limit "
+            f"{spec.rate_limit:g} (a smaller outer_lr, or clipping, avoids it)"
+        )
+    return state, report
 
 
-def _combine(
-    gradient: OuterGradient, weights: Tensor, finite: Tensor, spec: TrialSpec
-) -> tuple[Tensor, Tensor]:
-    """Weighted sums over networks: (images ``[S, n, c, h, w]``, raw rates ``[T]`` or ``[1]``)."""
+def _updated(state: DistillState, gradient: Learned, spec: TrialSpec) -> DistillState:
+    """``state`` after one Adam update of all that is learned, and of its running mean."""
+    updates, lr = state.updates + 1, outer_lr(spec, state.step) * ROLLBACK_FACTOR**state.rollbacks
+    learned, m, v = dict(state.learned), dict(state.m), dict(state.v)
+    for name, part in gradient.items():
+        if name == "raw" and spec.inner_lr_mode == "fixed":
+            continue
+        learned[name], m[name], v[name] = adam(learned[name], part, m[name], v[name], updates, lr)
+    ema = state.ema
+    if spec.ema is not None:
+        decay = min(spec.ema, (1 + updates) / (10 + updates))  # shorter at first: noise should be forgotten
+        ema = {name: decay * ema[name] + (1 - decay) * value for name, value in learned.items()}
+    return replace(
+        state,
+        learned=learned,
+        m=m,
+        v=v,
+        ema=ema,
+        step=state.step + 1,
+        updates=updates,
+        skipped_in_a_row=0,
+    )
+
+
+def _clip_to_running_norm(
+    state: DistillState, gradient: Learned, spec: TrialSpec
+) -> tuple[DistillState, float]:
+    """The norm of the gradient, which is first made shorter in place, with ``clip_running``, if it is longer
+    than that many times its running norm."""
+    norm = float(torch.stack([part.double().square().sum() for part in gradient.values()]).sum().sqrt())
+    if spec.clip_running is None:
+        return state, norm
+    running = norm if state.norm is None else state.norm
+    if norm > (limit := spec.clip_running * running):
+        for part in gradient.values():
+            part.mul_(limit / norm)
+        norm = limit
+    return replace(state, norm=RUNNING_NORM * running + (1 - RUNNING_NORM) * norm), norm
+
+
+def _combine(gradient: OuterGradient, weights: Tensor, finite: Tensor, spec: TrialSpec) -> Learned:
+    """Weighted sums over networks, of the shapes of what is learned."""
     weights = weights[finite].to(gradient.images)  # taken out, not multiplied: 0 * nan would be nan
-    images = torch.einsum("k,k...->...", weights, gradient.images[finite])
     raw = torch.einsum("k,kt->t", weights, gradient.raw_rates[finite])
-    return images, raw.sum(0, keepdim=True) if spec.inner_lr_mode == "shared" else raw
+    out = {
+        "images": torch.einsum("k,k...->...", weights, gradient.images[finite]),
+        "raw": raw.sum(0, keepdim=True) if spec.inner_lr_mode == "shared" else raw,
+    }
+    if gradient.labels is not None:
+        out["labels"] = torch.einsum("k,k...->...", weights, gradient.labels[finite])
+    return out

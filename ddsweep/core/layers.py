@@ -362,7 +362,7 @@ class InstanceNorm:
         return unit * self._gain(params) + params[f"{self.name}.bias"][:, :, None, None, None]
 
     def backward(self, params: Params, g: Tensor, tape: Tape, grads: Params, inputs: bool) -> Tensor:
-        unit = tape["unit"]
+        unit = tape.tensor("unit")
         grads[f"{self.name}.weight"] = (g * unit).sum((2, 3, 4))
         grads[f"{self.name}.bias"] = g.sum((2, 3, 4))
         by_unit = g * self._gain(params)
@@ -379,7 +379,7 @@ class InstanceNorm:
         unit_moved = moved * scale + centred * scale_moved
         tape.update(unit_moved=unit_moved, scale_moved=scale_moved)
         bias = v[f"{self.name}.bias"][:, :, None, None, None]
-        return unit_moved * self._gain(params) + tape["unit"] * self._gain(v) + bias
+        return unit_moved * self._gain(params) + tape.tensor("unit") * self._gain(v) + bias
 
     def tangent_backward(self, params: Params, v: Params, g: Tensor, tape: Tape, grads: Params) -> Tensor:
         unit, unit_moved = tape.tensor("unit"), tape.tensor("unit_moved")
@@ -387,8 +387,8 @@ class InstanceNorm:
         grads[f"{self.name}.bias"] = g.sum((2, 3, 4))
         by_unit = g * self._gain(params) + tape["g"] * self._gain(v)
         along = _mean(by_unit * unit + tape["by_unit"] * unit_moved)
-        inner = by_unit - _mean(by_unit) - unit_moved * tape["along"] - unit * along
-        return tape.tensor("scale_moved") * tape["inner"] + tape["scale"] * inner
+        inner: Tensor = by_unit - _mean(by_unit) - unit_moved * tape["along"] - unit * along
+        return tape.tensor("scale_moved") * tape.tensor("inner") + tape.tensor("scale") * inner
 
 
 # --------------------------------------------------------------------------------------- networks

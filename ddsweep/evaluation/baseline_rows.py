@@ -132,9 +132,15 @@ def _trained_rows(group: Group, source: str, directory: SweepDirectory) -> list[
             result = group.test(images, [lr] * steps, [steps])
             return group.rows(result, source, "", inner_epochs=epochs, inner_lr=lr)
 
-        what = [source, spec.network, spec.init_law, spec.init_param, lr, epochs]
+        what = [source, *_training(spec), lr, epochs]
         rows += [{**row, "protocol": protocol} for row in _cached_rows(group, what, directory, compute)]
     return rows
+
+
+def _training(spec: TrialSpec) -> list[Any]:
+    """What decides how a network is trained on given images, but for rates and epochs."""
+    momentum = spec.inner_momentum if spec.inner_optimizer == "momentum" else None
+    return [spec.network, spec.init_law, spec.init_param, spec.inner_optimizer, momentum]
 
 
 def _search_rates(
@@ -146,7 +152,7 @@ def _search_rates(
     epochs = baselines.epoch_grid(spec.inner_steps, spec.inner_epochs)
     key = digest(
         [source, splits.fingerprint, spec.split_seed, spec.validation_fraction, splits.mean, splits.std],
-        [spec.network, spec.init_law, spec.init_param, spec.images_per_class, spec.inner_steps, spec.dtype],
+        [*_training(spec), spec.images_per_class, spec.inner_steps, spec.dtype],
         [epochs, spec.seed if group.known else None, group.plan.device, SPEC_VERSION],
     )
     path = directory.cache / "rates" / f"{source}-{key}.json"

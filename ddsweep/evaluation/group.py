@@ -10,13 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from ddsweep.catalog import EvalUnit, TrialSpec
-from ddsweep.core.distill import known_seed
+from ddsweep.core.distill import evaluation_loop, known_seed
 from ddsweep.core.evaluate import Evaluation, evaluate_networks
 from ddsweep.core.execution import ExecutionPlan
 from ddsweep.core.images import class_labels
 from ddsweep.core.init import draw_networks
+from ddsweep.core.inner import InnerOptimizer
 from ddsweep.core.networks import Params
+from ddsweep.core.unroll import InnerLoop
 from ddsweep.data.sources import Splits
+from ddsweep.distilled import DistilledSet
 from ddsweep.seeds import derive_seed
 
 __all__ = ["Group"]
@@ -70,9 +73,18 @@ class Group:
         steps: Sequence[int],
         pixels: Tensor,
         targets: Tensor,
+        labels: Tensor | None = None,
+        loop: InnerLoop | None = None,
     ) -> Evaluation:
+        """Train ``networks`` and test them: with hard labels, in fixed order and by the trial's inner
+        optimiser if nothing else is given."""
         spec, device = self.spec, self.plan.device
-        labels = class_labels(spec.inner_steps, spec.dataset.classes, spec.images_per_class_per_step)
+        if labels is None:
+            labels = class_labels(spec.inner_steps, spec.dataset.classes, spec.images_per_class_per_step)
+        if labels.is_floating_point():
+            labels = labels.to(self.dtype)
+        if loop is None:
+            loop = InnerLoop(InnerOptimizer(spec.inner_optimizer, spec.inner_momentum))
         return evaluate_networks(
             self.network,
             networks,
@@ -85,11 +97,24 @@ class Group:
             self.splits.mean,
             self.splits.std,
             self.plan,
+            loop=loop,
         )
 
-    def test(self, images: Tensor, rates: Sequence[float], steps: Sequence[int]) -> Evaluation:
-        networks = self.networks("heldout", self.indices)
-        return self.run(networks, images, rates, steps, self.splits.test_images, self.splits.test_labels)
+    def test(
+        self,
+        images: Tensor,
+        rates: Sequence[float],
+        steps: Sequence[int],
+        labels: Tensor | None = None,
+        loop: InnerLoop | None = None,
+    ) -> Evaluation:
+        """The held-out networks, on the test split."""
+        networks, splits = self.networks("heldout", self.indices), self.splits
+        return self.run(networks, images, rates, steps, splits.test_images, splits.test_labels, labels, loop)
+
+    def test_distilled(self, distilled: DistilledSet, steps: Sequence[int]) -> Evaluation:
+        loop = evaluation_loop(self.spec, "heldout", self.indices, max(steps))
+        return self.test(distilled.images, distilled.rates.tolist(), steps, distilled.labels, loop)
 
     def rows(
         self,

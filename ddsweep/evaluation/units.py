@@ -100,7 +100,7 @@ def evaluate_unit(
     torch.set_num_threads(THREADS)
     network = build_network(spec.network_spec, spec.dataset.shape, spec.dataset.classes)
     group = Group(spec, unit, splits, choose_plan(device, THREADS, network), network)
-    result = group.test(distilled.images, distilled.rates.tolist(), evaluation.steps(spec))
+    result = group.test_distilled(distilled, evaluation.steps(spec))
     rows = group.rows(result, "distilled", unit.protocol)
     for source in evaluation.baselines:
         rows += baseline_rows(group, source, evaluation, directory)

@@ -20,7 +20,7 @@ from ddsweep.core.distill import (
     network_seeds,
     outer_lr,
     outer_step,
-    rates,
+    rates_of,
 )
 from ddsweep.core.execution import ExecutionPlan
 from ddsweep.core.images import normalise
@@ -68,7 +68,7 @@ def gradient_of(problem: Problem, state: DistillState) -> OuterGradient:
 def applied_gradient(state: DistillState) -> tuple[torch.Tensor, torch.Tensor]:
     """What the first update applied: the first moment is half of it, for beta 1 is 0.5."""
     assert state.updates == 1
-    return 2 * state.images_m, 2 * state.raw_m
+    return 2 * state.m["images"], 2 * state.m["raw"]
 
 
 # ------------------------------------------------------------------------------ optimiser and schedule
@@ -165,7 +165,7 @@ def test_a_stopped_distillation_goes_on_bit_for_bit(problem_of, init) -> None:
     torch.manual_seed(12345)
     torch.randn(7)
     again = problem_of(**settings, inner_epochs=2, outer_schedule="cosine", outer_steps=9)
-    assert_states_equal(run(again, DistillState(**saved, **half.counters()), 5), whole)
+    assert_states_equal(run(again, DistillState.of(saved, half.counters()), 5), whole)
 
 
 def test_two_trials_that_differ_in_seed_differ_in_everything_drawn(problem_of) -> None:
