@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["plan_table"]
 
 _LISTED = 3
-"""How many dropped combinations are named."""
+"""How many combinations that were left out are named."""
 
 
 def plan_table(
@@ -65,6 +65,14 @@ def _totals(
             f"{len(plan.dropped)} dropped as impossible (skip_invalid){':' if few else ', among them:'}"
         )
         lines += [f"  {text}: {reason}" for text, reason in plan.dropped[:_LISTED]]
+    if plan.repeated:
+        texts = list(dict.fromkeys(plan.repeated))
+        few = len(texts) <= _LISTED
+        lines.append(
+            f"{len(plan.repeated)} left out, for an earlier sample is the same trial"
+            f"{':' if few else ', among them:'}"
+        )
+        lines += [f"  {text}" for text in texts[:_LISTED]]
     return "\n".join(lines)
 
 

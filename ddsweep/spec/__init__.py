@@ -8,6 +8,7 @@ key, the value and what is allowed.
 from ddsweep.spec.files import load_sweep, resolved_yaml
 from ddsweep.spec.model import EvaluateSpec, ResourcesSpec, SweepSpec
 from ddsweep.spec.plan import Plan, expand
+from ddsweep.spec.search import SearchSpec
 from ddsweep.spec.values import SCIENCE_SETTINGS
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "EvaluateSpec",
     "Plan",
     "ResourcesSpec",
+    "SearchSpec",
     "SweepSpec",
     "expand",
     "load_sweep",

@@ -50,6 +50,16 @@ def test_nothing_left_and_unknown_costs() -> None:
     assert "missing" in shown and "CPU" not in shown
 
 
+def test_samples_that_repeat_are_counted_and_named() -> None:
+    trial = spec()
+    shown = text(plan_table(Plan((trial,), (), ("outer_steps=3", "outer_steps=3")), {}, {}))
+    assert "2 left out, for an earlier sample is the same trial:\n  outer_steps=3" in shown
+    many = tuple(f"outer_steps={i}" for i in range(5))
+    shown = text(plan_table(Plan((trial,), (), many), {}, {}))
+    assert "5 left out, for an earlier sample is the same trial, among them:" in shown
+    assert "outer_steps=2" in shown and "outer_steps=3" not in shown
+
+
 def test_models_per_step_varies_only_of_its_own_accord() -> None:
     fixed, free, other = (settings_of(t) for t in (spec(init="fixed"), spec(), spec(models_per_step=2)))
     assert varying([fixed, free]) == ["init"]
