@@ -197,6 +197,19 @@ WRONG_FILES = {
         BASE + "search: {samples: 1e6, space: {outer_lr: {uniform: [0.1, 1]}}}",
         "1000000 trials are more than 100000; split it up",
     ),
+    # Schedulers.
+    "misspelt scheduler": (
+        BASE + "scheduler: {kind: ahsa}",
+        "sweep.yaml: scheduler.kind: 'ahsa' is not one of asha (did you mean asha?)",
+    ),
+    "scheduler that stops nothing": (
+        BASE + "scheduler: {grace: 4}",
+        "scheduler.grace: 4 is not below the outer_steps of any trial (at most 4), so none could be stopped",
+    ),
+    "reduction that reduces nothing": (
+        BASE + "scheduler: {grace: 2, reduction: 1}",
+        "scheduler.reduction: 1 must be at least 2",
+    ),
     # Sizes below one.
     "negative steps": (
         HEAD + "base: {dataset: digits, outer_steps: -4}",

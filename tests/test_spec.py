@@ -10,7 +10,7 @@ import pytest
 
 from ddsweep.catalog import BASELINES, DATASETS, DatasetSpec, TrialSpec
 from ddsweep.errors import SettingError
-from ddsweep.spec import EvaluateSpec, SweepSpec, expand, load_sweep, resolved_yaml
+from ddsweep.spec import AshaSpec, EvaluateSpec, SweepSpec, expand, load_sweep, resolved_yaml
 from ddsweep.spec.values import MOST_TRIALS
 
 Load = Callable[..., SweepSpec]
@@ -334,6 +334,45 @@ def test_overrides_of_the_search(load: Load) -> None:
     assert load(one, ["outer_lr=0.5"]).search is None, "nothing is left to search"
 
 
+# ---------------------------------------------------------------------------------------- scheduler
+
+
+def test_rungs_are_powers_below_the_last_outer_step() -> None:
+    def rungs(outer_steps: int, **settings: Any) -> tuple[int, ...]:
+        return AshaSpec(**settings).rungs(TrialSpec(DATASETS["digits"], outer_steps=outer_steps))
+
+    assert rungs(2000) == (100, 300, 900)
+    assert rungs(900) == (100, 300), "whoever reaches the last step is done, not stopped"
+    assert rungs(901) == (100, 300, 900)
+    assert rungs(100) == rungs(50) == ()
+    assert rungs(20, grace=5, reduction=2) == (5, 10)
+
+
+def test_strata_are_what_makes_scores_incomparable() -> None:
+    trials = [
+        TrialSpec(DATASETS[name], init=init, images_per_class=images, outer_lr=rate)
+        for name in ("digits", "usps")
+        for init in ("fixed", "random")
+        for images in (1, 10)
+        for rate in (0.1, 0.2)
+    ]
+    assert len(set(map(AshaSpec().stratum, trials))) == 8
+    assert len(set(map(AshaSpec(strata=("images_per_class",)).stratum, trials))) == 2
+    assert len(set(map(AshaSpec(strata=()).stratum, trials))) == 1
+    per_step = AshaSpec(strata=("images_per_class_per_step",))
+    assert {per_step.stratum(trial) for trial in trials} == {(1,), (10,)}
+
+
+def test_the_scheduler_changes_no_trial_and_can_be_put_over_a_file(load: Load) -> None:
+    text = BASE + "seeds: 2\n"
+    scheduled = load(text + "scheduler: {grace: 20}")
+    assert trials_of(scheduled) == trials_of(load(text))
+    assert scheduled.scheduler == AshaSpec(kind="asha", grace=20, reduction=3)
+    assert load(text, ["scheduler.grace=20"]).scheduler == AshaSpec(grace=20)
+    assert load(text + "scheduler: {grace: 20}", ["scheduler=null"]).scheduler is None
+    assert load(text + "scheduler: {grace: 2e1, reduction: 4}").scheduler == AshaSpec(grace=20, reduction=4)
+
+
 # ------------------------------------------------------------------------------------------- values
 
 
@@ -538,6 +577,21 @@ def test_bad_settings(load: Load, text: str, message: str) -> None:
             BASE + "points: [{}, {init: fixed}]\nsearch: {samples: 1, space: {init: {choice: [random]}}}",
             "search.space.init: also given in points[1]; give it in one of the two",
         ),
+        (BASE + "scheduler: asha", "scheduler: 'asha' is not a mapping of settings to values"),
+        (BASE + "scheduler: {kind: hyperband}", "scheduler.kind: 'hyperband' is not one of asha"),
+        (BASE + "scheduler: {grace: 0}", "scheduler.grace: 0 must be at least 1"),
+        (BASE + "scheduler: {reduction: 1}", "scheduler.reduction: 1 must be at least 2"),
+        (BASE + "scheduler: {reduction: 2.5}", "scheduler.reduction: 2.5 is not a whole number"),
+        (
+            BASE + "scheduler: {grace_period: 3}",
+            "scheduler.grace_period: unknown key 'grace_period'; allowed are kind, grace, ",
+        ),
+        (BASE + "scheduler: {strata: [ipc]}", "scheduler.strata: 'ipc' is not one of dataset, network, "),
+        (
+            BASE + "grid: {outer_steps: [50, 80]}\nscheduler: {grace: 80}",
+            "scheduler.grace: 80 is not below the outer_steps of any trial (at most 80), so none could be "
+            "stopped; give fewer, or leave `scheduler` out",
+        ),
         (BASE + "3: 4", "3 is a key, but keys are words"),
     ],
 )
@@ -603,7 +657,8 @@ def test_what_is_not_yaml_is_named_by_line(load: Load, text: str, message: str) 
         BASE
         + SEARCH.format(samples=3, seed=2)
         + "    dataset: {choice: [mnist, {source: folder, path: a}]}\n"
-        "    clip_norm: {choice: [null, 1]}\ngrid: {inner_epochs: [1, 2]}",
+        "    clip_norm: {choice: [null, 1]}\ngrid: {inner_epochs: [1, 2]}\n"
+        "scheduler: {grace: 10, reduction: 2, strata: [images_per_class]}",
     ],
 )
 def test_resolved_file_reads_back_equal(load: Load, tmp_path: Path, text: str) -> None:

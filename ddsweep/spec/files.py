@@ -11,12 +11,14 @@ from pydantic import BaseModel, ValidationError
 
 from ddsweep.errors import SettingError
 from ddsweep.spec.model import EvaluateSpec, ResourcesSpec, SweepSpec
+from ddsweep.spec.scheduler import AshaSpec
 from ddsweep.spec.search import SearchSpec
 from ddsweep.spec.values import KINDS, SCIENCE_SETTINGS, Problem, like, shown, unknown
 
 _MODELS: dict[tuple[Any, ...], type[BaseModel]] = {
     (): SweepSpec,
     ("search",): SearchSpec,
+    ("scheduler",): AshaSpec,
     ("evaluate",): EvaluateSpec,
     ("resources",): ResourcesSpec,
 }
@@ -46,7 +48,7 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> SweepSpec:
 def resolved_yaml(sweep: SweepSpec) -> str:
     """``sweep`` with every default written out; `load_sweep` reads it back to an equal model."""
     content = _plain(sweep.model_dump())
-    for key in ("base", "grid", "points", "search"):
+    for key in ("base", "grid", "points", "search", "scheduler"):
         if not content[key]:
             del content[key]
     return yaml.safe_dump(content, sort_keys=False, default_flow_style=None, allow_unicode=True, width=100)

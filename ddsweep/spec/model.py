@@ -1,7 +1,8 @@
 """The pydantic models of a sweep file, and the id of an evaluation.
 
 The invariant: only ``base``, ``grid``, ``points``, ``search`` and ``seeds`` decide what a trial is (its
-id); ``evaluate`` decides which rows its evaluation has; ``resources`` changes neither.
+id); ``scheduler`` decides which of them are stopped before their end; ``evaluate`` decides which rows
+their evaluation has; ``resources`` changes none of it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, Field, field_validator, model_v
 
 from ddsweep.catalog import BASELINES, DATASETS, PROTOCOLS, EvaluationSpec, TrialSpec, parse_network
 from ddsweep.errors import SettingError
+from ddsweep.spec.scheduler import AshaSpec
 from ddsweep.spec.search import SearchSpec
 from ddsweep.spec.values import (
     KINDS,
@@ -131,6 +133,7 @@ class SweepSpec(_Model):
     points: tuple[dict[str, Any], ...] = ()
     search: SearchSpec | None = None
     seeds: tuple[int, ...] = (0,)
+    scheduler: AshaSpec | None = None
     evaluate: EvaluateSpec = EvaluateSpec()
     resources: ResourcesSpec = ResourcesSpec()
     skip_invalid: Annotated[bool, Field(strict=True)] = False

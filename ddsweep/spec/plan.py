@@ -53,7 +53,8 @@ def expand(sweep: SweepSpec, resolve: Callable[[str | dict[str, Any]], DatasetSp
     overrides the base, and so does a sample. Of samples that make the same trial the first counts.
     ``resolve`` turns the name or inline mapping of a data set into its spec and
     is called once for each. Raises `SettingError` for combinations that are impossible (unless
-    ``skip_invalid``), for two that make the same trial, and if no trial is left.
+    ``skip_invalid``), for two that make the same trial, if no trial is left, and for a scheduler that
+    could stop none.
     """
     if (count := _size(sweep)) > MOST_TRIALS:
         raise SettingError(f"sweep {sweep.name}: {count} trials are more than {MOST_TRIALS}; split it up")
@@ -86,7 +87,14 @@ def expand(sweep: SweepSpec, resolve: Callable[[str | dict[str, Any]], DatasetSp
             sweep.resources.for_trial(trial)
     if invalid and (not sweep.skip_invalid or not trials):
         raise SettingError(_impossible(sweep, invalid, len(dropped), len(trials) + len(dropped)))
-    return Plan(tuple(made.trial for made in trials.values()), tuple(dropped), tuple(repeated))
+    found = tuple(made.trial for made in trials.values())
+    if sweep.scheduler and not any(map(sweep.scheduler.rungs, found)):
+        most = max(trial.outer_steps for trial in found)
+        raise SettingError(
+            f"sweep {sweep.name}: scheduler.grace: {sweep.scheduler.grace} is not below the outer_steps of "
+            f"any trial (at most {most}), so none could be stopped; give fewer, or leave `scheduler` out"
+        )
+    return Plan(found, tuple(dropped), tuple(repeated))
 
 
 def _size(sweep: SweepSpec) -> int:
