@@ -348,8 +348,8 @@ def data_fetch(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and exit: 0 all done, 1 bad input (a message, never a traceback), 2 some
-    trials failed, 75 drained before the end, 130 interrupted twice."""
+    """Run the command line and exit: 0 all done (or stopped by the scheduler), 1 bad input (a message, never
+    a traceback), 2 some trials failed, 75 drained before the end, 130 interrupted twice."""
     sys.exit(_exit_code(arguments))
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from ddsweep.catalog import TrialSpec
 from ddsweep.results.schemas import TABLES
-from ddsweep.spec import EvaluateSpec, ResourcesSpec, SearchSpec, SweepSpec
+from ddsweep.spec import AshaSpec, EvaluateSpec, ResourcesSpec, SearchSpec, SweepSpec
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("bench/*.md"), *ROOT.glob("slurm/*.md")]
@@ -36,6 +36,7 @@ def test_every_setting_is_documented_and_no_other() -> None:
     science = {item.name for item in fields(TrialSpec)} | {"images_per_class_per_step"}
     assert words_of_first_column(section(text, "Science: `base`, `grid`, `points`, `search`")) == science
     assert words_of_first_column(section(text, "`search`")) == set(SearchSpec.model_fields)
+    assert words_of_first_column(section(text, "`scheduler`")) == set(AshaSpec.model_fields)
     assert words_of_first_column(section(text, "`evaluate`")) == set(EvaluateSpec.model_fields)
     assert words_of_first_column(section(text, "`resources`")) == set(ResourcesSpec.model_fields)
 
