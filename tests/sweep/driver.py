@@ -161,19 +161,11 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
-AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
-"""Ray's own: they hold no work, and look for a dead Ray for a minute or more before they end."""
-
-
-def until_ended(pids: list[int], title: str) -> None:
-    """Wait until none of ``pids`` is a process whose title begins with ``title`` any more, `AGENTS` aside."""
+def until_ended(pids: list[int], *titles: str) -> None:
+    """Wait until none of ``pids`` is a process whose title begins with one of ``titles`` any more."""
     deadline = time.monotonic() + 60
-    while left := [
-        pid
-        for pid in pids
-        if command_line(pid).startswith(title) and not command_line(pid).startswith(AGENTS)
-    ]:
-        assert time.monotonic() < deadline, f"still there: {[command_line(pid) for pid in left]}"
+    while left := [line for pid in pids if (line := command_line(pid)).startswith(titles)]:
+        assert time.monotonic() < deadline, f"still there: {left}"
         time.sleep(0.1)
 
 

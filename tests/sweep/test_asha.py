@@ -267,7 +267,7 @@ def test_a_killed_sweep_goes_on_by_the_same_command(tmp_path: Path, environment:
         below = descendants(driver.process.pid) if driver.process else []
         driver.signal(signal.SIGKILL)
         assert driver.wait() == -signal.SIGKILL
-        until_ended(below, "ray::")
+        until_ended(below, "ray::Distil", "ray::EvalShard")
         before = ended()
         assert set(rows(driver)["status"]) == {"done", "stopped"}
         assert driver.run() == 0, driver.log.read_text()
