@@ -143,9 +143,10 @@ def plan(
 
     sweep = load_sweep(file, settings or ())
     found = _expand(sweep, _root(data_root))
-    states = trial_states(_sweep_directory(sweep, results), found.trials, sweep.evaluate.spec())
+    directory, evaluation = _sweep_directory(sweep, results), sweep.evaluate.spec()
+    states = trial_states(directory, found.trials, evaluation, stopped_stay=sweep.scheduler is not None)
     estimates = {trial.trial_id: estimate(trial, threads=1) for trial in found.trials}
-    report_console().print(plan_table(found, states, estimates, threads=1))
+    report_console().print(plan_table(found, states, estimates, threads=1, scheduler=sweep.scheduler))
 
 
 @app.command()
@@ -255,6 +256,8 @@ def _run(
 
 def _print_outcome(console: Any, outcome: Any, directory: SweepDirectory) -> None:
     words = [f"{outcome.done} trials done"]
+    if outcome.stopped:
+        words.append(f"{outcome.stopped} stopped by the scheduler (with scheduler=null they go on)")
     if outcome.failed:
         words.append(f"{outcome.failed} failed (ddsweep status {directory.root})")
     if outcome.left:
@@ -345,8 +348,8 @@ def data_fetch(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and exit: 0 all done, 1 bad input (a message, never a traceback), 2 some
-    trials failed, 75 drained before the end, 130 interrupted twice."""
+    """Run the command line and exit: 0 all done (or stopped by the scheduler), 1 bad input (a message, never
+    a traceback), 2 some trials failed, 75 drained before the end, 130 interrupted twice."""
     sys.exit(_exit_code(arguments))
 
 

@@ -66,6 +66,7 @@ def _run_git(folder: Path, *words: str) -> str:
     return done.stdout.strip()
 
 
+@functools.cache
 def device_name(device: str) -> str:
     """The marketing name of the processor or GPU that does the work."""
     if device == "cuda":

@@ -50,6 +50,7 @@ from ddsweep.seeds import derive_seed
 __all__ = [
     "Progress",
     "TrialSettings",
+    "checkpoint_provenance",
     "distil_trial",
     "is_distilled",
     "pick_device",
@@ -62,7 +63,11 @@ _HISTORY_COLUMNS = tuple(name for name in HISTORY.names if name != "trial_id")
 
 @dataclass(frozen=True)
 class TrialSettings:
-    """How a trial runs, none of which enters its id. ``gpus`` is the granted fraction of a GPU."""
+    """How a trial runs, none of which enters its id. ``gpus`` is the granted fraction of a GPU.
+
+    After each of the outer steps ``rungs`` the trial is validated and checkpointed before it says so: it
+    may be stopped there for good.
+    """
 
     device: str = "auto"
     threads: int = 1
@@ -70,6 +75,7 @@ class TrialSettings:
     memory_mode: str = "auto"
     checkpoint_every: int = 50
     log_every: int = 10
+    rungs: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -146,7 +152,7 @@ def distil_trial(
     meter = Meter(plan.device, run.wall, run.cpu, run.peak)
     while run.state.step < spec.outer_steps:
         if should_stop():
-            _save_run(run, spec, splits, directory, meter)
+            _save_run(run, spec, splits, directory, settings, meter)
             return False
         try:
             run.state, report = outer_step(problem, run.state)
@@ -158,16 +164,19 @@ def distil_trial(
             continue
         run.n_skipped += report.n_skipped
         step = run.state.step
-        last = step == spec.outer_steps
-        if last or step % settings.log_every == 0 or step % spec.validate_every == 0:
-            score = None
-            if last or step % spec.validate_every == 0:
-                score = validate(problem, run.state, splits)
-                run.state = judged(run.state, spec, score)
+        decisive = step == spec.outer_steps or step in settings.rungs
+        validated = decisive or step % spec.validate_every == 0
+        logged = validated or step % settings.log_every == 0
+        score = validate(problem, run.state, splits) if validated else None
+        # A rung that a scheduler asks for must not decide what is kept.
+        if score is not None and (step == spec.outer_steps or step % spec.validate_every == 0):
+            run.state = judged(run.state, spec, score)
+        if logged:
             run.history.append(_history_row(run.state, report, score, meter))
+        if decisive or step % settings.checkpoint_every == 0:
+            _save_run(run, spec, splits, directory, settings, meter)
+        if logged:  # last, for a trial that is stopped never comes back from it
             on_progress(Progress(step, report.loss, score, meter.wall_seconds()))
-        if last or step % settings.checkpoint_every == 0:
-            _save_run(run, spec, splits, directory, meter)
     _finish_distillation(run, problem, splits, directory, settings, meter)
     return True
 
@@ -270,7 +279,14 @@ def _history_from_tensor(rows: Tensor) -> list[dict[str, Any]]:
     ]
 
 
-def _save_run(run: _Run, spec: TrialSpec, splits: Splits, directory: SweepDirectory, meter: Meter) -> None:
+def _save_run(
+    run: _Run,
+    spec: TrialSpec,
+    splits: Splits,
+    directory: SweepDirectory,
+    settings: TrialSettings,
+    meter: Meter,
+) -> None:
     """The checkpoint, and the history part that goes with it (readers may look at any time)."""
     header = {
         "kind": "checkpoint",
@@ -284,6 +300,7 @@ def _save_run(run: _Run, spec: TrialSpec, splits: Splits, directory: SweepDirect
         "n_skipped": run.n_skipped,
         "n_resumed": run.n_resumed,
         "peak": meter.peak_memory_bytes(),
+        "provenance": _provenance(run, spec, splits, directory, settings, meter),
     }
     tensors = {**run.state.tensors(), "history": _history_to_tensor(run.history)}
     save_tensors(directory.checkpoint(spec.trial_id), tensors, header, directory.temporary)
@@ -319,6 +336,13 @@ def _load_run(spec: TrialSpec, splits: Splits, directory: SweepDirectory) -> _Ru
         peak=header["peak"],
         n_resumed=header["n_resumed"] + 1,
     )
+
+
+def checkpoint_provenance(spec: TrialSpec, directory: SweepDirectory) -> tuple[int, dict[str, Any]]:
+    """Outer steps done at the checkpoint of ``spec``, and its columns of the ``trials`` table: what it has
+    cost so far, where it was made, its last loss and score. Raises `CheckpointError` if it cannot be read."""
+    _, header = load_tensors(directory.checkpoint(spec.trial_id))
+    return header["counters"]["step"], header["provenance"]
 
 
 def _move_aside_if_torn(path: Path, spec: TrialSpec, kind: str) -> None:
@@ -387,9 +411,7 @@ def _finish_distillation(
     meter: Meter,
 ) -> None:
     """History and picture first, distilled set last: its file says that the trial is distilled."""
-    spec, last, learned = problem.spec, run.history[-1], result(run.state)
-    wall = meter.wall_seconds()
-    torn = list(directory.artifacts(spec.trial_id).glob("*.torn-*"))
+    spec, learned = problem.spec, result(run.state)
     distilled = DistilledSet(
         images=learned["images"].float().cpu(),
         labels=_stored_labels(learned, problem),
@@ -398,27 +420,7 @@ def _finish_distillation(
         std=splits.std,
         class_names=splits.class_names,
         spec=spec,
-        provenance={
-            **environment(),
-            "dataset_fingerprint": splits.fingerprint,
-            "dataset_stand_in": splits.stand_in,
-            "val_score": last["val_score"] if run.state.best_score is None else run.state.best_score,
-            "outer_loss": last["outer_loss"],
-            "wall_seconds": wall,
-            "cpu_seconds": meter.cpu_seconds(),
-            "gpu_seconds": settings.gpus * wall,
-            "peak_memory_bytes": meter.peak_memory_bytes(),
-            "n_skipped": run.n_skipped,
-            "n_rollbacks": run.state.rollbacks,
-            "n_resumed": run.n_resumed,
-            "n_torn_checkpoints": len(torn),
-            "device": run.plan.device,
-            "device_name": device_name(run.plan.device),
-            "threads": run.plan.threads,
-            "memory_mode": run.plan.memory_mode,
-            "started_at": run.started_at,
-            "ended_at": utc_now().isoformat(),
-        },
+        provenance=_provenance(run, spec, splits, directory, settings, meter),
     )
     _write_history(run, spec, directory)
     image_grid(
@@ -433,3 +435,39 @@ def _finish_distillation(
     save_tensors(
         directory.distilled(spec.trial_id), distilled.tensors(), distilled.header(), directory.temporary
     )
+
+
+def _provenance(
+    run: _Run,
+    spec: TrialSpec,
+    splits: Splits,
+    directory: SweepDirectory,
+    settings: TrialSettings,
+    meter: Meter,
+) -> dict[str, Any]:
+    """Columns of the ``trials`` table that are known where the trial is distilled."""
+    wall = meter.wall_seconds()
+    scores = [row["val_score"] for row in run.history if row["val_score"] is not None]
+    if run.state.best_score is not None:
+        scores.append(run.state.best_score)
+    return {
+        **environment(),
+        "dataset_fingerprint": splits.fingerprint,
+        "dataset_stand_in": splits.stand_in,
+        "val_score": scores[-1] if scores else None,
+        "outer_loss": run.history[-1]["outer_loss"] if run.history else None,
+        "wall_seconds": wall,
+        "cpu_seconds": meter.cpu_seconds(),
+        "gpu_seconds": settings.gpus * wall,
+        "peak_memory_bytes": meter.peak_memory_bytes(),
+        "n_skipped": run.n_skipped,
+        "n_rollbacks": run.state.rollbacks,
+        "n_resumed": run.n_resumed,
+        "n_torn_checkpoints": len(list(directory.artifacts(spec.trial_id).glob("*.torn-*"))),
+        "device": run.plan.device,
+        "device_name": device_name(run.plan.device),
+        "threads": run.plan.threads,
+        "memory_mode": run.plan.memory_mode,
+        "started_at": run.started_at,
+        "ended_at": utc_now().isoformat(),
+    }

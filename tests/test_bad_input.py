@@ -175,6 +175,41 @@ WRONG_FILES = {
     "blank grid": (BASE + "grid:\n", "leave `grid` out for none"),
     "empty points": (BASE + "points: []", "leave `points` out for none"),
     "no seeds": (BASE + "seeds: []", "seeds: is empty"),
+    # Random searches.
+    "misspelt distribution": (
+        BASE + "search: {samples: 3, space: {outer_lr: {loguniform: [1e-3, 0.1]}}}",
+        "sweep.yaml: search.space.outer_lr.loguniform: unknown distribution 'loguniform' (did you mean "
+        "log_uniform?); allowed are uniform, log_uniform, choice",
+    ),
+    "bounds the wrong way round": (
+        BASE + "search: {samples: 3, space: {outer_lr: {uniform: [0.1, 1e-3]}}}",
+        "search.space.outer_lr.uniform: [0.1, 0.001]: low must be below high",
+    ),
+    "searched and crossed": (
+        BASE + "grid: {outer_lr: [0.1]}\nsearch: {samples: 3, space: {outer_lr: {uniform: [0.1, 1]}}}",
+        "search.space.outer_lr: also given in grid; give it in one of the two",
+    ),
+    "nothing to search": (
+        BASE + "search: {samples: 3, space: {}}",
+        "search.space: {} is not a mapping of settings to distributions, such as {outer_lr: {log_uniform: ",
+    ),
+    "too many samples": (
+        BASE + "search: {samples: 1e6, space: {outer_lr: {uniform: [0.1, 1]}}}",
+        "1000000 trials are more than 100000; split it up",
+    ),
+    # Schedulers.
+    "misspelt scheduler": (
+        BASE + "scheduler: {kind: ahsa}",
+        "sweep.yaml: scheduler.kind: 'ahsa' is not one of asha (did you mean asha?)",
+    ),
+    "scheduler that stops nothing": (
+        BASE + "scheduler: {grace: 4}",
+        "scheduler.grace: 4 is not below the outer_steps of any trial (at most 4), so none could be stopped",
+    ),
+    "reduction that reduces nothing": (
+        BASE + "scheduler: {grace: 2, reduction: 1}",
+        "scheduler.reduction: 1 must be at least 2",
+    ),
     # Sizes below one.
     "negative steps": (
         HEAD + "base: {dataset: digits, outer_steps: -4}",
@@ -371,6 +406,7 @@ WRONG_OVERRIDES = {
     "inner_lr=1e-3x": "base.inner_lr: '1e-3x' is not a number (from 'inner_lr=1e-3x')",
     "images_per_class=[1,2": "override 'images_per_class=[1,2': line 1, column 5: expected ',' or ']'",
     "init=[]": "grid.init: is empty; a grid axis is a list of at least one value (from 'init=[]')",
+    "search.samples=5": "search.space: is required",
     "name.x=1": "override 'name.x=1': 'sweep' has no key 'x' to set",
     "dataset=minst": "unknown data set 'minst' (did you mean mnist?)",
 }

@@ -187,6 +187,8 @@ def test_failed_trials_are_2_and_trials_left_are_75() -> None:
 
     counts = {(3, 0, 0): 0, (2, 1, 0): 2, (2, 0, 1): 75, (1, 1, 1): 75}
     assert {key: Outcome(*key).exit_code for key in counts} == counts
+    assert Outcome(done=2, failed=0, left=0, stopped=3).exit_code == 0
+    assert Outcome(done=2, failed=0, left=1, stopped=3).exit_code == 75
 
 
 # ---------------------------------------------------------------------------------- help and version

@@ -10,7 +10,7 @@ import pytest
 
 from ddsweep.catalog import TrialSpec
 from ddsweep.results.schemas import TABLES
-from ddsweep.spec import EvaluateSpec, ResourcesSpec
+from ddsweep.spec import AshaSpec, EvaluateSpec, ResourcesSpec, SearchSpec, SweepSpec
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("bench/*.md"), *ROOT.glob("slurm/*.md")]
@@ -34,13 +34,21 @@ def test_links_lead_somewhere(document: Path) -> None:
 def test_every_setting_is_documented_and_no_other() -> None:
     text = (ROOT / "docs/settings.md").read_text()
     science = {item.name for item in fields(TrialSpec)} | {"images_per_class_per_step"}
-    assert words_of_first_column(section(text, "Science: `base`, `grid`, `points`")) == science
+    assert words_of_first_column(section(text, "Science: `base`, `grid`, `points`, `search`")) == science
+    assert words_of_first_column(section(text, "`search`")) == set(SearchSpec.model_fields)
+    assert words_of_first_column(section(text, "`scheduler`")) == set(AshaSpec.model_fields)
     assert words_of_first_column(section(text, "`evaluate`")) == set(EvaluateSpec.model_fields)
     assert words_of_first_column(section(text, "`resources`")) == set(ResourcesSpec.model_fields)
 
 
+def test_every_key_of_a_sweep_file_is_named() -> None:
+    keys = re.search(r"has the keys ([^.]*)\.", (ROOT / "docs/settings.md").read_text())
+    assert keys is not None
+    assert re.findall(r"`([a-z_]+)`", keys[1]) == list(SweepSpec.model_fields)
+
+
 def test_documented_defaults_are_the_defaults() -> None:
-    text = section((ROOT / "docs/settings.md").read_text(), "Science: `base`, `grid`, `points`")
+    text = section((ROOT / "docs/settings.md").read_text(), "Science: `base`, `grid`, `points`, `search`")
     for line in text.splitlines():
         if not line.startswith("| `"):
             continue

@@ -24,14 +24,22 @@ from ddsweep.core.images import normalise
 from ddsweep.data.sources import Splits, load_splits
 from ddsweep.distilled import DistilledSet, apply
 from ddsweep.errors import CheckpointError, DivergedError
-from ddsweep.evaluation import evaluate_unit, finish, missing_units, trial_is_done
+from ddsweep.evaluation import (
+    evaluate_unit,
+    finish,
+    forget_stop,
+    missing_units,
+    record_stop,
+    trial_is_done,
+    trial_is_stopped,
+)
 from ddsweep.results.artifacts import save_tensors
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.results.parts import read_part, read_table
 from ddsweep.results.reader import load_results
 from ddsweep.results.schemas import EVALS
 from ddsweep.seeds import derive_seed
-from ddsweep.trial import TrialSettings, distil_trial, record_failure
+from ddsweep.trial import Progress, TrialSettings, distil_trial, record_failure
 
 CPU = torch.device("cpu")
 TEST_IMAGES = 120
@@ -327,6 +335,47 @@ def test_finish_waits_for_the_last_unit_and_may_be_called_again(new_sweep: Calla
     assert finish(RANDOM, NO_BASELINES, directory, "a sweep")
     assert directory.trials_part(RANDOM.trial_id).read_bytes() == first
     assert read_part(directory.trials_part(RANDOM.trial_id))["test_models"].to_pylist() == [5]
+
+
+def test_a_stopped_trial_has_a_row_without_anything_of_the_test_set(tmp_path: Path, splits: Splits) -> None:
+    directory, settings = SweepDirectory(tmp_path), TrialSettings(rungs=(2,))
+
+    def stop_at_rung(progress: Progress) -> None:
+        if progress.outer_step == 2:
+            raise SystemExit
+
+    with pytest.raises(SystemExit):
+        distil_trial(RANDOM, splits, directory, settings, on_progress=stop_at_rung)
+    assert not trial_is_stopped(RANDOM, directory), "nobody has said so yet"
+    record_stop(RANDOM, directory, "a sweep")
+    assert trial_is_stopped(RANDOM, directory)
+    assert not trial_is_done(RANDOM, NO_BASELINES, directory)
+    (row,) = read_part(directory.trials_part(RANDOM.trial_id)).to_pylist()
+    (last,) = read_part(directory.history_part(RANDOM.trial_id)).to_pylist()[-1:]
+    said = {"trial_id": RANDOM.trial_id, "sweep": "a sweep", "status": "stopped", "outer_steps_done": 2}
+    settled = {"outer_steps": 3, "images_per_class": 2, "images_per_class_per_step": 1, "dataset": "digits"}
+    assert {name: row[name] for name in said | settled} == said | settled
+    assert row["val_score"] == last["val_score"] is not None
+    assert row["wall_seconds"] > 0 and row["torch_version"] == torch.__version__ and row["ended_at"]
+    of_the_end = [name for name in row if name.startswith(("test_", "distilled_"))]
+    assert [row[name] for name in [*of_the_end, "n_diverged", "evaluation_id"]] == [None] * 9
+    assert load_results(tmp_path).trials["status"].tolist() == ["stopped"]
+
+    # A torn row or history is no stop: the trial goes on from its checkpoint.
+    part = directory.trials_part(RANDOM.trial_id)
+    whole = part.read_bytes()
+    part.write_bytes(whole[:-9])
+    assert not trial_is_stopped(RANDOM, directory)
+    part.write_bytes(whole)
+
+    forget_stop(RANDOM, directory)
+    assert not part.exists()
+    assert distil_trial(RANDOM, splits, directory, TrialSettings())
+    sweep = Sweep(directory, splits)
+    done = sweep.complete(RANDOM, NO_BASELINES)
+    assert (done["status"], done["outer_steps_done"], done["n_resumed"]) == ("done", 3, 1)
+    forget_stop(RANDOM, directory)
+    assert trial_is_done(RANDOM, NO_BASELINES, directory), "only the row of a stopped trial is forgotten"
 
 
 def test_a_trial_that_is_not_distilled_cannot_be_judged(new_sweep: Callable[..., Sweep]) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from ddsweep.catalog import BASELINES, DATASETS, DatasetSpec, TrialSpec
 from ddsweep.errors import SettingError
-from ddsweep.spec import EvaluateSpec, SweepSpec, expand, load_sweep, resolved_yaml
+from ddsweep.spec import AshaSpec, EvaluateSpec, SweepSpec, expand, load_sweep, resolved_yaml
 from ddsweep.spec.values import MOST_TRIALS
 
 Load = Callable[..., SweepSpec]
@@ -200,6 +200,179 @@ def test_too_many_trials(load: Load) -> None:
     assert "150000 trials are more than 100000" in refusal(load, text)
 
 
+# ------------------------------------------------------------------------------------ random search
+
+SEARCH = """\
+search:
+  samples: {samples}
+  seed: {seed}
+  space:
+    outer_lr: {{log_uniform: [1e-3, 0.1]}}
+    inner_lr: {{uniform: [0.01, 0.1]}}
+    outer_steps: {{integer: [100, 400]}}
+    init: {{choice: [fixed, random]}}
+"""
+
+GOLDEN_SAMPLES = [
+    (0.00249, 0.04807, 288, "fixed"),
+    (0.04416, 0.08889, 270, "random"),
+    (0.006628, 0.02465, 252, "fixed"),
+    (0.001654, 0.01223, 108, "fixed"),
+]
+
+
+def sampled(sweep: SweepSpec) -> list[tuple[Any, ...]]:
+    return [(t.outer_lr, t.inner_lr, t.outer_steps, t.init) for t in trials_of(sweep)]
+
+
+def test_samples_are_the_same_on_every_machine(load: Load) -> None:
+    """Golden: a change here would change the trials of everybody's searches."""
+    assert sampled(load(BASE + SEARCH.format(samples=4, seed=0))) == GOLDEN_SAMPLES
+
+
+def test_more_samples_keep_the_first_ones(load: Load) -> None:
+    five, twenty, other = (
+        sampled(load(BASE + SEARCH.format(samples=samples, seed=seed)))
+        for samples, seed in ((5, 0), (20, 0), (20, 1))
+    )
+    assert twenty[:5] == five
+    assert not set(twenty) & set(other)
+
+
+def test_a_further_setting_leaves_the_values_of_the_others(load: Load) -> None:
+    text = BASE + SEARCH.format(samples=8, seed=0)
+    before = sampled(load(text))
+    assert sampled(load(text + "    clip_norm: {choice: [null, 1]}\n")) == before
+
+
+def test_samples_lie_in_their_space_and_fill_it(load: Load) -> None:
+    values = sampled(load(BASE + SEARCH.format(samples=400, seed=3)))
+    rates, inner, steps, inits = zip(*values, strict=True)
+    assert 0.001 <= min(rates) < 0.0012 and 0.085 < max(rates) <= 0.1
+    assert sum(rate < 0.01 for rate in rates) == pytest.approx(200, abs=40), "half of them in each decade"
+    assert 0.01 <= min(inner) < 0.012 and 0.098 < max(inner) <= 0.1
+    assert sum(inner) / 400 == pytest.approx(0.055, abs=0.004)
+    assert all(isinstance(count, int) and 100 <= count <= 400 for count in steps)
+    assert inits.count("fixed") == pytest.approx(200, abs=40)
+    assert max(len(f"{rate:g}") for rate in rates) <= len("0.001234"), "short enough for a table"
+    assert all(rate == float(f"{rate:.4g}") for rate in rates)
+    assert all(rate == round(rate, 5) for rate in inner)
+
+
+def test_the_ends_of_a_range_are_included_and_never_passed(load: Load) -> None:
+    text = BASE + "search: {samples: 60, space: {outer_steps: {integer: [1, 3]}}}"
+    plan = expand(load(text), resolve)
+    assert sorted(trial.outer_steps for trial in plan.trials) == [1, 2, 3]
+    narrow = "search: {samples: 200, space: {inner_lr: {%s: [0.123451, 0.123459]}}}"
+    for kind in ("uniform", "log_uniform"):
+        values = {trial.inner_lr for trial in trials_of(load(BASE + narrow % kind))}
+        assert min(values) >= 0.123451 and max(values) <= 0.123459
+        assert len(values) > 100
+
+
+def test_samples_are_crossed_with_points_grid_and_seeds(load: Load) -> None:
+    sweep = load(
+        "base: {dataset: digits, outer_lr: 0.5}\npoints: [{init: fixed}, {init: random}]\n"
+        "grid: {images_per_class: [1, 4], inner_steps: [1]}\nseeds: 2\n"
+        "search: {samples: 3, space: {outer_lr: {log_uniform: [1e-3, 0.1]}}}"
+    )
+    trials = trials_of(sweep)
+    rates = list(dict.fromkeys(trial.outer_lr for trial in trials))
+    assert len(rates) == 3 and 0.5 not in rates, "a sample overrides the base"
+    assert [(t.init, t.images_per_class, t.outer_lr, t.seed) for t in trials] == [
+        (init, images, rate, seed)
+        for init in ("fixed", "random")
+        for images in (1, 4)
+        for rate in rates
+        for seed in (0, 1)
+    ]
+
+
+def test_samples_that_repeat_are_left_out_and_counted(load: Load) -> None:
+    text = (
+        BASE + "search: {samples: 9, space: {init: {choice: [fixed, random]}, models_per_step: "
+        "{choice: [2, 4]}}}\ngrid: {inner_epochs: [1, 2]}"
+    )
+    plan = expand(load(text), resolve)
+    assert len(plan.trials) == 6, "fixed is one trial whatever its models_per_step"
+    assert len(plan.repeated) == 2 * 9 - 6
+    assert "inner_epochs=1 init=fixed models_per_step=2" in plan.repeated
+    # What a grid gives twice stays an error.
+    assert "are the same trial" in refusal(load, text + "\npoints: [{real_batch: 8}, {real_batch: 8}]")
+
+
+def test_impossible_samples_are_dropped_on_demand(load: Load) -> None:
+    text = (
+        "base: {dataset: digits, images_per_class: 6}\n"
+        "search: {samples: 12, space: {inner_steps: {integer: [1, 4]}}}\n"
+    )
+    assert "inner_steps=4: images_per_class: 6 does not divide" in refusal(load, text)
+    plan = expand(load(text + "skip_invalid: true"), resolve)
+    assert {trial.inner_steps for trial in plan.trials} == {1, 2, 3}
+    assert len(plan.trials) + len(plan.repeated) + len(plan.dropped) == 12
+
+
+def test_the_search_can_give_the_data_set_and_the_seed(load: Load) -> None:
+    text = "search: {samples: 20, space: {dataset: {choice: [digits, mnist]}, seed: {integer: [0, 1]}}}\n"
+    trials = trials_of(load(text))
+    assert {(t.dataset.name, t.seed) for t in trials} == {(n, s) for n in ("digits", "mnist") for s in (0, 1)}
+    assert "seeds: the seed is also given" in refusal(load, text + "seeds: 2")
+
+
+def test_overrides_of_the_search(load: Load) -> None:
+    text = BASE + SEARCH.format(samples=4, seed=0)
+    before = sampled(load(text))
+    assert sampled(load(text, ["search.samples=2"])) == before[:2]
+    assert sampled(load(text, ["search.seed=1"])) != before
+    wider = load(text, ["search.space.outer_lr={log_uniform: [1e-5, 1e-4]}"])
+    assert max(trial.outer_lr for trial in trials_of(wider)) <= 1e-4
+    # A bare setting stands for every trial, and a list of values is an axis.
+    assert {trial.outer_lr for trial in trials_of(load(text, ["outer_lr=0.5"]))} == {0.5}
+    assert [t.outer_lr for t in trials_of(load(text, ["outer_lr=[0.5,0.6]"]))] == [0.5] * 4 + [0.6] * 4
+    assert load(text, ["search=null"]).search is None
+    one = BASE + "search: {samples: 4, space: {outer_lr: {uniform: [0.1, 0.2]}}}"
+    assert load(one, ["outer_lr=0.5"]).search is None, "nothing is left to search"
+
+
+# ---------------------------------------------------------------------------------------- scheduler
+
+
+def test_rungs_are_powers_below_the_last_outer_step() -> None:
+    def rungs(outer_steps: int, **settings: Any) -> tuple[int, ...]:
+        return AshaSpec(**settings).rungs(TrialSpec(DATASETS["digits"], outer_steps=outer_steps))
+
+    assert rungs(2000) == (100, 300, 900)
+    assert rungs(900) == (100, 300), "whoever reaches the last step is done, not stopped"
+    assert rungs(901) == (100, 300, 900)
+    assert rungs(100) == rungs(50) == ()
+    assert rungs(20, grace=5, reduction=2) == (5, 10)
+
+
+def test_strata_are_what_makes_scores_incomparable() -> None:
+    trials = [
+        TrialSpec(DATASETS[name], init=init, images_per_class=images, outer_lr=rate)
+        for name in ("digits", "usps")
+        for init in ("fixed", "random")
+        for images in (1, 10)
+        for rate in (0.1, 0.2)
+    ]
+    assert len(set(map(AshaSpec().stratum, trials))) == 8
+    assert len(set(map(AshaSpec(strata=("images_per_class",)).stratum, trials))) == 2
+    assert len(set(map(AshaSpec(strata=()).stratum, trials))) == 1
+    per_step = AshaSpec(strata=("images_per_class_per_step",))
+    assert {per_step.stratum(trial) for trial in trials} == {(1,), (10,)}
+
+
+def test_the_scheduler_changes_no_trial_and_can_be_put_over_a_file(load: Load) -> None:
+    text = BASE + "seeds: 2\n"
+    scheduled = load(text + "scheduler: {grace: 20}")
+    assert trials_of(scheduled) == trials_of(load(text))
+    assert scheduled.scheduler == AshaSpec(kind="asha", grace=20, reduction=3)
+    assert load(text, ["scheduler.grace=20"]).scheduler == AshaSpec(grace=20)
+    assert load(text + "scheduler: {grace: 20}", ["scheduler=null"]).scheduler is None
+    assert load(text + "scheduler: {grace: 2e1, reduction: 4}").scheduler == AshaSpec(grace=20, reduction=4)
+
+
 # ------------------------------------------------------------------------------------------- values
 
 
@@ -296,6 +469,129 @@ def test_bad_settings(load: Load, text: str, message: str) -> None:
         (BASE + "resources: {cpus: {by: init, none: 2}}", "resources.cpus: 'none' is not one of fixed"),
         (BASE + "resources: {max_failures: -1}", "resources.max_failures: -1 must be at least 0"),
         (BASE + "resources: {dashboard: maybe}", "resources.dashboard: 'maybe' is not true or false"),
+        (
+            BASE + "search: {samples: 2, space: {}}",
+            "search.space: {} is not a mapping of settings to distributions",
+        ),
+        (
+            BASE + "search: {samples: 2, space: {outer_lrr: {uniform: [1, 2]}}}",
+            "search.space.outer_lrr: unknown key 'outer_lrr' (did you mean outer_lr?)",
+        ),
+        (
+            BASE + "search: {samples: 2, space: {outer_lr: 0.1}}",
+            "search.space.outer_lr: 0.1 is not one distribution",
+        ),
+        (
+            BASE + "search: {samples: 2, space: {outer_lr: [0.1, 0.2]}}",
+            "such as {log_uniform: [1e-3, 0.1]}; allowed are uniform, log_uniform, choice",
+        ),
+        (
+            BASE + "search: {samples: 2, space: {outer_lr: {uniform: [1, 2], choice: [1]}}}",
+            "is not one distribution with its values",
+        ),
+        (
+            BASE + "search: {samples: 2, space: {outer_lr: {loguniform: [1, 2]}}}",
+            "outer_lr.loguniform: unknown distribution 'loguniform' (did you mean log_uniform?)",
+        ),
+        (
+            BASE + "search: {samples: 2, space: {outer_lr: {integer: [1, 2]}}}",
+            "outer_lr.integer: outer_lr is not a whole number; allowed are uniform, log_uniform, choice",
+        ),
+        (
+            BASE + "search: {samples: 2, space: {outer_steps: {uniform: [1, 2]}}}",
+            "outer_steps.uniform: outer_steps is a whole number; allowed are integer, choice",
+        ),
+        (
+            BASE + "search: {samples: 2, space: {init: {integer: [1, 2]}}}",
+            "init.integer: init is not a number; allowed are choice",
+        ),
+        (
+            BASE + "search: {samples: 2, space: {outer_lr: {uniform: [0.2, 0.1]}}}",
+            "search.space.outer_lr.uniform: [0.2, 0.1]: low must be below high",
+        ),
+        (
+            BASE + "search: {samples: 2, space: {outer_lr: {uniform: [0.1, 0.1]}}}",
+            "search.space.outer_lr.uniform: [0.1, 0.1]: low must be below high",
+        ),
+        (
+            BASE + "search: {samples: 2, space: {outer_steps: {integer: [9, 3]}}}",
+            "search.space.outer_steps.integer: [9, 3]: low must be below high",
+        ),
+        (
+            BASE + "search: {samples: 2, space: {outer_lr: {log_uniform: [0, 0.1]}}}",
+            "search.space.outer_lr.log_uniform[0]: 0.0 must be a positive number",
+        ),
+        (
+            BASE + "search: {samples: 2, space: {outer_lr: {log_uniform: [-1e-3, 1]}}}",
+            "search.space.outer_lr.log_uniform[0]: -0.001 must be a positive number",
+        ),
+        (
+            BASE + "search: {samples: 2, space: {outer_lr: {uniform: [0.1]}}}",
+            "search.space.outer_lr.uniform: [0.1] is not a pair [low, high]",
+        ),
+        (
+            BASE + "search: {samples: 2, space: {outer_lr: {uniform: [a, 1]}}}",
+            "search.space.outer_lr.uniform[0]: 'a' is not a number",
+        ),
+        (
+            BASE + "search: {samples: 2, space: {clip_norm: {uniform: [null, 1]}}}",
+            "search.space.clip_norm.uniform[0]: None is not a number",
+        ),
+        (
+            BASE + "search: {samples: 2, space: {outer_steps: {integer: [0, 3]}}}",
+            "search.space.outer_steps.integer[0]: 0 must be at least 1",
+        ),
+        (
+            BASE + "search: {samples: 2, space: {init: {choice: []}}}",
+            "search.space.init.choice: is empty; a choice is a list of at least one value",
+        ),
+        (
+            BASE + "search: {samples: 2, space: {init: {choice: fixed}}}",
+            "search.space.init.choice: 'fixed' is not a list",
+        ),
+        (
+            BASE + "search: {samples: 2, space: {init: {choice: [fixed, rand]}}}",
+            "search.space.init.choice[1]: 'rand' is not one of fixed, random",
+        ),
+        (
+            BASE + "search: {samples: 2, space: {init: {choice: [fixed, fixed]}}}",
+            "search.space.init.choice: ['fixed', 'fixed'] gives a value twice",
+        ),
+        (BASE + "search: {space: {init: {choice: [fixed]}}}", "search.samples: is required"),
+        (BASE + "search: {samples: 3}", "search.space: is required"),
+        (BASE + "search: 3", "search: 3 is not a mapping"),
+        (BASE + "search: {sample: 3}", "search.sample: unknown key 'sample' (did you mean samples?)"),
+        (
+            BASE + "search: {samples: 0, space: {init: {choice: [fixed]}}}",
+            "search.samples: 0 must be at least 1",
+        ),
+        (
+            BASE + "search: {samples: 1, seed: -1, space: {init: {choice: [fixed]}}}",
+            "search.seed: -1 must be at least 0",
+        ),
+        (
+            BASE + "grid: {init: [fixed]}\nsearch: {samples: 1, space: {init: {choice: [random]}}}",
+            "search.space.init: also given in grid; give it in one of the two",
+        ),
+        (
+            BASE + "points: [{}, {init: fixed}]\nsearch: {samples: 1, space: {init: {choice: [random]}}}",
+            "search.space.init: also given in points[1]; give it in one of the two",
+        ),
+        (BASE + "scheduler: asha", "scheduler: 'asha' is not a mapping of settings to values"),
+        (BASE + "scheduler: {kind: hyperband}", "scheduler.kind: 'hyperband' is not one of asha"),
+        (BASE + "scheduler: {grace: 0}", "scheduler.grace: 0 must be at least 1"),
+        (BASE + "scheduler: {reduction: 1}", "scheduler.reduction: 1 must be at least 2"),
+        (BASE + "scheduler: {reduction: 2.5}", "scheduler.reduction: 2.5 is not a whole number"),
+        (
+            BASE + "scheduler: {grace_period: 3}",
+            "scheduler.grace_period: unknown key 'grace_period'; allowed are kind, grace, ",
+        ),
+        (BASE + "scheduler: {strata: [ipc]}", "scheduler.strata: 'ipc' is not one of dataset, network, "),
+        (
+            BASE + "grid: {outer_steps: [50, 80]}\nscheduler: {grace: 80}",
+            "scheduler.grace: 80 is not below the outer_steps of any trial (at most 80), so none could be "
+            "stopped; give fewer, or leave `scheduler` out",
+        ),
         (BASE + "3: 4", "3 is a key, but keys are words"),
     ],
 )
@@ -358,6 +654,11 @@ def test_what_is_not_yaml_is_named_by_line(load: Load, text: str, message: str) 
         "points: [{}, {clip_norm: null}]\nseeds: 4\nskip_invalid: true\n"
         "evaluate: {baselines: none, protocols: [as_distilled], inner_steps_beyond: [5, 20]}\n"
         "resources: {gpus: {by: images_per_class, 1: 0.1, 10: 0.5}, threads: 2, total_gpus: 1}",
+        BASE
+        + SEARCH.format(samples=3, seed=2)
+        + "    dataset: {choice: [mnist, {source: folder, path: a}]}\n"
+        "    clip_norm: {choice: [null, 1]}\ngrid: {inner_epochs: [1, 2]}\n"
+        "scheduler: {grace: 10, reduction: 2, strata: [images_per_class]}",
     ],
 )
 def test_resolved_file_reads_back_equal(load: Load, tmp_path: Path, text: str) -> None:

@@ -31,6 +31,7 @@ from ddsweep.seeds import derive_seed
 from ddsweep.trial import (
     Progress,
     TrialSettings,
+    checkpoint_provenance,
     distil_trial,
     pick_device,
     read_distilled,
@@ -194,6 +195,34 @@ def test_a_finished_trial_is_left_alone(undisturbed: Trial) -> None:
 
 
 # -------------------------------------------------------------------------------- stopped and killed
+
+
+def test_a_rung_is_validated_and_checkpointed_before_it_is_told(
+    trial_of: Callable[..., Trial], undisturbed: Trial
+) -> None:
+    """A scheduler ends the function from within its report, as `SystemExit` does here."""
+    trial, rung = trial_of(), 7
+
+    def report(progress: Progress) -> None:
+        if progress.outer_step == rung:
+            assert progress.val_score is not None, "7 is no multiple of validate_every"
+            raise SystemExit(0)
+
+    settings = replace(SETTINGS, rungs=(rung,))
+    with pytest.raises(SystemExit):
+        trial.run(settings, on_progress=report)
+    assert trial.step() == rung
+    assert [row["outer_step"] for row in trial.history()] == [4, 5, 7]
+    step, said = checkpoint_provenance(SPEC, trial.directory)
+    assert (step, said["val_score"]) == (rung, trial.history()[-1]["val_score"])
+    assert said["outer_loss"] == trial.history()[-1]["outer_loss"]
+    assert said["wall_seconds"] > 0 and said["host"] and said["device"] == "cpu"
+    # Going on without a scheduler ends where an undisturbed trial does, with one more score on the way.
+    assert trial.run()
+    assert trial.result().sha256 == undisturbed.result().sha256
+    rows = trial.history()
+    assert [row for row in rows if row["outer_step"] != rung] == undisturbed.history()
+    assert trial.result().provenance["n_resumed"] == 1
 
 
 def test_a_drained_trial_leaves_a_checkpoint_of_just_that_step(halfway: Trial) -> None:

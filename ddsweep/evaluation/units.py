@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,17 @@ from ddsweep.results.layout import SweepDirectory
 from ddsweep.results.parts import is_whole, part_metadata, read_parts, write_part
 from ddsweep.results.schemas import EVALS, TRIALS
 from ddsweep.results.statistics import mean_std_ci
-from ddsweep.trial import read_distilled
+from ddsweep.trial import checkpoint_provenance, read_distilled
 
-__all__ = ["evaluate_unit", "finish", "missing_units", "trial_is_done"]
+__all__ = [
+    "evaluate_unit",
+    "finish",
+    "forget_stop",
+    "missing_units",
+    "record_stop",
+    "trial_is_done",
+    "trial_is_stopped",
+]
 
 THREADS = 1
 """Evaluation always computes on this many CPU threads: float32 results change with it."""
@@ -43,15 +52,26 @@ def trial_is_done(spec: TrialSpec, evaluation: EvaluationSpec, directory: SweepD
     )
 
 
+def trial_is_stopped(spec: TrialSpec, directory: SweepDirectory) -> bool:
+    """Whether a scheduler stopped the trial, and its row and history are whole."""
+    return _recorded(spec.trial_id, directory).get("status") == "stopped" and all(
+        map(is_whole, (directory.trials_part(spec.trial_id), directory.history_part(spec.trial_id)))
+    )
+
+
 def recorded_evaluation(trial_id: str, directory: SweepDirectory) -> str | None:
     """The evaluation id in the ``trials`` part; None if there is no such part or it is torn."""
+    return _recorded(trial_id, directory).get("evaluation_id")
+
+
+def _recorded(trial_id: str, directory: SweepDirectory) -> dict[str, str]:
     path = directory.trials_part(trial_id)
     if not path.exists():
-        return None
+        return {}
     try:
-        return part_metadata(path).get("evaluation_id")
+        return part_metadata(path)
     except ResultsError:
-        return None
+        return {}
 
 
 def missing_units(spec: TrialSpec, evaluation: EvaluationSpec, directory: SweepDirectory) -> list[EvalUnit]:
@@ -124,14 +144,49 @@ def finish(spec: TrialSpec, evaluation: EvaluationSpec, directory: SweepDirector
     for path in directory.evals_parts(spec.trial_id):
         if path not in wanted:
             path.unlink(missing_ok=True)
-    row = _trials_row(spec, evaluation, directory, sweep)
+    row = _done_row(spec, evaluation, directory, sweep)
     metadata = {"evaluation_id": row["evaluation_id"]}
     write_part(directory.trials_part(spec.trial_id), [row], TRIALS, directory.temporary, metadata)
     directory.failure_part(spec.trial_id).unlink(missing_ok=True)
     return True
 
 
-def _trials_row(
+def record_stop(spec: TrialSpec, directory: SweepDirectory, sweep: str) -> None:
+    """Write the ``trials`` part of a trial that a scheduler stopped at its last checkpoint: settings, score
+    and cost, and nothing of the test set. Raises `CheckpointError` if the checkpoint cannot be read."""
+    step, provenance = checkpoint_provenance(spec, directory)
+    row = _row(spec, provenance, sweep, "stopped", step)
+    path = directory.trials_part(spec.trial_id)
+    write_part(path, [row], TRIALS, directory.temporary, {"status": "stopped"})
+
+
+def forget_stop(spec: TrialSpec, directory: SweepDirectory) -> None:
+    """Remove the row of a stopped trial that is to go on; any other row stays."""
+    if _recorded(spec.trial_id, directory).get("status") == "stopped":
+        directory.trials_part(spec.trial_id).unlink(missing_ok=True)
+
+
+def _row(
+    spec: TrialSpec, provenance: Mapping[str, Any], sweep: str, status: str, outer_steps_done: int
+) -> dict[str, Any]:
+    """The columns that every trial has, evaluated or not."""
+    settings = {name: value for name, value in spec.to_dict().items() if name != "dataset"}
+    times = {name: datetime.fromisoformat(provenance[name]) for name in ("started_at", "ended_at")}
+    return {
+        **settings,
+        **provenance,
+        **times,
+        "trial_id": spec.trial_id,
+        "sweep": sweep,
+        "dataset": spec.dataset.name,
+        "images_per_class_per_step": spec.images_per_class_per_step,
+        "status": status,
+        "outer_steps_done": outer_steps_done,
+        "spec_version": SPEC_VERSION,
+    }
+
+
+def _done_row(
     spec: TrialSpec, evaluation: EvaluationSpec, directory: SweepDirectory, sweep: str
 ) -> dict[str, Any]:
     distilled = read_distilled(spec, directory)
@@ -141,18 +196,8 @@ def _trials_row(
     before = [row["accuracy"] for row in own if row["inner_step"] == 0]
     after = [row for row in own if row["inner_step"] == spec.steps]
     mean, std, ci95 = mean_std_ci([row["accuracy"] for row in after])
-    settings = {name: value for name, value in spec.to_dict().items() if name != "dataset"}
-    provenance = dict(distilled.provenance)
-    for name in ("started_at", "ended_at"):
-        provenance[name] = datetime.fromisoformat(provenance[name])
     return {
-        **settings,
-        **provenance,
-        "trial_id": spec.trial_id,
-        "sweep": sweep,
-        "dataset": spec.dataset.name,
-        "images_per_class_per_step": spec.images_per_class_per_step,
-        "status": "done",
+        **_row(spec, distilled.provenance, sweep, "done", spec.outer_steps),
         "test_accuracy_mean": mean,
         "test_accuracy_std": std,
         "test_accuracy_ci95": ci95,
@@ -161,6 +206,5 @@ def _trials_row(
         "n_diverged": sum(row["diverged"] for row in after),
         "distilled_bytes": directory.distilled(spec.trial_id).stat().st_size,
         "distilled_sha256": distilled.sha256,
-        "spec_version": SPEC_VERSION,
         "evaluation_id": evaluation.evaluation_id(spec),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -14,19 +15,24 @@ from ddsweep.report.formats import NONE, duration, plain, size
 from ddsweep.report.settings import heading, settings_of, varying
 
 if TYPE_CHECKING:
-    from ddsweep.spec import Plan
+    from ddsweep.spec import AshaSpec, Plan
 
 __all__ = ["plan_table"]
 
 _LISTED = 3
-"""How many dropped combinations are named."""
+"""How many combinations that were left out are named."""
 
 
 def plan_table(
-    plan: Plan, states: Mapping[str, str], estimates: Mapping[str, CostEstimate], threads: float = 1.0
+    plan: Plan,
+    states: Mapping[str, str],
+    estimates: Mapping[str, CostEstimate],
+    threads: float = 1.0,
+    scheduler: AshaSpec | None = None,
 ) -> Group:
-    """The trials of ``plan`` with their state (``done`` or not; ``missing`` where ``states`` has none) and
-    cost, and below it the totals. ``threads`` is the number that ``estimates`` were made for."""
+    """The trials of ``plan`` with their state (``done``, ``stopped``, or ``missing``, also where ``states``
+    has none) and cost, and below it the totals. ``threads`` is the number that ``estimates`` were made for.
+    """
     settings = [settings_of(trial) for trial in plan.trials]
     names = varying(settings)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
@@ -41,31 +47,60 @@ def plan_table(
         table.add_row(
             trial.trial_id,
             *(plain(values[name]) for name in names),
-            Text(state, "green" if state == "done" else ""),
+            Text(state, {"done": "green", "stopped": "magenta"}.get(state, "")),
             duration(cost.seconds_cpu) if cost else NONE,
             size(cost.memory_bytes) if cost else NONE,
         )
-    return Group(table, Text(_totals(plan, states, estimates, threads)))
+    return Group(table, Text(_totals(plan, states, estimates, threads, scheduler)))
 
 
 def _totals(
-    plan: Plan, states: Mapping[str, str], estimates: Mapping[str, CostEstimate], threads: float
+    plan: Plan,
+    states: Mapping[str, str],
+    estimates: Mapping[str, CostEstimate],
+    threads: float,
+    scheduler: AshaSpec | None,
 ) -> str:
     ids = [trial.trial_id for trial in plan.trials]
-    missing = [i for i in ids if states.get(i) != "done"]
-    lines = [f"{len(ids)} trial{'s' if len(ids) > 1 else ''}, {len(ids) - len(missing)} done"]
+    counts = Counter(states.get(i) for i in ids)
+    missing = [i for i in ids if states.get(i) not in ("done", "stopped")]
+    lines = [f"{len(ids)} trial{'s' if len(ids) > 1 else ''}, {counts['done']} done"]
+    if counts["stopped"]:
+        lines[0] += f", {counts['stopped']} stopped"
     if not missing:
         lines[0] += "; nothing is left to do"
     elif all(i in estimates for i in missing):
         hours = sum(estimates[i].seconds_cpu for i in missing) * threads / 3600
-        lines[0] += f"; the other {len(missing)} take about {_hours(hours)}, evaluation not counted"
+        most = " at most" if scheduler else ""
+        lines[0] += f"; the other {len(missing)} take{most} about {_hours(hours)}, evaluation not counted"
+    if scheduler:
+        lines.append(_scheduling(plan, scheduler))
     if plan.dropped:
         few = len(plan.dropped) <= _LISTED
         lines.append(
             f"{len(plan.dropped)} dropped as impossible (skip_invalid){':' if few else ', among them:'}"
         )
         lines += [f"  {text}: {reason}" for text, reason in plan.dropped[:_LISTED]]
+    if plan.repeated:
+        texts = list(dict.fromkeys(plan.repeated))
+        few = len(texts) <= _LISTED
+        lines.append(
+            f"{len(plan.repeated)} left out, for an earlier sample is the same trial"
+            f"{':' if few else ', among them:'}"
+        )
+        lines += [f"  {text}" for text in texts[:_LISTED]]
     return "\n".join(lines)
+
+
+def _scheduling(plan: Plan, scheduler: AshaSpec) -> str:
+    """Where trials may be stopped, and with how many others each is compared."""
+    rungs = sorted({rung for trial in plan.trials for rung in scheduler.rungs(trial)})
+    strata = Counter(map(scheduler.stratum, plan.trials)).values()
+    same = f" within the same {', '.join(scheduler.strata)}" if scheduler.strata else ""
+    return (
+        f"{scheduler.kind}: trials may be stopped after outer steps {', '.join(map(str, rungs))}, by their "
+        f"val_score{same}: {len(strata)} of {', '.join(map(str, strata))} trials"
+    )
 
 
 def _hours(hours: float) -> str:

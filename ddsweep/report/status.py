@@ -37,14 +37,16 @@ __all__ = [
     "trial_status",
 ]
 
-STATES = ("done", "evaluating", "distilled", "running", "interrupted", "failed", "pending")
+STATES = ("done", "stopped", "evaluating", "distilled", "running", "interrupted", "failed", "pending")
 """Furthest first. ``evaluating`` and ``running`` with a driver at work; without one the same files mean
-``distilled`` (the evaluation is still to do) and ``interrupted``: running the sweep again goes on there."""
+``distilled`` (the evaluation is still to do) and ``interrupted``: running the sweep again goes on there.
+``stopped``: by the scheduler, for good as long as there is one."""
 
 _STALE_SECONDS = 300.0
 
 STYLES = {
     "done": "green",
+    "stopped": "magenta",
     "evaluating": "cyan",
     "distilled": "yellow",
     "running": "cyan",
@@ -92,15 +94,22 @@ class SweepStatus:
 
 
 def trial_states(
-    directory: SweepDirectory, trials: Sequence[TrialSpec], evaluation: EvaluationSpec
+    directory: SweepDirectory,
+    trials: Sequence[TrialSpec],
+    evaluation: EvaluationSpec,
+    *,
+    stopped_stay: bool = True,
 ) -> dict[str, str]:
-    """``done`` or ``missing`` for each trial, by id; the folder need not be there."""
-    return {
-        trial.trial_id: "done"
-        if _evaluated(directory.trials_part(trial.trial_id), trial, evaluation, [])
-        else "missing"
+    """``done``, ``stopped`` or ``missing`` for each trial, by id; the folder need not be there.
+
+    Without a scheduler stopped trials do not stay stopped: ``missing``, for a run goes on with them.
+    """
+    states = {
+        trial.trial_id: _ended(directory.trials_part(trial.trial_id), trial, evaluation, [])
         for trial in trials
     }
+    ends = ("done", "stopped") if stopped_stay else ("done",)
+    return {trial_id: state if state and state in ends else "missing" for trial_id, state in states.items()}
 
 
 def status(
@@ -186,8 +195,8 @@ def _state(
     driver: Mapping[str, Any] | None,
     torn: list[Path],
 ) -> str:
-    if _evaluated(directory.trials_part(trial_id), trial, evaluation, torn):
-        return "done"
+    if ended := _ended(directory.trials_part(trial_id), trial, evaluation, torn):
+        return ended
     # A file from before the driver started says what an earlier one left, not what this one is doing.
     since = _since(driver)
     worked = max(map(_modified, (directory.checkpoint(trial_id), directory.history_part(trial_id))))
@@ -202,17 +211,22 @@ def _state(
     return "pending"
 
 
-def _evaluated(
+def _ended(
     path: Path, trial: TrialSpec | None, evaluation: EvaluationSpec | None, torn: list[Path]
-) -> bool:
+) -> str | None:
+    """``done`` or ``stopped`` if the ``trials`` part says so; None if the trial has not come to its end."""
     if not path.exists():
-        return False
+        return None
     try:
-        recorded = part_metadata(path).get("evaluation_id")
+        recorded = part_metadata(path)
     except ResultsError:
         torn.append(path)
-        return False
-    return trial is None or evaluation is None or recorded == evaluation.evaluation_id(trial)
+        return None
+    if recorded.get("status") == "stopped":
+        return "stopped"
+    if trial is None or evaluation is None:
+        return "done"
+    return "done" if recorded.get("evaluation_id") == evaluation.evaluation_id(trial) else None
 
 
 def _failure(directory: SweepDirectory, trial_id: str, torn: list[Path]) -> str:
@@ -302,7 +316,10 @@ def driver_text(found: SweepStatus) -> str:
     if driver is None:
         rest = sum(found.counts[state] for state in _AGAIN)
         if not rest:
-            return "no driver at work; nothing is left to do" if found.trials else "no driver at work"
+            stopped = "; without `scheduler` the stopped ones go on" if found.counts["stopped"] else ""
+            return (
+                f"no driver at work; nothing is left to do{stopped}" if found.trials else "no driver at work"
+            )
         return f"no driver at work; `ddsweep run` goes on with the other {rest}"
     job = f", Slurm job {driver['job']}" if driver.get("job") else ""
     text = (

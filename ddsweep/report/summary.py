@@ -65,7 +65,8 @@ class Difference:
 
 @dataclass(frozen=True)
 class TrialSummary:
-    """One evaluated trial.
+    """One trial that has come to its end: evaluated, or stopped by the scheduler after ``stopped_at`` outer
+    steps, then without any accuracy.
 
     ``test`` is under the trial's own protocol, ``before`` the same networks at step 0, ``on_random`` a
     ``fixed`` set on held-out networks. ``baselines[protocol][source]`` and ``differences[protocol]``
@@ -75,17 +76,18 @@ class TrialSummary:
 
     trial_id: str
     settings: dict[str, Any]
-    test: Accuracy
+    test: Accuracy | None
     before: Accuracy | None
     on_random: Accuracy | None
     baselines: dict[str, dict[str, Accuracy]]
     differences: dict[str, Difference]
     wall_seconds: float | None
+    stopped_at: int | None = None
 
     @property
     def n_diverged(self) -> int:
         """Networks that diverged under the trial's own protocol; they count as measured."""
-        return self.test.n_diverged
+        return self.test.n_diverged if self.test else 0
 
     def distilled(self, protocol: str) -> Accuracy | None:
         """The distilled set under ``as_distilled`` or ``on_random``."""
@@ -195,9 +197,10 @@ def summarise(
     evaluation: EvaluationSpec | None = None,
     on_torn: OnTorn = _warn,
 ) -> list[TrialSummary]:
-    """The evaluated trials among ``trial_ids``, in that order; of the whole folder, by id, without it.
+    """The evaluated and the stopped trials among ``trial_ids``, in that order; without it, of the whole
+    folder, by id.
 
-    A trial without a ``trials`` part is not evaluated and left out. ``evaluation`` leaves out rows that
+    A trial without a ``trials`` part is neither, and left out. ``evaluation`` leaves out rows that
     the sweep no longer asks for (see `eval_rows`). ``on_torn`` is called with every part that cannot be
     read and is left out; it warns by default. ``settings`` has those that differ between the trials, and
     always init, images_per_class, inner_steps and inner_epochs.
@@ -220,6 +223,9 @@ def summarise(
 
 
 def _summary(row: Mapping[str, Any], settings: dict[str, Any], evals: Rows) -> TrialSummary:
+    if row["status"] == "stopped":
+        wall, step = row["wall_seconds"], row["outer_steps_done"]
+        return TrialSummary(row["trial_id"], settings, None, None, None, {}, {}, wall, stopped_at=step)
     last = row["inner_steps"] * row["inner_epochs"]
     distilled: dict[tuple[str, int], list[Mapping[str, Any]]] = defaultdict(list)
     others: dict[str, dict[str, list[Mapping[str, Any]]]] = defaultdict(lambda: defaultdict(list))

@@ -31,6 +31,7 @@ _CAPTION = (
     "neighbour in pixels, no network. Gain: distilled - random real on the same networks, ± its 95 % "
     f"confidence interval. Div: networks that diverged; they count in the mean. {NONE}: not measured."
 )
+_STOPPED = " stopped N: by the scheduler, after N outer steps; never evaluated."
 
 _Cell = str | Text
 _STACK_WIDTH = 22
@@ -55,7 +56,8 @@ def summary_table(summaries: Sequence[TrialSummary], width: int = PLAIN_WIDTH) -
         table = _table(summaries, sources, gap, stacked=stacked)
         if Measurement.get(endless, endless.options, table).maximum <= width:
             break
-    table.caption = _CAPTION
+    stopped = any(summary.stopped_at is not None for summary in summaries)
+    table.caption = _CAPTION + (_STOPPED if stopped else "")
     return table
 
 
@@ -102,6 +104,8 @@ def _packed(items: Sequence[str]) -> list[str]:
 
 def _lines(summary: TrialSummary, sources: Sequence[str], *, tight: bool) -> list[list[_Cell]]:
     """From ``networks`` to ``div``: a line for each protocol, and one for its tuned baselines."""
+    if summary.stopped_at is not None:
+        return [[f"stopped {summary.stopped_at}", *[NONE] * (len(sources) + 3)]]
     fixed = summary.settings.get("init") == "fixed"
     neighbours = summary.baselines.get(NEIGHBOUR, {})
     lines: list[list[_Cell]] = []

@@ -69,6 +69,7 @@ TRIALS = pa.schema(
         ("rate_limit", _REAL),
         # What came out. test_models networks; std and ci95 over networks, null when there is one.
         ("status", _TEXT),
+        ("outer_steps_done", _COUNT),
         ("val_score", _REAL),
         ("test_accuracy_mean", _REAL),
         ("test_accuracy_std", _REAL),

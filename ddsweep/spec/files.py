@@ -11,10 +11,14 @@ from pydantic import BaseModel, ValidationError
 
 from ddsweep.errors import SettingError
 from ddsweep.spec.model import EvaluateSpec, ResourcesSpec, SweepSpec
+from ddsweep.spec.scheduler import AshaSpec
+from ddsweep.spec.search import SearchSpec
 from ddsweep.spec.values import KINDS, SCIENCE_SETTINGS, Problem, like, shown, unknown
 
 _MODELS: dict[tuple[Any, ...], type[BaseModel]] = {
     (): SweepSpec,
+    ("search",): SearchSpec,
+    ("scheduler",): AshaSpec,
     ("evaluate",): EvaluateSpec,
     ("resources",): ResourcesSpec,
 }
@@ -25,8 +29,8 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> SweepSpec:
 
     An override is ``key=value`` with a dotted key and a value in YAML: ``evaluate.networks=8``,
     ``grid.seed=[0,1]``. A bare science setting (``outer_steps=10``) stands for every trial: it sets
-    ``base``, and a grid axis or entries of points by that name go; with a list of values it becomes
-    the grid axis. Raises `SettingError` for all that is wrong, in one message.
+    ``base``, and a grid axis, a searched setting or entries of points by that name go; with a list of
+    values it becomes the grid axis. Raises `SettingError` for all that is wrong, in one message.
     """
     raw = _read(path)
     origins: dict[str, str] = {}
@@ -44,7 +48,7 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> SweepSpec:
 def resolved_yaml(sweep: SweepSpec) -> str:
     """``sweep`` with every default written out; `load_sweep` reads it back to an equal model."""
     content = _plain(sweep.model_dump())
-    for key in ("base", "grid", "points"):
+    for key in ("base", "grid", "points", "search", "scheduler"):
         if not content[key]:
             del content[key]
     return yaml.safe_dump(content, sort_keys=False, default_flow_style=None, allow_unicode=True, width=100)
@@ -146,6 +150,11 @@ def _everywhere(
         out["grid"] = {axis: values for axis, values in grid.items() if axis != key}
         if not out["grid"] and not isinstance(value, list):
             del out["grid"]
+    if isinstance(search := out.get("search"), dict) and key in (search.get("space") or ()):
+        space = {axis: values for axis, values in search["space"].items() if axis != key}
+        out["search"] = {**search, "space": space}
+        if not space:
+            del out["search"]
     if isinstance(points := out.get("points"), list):
         out["points"] = [
             {k: v for k, v in point.items() if k != key} if isinstance(point, dict) else point

@@ -1,7 +1,8 @@
 """The pydantic models of a sweep file, and the id of an evaluation.
 
-The invariant: only ``base``, ``grid``, ``points`` and ``seeds`` decide what a trial is (its id);
-``evaluate`` decides which rows its evaluation has; ``resources`` changes neither.
+The invariant: only ``base``, ``grid``, ``points``, ``search`` and ``seeds`` decide what a trial is (its
+id); ``scheduler`` decides which of them are stopped before their end; ``evaluate`` decides which rows
+their evaluation has; ``resources`` changes none of it.
 """
 
 from __future__ import annotations
@@ -9,14 +10,18 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, field_validator, model_validator
 
 from ddsweep.catalog import BASELINES, DATASETS, PROTOCOLS, EvaluationSpec, TrialSpec, parse_network
 from ddsweep.errors import SettingError
+from ddsweep.spec.scheduler import AshaSpec
+from ddsweep.spec.search import SearchSpec
 from ddsweep.spec.values import (
     KINDS,
     MOST_TRIALS,
     SCIENCE_SETTINGS,
+    SECTION,
+    Count,
     Problem,
     amount,
     real,
@@ -30,7 +35,6 @@ from ddsweep.spec.values import (
     words_of,
 )
 
-Count = Annotated[int, BeforeValidator(whole), Field(ge=1)]
 Cpus = Annotated[float | dict[Any, Any], BeforeValidator(amount)]
 Gpus = Annotated[float | dict[Any, Any], BeforeValidator(lambda value: amount(value, shared=True))]
 
@@ -43,7 +47,7 @@ def _one_of(*allowed: str) -> BeforeValidator:
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = SECTION
 
 
 class EvaluateSpec(_Model):
@@ -120,13 +124,16 @@ def _amount_of(key: str, amount: float | dict[Any, Any], trial: TrialSpec) -> fl
 
 
 class SweepSpec(_Model):
-    """A sweep file. ``grid`` is crossed with every point of ``points`` and with ``seeds``."""
+    """A sweep file. Every point of ``points``, every combination of ``grid``, every sample of ``search``
+    and all ``seeds`` are crossed with each other."""
 
     name: str
     base: dict[str, Any] = {}
     grid: dict[str, list[Any]] = {}
     points: tuple[dict[str, Any], ...] = ()
+    search: SearchSpec | None = None
     seeds: tuple[int, ...] = (0,)
+    scheduler: AshaSpec | None = None
     evaluate: EvaluateSpec = EvaluateSpec()
     resources: ResourcesSpec = ResourcesSpec()
     skip_invalid: Annotated[bool, Field(strict=True)] = False
@@ -199,7 +206,13 @@ class SweepSpec(_Model):
 
     @model_validator(mode="after")
     def _whole_file(self) -> SweepSpec:
-        everywhere = self.base.keys() | self.grid.keys()
+        searched = self.search.space.keys() if self.search else set()
+        for key in searched:
+            homes = ["grid"] if key in self.grid else []
+            homes += [f"points[{i}]" for i, point in enumerate(self.points) if key in point]
+            if homes:
+                raise ValueError(f"search.space.{key}: also given in {homes[0]}; give it in one of the two")
+        everywhere = self.base.keys() | self.grid.keys() | searched
         lacking = [f"points[{i}]" for i, point in enumerate(self.points) if "dataset" not in point]
         if "dataset" not in everywhere and (lacking or not self.points):
             place = f" ({lacking[0]} has none)" if lacking else ""

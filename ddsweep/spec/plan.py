@@ -1,4 +1,4 @@
-"""From a sweep to its trials: points crossed with the grid and the seeds, each a frozen `TrialSpec`."""
+"""From a sweep to its trials: points, grid, samples and seeds crossed, each a frozen `TrialSpec`."""
 
 from __future__ import annotations
 
@@ -19,10 +19,14 @@ _LISTED = 5
 
 @dataclass(frozen=True)
 class Plan:
-    """The trials of a sweep, and the (combination, reason) pairs that ``skip_invalid`` dropped."""
+    """The trials of a sweep, and the (combination, reason) pairs that ``skip_invalid`` dropped.
+
+    ``repeated`` are combinations whose sample makes the same trial as an earlier one, left out as well.
+    """
 
     trials: tuple[TrialSpec, ...]
     dropped: tuple[tuple[str, str], ...] = ()
+    repeated: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -30,21 +34,34 @@ class _Combination:
     text: str
     settings: dict[str, Any]
     seeds: tuple[int, ...]
+    sample: int
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A trial, and the combination that it was made of."""
+
+    text: str
+    sample: int
+    trial: TrialSpec
 
 
 def expand(sweep: SweepSpec, resolve: Callable[[str | dict[str, Any]], DatasetSpec]) -> Plan:
-    """Every trial of ``sweep``: points (outermost), then the grid in file order, then seeds.
+    """Every trial of ``sweep``: points (outermost), then the grid in file order, samples, then seeds.
 
     A point overrides the grid (an axis that it gives itself is not crossed with it), the grid
-    overrides the base. ``resolve`` turns the name or inline mapping of a data set into its spec and
+    overrides the base, and so does a sample. Of samples that make the same trial the first counts.
+    ``resolve`` turns the name or inline mapping of a data set into its spec and
     is called once for each. Raises `SettingError` for combinations that are impossible (unless
-    ``skip_invalid``), for two that make the same trial, and if no trial is left.
+    ``skip_invalid``), for two that make the same trial, if no trial is left, and for a scheduler that
+    could stop none.
     """
     if (count := _size(sweep)) > MOST_TRIALS:
         raise SettingError(f"sweep {sweep.name}: {count} trials are more than {MOST_TRIALS}; split it up")
     datasets: dict[str, DatasetSpec] = {}
-    trials: dict[str, tuple[str, TrialSpec]] = {}
+    trials: dict[str, _Made] = {}
     dropped: list[tuple[str, str]] = []
+    repeated: list[str] = []
     invalid: dict[str, str] = {}
     for combination in _combinations(sweep):
         settings = dict(combination.settings)
@@ -64,11 +81,20 @@ def expand(sweep: SweepSpec, resolve: Callable[[str | dict[str, Any]], DatasetSp
                 dropped.append((text, str(error)))
                 invalid.setdefault(combination.text, str(error))
                 continue
-            _add(sweep, trials, text, trial)
+            made = _Made(text, combination.sample, trial)
+            if not _add(sweep, trials, made):
+                repeated.append(text)
             sweep.resources.for_trial(trial)
     if invalid and (not sweep.skip_invalid or not trials):
         raise SettingError(_impossible(sweep, invalid, len(dropped), len(trials) + len(dropped)))
-    return Plan(tuple(trial for _, trial in trials.values()), tuple(dropped))
+    found = tuple(made.trial for made in trials.values())
+    if sweep.scheduler and not any(map(sweep.scheduler.rungs, found)):
+        most = max(trial.outer_steps for trial in found)
+        raise SettingError(
+            f"sweep {sweep.name}: scheduler.grace: {sweep.scheduler.grace} is not below the outer_steps of "
+            f"any trial (at most {most}), so none could be stopped; give fewer, or leave `scheduler` out"
+        )
+    return Plan(found, tuple(dropped), tuple(repeated))
 
 
 def _size(sweep: SweepSpec) -> int:
@@ -76,18 +102,21 @@ def _size(sweep: SweepSpec) -> int:
     axes = {key: len(values) for key, values in sweep.grid.items()}
     points = sweep.points or ({},)
     crossed = (math.prod(axes[key] for key in axes if key not in point) for point in points)
-    return len(sweep.seeds) * sum(crossed)
+    return len(sweep.seeds) * (sweep.search.samples if sweep.search else 1) * sum(crossed)
 
 
 def _combinations(sweep: SweepSpec) -> Iterable[_Combination]:
+    samples = sweep.search.draw() if sweep.search else [{}]
     for point in sweep.points or ({},):
         axes = {key: values for key, values in sweep.grid.items() if key not in point}
-        for values in itertools.product(*axes.values()):
-            varied = {**point, **dict(zip(axes, values, strict=True))}
+        for values, (number, sample) in itertools.product(
+            itertools.product(*axes.values()), enumerate(samples)
+        ):
+            varied = {**point, **dict(zip(axes, values, strict=True)), **sample}
             settings = {**sweep.base, **varied}
             seeds = (settings.pop("seed"),) if "seed" in settings else sweep.seeds
             text = " ".join(f"{key}={_value_text(value)}" for key, value in varied.items())
-            yield _Combination(text or "base", settings, seeds)
+            yield _Combination(text or "base", settings, seeds, number)
 
 
 def _value_text(value: Any) -> str:
@@ -125,19 +154,22 @@ def _sizes(settings: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
-def _add(sweep: SweepSpec, trials: dict[str, tuple[str, TrialSpec]], text: str, trial: TrialSpec) -> None:
-    if trial.trial_id in trials:
-        before, other = trials[trial.trial_id]
-        both = f"sweep {sweep.name}: `{before}` and `{text}`"
-        same = replace(trial, dataset=other.dataset) == other
-        if same and trial.dataset.identity() == other.dataset.identity():
-            hint = trial.init == "fixed" and before != text
-            why = " (a fixed trial has models_per_step 1)" if hint else ""
-            raise SettingError(f"{both} are the same trial, {trial.trial_id}{why}; leave one of them out")
+def _add(sweep: SweepSpec, trials: dict[str, _Made], made: _Made) -> bool:
+    """Keep a trial; False if an earlier sample has made the same one."""
+    trial, before = made.trial, trials.setdefault(made.trial.trial_id, made)
+    if before is made:
+        return True
+    both = f"sweep {sweep.name}: `{before.text}` and `{made.text}`"
+    same = replace(trial, dataset=before.trial.dataset) == before.trial
+    if not same or trial.dataset.identity() != before.trial.dataset.identity():
         raise SettingError(
             f"{both} are different trials with one id, {trial.trial_id}; leave one of them out"
         )
-    trials[trial.trial_id] = (text, trial)
+    if made.sample != before.sample:
+        return False
+    hint = trial.init == "fixed" and before.text != made.text
+    why = " (a fixed trial has models_per_step 1)" if hint else ""
+    raise SettingError(f"{both} are the same trial, {trial.trial_id}{why}; leave one of them out")
 
 
 def _impossible(sweep: SweepSpec, invalid: dict[str, str], count: int, total: int) -> str:

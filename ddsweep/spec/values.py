@@ -11,9 +11,9 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from ddsweep.catalog import CHOICES, DATASETS, TrialSpec, parse_network
@@ -21,7 +21,7 @@ from ddsweep.errors import SettingError
 
 KINDS = {item.name: str(item.type) for item in fields(TrialSpec)} | {"images_per_class_per_step": "int"}
 SCIENCE_SETTINGS = tuple(KINDS)
-"""What ``base``, ``grid`` and ``points`` may give: the fields of `TrialSpec` and the third of
+"""What ``base``, ``grid``, ``points`` and ``search`` may give: the fields of `TrialSpec` and the third of
 images_per_class = inner_steps x images_per_class_per_step."""
 
 SIZES = ("images_per_class", "inner_steps", "images_per_class_per_step")
@@ -49,6 +49,9 @@ def whole(value: Any) -> int:
     if not number.is_integer():
         raise ValueError(f"{value!r} is not a whole number")
     return int(number)
+
+
+Count = Annotated[int, BeforeValidator(whole), Field(ge=1)]
 
 
 def like(word: Any, allowed: Iterable[str]) -> str:
@@ -99,6 +102,9 @@ def _alone(name: str, value: Any) -> None:
 
 
 # ------------------------------------------------------------------------------ groups of settings
+
+SECTION = ConfigDict(frozen=True, extra="forbid")
+"""Of every mapping in a sweep file: frozen, and unknown keys are errors."""
 
 Problem = tuple[str, str]
 """(dotted key, what is wrong with it)"""

@@ -19,8 +19,8 @@ from ddsweep.catalog import TrialSpec
 
 __all__ = ["Board", "State"]
 
-State = Literal["pending", "running", "evaluating", "done", "failed", "drained"]
-_ORDER: tuple[State, ...] = ("running", "evaluating", "failed", "drained", "pending", "done")
+State = Literal["pending", "running", "evaluating", "done", "stopped", "failed", "drained"]
+_ORDER: tuple[State, ...] = ("running", "evaluating", "failed", "drained", "pending", "stopped", "done")
 _SHOWN = 20
 _LINE_EVERY_S = 15.0
 
@@ -117,6 +117,8 @@ class Board:
         counts = self.counts()
         done, total = counts["done"], len(self._trials)
         text = f"{done}/{total} done, {counts['running']} running, {counts['evaluating']} evaluating"
+        if counts["stopped"]:
+            text += f", {counts['stopped']} stopped"
         if counts["failed"]:
             text += f", {counts['failed']} failed"
         elapsed = time.monotonic() - self._started
@@ -127,7 +129,10 @@ class Board:
     def _eta(self, elapsed: float) -> float | None:
         """Seconds left, if trials go on as they went: by the share of outer steps that are done."""
         with self._lock:
-            total = sum(seen.spec.outer_steps for seen in self._trials.values())
+            total = sum(
+                seen.outer_step if seen.state == "stopped" else seen.spec.outer_steps
+                for seen in self._trials.values()
+            )
             before = sum(seen.started_step or 0 for seen in self._trials.values())
             done = sum(
                 seen.spec.outer_steps if seen.state in ("done", "evaluating", "failed") else seen.outer_step

@@ -22,10 +22,12 @@ from ray.tune.trainable.function_trainable import wrap_function
 
 from ddsweep.catalog import TrialSpec
 from ddsweep.data.sources import Splits, load_splits
-from ddsweep.errors import DivergedError, UserError
-from ddsweep.evaluation import trial_is_done
+from ddsweep.errors import DivergedError, ResultsError, UserError
+from ddsweep.evaluation import forget_stop, record_stop, trial_is_done, trial_is_stopped
 from ddsweep.results.layout import SweepDirectory
-from ddsweep.spec import SweepSpec
+from ddsweep.results.parts import read_part
+from ddsweep.spec import AshaSpec, SweepSpec
+from ddsweep.sweep.asha import StratifiedAsha
 from ddsweep.sweep.observe import Board
 from ddsweep.sweep.pool import EvalPool, SharedSplits, get_splits, put_splits, splits_key
 from ddsweep.sweep.session import RaySession, ray_session
@@ -46,15 +48,17 @@ class Interrupted(Exception):
 
 @dataclass(frozen=True)
 class Outcome:
-    """How many trials of the plan are done, failed, and left for the next run because of a drain."""
+    """How many trials of the plan are done, failed, left for the next run because of a drain, and stopped by
+    the scheduler."""
 
     done: int
     failed: int
     left: int
+    stopped: int = 0
 
     @property
     def exit_code(self) -> int:
-        """0 all done, 2 some failed, 75 drained before the end."""
+        """0 all done or stopped, 2 some failed, 75 drained before the end."""
         if self.left:
             return 75
         return 2 if self.failed else 0
@@ -207,10 +211,11 @@ class _Watcher(tune.Callback):
         trials: Mapping[str, TrialSpec],
         board: Board,
         on_distilled: Callable[[TrialSpec], None],
+        on_stopped: Callable[[TrialSpec], None],
         on_broken: Callable[[TrialSpec, Path | None], None],
     ) -> None:
         self._trials, self._board = trials, board
-        self._on_distilled, self._on_broken = on_distilled, on_broken
+        self._on_distilled, self._on_stopped, self._on_broken = on_distilled, on_stopped, on_broken
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles callbacks for a restore, which never comes: resuming goes by the files
@@ -224,6 +229,8 @@ class _Watcher(tune.Callback):
         trial_id, state = trial.config["trial_id"], result.get("state")
         if state == "running":
             self._board.progress(trial_id, result["outer_step"], result["outer_loss"], result["val_score"])
+            if result.get("done"):  # that was the decision of the scheduler: the worker never comes back
+                self._on_stopped(self._trials[trial_id])
         elif state == "distilled":
             self._on_distilled(self._trials[trial_id])
         elif state in ("failed", "drained"):
@@ -296,13 +303,17 @@ def run_sweep(
     """
     directory = SweepDirectory(directory.root.resolve())  # workers may run in another folder
     evaluation = sweep.evaluate.spec()
-    missing = [trial for trial in trials if not trial_is_done(trial, evaluation, directory)]
+    missing = []
     for trial in trials:
-        if trial not in missing:
+        if trial_is_done(trial, evaluation, directory):
             board.set_state(trial.trial_id, "done")
+        elif sweep.scheduler and trial_is_stopped(trial, directory):
+            board.set_state(trial.trial_id, "stopped")
+        else:
+            missing.append(trial)
     if not missing:
         on_ready()
-        return Outcome(len(trials), 0, 0)
+        return _outcome(board)
     directory.stop_file.unlink(missing_ok=True)
     for trial in missing:
         directory.failure_part(trial.trial_id).unlink(missing_ok=True)
@@ -344,7 +355,10 @@ def run_sweep(
         with _drain_on_signal(drain):
             for trial in distilled:
                 pool.submit(trial)
+            for trial in to_distil:
+                forget_stop(trial, directory)  # there is no scheduler any more: it goes on
             if to_distil:
+                asha = _asha(sweep.scheduler, trials, directory) if sweep.scheduler else None
                 work = _Work(
                     sweep=sweep.name,
                     trials={trial.trial_id: trial for trial in to_distil},
@@ -352,13 +366,30 @@ def run_sweep(
                     shared=shared,
                     directory=directory,
                 )
-                _tune(sweep, work, session, board, pool, seconds, labels)
+                _tune(sweep, work, session, board, pool, asha, seconds, labels)
             draining = directory.stop_file.exists()
             pool.close(drain=draining)
     directory.stop_file.unlink(missing_ok=True)
+    return _outcome(board)
+
+
+def _outcome(board: Board) -> Outcome:
     counts = board.counts()
-    done, failed = counts["done"], counts["failed"]
-    return Outcome(done, failed, len(trials) - done - failed)
+    done, failed, stopped = counts["done"], counts["failed"], counts["stopped"]
+    return Outcome(done, failed, counts.total() - done - failed - stopped, stopped)
+
+
+def _asha(asha: AshaSpec, trials: Sequence[TrialSpec], directory: SweepDirectory) -> StratifiedAsha:
+    """The scheduler, knowing what ``trials`` scored at its rungs in earlier runs, stopped ones included."""
+    scheduler = StratifiedAsha(asha, trials)
+    for trial in trials:
+        try:
+            rows = read_part(directory.history_part(trial.trial_id)).to_pylist()
+        except ResultsError:  # not begun yet, or torn
+            continue
+        scores = {row["outer_step"]: row["val_score"] for row in rows if row["val_score"] is not None}
+        scheduler.replay(trial.trial_id, scores)
+    return scheduler
 
 
 def _settings(sweep: SweepSpec, trial: TrialSpec) -> TrialSettings:
@@ -371,6 +402,7 @@ def _settings(sweep: SweepSpec, trial: TrialSpec) -> TrialSettings:
         memory_mode=resources.memory_mode,
         checkpoint_every=resources.checkpoint_every,
         log_every=resources.log_every,
+        rungs=sweep.scheduler.rungs(trial) if sweep.scheduler else (),
     )
 
 
@@ -385,6 +417,7 @@ def _tune(
     session: RaySession,
     board: Board,
     pool: EvalPool,
+    asha: StratifiedAsha | None,
     seconds: Mapping[str, float],
     labels: Mapping[str, str],
 ) -> None:
@@ -397,12 +430,22 @@ def _tune(
         error = WorkerError(_last_line(error_file))
         record_failure(work.directory, spec, sweep.name, error, "worker", resources.max_failures + 1)
 
+    def stopped(spec: TrialSpec) -> None:
+        try:
+            record_stop(spec, work.directory, sweep.name)
+        except UserError as error:  # a full disk, say
+            record_failure(work.directory, spec, sweep.name, error, "distillation", 1)
+            board.set_state(spec.trial_id, "failed")
+        else:
+            board.set_state(spec.trial_id, "stopped")
+
     tuner = tune.Tuner(
         trainable,
         param_space={"trial_id": tune.grid_search(ids)},
         tune_config=tune.TuneConfig(
             max_concurrent_trials=resources.max_concurrent,
             reuse_actors=reuse,
+            scheduler=asha,
             trial_name_creator=lambda trial: trial.config["trial_id"],
             trial_dirname_creator=lambda trial: trial.config["trial_id"],
         ),
@@ -412,7 +455,7 @@ def _tune(
             storage_path=str((work.directory.temporary / "tune").resolve()),
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=resources.max_failures),
-            callbacks=[_Watcher(work.trials, board, pool.submit, broken)],
+            callbacks=[_Watcher(work.trials, board, pool.submit, stopped, broken)],
         ),
     )
     try:

@@ -70,6 +70,18 @@ class Folder:
             self.directory.trials_part(trial.trial_id), [row], TRIALS, self.directory.temporary, metadata
         )
 
+    def stopped(self, trial: TrialSpec, step: int = 20) -> None:
+        """As a scheduler leaves a trial."""
+        settings = settings_of(trial)
+        self.history(trial, last=step)
+        row = {
+            **settings,
+            **{"trial_id": trial.trial_id, "sweep": "small", "status": "stopped", "wall_seconds": 4.0},
+            **{"outer_steps_done": step, "val_score": step / 100},
+        }
+        path = self.directory.trials_part(trial.trial_id)
+        write_part(path, [row], TRIALS, self.directory.temporary, {"status": "stopped"})
+
     def evals(
         self,
         trial: TrialSpec,

@@ -14,7 +14,7 @@ from ddsweep.report.console import report_console
 from ddsweep.report.formats import duration, percent, plain, size
 from ddsweep.report.plan_table import plan_table
 from ddsweep.report.settings import changed, settings_of, varying
-from ddsweep.spec import Plan
+from ddsweep.spec import AshaSpec, Plan
 
 from .conftest import Folder, spec, text
 
@@ -48,6 +48,34 @@ def test_nothing_left_and_unknown_costs() -> None:
     )
     shown = text(plan_table(Plan((trial,)), {}, {}))
     assert "missing" in shown and "CPU" not in shown
+
+
+def test_a_scheduler_says_where_it_stops_and_what_it_compares() -> None:
+    trials = tuple(spec(inner_lr=lr, init=init) for init in ("fixed", "random") for lr in (0.1, 0.2))
+    states = {trials[0].trial_id: "stopped", trials[1].trial_id: "done"}
+    costs = {trial.trial_id: HOUR for trial in trials}
+    shown = text(
+        plan_table(Plan(trials), states, costs, scheduler=AshaSpec(grace=20, reduction=2, strata=("init",)))
+    )
+    assert "4 trials, 1 done, 1 stopped; the other 2 take at most about 2.0 CPU-hours" in shown
+    assert (
+        "asha: trials may be stopped after outer steps 20, 40, by their val_score within the same init: "
+        "2 of 2, 2 trials" in " ".join(shown.split())
+    )
+    (line,) = [line for line in shown.splitlines() if line.startswith(trials[0].trial_id)]
+    assert "stopped" in line
+    every = text(plan_table(Plan(trials), {}, costs, scheduler=AshaSpec(grace=20, strata=())))
+    assert "by their val_score: 1 of 4 trials" in every
+
+
+def test_samples_that_repeat_are_counted_and_named() -> None:
+    trial = spec()
+    shown = text(plan_table(Plan((trial,), (), ("outer_steps=3", "outer_steps=3")), {}, {}))
+    assert "2 left out, for an earlier sample is the same trial:\n  outer_steps=3" in shown
+    many = tuple(f"outer_steps={i}" for i in range(5))
+    shown = text(plan_table(Plan((trial,), (), many), {}, {}))
+    assert "5 left out, for an earlier sample is the same trial, among them:" in shown
+    assert "outer_steps=2" in shown and "outer_steps=3" not in shown
 
 
 def test_models_per_step_varies_only_of_its_own_accord() -> None:

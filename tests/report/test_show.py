@@ -50,6 +50,11 @@ def test_pending_interrupted_and_failed_trials(folder: Folder) -> None:
     assert f"trial {pending.trial_id}: pending, outer step 0/60" in shown and "none yet" in shown
     shown = text(show(folder.directory, stopped.trial_id, resolve))
     assert "interrupted, outer step 20/60" in shown and "outer loss" in shown
+    early = spec(init="fixed", inner_lr=0.1)
+    folder.stopped(early)
+    shown = text(show(folder.directory, early.trial_id, resolve))
+    assert shown.startswith(f"trial {early.trial_id}: stopped, outer step 20/60\n")
+    assert "val. score" in shown and "cost" in shown and "test accuracy" not in shown
     shown = text(show(folder.directory, failed.trial_id, resolve))
     assert "failed" in shown and "DivergedError: 8 of 8 networks diverged at outer step 3" in shown
 

@@ -79,6 +79,23 @@ def test_states_with_a_live_driver(folder: Folder) -> None:
     assert states(folder) == ["pending", "distilled", "interrupted", "pending"]
 
 
+def test_a_stopped_trial_has_come_to_its_end(folder: Folder) -> None:
+    folder.asked()
+    done, stopped, *others = trials_of_sweep()
+    for trial in (done, *others):
+        folder.evaluated(trial)
+    folder.stopped(stopped)
+    found = status(folder.directory, resolve)
+    assert [trial.state for trial in found.trials] == ["done", "stopped", "done", "done"]
+    assert (found.trials[1].outer_step, found.trials[1].val_score) == (20, 0.2)
+    shown = text(status_table(found), 120)
+    assert "4 trials, 3 done, 1 stopped" in shown
+    assert "nothing is left to do; without `scheduler` the stopped ones go on" in shown
+    with SweepLock(folder.directory.lock):
+        assert states(folder)[1] == "stopped"
+    assert status_of(folder.directory).counts["stopped"] == 1, "also where only files speak"
+
+
 def test_what_an_earlier_driver_left_does_not_run(folder: Folder) -> None:
     folder.asked()
     trial = trials_of_sweep()[0]
@@ -225,6 +242,10 @@ def test_states_for_a_plan(folder: Folder, tmp_path: Path) -> None:
     assert list(found.items()) == [
         (trial.trial_id, "done" if trial is done else "missing") for trial in trials
     ]
+    folder.stopped(missing)
+    assert trial_states(folder.directory, trials, folder.evaluation)[missing.trial_id] == "stopped"
+    on = trial_states(folder.directory, trials, folder.evaluation, stopped_stay=False)
+    assert on[missing.trial_id] == "missing", "without a scheduler a run goes on with it"
     nowhere = trial_states(SweepDirectory(tmp_path / "nowhere"), trials, folder.evaluation)
     assert set(nowhere.values()) == {"missing"}
 

@@ -198,6 +198,20 @@ def test_table_fits_and_cuts_nothing(folder: Folder, width: int) -> None:
     assert "0.1" in settings and "0.02" in settings
 
 
+def test_a_stopped_trial_has_a_line_that_says_so(folder: Folder) -> None:
+    done, stopped = spec(), spec(inner_lr=0.1)
+    folder.evaluated(done)
+    assert "scheduler" not in text(summary_table(summarise(folder.directory)))
+    folder.stopped(stopped)
+    found = summarise(folder.directory, [done.trial_id, stopped.trial_id])
+    assert (found[1].stopped_at, found[1].test, found[1].n_diverged) == (20, None, 0)
+    for width in (160, 100):
+        shown = text(summary_table(found, width), width)
+        (row,) = [line for line in shown.splitlines() if line.startswith(stopped.trial_id)]
+        assert "stopped 20" in row and "–" in row and "±" not in row
+        assert "stopped N: by the scheduler, after N outer steps" in " ".join(shown.split())
+
+
 def test_not_measured_is_a_dash(folder: Folder) -> None:
     first, second = spec(), spec(seed=1)
     folder.evaluated(first)
