@@ -135,7 +135,7 @@ def plan(
     file: SweepFile, settings: Overrides = None, results: ResultsRoot = None, data_root: DataRoot = None
 ) -> None:
     """Show the trials of a sweep, what is done, and what the rest will cost."""
-    from ddsweep.cost import estimate
+    from ddsweep.cost import choose_memory, estimate
     from ddsweep.report.console import report_console
     from ddsweep.report.plan_table import plan_table
     from ddsweep.report.status import trial_states
@@ -145,7 +145,11 @@ def plan(
     found = _expand(sweep, _root(data_root))
     directory, evaluation = _sweep_directory(sweep, results), sweep.evaluate.spec()
     states = trial_states(directory, found.trials, evaluation, stopped_stay=sweep.scheduler is not None)
-    estimates = {trial.trial_id: estimate(trial, threads=1) for trial in found.trials}
+    memory = (sweep.resources.memory_mode, sweep.resources.segment)
+    estimates = {}
+    for trial in found.trials:
+        mode, segment = choose_memory(trial, *memory)
+        estimates[trial.trial_id] = estimate(trial, threads=1, memory_mode=mode, segment=segment)
     report_console().print(plan_table(found, states, estimates, threads=1, scheduler=sweep.scheduler))
 
 

@@ -11,15 +11,27 @@ through a gradient step about 6F more:
     operations = outer_steps x K x (T x B x F x (3 + 6) + real_batch x F x 3)
 
 ``recompute`` adds 3F to each gradient step. It runs each step again on its way back.
+
+Memory is what `bench/memory.py` measures (docs/performance.md): ``store`` keeps, for each of T steps,
+weights, gradient and the outputs of all layers; ``recompute`` with segment k the weights of every k-th
+step, and k steps' worth of the former while it goes back through one segment.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from ddsweep.catalog import TrialSpec, forward_flops, layer_shapes, parameter_count
 
-__all__ = ["CPU_GFLOPS_PER_THREAD", "SECONDS_PER_INNER_STEP", "CostEstimate", "estimate"]
+__all__ = [
+    "CPU_GFLOPS_PER_THREAD",
+    "SECONDS_PER_INNER_STEP",
+    "STORE_AT_MOST",
+    "CostEstimate",
+    "choose_memory",
+    "estimate",
+]
 
 CPU_GFLOPS_PER_THREAD = 8.0
 """1e9 operations a second that one CPU thread reaches on these small convolutions: as `bench/meta_step.py`
@@ -33,8 +45,14 @@ of one LeNet on MNIST 0.23 s, of which this is more than half."""
 _GRADIENT, _BACK_THROUGH, _AGAIN = 3, 6, 3
 """In forward passes: a gradient; going back through it; running it again under ``recompute``."""
 
-_COPIES = 3
-"""Tensors kept for each output of a layer: before and after the nonlinearity, and the derivative."""
+_COPIES, _COPIES_AUTOGRAD = 3, 9
+"""Tensors kept for each output of a layer of an inner step: before and after the nonlinearity, and the
+derivative; more where autograd keeps the graph of the graph. Measured."""
+
+_SLOTS = {"gd": 0, "momentum": 1, "adam": 2}
+
+STORE_AT_MOST = 2 * 2**30
+"""Bytes that ``memory_mode: auto`` lets a trial keep of its inner steps before it recomputes them."""
 
 
 @dataclass(frozen=True)
@@ -46,28 +64,65 @@ class CostEstimate:
     memory_bytes: int
 
 
-def estimate(trial: TrialSpec, threads: float, *, recompute: bool = False) -> CostEstimate:
-    """The cost of distilling ``trial`` on ``threads`` CPU threads.
+def choose_memory(trial: TrialSpec, memory_mode: str = "auto", segment: int | None = None) -> tuple[str, int]:
+    """(memory mode, segment) of a trial. ``auto``: ``store`` if that takes at most `STORE_AT_MOST`, else
+    ``recompute``; a segment that is not given is the one that takes the least memory."""
+    if memory_mode == "auto":
+        stored = trial.steps * _step_bytes(trial) <= STORE_AT_MOST
+        memory_mode = "store" if stored else "recompute"
+    if memory_mode == "store":
+        return memory_mode, 1
+    if segment is None:
+        # T/k points and the k steps of one segment are least together at this k.
+        segment = round(math.sqrt(trial.steps * _point_bytes(trial) / _step_bytes(trial)))
+    return memory_mode, min(trial.steps, max(1, segment))
 
-    ``recompute`` is the memory mode in which only the parameters are kept for each gradient step.
-    Raises `ValueError` if ``threads`` is not positive.
+
+def estimate(
+    trial: TrialSpec, threads: float, *, memory_mode: str = "store", segment: int = 1
+) -> CostEstimate:
+    """The cost of distilling ``trial`` on ``threads`` CPU threads in a memory mode (see
+    `ddsweep.core.execution.ExecutionPlan`). Raises `ValueError` if ``threads`` is not positive.
     """
     if not threads > 0:
         raise ValueError(f"threads must be positive, not {threads}")
     shape, classes, network = trial.dataset.shape, trial.dataset.classes, trial.network_spec
-    networks, steps = trial.models_per_step, trial.steps
+    networks, steps = trial.models_per_step, trial.window or trial.steps
     batch = trial.images_per_class_per_step * classes
 
+    recompute = memory_mode == "recompute"
     factor = _GRADIENT + _BACK_THROUGH + (_AGAIN if recompute else 0)
-    passes = steps * batch * factor + trial.real_batch * _GRADIENT
+    before = (trial.steps if trial.window is None else (trial.steps + trial.window) // 2) - steps
+    passes = (steps * factor + before * _GRADIENT) * batch + trial.real_batch * _GRADIENT
     flops = float(trial.outer_steps * networks * passes * forward_flops(network, shape, classes))
     overhead = trial.outer_steps * steps * SECONDS_PER_INNER_STEP
     seconds = flops / (CPU_GFLOPS_PER_THREAD * 1e9 * threads) + overhead
 
-    item = 8 if trial.dtype == "float64" else 4
-    # The parameters after every step, their gradient, and the adjoint that runs backwards.
-    parameters = networks * (steps + 2) * parameter_count(network, shape, classes)
+    if recompute:
+        inner = -(-steps // segment) * _point_bytes(trial) + min(segment, steps) * _step_bytes(trial)
+    else:
+        inner = steps * _step_bytes(trial)
+    per_network = networks if trial.real_batch_mode == "per_network" else 1
+    # Real images, and three sets of weights: those at the end, their gradient, and the adjoint.
+    rest = _item(trial) * per_network * trial.real_batch * math.prod(shape) + 3 * _point_bytes(trial)
+    return CostEstimate(flops, seconds, inner + rest)
+
+
+def _item(trial: TrialSpec) -> int:
+    return 8 if trial.dtype == "float64" else 4
+
+
+def _point_bytes(trial: TrialSpec) -> int:
+    """Weights of all networks, with the state of the inner optimiser."""
+    parameters = parameter_count(trial.network_spec, trial.dataset.shape, trial.dataset.classes)
+    return _item(trial) * trial.models_per_step * parameters * (1 + _SLOTS[trial.inner_optimizer])
+
+
+def _step_bytes(trial: TrialSpec) -> int:
+    """What ``store`` keeps of one inner step: a point, the gradient, and outputs of layers."""
+    shape, classes, network = trial.dataset.shape, trial.dataset.classes, trial.network_spec
     outputs = sum(layer[2] * layer[4] ** 2 for layer in layer_shapes(network, shape, classes))
-    # The real batch is done with before the way back begins; `store` holds all its steps meanwhile.
-    images = max(trial.real_batch, batch) if recompute else trial.real_batch + batch * steps
-    return CostEstimate(flops, seconds, item * (parameters + networks * images * outputs * _COPIES))
+    copies = _COPIES_AUTOGRAD if network.kind == "alexcifarnet" else _COPIES
+    batch = trial.images_per_class_per_step * classes
+    gradient = _item(trial) * trial.models_per_step * parameter_count(network, shape, classes)
+    return _point_bytes(trial) + gradient + _item(trial) * trial.models_per_step * batch * outputs * copies

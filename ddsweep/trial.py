@@ -37,6 +37,7 @@ from ddsweep.core.distill import (
 from ddsweep.core.evaluate import evaluate_networks
 from ddsweep.core.execution import ExecutionPlan, choose_plan
 from ddsweep.core.networks import build_network
+from ddsweep.cost import choose_memory
 from ddsweep.data.sources import Splits
 from ddsweep.distilled import DistilledSet
 from ddsweep.errors import CheckpointError, DivergedError, UserError
@@ -73,6 +74,7 @@ class TrialSettings:
     threads: int = 1
     gpus: float = 0.0
     memory_mode: str = "auto"
+    segment: int | None = None
     checkpoint_every: int = 50
     log_every: int = 10
     rungs: tuple[int, ...] = ()
@@ -140,7 +142,8 @@ def distil_trial(
     if run is None:
         device = pick_device(settings.device, settings.gpus)
         network = build_network(spec.network_spec, spec.dataset.shape, spec.dataset.classes)
-        plan = choose_plan(device, settings.threads, network, settings.memory_mode)
+        mode, segment = choose_memory(spec, settings.memory_mode, settings.segment)
+        plan = choose_plan(device, settings.threads, network, mode, segment)
     else:
         plan = run.plan
         _check_device(plan, spec, directory)

@@ -7,7 +7,13 @@ from dataclasses import replace
 import pytest
 
 from ddsweep.catalog import DATASETS, TrialSpec
-from ddsweep.cost import CPU_GFLOPS_PER_THREAD, SECONDS_PER_INNER_STEP, estimate
+from ddsweep.cost import (
+    CPU_GFLOPS_PER_THREAD,
+    SECONDS_PER_INNER_STEP,
+    STORE_AT_MOST,
+    choose_memory,
+    estimate,
+)
 
 TRIAL = TrialSpec(
     DATASETS["mnist"],
@@ -32,7 +38,8 @@ def test_value_by_hand() -> None:
     assert cost.seconds_cpu == pytest.approx(
         flops / (2e9 * CPU_GFLOPS_PER_THREAD) + 10 * 6 * SECONDS_PER_INNER_STEP
     )
-    assert cost.memory_bytes == 4 * (4 * 8 * 61_706 + 4 * (100 + 6 * 10) * outputs * 3)
+    point, step = 4 * 4 * 61_706, 4 * 4 * 10 * outputs * 3
+    assert cost.memory_bytes == 6 * (2 * point + step) + 3 * point + 4 * 100 * 28**2
 
 
 @pytest.mark.parametrize(
@@ -57,7 +64,7 @@ def test_more_work_costs_more(more: dict[str, object]) -> None:
 
 def test_recompute_trades_time_for_memory() -> None:
     long = replace(TRIAL, inner_epochs=100)
-    store, recompute = estimate(long, 1), estimate(long, 1, recompute=True)
+    store, recompute = estimate(long, 1), estimate(long, 1, memory_mode="recompute", segment=10)
     assert recompute.flops > store.flops
     assert recompute.memory_bytes < store.memory_bytes
 
@@ -68,3 +75,24 @@ def test_threads_and_dtype() -> None:
     assert estimate(replace(TRIAL, dtype="float64"), 1).memory_bytes == 2 * estimate(TRIAL, 1).memory_bytes
     with pytest.raises(ValueError, match="threads"):
         estimate(TRIAL, 0)
+
+
+def test_a_segment_takes_less_memory_than_either_extreme() -> None:
+    long = replace(TRIAL, inner_epochs=150)
+    mode, segment = choose_memory(long, "recompute")
+    assert (mode, 1 < segment < long.steps) == ("recompute", True)
+
+    def memory(k: int) -> int:
+        return estimate(long, 1, memory_mode=mode, segment=k).memory_bytes
+
+    # A whole number of segments: neighbours may do a little better.
+    assert memory(segment) < 1.02 * min(memory(k) for k in range(1, 301))
+
+
+def test_memory_mode_auto_recomputes_only_what_would_not_fit() -> None:
+    assert choose_memory(TRIAL) == ("store", 1)
+    huge = replace(TRIAL, dataset=DATASETS["cifar10"], network="alexcifarnet", inner_epochs=150)
+    assert estimate(huge, 1).memory_bytes > STORE_AT_MOST
+    assert choose_memory(huge)[0] == "recompute"
+    assert choose_memory(huge, "store", 7) == ("store", 1)
+    assert choose_memory(huge, "recompute", 7) == ("recompute", 7)

@@ -121,8 +121,9 @@ class Conv:
         weight = params[f"{self.name}.weight"]
         x = self._pad(x)
         size = weight.shape[-1]
-        y = self._add_bias(params, _times(weight.flatten(2), _patches(x, size)))
-        tape.update(x=x, size=size)
+        patches = _patches(x, size)
+        y = self._add_bias(params, _times(weight.flatten(2), patches))
+        tape.update(x=x, size=size, patches=patches)
         return y.view(*weight.shape[:2], x.shape[2] - size + 1, x.shape[3] - size + 1, x.shape[4])
 
     def backward(self, params: Params, g: Tensor, tape: Tape, grads: Params, inputs: bool) -> Tensor:
@@ -130,7 +131,8 @@ class Conv:
         g = g.flatten(2)
         tape["g"] = g
         weight = params[f"{self.name}.weight"]
-        grads[f"{self.name}.weight"] = _times_transposed(g, _patches(x, size)).view_as(weight)
+        # Patches take 25 times the memory of what they are made from: not kept beyond this pass.
+        grads[f"{self.name}.weight"] = _times_transposed(g, tape.pop("patches")).view_as(weight)
         if self.bias:
             grads[f"{self.name}.bias"] = g.sum(2)
         if not inputs:

@@ -75,11 +75,21 @@ class EvaluateSpec(_Model):
         )
 
 
+def _gigabytes(value: Any) -> float | str | None:
+    if value is None or value == "auto":
+        return None if value is None else "auto"
+    number = real(value)
+    if not 0 < number < float("inf"):
+        raise ValueError(f"{value!r} is neither auto, a positive number of GB, nor null (ask for none)")
+    return number
+
+
 class ResourcesSpec(_Model):
     """Where and how fast trials run; nothing here changes a trial's id or its rows.
 
-    ``cpus`` and ``gpus`` (a fraction of one GPU) are per trial. ``checkpoint_every`` and
-    ``log_every`` are in outer steps; ``max_failures`` is how often a trial is tried again.
+    ``cpus``, ``gpus`` (a fraction of one GPU) and ``memory`` (GB; ``auto`` is the estimate) are per trial.
+    ``checkpoint_every`` and ``log_every`` are in outer steps; ``max_failures`` is how often a trial is
+    tried again.
     """
 
     cpus: Cpus = 1.0
@@ -89,6 +99,8 @@ class ResourcesSpec(_Model):
     memory_mode: Annotated[Literal["auto", "store", "recompute"], _one_of("auto", "store", "recompute")] = (
         "auto"
     )
+    segment: Count | None = None
+    memory: Annotated[float | str | None, BeforeValidator(_gigabytes)] = "auto"
     threads: Count | None = None
     total_cpus: Count | None = None
     total_gpus: Annotated[float, BeforeValidator(real), Field(ge=0)] | None = None

@@ -21,6 +21,7 @@ from ray import tune
 from ray.tune.trainable.function_trainable import wrap_function
 
 from ddsweep.catalog import TrialSpec
+from ddsweep.cost import choose_memory, estimate
 from ddsweep.data.sources import Splits, load_splits
 from ddsweep.errors import DivergedError, ResultsError, UserError
 from ddsweep.evaluation import forget_stop, record_stop, trial_is_done, trial_is_stopped
@@ -37,6 +38,9 @@ __all__ = ["Interrupted", "Outcome", "run_sweep"]
 
 REUSE_BELOW_S = 120.0
 """Trials shorter than this share worker processes: a fresh one takes seconds to import torch and Ray."""
+
+PROCESS_BYTES = 2**30
+"""What a worker takes beside its trial: mostly the libraries of torch and Ray."""
 
 EVAL_GPUS = 0.1
 """The part of a GPU that an evaluation shard asks for where trials run on GPUs."""
@@ -72,6 +76,11 @@ def check_placement(sweep: SweepSpec, trials: Sequence[TrialSpec], session: RayS
     never be placed: all shards must fit beside the largest trial."""
     needs = [sweep.resources.for_trial(trial) for trial in trials]
     cpus, gpus = max(c for c, _ in needs), max(g for _, g in needs)
+    if isinstance(sweep.resources.memory, float) and sweep.resources.memory * 1e9 > session.memory:
+        raise UserError(
+            f"resources.memory: a trial asks for {sweep.resources.memory:g} GB, but Ray found "
+            f"{session.memory / 1e9:.3g}; ask for less, or for auto"
+        )
     eval_gpus = sweep.evaluate.gpus
     if eval_gpus is None:
         eval_gpus = EVAL_GPUS if gpus > 0 and sweep.resources.device != "cpu" else 0.0
@@ -177,7 +186,7 @@ def _distil_in_worker(work: _Work, trial_id: str) -> None:
 
 def _trainable(
     work: _Work,
-    requests: Mapping[str, tuple[float, float]],
+    requests: Mapping[str, dict[str, float]],
     name: str,
     labels: Mapping[str, str] | None,
 ) -> type[tune.Trainable]:
@@ -197,8 +206,7 @@ def _trainable(
 
         @classmethod
         def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
-            cpus, gpus = requests[config["trial_id"]]
-            return tune.PlacementGroupFactory([{"CPU": cpus, "GPU": gpus} if gpus else {"CPU": cpus}])
+            return tune.PlacementGroupFactory([requests[config["trial_id"]]])
 
     return Distil
 
@@ -400,10 +408,28 @@ def _settings(sweep: SweepSpec, trial: TrialSpec) -> TrialSettings:
         threads=resources.threads or max(1, int(cpus)),
         gpus=gpus,
         memory_mode=resources.memory_mode,
+        segment=resources.segment,
         checkpoint_every=resources.checkpoint_every,
         log_every=resources.log_every,
         rungs=sweep.scheduler.rungs(trial) if sweep.scheduler else (),
     )
+
+
+def _request(sweep: SweepSpec, trial: TrialSpec, session: RaySession) -> dict[str, float]:
+    """What a trial asks Ray for. Its estimated memory keeps too many large trials from one machine; one
+    that is larger than the machine is tried alone."""
+    resources = sweep.resources
+    cpus, gpus = resources.for_trial(trial)
+    request = {"CPU": cpus}
+    if gpus:
+        request["GPU"] = gpus
+    if resources.memory == "auto" and session.memory:
+        mode, segment = choose_memory(trial, resources.memory_mode, resources.segment)
+        bytes_ = PROCESS_BYTES + estimate(trial, 1, memory_mode=mode, segment=segment).memory_bytes
+        request["memory"] = int(min(bytes_, session.memory))
+    elif isinstance(resources.memory, float):
+        request["memory"] = int(resources.memory * 1e9)
+    return request
 
 
 def _dashboard_line(session: RaySession) -> str:
@@ -423,7 +449,7 @@ def _tune(
 ) -> None:
     resources, ids = sweep.resources, list(work.trials)
     reuse = max(seconds[trial_id] for trial_id in ids) < REUSE_BELOW_S
-    requests = {trial_id: resources.for_trial(work.trials[trial_id]) for trial_id in ids}
+    requests = {trial_id: _request(sweep, work.trials[trial_id], session) for trial_id in ids}
     trainable = _trainable(work, requests, f"distil {sweep.name}", None if reuse else labels)
 
     def broken(spec: TrialSpec, error_file: Path | None) -> None:

@@ -39,12 +39,14 @@ _ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class RaySession:
-    """``dashboard`` is its address or empty, ``token`` the file that holds the token to log in with."""
+    """``dashboard`` is its address or empty, ``token`` the file that holds the token to log in with;
+    ``memory`` is in bytes."""
 
     dashboard: str
     token: Path | None
     cpus: float
     gpus: float
+    memory: float
 
 
 @contextmanager
@@ -89,6 +91,7 @@ def ray_session(
             token=token,
             cpus=resources.get("CPU", 0.0),
             gpus=resources.get("GPU", 0.0),
+            memory=resources.get("memory", 0.0),
         )
     finally:
         ray.shutdown()
