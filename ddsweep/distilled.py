@@ -43,8 +43,8 @@ class DistilledSet:
     Step t of T = S*E is one step of ``spec.inner_optimizer`` (by default plain gradient descent; never
     weight decay) on mean cross-entropy with rate ``rates[t]``, by default on batch t mod S. With
     ``spec.order`` shuffled or sampled every network goes through them in an order of its own
-    (`ddsweep.core.order`). Real images go into the same
-    space by ``(pixels / 255 - mean) / std`` per channel. ``spec`` says which networks it was made for.
+    (`ddsweep.core.order`). Real images go into the same space by ``(pixels / 255 - mean) / std`` per
+    channel. ``spec`` says which networks it was made for.
     """
 
     images: Tensor
@@ -121,15 +121,17 @@ class DistilledSet:
 
 
 @torch.enable_grad()
-def apply(distilled: DistilledSet, model: nn.Module, steps: int | None = None, index: int = 0) -> nn.Module:
+def apply(
+    distilled: DistilledSet, model: nn.Module, steps: int | None = None, index: int | None = None
+) -> nn.Module:
     """Train ``model`` in place on the distilled set, exactly as evaluation does, and return it.
 
     ``model`` takes normalised images ``[N, c, h, w]`` and gives logits ``[N, classes]``; its weights are
     where training starts, so they should be drawn as `DistilledSet.spec` says (``model.load_state_dict(
     distilled.initial_weights(model))`` does that for a network of any kind). ``steps`` other than T
     stops early, or goes on with the rates of the last epoch. Where the order is random it is that of
-    held-out network ``index``. Raises ``ValueError`` if the model does
-    not give one logit per class.
+    held-out network ``index``: by default 0, or the known network of a ``fixed`` set. Raises ``ValueError``
+    if the model does not give one logit per class.
     """
     parameters: Params = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not parameters:
@@ -142,6 +144,8 @@ def apply(distilled: DistilledSet, model: nn.Module, steps: int | None = None, i
         labels = labels.to(first.dtype)
     rates = distilled.rates.tolist()
     total = len(rates) if steps is None else steps
+    if index is None:
+        index = spec.seed if spec.init == "fixed" else 0
     loop = evaluation_loop(spec, "heldout", [index], total)
     course = fixed_course(inner_steps, batch, len(rates), total) if loop.course is None else loop.course
     slots = loop.optimizer.start(parameters)

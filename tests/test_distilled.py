@@ -209,7 +209,7 @@ def test_the_file_can_be_used_without_ddsweep(case: Case) -> None:
     )
     assert len(rates) == spec["inner_steps"] * spec["inner_epochs"]
     assert header["order"] == "batches 0..S-1 in order, S*E steps, rates[t] at step t"
-    assert header["optimiser"] == "gradient descent on mean cross-entropy"
+    assert header["optimizer"] == "gradient descent on mean cross-entropy"
     model = case.user_network()
     model.load_state_dict(case.load().initial_weights(model, case.networks[0]))
     model.double()

@@ -202,7 +202,8 @@ def initial_state(problem: Problem, start: Tensor | None = None) -> DistillState
     if spec.labels == "soft":
         learned["labels"] = F.one_hot(problem.labels, spec.dataset.classes).to(images)
     zeros = {name: torch.zeros_like(value) for name, value in learned.items()}
-    return DistillState(learned, zeros, zeros, ema=learned if spec.ema is not None else {})
+    state = DistillState(learned, zeros, zeros, ema=learned if spec.ema is not None else {})
+    return _healthy(state) if spec.max_rollbacks else state
 
 
 def rates_of(learned: Learned, spec: TrialSpec) -> Tensor:
@@ -230,16 +231,19 @@ def judged(state: DistillState, spec: TrialSpec, score: float) -> DistillState:
     state that was not would have been rolled back before it was judged."""
     if spec.keep == "best" and (state.best_score is None or score > state.best_score):
         state = replace(state, best=presented(state), best_score=score)
-    if spec.max_rollbacks:
-        own = replace(state, best={}, healthy={}, healthy_counters={})
-        state = replace(state, healthy=own.tensors(), healthy_counters=own.counters())
-    return state
+    return _healthy(state) if spec.max_rollbacks else state
+
+
+def _healthy(state: DistillState) -> DistillState:
+    """``state`` as one that `rolled_back` comes back to."""
+    own = replace(state, best={}, healthy={}, healthy_counters={})
+    return replace(state, healthy=own.tensors(), healthy_counters=own.counters())
 
 
 def rolled_back(state: DistillState, spec: TrialSpec) -> DistillState | None:
-    """The last healthy state, to go on from at a smaller outer rate; None if there is none, or too many
-    rollbacks were made already. The best so far stays."""
-    if not state.healthy or state.rollbacks >= spec.max_rollbacks:
+    """The last healthy state (the start, if none was judged), to go on from at a smaller outer rate; None if
+    too many rollbacks were made already. The best so far stays."""
+    if state.rollbacks >= spec.max_rollbacks:
         return None
     healthy = DistillState.of(state.healthy, state.healthy_counters)
     return replace(
@@ -434,7 +438,7 @@ def _updated(state: DistillState, gradient: Learned, spec: TrialSpec) -> Distill
     ema = state.ema
     if spec.ema is not None:
         decay = min(spec.ema, (1 + updates) / (10 + updates))  # shorter at first: noise should be forgotten
-        ema = {name: decay * ema[name] + (1 - decay) * value for name, value in learned.items()}
+        ema = {name: ema[name] + (1 - decay) * (value - ema[name]) for name, value in learned.items()}
     return replace(
         state,
         learned=learned,
@@ -455,7 +459,7 @@ def _clip_to_running_norm(
     norm = float(torch.stack([part.double().square().sum() for part in gradient.values()]).sum().sqrt())
     if spec.clip_running is None:
         return state, norm
-    running = norm if state.norm is None else state.norm
+    running = state.norm or norm  # no limit is relative to nothing, or to the 0 of dead networks
     if norm > (limit := spec.clip_running * running):
         for part in gradient.values():
             part.mul_(limit / norm)

@@ -32,12 +32,13 @@ class Evaluation:
     diverged: Tensor
 
 
-def _rate_at(rates: Sequence[Rate], inner_steps: int, t: int, loop: InnerLoop) -> Rate:
-    """The rate of inner step ``t``, or of each network's: beyond T the rates of the last epoch repeat."""
+def _rate_at(rates: Sequence[Rate], inner_steps: int, t: int, loop: InnerLoop, like: Tensor) -> Rate:
+    """The rate of inner step ``t``, or of each network's, in the type and on the device of ``like``: beyond
+    T the rates of the last epoch repeat."""
     if loop.course is None:
         return rates[rate_index(t, inner_steps, len(rates))]
     picked = [rates[int(i)] for i in loop.course.rates[t]]
-    return picked[0] if len(picked) == 1 else torch.tensor(picked)
+    return picked[0] if len(picked) == 1 else torch.tensor(picked, dtype=like.dtype, device=like.device)
 
 
 def count_right(
@@ -101,11 +102,12 @@ def evaluate_networks(
     ``targets`` as in `count_right`.
     """
     loop = InnerLoop() if loop is None else loop
+    weight = next(iter(params.values()))
     inner_steps, done, slots = labels.shape[0], 0, None
     accuracy, losses, diverged = [], [], []
     for step in steps:
         if step > done:
-            todo = [_rate_at(rates, inner_steps, t, loop) for t in range(done, step)]
+            todo = [_rate_at(rates, inner_steps, t, loop, weight) for t in range(done, step)]
             params, slots = train_networks(
                 network, params, images, labels, todo, plan.inner_batching, done, loop=loop, slots=slots
             )

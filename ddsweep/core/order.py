@@ -65,7 +65,7 @@ def draw_course(
     for seed in seeds:
         generator = torch.Generator().manual_seed(seed)
         if order == "shuffled":
-            epochs = -(-total // inner_steps)
+            epochs = max(1, -(-total // inner_steps))
             slots = torch.cat([torch.randperm(inner_steps, generator=generator) for _ in range(epochs)])
             slots = slots[:total]
             epoch = torch.arange(total) // inner_steps

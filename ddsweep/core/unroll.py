@@ -137,12 +137,6 @@ class _Batches:
         return torch.autograd.grad(made, leaf, part)[0]
 
 
-def _rate_of(rates: Tensor, course: Course, t: int) -> Rate:
-    """The rate of step ``t``: one number, or ``[K]``."""
-    picked = rates[course.rates[t].to(rates.device)]
-    return float(picked) if len(picked) == 1 else picked
-
-
 def train_networks(
     network: nn.Module,
     params: Params,
