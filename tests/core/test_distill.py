@@ -20,6 +20,7 @@ from ddsweep.core.distill import (
     network_seeds,
     outer_lr,
     outer_step,
+    rates_of,
 )
 from ddsweep.core.execution import ExecutionPlan
 from ddsweep.core.images import normalise
