@@ -137,8 +137,68 @@ def test_refused_networks(network: str, shape: tuple[int, int, int], message: st
         ({"inner_lr": float("nan")}, "must be a positive number"),
         ({"validation_fraction": 1.0}, "between 0 and 1"),
         ({"clip_norm": 1.0, "clip_median": 2.0}, "exclude each other"),
+        ({"window": 2}, "window: 2 must lie between 1 and T = inner_steps x inner_epochs = 1"),
+        ({"window": 0, "inner_epochs": 3}, "window: 0 must lie between 1 and T = .* = 3"),
+        ({"order": "shuffled", "inner_epochs": 5}, "order: shuffled needs inner_steps of at least 2"),
+        ({"order": "sampled", "images_per_class": 10}, "order: sampled needs inner_steps of at least 2"),
+        ({"order": "random"}, "order: 'random' is not one of fixed, shuffled, sampled"),
+        ({"inner_optimizer": "sgd"}, "inner_optimizer: 'sgd' is not one of gd, momentum, adam"),
+        ({"inner_momentum": 1.0}, "inner_momentum: 1.0 must be at least 0 and below 1"),
+        ({"labels": "smooth"}, "labels: 'smooth' is not one of hard, soft"),
+        ({"trim": 0.3, "init": "fixed"}, "trim: 0.3: a fixed trial has one network"),
+        ({"trim": 1.0}, "trim: 1.0 must be at least 0 and below 1"),
+        ({"trim": -0.1}, "trim: -0.1 must be at least 0 and below 1"),
+        ({"ema": 1.0}, "ema: 1.0 must be at least 0 and below 1"),
+        ({"ema": float("nan")}, "ema: nan must be at least 0 and below 1"),
+        ({"keep": "first"}, "keep: 'first' is not one of last, best"),
+        ({"max_rollbacks": -1}, "max_rollbacks: -1 must be at least 0"),
+        ({"rate_limit": 0.0}, "rate_limit: 0.0 must be a positive number"),
+        ({"clip_running": -2.0}, "clip_running: -2.0 must be a positive number"),
+        ({"inner_augment": "blur"}, "inner_augment: 'blur' is not one of shift, rotate, scale, flip, cutout"),
+        ({"outer_augment": "shift+none"}, "outer_augment: 'none' is not one of .*several joined by"),
+        ({"outer_augment": ""}, "outer_augment: '' is not one of"),
+        ({"inner_augment": "shift+rotate+shift"}, "inner_augment: 'shift.rotate.shift' names a part twice"),
+        ({"inner_augment": "shift+flip"}, "inner_augment: 'shift.flip': digits is not the same in a mirror"),
+        ({"image_init": "medoids"}, "image_init: 'medoids' is not one of noise, real, kmeans"),
     ],
 )
 def test_refused_trials(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(SettingError, match=message):
         TrialSpec(DATASETS["digits"], **settings)
+
+
+@pytest.mark.parametrize("name", ["inner_augment", "outer_augment"])
+def test_digits_of_every_kind_are_never_flipped_and_objects_may_be(name: str) -> None:
+    for dataset in ("digits", "mnist", "usps"):
+        with pytest.raises(SettingError, match=f"{name}: 'flip': {dataset} is not the same in a mirror"):
+            TrialSpec(DATASETS[dataset], **{name: "flip"})
+    for dataset in ("fashion_mnist", "cifar10", "cifar10-exact"):
+        assert getattr(TrialSpec(DATASETS[dataset], **{name: "flip+shift"}), name) == "flip+shift"
+    assert TrialSpec(FOLDER, **{name: "flip"}).trial_id != TrialSpec(FOLDER).trial_id
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"inner_optimizer": "momentum"},
+        {"inner_momentum": 0.5},
+        {"order": "sampled", "inner_steps": 2, "images_per_class": 2},
+        {"window": 1},
+        {"labels": "soft"},
+        {"inner_augment": "shift"},
+        {"outer_augment": "shift"},
+        {"clip_running": 2.0},
+        {"trim": 0.25},
+        {"ema": 0.0},
+        {"keep": "best"},
+        {"max_rollbacks": 1},
+        {"rate_limit": 10.0},
+        {"image_init": "kmeans"},
+    ],
+)
+def test_every_new_setting_is_part_of_the_id_and_survives_the_way_there_and_back(
+    settings: dict[str, Any],
+) -> None:
+    trial = TrialSpec(DATASETS["digits"], **settings)
+    assert trial.trial_id != TrialSpec(DATASETS["digits"]).trial_id
+    assert TrialSpec.from_dict(trial.to_dict()) == trial

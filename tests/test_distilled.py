@@ -96,6 +96,13 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         init: dict[str, Any] = {"init": request.param, "seed": 5}
         spec = TrialSpec(dataset=DATASETS["digits"], network="convnet(width=8)", **init, **DOUBLE)
     directory = SweepDirectory(tmp_path_factory.mktemp(request.param))
+    return made(spec, data, directory, lenet if request.param == "lenet" else convnet)
+
+
+def made(
+    spec: TrialSpec, data: Splits, directory: SweepDirectory, user_network: Callable[[], nn.Module]
+) -> Case:
+    """``spec``, distilled and evaluated."""
     assert distil_trial(spec, data, directory, TrialSettings())
     for unit in EVALUATION.units(spec):
         if unit.protocol == "as_distilled":
@@ -106,7 +113,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         directory.distilled(spec.trial_id),
         directory.checkpoint(spec.trial_id),
         {(row["model_seed"], row["inner_step"]): row["accuracy"] for row in rows},
-        lenet if request.param == "lenet" else convnet,
+        user_network,
         (5,) if spec.init == "fixed" else (0, 1),
     )
 
@@ -191,7 +198,80 @@ def test_a_network_with_nothing_to_train_is_refused(case: Case) -> None:
         apply(case.load(), nn.Flatten())
 
 
+WAYS = {
+    "momentum": {"inner_optimizer": "momentum", "inner_momentum": 0.7},
+    "adam, soft labels": {"inner_optimizer": "adam", "labels": "soft", "inner_lr": 0.01},
+    "shuffled, soft labels": {"order": "shuffled", "labels": "soft", "outer_lr": 0.1},
+    "momentum, sampled": {"inner_optimizer": "momentum", "order": "sampled"},
+    "adam, shuffled, fixed": {**{"inner_optimizer": "adam", "order": "shuffled"}, "init": "fixed", "seed": 5},
+    "a window, augmented, the best mean": {
+        **{"window": 3, "inner_augment": "shift", "outer_augment": "rotate", "ema": 0.5, "keep": "best"},
+        **{"order": "sampled", "labels": "soft", "validate_every": 1},
+    },
+}
+
+
+@pytest.mark.parametrize("settings", WAYS.values(), ids=WAYS)
+def test_apply_trains_in_every_way_as_evaluation_does(settings: dict[str, Any], tmp_path: Path) -> None:
+    """Accuracies of a few outer steps are near chance, but each is a count of right answers out of 120 that
+    another order, rate or optimiser would not hit at all of the inner steps 0, 2, 4 and 7."""
+    whole = load_splits(DATASETS["digits"], None, validation_fraction=0.1, split_seed=0)
+    few = slice(0, 120)
+    data = replace(whole, test_images=whole.test_images[few], test_labels=whole.test_labels[few])
+    spec = TrialSpec(dataset=DATASETS["digits"], network="convnet(width=8)", **(DOUBLE | settings))
+    case = made(spec, data, SweepDirectory(tmp_path), convnet)
+    found = case.load()
+    for index in case.networks:
+        steps = sorted(step for network, step in case.accuracy if network == index)
+        assert steps == [0, 2, 4, 7]
+        for step in steps:
+            how = {} if spec.init == "fixed" else {"index": index}
+            model = apply(found, found.network(index).double(), step, **how)
+            assert case.score(model) == pytest.approx(case.accuracy[index, step], abs=1e-12)
+
+
+def test_another_order_gives_another_network(tmp_path: Path) -> None:
+    data = load_splits(DATASETS["digits"], None, validation_fraction=0.1, split_seed=0)
+    settings = DOUBLE | {"order": "shuffled", "inner_epochs": 6, "outer_steps": 1}
+    spec = TrialSpec(dataset=DATASETS["digits"], network="convnet(width=8)", **settings)
+    directory = SweepDirectory(tmp_path)
+    assert distil_trial(spec, data, directory, TrialSettings())
+    found = DistilledSet.load(directory.distilled(spec.trial_id))
+    models = [apply(found, found.network(0).double(), index=index) for index in (0, 0, 1)]
+    one, again, other = (nn.utils.parameters_to_vector(model.parameters()) for model in models)
+    assert torch.equal(one, again) and not torch.equal(one, other)
+
+
 # ---------------------------------------------------------------------------------------- the file
+
+
+@pytest.mark.parametrize(
+    ("settings", "order", "optimizer"),
+    [
+        ({"order": "shuffled"}, "in random order, batch s with rates[e*S + s]", "gradient descent"),
+        ({"order": "sampled"}, "m random images of each class, with rates[t]", "gradient descent"),
+        ({"inner_optimizer": "momentum", "inner_momentum": 0.75}, "batches 0..S-1", "u = 0.75 u + g"),
+        ({"inner_optimizer": "adam"}, "batches 0..S-1", "Adam (0.9, 0.999)"),
+    ],
+)
+def test_the_header_says_how_to_train(
+    case: Case, settings: dict[str, Any], order: str, optimizer: str
+) -> None:
+    found = case.load()
+    header = replace(found, spec=replace(found.spec, **settings)).header()
+    assert order in header["order"] and optimizer in header["optimizer"]
+
+
+def test_soft_labels_are_in_the_file_as_probabilities(tmp_path: Path) -> None:
+    data = load_splits(DATASETS["digits"], None, validation_fraction=0.1, split_seed=0)
+    spec = TrialSpec(dataset=DATASETS["digits"], network="convnet(width=8)", labels="soft", **DOUBLE)
+    directory = SweepDirectory(tmp_path)
+    assert distil_trial(spec, data, directory, TrialSettings())
+    found = DistilledSet.load(directory.distilled(spec.trial_id))
+    assert found.labels.shape == (2, 10, 10) and found.labels.dtype == torch.float32
+    assert found.labels.argmax(-1).tolist() == [list(range(10))] * 2  # three outer steps from the classes
+    assert not bool((found.labels == 0).any())
+    assert replace(found, labels=found.labels * 2).sha256 != found.sha256
 
 
 def test_the_file_can_be_used_without_ddsweep(case: Case) -> None:

@@ -17,13 +17,19 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ddsweep.catalog import DATASETS, TrialSpec
+import ddsweep.trial
+from ddsweep import baselines
+from ddsweep.catalog import DATASETS, EvalUnit, TrialSpec
+from ddsweep.core.distill import DistillState
+from ddsweep.core.execution import ExecutionPlan
 from ddsweep.core.images import normalise
 from ddsweep.core.init import draw_network
 from ddsweep.core.networks import build_network
 from ddsweep.data.sources import Splits, load_splits
 from ddsweep.distilled import DistilledSet, apply
 from ddsweep.errors import DivergedError, UserError
+from ddsweep.evaluation.baseline_rows import _images
+from ddsweep.evaluation.group import Group
 from ddsweep.results.artifacts import load_tensors
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.results.parts import read_part
@@ -252,8 +258,18 @@ def test_a_stopped_trial_ends_with_the_bits_of_one_that_was_not(
             **{"network": "convnet(width=8)", "dtype": "float64", "real_batch_mode": "per_network"},
             **{"clip_median": 1.0, "image_init": "real"},
         },
+        {
+            **{"inner_optimizer": "adam", "inner_lr": 0.02, "order": "shuffled", "window": 3},
+            **{"labels": "soft", "clip_running": 1.5, "trim": 0.5},
+            **{"inner_augment": "shift+cutout", "outer_augment": "rotate"},
+            **{"ema": 0.8, "keep": "best", "max_rollbacks": 2, "image_init": "kmeans", "validate_every": 1},
+        },
+        {
+            **{"inner_optimizer": "momentum", "order": "sampled", "outer_lr": 0.5},
+            **{"max_rollbacks": 6, "rate_limit": 0.15},
+        },
     ],
-    ids=["fixed", "float64"],
+    ids=["fixed", "float64", "everything", "rolled back"],
 )
 def test_other_kinds_of_trials_go_on_bit_for_bit_too(
     settings: dict[str, Any], trial_of: Callable[..., Trial]
@@ -262,8 +278,11 @@ def test_other_kinds_of_trials_go_on_bit_for_bit_too(
     whole, stopped = trial_of(spec), trial_of(spec)
     assert whole.run()
     assert not stopped.run(steps=2)
+    assert not stopped.run(steps=3)
     assert stopped.run()
     assert_same_bits(stopped, whole)
+    if "rate_limit" in settings:
+        assert whole.result().provenance["n_rollbacks"] > 0
 
 
 CHILD = """
@@ -545,6 +564,78 @@ def test_a_trial_that_skips_every_network_gives_up_after_ten_steps(trial_of: Cal
     assert [(row["outer_loss"], row["grad_norm"], row["n_skipped"]) for row in rows] == [(None, None, 2)] * 3
 
 
+def explode_at(monkeypatch: pytest.MonkeyPatch, step: int, times: int) -> list[tuple[int, int]]:
+    """Make outer step ``step`` diverge, the first so many times; returns (step, rollbacks) of all steps."""
+    tried: list[tuple[int, int]] = []
+    real = ddsweep.trial.outer_step
+
+    def outer_step(problem: Any, state: Any) -> Any:
+        tried.append((state.step, state.rollbacks))
+        if state.step == step and state.rollbacks < times:
+            raise DivergedError(f"outer step {step}: for this test")
+        return real(problem, state)
+
+    monkeypatch.setattr(ddsweep.trial, "outer_step", outer_step)
+    return tried
+
+
+def test_a_trial_that_explodes_goes_back_to_its_last_healthy_state(
+    trial_of: Callable[..., Trial], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = trial_of(spec_of(max_rollbacks=3))
+    tried = explode_at(monkeypatch, 6, times=2)
+    assert trial.run()
+    # Validated every 4 steps: 0 to 6, back to 4, again, and then to the end.
+    assert tried == [(s, 0) for s in range(7)] + [(s, 1) for s in (4, 5, 6)] + [(s, 2) for s in range(4, 12)]
+    rows = trial.history()
+    assert [(row["outer_step"], row["n_rollbacks"]) for row in rows] == [
+        (4, 0),
+        (5, 2),
+        (8, 2),
+        (10, 2),
+        (12, 2),
+    ]
+    assert trial.result().provenance["n_rollbacks"] == 2
+
+
+def test_a_trial_that_explodes_once_too_often_has_diverged(
+    trial_of: Callable[..., Trial], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = trial_of(spec_of(max_rollbacks=2))
+    tried = explode_at(monkeypatch, 2, times=9)
+    with pytest.raises(DivergedError, match="outer step 2: for this test"):
+        trial.run()
+    assert tried == [(s, rollbacks) for rollbacks in range(3) for s in range(3)]
+    assert not trial.distilled.exists()
+
+
+def test_a_huge_outer_rate_is_halved_until_it_works(trial_of: Callable[..., Trial]) -> None:
+    """Adam's first update of a raw rate is the outer rate itself: 8, 4 and 2 go beyond the limit."""
+    explosive = {"rate_limit": 1.0, "outer_steps": 2, "validate_every": 1, "outer_lr": 8.0}
+    trial = trial_of(spec_of(**explosive, max_rollbacks=6))
+    assert trial.run()
+    assert trial.result().provenance["n_rollbacks"] >= 3
+    assert float(trial.result().rates.max()) <= 1.0
+    with pytest.raises(
+        DivergedError, match=r"rate has grown to .*, beyond rate_limit 1 \(a smaller outer_lr"
+    ):
+        trial_of(spec_of(**explosive, max_rollbacks=2, seed=1)).run()
+
+
+@pytest.mark.parametrize("steps", [5, 8, 9, 12])
+def test_a_trial_stopped_around_a_rollback_ends_with_the_same_bits(
+    steps: int, trial_of: Callable[..., Trial], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = spec_of(max_rollbacks=3, keep="best")
+    explode_at(monkeypatch, 6, times=2)
+    whole, stopped = trial_of(spec), trial_of(spec)
+    assert whole.run()
+    assert not stopped.run(steps=steps)
+    assert stopped.run()
+    assert_same_bits(stopped, whole)
+    assert stopped.result().provenance["n_rollbacks"] == 2
+
+
 @pytest.mark.parametrize(
     ("error", "status"), [(DivergedError("outer step 3"), "diverged"), (UserError("no GPU"), "failed")]
 )
@@ -586,6 +677,56 @@ def test_the_validation_score_is_that_of_validation_images_on_selection_networks
     found, data = trial.result(), trial.splits
     expected = [accuracy_of(found, seed, data.validation_images, data.validation_labels) for seed in seeds]
     assert found.provenance["val_score"] == pytest.approx(sum(expected) / len(expected), abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"outer_lr": 0.8},
+        {"outer_lr": 0.8, "ema": 0.6},
+        {"outer_lr": 2.0, "order": "shuffled", "labels": "soft"},
+    ],
+    ids=str,
+)
+def test_keep_best_hands_over_the_state_with_the_highest_score(
+    settings: dict[str, Any], trial_of: Callable[..., Trial]
+) -> None:
+    """The same trial, stopped where it scored best, has just that set. The outer rate is so high that this
+    is not at the end."""
+    spec = spec_of(**settings, keep="best", validate_every=1, selection_networks=4)
+    trial = trial_of(spec)
+    assert trial.run()
+    scores = [row["val_score"] for row in trial.history()]
+    best = max(scores)
+    assert scores.index(best) < len(scores) - 1
+    assert trial.result().provenance["val_score"] == best
+    stopped = trial_of(spec)
+    assert not stopped.run(steps=1 + scores.index(best))
+    tensors, header = load_tensors(stopped.checkpoint)
+    assert header["counters"]["best_score"] == best
+    shown = "ema" if "ema" in settings else "learned"
+    for name in ("images", "labels")[: 1 + ("labels" in settings)]:
+        assert torch.equal(getattr(trial.result(), name), tensors[f"best.{name}"])
+        assert torch.equal(tensors[f"best.{name}"], tensors[f"{shown}.{name}"])
+
+
+def test_kmeans_images_start_where_the_kmeans_baseline_is(
+    trial_of: Callable[..., Trial], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = spec_of(image_init="kmeans", outer_steps=1, images_per_class=4)
+    trial = trial_of(spec)
+    starts: list[DistillState] = []
+    real = ddsweep.trial.initial_state
+    monkeypatch.setattr(ddsweep.trial, "initial_state", lambda *a: starts.append(real(*a)) or starts[-1])
+    assert trial.run()
+    data = trial.splits
+    network = build_network(spec.network_spec, spec.dataset.shape, spec.dataset.classes)
+    group = Group(spec, EvalUnit("as_distilled", 0, 1, (0,)), data, ExecutionPlan(), network)
+    expected = _images(group, "kmeans", "baseline", (), trial.directory)
+    assert expected.shape == (2, 20, 1, 8, 8)
+    assert torch.equal(starts[0].images, expected)
+    centres = baselines.kmeans_centres(data.train_images, data.train_labels, 10, 4, data.mean, data.std)
+    assert torch.equal(starts[0].images[1, 4:6], centres[2, 2:])
 
 
 @pytest.mark.parametrize("init", ["random", "fixed"])
