@@ -898,7 +898,7 @@ def test_gpus_that_are_not_there_are_refused(
 
     (tmp_path / "tiny.yaml").write_text(TINY)
     sweep = load_sweep(tmp_path / "tiny.yaml", settings)
-    session = RaySession(dashboard="", token=None, cpus=2, gpus=gpus)
+    session = RaySession(dashboard="", token=None, cpus=2, gpus=gpus, memory=8e9)
     with pytest.raises(UserError) as caught:
         check_placement(sweep, trials_of(tmp_path / "tiny.yaml"), session)
     assert message in str(caught.value)

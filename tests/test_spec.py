@@ -467,6 +467,9 @@ def test_bad_settings(load: Load, text: str, message: str) -> None:
         (BASE + "resources: {cpus: {by: ipc, 1: 2}}", "resources.cpus: by: 'ipc' is not a setting"),
         (BASE + "resources: {cpus: {by: init}}", "gives no amount"),
         (BASE + "resources: {cpus: {by: init, none: 2}}", "resources.cpus: 'none' is not one of fixed"),
+        (BASE + "resources: {memory: lots}", "resources.memory: 'lots' is not a number"),
+        (BASE + "resources: {memory: 0}", "resources.memory: 0 is neither auto, a positive number of GB"),
+        (BASE + "resources: {segment: 0}", "resources.segment: 0 must be at least 1"),
         (BASE + "resources: {max_failures: -1}", "resources.max_failures: -1 must be at least 0"),
         (BASE + "resources: {dashboard: maybe}", "resources.dashboard: 'maybe' is not true or false"),
         (

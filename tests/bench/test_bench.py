@@ -69,6 +69,19 @@ def test_evaluate(tmp_path: Path) -> None:
     assert found["networks"] == 4
 
 
+def test_memory(tmp_path: Path) -> None:
+    found = report(run(tmp_path, "memory.py", "--quick", "--epochs", "40", "--json"))
+    by_kind = {(row["memory_mode"], row["segment"]): row["bytes"] for row in found["rows"]}
+    assert set(by_kind) == {("store", 1), ("recompute", 1), ("recompute", 10), ("recompute", 30)}
+    assert 0 < by_kind["recompute", 10] < by_kind["store", 1]
+
+
+def test_packing(tmp_path: Path) -> None:
+    found = report(run(tmp_path, "packing.py", "--quick", "--packed", "1", "2", "--json"))
+    assert [row["packed"] for row in found["rows"]] == [1, 2]
+    assert all(row["trials_per_hour"] > 0 and len(row["seconds"]) == row["packed"] for row in found["rows"])
+
+
 def test_options(tmp_path: Path) -> None:
     options = (
         "--network",
