@@ -16,9 +16,10 @@ from ddsweep.core.evaluate import Evaluation, count_right, evaluate_networks
 from ddsweep.core.execution import ExecutionPlan
 from ddsweep.core.images import class_labels, normalise, sample_per_class
 from ddsweep.core.init import draw_networks
+from ddsweep.core.inner import InnerOptimizer
 from ddsweep.core.networks import build_network
-from ddsweep.core.order import rate_index
-from ddsweep.core.unroll import train_networks
+from ddsweep.core.order import draw_course, rate_index
+from ddsweep.core.unroll import InnerLoop, train_networks
 from ddsweep.seeds import derive_seed
 
 CPU = torch.device("cpu")
@@ -206,6 +207,31 @@ def test_a_set_for_each_network_equals_separate_calls(trained_set, test_split, i
         part = {name: getattr(together, name)[:, [k]] for name in ("accuracy", "loss", "diverged")}
         assert_same(replace(together, **part), one)
     assert len(set(together.loss[-1].tolist())) == 3
+
+
+@pytest.mark.parametrize("inner", ["explicit", "vmap", "loop"])
+@pytest.mark.parametrize("optimizer", ["gd", "momentum", "adam"])
+@pytest.mark.parametrize("order", ["shuffled", "sampled"])
+def test_networks_in_orders_of_their_own_are_what_they_are_alone(
+    trained_set, test_split, order, optimizer, inner
+) -> None:
+    """In float64: rates of networks at different batches are not rounded on the way."""
+    network, params = heldout(3)
+    images, labels = trained_set
+    plan = ExecutionPlan("cpu", 1, "store", inner, "explicit", 64, 2)
+    rates = tuple(rate / (30 if optimizer == "adam" else 3) for rate in RATES)  # 0.1 is no float32
+
+    def evaluated(seeds, weights) -> Evaluation:
+        course = draw_course(order, 2, 10, 1, 4, seeds, 7)
+        loop = InnerLoop(InnerOptimizer(optimizer), course)
+        split = (*test_split, MEAN, STD, plan)
+        return evaluate_networks(network, weights, images, labels, rates, (0, 2, 4, 7), *split, loop=loop)
+
+    together = evaluated([7, 8, 9], params)
+    for k in range(3):
+        alone = evaluated([7 + k], rows(params, [k]))
+        assert torch.equal(alone.accuracy[:, 0], together.accuracy[:, k])
+        torch.testing.assert_close(alone.loss[:, 0], together.loss[:, k], rtol=1e-10, atol=0)
 
 
 # ------------------------------------------------------------------------------ diverged networks

@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 
 from ddsweep.catalog import DATASETS, TrialSpec, parse_network
-from ddsweep.core.distill import Problem, initial_state, outer_step
+from ddsweep.core.distill import (
+    Problem,
+    evaluation_loop,
+    initial_state,
+    labels_of,
+    outer_step,
+    presented,
+    rates_of,
+)
 from ddsweep.core.evaluate import evaluate_networks
 from ddsweep.core.execution import ExecutionPlan, choose_plan
 from ddsweep.core.init import draw_networks
@@ -62,18 +70,19 @@ def relative(found: Tensor, expected: Tensor) -> float:
 @pytest.mark.parametrize("mode", ["store", "recompute"])
 @pytest.mark.parametrize(("text", "shape", "rate"), NETWORKS)
 def test_gradients_on_cuda_are_those_on_the_cpu(text, shape, rate, mode, real) -> None:
-    on_cpu = outer_gradient(*problem(text, shape, CPU, rate=rate, real=real), choose_plan(CPU, 1, mode))
-    on_cuda = outer_gradient(*problem(text, shape, CUDA, rate=rate, real=real), choose_plan(CUDA, 1, mode))
+    here, there = (problem(text, shape, device, rate=rate, real=real) for device in (CPU, CUDA))
+    on_cpu = outer_gradient(*here, choose_plan(CPU, 1, here[0], mode))
+    on_cuda = outer_gradient(*there, choose_plan(CUDA, 1, there[0], mode))
     assert on_cuda.images.device.type == "cuda"
     assert relative(on_cuda.losses, on_cpu.losses) < 1e-9
     assert relative(on_cuda.images, on_cpu.images) < 1e-9
     assert relative(on_cuda.raw_rates, on_cpu.raw_rates) < 1e-9
 
 
-@pytest.mark.parametrize("batching", ["vmap", "loop"])
+@pytest.mark.parametrize("batching", ["explicit", "vmap", "loop"])
 def test_the_ways_to_batch_networks_agree_on_cuda(batching) -> None:
     arguments = problem("lenet", (1, 28, 28), CUDA)
-    plan = choose_plan(CUDA, 1)
+    plan = choose_plan(CUDA, 1, arguments[0])
     expected = outer_gradient(*arguments, plan)
     found = outer_gradient(
         *arguments, replace(plan, inner_batching=batching, real_batching=batching, real_chunk=7)
@@ -93,7 +102,7 @@ def test_accuracies_on_cuda_are_those_on_the_cpu(text, shape, rate) -> None:
     for device in (CPU, CUDA):
         network, params, images, labels, *_ = problem(text, shape, device, count=4)
         data = (pixels.to(device), targets.to(device), mean, std)
-        plan = replace(choose_plan(device, 1), real_chunk=64)
+        plan = replace(choose_plan(device, 1, network), real_chunk=64)
         found.append(
             evaluate_networks(network, params, images, labels, [rate] * 4, (0, 2, 4, 6), *data, plan)
         )
@@ -103,30 +112,56 @@ def test_accuracies_on_cuda_are_those_on_the_cpu(text, shape, rate) -> None:
     torch.testing.assert_close(on_cuda.loss, on_cpu.loss, rtol=1e-9, atol=0)
 
 
-def test_a_few_outer_steps_on_cuda_are_those_on_the_cpu() -> None:
-    """The same networks, real batches and first images on both, and so the same distilled set."""
+ALL_WAYS = {
+    "as before": {},
+    "shuffled": {
+        **{"order": "shuffled", "inner_optimizer": "momentum", "labels": "soft", "window": 4},
+        **{"inner_augment": "shift+cutout", "outer_augment": "rotate", "clip_running": 2.0, "ema": 0.5},
+        **{"trim": 0.3, "max_rollbacks": 1, "image_init": "real"},
+    },
+    "sampled": {
+        "order": "sampled",
+        "inner_optimizer": "adam",
+        "inner_lr": 0.02,
+        "real_batch_mode": "per_network",
+    },
+}
+
+
+@pytest.mark.parametrize("settings", ALL_WAYS.values(), ids=ALL_WAYS)
+def test_a_few_outer_steps_on_cuda_are_those_on_the_cpu(settings) -> None:
+    """The same networks, orders, real batches and first images on both, and so the same distilled set, which
+    does the same to other networks."""
     generator = torch.Generator().manual_seed(2)
     pixels = torch.randint(256, (200, 1, 8, 8), generator=generator, dtype=torch.uint8)
     targets = torch.arange(200) % 10
     spec = TrialSpec(
         dataset=DATASETS["digits"],
         network="convnet(width=16)",
-        inner_epochs=3,
-        inner_lr=0.2,
-        real_batch=64,
-        dtype="float64",
+        **{"inner_steps": 2, "images_per_class": 2, "inner_epochs": 3, "real_batch": 64, "dtype": "float64"},
+        **({"inner_lr": 0.2} | settings),
     )
-    states = []
+    states, accuracies = [], []
     for device in (CPU, CUDA):
-        made = Problem.of(spec, choose_plan(device, 1), pixels, targets, (0.5,), (0.3,))
+        network = build_network(spec.network_spec, spec.dataset.shape, 10)
+        made = Problem.of(spec, choose_plan(device, 1, network), pixels, targets, (0.5,), (0.3,))
         state = initial_state(made)
         for _ in range(3):
             state, report = outer_step(made, state)
             assert report.n_skipped == 0
         states.append(state)
+        learned = presented(state)
+        found = evaluate_networks(
+            *(network, made.networks([1, 2, 3]), learned["images"], labels_of(learned, made)),
+            *(rates_of(learned, spec).tolist(), (0, 4, 8), made.real_images, made.real_labels),
+            *((0.5,), (0.3,), made.plan),
+            loop=evaluation_loop(spec, "heldout", range(3), 8),
+        )
+        accuracies.append(found.accuracy)
     # Adam divides by the gradient's own size: where that is rounding, so is the direction of the step.
     assert relative(states[1].images, states[0].images) < 1e-6
     assert relative(states[1].raw, states[0].raw) < 1e-6
+    torch.testing.assert_close(accuracies[1], accuracies[0], rtol=0, atol=0.011)
 
 
 def peak_memory(mode: str) -> int:
