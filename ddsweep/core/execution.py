@@ -61,5 +61,5 @@ def choose_plan(
         way = "explicit" if explicit else "vmap"
         return ExecutionPlan("cuda", threads, memory_mode, way, way, 1024, 2**31, segment)
     if explicit:
-        return ExecutionPlan("cpu", threads, memory_mode, "explicit", "explicit", 32, 2, segment)
+        return ExecutionPlan("cpu", threads, memory_mode, "explicit", "explicit", 32, 4, segment)
     return ExecutionPlan("cpu", threads, memory_mode, segment=segment)

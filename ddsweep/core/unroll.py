@@ -295,7 +295,7 @@ def outer_gradient(
 
     by_images = images.new_zeros(count, *batches.images.shape)
     by_labels = batches.labels.new_zeros(count, *batches.labels.shape) if labels.is_floating_point() else None
-    by_rates = images.new_zeros(count, total)
+    by_rates, networks = images.new_zeros(count, total), torch.arange(count, device=images.device)
     by_slots = tuple({name: torch.zeros_like(a) for name, a in v.items()} for _ in point.slots)
     stop = window.stop
     while tape:
@@ -305,8 +305,7 @@ def outer_gradient(
             step = steps.pop()
             before, t = step.before, step.before.step
             update = loop.optimizer.pull(v, by_slots, before.slots, step.gradient, unroll.rate(t), t)
-            rows = course.rates[t].to(by_rates.device)
-            by_rates.scatter_add_(1, rows.expand(count)[:, None], update.rate[:, None])
+            by_rates[networks, course.rates[t].to(by_rates.device)] += update.rate
             pulled = unroll.math.pull(before.weights, step.kept, update.gradient)
             batches.add_to(by_images, batches.back_through_augment(pulled.images, t), t)
             if by_labels is not None and pulled.targets is not None:
