@@ -56,15 +56,28 @@ class Layer(Protocol):
 # ------------------------------------------------------------------------------ patches of images
 
 
-def _patches(x: Tensor, size: int) -> Tensor:
-    """``x [K, c, h, w, N]`` -> ``[K, c*size*size, h'*w'*N]``: all windows of ``size`` x ``size``."""
+def _windows(x: Tensor, size: int) -> Tensor:
+    """``x [K, c, h, w, N]`` -> a view ``[K, c, size, size, h', w', N]``: all windows of that size."""
     count, channels, h, w, images = x.shape
     k, c, a, b, n = x.stride()
-    windows = x.as_strided(
-        (count, channels, size, size, h - size + 1, w - size + 1, images),
-        (k, c, a, b, a, b, n),
+    return x.as_strided(
+        (count, channels, size, size, h - size + 1, w - size + 1, images), (k, c, a, b, a, b, n)
     )
-    return windows.reshape(count, channels * size * size, -1)
+
+
+def _patches(x: Tensor, size: int) -> Tensor:
+    """The windows of ``x`` as the columns of a matrix: ``[K, c*size*size, h'*w'*N]``."""
+    return _windows(x, size).reshape(x.shape[0], x.shape[1] * size**2, -1)
+
+
+def _stacked_patches(first: Tensor, second: Tensor, size: int) -> Tensor:
+    """The patches of two ``[K, c, h, w, N]``, one upon the other: ``[K, 2*c*size*size, h'*w'*N]``."""
+    windows = [_windows(x, size) for x in (first, second)]
+    shape = windows[0].shape
+    out = first.new_empty(shape[0], 2, *shape[1:])
+    for place, each in enumerate(windows):
+        out[:, place] = each
+    return out.view(shape[0], 2 * shape[1] * size**2, -1)
 
 
 def _add_patches(patches: Tensor, shape: Sequence[int], size: int) -> Tensor:
@@ -149,28 +162,30 @@ class Conv:
         return self._unpad(_add_patches(patches, (patches.shape[0], *x.shape[1:]), size))
 
     def tangent(self, params: Params, v: Params, x: Tensor | None, tape: Tape) -> Tensor:
-        weight, size, before = v[f"{self.name}.weight"], tape["size"], tape["x"]
-        y = self._add_bias(v, _times(weight.flatten(2), _patches(before, size)))
-        tape["tangent"] = None
-        if x is not None:
-            x = self._pad(x)
-            tape["tangent"] = x
-            y.baddbmm_(self._weight(params), _patches(x, size))
-        return y.view(*weight.shape[:2], before.shape[2] - size + 1, before.shape[3] - size + 1, -1)
+        before, size = tape.tensor("x"), tape["size"]
+        weight = self._weight(v)
+        if x is None:
+            patches = _patches(before, size)
+        else:  # w x' + v x, as one product
+            patches = _stacked_patches(self._pad(x), before.expand(weight.shape[0], *before.shape[1:]), size)
+            weight = torch.cat([self._weight(params), weight], 2)
+        tape["patches"] = patches
+        y = self._add_bias(v, _times(weight, patches))
+        return y.view(*y.shape[:2], before.shape[2] - size + 1, before.shape[3] - size + 1, -1)
 
     def tangent_backward(self, params: Params, v: Params, g: Tensor, tape: Tape, grads: Params) -> Tensor:
-        x, size, before, moved = tape["x"], tape["size"], tape["g"], tape["tangent"]
-        g = g.flatten(2)
-        by_weight = _times_transposed(g, _patches(x, size))
-        if moved is not None:
-            by_weight.baddbmm_(before, _patches(moved, size).transpose(1, 2))
-        weight = params[f"{self.name}.weight"]
-        grads[f"{self.name}.weight"] = by_weight.view_as(weight)
+        x, size, before, patches = tape.tensor("x"), tape["size"], tape.tensor("g"), tape.pop("patches")
+        g, weight = g.flatten(2), self._weight(params)
+        moved, still = patches[:, : -weight.shape[2]], patches[:, -weight.shape[2] :]
+        by_weight = _times_transposed(g, still)
+        if moved.shape[1]:
+            by_weight.baddbmm_(before, moved.transpose(1, 2))
+        grads[f"{self.name}.weight"] = by_weight.view_as(params[f"{self.name}.weight"])
         if self.bias:
             grads[f"{self.name}.bias"] = g.sum(2)
-        patches = torch.bmm(weight.flatten(2).transpose(1, 2), g)
-        patches.baddbmm_(self._weight(v).transpose(1, 2), before)
-        return self._to_inputs(patches, x, size)
+        # w^T g' + v^T g, as one product
+        both = torch.cat([weight, self._weight(v)], 1).transpose(1, 2)
+        return self._to_inputs(torch.bmm(both, torch.cat([g, before], 1)), x, size)
 
 
 @dataclass(frozen=True)
