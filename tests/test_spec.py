@@ -785,3 +785,66 @@ def test_baselines_in_one_word(load: Load) -> None:
     assert load(BASE + "evaluate: {baselines: none}").evaluate.baselines == ()
     assert load(BASE + "evaluate: {baselines: []}").evaluate.baselines == ()
     assert load(BASE + "evaluate: {baselines: all}").evaluate.baselines == BASELINES
+
+
+# ------------------------------------------------------------------------------ how a set is learned
+
+
+def test_every_setting_of_how_a_set_is_learned_can_be_given_in_a_file_and_taken_back(load: Load) -> None:
+    text = (
+        "base: {dataset: digits, inner_steps: 2, images_per_class: 4, inner_epochs: 3,\n"
+        "  inner_optimizer: momentum, inner_momentum: 0.5, order: shuffled, window: 4,\n"
+        "  labels: soft, inner_augment: shift+rotate, outer_augment: cutout,\n"
+        "  clip_running: 2, trim: 0.25, ema: 0.99, keep: best, max_rollbacks: 3, rate_limit: 10,\n"
+        "  image_init: kmeans}\n"
+    )
+    (trial,) = trials_of(load(text))
+    assert (trial.window, trial.ema, trial.trim, trial.clip_running) == (4, 0.99, 0.25, 2.0)
+    assert (trial.inner_augment, trial.order, trial.keep, trial.max_rollbacks) == (
+        *("shift+rotate", "shuffled", "best", 3),
+    )
+    (plain,) = trials_of(load(text, ["window=none", "ema=none", "clip_running=none", "inner_augment=none"]))
+    assert (plain.window, plain.ema, plain.clip_running, plain.inner_augment) == (None, None, None, "none")
+
+
+def test_a_window_beyond_t_is_named_or_dropped_and_counted(load: Load) -> None:
+    text = BASE + "grid: {inner_epochs: [2, 5], window: [none, 3]}"
+    assert "window: 3 must lie between 1 and T = inner_steps x inner_epochs = 2" in refusal(load, text)
+    found = expand(load(text + "\nskip_invalid: true"), resolve)
+    assert [(trial.steps, trial.window) for trial in found.trials] == [(2, None), (5, None), (5, 3)]
+
+
+def test_a_value_that_needs_another_setting_is_refused_only_without_it(load: Load) -> None:
+    flipped = "base: {dataset: DATA, inner_augment: flip, outer_augment: flip}"
+    (trial,) = trials_of(load(flipped.replace("DATA", "cifar10")))
+    assert (trial.inner_augment, trial.outer_augment) == ("flip", "flip")
+    assert "digits is not the same in a mirror" in refusal(load, flipped.replace("DATA", "digits"))
+    assert "order: shuffled needs inner_steps of at least 2" in refusal(
+        load, BASE + "grid: {order: [shuffled]}"
+    )
+    assert "trim: 0.5: a fixed trial has one network" in refusal(
+        load, BASE + "points: [{init: fixed, trim: 0.5}]"
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("window: 2.5", "2.5 is not a whole number"),
+        ("window: 0", "0 must lie between 1 and T"),
+        ("window: all", "'all' is not a whole number"),
+        ("order: random", "'random' is not one of fixed, shuffled, sampled"),
+        ("inner_augment: blur", "'blur' is not one of shift, rotate, scale, flip, cutout"),
+        ("outer_augment: 3", "3 is not text"),
+        ("inner_augment: shift+shift", "names a part twice"),
+        ("ema: 1", "must be at least 0 and below 1"),
+        ("max_rollbacks: -1", "must be at least 0"),
+        ("trim: 1.5", "must be at least 0 and below 1"),
+        ("keep: worst", "'worst' is not one of last, best"),
+    ],
+)
+def test_a_value_that_no_trial_can_have_is_refused_where_it_stands(
+    load: Load, given: str, message: str
+) -> None:
+    found = refusal(load, f"base: {{dataset: digits, {given}}}\nskip_invalid: true")
+    assert f"base.{given.partition(':')[0]}" in found and message in found

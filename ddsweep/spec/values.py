@@ -72,11 +72,11 @@ def setting(name: str, value: Any) -> Any:
         if not value or not isinstance(value, str | dict):
             raise ValueError(f"{value!r} is neither a name nor a mapping such as {{source: folder, ...}}")
         return value
-    if value is None and kind.endswith("None"):
+    if kind.endswith("None") and (value is None or value == "none"):
         return None
     if name in CHOICES:
         return word(value, CHOICES[name])
-    if kind == "int":
+    if kind.startswith("int"):
         value = whole(value)
     elif kind.startswith("float"):
         value = real(value)
@@ -97,8 +97,19 @@ def _alone(name: str, value: Any) -> None:
         # A size that every network of that kind takes, for any depth that makes sense.
         side = 1 << 20 if value.strip().startswith("convnet") else 32
         parse_network(value, (3, side, side))
-    else:
-        TrialSpec(DATASETS["digits"], **{"images_per_class" if name in SIZES else name: value})
+        return
+    others = _OTHERS.get(name, {})
+    settings = {"images_per_class" if name in SIZES else name: value}
+    TrialSpec(**{"dataset": DATASETS["digits"], **others, **settings})
+
+
+_OTHERS: dict[str, dict[str, Any]] = {
+    "window": {"inner_epochs": 2**31 - 1},
+    "order": {"inner_steps": 2, "images_per_class": 2},
+    "inner_augment": {"dataset": DATASETS["cifar10"]},
+    "outer_augment": {"dataset": DATASETS["cifar10"]},
+}
+"""With which other settings every value of a setting is possible that is possible at all."""
 
 
 # ------------------------------------------------------------------------------ groups of settings

@@ -233,10 +233,14 @@ def test_the_running_mean_never_changes_the_course(problem_of: Make) -> None:
         assert not torch.equal(other.ema[name], state.ema[name])
 
 
-def test_rates_that_are_not_learned_stay_to_the_bit_in_the_running_mean(problem_of: Make) -> None:
-    problem = problem_of(ema=0.9, inner_lr_mode="fixed", dtype="float32", inner_lr=0.3)
+@pytest.mark.parametrize("inner_lr", [0.02, 0.3, 0.7])
+def test_rates_that_are_not_learned_stay_to_the_bit_in_the_running_mean(
+    problem_of, monkeypatch, inner_lr
+) -> None:
+    problem = problem_of(ema=0.999, inner_lr_mode="fixed", dtype="float32", inner_lr=inner_lr)
+    given_lengths(monkeypatch, problem, lambda step: [1.0])
     start = initial_state(problem)
-    state = run(problem, start, 12)
+    state = run(problem, start, 200)
     assert torch.equal(presented(state)["raw"], start.raw)
 
 
