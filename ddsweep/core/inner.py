@@ -47,7 +47,8 @@ def _per_network(rate: Rate, like: Tensor) -> Rate:
 
 def _dot(left: Params, right: Params) -> Tensor:
     """Inner product of each network, ``[K]``."""
-    return torch.stack([(left[n] * right[n]).flatten(1).sum(1) for n in left]).sum(0)
+    products = [torch.bmm(left[n].flatten(1)[:, None], right[n].flatten(1)[:, :, None]) for n in left]
+    return torch.stack(products).sum(0).view(-1)
 
 
 @dataclass(frozen=True)

@@ -53,47 +53,92 @@ class Layer(Protocol):
     def tangent_backward(self, params: Params, v: Params, g: Tensor, tape: Tape, grads: Params) -> Tensor: ...
 
 
-# ------------------------------------------------------------------------------ patches of images
+# ------------------------------------------------------------------------ convolutions as products
+
+_ROWS_FROM = 16
+"""Channels x size from which the rows of windows, and not whole windows, are made into columns."""
 
 
-def _windows(x: Tensor, size: int) -> Tensor:
-    """``x [K, c, h, w, N]`` -> a view ``[K, c, size, size, h', w', N]``: all windows of that size."""
-    count, channels, h, w, images = x.shape
-    k, c, a, b, n = x.stride()
-    return x.as_strided(
-        (count, channels, size, size, h - size + 1, w - size + 1, images), (k, c, a, b, a, b, n)
-    )
+@dataclass(frozen=True)
+class _Columns:
+    """The windows of images as columns of matrices, so that a convolution is a sum of products.
 
-
-def _patches(x: Tensor, size: int) -> Tensor:
-    """The windows of ``x`` as the columns of a matrix: ``[K, c*size*size, h'*w'*N]``."""
-    return _windows(x, size).reshape(x.shape[0], x.shape[1] * size**2, -1)
-
-
-def _stacked_patches(first: Tensor, second: Tensor, size: int) -> Tensor:
-    """The patches of two ``[K, c, h, w, N]``, one upon the other: ``[K, 2*c*size*size, h'*w'*N]``."""
-    windows = [_windows(x, size) for x in (first, second)]
-    shape = windows[0].shape
-    out = first.new_empty(shape[0], 2, *shape[1:])
-    for place, each in enumerate(windows):
-        out[:, place] = each
-    return out.view(shape[0], 2 * shape[1] * size**2, -1)
-
-
-def _add_patches(patches: Tensor, shape: Sequence[int], size: int) -> Tensor:
-    """The transpose of `_patches`: each window added to where it came from.
-
-    Columns first, then rows: two times ``size`` additions instead of ``size`` squared.
+    With ``parts`` = 1 the one matrix ``[K, c*size*size, h'*w'*N]`` has whole windows: ``size`` squared
+    times as much memory as the images. Otherwise ``matrix [K, c*size, h*w'*N]`` has the rows of windows,
+    ``size`` times as much, and the columns for row i of the weights are those from image row i on.
     """
-    count, channels, h, w, images = shape
+
+    matrix: Tensor
+    parts: int
+    row: int
+    length: int
+
+    def part(self, i: int) -> Tensor:
+        start = i * self.row if self.parts > 1 else 0
+        return self.matrix[:, :, start : start + self.length]
+
+    def half(self, which: int) -> _Columns:
+        """Those of the first or the second of two images that were gathered together."""
+        channels = self.matrix.shape[1] // 2
+        matrix = self.matrix[:, which * channels : (which + 1) * channels]
+        return _Columns(matrix, self.parts, self.row, self.length)
+
+
+def _gather(images: Sequence[Tensor], size: int) -> _Columns:
+    """The columns of one or two ``[K, c, h, w, N]``, the second's below the first's."""
+    count, channels, h, w, n = images[0].shape
     high, wide = h - size + 1, w - size + 1
-    p = patches.view(count, channels, size, size, high, wide, images)
-    rows = patches.new_zeros(count, channels, size, high, w, images)
-    for j in range(size):
-        rows[..., j : j + wide, :] += p[:, :, :, j]
-    out = patches.new_zeros(tuple(shape))
+    whole = channels * size < _ROWS_FROM
+    shape = (count, channels, size, size, high, wide, n) if whole else (count, channels, size, h, wide, n)
+    views = []
+    for x in images:
+        k, c, a, b, e = x.stride()
+        views.append(x.as_strided(shape, (k, c, a, b, a, b, e) if whole else (k, c, b, a, b, e)))
+    if len(views) == 1:
+        joined = views[0].reshape(count, channels * shape[2] * (size if whole else 1), -1)
+    else:
+        joined = images[0].new_empty(count, 2, *shape[1:])
+        for place, view in enumerate(views):
+            joined[:, place] = view
+        joined = joined.view(count, 2 * channels * shape[2] * (size if whole else 1), -1)
+    return _Columns(joined, 1 if whole else size, wide * n, high * wide * n)
+
+
+def _weight_part(weight: Tensor, i: int, parts: int) -> Tensor:
+    """Of ``weight [K, o, c, size, size]`` row i, or all of it, as a matrix ``[K, o, ...]``."""
+    return weight.flatten(2) if parts == 1 else weight[:, :, :, i].flatten(2)
+
+
+def _convolve(weight: Tensor, columns: _Columns) -> Tensor:
+    """``[K, o, h'*w'*N]``."""
+    y = _times(_weight_part(weight, 0, columns.parts), columns.part(0))
+    for i in range(1, columns.parts):
+        _add_times(y, _weight_part(weight, i, columns.parts), columns.part(i))
+    return y
+
+
+def _by_weight(g: Tensor, columns: _Columns, shape: Sequence[int]) -> Tensor:
+    """The derivative by the weights, ``[K, o, c, size, size]``, from that by the outputs ``g``."""
+    if columns.parts == 1:
+        return _times_transposed(g, columns.part(0)).view(tuple(shape))
+    _, outputs, channels, size, _ = shape
+    rows = [_times_transposed(g, columns.part(i)).view(-1, outputs, channels, size) for i in range(size)]
+    return torch.stack(rows, 3)
+
+
+def _by_images(weight: Tensor, g: Tensor, shape: Sequence[int]) -> Tensor:
+    """The derivative by the images ``[K, c, h, w, N]``: each window's added to where it came from."""
+    size = weight.shape[-1]
+    count, (_, channels, h, w, n) = weight.shape[0], shape
+    high, wide = h - size + 1, w - size + 1
+    rows = g.new_zeros(count, channels * size, h * wide * n)
     for i in range(size):
-        out[:, :, i : i + high] += rows[:, :, i]
+        place = slice(i * wide * n, (i + high) * wide * n)
+        rows[:, :, place].baddbmm_(_weight_part(weight, i, size).transpose(1, 2), g)
+    rows = rows.view(count, channels, size, h, wide, n)
+    out = g.new_zeros(count, channels, h, w, n)
+    for j in range(size):
+        out[:, :, :, j : j + wide] += rows[:, :, j]
     return out
 
 
@@ -102,6 +147,14 @@ def _times(w: Tensor, x: Tensor) -> Tensor:
     if x.shape[0] == 1 and w.shape[0] > 1:
         return (w.reshape(-1, w.shape[2]) @ x[0]).view(w.shape[0], w.shape[1], -1)
     return torch.bmm(w, x)
+
+
+def _add_times(y: Tensor, w: Tensor, x: Tensor) -> None:
+    """``y += w @ x``, in place."""
+    if x.shape[0] == 1 and w.shape[0] > 1:
+        y.view(-1, y.shape[2]).addmm_(w.reshape(-1, w.shape[2]), x[0])
+    else:
+        y.baddbmm_(w, x)
 
 
 def _times_transposed(g: Tensor, x: Tensor) -> Tensor:
@@ -123,7 +176,7 @@ class Conv:
     bias: bool = True
 
     def _weight(self, params: Params) -> Tensor:
-        return params[f"{self.name}.weight"].flatten(2)
+        return params[f"{self.name}.weight"]
 
     def _add_bias(self, params: Params, y: Tensor) -> Tensor:
         return y.add_(params[f"{self.name}.bias"][:, :, None]) if self.bias else y
@@ -136,56 +189,49 @@ class Conv:
         p = self.padding
         return x[:, :, p : x.shape[2] - p, p : x.shape[3] - p] if p else x
 
+    def _shaped(self, y: Tensor, x: Tensor, size: int) -> Tensor:
+        return y.view(*y.shape[:2], x.shape[2] - size + 1, x.shape[3] - size + 1, x.shape[4])
+
     def forward(self, params: Params, x: Tensor, tape: Tape) -> Tensor:
-        weight = params[f"{self.name}.weight"]
-        x = self._pad(x)
-        size = weight.shape[-1]
-        patches = _patches(x, size)
-        y = self._add_bias(params, _times(weight.flatten(2), patches))
-        tape.update(x=x, size=size, patches=patches)
-        return y.view(*weight.shape[:2], x.shape[2] - size + 1, x.shape[3] - size + 1, x.shape[4])
+        weight, x = self._weight(params), self._pad(x)
+        columns = _gather([x], weight.shape[-1])
+        tape.update(x=x, columns=columns)
+        return self._shaped(self._add_bias(params, _convolve(weight, columns)), x, weight.shape[-1])
 
     def backward(self, params: Params, g: Tensor, tape: Tape, grads: Params, inputs: bool) -> Tensor:
-        x, size = tape["x"], tape["size"]
-        g = g.flatten(2)
+        weight, g = self._weight(params), g.flatten(2)
         tape["g"] = g
-        weight = params[f"{self.name}.weight"]
-        # Patches take 25 times the memory of what they are made from: not kept beyond this pass.
-        grads[f"{self.name}.weight"] = _times_transposed(g, tape.pop("patches")).view_as(weight)
+        # Columns take several times the memory of what they are made from: not kept beyond this pass.
+        grads[f"{self.name}.weight"] = _by_weight(g, tape.pop("columns"), weight.shape)
         if self.bias:
             grads[f"{self.name}.bias"] = g.sum(2)
-        if not inputs:
-            return g
-        return self._to_inputs(weight.flatten(2).transpose(1, 2) @ g, x, size)
-
-    def _to_inputs(self, patches: Tensor, x: Tensor, size: int) -> Tensor:
-        return self._unpad(_add_patches(patches, (patches.shape[0], *x.shape[1:]), size))
+        return self._unpad(_by_images(weight, g, tape.tensor("x").shape)) if inputs else g
 
     def tangent(self, params: Params, v: Params, x: Tensor | None, tape: Tape) -> Tensor:
-        before, size = tape.tensor("x"), tape["size"]
-        weight = self._weight(v)
+        weight, along, before = self._weight(params), self._weight(v), tape.tensor("x")
+        size = weight.shape[-1]
         if x is None:
-            patches = _patches(before, size)
+            columns = _gather([before], size)
         else:  # w x' + v x, as one product
-            patches = _stacked_patches(self._pad(x), before.expand(weight.shape[0], *before.shape[1:]), size)
-            weight = torch.cat([self._weight(params), weight], 2)
-        tape["patches"] = patches
-        y = self._add_bias(v, _times(weight, patches))
-        return y.view(*y.shape[:2], before.shape[2] - size + 1, before.shape[3] - size + 1, -1)
+            columns = _gather([self._pad(x), before.expand(weight.shape[0], *before.shape[1:])], size)
+            along = torch.cat([weight, along], 2)
+        tape.update(columns=columns, moved=x is not None)
+        return self._shaped(self._add_bias(v, _convolve(along, columns)), before, size)
 
     def tangent_backward(self, params: Params, v: Params, g: Tensor, tape: Tape, grads: Params) -> Tensor:
-        x, size, before, patches = tape.tensor("x"), tape["size"], tape.tensor("g"), tape.pop("patches")
-        g, weight = g.flatten(2), self._weight(params)
-        moved, still = patches[:, : -weight.shape[2]], patches[:, -weight.shape[2] :]
-        by_weight = _times_transposed(g, still)
-        if moved.shape[1]:
-            by_weight.baddbmm_(before, moved.transpose(1, 2))
-        grads[f"{self.name}.weight"] = by_weight.view_as(params[f"{self.name}.weight"])
+        weight, before, columns = self._weight(params), tape.tensor("g"), tape.pop("columns")
+        g = g.flatten(2)
+        if tape.pop("moved"):
+            by_weight = _by_weight(g, columns.half(1), weight.shape)
+            by_weight += _by_weight(before, columns.half(0), weight.shape)
+        else:
+            by_weight = _by_weight(g, columns, weight.shape)
+        grads[f"{self.name}.weight"] = by_weight
         if self.bias:
             grads[f"{self.name}.bias"] = g.sum(2)
         # w^T g' + v^T g, as one product
-        both = torch.cat([weight, self._weight(v)], 1).transpose(1, 2)
-        return self._to_inputs(torch.bmm(both, torch.cat([g, before], 1)), x, size)
+        both = torch.cat([weight, self._weight(v)], 1)
+        return self._unpad(_by_images(both, torch.cat([g, before], 1), tape.tensor("x").shape))
 
 
 @dataclass(frozen=True)
@@ -281,8 +327,9 @@ def _phases(x: Tensor) -> Tensor:
 
 def _join_phases(phases: Tensor, shape: Sequence[int]) -> Tensor:
     """The inverse of `_phases`, zero where an odd last row or column was dropped."""
-    out = torch.zeros(tuple(shape), dtype=phases.dtype, device=phases.device)
     h, w = 2 * phases.shape[3], 2 * phases.shape[4]
+    whole = (h, w) == tuple(shape[2:4])
+    out = phases.new_empty(tuple(shape)) if whole else phases.new_zeros(tuple(shape))
     for n in range(4):
         out[:, :, n // 2 : h : 2, n % 2 : w : 2] = phases[n]
     return out
