@@ -53,11 +53,11 @@ def count_right(
     """(accuracy, mean loss, diverged), each ``[K]`` on the CPU, of K networks on all the images.
 
     ``pixels [N, c, h, w]`` uint8 and ``labels [N]`` on the device of ``params``; images are normalised
-    and passed on in batches of ``plan.real_chunk``, to ``plan.real_block`` networks at a time.
+    and passed on in batches of ``plan.real_chunk``, to ``plan.test_block`` networks at a time.
     """
     weight = next(iter(params.values()))
     math, count = derivatives_of(network, plan.real_batching), len(weight)
-    blocks = [slice(first, first + plan.real_block) for first in range(0, count, plan.real_block)]
+    blocks = [slice(first, first + plan.test_block) for first in range(0, count, plan.test_block)]
     right = torch.zeros(count, dtype=torch.int64, device=weight.device)
     loss = torch.zeros(count, dtype=torch.float64, device=weight.device)
     finite = torch.ones(count, dtype=torch.bool, device=weight.device)

@@ -23,7 +23,8 @@ class ExecutionPlan:
     ``inner_batching`` and ``real_batching`` say how K networks are computed on the small synthetic and on
     the large real batches: ``explicit`` (derivatives written out), or autograd under ``vmap`` or in a
     ``loop``. ``real_block`` networks and ``real_chunk`` real images go through at a time. ``threads`` is
-    the number of CPU threads, ``device`` a torch device type.
+    the number of CPU threads, ``device`` a torch device type. Without gradients, in the test pass, as many
+    as ``test_block`` networks go through at a time.
     """
 
     device: str = "cpu"
@@ -34,6 +35,7 @@ class ExecutionPlan:
     real_chunk: int = 256
     real_block: int = 1
     segment: int = 1
+    test_block: int = 1
 
     def __post_init__(self) -> None:
         if self.memory_mode not in ("store", "recompute"):
@@ -59,7 +61,7 @@ def choose_plan(
     explicit = hasattr(network, "layers")
     if device.type == "cuda":
         way = "explicit" if explicit else "vmap"
-        return ExecutionPlan("cuda", threads, memory_mode, way, way, 1024, 2**31, segment)
+        return ExecutionPlan("cuda", threads, memory_mode, way, way, 1024, 2**31, segment, 2**31)
     if explicit:
-        return ExecutionPlan("cpu", threads, memory_mode, "explicit", "explicit", 32, 4, segment)
+        return ExecutionPlan("cpu", threads, memory_mode, "explicit", "explicit", 32, 4, segment, 16)
     return ExecutionPlan("cpu", threads, memory_mode, segment=segment)

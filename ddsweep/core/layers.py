@@ -371,16 +371,17 @@ class MaxPool(_Selection):
     """2x2 max-pool."""
 
     def forward(self, params: Params, x: Tensor, tape: Tape) -> Tensor:
-        phases = _phases(x)
-        highest = phases.amax(0)
-        tape.update(phases=phases, highest=highest, shape=x.shape)
+        h, w = x.shape[2] // 2 * 2, x.shape[3] // 2 * 2
+        rows = torch.maximum(x[:, :, 0:h:2], x[:, :, 1:h:2])  # rows first: longer runs
+        highest = torch.maximum(rows[:, :, :, 0:w:2], rows[:, :, :, 1:w:2])
+        tape.update(x=x, highest=highest, shape=x.shape)
         return highest
 
     def _taken(self, tape: Tape) -> Tensor:
         """1 where a pixel of a window is its maximum, else 0: ``[4, K, c, h, w, N]``."""
         if "taken" not in tape:
-            phases, highest = tape.pop("phases"), tape.pop("highest")
-            taken = phases == highest
+            highest = tape.pop("highest")
+            taken = _phases(tape.pop("x")) == highest
             seen = taken[0].clone()
             for n in (1, 2, 3):  # of equal maxima the first one counts
                 taken[n] &= ~seen
