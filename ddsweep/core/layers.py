@@ -368,32 +368,49 @@ class BiasReLU:
 
 @dataclass(frozen=True)
 class MaxPool(_Selection):
-    """2x2 max-pool."""
+    """2x2 max-pool: the larger of two neighbours in a row, then of two such rows. Of equal maxima the
+    first one counts, as in torch."""
 
     def forward(self, params: Params, x: Tensor, tape: Tape) -> Tensor:
-        h, w = x.shape[2] // 2 * 2, x.shape[3] // 2 * 2
-        rows = torch.maximum(x[:, :, 0:h:2], x[:, :, 1:h:2])  # rows first: longer runs
-        highest = torch.maximum(rows[:, :, :, 0:w:2], rows[:, :, :, 1:w:2])
-        tape.update(x=x, highest=highest, shape=x.shape)
-        return highest
+        left, right = self._columns(x)
+        larger = torch.maximum(left, right)
+        upper, lower = self._rows(larger)
+        tape.update(x=x, larger=larger, shape=x.shape)
+        return torch.maximum(upper, lower)
 
-    def _taken(self, tape: Tape) -> Tensor:
-        """1 where a pixel of a window is its maximum, else 0: ``[4, K, c, h, w, N]``."""
-        if "taken" not in tape:
-            highest = tape.pop("highest")
-            taken = _phases(tape.pop("x")) == highest
-            seen = taken[0].clone()
-            for n in (1, 2, 3):  # of equal maxima the first one counts
-                taken[n] &= ~seen
-                seen |= taken[n]
-            tape["taken"] = taken.to(highest.dtype)
-        return tape.tensor("taken")
+    def _columns(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h, w = x.shape[2] // 2 * 2, x.shape[3] // 2 * 2
+        return x[:, :, :h, 0:w:2], x[:, :, :h, 1:w:2]
+
+    def _rows(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x[:, :, 0::2], x[:, :, 1::2]
+
+    def _choices(self, tape: Tape) -> tuple[Tensor, Tensor]:
+        """Where the left one of two columns was taken, and where the upper one of two rows."""
+        if "left" not in tape:
+            (left, right), (upper, lower) = self._columns(tape.pop("x")), self._rows(tape.pop("larger"))
+            tape.update(left=left >= right, upper=upper >= lower)
+        return tape.tensor("left"), tape.tensor("upper")
 
     def _apply(self, x: Tensor, tape: Tape) -> Tensor:
-        return (_phases(x) * self._taken(tape)).sum(0)
+        left, upper = self._choices(tape)
+        return torch.where(upper, *self._rows(torch.where(left, *self._columns(x))))
 
     def _transpose(self, g: Tensor, tape: Tape) -> Tensor:
-        return _join_phases(self._taken(tape) * g, (g.shape[0], *tape["shape"][1:]))
+        left, upper = self._choices(tape)
+        shape = (g.shape[0], *tape["shape"][1:])
+        by_rows = g.new_empty(left.shape)
+        _split(g, upper, *self._rows(by_rows))
+        odd = shape[2] % 2 or shape[3] % 2
+        out = g.new_zeros(shape) if odd else g.new_empty(shape)
+        _split(by_rows, left, *self._columns(out))
+        return out
+
+
+def _split(g: Tensor, first: Tensor, to_first: Tensor, to_second: Tensor) -> None:
+    """Write ``g`` to one of two places, and 0 to the other."""
+    torch.where(first, g, g.new_zeros(()), out=to_first)
+    torch.sub(g, to_first, out=to_second)
 
 
 @dataclass(frozen=True)
