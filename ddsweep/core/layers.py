@@ -22,6 +22,7 @@ all networks share are ``[1, c, h, w, N]``, and their patches are gathered once.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -278,15 +279,15 @@ class Linear:
         return self._to_inputs(to_inputs, tape)
 
 
-class _Selection:
+class _Selection(ABC):
     """A layer that, at a given point, is linear and has no weights: its tangent is itself, and its
     backward pass the transpose, of values and of tangents alike."""
 
-    def _apply(self, x: Tensor, tape: Tape) -> Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def _apply(self, x: Tensor, tape: Tape) -> Tensor: ...
 
-    def _transpose(self, g: Tensor, tape: Tape) -> Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def _transpose(self, g: Tensor, tape: Tape) -> Tensor: ...
 
     def backward(self, params: Params, g: Tensor, tape: Tape, grads: Params, inputs: bool) -> Tensor:
         return self._transpose(g, tape)
