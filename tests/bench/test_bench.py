@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 NOT_NEEDED = ("ray", "pydantic", "typer")
 BOTH = {
@@ -69,6 +71,7 @@ def test_evaluate(tmp_path: Path) -> None:
     assert found["networks"] == 4
 
 
+@pytest.mark.slow
 def test_memory(tmp_path: Path) -> None:
     found = report(run(tmp_path, "memory.py", "--quick", "--epochs", "40", "--json"))
     by_kind = {(row["memory_mode"], row["segment"]): row["bytes"] for row in found["rows"]}
@@ -76,6 +79,7 @@ def test_memory(tmp_path: Path) -> None:
     assert 0 < by_kind["recompute", 10] < by_kind["store", 1]
 
 
+@pytest.mark.slow
 def test_packing(tmp_path: Path) -> None:
     found = report(run(tmp_path, "packing.py", "--quick", "--packed", "1", "2", "--json"))
     assert [row["packed"] for row in found["rows"]] == [1, 2]

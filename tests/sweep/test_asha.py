@@ -218,6 +218,7 @@ def copied(stopped: Driver, folder: Path) -> Driver:
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_without_the_scheduler_stopped_trials_go_on_to_their_end(stopped: Driver, tmp_path: Path) -> None:
     driver = copied(stopped, tmp_path)
@@ -254,6 +255,7 @@ def distilled_alone(spec: TrialSpec, folder: Path) -> DistilledSet:
     return read_distilled(spec, SweepDirectory(folder))
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_killed_sweep_goes_on_by_the_same_command(tmp_path: Path, environment: dict[str, str]) -> None:
     driver = driver_in(tmp_path, environment)
