@@ -45,9 +45,9 @@ of one LeNet on MNIST 0.23 s, of which this is more than half."""
 _GRADIENT, _BACK_THROUGH, _AGAIN = 3, 6, 3
 """In forward passes: a gradient; going back through it; running it again under ``recompute``."""
 
-_COPIES, _COPIES_AUTOGRAD = 3, 9
-"""Tensors kept for each output of a layer of an inner step: before and after the nonlinearity, and the
-derivative; more where autograd keeps the graph of the graph. Measured."""
+_COPIES, _COPIES_AUTOGRAD = 2, 5
+"""Tensors kept for each output of a layer of an inner step: the output and its derivative; more where
+autograd keeps the graph of the graph. From what `bench/memory.py` measures, rounded up."""
 
 _SLOTS = {"gd": 0, "momentum": 1, "adam": 2}
 

@@ -38,7 +38,7 @@ def test_value_by_hand() -> None:
     assert cost.seconds_cpu == pytest.approx(
         flops / (2e9 * CPU_GFLOPS_PER_THREAD) + 10 * 6 * SECONDS_PER_INNER_STEP
     )
-    point, step = 4 * 4 * 61_706, 4 * 4 * 10 * outputs * 3
+    point, step = 4 * 4 * 61_706, 4 * 4 * 10 * outputs * 2
     assert cost.memory_bytes == 6 * (2 * point + step) + 3 * point + 4 * 100 * 28**2
 
 
