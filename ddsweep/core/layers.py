@@ -14,10 +14,10 @@ each layer here has four methods,
 and no graph is ever built. Everything is exact; at kinks the choice is that of torch (the first of
 equal maxima, 0 for the derivative of ReLU at 0).
 
-Activations are ``[K, channels, h, w, N]`` with the images innermost: then a convolution is a matrix
-product over patches gathered in long runs, also for the few channels of LeNet, where direct
-convolutions leave most of a vector unit idle, and K networks are a batch of such products. Images that
-all networks share are ``[1, c, h, w, N]``, and their patches are gathered once.
+Activations are ``[K, channels, h, w, N]`` with the images innermost: then a convolution is a sum of
+matrix products over windows that are gathered in long runs, also for the few channels of LeNet, where
+direct convolutions leave most of a vector unit idle, and K networks are a batch of such products. Images
+that all networks share are ``[1, c, h, w, N]``, and their windows are gathered once.
 """
 
 from __future__ import annotations
