@@ -5,6 +5,7 @@ Run from the repository: ``python bench/packing.py [--json]``. See bench/README.
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 import time
@@ -70,7 +71,7 @@ def _work(argv: Sequence[str]) -> int:
     return 0
 
 
-def _parser():  # type: ignore[no-untyped-def]
+def _parser() -> argparse.ArgumentParser:
     parser = make_parser("outer steps a second of trials that run side by side")
     parser.add_argument("--networks", type=positive, default=8, metavar="K", help="networks per outer step")
     parser.add_argument("--real-batch", type=positive, default=1024, help="real images, for all networks")
