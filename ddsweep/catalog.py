@@ -264,7 +264,7 @@ _AT_LEAST_ONE = (
 )
 _POSITIVE = (
     *("init_param", "inner_lr", "outer_lr", "outer_decay_factor", "clip_norm", "clip_median"),
-    *("clip_running", "rate_limit"),
+    *("clip_running", "rate_limit", "image_scale", "outer_lr_rates"),
 )
 
 AUGMENTATIONS = ("shift", "rotate", "scale", "flip", "cutout")
@@ -346,6 +346,9 @@ class TrialSpec:
     keep: str = "last"
     max_rollbacks: int = 0
     rate_limit: float = 100.0
+    image_centre: bool = False
+    image_scale: float = 1.0
+    outer_lr_rates: float | None = None
 
     def __post_init__(self) -> None:
         for name, allowed in CHOICES.items():

@@ -159,6 +159,8 @@ def test_refused_networks(network: str, shape: tuple[int, int, int], message: st
         ({"outer_augment": ""}, "outer_augment: '' is not one of"),
         ({"inner_augment": "shift+rotate+shift"}, "inner_augment: 'shift.rotate.shift' names a part twice"),
         ({"inner_augment": "shift+flip"}, "inner_augment: 'shift.flip': digits is not the same in a mirror"),
+        ({"image_scale": 0.0}, "image_scale: 0.0 must be a positive number"),
+        ({"outer_lr_rates": -0.1}, "outer_lr_rates: -0.1 must be a positive number"),
         ({"image_init": "medoids"}, "image_init: 'medoids' is not one of noise, real, kmeans"),
     ],
 )
@@ -194,6 +196,9 @@ def test_digits_of_every_kind_are_never_flipped_and_objects_may_be(name: str) ->
         {"max_rollbacks": 1},
         {"rate_limit": 10.0},
         {"image_init": "kmeans"},
+        {"image_centre": True},
+        {"image_scale": 1.5},
+        {"outer_lr_rates": 0.001},
     ],
 )
 def test_every_new_setting_is_part_of_the_id_and_survives_the_way_there_and_back(

@@ -56,9 +56,12 @@ def test_documented_defaults_are_the_defaults() -> None:
         if name in ("dataset", "images_per_class_per_step"):
             continue
         actual = TrialSpec.__dataclass_fields__[name].default
-        assert default == (
-            "none" if actual is None else f"{actual:g}" if isinstance(actual, float) else str(actual)
-        )
+        if isinstance(actual, bool):
+            assert default == str(actual).lower()
+        elif isinstance(actual, float):
+            assert default == f"{actual:g}"
+        else:
+            assert default == ("none" if actual is None else str(actual))
 
 
 @pytest.mark.parametrize("table", list(TABLES))

@@ -41,12 +41,12 @@ __all__ = [
     "initial_state",
     "judged",
     "labels_of",
-    "outer_lr",
     "outer_step",
     "presented",
     "rates_of",
     "result",
     "rolled_back",
+    "schedule_factor",
 ]
 
 BETAS, EPSILON = (0.5, 0.999), 1e-8
@@ -181,7 +181,8 @@ class StepReport:
 
 def initial_state(problem: Problem, start: Tensor | None = None) -> DistillState:
     """Images from N(0, 1) in normalised pixel space, or real ones, or ``start [S, n, c, h, w]`` where the
-    caller has made them; all rates at ``inner_lr``; labels, if learned, at the classes themselves."""
+    caller has made them, centred and scaled as asked for; all rates at ``inner_lr``; labels, if learned,
+    at the classes themselves."""
     spec = problem.spec
     c, h, w = spec.dataset.shape
     generator = torch.Generator().manual_seed(derive_seed("image_init", spec.trial_id))
@@ -194,7 +195,9 @@ def initial_state(problem: Problem, start: Tensor | None = None) -> DistillState
         images = normalise(problem.real_images.cpu()[picks], problem.mean, problem.std, problem.dtype)
     else:
         images = torch.randn(problem.labels.numel(), c, h, w, generator=generator).to(problem.dtype)
-    images = images.reshape(*problem.labels.shape, c, h, w).to(problem.plan.device)
+    if spec.image_centre:
+        images = images - images.flatten(0, -4).mean(0)
+    images = (images * spec.image_scale).reshape(*problem.labels.shape, c, h, w).to(problem.plan.device)
     learned = {
         "images": images,
         "raw": raw_rates(spec.inner_lr, 1 if spec.inner_lr_mode == "shared" else spec.steps).to(images),
@@ -256,13 +259,13 @@ def rolled_back(state: DistillState, spec: TrialSpec) -> DistillState | None:
     )
 
 
-def outer_lr(spec: TrialSpec, step: int) -> float:
-    """Outer rate at outer step ``step``: constant, halved (or so) every few steps, or cosine to zero."""
+def schedule_factor(spec: TrialSpec, step: int) -> float:
+    """Factor on the outer rates at outer step ``step``: 1, ever smaller in steps, or cosine to zero."""
     if spec.outer_schedule == "step":
-        return float(spec.outer_lr * spec.outer_decay_factor ** (step // spec.outer_decay_steps))
+        return float(spec.outer_decay_factor ** (step // spec.outer_decay_steps))
     if spec.outer_schedule == "cosine":
-        return spec.outer_lr * 0.5 * (1 + math.cos(math.pi * step / spec.outer_steps))
-    return spec.outer_lr
+        return 0.5 * (1 + math.cos(math.pi * step / spec.outer_steps))
+    return 1.0
 
 
 def adam(
@@ -429,11 +432,13 @@ def outer_step(problem: Problem, state: DistillState) -> tuple[DistillState, Ste
 
 def _updated(state: DistillState, gradient: Learned, spec: TrialSpec) -> DistillState:
     """``state`` after one Adam update of all that is learned, and of its running mean."""
-    updates, lr = state.updates + 1, outer_lr(spec, state.step) * ROLLBACK_FACTOR**state.rollbacks
+    updates, factor = state.updates + 1, schedule_factor(spec, state.step) * ROLLBACK_FACTOR**state.rollbacks
     learned, m, v = dict(state.learned), dict(state.m), dict(state.v)
     for name, part in gradient.items():
         if name == "raw" and spec.inner_lr_mode == "fixed":
             continue
+        own = spec.outer_lr_rates if name == "raw" else None
+        lr = factor * (spec.outer_lr if own is None else own)
         learned[name], m[name], v[name] = adam(learned[name], part, m[name], v[name], updates, lr)
     ema = state.ema
     if spec.ema is not None:

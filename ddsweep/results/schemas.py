@@ -67,6 +67,9 @@ TRIALS = pa.schema(
         ("keep", _TEXT),
         ("max_rollbacks", _COUNT),
         ("rate_limit", _REAL),
+        ("image_centre", _FLAG),
+        ("image_scale", _REAL),
+        ("outer_lr_rates", _REAL),
         # What came out. test_models networks; std and ci95 over networks, null when there is one.
         ("status", _TEXT),
         ("outer_steps_done", _COUNT),

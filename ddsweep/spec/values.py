@@ -80,6 +80,9 @@ def setting(name: str, value: Any) -> Any:
         value = whole(value)
     elif kind.startswith("float"):
         value = real(value)
+    elif kind == "bool":
+        if not isinstance(value, bool):
+            raise ValueError(f"{value!r} is not true or false")
     elif not isinstance(value, str):
         raise ValueError(f"{value!r} is not text")
     if name in ("seed", "split_seed") and value < 0:

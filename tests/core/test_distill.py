@@ -18,9 +18,9 @@ from ddsweep.core.distill import (
     initial_state,
     known_seed,
     network_seeds,
-    outer_lr,
     outer_step,
     rates_of,
+    schedule_factor,
 )
 from ddsweep.core.execution import ExecutionPlan
 from ddsweep.core.images import normalise
@@ -95,31 +95,36 @@ def spec_with(**settings) -> TrialSpec:
 
 
 def test_the_outer_rate_is_constant_unless_told_otherwise() -> None:
-    assert {outer_lr(spec_with(outer_lr=0.03), step) for step in (0, 1, 399, 10_000)} == {0.03}
+    assert {schedule_factor(spec_with(), step) for step in (0, 1, 399, 10_000)} == {1.0}
 
 
 def test_the_step_schedule_multiplies_by_its_factor_every_so_many_steps() -> None:
-    spec = spec_with(outer_lr=0.08, outer_schedule="step", outer_decay_steps=10, outer_decay_factor=0.5)
-    found = [outer_lr(spec, step) for step in (0, 9, 10, 19, 20, 35)]
-    assert found == pytest.approx([0.08, 0.08, 0.04, 0.04, 0.02, 0.01])
+    spec = spec_with(outer_schedule="step", outer_decay_steps=10, outer_decay_factor=0.5)
+    found = [schedule_factor(spec, step) for step in (0, 9, 10, 19, 20, 35)]
+    assert found == pytest.approx([1, 1, 0.5, 0.5, 0.25, 0.125])
 
 
 def test_the_cosine_schedule_goes_from_the_outer_rate_to_zero() -> None:
-    spec = spec_with(outer_lr=0.08, outer_schedule="cosine", outer_steps=100)
-    found = [outer_lr(spec, step) for step in (0, 25, 50, 75, 100)]
-    expected = [0.08, 0.04 * (1 + math.sqrt(0.5)), 0.04, 0.04 * (1 - math.sqrt(0.5)), 0.0]
+    spec = spec_with(outer_schedule="cosine", outer_steps=100)
+    found = [schedule_factor(spec, step) for step in (0, 25, 50, 75, 100)]
+    expected = [1.0, 0.5 * (1 + math.sqrt(0.5)), 0.5, 0.5 * (1 - math.sqrt(0.5)), 0.0]
     assert found == pytest.approx(expected, abs=1e-15)
 
 
 @pytest.mark.parametrize("schedule", ["step", "cosine"])
 def test_an_outer_step_moves_by_the_scheduled_rate(problem_of, schedule) -> None:
-    """Adam's first update is the rate times the sign, whatever the size of the gradient."""
-    problem = problem_of(outer_schedule=schedule, outer_decay_steps=3, outer_steps=10, outer_lr=0.1)
+    """Adam's first update is the rate times the sign, whatever the size of the gradient. The raw inner rates
+    may have an outer rate of their own, on the same schedule."""
+    problem = problem_of(
+        outer_schedule=schedule, outer_decay_steps=3, outer_steps=10, outer_lr=0.1, outer_lr_rates=0.003
+    )
+    factor = schedule_factor(problem.spec, 4)
+    assert factor < 1
     start = replace(initial_state(problem), step=4)
     after, _ = outer_step(problem, start)
     moved = (after.images - start.images).abs()
-    assert float(moved.max()) == pytest.approx(outer_lr(problem.spec, 4), rel=1e-3)
-    assert outer_lr(problem.spec, 4) < 0.1
+    assert float(moved.max()) == pytest.approx(0.1 * factor, rel=1e-3)
+    assert float((after.raw - start.raw).abs().max()) == pytest.approx(0.003 * factor, rel=1e-3)
 
 
 def test_an_outer_step_is_one_update_by_the_mean_gradient_of_its_networks(problem_of) -> None:
@@ -269,6 +274,20 @@ def test_a_class_with_too_few_real_images_repeats_them(problem_of) -> None:
     for label in range(10):
         members = int((problem.real_labels == label).sum())
         assert len(set(picks[problem.labels[0] == label].tolist())) == min(members, 12)
+
+
+@pytest.mark.parametrize("image_init", ["noise", "real"])
+def test_start_images_are_centred_and_then_scaled(problem_of, image_init) -> None:
+    """Each less the mean image of all S x n, so that nothing is left that all of them have."""
+    sizes = {"images_per_class": 4, "inner_steps": 2, "images": 300}
+    only_scaled = initial_state(problem_of(image_init=image_init, image_scale=1.5, **sizes)).images
+    start = initial_state(
+        problem_of(image_init=image_init, image_centre=True, image_scale=1.5, **sizes)
+    ).images
+    assert float(only_scaled.mean((0, 1)).abs().max()) > 0.01
+    assert float(start.mean((0, 1)).abs().max()) < 1e-14
+    if image_init == "noise":
+        assert float(start.std()) == pytest.approx(1.5 * math.sqrt(79 / 80), rel=0.05)
 
 
 @pytest.mark.parametrize("mode", ["per_step", "shared", "fixed"])

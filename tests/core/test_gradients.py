@@ -98,9 +98,9 @@ KINKED = {
 KINKED_EPS = 1e-7
 
 # Relative errors measured with torch 2.15 on a CPU, the largest over networks, the larger of shared and
-# per-network real batches: lenet 4.6e-8 by images and 4.2e-9 by rates, alexcifarnet 6.6e-8 and 1.1e-8,
-# convnet 4.6e-8 and 3.8e-8.
-KINKED_TOLERANCE = 3e-7
+# per-network real batches: lenet 4.6e-8 by images and 4.2e-9 by rates, alexcifarnet 6.6e-8 and 1.1e-8 (4.0e-7
+# by images on one thread: rounding of the losses), convnet 4.6e-8 and 3.8e-8.
+KINKED_TOLERANCE = 1e-6
 
 # The same for the smooth network, T = 6: 3.0e-9 by images and 6.6e-10 by rates at eps 3e-6.
 SMOOTH_EPS = 3e-6
@@ -120,8 +120,12 @@ def kinked(request, make_case):
 
 
 def plan_for(case, mode: str) -> ExecutionPlan:
-    """Both ways to compute K networks: vmapped with a shared real batch, one by one with one for each."""
-    return ExecutionPlan(memory_mode=mode, inner_batching="vmap" if case.real_images.dim() == 4 else "loop")
+    """All ways to compute K networks: vmapped with a shared real batch; with one for each, written out
+    under ``store`` and one by one under ``recompute``."""
+    if case.real_images.dim() == 4:
+        return ExecutionPlan(memory_mode=mode, inner_batching="vmap")
+    way = "explicit" if mode == "store" else "loop"
+    return ExecutionPlan(memory_mode=mode, inner_batching=way, real_batching=way)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -206,8 +210,9 @@ def test_alexcifarnet_gives_the_gradient_of_one_end_to_end_graph(make_case) -> N
     case = make_case(network, shape, count=1, **options)
     expected = end_to_end(case)
     for mode in MODES:
-        plan = ExecutionPlan(memory_mode=mode, real_batching="vmap", real_chunk=3)
-        assert_same(outer_gradient(*case.arguments, plan), expected)
+        for inner, real in (("vmap", "vmap"), ("explicit", "explicit")):
+            plan = ExecutionPlan(memory_mode=mode, inner_batching=inner, real_batching=real, real_chunk=3)
+            assert_same(outer_gradient(*case.arguments, plan), expected)
 
 
 def test_a_long_smooth_unroll_gives_the_gradient_of_one_end_to_end_graph(make_case) -> None:
