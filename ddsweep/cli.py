@@ -203,6 +203,7 @@ def _run(
     *,
     only_evaluate: bool,
 ) -> None:
+    from ddsweep.data.layout import require_files
     from ddsweep.report.console import report_console
     from ddsweep.report.summary import summarise
     from ddsweep.report.summary_table import summary_table
@@ -212,8 +213,11 @@ def _run(
 
     console = report_console()
     fresh = not directory.root.exists()
+    if fresh:  # so all of it is to be done, and needs its data
+        for dataset in {trial.dataset for trial in plan.trials}:
+            require_files(dataset, data_root)
     directory.create()
-    from ddsweep.sweep.observe import Board  # here: Ray takes seconds to import, a bad folder should not
+    from ddsweep.sweep.observe import Board  # here: Ray takes seconds to import, missing files should not
     from ddsweep.sweep.runner import Interrupted, run_sweep
 
     with SweepLock(directory.lock):

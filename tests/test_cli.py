@@ -118,6 +118,19 @@ def verb_help(verb: str, ask: Ask) -> str:
 # ------------------------------------------------------------------------------------ what is imported
 
 
+def imported_by(arguments: str, folder: Path, environment: dict[str, str]) -> list[str]:
+    """The exit code of a command line, and which of the slow libraries it imported."""
+    code = (
+        "import sys; from ddsweep.cli import _exit_code; rc = _exit_code(sys.argv[1:]); "
+        "print('>', rc, *sorted({'torch', 'torchvision', 'ray', 'pandas', 'sklearn'} & set(sys.modules)))"
+    )
+    command = [sys.executable, "-c", code, *arguments.split()]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=100, cwd=folder, env=environment, check=True
+    )
+    return done.stdout.splitlines()[-1].split()[1:]
+
+
 @pytest.mark.parametrize(
     "arguments",
     ["--help", "--version", "run --help", f"plan {QUICKSTART}", "status results/small", "data list"],
@@ -125,15 +138,19 @@ def verb_help(verb: str, ask: Ask) -> str:
 def test_instant_verbs_import_neither_torch_nor_ray_nor_pandas(
     arguments: str, small: SweepDirectory, tmp_path: Path, environment: dict[str, str]
 ) -> None:
-    code = (
-        "import sys; from ddsweep.cli import _exit_code; rc = _exit_code(sys.argv[1:]); "
-        "print('>', rc, *sorted({'torch', 'torchvision', 'ray', 'pandas', 'sklearn'} & set(sys.modules)))"
-    )
-    command = [sys.executable, "-c", code, *arguments.split()]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=100, cwd=tmp_path, env=environment, check=True
-    )
-    assert done.stdout.splitlines()[-1] == "> 0", done.stdout + done.stderr
+    assert imported_by(arguments, tmp_path, environment) == ["0"]
+
+
+@pytest.mark.parametrize(
+    "dataset", ["mnist", "cifar10-exact", "{source: folder, path: a, train: b, test: c}"]
+)
+def test_missing_data_are_told_before_anything_slow_is_imported(
+    dataset: str, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    (tmp_path / "sweep.yaml").write_text(f"name: small\nbase: {{dataset: {dataset}}}\n")
+    (tmp_path / "empty").mkdir()
+    assert imported_by("run sweep.yaml --data-root empty", tmp_path, environment) == ["1"]
+    assert not (tmp_path / "results").exists()
 
 
 def test_importing_the_package_costs_nothing(environment: dict[str, str]) -> None:

@@ -103,6 +103,28 @@ def location(spec: DatasetSpec, root: Path | None) -> Path:
     return folder
 
 
+def torchvision_folder(spec: DatasetSpec, root: Path | None) -> Path:
+    """The data root, if it holds every file that torchvision reads; else `DataError` names the first."""
+    layout = TORCHVISION[spec.name]
+    base = need_root(root, spec.name)
+    for file in layout.files:
+        if not (base / layout.folder / file).is_file():
+            raise DataError(
+                f"dataset {spec.name}: {base / layout.folder / file} is missing; {how_to_get(spec.name)}"
+            )
+    return base
+
+
+def require_files(spec: DatasetSpec, root: Path | None) -> None:
+    """Raises `DataError` for files that are not there, in milliseconds: nothing is opened."""
+    if spec.source == "torchvision":
+        torchvision_folder(spec, root)
+    elif spec.source == "parquet":
+        parquet_files(spec, root)
+    elif spec.source == "folder":
+        location(spec, root)
+
+
 def parquet_files(spec: DatasetSpec, root: Path | None) -> dict[str, tuple[Path, ...]]:
     """The files of a ``parquet`` source by role, ``{"train": (...), "test": (...)}``, in given order.
 

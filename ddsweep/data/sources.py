@@ -24,9 +24,9 @@ from ddsweep.data.layout import (
     content_fingerprint,
     folder_files,
     how_to_get,
-    need_root,
     one_line,
     parquet_files,
+    torchvision_folder,
 )
 from ddsweep.errors import DataError, SettingError
 from ddsweep.seeds import derive_seed
@@ -228,13 +228,7 @@ def _torchvision(spec: DatasetSpec, root: Path | None) -> tuple[_Part, _Part]:
     CIFAR-10 comes as pickles. torchvision checks the md5 of each (`_check_integrity`) before it opens
     one, so a file that is not the published one is refused, not executed.
     """
-    layout = TORCHVISION[spec.name]
-    base = need_root(root, spec.name)
-    for file in layout.files:
-        if not (base / layout.folder / file).is_file():
-            raise DataError(
-                f"dataset {spec.name}: {base / layout.folder / file} is missing; {how_to_get(spec.name)}"
-            )
+    layout, base = TORCHVISION[spec.name], torchvision_folder(spec, root)
     return _torchvision_part(spec, layout, base, True), _torchvision_part(spec, layout, base, False)
 
 
