@@ -107,14 +107,16 @@ def _root(data_root: Path | None) -> Path | None:
 
 def _labels(plan: Plan) -> dict[str, str]:
     """A short readable name of each trial: its id and the settings in which the trials differ."""
-    from ddsweep.report.settings import settings_of, varying
+    from ddsweep.report.settings import settings_of, telling, varying
 
-    settings = {trial.trial_id: settings_of(trial) for trial in plan.trials}
-    names = varying(list(settings.values()), always=("init", "images_per_class"))
+    settings = [settings_of(trial) for trial in plan.trials]
+    told = telling(settings, varying(settings, always=("init", "images_per_class")))
     short = {"images_per_class": "ipc", "inner_steps": "S", "inner_epochs": "E"}
     return {
-        trial_id: " ".join([trial_id, *(f"{short.get(name, name)}={item[name]}" for name in names)])
-        for trial_id, item in settings.items()
+        trial.trial_id: " ".join(
+            [trial.trial_id, *(f"{short.get(name, name)}={own[name]}" for name in names)]
+        )
+        for trial, own, names in zip(plan.trials, settings, told, strict=True)
     }
 
 

@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ddsweep.cost import CostEstimate
-from ddsweep.report.formats import NONE, duration, plain, size
-from ddsweep.report.settings import heading, settings_of, varying
+from ddsweep.report.formats import NONE, duration, size
+from ddsweep.report.settings import setting_cells, setting_headings, settings_of, varying
 
 if TYPE_CHECKING:
     from ddsweep.spec import AshaSpec, Plan
@@ -37,16 +37,16 @@ def plan_table(
     names = varying(settings)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("trial", no_wrap=True)
-    for name in names:
-        table.add_column(heading(name), overflow="fold")
+    for title in setting_headings(names):
+        table.add_column(title, overflow="fold")
     table.add_column("state", no_wrap=True)
     table.add_column("about", justify="right", no_wrap=True)
     table.add_column("memory", justify="right", no_wrap=True)
-    for trial, values in zip(plan.trials, settings, strict=True):
+    for trial, cells in zip(plan.trials, setting_cells(settings, names), strict=True):
         state, cost = states.get(trial.trial_id, "missing"), estimates.get(trial.trial_id)
         table.add_row(
             trial.trial_id,
-            *(plain(values[name]) for name in names),
+            *cells,
             Text(state, {"done": "green", "stopped": "magenta"}.get(state, "")),
             duration(cost.seconds_cpu) if cost else NONE,
             size(cost.memory_bytes) if cost else NONE,

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
 from ddsweep.catalog import DATASETS, TrialSpec, parse_network
 from ddsweep.errors import SettingError
+from ddsweep.report.formats import NONE, plain
 
-__all__ = ["NAMES", "changed", "heading", "settings_of", "settings_of_row", "varying"]
+__all__ = [
+    "NAMES",
+    "changed",
+    "heading",
+    "setting_cells",
+    "setting_headings",
+    "settings_of",
+    "settings_of_row",
+    "telling",
+    "varying",
+]
 
 _FIRST = ("dataset", "network", "init", "images_per_class", "inner_steps", "inner_epochs")
 NAMES = (*_FIRST, *(item.name for item in fields(TrialSpec) if item.name not in _FIRST))
@@ -48,6 +60,34 @@ def varying(settings: Sequence[Mapping[str, Any]], always: Sequence[str] = ()) -
     if "models_per_step" not in always and not _differ(free, "models_per_step"):
         names = [name for name in names if name != "models_per_step"]
     return names
+
+
+_MOST_COLUMNS = 8
+"""From how many varying settings on a table has one column for all of them."""
+
+
+def telling(settings: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[list[str]]:
+    """For each trial those of ``names`` that tell it from the others: all, if they are few. If they are many,
+    as where each trial changes one setting of its own, those with another value than most trials have."""
+    if len(names) <= _MOST_COLUMNS:
+        return [list(names) for _ in settings]
+    usual = {name: Counter(repr(item.get(name)) for item in settings).most_common(1)[0][0] for name in names}
+    return [[name for name in names if repr(item.get(name)) != usual[name]] for item in settings]
+
+
+def setting_headings(names: Sequence[str]) -> list[str]:
+    """The titles of the columns that `setting_cells` fills: one for each of ``names``, or one for all."""
+    return [heading(name) for name in names] if len(names) <= _MOST_COLUMNS else ["settings unlike most"]
+
+
+def setting_cells(settings: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[list[str]]:
+    """What stands for each trial in the columns of `setting_headings`."""
+    if len(names) <= _MOST_COLUMNS:
+        return [[plain(item.get(name)) for name in names] for item in settings]
+    return [
+        [", ".join(f"{heading(name)} {plain(item.get(name))}" for name in own) or NONE]
+        for item, own in zip(settings, telling(settings, names), strict=True)
+    ]
 
 
 def _differ(settings: Sequence[Mapping[str, Any]], name: str) -> bool:

@@ -15,8 +15,8 @@ from rich.text import Text
 
 from ddsweep.catalog import EvaluationSpec, TrialSpec
 from ddsweep.errors import ResultsError
-from ddsweep.report.formats import NONE, duration, percent, plain
-from ddsweep.report.settings import heading, settings_of, varying
+from ddsweep.report.formats import NONE, duration, percent
+from ddsweep.report.settings import setting_cells, setting_headings, settings_of, varying
 from ddsweep.report.sweep_file import require_sweep, seen_trials
 from ddsweep.results.layout import PART_FOLDERS, SweepDirectory
 from ddsweep.results.lock import is_stale, read_lock
@@ -334,15 +334,16 @@ def _table(found: SweepStatus) -> Table:
     names = varying([t.settings for t in found.trials if t.settings])
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("trial", no_wrap=True)
-    for name in names:
-        table.add_column(heading(name), overflow="fold")
+    for title in setting_headings(names):
+        table.add_column(title, overflow="fold")
     table.add_column("state", no_wrap=True)
     for title in ("outer step", "loss", "val. score", "time"):
         table.add_column(title, justify="right", no_wrap=True)
-    for trial in found.trials:
+    cells = setting_cells([trial.settings for trial in found.trials], names)
+    for trial, own in zip(found.trials, cells, strict=True):
         table.add_row(
             trial.trial_id,
-            *(plain(trial.settings.get(name)) for name in names),
+            *own,
             Text(trial.state, STYLES[trial.state]),
             _step(trial),
             NONE if trial.outer_loss is None else f"{trial.outer_loss:.4g}",

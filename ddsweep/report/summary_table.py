@@ -11,7 +11,7 @@ from rich.text import Text
 
 from ddsweep.report.console import PLAIN_WIDTH
 from ddsweep.report.formats import NONE, duration, percent, plain
-from ddsweep.report.settings import heading
+from ddsweep.report.settings import heading, telling
 from ddsweep.report.summary import NEIGHBOUR, Accuracy, Difference, TrialSummary
 
 __all__ = ["BASELINE_NAMES", "gain_text", "summary_table"]
@@ -74,11 +74,12 @@ def _table(summaries: Sequence[TrialSummary], sources: Sequence[str], gap: int, 
     table.add_column("div", justify="right", no_wrap=True)
     if not stacked:
         table.add_column("time", justify="right", no_wrap=True)
-    for position, summary in enumerate(summaries):
+    told = telling([summary.settings for summary in summaries], names)
+    for position, (summary, own) in enumerate(zip(summaries, told, strict=True)):
         if stacked and position:
             table.add_row()
         lines = _lines(summary, sources, tight=stacked)
-        values = [(name, plain(summary.settings[name])) for name in names]
+        values = [(name, plain(summary.settings[name])) for name in (own if stacked else names)]
         left: list[list[_Cell]] = [[summary.trial_id, *([] if stacked else [v for _, v in values])]]
         right = [duration(summary.wall_seconds)]
         if stacked:

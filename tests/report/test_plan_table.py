@@ -6,6 +6,7 @@ import io
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from ddsweep.cost import CostEstimate
 from ddsweep.report.console import report_console
 from ddsweep.report.formats import duration, percent, plain, size
 from ddsweep.report.plan_table import plan_table
-from ddsweep.report.settings import changed, settings_of, varying
+from ddsweep.report.settings import NAMES, changed, settings_of, telling, varying
 from ddsweep.spec import AshaSpec, Plan
 
 from .conftest import Folder, spec, text
@@ -134,6 +135,7 @@ def test_reports_import_nothing_heavy(folder: Folder, tmp_path: Path) -> None:
     code = f"""
 import sys
 from pathlib import Path
+from typing import Any
 from ddsweep.catalog import DATASETS
 from ddsweep.cost import estimate
 from ddsweep.report.console import report_console
@@ -159,3 +161,29 @@ print(*sorted({{'torch', 'ray', 'pandas', 'matplotlib', 'sklearn'}} & set(sys.mo
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == []
     assert "distilled" in done.stderr
+
+
+def test_trials_that_each_change_a_setting_of_their_own_get_one_column() -> None:
+    """Nine varying settings: each trial says what it has that most have not."""
+    own: list[dict[str, Any]] = [
+        {},
+        {"trim": 0.25},
+        {"ema": 0.9},
+        {"labels": "soft"},
+        {"clip_median": 2.0},
+        {"outer_lr": 0.03},
+        {"outer_steps": 9},
+        {"inner_lr": 0.5, "inner_optimizer": "momentum"},
+        {"real_batch": 32},
+    ]
+    trials = tuple(spec(**changes) for changes in own)
+    settings = [settings_of(trial) for trial in trials]
+    names = varying(settings)
+    assert sorted(names) == sorted(name for changes in own for name in changes)
+    assert telling(settings, names) == [[n for n in NAMES if n in changes] for changes in own]
+    shown = text(plan_table(Plan(trials), {}, {})).splitlines()
+    assert shown[0].split() == ["trial", "settings", "unlike", "most", "state", "about", "memory"]
+    assert shown[1].split()[1] == "–"
+    assert "labels soft" in shown[4] and "inner lr 0.5, inner optimizer momentum" in shown[8]
+    few = varying(settings[:3])
+    assert telling(settings[:3], few) == [["trim", "ema"]] * 3
