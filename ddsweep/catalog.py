@@ -264,7 +264,7 @@ _AT_LEAST_ONE = (
 )
 _POSITIVE = (
     *("init_param", "inner_lr", "outer_lr", "outer_decay_factor", "clip_norm", "clip_median"),
-    *("clip_running", "rate_limit", "image_scale", "outer_lr_rates"),
+    *("clip_running", "rate_limit", "image_scale", "outer_lr_rates", "outer_lr_labels"),
 )
 
 AUGMENTATIONS = ("shift", "rotate", "scale", "flip", "cutout")
@@ -349,6 +349,7 @@ class TrialSpec:
     image_centre: bool = False
     image_scale: float = 1.0
     outer_lr_rates: float | None = None
+    outer_lr_labels: float | None = None
 
     def __post_init__(self) -> None:
         for name, allowed in CHOICES.items():

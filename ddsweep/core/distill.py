@@ -437,7 +437,7 @@ def _updated(state: DistillState, gradient: Learned, spec: TrialSpec) -> Distill
     for name, part in gradient.items():
         if name == "raw" and spec.inner_lr_mode == "fixed":
             continue
-        own = spec.outer_lr_rates if name == "raw" else None
+        own = {"raw": spec.outer_lr_rates, "labels": spec.outer_lr_labels}.get(name)
         lr = factor * (spec.outer_lr if own is None else own)
         learned[name], m[name], v[name] = adam(learned[name], part, m[name], v[name], updates, lr)
     ema = state.ema

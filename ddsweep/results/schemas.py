@@ -70,6 +70,7 @@ TRIALS = pa.schema(
         ("image_centre", _FLAG),
         ("image_scale", _REAL),
         ("outer_lr_rates", _REAL),
+        ("outer_lr_labels", _REAL),
         # What came out. test_models networks; std and ci95 over networks, null when there is one.
         ("status", _TEXT),
         ("outer_steps_done", _COUNT),

@@ -113,10 +113,16 @@ def test_the_cosine_schedule_goes_from_the_outer_rate_to_zero() -> None:
 
 @pytest.mark.parametrize("schedule", ["step", "cosine"])
 def test_an_outer_step_moves_by_the_scheduled_rate(problem_of, schedule) -> None:
-    """Adam's first update is the rate times the sign, whatever the size of the gradient. The raw inner rates
-    may have an outer rate of their own, on the same schedule."""
+    """Adam's first update is the rate times the sign, whatever the size of the gradient. Raw inner rates and
+    labels may have an outer rate of their own, on the same schedule."""
     problem = problem_of(
-        outer_schedule=schedule, outer_decay_steps=3, outer_steps=10, outer_lr=0.1, outer_lr_rates=0.003
+        outer_schedule=schedule,
+        outer_decay_steps=3,
+        outer_steps=10,
+        outer_lr=0.1,
+        labels="soft",
+        outer_lr_rates=0.003,
+        outer_lr_labels=0.02,
     )
     factor = schedule_factor(problem.spec, 4)
     assert factor < 1
@@ -124,7 +130,9 @@ def test_an_outer_step_moves_by_the_scheduled_rate(problem_of, schedule) -> None
     after, _ = outer_step(problem, start)
     moved = (after.images - start.images).abs()
     assert float(moved.max()) == pytest.approx(0.1 * factor, rel=1e-3)
-    assert float((after.raw - start.raw).abs().max()) == pytest.approx(0.003 * factor, rel=1e-3)
+    for name, rate in (("raw", 0.003), ("labels", 0.02)):
+        moved = (after.learned[name] - start.learned[name]).abs()
+        assert float(moved.max()) == pytest.approx(rate * factor, rel=1e-3)
 
 
 def test_an_outer_step_is_one_update_by_the_mean_gradient_of_its_networks(problem_of) -> None:
