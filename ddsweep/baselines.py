@@ -80,9 +80,11 @@ def class_means(
         batch = slice(start, start + 4096)
         sums.index_add_(0, labels[batch], pixels[batch].double())
     counts = torch.bincount(labels, minlength=classes).double()
-    grey = sums / counts.view(-1, 1, 1, 1) / 255
+    means = sums / counts.view(-1, 1, 1, 1)
+    if pixels.is_floating_point():
+        return means.float()
     shift, scale = (torch.tensor(v, dtype=torch.float64).view(-1, 1, 1) for v in (mean, std))
-    return ((grey - shift) / scale).float()
+    return ((means / 255 - shift) / scale).float()
 
 
 def kmeans_centres(

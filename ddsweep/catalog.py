@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from dataclasses import dataclass, fields
 from typing import Any
@@ -251,6 +252,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "labels": ("hard", "soft"),
     "image_init": ("noise", "real", "kmeans"),
     "real_batch_mode": ("shared", "per_network"),
+    "whitening": ("none", "zca"),
     "outer_schedule": ("constant", "step", "cosine"),
     "on_nonfinite": ("stop", "skip"),
     "keep": ("last", "best"),
@@ -266,6 +268,9 @@ _POSITIVE = (
     *("init_param", "inner_lr", "outer_lr", "outer_decay_factor", "clip_norm", "clip_median"),
     *("clip_running", "rate_limit", "image_scale", "outer_lr_rates", "outer_lr_labels"),
 )
+
+MOST_WHITENED = 4096
+"""Values of an image up to which it can be whitened: the matrix has their square."""
 
 AUGMENTATIONS = ("shift", "rotate", "scale", "flip", "cutout")
 """What an augmentation is made of: one of them, or several joined by ``+``."""
@@ -350,6 +355,7 @@ class TrialSpec:
     image_scale: float = 1.0
     outer_lr_rates: float | None = None
     outer_lr_labels: float | None = None
+    whitening: str = "none"
 
     def __post_init__(self) -> None:
         for name, allowed in CHOICES.items():
@@ -371,6 +377,12 @@ class TrialSpec:
             raise SettingError(
                 f"images_per_class: {self.images_per_class} does not divide into inner_steps "
                 f"{self.inner_steps}; images_per_class = inner_steps x images_per_class_per_step"
+            )
+        values = math.prod(self.dataset.shape)
+        if self.whitening != "none" and values > MOST_WHITENED:
+            raise SettingError(
+                f"whitening: {self.whitening} of {values} values an image takes a matrix too large; at most "
+                f"{MOST_WHITENED} (32x32x3 are 3072)"
             )
         self._check_how_it_is_learned()
         if self.clip_norm is not None and self.clip_median is not None:

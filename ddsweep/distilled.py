@@ -44,7 +44,8 @@ class DistilledSet:
     weight decay) on mean cross-entropy with rate ``rates[t]``, by default on batch t mod S. With
     ``spec.order`` shuffled or sampled every network goes through them in an order of its own
     (`ddsweep.core.order`). Real images go into the same space by ``(pixels / 255 - mean) / std`` per
-    channel. ``spec`` says which networks it was made for.
+    channel, and, with ``spec.whitening``, by that of their training part (``load_splits`` with ``whitening``
+    gives them so). ``spec`` says which networks it was made for.
     """
 
     images: Tensor
@@ -93,6 +94,7 @@ class DistilledSet:
             "trial_id": self.spec.trial_id,
             "mean": list(self.mean),
             "std": list(self.std),
+            "whitening": self.spec.whitening,
             "class_names": list(self.class_names),
             "order": _ORDERS[self.spec.order],
             "optimizer": _OPTIMIZERS[self.spec.inner_optimizer].format(mu=self.spec.inner_momentum),

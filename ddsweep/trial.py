@@ -134,6 +134,8 @@ def distil_trial(
     """
     if is_distilled(spec, directory):
         return True
+    if (spec.whitening == "none") != (splits.whitening is None):
+        raise ValueError(f"whitening: the trial's is {spec.whitening}, the images were not loaded so")
     _move_aside_if_torn(directory.distilled(spec.trial_id), spec, "distilled")
     run = _load_run(spec, splits, directory)
     if run is not None and directory.distilled(spec.trial_id).exists():  # only its history was not whole
@@ -426,8 +428,9 @@ def _finish_distillation(
         provenance=_provenance(run, spec, splits, directory, settings, meter),
     )
     _write_history(run, spec, directory)
+    images = distilled.images
     image_grid(
-        distilled.images,
+        images if splits.whitening is None else splits.whitening.normalised(images),
         distilled.mean,
         distilled.std,
         problem.labels,

@@ -200,6 +200,7 @@ def test_digits_of_every_kind_are_never_flipped_and_objects_may_be(name: str) ->
         {"image_scale": 1.5},
         {"outer_lr_rates": 0.001},
         {"outer_lr_labels": 0.001},
+        {"whitening": "zca"},
     ],
 )
 def test_every_new_setting_is_part_of_the_id_and_survives_the_way_there_and_back(

@@ -768,3 +768,28 @@ def test_a_distilled_set_lowers_the_loss_that_it_was_made_for(trial_of: Callable
     with torch.no_grad():
         logits = model(x)
     assert float(F.cross_entropy(logits, trial.splits.train_labels)) < 0.9 * losses[0]
+
+
+# --------------------------------------------------------------------------------------- whitened images
+
+
+def test_a_whitened_trial_needs_whitened_images_and_shows_them_as_they_were(
+    trial_of: Callable[..., Trial],
+) -> None:
+    """No rate, so the distilled images stay the real ones that they began as: the picture is theirs."""
+    settings = {"image_init": "real", "outer_lr": 1e-12, "outer_steps": 1}
+    spec = spec_of(**settings, whitening="zca")
+    with pytest.raises(ValueError, match="whitening: the trial's is zca, the images were not loaded so"):
+        trial_of(spec).run()
+    white = load_splits(spec.dataset, None, validation_fraction=0.1, split_seed=0, whitening="zca")
+    trial = trial_of(spec, white)
+    assert trial.run()
+    assert white.whitening is not None
+    images = white.whitening.normalised(trial.result().images)
+    pixels = (images * white.std[0] + white.mean[0]) * 255
+    real = load_splits(spec.dataset, None, validation_fraction=0.1, split_seed=0).train_images.float()
+    nearest = torch.cdist(pixels.flatten(0, 1).flatten(1), real.flatten(1)).amin(1)
+    assert float(nearest.max()) < 1  # of 255, over all 64 pixels
+    assert trial.directory.grid(spec.trial_id).stat().st_size > 0
+    with pytest.raises(ValueError, match="whitening: the trial's is none"):
+        trial_of(spec_of(**settings), white).run()

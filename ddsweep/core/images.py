@@ -11,7 +11,10 @@ __all__ = ["class_labels", "normalise", "sample_per_class"]
 
 
 def normalise(pixels: Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype) -> Tensor:
-    """uint8 ``[..., c, h, w]`` to (pixels/255 - mean) / std per channel, on the device of ``pixels``."""
+    """uint8 ``[..., c, h, w]`` to (pixels/255 - mean) / std per channel, on the device of ``pixels``; floats
+    are normalised (and whitened) images already, and only change their type."""
+    if pixels.is_floating_point():
+        return pixels.to(dtype)
     scale = torch.tensor(std, dtype=dtype, device=pixels.device)[:, None, None]
     shift = torch.tensor(mean, dtype=dtype, device=pixels.device)[:, None, None]
     return (pixels.to(dtype) / 255 - shift) / scale

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ import numpy.typing as npt
 import torch
 
 from ddsweep.catalog import DatasetSpec
+from ddsweep.core.images import normalise
 from ddsweep.data.layout import (
     TORCHVISION,
     TorchvisionFiles,
@@ -28,6 +29,7 @@ from ddsweep.data.layout import (
     parquet_files,
     torchvision_folder,
 )
+from ddsweep.data.whitening import Whitening, measure_whitening
 from ddsweep.errors import DataError, SettingError
 from ddsweep.seeds import derive_seed
 
@@ -36,7 +38,8 @@ __all__ = ["Splits", "load_splits"]
 
 @dataclass(frozen=True)
 class Splits:
-    """One data set, decoded. Images uint8 [N, c, h, w] in 0..255, labels int64 [N], all on the CPU.
+    """One data set, decoded. Images uint8 [N, c, h, w] in 0..255 (or, with a ``whitening``, float32 and
+    whitened), labels int64 [N], all on the CPU.
 
     ``mean`` and ``std`` are per channel, of pixels in 0..1. ``fingerprint`` is 32 hex of a hash over
     the decoded images and labels of the whole train part (validation included) and of test: it does not
@@ -55,6 +58,7 @@ class Splits:
     class_names: tuple[str, ...]
     fingerprint: str
     stand_in: bool = False
+    whitening: Whitening | None = None
 
 
 class _Part(NamedTuple):
@@ -66,14 +70,20 @@ class _Part(NamedTuple):
 
 
 def load_splits(
-    spec: DatasetSpec, root: Path | None, *, validation_fraction: float, split_seed: int
+    spec: DatasetSpec,
+    root: Path | None,
+    *,
+    validation_fraction: float,
+    split_seed: int,
+    whitening: str = "none",
 ) -> Splits:
     """Read and check the data set ``spec`` under the data root ``root``, and carve out validation.
 
     From each class ``round(validation_fraction * n)`` training images, at least one, become
     validation; which ones is a pure function of the data set and ``split_seed``. The order of the
     files is kept in all parts. Normalisation is ``spec.mean`` and ``spec.std``, or measured on the
-    training part without validation.
+    training part without validation. With ``whitening`` ``zca`` all images come whitened, by the
+    training part without validation too.
 
     Raises `DataError` (one message with the path and how to get the files) for files that are missing,
     damaged, short, of another shape or changed since ``spec`` was resolved, for a class without
@@ -103,7 +113,7 @@ def load_splits(
     chosen = _validation_mask(spec, names, train, validation_fraction, derive_seed("split", key, split_seed))
     kept = train.images[~chosen]
     mean, std = (spec.mean, spec.std) if spec.mean else _measure(spec.name, kept)
-    return Splits(
+    splits = Splits(
         name=spec.name,
         train_images=_tensor(kept),
         train_labels=_tensor(train.labels[~chosen]),
@@ -115,6 +125,21 @@ def load_splits(
         std=std,
         class_names=names,
         fingerprint=_hash(train, test),
+    )
+    return splits if whitening == "none" else _whitened(splits)
+
+
+def _whitened(splits: Splits) -> Splits:
+    def normalised(pixels: torch.Tensor) -> torch.Tensor:
+        return normalise(pixels, splits.mean, splits.std, torch.float32)
+
+    whitening = measure_whitening(normalised(splits.train_images))
+    return replace(
+        splits,
+        train_images=whitening.whitened(normalised(splits.train_images)),
+        validation_images=whitening.whitened(normalised(splits.validation_images)),
+        test_images=whitening.whitened(normalised(splits.test_images)),
+        whitening=whitening,
     )
 
 

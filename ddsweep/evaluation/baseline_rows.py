@@ -52,6 +52,7 @@ def _cached_rows(
         [*what, unit.group, unit.size, unit.indices, spec.seed if group.known else None],
         [splits.fingerprint, spec.split_seed, spec.validation_fraction, splits.mean, splits.std],
         [spec.images_per_class, spec.inner_steps, spec.dtype, group.plan.device, SPEC_VERSION],
+        *_whitening(spec),
     )
     path = directory.cache / "baselines" / f"part-{what[0]}-{key}.parquet"
     with _computed_once(path):
@@ -115,7 +116,12 @@ def _kmeans_key(spec: TrialSpec, splits: Splits) -> str:
         splits.mean,
         splits.std,
         spec.images_per_class,
+        *_whitening(spec),
     )
+
+
+def _whitening(spec: TrialSpec) -> list[str]:
+    return [] if spec.whitening == "none" else [spec.whitening]
 
 
 def _trained_rows(group: Group, source: str, directory: SweepDirectory) -> list[dict[str, Any]]:
@@ -154,6 +160,7 @@ def _search_rates(
         [source, splits.fingerprint, spec.split_seed, spec.validation_fraction, splits.mean, splits.std],
         [*_training(spec), spec.images_per_class, spec.inner_steps, spec.dtype],
         [epochs, spec.seed if group.known else None, group.plan.device, SPEC_VERSION],
+        *_whitening(spec),
     )
     path = directory.cache / "rates" / f"{source}-{key}.json"
     with _computed_once(path):

@@ -51,7 +51,7 @@ class SharedSplits:
 
 def splits_key(spec: TrialSpec) -> str:
     """Trials with the same key share data and split."""
-    return repr((spec.dataset, spec.validation_fraction, spec.split_seed))
+    return repr((spec.dataset, spec.validation_fraction, spec.split_seed, spec.whitening))
 
 
 def put_splits(splits: Splits) -> SharedSplits:

@@ -128,6 +128,7 @@ def load_all_splits(trials: Sequence[TrialSpec], root: Path | None) -> dict[str,
                 root,
                 validation_fraction=trial.validation_fraction,
                 split_seed=trial.split_seed,
+                whitening=trial.whitening,
             )
     return found
 
