@@ -56,12 +56,12 @@ def choose_plan(
     device: torch.device, threads: int, network: nn.Module, memory_mode: str = "store", segment: int = 1
 ) -> ExecutionPlan:
     """The static rule. Networks whose layers are written out are computed so, a few at a time on the real
-    images of the CPU, whose cache they then fit. Of other networks the CPU takes the small inner batches
-    as one vmapped computation and the large real batches network by network; a GPU takes both at once."""
+    images of the CPU, whose cache they then fit. Other networks have wide convolutions, with which the CPU
+    is busy one network at a time; a GPU takes all at once."""
     explicit = hasattr(network, "layers")
     if device.type == "cuda":
         way = "explicit" if explicit else "vmap"
         return ExecutionPlan("cuda", threads, memory_mode, way, way, 1024, 2**31, segment, 2**31)
     if explicit:
         return ExecutionPlan("cpu", threads, memory_mode, "explicit", "explicit", 32, 4, segment, 16)
-    return ExecutionPlan("cpu", threads, memory_mode, segment=segment)
+    return ExecutionPlan("cpu", threads, memory_mode, "loop", "loop", 128, 1, segment)

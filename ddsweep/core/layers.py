@@ -22,7 +22,6 @@ that all networks share are ``[1, c, h, w, N]``, and their windows are gathered 
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -32,7 +31,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["Layer", "Params", "Tape", "alexcifarnet_layers", "convnet_layers", "lenet_layers"]
+__all__ = ["Layer", "Params", "Tape", "convnet_layers", "lenet_layers"]
 
 Params = dict[str, Tensor]
 
@@ -415,111 +414,6 @@ def _split(g: Tensor, first: Tensor, to_first: Tensor, to_second: Tensor) -> Non
     torch.sub(g, to_first, out=to_second)
 
 
-def _thirds(x: Tensor, axis: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The first, second and third pixel of ``size`` windows of 3 at every second pixel of ``axis``."""
-    return tuple(  # type: ignore[return-value]
-        x[(slice(None),) * axis + (slice(i, i + 2 * size - 1, 2),)] for i in range(3)
-    )
-
-
-@dataclass(frozen=True)
-class OverlappingMaxPool(_Selection):
-    """3x3 max-pool at every second pixel, padding 1: the largest of three neighbours in a row, then of
-    three such rows. Of equal maxima the first one counts, as in torch."""
-
-    def forward(self, params: Params, x: Tensor, tape: Tape) -> Tensor:
-        tape["shape"] = x.shape
-        by_rows, tape["columns"] = self._largest(self._padded(x, -math.inf), 3)
-        y, tape["rows"] = self._largest(by_rows, 2)
-        return y
-
-    def _padded(self, x: Tensor, value: float) -> Tensor:
-        return F.pad(x, (0, 0, 1, 1, 1, 1), value=value)
-
-    def _largest(self, x: Tensor, axis: int) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Of each three, and which: if the first is before the second, if the third is beyond both."""
-        first, second, third = _thirds(x, axis, (x.shape[axis] - 1) // 2)
-        largest = torch.maximum(first, second)
-        return torch.maximum(largest, third), (first >= second, third > largest)
-
-    def _apply(self, x: Tensor, tape: Tape) -> Tensor:
-        x = self._padded(x, 0)
-        for axis, choices in ((3, tape["columns"]), (2, tape["rows"])):
-            first, second, third = _thirds(x, axis, choices[0].shape[axis])
-            x = torch.where(choices[1], third, torch.where(choices[0], first, second))
-        return x
-
-    def _transpose(self, g: Tensor, tape: Tape) -> Tensor:
-        for axis, choices in ((2, tape["rows"]), (3, tape["columns"])):
-            size, zero = choices[0].shape[axis], g.new_zeros(())
-            shape = list(g.shape)
-            shape[axis] = tape["shape"][axis] + 2
-            out = g.new_zeros(shape)
-            first, second, third = _thirds(out, axis, size)
-            by_first_two = torch.where(choices[1], zero, g)
-            # The third pixel of a window is the first of the next: those are added up.
-            torch.sub(g, by_first_two, out=third)
-            to_first = torch.where(choices[0], by_first_two, zero)
-            torch.sub(by_first_two, to_first, out=second)
-            first += to_first
-            g = out
-        return g[:, :, 1:-1, 1:-1]
-
-
-@dataclass(frozen=True)
-class LocalResponseNorm:
-    """y = x u with u = s^-beta, s = k + alpha / size * the sum of x^2 over ``size`` neighbouring channels
-    (Krizhevsky et al. 2012, 3.3), as `torch.nn.functional.local_response_norm`."""
-
-    size: int
-    alpha: float
-    beta: float
-    k: float
-
-    def _sum(self, x: Tensor, transposed: bool = False) -> Tensor:
-        """Over the channels c - size//2 .. c + (size-1)//2 of each c; transposed, over those it is in."""
-        before, after = self.size // 2, (self.size - 1) // 2
-        if transposed:
-            before, after = after, before
-        channels = x.shape[1]
-        out = x.clone()
-        for shift in range(1, max(before, after) + 1):
-            if shift <= before:
-                out[:, shift:] += x[:, : channels - shift]
-            if shift <= after:
-                out[:, : channels - shift] += x[:, shift:]
-        return out
-
-    def forward(self, params: Params, x: Tensor, tape: Tape) -> Tensor:
-        s = self._sum(x * x).mul_(self.alpha / self.size).add_(self.k)
-        u = s.pow(-self.beta)
-        tape.update(x=x, s=s, u=u)
-        return x * u
-
-    def backward(self, params: Params, g: Tensor, tape: Tape, grads: Params, inputs: bool) -> Tensor:
-        x, u = tape.tensor("x"), tape.tensor("u")
-        r = u / tape.tensor("s")
-        spread = self._sum(g * x * r, transposed=True)
-        tape.update(g=g, r=r, spread=spread)
-        return (g * u).addcmul_(x, spread, value=-2 * self.alpha * self.beta / self.size)
-
-    def tangent(self, params: Params, v: Params, x: Tensor | None, tape: Tape) -> Tensor:
-        assert x is not None
-        moved_s = self._sum(tape.tensor("x") * x).mul_(2 * self.alpha / self.size)
-        moved_u = (tape.tensor("r") * moved_s).mul_(-self.beta)
-        tape.update(moved=x, moved_s=moved_s, moved_u=moved_u)
-        return (x * tape.tensor("u")).addcmul_(tape.tensor("x"), moved_u)
-
-    def tangent_backward(self, params: Params, v: Params, g: Tensor, tape: Tape, grads: Params) -> Tensor:
-        x, r, before, moved = (tape.tensor(key) for key in ("x", "r", "g", "moved"))
-        moved_r = (r / tape.tensor("s")).mul_(tape.pop("moved_s")).mul_(-self.beta - 1)
-        along = (g * x).addcmul_(before, moved).mul_(r).addcmul_(before * x, moved_r)
-        factor = -2 * self.alpha * self.beta / self.size
-        out = (g * tape.tensor("u")).addcmul_(before, tape.pop("moved_u"))
-        out.addcmul_(moved, tape.tensor("spread"), value=factor)
-        return out.addcmul_(x, self._sum(along, transposed=True), value=factor)
-
-
 @dataclass(frozen=True)
 class AvgPool(_Selection):
     """2x2 average-pool."""
@@ -594,16 +488,6 @@ def lenet_layers(side: int) -> tuple[Layer, ...]:
     return (
         *(Conv("conv1", 2 if side == 28 else 0, bias=False), MaxPool(), BiasReLU("conv1")),
         *(Conv("conv2", 0, bias=False), MaxPool(), BiasReLU("conv2")),
-        *(Linear("fc1"), ReLU(), Linear("fc2"), ReLU(), Linear("fc3")),
-    )
-
-
-def alexcifarnet_layers() -> tuple[Layer, ...]:
-    """The layers of `ddsweep.core.networks.AlexCifarNet`."""
-    norm, pool = LocalResponseNorm(4, 0.001 / 9.0, 0.75, 1.0), OverlappingMaxPool()
-    return (
-        *(Conv("conv1", 2, bias=False), pool, BiasReLU("conv1"), norm),
-        *(Conv("conv2", 2), ReLU(), norm, pool),
         *(Linear("fc1"), ReLU(), Linear("fc2"), ReLU(), Linear("fc3")),
     )
 

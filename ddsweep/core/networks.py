@@ -17,7 +17,7 @@ from torch.func import functional_call, vmap
 from torch.nn import functional as F
 
 from ddsweep.catalog import NetworkSpec
-from ddsweep.core.layers import Params, alexcifarnet_layers, convnet_layers, lenet_layers
+from ddsweep.core.layers import Params, convnet_layers, lenet_layers
 
 __all__ = ["Params", "build_network", "forward_networks", "stack_networks"]
 
@@ -67,7 +67,6 @@ class AlexCifarNet(nn.Module):
         self.fc1 = nn.Linear(64 * 8 * 8, 384)
         self.fc2 = nn.Linear(384, 192)
         self.fc3 = nn.Linear(192, classes)
-        self.layers = alexcifarnet_layers()
 
     def forward(self, x: Tensor) -> Tensor:
         x = local_response_norm(F.max_pool2d(F.relu(self.conv1(x)), 3, 2, 1))

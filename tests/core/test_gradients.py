@@ -120,12 +120,8 @@ def kinked(request, make_case):
 
 
 def plan_for(case, mode: str) -> ExecutionPlan:
-    """All ways to compute K networks: vmapped with a shared real batch; with one for each, written out
-    under ``store`` and one by one under ``recompute``."""
-    if case.real_images.dim() == 4:
-        return ExecutionPlan(memory_mode=mode, inner_batching="vmap")
-    way = "explicit" if mode == "store" else "loop"
-    return ExecutionPlan(memory_mode=mode, inner_batching=way, real_batching=way)
+    """Both ways to compute K networks: vmapped with a shared real batch, one by one with one for each."""
+    return ExecutionPlan(memory_mode=mode, inner_batching="vmap" if case.real_images.dim() == 4 else "loop")
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -210,7 +206,7 @@ def test_alexcifarnet_gives_the_gradient_of_one_end_to_end_graph(make_case) -> N
     case = make_case(network, shape, count=1, **options)
     expected = end_to_end(case)
     for mode in MODES:
-        for inner, real in (("vmap", "vmap"), ("explicit", "explicit")):
+        for inner, real in (("vmap", "vmap"), ("loop", "loop")):
             plan = ExecutionPlan(memory_mode=mode, inner_batching=inner, real_batching=real, real_chunk=3)
             assert_same(outer_gradient(*case.arguments, plan), expected)
 
