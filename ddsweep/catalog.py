@@ -266,7 +266,7 @@ _AT_LEAST_ONE = (
 )
 _POSITIVE = (
     *("init_param", "inner_lr", "outer_lr", "outer_decay_factor", "clip_norm", "clip_median"),
-    *("clip_running", "rate_limit", "image_scale", "outer_lr_rates", "outer_lr_labels"),
+    *("clip_running", "rate_limit", "image_scale", "outer_lr_rates", "outer_lr_labels", "outer_cutoff"),
 )
 
 MOST_WHITENED = 4096
@@ -356,6 +356,7 @@ class TrialSpec:
     outer_lr_rates: float | None = None
     outer_lr_labels: float | None = None
     whitening: str = "none"
+    outer_cutoff: float | None = None
 
     def __post_init__(self) -> None:
         for name, allowed in CHOICES.items():

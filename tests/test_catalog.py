@@ -201,6 +201,7 @@ def test_digits_of_every_kind_are_never_flipped_and_objects_may_be(name: str) ->
         {"outer_lr_rates": 0.001},
         {"outer_lr_labels": 0.001},
         {"whitening": "zca"},
+        {"outer_cutoff": 7.0},
     ],
 )
 def test_every_new_setting_is_part_of_the_id_and_survives_the_way_there_and_back(

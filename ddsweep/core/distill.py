@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from ddsweep.catalog import TrialSpec, augmentation_parts
 from ddsweep.core.augment import draw_augmentation
 from ddsweep.core.execution import ExecutionPlan
-from ddsweep.core.images import class_labels, normalise, sample_per_class
+from ddsweep.core.images import class_labels, cosine_basis, normalise, sample_per_class
 from ddsweep.core.init import draw_networks
 from ddsweep.core.inner import InnerOptimizer
 from ddsweep.core.networks import Params, build_network
@@ -439,7 +439,11 @@ def _updated(state: DistillState, gradient: Learned, spec: TrialSpec) -> Distill
             continue
         own = {"raw": spec.outer_lr_rates, "labels": spec.outer_lr_labels}.get(name)
         lr = factor * (spec.outer_lr if own is None else own)
-        learned[name], m[name], v[name] = adam(learned[name], part, m[name], v[name], updates, lr)
+        if name == "images" and spec.outer_cutoff is not None:
+            step, m[name], v[name] = _smooth_step(part, m[name], v[name], updates, lr, spec.outer_cutoff)
+            learned[name] = learned[name] + step
+        else:
+            learned[name], m[name], v[name] = adam(learned[name], part, m[name], v[name], updates, lr)
     ema = state.ema
     if spec.ema is not None:
         decay = min(spec.ema, (1 + updates) / (10 + updates))  # shorter at first: noise should be forgotten
@@ -454,6 +458,23 @@ def _updated(state: DistillState, gradient: Learned, spec: TrialSpec) -> Distill
         updates=updates,
         skipped_in_a_row=0,
     )
+
+
+def _smooth_step(
+    gradient: Tensor, m: Tensor, v: Tensor, updates: int, lr: float, cutoff: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A step of Adam on the cosine transform of the images, (step, m, v), shorter for high frequencies.
+
+    What networks have in common in their gradients is smooth; what they have not spreads over all
+    frequencies, and where there is nothing but noise the steps of Adam, as long there as anywhere, would
+    pile it up in the images.
+    """
+    high, wide = (cosine_basis(side).to(gradient) for side in gradient.shape[-2:])
+    transformed = high @ gradient @ wide.T
+    step, m, v = adam(torch.zeros_like(gradient), transformed, m, v, updates, lr)
+    down, across = (torch.arange(n).to(step) for n in gradient.shape[-2:])
+    squares = down[:, None] ** 2 + across**2
+    return high.T @ (step / (1 + squares / cutoff**2)) @ wide, m, v
 
 
 def _clip_to_running_norm(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-__all__ = ["class_labels", "normalise", "sample_per_class"]
+__all__ = ["class_labels", "cosine_basis", "normalise", "sample_per_class"]
 
 
 def normalise(pixels: Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype) -> Tensor:
@@ -18,6 +19,15 @@ def normalise(pixels: Tensor, mean: Sequence[float], std: Sequence[float], dtype
     scale = torch.tensor(std, dtype=dtype, device=pixels.device)[:, None, None]
     shift = torch.tensor(mean, dtype=dtype, device=pixels.device)[:, None, None]
     return (pixels.to(dtype) / 255 - shift) / scale
+
+
+def cosine_basis(side: int) -> Tensor:
+    """The orthonormal cosine transform of ``side`` values (DCT-II), float64 ``[side, side]``: row k has k
+    half-waves. ``basis @ x`` transforms, ``basis.T @ x`` brings back."""
+    k = torch.arange(side, dtype=torch.float64)
+    basis = torch.cos(math.pi / side * (k + 0.5) * k[:, None]) * math.sqrt(2 / side)
+    basis[0] /= math.sqrt(2)
+    return basis
 
 
 def class_labels(inner_steps: int, classes: int, per_class: int) -> Tensor:

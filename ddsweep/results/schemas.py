@@ -72,6 +72,7 @@ TRIALS = pa.schema(
         ("outer_lr_rates", _REAL),
         ("outer_lr_labels", _REAL),
         ("whitening", _TEXT),
+        ("outer_cutoff", _REAL),
         # What came out. test_models networks; std and ci95 over networks, null when there is one.
         ("status", _TEXT),
         ("outer_steps_done", _COUNT),

@@ -28,6 +28,7 @@ from ddsweep.core.distill import (
     rolled_back,
 )
 from ddsweep.core.execution import ExecutionPlan
+from ddsweep.core.images import cosine_basis
 from ddsweep.core.unroll import OuterGradient, Window, outer_gradient
 from ddsweep.errors import DivergedError
 
@@ -432,3 +433,26 @@ def test_a_fixed_trial_of_one_known_network_has_an_order_at_every_step(problem_o
     orders = [distill._inner_loop(problem, step).course.batches for step in range(3)]
     assert orders[0].shape[1] == 1 and len(network_seeds(problem.spec, 0)) == 1
     assert not torch.equal(orders[0], orders[1]) and not torch.equal(orders[1], orders[2])
+
+
+# ------------------------------------------------------------------------------------- smooth outer steps
+
+
+def test_the_cosine_transform_is_orthonormal_and_sorted_by_frequency() -> None:
+    basis = cosine_basis(9)
+    torch.testing.assert_close(basis @ basis.T, torch.eye(9, dtype=torch.float64), rtol=0, atol=1e-14)
+    for k in range(9):  # k half-waves have k changes of sign
+        assert int((basis[k, 1:].sign() != basis[k, :-1].sign()).sum()) == k or k == 0
+
+
+def test_outer_steps_die_away_beyond_the_cutoff(problem_of: Make) -> None:
+    """Adam's first step is as long for every coefficient; what is left of it is 1 / (1 + (f / cutoff)^2)."""
+    problem = problem_of(outer_cutoff=3.0, outer_lr=0.1)
+    start = initial_state(problem)
+    after = run(problem, start, 1)
+    basis = cosine_basis(8)
+    moved = (basis @ (after.images - start.images) @ basis.T).abs()
+    f = torch.tensor([[math.hypot(i, j) for j in range(8)] for i in range(8)], dtype=torch.float64)
+    expected = 0.1 / (1 + (f / 3) ** 2)
+    assert bool((moved <= expected * (1 + 1e-9)).all())
+    torch.testing.assert_close(moved.amax((0, 1, 2)), expected, rtol=1e-3, atol=0)

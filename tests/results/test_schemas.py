@@ -23,7 +23,7 @@ GOLDEN = {
         validate_every int32, dtype string, inner_optimizer string, inner_momentum double, order string,
         window int32, labels string, inner_augment string, outer_augment string, clip_running double,
         trim double, ema double, keep string, max_rollbacks int32, rate_limit double, image_centre bool,
-        image_scale double, outer_lr_rates double, outer_lr_labels double, whitening string, status string,
+        image_scale double, outer_lr_rates double, outer_lr_labels double, whitening string, outer_cutoff double, status string,
         outer_steps_done int32, val_score double, test_accuracy_mean double,
         test_accuracy_std double, test_accuracy_ci95 double,
         test_accuracy_before_mean double, test_models int32, n_diverged int32, wall_seconds double,
