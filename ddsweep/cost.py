@@ -33,14 +33,13 @@ __all__ = [
     "estimate",
 ]
 
-CPU_GFLOPS_PER_THREAD = 8.0
-"""1e9 operations a second that one CPU thread reaches on these small convolutions: as `bench/meta_step.py`
-measures for LeNet on a Xeon of 2.5 GHz (docs/performance.md)."""
+CPU_GFLOPS_PER_THREAD = 24.0
+"""1e9 operations a second that one CPU thread reaches: LeNet, 8 networks, 30 steps, 256 real images take 1.0 to
+1.2 s an outer step on one thread, and `bench/meta_step.py` finds 14 to 40 a thread (docs/performance.md)."""
 
-SECONDS_PER_INNER_STEP = 0.010
+SECONDS_PER_INNER_STEP = 0.006
 """What one gradient step costs however small its work: the calls that start its kernels, there and back.
-Measured on the same machine: 12 steps of two small ConvNets on digits take 0.19 s an outer step, 10 steps
-of one LeNet on MNIST 0.23 s, of which this is more than half."""
+One LeNet takes some 0.04 s for 3 steps and 128 real images, of which this is about half."""
 
 _GRADIENT, _BACK_THROUGH, _AGAIN = 3, 6, 3
 """In forward passes: a gradient; going back through it; running it again under ``recompute``."""

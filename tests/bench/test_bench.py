@@ -11,6 +11,11 @@ from typing import Any
 
 import pytest
 
+from ddsweep.catalog import DATASETS, TrialSpec
+from ddsweep.data.sources import load_splits
+from ddsweep.results.layout import SweepDirectory
+from ddsweep.trial import TrialSettings, distil_trial
+
 ROOT = Path(__file__).resolve().parents[2]
 NOT_NEEDED = ("ray", "pydantic", "typer")
 BOTH = {
@@ -109,3 +114,22 @@ def test_a_size_that_the_network_cannot_take(tmp_path: Path) -> None:
     assert result.returncode == 1
     assert "error: network: lenet takes images of 28 or 32 pixels" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_noise(tmp_path: Path) -> None:
+    """The bands of frequency add up to the whole, for the transform is orthonormal."""
+    spec = TrialSpec(DATASETS["digits"], network="convnet(width=4)", outer_steps=1, real_batch=20)
+    splits = load_splits(spec.dataset, None, validation_fraction=0.1, split_seed=0)
+    directory = SweepDirectory(tmp_path / "results")
+    assert distil_trial(spec, splits, directory, TrialSettings())
+    path = str(directory.distilled(spec.trial_id))
+    found = report(run(tmp_path, "noise.py", path, "--networks", "32", "--real-batch", "8", "--json"))
+    rates, images, *bands = found["rows"]
+    assert (rates["values"], images["values"], found["networks"]) == (1, 10 * 64, 32)
+    assert sum(band["values"] for band in bands) == images["values"]
+    for key in ("common", "noise"):
+        assert sum(band[key] for band in bands) == pytest.approx(images[key], rel=1e-4)
+    assert images["noise"] > 0
+    failed = run(tmp_path, "noise.py", str(tmp_path / "none.safetensors"))
+    assert failed.returncode == 1 and "none.safetensors" in failed.stderr
+    assert "Traceback" not in failed.stderr
