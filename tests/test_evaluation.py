@@ -314,6 +314,7 @@ def test_the_trials_row_carries_settings_cost_and_provenance(
     null = {name for name, value in row.items() if value is None}
     assert null <= {
         *("pool", "clip_norm", "clip_median", "clip_running", "window", "ema"),
+        *("outer_lr_rates", "outer_lr_labels", "outer_cutoff"),
         *("test_accuracy_std", "test_accuracy_ci95"),
         *("peak_memory_bytes", "git_commit", "git_dirty", "ray_version"),
     }
