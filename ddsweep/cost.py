@@ -34,8 +34,8 @@ __all__ = [
 ]
 
 CPU_GFLOPS_PER_THREAD = 24.0
-"""1e9 operations a second that one CPU thread reaches: LeNet, 8 networks, 30 steps, 256 real images take 1.0 to
-1.2 s an outer step on one thread, and `bench/meta_step.py` finds 14 to 40 a thread (docs/performance.md)."""
+"""1e9 operations a second that one CPU thread reaches: LeNet, 8 networks, 30 steps, 256 real images take
+1.0 to 1.2 s an outer step on one thread, `bench/meta_step.py` finds 14 to 40 (docs/performance.md)."""
 
 SECONDS_PER_INNER_STEP = 0.006
 """What one gradient step costs however small its work: the calls that start its kernels, there and back.
