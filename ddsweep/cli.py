@@ -216,7 +216,7 @@ def _run(
     console = report_console()
     fresh = not directory.root.exists()
     if fresh:  # so all of it is to be done, and needs its data
-        for dataset in {trial.dataset for trial in plan.trials}:
+        for dataset in dict.fromkeys(trial.dataset for trial in plan.trials):
             require_files(dataset, data_root)
     directory.create()
     from ddsweep.sweep.observe import Board  # here: Ray takes seconds to import, missing files should not

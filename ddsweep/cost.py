@@ -39,7 +39,7 @@ CPU_GFLOPS_PER_THREAD = 24.0
 
 SECONDS_PER_INNER_STEP = 0.006
 """What one gradient step costs however small its work: the calls that start its kernels, there and back.
-One LeNet takes some 0.04 s for 3 steps and 128 real images, of which this is about half."""
+A round figure from trials that shared their machine with others."""
 
 _GRADIENT, _BACK_THROUGH, _AGAIN = 3, 6, 3
 """In forward passes: a gradient; going back through it; running it again under ``recompute``."""
