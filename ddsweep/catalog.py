@@ -27,6 +27,7 @@ __all__ = [
     "EvalUnit",
     "EvaluationSpec",
     "NetworkSpec",
+    "PoolSpec",
     "TrialSpec",
     "parse_network",
 ]
@@ -35,7 +36,7 @@ SPEC_VERSION = 1
 """Raised only when the meaning of a setting changes: it enters every trial id."""
 
 INIT_LAWS = ("xavier", "xavier_uniform", "kaiming", "kaiming_out", "orthogonal", "normal", "default")
-NETWORKS = ("lenet", "alexcifarnet", "convnet")
+NETWORKS = ("lenet", "alexcifarnet", "convnet", "alexnet")
 NORMS = ("none", "instance")
 
 
@@ -63,10 +64,10 @@ _NETWORK = re.compile(r"^\s*([a-z0-9_]+)\s*(?:\(([^()]*)\))?\s*$")
 def parse_network(text: str, shape: tuple[int, int, int]) -> NetworkSpec:
     """The `NetworkSpec` named by ``text`` for images of ``shape`` (channels, height, width).
 
-    ``lenet``, ``alexcifarnet``, ``convnet`` or ``convnet(depth=3,width=128,norm=instance)``. What is
-    left out of a convnet is depth 2 up to 16 pixels and 3 beyond, width 128, instance norm (Zhao et
-    al. 2021). Raises `SettingError` for an unknown name or parameter, and for a size that the
-    network cannot take.
+    ``lenet``, ``alexcifarnet``, ``alexnet``, ``convnet`` or
+    ``convnet(depth=3,width=128,norm=instance)``. What is left out of a convnet is depth 2 up to 16 pixels
+    and 3 beyond, width 128, instance norm (Zhao et al. 2021). Raises `SettingError` for an unknown name or
+    parameter, and for a size that the network cannot take.
     """
     match = _NETWORK.match(text)
     kind = match.group(1) if match else text
@@ -117,6 +118,8 @@ def _check_size(spec: NetworkSpec, shape: tuple[int, int, int]) -> None:
         raise SettingError(f"network: lenet takes images of 28 or 32 pixels, not {here}")
     if spec.kind == "alexcifarnet" and height != 32:
         raise SettingError(f"network: alexcifarnet takes images of 32 pixels, not {here}")
+    if spec.kind == "alexnet" and height != 224:
+        raise SettingError(f"network: alexnet takes images of 224 pixels, not {here}")
     if spec.kind == "convnet":
         last = height >> (spec.depth - 1)
         smallest = 2 if spec.norm == "instance" else 1
@@ -147,6 +150,17 @@ def layer_shapes(
             ("linear", 384, 192, 1, 1),
             ("linear", 192, classes, 1, 1),
         ]
+    if network.kind == "alexnet":
+        return [
+            ("conv", channels, 64, 11, 55),
+            ("conv", 64, 192, 5, 27),
+            ("conv", 192, 384, 3, 13),
+            ("conv", 384, 256, 3, 13),
+            ("conv", 256, 256, 3, 13),
+            ("linear", 256 * 6 * 6, 4096, 1, 1),
+            ("linear", 4096, 4096, 1, 1),
+            ("linear", 4096, classes, 1, 1),
+        ]
     layers: list[tuple[str, int, int, int, int]] = []
     inputs = channels
     for _ in range(network.depth):
@@ -156,6 +170,13 @@ def layer_shapes(
         inputs, side = network.width, side // 2
     layers.append(("linear", inputs * side * side, classes, 1, 1))
     return layers
+
+
+def parameter_shapes(
+    network: NetworkSpec, shape: tuple[int, int, int], classes: int
+) -> list[tuple[str, int, int, int]]:
+    """The layers with weights without the size of their images: equal where weights can be exchanged."""
+    return [layer[:4] for layer in layer_shapes(network, shape, classes)]
 
 
 def parameter_count(network: NetworkSpec, shape: tuple[int, int, int], classes: int) -> int:
@@ -239,12 +260,44 @@ DATASETS: dict[str, DatasetSpec] = {
 }
 
 
+# ----------------------------------------------------------------------------------------- pools
+
+
+@dataclass(frozen=True)
+class PoolSpec:
+    """A pool of trained networks: ``train`` of them for distillation, ``heldout`` for evaluation alone.
+
+    ``recipe`` is a hash over all that decides what one of them is. ``source_shape`` and ``classes`` are of
+    the data they were trained on; 0 classes: the last layer is new for each data set (weights of
+    ImageNet, ``weights`` is the file they were given in).
+    """
+
+    name: str
+    source_dataset: str
+    source_shape: tuple[int, int, int]
+    classes: int
+    network: str
+    train: int
+    heldout: int
+    recipe: str
+    weights: str = ""
+
+    @property
+    def known(self) -> bool:
+        """Whether there are no networks of its kind to judge on."""
+        return self.heldout == 0
+
+    def identity(self) -> list[Any]:
+        """What stands for this pool in a trial id: not its name, nor how many there are to judge on."""
+        return [self.recipe, self.train]
+
+
 # ---------------------------------------------------------------------------------------- trials
 
 
 CHOICES: dict[str, tuple[str, ...]] = {
-    "objective": ("classification",),
-    "init": ("fixed", "random"),
+    "objective": ("classification", "attack"),
+    "init": ("fixed", "random", "pretrained"),
     "init_law": INIT_LAWS,
     "inner_lr_mode": ("per_step", "shared", "fixed"),
     "inner_optimizer": ("gd", "momentum", "adam"),
@@ -357,6 +410,9 @@ class TrialSpec:
     outer_lr_labels: float | None = None
     whitening: str = "none"
     outer_cutoff: float | None = None
+    pool: PoolSpec | None = None
+    attack_class: int | None = None
+    target_class: int | None = None
 
     def __post_init__(self) -> None:
         for name, allowed in CHOICES.items():
@@ -386,11 +442,66 @@ class TrialSpec:
                 f"{MOST_WHITENED} (32x32x3 are 3072)"
             )
         self._check_how_it_is_learned()
+        self._check_attack()
         if self.clip_norm is not None and self.clip_median is not None:
             raise SettingError("clip_norm and clip_median exclude each other: give one of them")
         if self.init == "fixed":
             object.__setattr__(self, "models_per_step", 1)
         object.__setattr__(self, "network", str(parse_network(self.network, self.dataset.shape)))
+        self._check_pool()
+
+    def _check_attack(self) -> None:
+        pair = (self.attack_class, self.target_class)
+        if self.objective != "attack":
+            for name, value in zip(("attack_class", "target_class"), pair, strict=True):
+                if value is not None:
+                    raise SettingError(f"{name}: {value} is for objective: attack, not {self.objective}")
+            return
+        last = self.dataset.classes - 1
+        for name, value in zip(("attack_class", "target_class"), pair, strict=True):
+            if value is None:
+                raise SettingError(f"{name}: objective: attack needs one; 0 to {last}")
+            if not 0 <= value <= last:
+                raise SettingError(f"{name}: {value} is no class of {self.dataset.name}: 0 to {last}")
+        if self.attack_class == self.target_class:
+            raise SettingError(
+                f"target_class: {self.target_class} is attack_class too; they must be different classes"
+            )
+
+    def _check_pool(self) -> None:
+        """Whether the networks of ``pool`` are of this trial's kind and shape."""
+        pool = self.pool
+        if pool is None:
+            if self.init == "pretrained":
+                raise SettingError("pool: init: pretrained needs one: the name of a pool of trained networks")
+            return
+        if self.init == "random":
+            raise SettingError(
+                f"pool: {pool.name}: init: random draws fresh networks; leave pool out, or give init: "
+                "pretrained (or fixed, for one network of the pool)"
+            )
+        source = parse_network(pool.network, pool.source_shape)
+        classes = pool.classes or self.dataset.classes
+        ours = parameter_shapes(self.network_spec, self.dataset.shape, self.dataset.classes)
+        if source.kind != self.network_spec.kind or ours != parameter_shapes(
+            source, pool.source_shape, classes
+        ):
+            theirs, here = ("x".join(map(str, shape)) for shape in (pool.source_shape, self.dataset.shape))
+            raise SettingError(
+                f"pool: {pool.name} has {pool.network} for {classes} classes of {theirs} images; "
+                f"{self.network} for the {self.dataset.classes} classes of {here} images of "
+                f"{self.dataset.name} has other weights"
+            )
+        if self.init == "pretrained" and self.models_per_step > pool.train:
+            raise SettingError(
+                f"models_per_step: {self.models_per_step} are more than the {pool.train} training networks "
+                f"of pool {pool.name}"
+            )
+        if self.init == "fixed" and self.seed >= pool.train:
+            raise SettingError(
+                f"seed: {self.seed}: a fixed trial takes training network number `seed` of its pool, and "
+                f"{pool.name} has 0 to {pool.train - 1}"
+            )
 
     def _check_how_it_is_learned(self) -> None:
         for name in ("inner_momentum", "trim", "ema"):
@@ -433,29 +544,36 @@ class TrialSpec:
         for item in fields(self):
             value = getattr(self, item.name)
             if item.name != "dataset" and value != item.default:
-                settings[item.name] = value
+                settings[item.name] = value.identity() if isinstance(value, PoolSpec) else value
         text = json.dumps(settings, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types only, for a file header; `TrialSpec.from_dict` reads it back."""
         out = {item.name: getattr(self, item.name) for item in fields(self)}
-        out["dataset"] = {
-            item.name: list(value) if isinstance(value := getattr(self.dataset, item.name), tuple) else value
-            for item in fields(self.dataset)
-        }
+        for name in ("dataset", "pool"):
+            if out[name] is not None:
+                out[name] = _plain(out[name])
         return out
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrialSpec:
-        dataset: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in values["dataset"].items()
-        }
+        dataset = DatasetSpec(**_tuples(values["dataset"]))
+        pool = values.get("pool") and PoolSpec(**_tuples(values["pool"]))
         known = {item.name for item in fields(cls)}
         unknown = sorted(set(values) - known)
         if unknown:
             raise SettingError(f"settings of a newer version of ddsweep: {', '.join(unknown)}")
-        return cls(**{**values, "dataset": DatasetSpec(**dataset)})
+        return cls(**{**values, "dataset": dataset, "pool": pool})
+
+
+def _plain(value: DatasetSpec | PoolSpec) -> dict[str, Any]:
+    """Its fields in types that JSON has; `_tuples` is the way back."""
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(value).items()}
+
+
+def _tuples(values: dict[str, Any]) -> dict[str, Any]:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
 
 
 # ------------------------------------------------------------------------------------ evaluation
@@ -495,7 +613,7 @@ class EvaluationSpec:
         """The units that a trial needs, in a fixed order.
 
         ``as_distilled`` is always among them. For ``fixed`` it is the one known network (its index is
-        the trial's seed), and the held-out networks come under ``on_random``.
+        the trial's seed), and the held-out networks (of its law, or of its pool) come under ``on_random``.
         """
         groups = [
             (g, tuple(range(g * self.group_size, min((g + 1) * self.group_size, self.networks))))
@@ -504,7 +622,7 @@ class EvaluationSpec:
         if trial.init != "fixed":
             return [EvalUnit("as_distilled", g, self.group_size, indices) for g, indices in groups]
         units = [EvalUnit("as_distilled", 0, 1, (trial.seed,))]
-        if "on_random" in self.protocols:
+        if "on_random" in self.protocols and not (trial.pool and trial.pool.known):
             units += [EvalUnit("on_random", g, self.group_size, indices) for g, indices in groups]
         return units
 

@@ -16,11 +16,14 @@ import ddsweep
 from ddsweep.errors import UserError
 
 if TYPE_CHECKING:
+    from ddsweep.catalog import DatasetSpec
+    from ddsweep.pools.file import PoolFile
     from ddsweep.results.layout import SweepDirectory
     from ddsweep.spec import Plan, SweepSpec
 
 __all__ = ["app", "main"]
 
+EXIT_DRAINED = 75
 EXIT_INTERRUPTED = 130
 
 app = typer.Typer(
@@ -75,8 +78,11 @@ def _options(
 def _sweep_directory(sweep: SweepSpec, results: Path | None) -> SweepDirectory:
     from ddsweep.results.layout import SweepDirectory
 
-    root = results or Path(os.environ.get("DDSWEEP_RESULTS") or "results")
-    return SweepDirectory(root / sweep.name)
+    return SweepDirectory(_results_root(results) / sweep.name)
+
+
+def _results_root(results: Path | None) -> Path:
+    return results or Path(os.environ.get("DDSWEEP_RESULTS") or "results")
 
 
 def _existing(directory: Path) -> SweepDirectory:
@@ -92,11 +98,15 @@ def _existing(directory: Path) -> SweepDirectory:
     return found
 
 
-def _expand(sweep: SweepSpec, data_root: Path | None) -> Plan:
+def _expand(sweep: SweepSpec, directory: SweepDirectory, data_root: Path | None) -> Plan:
     from ddsweep.data.files import resolve_dataset
+    from ddsweep.pools.file import resolve_pool
     from ddsweep.spec import expand
 
-    return expand(sweep, lambda value: resolve_dataset(value, data_root))
+    def dataset(value: Any) -> DatasetSpec:
+        return resolve_dataset(value, data_root)
+
+    return expand(sweep, dataset, lambda value: resolve_pool(value, directory.pools, dataset))
 
 
 def _root(data_root: Path | None) -> Path | None:
@@ -144,8 +154,8 @@ def plan(
     from ddsweep.spec import load_sweep
 
     sweep = load_sweep(file, settings or ())
-    found = _expand(sweep, _root(data_root))
     directory, evaluation = _sweep_directory(sweep, results), sweep.evaluate.spec()
+    found = _expand(sweep, directory, _root(data_root))
     states = trial_states(directory, found.trials, evaluation, stopped_stay=sweep.scheduler is not None)
     memory = (sweep.resources.memory_mode, sweep.resources.segment)
     estimates = {}
@@ -169,8 +179,8 @@ def run(
     from ddsweep.spec import load_sweep
 
     sweep = load_sweep(file, settings or ())
-    root = _root(data_root)
-    _run(sweep, _expand(sweep, root), _sweep_directory(sweep, results), root, address, only_evaluate=False)
+    root, directory = _root(data_root), _sweep_directory(sweep, results)
+    _run(sweep, _expand(sweep, directory, root), directory, root, address, only_evaluate=False)
 
 
 @app.command("eval")
@@ -193,7 +203,7 @@ def evaluate(
             )
     sweep = load_sweep(found.sweep_file, settings or ())
     root = _root(data_root)
-    _run(sweep, _expand(sweep, root), found, root, address, only_evaluate=True)
+    _run(sweep, _expand(sweep, found, root), found, root, address, only_evaluate=True)
 
 
 def _run(
@@ -219,8 +229,9 @@ def _run(
         for dataset in dict.fromkeys(trial.dataset for trial in plan.trials):
             require_files(dataset, data_root)
     directory.create()
+    from ddsweep.sweep.drain import Interrupted
     from ddsweep.sweep.observe import Board  # here: Ray takes seconds to import, missing files should not
-    from ddsweep.sweep.runner import Interrupted, run_sweep
+    from ddsweep.sweep.runner import run_sweep
 
     with SweepLock(directory.lock):
         remove_leftovers(directory.temporary)
@@ -278,6 +289,77 @@ def _print_outcome(console: Any, outcome: Any, directory: SweepDirectory) -> Non
 
 
 @app.command()
+def pretrain(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A pool file, such as sweeps/pools/mnist_lenet.yaml.")
+    ],
+    settings: Overrides = None,
+    results: ResultsRoot = None,
+    data_root: DataRoot = None,
+    address: Annotated[
+        str | None, typer.Option(help="Join the Ray cluster at this address instead of starting one.")
+    ] = None,
+) -> None:
+    """Train a pool of networks for `init: pretrained`. Ctrl-C drains; the same command goes on."""
+    from ddsweep.pools.file import load_pool
+
+    pool = load_pool(file, settings or ())
+    _pretrain(pool, _results_root(results), _root(data_root), address)
+
+
+def _pretrain(pool: PoolFile, results: Path, data_root: Path | None, address: str | None) -> None:
+    from ddsweep.data.files import resolve_dataset
+    from ddsweep.data.layout import require_files
+    from ddsweep.pools.file import load_pool, pool_yaml
+    from ddsweep.report.console import report_console
+    from ddsweep.report.pool import pool_lines
+    from ddsweep.results.files import remove_leftovers, write_atomic
+    from ddsweep.results.layout import PoolDirectory
+    from ddsweep.results.lock import SweepLock
+
+    def dataset(value: Any) -> DatasetSpec:
+        return resolve_dataset(value, data_root)
+
+    recipe = pool.recipe(dataset)
+    directory, console = PoolDirectory(results / "pools" / pool.name), report_console()
+    if directory.pool_file.is_file():
+        before = load_pool(directory.pool_file).recipe(dataset)
+        if before.recipe != recipe.recipe:
+            raise UserError(
+                f"{directory.root} holds networks of other settings ({directory.pool_file}); give this pool "
+                "another name, or remove the folder"
+            )
+    require_files(recipe.dataset, data_root)
+    from ddsweep.sweep.drain import Interrupted
+    from ddsweep.sweep.pretrain import train_pool
+
+    def ready() -> None:
+        write_atomic(directory.pool_file, pool_yaml(pool).encode(), directory.temporary)
+
+    directory.create()
+    with SweepLock(directory.lock):
+        remove_leftovers(directory.temporary)
+        try:
+            whole = train_pool(
+                pool,
+                recipe,
+                directory,
+                lambda line: console.print(line, highlight=False),
+                data_root=data_root,
+                address=address,
+                on_ready=ready,
+            )
+        except (Interrupted, KeyboardInterrupt):
+            console.print("stopped at once; the same command goes on with the networks that are missing")
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+    if not whole:
+        console.print("drained; the same command goes on with the networks that are missing")
+        raise typer.Exit(EXIT_DRAINED)
+    for line in pool_lines(directory):
+        console.print(line, highlight=False)
+
+
+@app.command()
 def status(directory: ResultsDir, data_root: DataRoot = None) -> None:
     """How far a sweep is, from its files alone: works while it runs, after it, and from another machine."""
     from ddsweep.data.files import resolve_dataset
@@ -305,7 +387,7 @@ def show(
     from ddsweep.report.show import find_trial
     from ddsweep.report.show import show as render
 
-    root = results or Path(os.environ.get("DDSWEEP_RESULTS") or "results")
+    root = _results_root(results)
     places = [directory] if directory else sorted(path.parent for path in root.glob("*/sweep.yaml"))
     if not places:
         raise UserError(

@@ -18,6 +18,9 @@ Roles in use
 ``split``        (dataset, split_seed)     the validation split
 ``baseline``     (source, dataset, i)      the draw of real images for held-out network i
 ``baseline_selection``  (source, dataset, i)  the same for selection network i
+``pool``         (recipe, role, i)         initial weights of network i of a pool, role train or heldout
+``pool_order``   (recipe, role, i, epoch)  the order of real images in its training
+``pool_draw``    (trial, step)             which networks of its pool an outer step takes
 ``search``       (search seed, i, setting) the value of a setting in sample i of a random search
 """
 
@@ -43,6 +46,9 @@ ROLES = frozenset(
         "split",
         "baseline",
         "baseline_selection",
+        "pool",
+        "pool_order",
+        "pool_draw",
         "search",
     }
 )

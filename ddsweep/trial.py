@@ -21,18 +21,19 @@ from ddsweep.catalog import TrialSpec
 from ddsweep.core.distill import (
     DistillState,
     Learned,
+    Pool,
     Problem,
     StepReport,
     evaluation_loop,
     initial_state,
     judged,
-    known_seed,
     labels_of,
     outer_step,
     presented,
     rates_of,
     result,
     rolled_back,
+    selection_seeds,
 )
 from ddsweep.core.evaluate import evaluate_networks
 from ddsweep.core.execution import ExecutionPlan, choose_plan
@@ -41,12 +42,12 @@ from ddsweep.cost import choose_memory
 from ddsweep.data.sources import Splits
 from ddsweep.distilled import DistilledSet
 from ddsweep.errors import CheckpointError, DivergedError, UserError
+from ddsweep.pools.store import pool_of
 from ddsweep.provenance import Meter, device_name, environment, utc_now
 from ddsweep.results.artifacts import image_grid, load_tensors, save_tensors
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.results.parts import is_whole, write_part
 from ddsweep.results.schemas import FAILURES, HISTORY
-from ddsweep.seeds import derive_seed
 
 __all__ = [
     "Progress",
@@ -150,7 +151,8 @@ def distil_trial(
         plan = run.plan
         _check_device(plan, spec, directory)
     torch.set_num_threads(plan.threads)
-    problem = Problem.of(spec, plan, splits.train_images, splits.train_labels, splits.mean, splits.std)
+    data = (splits.train_images, splits.train_labels, splits.mean, splits.std)
+    problem = Problem.of(spec, plan, *data, training_networks(spec, directory))
     if run is None:
         run = _Run(initial_state(problem, _start_images(spec, splits)), [], plan, utc_now().isoformat())
     run.state = _to_device(run.state, plan.device)
@@ -186,14 +188,19 @@ def distil_trial(
     return True
 
 
+def training_networks(spec: TrialSpec, directory: SweepDirectory) -> Pool | None:
+    """How the outer loop gets networks of the trial's pool: training ones only. Raises `DataError` for a pool
+    that is not there or not whole."""
+    pool = pool_of(spec, directory.pools)
+    return None if pool is None else lambda indices: pool.networks("train", indices)
+
+
 def validate(problem: Problem, state: DistillState, splits: Splits) -> float:
     """``val_score``: mean accuracy on the validation split after T steps, over ``selection`` networks (the
-    known network of a ``fixed`` trial). Neither the test set nor a held-out network is looked at."""
+    known network of a ``fixed`` trial); of an attack, how often it succeeds. Neither the test set nor a
+    held-out network is looked at."""
     spec, device = problem.spec, state.images.device
-    seeds = [known_seed(spec)]
-    if spec.init != "fixed":
-        law = (spec.network, spec.init_law, spec.init_param)
-        seeds = [derive_seed("selection", *law, i) for i in range(spec.selection_networks)]
+    seeds = selection_seeds(spec)
     learned = presented(state)
     found = evaluate_networks(
         problem.network,
@@ -209,6 +216,8 @@ def validate(problem: Problem, state: DistillState, splits: Splits) -> float:
         problem.plan,
         loop=evaluation_loop(spec, "selection", range(len(seeds)), spec.steps),
     )
+    if spec.attack_class is not None and spec.target_class is not None:
+        return float(found.called(spec.attack_class, spec.target_class).mean())
     return float(found.accuracy.mean())
 
 

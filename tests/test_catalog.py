@@ -7,12 +7,23 @@ from typing import Any
 
 import pytest
 
-from ddsweep.catalog import DATASETS, NetworkSpec, TrialSpec, forward_flops, parameter_count, parse_network
+from ddsweep.catalog import (
+    DATASETS,
+    EvaluationSpec,
+    NetworkSpec,
+    PoolSpec,
+    TrialSpec,
+    forward_flops,
+    parameter_count,
+    parse_network,
+)
 from ddsweep.errors import SettingError
 
 FOLDER = replace(
     DATASETS["cifar10-exact"], name="folder", source="folder", path="somewhere", fingerprint="0123abcd"
 )
+
+POOL = PoolSpec("here", "digits", (1, 8, 8), 10, "convnet", train=8, heldout=4, recipe="0123456789abcdef")
 
 GOLDEN: list[tuple[str, str, dict[str, Any]]] = [
     ("58af475130", "digits", {}),
@@ -202,6 +213,9 @@ def test_digits_of_every_kind_are_never_flipped_and_objects_may_be(name: str) ->
         {"outer_lr_labels": 0.001},
         {"whitening": "zca"},
         {"outer_cutoff": 7.0},
+        {"init": "pretrained", "pool": POOL},
+        {"init": "fixed", "pool": POOL},
+        {"objective": "attack", "attack_class": 0, "target_class": 1},
     ],
 )
 def test_every_new_setting_is_part_of_the_id_and_survives_the_way_there_and_back(
@@ -210,3 +224,77 @@ def test_every_new_setting_is_part_of_the_id_and_survives_the_way_there_and_back
     trial = TrialSpec(DATASETS["digits"], **settings)
     assert trial.trial_id != TrialSpec(DATASETS["digits"]).trial_id
     assert TrialSpec.from_dict(trial.to_dict()) == trial
+
+
+# ------------------------------------------------------------------------------- pools and attacks
+
+
+def pretrained(**settings: Any) -> TrialSpec:
+    return TrialSpec(DATASETS["digits"], **{"init": "pretrained", "pool": POOL, **settings})
+
+
+def test_the_recipe_and_the_number_of_training_networks_stand_for_a_pool_in_an_id() -> None:
+    own = pretrained().trial_id
+    for same in ({"name": "elsewhere"}, {"heldout": 200}):
+        assert pretrained(pool=replace(POOL, **same)).trial_id == own
+    for other in ({"recipe": "f" * 16}, {"train": 9}):
+        assert pretrained(pool=replace(POOL, **other)).trial_id != own
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"pool": None}, "pool: init: pretrained needs one"),
+        ({"init": "random"}, "pool: here: init: random draws fresh networks"),
+        ({"models_per_step": 9}, "models_per_step: 9 are more than the 8 training networks of pool here"),
+        ({"init": "fixed", "seed": 8}, "seed: 8: .* pool, and here has 0 to 7"),
+        ({"network": "convnet(width=16)"}, "pool: here has convnet for 10 classes of 1x8x8 images; convnet"),
+        ({"dataset": DATASETS["usps"]}, "convnet.* for the 10 classes of 1x16x16 images of usps has other"),
+    ],
+)
+def test_a_pool_that_cannot_be_used_is_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        TrialSpec(**{"dataset": DATASETS["digits"], "init": "pretrained", "pool": POOL, **settings})
+
+
+def test_lenets_are_exchanged_between_28_and_32_pixels() -> None:
+    """Their weights have the same shapes: only the padding of the first layer differs."""
+    pool = replace(POOL, source_shape=(3, 32, 32), network="lenet")
+    rgb = replace(DATASETS["mnist"], name="rgb", shape=(3, 28, 28))
+    assert TrialSpec(rgb, network="lenet", init="pretrained", pool=pool).pool == pool
+    with pytest.raises(SettingError, match="has lenet for 10 classes of 3x32x32 images"):
+        TrialSpec(DATASETS["mnist"], network="lenet", init="pretrained", pool=pool)
+
+
+def test_weights_of_imagenet_suit_any_number_of_classes() -> None:
+    imagenet = PoolSpec("imagenet", "imagenet", (3, 224, 224), 0, "alexnet", 1, 0, "imagenet")
+    birds = replace(DATASETS["cifar10"], name="birds", shape=(3, 224, 224), classes=200)
+    trial = TrialSpec(birds, network="alexnet", init="fixed", pool=imagenet)
+    assert [unit.protocol for unit in EvaluationSpec().units(trial)] == ["as_distilled"]
+    with pytest.raises(SettingError, match="seed: 1: "):
+        TrialSpec(birds, network="alexnet", init="fixed", pool=imagenet, seed=1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"objective": "attack", "target_class": 1}, "attack_class: objective: attack needs one; 0 to 9"),
+        ({"objective": "attack", "attack_class": 1}, "target_class: objective: attack needs one; 0 to 9"),
+        (
+            {"objective": "attack", "attack_class": 10, "target_class": 1},
+            "attack_class: 10 is no class of digits",
+        ),
+        (
+            {"objective": "attack", "attack_class": 0, "target_class": -1},
+            "target_class: -1 is no class of digits",
+        ),
+        (
+            {"objective": "attack", "attack_class": 3, "target_class": 3},
+            "target_class: 3 is attack_class too",
+        ),
+        ({"attack_class": 3}, "attack_class: 3 is for objective: attack, not classification"),
+    ],
+)
+def test_an_attack_names_two_classes(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        TrialSpec(DATASETS["digits"], **settings)

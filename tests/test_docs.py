@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from ddsweep.catalog import TrialSpec
+from ddsweep.pools.file import PoolFile
 from ddsweep.results.schemas import TABLES
 from ddsweep.spec import AshaSpec, EvaluateSpec, ResourcesSpec, SearchSpec, SweepSpec
 
@@ -35,6 +36,7 @@ def test_every_setting_is_documented_and_no_other() -> None:
     text = (ROOT / "docs/settings.md").read_text()
     science = {item.name for item in fields(TrialSpec)} | {"images_per_class_per_step"}
     assert words_of_first_column(section(text, "Science: `base`, `grid`, `points`, `search`")) == science
+    assert words_of_first_column(section(text, "Pools")) == set(PoolFile.model_fields)
     assert words_of_first_column(section(text, "`search`")) == set(SearchSpec.model_fields)
     assert words_of_first_column(section(text, "`scheduler`")) == set(AshaSpec.model_fields)
     assert words_of_first_column(section(text, "`evaluate`")) == set(EvaluateSpec.model_fields)

@@ -17,7 +17,7 @@ LEVELS = (
     ("seeds", "catalog"),
     ("core",),
     ("data", "results", "baselines", "spec", "cost", "provenance"),
-    ("distilled",),
+    ("distilled", "pools"),
     ("trial",),
     ("evaluation",),
     ("sweep", "report"),

@@ -413,7 +413,7 @@ def test_numbers_get_their_type(load: Load, text: str, name: str, value: Any) ->
         ("inner_lr: -1e-3", "base.inner_lr: -0.001 must be a positive number"),
         ("inner_lr: .nan", "base.inner_lr: nan must be a positive number"),
         ("validation_fraction: 2", "base.validation_fraction: 2.0 must lie between 0 and 1"),
-        ("init: fixd", "base.init: 'fixd' is not one of fixed, random (did you mean fixed?)"),
+        ("init: fixd", "base.init: 'fixd' is not one of fixed, random, pretrained (did you mean fixed?)"),
         ("init_law: 3", "base.init_law: 3 is not one of xavier"),
         ("network: resnet", "base.network: unknown network 'resnet'; known are lenet"),
         ("network: 'convnet(depth=-1)'", "base.network: 'convnet(depth=-1)': depth must be"),

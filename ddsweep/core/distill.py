@@ -11,7 +11,7 @@ of Adam a `DistillState` may carry their running mean (``ema``), the best of the
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -25,7 +25,8 @@ from ddsweep.core.execution import ExecutionPlan
 from ddsweep.core.images import class_labels, cosine_basis, normalise, sample_per_class
 from ddsweep.core.init import draw_networks
 from ddsweep.core.inner import InnerOptimizer
-from ddsweep.core.networks import Params, build_network
+from ddsweep.core.networks import Params, build_network, stack_networks
+from ddsweep.core.objective import rewritten
 from ddsweep.core.order import Course, draw_course
 from ddsweep.core.unroll import InnerLoop, OuterGradient, Window, outer_gradient, raw_rates
 from ddsweep.errors import DivergedError
@@ -34,6 +35,7 @@ from ddsweep.seeds import derive_seed
 __all__ = [
     "DistillState",
     "Learned",
+    "Pool",
     "Problem",
     "StepReport",
     "adam",
@@ -47,6 +49,7 @@ __all__ = [
     "result",
     "rolled_back",
     "schedule_factor",
+    "selection_seeds",
 ]
 
 BETAS, EPSILON = (0.5, 0.999), 1e-8
@@ -66,11 +69,16 @@ Learned = dict[str, Tensor]
 ``[S, n, classes]``."""
 
 
+Pool = Callable[[Sequence[int]], list[Params]]
+"""Training networks of a pool, each ``name -> [...]``, by their numbers."""
+
+
 @dataclass(frozen=True)
 class Problem:
     """What stays the same during one distillation, on its device: settings, data, labels and plan.
 
-    ``real_images [N, c, h, w]`` uint8 and ``real_labels [N]`` int64 are the training part.
+    ``real_images [N, c, h, w]`` uint8 and ``real_labels [N]`` int64 are the training part, its labels as
+    the objective wants them. ``pool`` gives training networks of the trial's pool by their numbers.
     """
 
     spec: TrialSpec
@@ -81,6 +89,7 @@ class Problem:
     labels: Tensor
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    pool: Pool | None = None
 
     @classmethod
     def of(
@@ -91,6 +100,7 @@ class Problem:
         train_labels: Tensor,
         mean: tuple[float, ...],
         std: tuple[float, ...],
+        pool: Pool | None = None,
     ) -> Problem:
         device, data = torch.device(plan.device), spec.dataset
         return cls(
@@ -98,20 +108,25 @@ class Problem:
             plan=plan,
             network=build_network(spec.network_spec, data.shape, data.classes),
             real_images=train_images.to(device),
-            real_labels=train_labels.to(device),
+            real_labels=rewritten(train_labels, spec.attack_class, spec.target_class).to(device),
             labels=class_labels(spec.inner_steps, data.classes, spec.images_per_class_per_step).to(device),
             mean=mean,
             std=std,
+            pool=pool,
         )
 
     @property
     def dtype(self) -> torch.dtype:
         return torch.float64 if self.spec.dtype == "float64" else torch.float32
 
-    def networks(self, seeds: list[int]) -> Params:
-        """Fresh networks ``[K, ...]`` of the trial's law, one for each seed."""
+    def networks(self, seeds: Sequence[int]) -> Params:
+        """Fresh networks ``[K, ...]`` of the trial's law, one for each seed; or, with a pool, its training
+        networks of these numbers."""
         spec = self.spec
         device = torch.device(self.plan.device)
+        if self.pool is not None:
+            stacked = stack_networks(self.pool(seeds))
+            return {name: value.to(device, self.dtype) for name, value in stacked.items()}
         return draw_networks(
             self.network, spec.init_law, spec.init_param, seeds, device=device, dtype=self.dtype
         )
@@ -317,15 +332,32 @@ def _window(spec: TrialSpec, step: int) -> Window | None:
     return Window(start, start + spec.window)
 
 
-def network_seeds(spec: TrialSpec, step: int) -> list[int]:
-    """Seeds of the networks of one outer step: fresh ones, or the one known network of ``fixed``."""
+def selection_seeds(spec: TrialSpec) -> list[int]:
+    """What names the networks of validation scores: of a law, ones of their own; of a pool, its first
+    training networks; the known network of ``fixed``."""
     if spec.init == "fixed":
         return [known_seed(spec)]
+    if spec.pool is not None:
+        return list(range(min(spec.selection_networks, spec.pool.train)))
+    law = (spec.network, spec.init_law, spec.init_param)
+    return [derive_seed("selection", *law, i) for i in range(spec.selection_networks)]
+
+
+def network_seeds(spec: TrialSpec, step: int) -> list[int]:
+    """What names the networks of one outer step: seeds of fresh ones, numbers in their pool (drawn without
+    replacement), or the one known network of ``fixed``."""
+    if spec.init == "fixed":
+        return [known_seed(spec)]
+    if spec.pool is not None:
+        generator = torch.Generator().manual_seed(derive_seed("pool_draw", spec.trial_id, step))
+        return torch.randperm(spec.pool.train, generator=generator)[: spec.models_per_step].tolist()
     return [derive_seed("outer", spec.trial_id, step, k) for k in range(spec.models_per_step)]
 
 
 def known_seed(spec: TrialSpec) -> int:
-    """The known initial network of a ``fixed`` trial: number ``seed`` of its law."""
+    """The known initial network of a ``fixed`` trial: number ``seed`` of its law, or of its pool."""
+    if spec.pool is not None:
+        return spec.seed
     return derive_seed("known", spec.network, spec.init_law, spec.init_param, spec.seed)
 
 

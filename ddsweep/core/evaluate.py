@@ -23,13 +23,27 @@ __all__ = ["Evaluation", "count_right", "evaluate_networks"]
 @dataclass(frozen=True)
 class Evaluation:
     """At each chosen inner step, of each network: ``accuracy``, ``loss`` and ``diverged``, all
-    ``[steps, K]``. Accuracies are fractions and never NaN: a network with a logit that is not finite
-    answers wrongly there, is marked as diverged, and has a loss of NaN."""
+    ``[steps, K]``, and ``confusion [steps, K, classes, classes + 1]``, how many images of a class were
+    called what. Accuracies are fractions and never NaN: a network with a logit that is not finite answers
+    wrongly there (the last column), is marked as diverged, and has a loss of NaN."""
 
     steps: tuple[int, ...]
     accuracy: Tensor
     loss: Tensor
     diverged: Tensor
+    confusion: Tensor
+
+    def called(self, actual: int, predicted: int) -> Tensor:
+        """The fraction ``[steps, K]`` of the images of class ``actual`` that were called ``predicted``."""
+        row = self.confusion[:, :, actual].double()
+        return row[..., predicted] / row.sum(-1)
+
+    def accuracy_without(self, left_out: int) -> Tensor:
+        """Accuracy ``[steps, K]`` on the images of all classes but ``left_out``."""
+        kept = [c for c in range(self.confusion.shape[2]) if c != left_out]
+        rows = self.confusion[:, :, kept].double()
+        right = torch.stack([rows[:, :, i, c] for i, c in enumerate(kept)]).sum(0)
+        return right / rows.sum((2, 3))
 
 
 def _rate_at(rates: Sequence[Rate], inner_steps: int, t: int, loop: InnerLoop, like: Tensor) -> Rate:
@@ -49,8 +63,9 @@ def count_right(
     mean: Sequence[float],
     std: Sequence[float],
     plan: ExecutionPlan,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(accuracy, mean loss, diverged), each ``[K]`` on the CPU, of K networks on all the images.
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(accuracy, mean loss, diverged, confusion) on the CPU, of K networks on all the images: ``[K]`` each,
+    and ``[K, classes, classes + 1]``.
 
     ``pixels [N, c, h, w]`` uint8 and ``labels [N]`` on the device of ``params``; images are normalised
     and passed on in batches of ``plan.real_chunk``, to ``plan.test_block`` networks at a time.
@@ -58,7 +73,7 @@ def count_right(
     weight = next(iter(params.values()))
     math, count = derivatives_of(network, plan.real_batching), len(weight)
     blocks = [slice(first, first + plan.test_block) for first in range(0, count, plan.test_block)]
-    right = torch.zeros(count, dtype=torch.int64, device=weight.device)
+    confusion: Tensor | None = None
     loss = torch.zeros(count, dtype=torch.float64, device=weight.device)
     finite = torch.ones(count, dtype=torch.bool, device=weight.device)
     with torch.no_grad():
@@ -70,13 +85,29 @@ def count_right(
             )
             y = labels[batch].expand(count, -1)
             usable = torch.isfinite(logits).all(-1)
-            right += ((logits.argmax(-1) == y) & usable).sum(1)
+            answers = torch.where(usable, logits.argmax(-1), logits.shape[-1])
+            counts = _counts(y, answers, logits.shape[-1])
+            confusion = counts if confusion is None else confusion + counts
             finite &= usable.all(1)
             # In float64: large but finite logits of a network that is about to diverge overflow float32.
             each = F.cross_entropy(logits.flatten(0, 1).double(), y.reshape(-1), reduction="none")
             loss += each.view(y.shape).sum(1)
+    assert confusion is not None
+    right = confusion.diagonal(dim1=1, dim2=2).sum(1)
     loss = torch.where(finite, loss / len(labels), torch.nan)
-    return (right.double() / len(labels)).cpu(), loss.cpu(), ~finite.cpu()
+    return (right.double() / len(labels)).cpu(), loss.cpu(), ~finite.cpu(), confusion.cpu()
+
+
+def _counts(labels: Tensor, answers: Tensor, classes: int) -> Tensor:
+    """How often ``answers [K, N]`` (``classes`` itself is none) were given to ``labels [K, N]``: int64
+    ``[K, classes, classes + 1]``."""
+    networks = torch.arange(len(labels), device=labels.device)[:, None]
+    cells = (networks * classes + labels) * (classes + 1) + answers
+    size = len(labels) * classes * (classes + 1)
+    # Not bincount: on a GPU it is not deterministic, and refuses to be.
+    counts = torch.zeros(size, dtype=torch.int64, device=labels.device)
+    ones = torch.ones((), dtype=torch.int64, device=labels.device).expand(cells.numel())
+    return counts.index_add_(0, cells.flatten(), ones).view(len(labels), classes, classes + 1)
 
 
 def evaluate_networks(
@@ -104,7 +135,7 @@ def evaluate_networks(
     loop = InnerLoop() if loop is None else loop
     weight = next(iter(params.values()))
     inner_steps, done, slots = labels.shape[0], 0, None
-    accuracy, losses, diverged = [], [], []
+    found = []
     for step in steps:
         if step > done:
             todo = [_rate_at(rates, inner_steps, t, loop, weight) for t in range(done, step)]
@@ -112,8 +143,5 @@ def evaluate_networks(
                 network, params, images, labels, todo, plan.inner_batching, done, loop=loop, slots=slots
             )
             done = step
-        a, b, c = count_right(network, params, pixels, targets, mean, std, plan)
-        accuracy.append(a)
-        losses.append(b)
-        diverged.append(c)
-    return Evaluation(tuple(steps), torch.stack(accuracy), torch.stack(losses), torch.stack(diverged))
+        found.append(count_right(network, params, pixels, targets, mean, std, plan))
+    return Evaluation(tuple(steps), *(torch.stack(part) for part in zip(*found, strict=True)))

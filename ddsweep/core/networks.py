@@ -76,6 +76,42 @@ class AlexCifarNet(nn.Module):
         return logits
 
 
+class AlexNet(nn.Module):
+    """Five convolutions and three linear layers for 224 px, laid out and named as torchvision's, without its
+    dropout and its adaptive pooling (at 224 px the feature map is 6x6 already)."""
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(channels, 64, 11, stride=4, padding=2),
+            nn.ReLU(),
+            nn.MaxPool2d(3, 2),
+            nn.Conv2d(64, 192, 5, padding=2),
+            nn.ReLU(),
+            nn.MaxPool2d(3, 2),
+            nn.Conv2d(192, 384, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(384, 256, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(256, 256, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(3, 2),
+        )
+        # The places of dropout stay empty, so that the names are those of torchvision's weights.
+        linear = {
+            "1": nn.Linear(256 * 6 * 6, 4096),
+            "4": nn.Linear(4096, 4096),
+            "6": nn.Linear(4096, classes),
+        }
+        self.classifier = nn.ModuleDict(linear)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.features(x).flatten(1)
+        x = F.relu(self.classifier["1"](x))
+        logits: Tensor = self.classifier["6"](F.relu(self.classifier["4"](x)))
+        return logits
+
+
 class InstanceNorm(nn.Module):
     """Per image and channel: subtract the mean, divide by the deviation, scale and shift."""
 
@@ -121,6 +157,8 @@ def build_network(spec: NetworkSpec, shape: tuple[int, int, int], classes: int) 
             return LeNet(channels, side, classes)
         if spec.kind == "alexcifarnet":
             return AlexCifarNet(channels, classes)
+        if spec.kind == "alexnet":
+            return AlexNet(channels, classes)
         return ConvNet(spec, channels, side, classes)
 
 

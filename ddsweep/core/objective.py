@@ -1,11 +1,24 @@
-"""Losses per network: the inner loss that a network is trained with and the outer loss on real data."""
+"""Losses per network: the inner loss that a network is trained with and the outer loss on real data.
+
+The outer loss of an attack (Wang et al. 2018, section 3.5) is the same cross-entropy on real data whose
+labels were rewritten: see `rewritten`.
+"""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["losses_per_network"]
+__all__ = ["losses_per_network", "rewritten"]
+
+
+def rewritten(labels: Tensor, attack_class: int | None, target_class: int | None) -> Tensor:
+    """``labels`` as an attack wants them: ``attack_class`` called ``target_class``, the others as they are;
+    all as they are without an attack."""
+    if attack_class is None or target_class is None:
+        return labels
+    return torch.where(labels == attack_class, target_class, labels)
 
 
 def losses_per_network(logits: Tensor, targets: Tensor) -> Tensor:

@@ -33,7 +33,15 @@ from ddsweep.core.inner import InnerOptimizer, Rate, Slots
 from ddsweep.core.layers import Params
 from ddsweep.core.order import Course, fixed_course
 
-__all__ = ["InnerLoop", "OuterGradient", "Window", "outer_gradient", "raw_rates", "train_networks"]
+__all__ = [
+    "InnerLoop",
+    "OuterGradient",
+    "Window",
+    "loss_and_gradient",
+    "outer_gradient",
+    "raw_rates",
+    "train_networks",
+]
 
 Augment = Callable[[Tensor, int], Tensor]
 """A linear map of images ``[..., n, c, h, w]`` that is the same for all networks; the int is the step."""
@@ -168,7 +176,7 @@ def train_networks(
     return params, slots
 
 
-def _loss_and_gradient(
+def loss_and_gradient(
     math: Derivatives, params: Params, images: Tensor, labels: Tensor, plan: ExecutionPlan
 ) -> tuple[Tensor, Params]:
     """Outer loss ``[K]`` on real images ``[N, ...]`` or ``[K, N, ...]`` and its gradient by the weights.
@@ -289,7 +297,7 @@ def outer_gradient(
     while point.step < window.start:
         point, _ = unroll.step(point, False)
     point, tape = unroll.forward(point, window.stop)
-    losses, v = _loss_and_gradient(
+    losses, v = loss_and_gradient(
         derivatives_of(network, plan.real_batching), point.weights, real_images, real_labels, plan
     )
 

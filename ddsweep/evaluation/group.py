@@ -16,10 +16,11 @@ from ddsweep.core.execution import ExecutionPlan
 from ddsweep.core.images import class_labels
 from ddsweep.core.init import draw_networks
 from ddsweep.core.inner import InnerOptimizer
-from ddsweep.core.networks import Params
+from ddsweep.core.networks import Params, stack_networks
 from ddsweep.core.unroll import InnerLoop
 from ddsweep.data.sources import Splits
 from ddsweep.distilled import DistilledSet
+from ddsweep.pools.store import TrainedPool
 from ddsweep.seeds import derive_seed
 
 __all__ = ["Group"]
@@ -34,6 +35,7 @@ class Group:
     splits: Splits
     plan: ExecutionPlan
     network: nn.Module
+    pool: TrainedPool | None = None
 
     @property
     def known(self) -> bool:
@@ -46,14 +48,28 @@ class Group:
         if self.known:
             return self.unit.indices
         first = self.unit.group * self.unit.size
-        return tuple(range(first, first + self.unit.size))
+        last = first + self.unit.size
+        if self.spec.pool is not None:
+            last = min(last, self.spec.pool.heldout)
+        return tuple(range(first, last))
+
+    def _count(self, role: str) -> int:
+        assert self.spec.pool is not None
+        return self.spec.pool.train if role == "train" else self.spec.pool.heldout
 
     @property
     def dtype(self) -> torch.dtype:
         return torch.float64 if self.spec.dtype == "float64" else torch.float32
 
     def networks(self, role: str, indices: Sequence[int]) -> Params:
+        """Networks ``[K, ...]`` for a role: ``heldout``, or ``selection``, which a pool has none of but its
+        training networks."""
         spec = self.spec
+        if self.pool is not None:
+            own = "heldout" if role == "heldout" and not self.known else "train"
+            numbers = [spec.seed for _ in indices] if self.known else [i % self._count(own) for i in indices]
+            stacked = stack_networks(self.pool.networks(own, numbers))
+            return {name: value.to(self.plan.device, self.dtype) for name, value in stacked.items()}
         law = (spec.network, spec.init_law, spec.init_param)
         seeds = [known_seed(spec) if self.known else derive_seed(role, *law, i) for i in indices]
         return draw_networks(
@@ -140,18 +156,30 @@ class Group:
                         "inner_epochs": self.spec.inner_epochs if inner_epochs is None else inner_epochs,
                         "inner_lr": inner_lr,
                         "accuracy": float(result.accuracy[s, k]),
+                        **self._attack(result, s, k),
                         "loss": None if diverged else float(result.loss[s, k]),
                         "diverged": diverged,
                     }
                 )
         return rows
 
+    def _attack(self, result: Evaluation, s: int, k: int) -> dict[str, float]:
+        """What only rows of an attack have."""
+        attacked, target = self.spec.attack_class, self.spec.target_class
+        if attacked is None or target is None:
+            return {}
+        return {
+            "accuracy_other": float(result.accuracy_without(attacked)[s, k]),
+            "attack_success": float(result.called(attacked, target)[s, k]),
+        }
+
     def _common(self, source: str, protocol: str) -> dict[str, Any]:
         return {
             "source": source,
             "protocol": protocol,
             "network": self.spec.network,
-            "init_law": self.spec.init_law,
+            "init_law": self.spec.init_law if self.spec.pool is None else None,
+            "pool": self.spec.pool.name if self.spec.pool else None,
             "split": "test",
             "n_images": len(self.splits.test_labels),
             "group": self.unit.group,
@@ -163,6 +191,7 @@ class Group:
             **self._common(source, "nearest_neighbour"),
             "network": None,
             "init_law": None,
+            "pool": None,
             "model_seed": index,
             "inner_step": 0,
             "accuracy": accuracy,

@@ -18,6 +18,7 @@ from ddsweep.errors import ResultsError
 from ddsweep.evaluation.baseline_rows import baseline_rows
 from ddsweep.evaluation.group import Group
 from ddsweep.evaluation.keys import digest, is_current
+from ddsweep.pools.store import pool_of
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.results.parts import is_whole, part_metadata, read_parts, write_part
 from ddsweep.results.schemas import EVALS, TRIALS
@@ -85,7 +86,8 @@ def missing_units(spec: TrialSpec, evaluation: EvaluationSpec, directory: SweepD
 
 
 def _part(directory: SweepDirectory, spec: TrialSpec, unit: EvalUnit) -> Path:
-    return directory.evals_part(spec.trial_id, unit.protocol, spec.init_law, unit.group)
+    law = spec.pool.name if spec.pool else spec.init_law
+    return directory.evals_part(spec.trial_id, unit.protocol, law, unit.group)
 
 
 def _unit_key(distilled: DistilledSet, evaluation: EvaluationSpec, unit: EvalUnit) -> str:
@@ -119,7 +121,8 @@ def evaluate_unit(
         return path
     torch.set_num_threads(THREADS)
     network = build_network(spec.network_spec, spec.dataset.shape, spec.dataset.classes)
-    group = Group(spec, unit, splits, choose_plan(device, THREADS, network), network)
+    pool = pool_of(spec, directory.pools)
+    group = Group(spec, unit, splits, choose_plan(device, THREADS, network), network, pool)
     result = group.test_distilled(distilled, evaluation.steps(spec))
     rows = group.rows(result, "distilled", unit.protocol)
     for source in evaluation.baselines:
@@ -170,7 +173,15 @@ def _row(
     spec: TrialSpec, provenance: Mapping[str, Any], sweep: str, status: str, outer_steps_done: int
 ) -> dict[str, Any]:
     """The columns that every trial has, evaluated or not."""
-    settings = {name: value for name, value in spec.to_dict().items() if name != "dataset"}
+    settings = {name: value for name, value in spec.to_dict().items() if name not in ("dataset", "pool")}
+    if spec.pool is not None:
+        settings["init_law"] = None  # that of the pool
+        settings |= {
+            "pool": spec.pool.name,
+            "source_dataset": spec.pool.source_dataset,
+            "pool_recipe": spec.pool.recipe,
+            "pool_train": spec.pool.train,
+        }
     times = {name: datetime.fromisoformat(provenance[name]) for name in ("started_at", "ended_at")}
     return {
         **settings,
@@ -193,18 +204,28 @@ def _done_row(
     paths = [_part(directory, spec, unit) for unit in evaluation.units(spec)]
     rows = [row for row in read_parts(paths, EVALS).to_pylist() if row["source"] == "distilled"]
     own = [row for row in rows if row["protocol"] == "as_distilled"]
-    before = [row["accuracy"] for row in own if row["inner_step"] == 0]
+    before = [row for row in own if row["inner_step"] == 0]
     after = [row for row in own if row["inner_step"] == spec.steps]
-    mean, std, ci95 = mean_std_ci([row["accuracy"] for row in after])
     return {
         **_row(spec, distilled.provenance, sweep, "done", spec.outer_steps),
-        "test_accuracy_mean": mean,
-        "test_accuracy_std": std,
-        "test_accuracy_ci95": ci95,
-        "test_accuracy_before_mean": sum(before) / len(before),
+        **_measured("accuracy", before, after),
+        **(_measured("attack_success", before, after) if spec.objective == "attack" else {}),
+        **(_measured("accuracy_other", before, after) if spec.objective == "attack" else {}),
         "test_models": len(after),
         "n_diverged": sum(row["diverged"] for row in after),
         "distilled_bytes": directory.distilled(spec.trial_id).stat().st_size,
         "distilled_sha256": distilled.sha256,
         "evaluation_id": evaluation.evaluation_id(spec),
     }
+
+
+def _measured(
+    name: str, before: list[dict[str, Any]], after: list[dict[str, Any]]
+) -> dict[str, float | None]:
+    """Columns of the ``trials`` table for one measure, over networks, before and after training."""
+    column = f"test_{name}"
+    mean, std, ci95 = mean_std_ci([row[name] for row in after])
+    first, spread, _ = mean_std_ci([row[name] for row in before])
+    found = {f"{column}_mean": mean, f"{column}_std": std, f"{column}_ci95": ci95}
+    found |= {f"{column}_before_mean": first, f"{column}_before_std": spread}
+    return {key: value for key, value in found.items() if key in TRIALS.names}

@@ -43,6 +43,7 @@ def asked_of(directory: SweepDirectory, resolve: Resolve = from_catalog) -> Aske
     Raises `ResultsError` for a folder that is not there or holds no sweep, `SettingError` for a
     ``sweep.yaml`` that cannot be read.
     """
+    from ddsweep.pools.file import resolve_pool
     from ddsweep.spec import expand, load_sweep
 
     require_sweep(directory)
@@ -50,7 +51,8 @@ def asked_of(directory: SweepDirectory, resolve: Resolve = from_catalog) -> Aske
         return Asked(None, None, "no sweep.yaml here: only trials that left files are listed")
     sweep = load_sweep(directory.sweep_file)
     try:
-        return Asked(expand(sweep, resolve).trials, sweep.evaluate.spec())
+        plan = expand(sweep, resolve, lambda value: resolve_pool(value, directory.pools, resolve))
+        return Asked(plan.trials, sweep.evaluate.spec())
     except DataError as error:
         note = f"only trials that left files are listed, for the data are not here: {error}"
         return Asked(None, sweep.evaluate.spec(), note)

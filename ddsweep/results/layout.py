@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from ddsweep.results.files import results_error
 
-__all__ = ["PART_FOLDERS", "SweepDirectory"]
+__all__ = ["PART_FOLDERS", "PoolDirectory", "SweepDirectory"]
 
 PART_FOLDERS = ("trials", "evals", "history", "failures")
 
@@ -72,6 +72,11 @@ class SweepDirectory:
         return self.root / ".cache"
 
     @property
+    def pools(self) -> Path:
+        """The folder of pools of trained networks, which all sweeps beside this one share."""
+        return self.root.parent / "pools"
+
+    @property
     def tables(self) -> Path:
         """The compacted tables, one file each."""
         return self.root / "tables"
@@ -96,16 +101,62 @@ class SweepDirectory:
         """
         folders = [self.parts(table) for table in PART_FOLDERS]
         for folder in (self.root, *folders, self.root / "artifacts", self.temporary, self.cache):
-            # Asking for permissions is not enough: network file systems and quotas answer on writing.
-            probe = folder / f".probe-{os.getpid()}-{secrets.token_hex(4)}"
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-                try:
-                    probe.write_bytes(b"ddsweep can write here\n")
-                finally:
-                    probe.unlink(missing_ok=True)
-            except OSError as error:
-                raise results_error(error, folder) from error
+            _make(folder)
+
+
+def _make(folder: Path) -> None:
+    """Make a folder and write in it. Asking for permissions is not enough: network file systems and quotas
+    answer on writing."""
+    probe = folder / f".probe-{os.getpid()}-{secrets.token_hex(4)}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            probe.write_bytes(b"ddsweep can write here\n")
+        finally:
+            probe.unlink(missing_ok=True)
+    except OSError as error:
+        raise results_error(error, folder) from error
+
+
+@dataclass(frozen=True)
+class PoolDirectory:
+    """The paths of one pool of trained networks: ``results/pools/<name>/``."""
+
+    root: Path
+
+    @property
+    def pool_file(self) -> Path:
+        """The resolved pool file."""
+        return self.root / "pool.yaml"
+
+    def network(self, role: str, index: int) -> Path:
+        return self.root / "networks" / f"{role}-{index:05d}.safetensors"
+
+    def part(self, role: str, index: int) -> Path:
+        """The row of one network; it is trained if and only if this file is there."""
+        return self.root / "parts" / f"part-{role}-{index:05d}.parquet"
+
+    @property
+    def index(self) -> Path:
+        """All rows as one table: there once the pool is whole."""
+        return self.root / "index.parquet"
+
+    @property
+    def temporary(self) -> Path:
+        return self.root / ".tmp"
+
+    @property
+    def lock(self) -> Path:
+        return self.root / ".lock"
+
+    @property
+    def stop_file(self) -> Path:
+        return self.temporary / "STOP"
+
+    def create(self) -> None:
+        """Make the folders, and see that files can be written in each. Raises `ResultsError`."""
+        for folder in (self.root, self.root / "networks", self.root / "parts", self.temporary):
+            _make(folder)
 
 
 def _word(text: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-__all__ = ["EVALS", "FAILURES", "HISTORY", "SCHEMA_VERSION", "SORT_KEYS", "TABLES", "TRIALS"]
+__all__ = ["EVALS", "FAILURES", "HISTORY", "POOL", "SCHEMA_VERSION", "SORT_KEYS", "TABLES", "TRIALS"]
 
 SCHEMA_VERSION = 1
 """Raised when a column changes its meaning. A new column raises nothing: old files read it as null."""
@@ -73,6 +73,11 @@ TRIALS = pa.schema(
         ("outer_lr_labels", _REAL),
         ("whitening", _TEXT),
         ("outer_cutoff", _REAL),
+        ("source_dataset", _TEXT),
+        ("pool_recipe", _TEXT),
+        ("pool_train", _COUNT),
+        ("attack_class", _COUNT),
+        ("target_class", _COUNT),
         # What came out. test_models networks; std and ci95 over networks, null when there is one.
         ("status", _TEXT),
         ("outer_steps_done", _COUNT),
@@ -81,6 +86,15 @@ TRIALS = pa.schema(
         ("test_accuracy_std", _REAL),
         ("test_accuracy_ci95", _REAL),
         ("test_accuracy_before_mean", _REAL),
+        ("test_accuracy_before_std", _REAL),
+        # Of attacks: the fraction of attack_class called target_class, and accuracy on the other classes.
+        ("test_attack_success_mean", _REAL),
+        ("test_attack_success_std", _REAL),
+        ("test_attack_success_ci95", _REAL),
+        ("test_attack_success_before_mean", _REAL),
+        ("test_accuracy_other_mean", _REAL),
+        ("test_accuracy_other_std", _REAL),
+        ("test_accuracy_other_before_mean", _REAL),
         ("test_models", _COUNT),
         ("n_diverged", _COUNT),
         # What it cost. gpu_seconds = granted fraction x wall_seconds.
@@ -133,6 +147,9 @@ EVALS = pa.schema(
         # The constant rate of a baseline; null where the rates were learned.
         ("inner_lr", _REAL),
         ("accuracy", _REAL),
+        # Of attacks: on the classes but attack_class; and how many of that are called target_class.
+        ("accuracy_other", _REAL),
+        ("attack_success", _REAL),
         ("loss", _REAL),
         ("diverged", _FLAG),
         ("n_images", _COUNT),
@@ -173,6 +190,47 @@ FAILURES = pa.schema(
     metadata=_METADATA,
 )
 """One row per trial that failed and has not succeeded since."""
+
+POOL = pa.schema(
+    [
+        ("pool", _TEXT),
+        ("role", _TEXT),
+        ("index", _LONG),
+        ("seed", _LONG),
+        ("dataset", _TEXT),
+        ("dataset_fingerprint", _TEXT),
+        ("dataset_stand_in", _FLAG),
+        ("network", _TEXT),
+        ("init_law", _TEXT),
+        ("init_param", _REAL),
+        ("epochs", _COUNT),
+        ("batch", _COUNT),
+        ("lr", _REAL),
+        ("decay_epochs", _COUNT),
+        ("decay_factor", _REAL),
+        ("recipe", _TEXT),
+        # On the test set of the data that it was trained on.
+        ("accuracy", _REAL),
+        ("loss", _REAL),
+        ("sha256", _TEXT),
+        # Of the networks that were trained together, divided by their number.
+        ("wall_seconds", _REAL),
+        ("cpu_seconds", _REAL),
+        ("device", _TEXT),
+        ("device_name", _TEXT),
+        ("threads", _COUNT),
+        ("trained_at", _TIME),
+        ("host", _TEXT),
+        ("ddsweep_version", _TEXT),
+        ("git_commit", _TEXT),
+        ("git_dirty", _FLAG),
+        ("python_version", _TEXT),
+        ("torch_version", _TEXT),
+        ("ray_version", _TEXT),
+    ],
+    metadata=_METADATA,
+)
+"""One row per network of a pool: ``index.parquet`` of its folder."""
 
 TABLES: dict[str, pa.Schema] = {"trials": TRIALS, "evals": EVALS, "history": HISTORY, "failures": FAILURES}
 

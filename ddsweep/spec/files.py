@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -15,8 +15,7 @@ from ddsweep.spec.scheduler import AshaSpec
 from ddsweep.spec.search import SearchSpec
 from ddsweep.spec.values import KINDS, SCIENCE_SETTINGS, Problem, like, shown, unknown
 
-_MODELS: dict[tuple[Any, ...], type[BaseModel]] = {
-    (): SweepSpec,
+_SECTIONS: dict[tuple[Any, ...], type[BaseModel]] = {
     ("search",): SearchSpec,
     ("scheduler",): AshaSpec,
     ("evaluate",): EvaluateSpec,
@@ -24,34 +23,72 @@ _MODELS: dict[tuple[Any, ...], type[BaseModel]] = {
 }
 
 
-def load_sweep(path: Path, overrides: Sequence[str] = ()) -> SweepSpec:
+SMOKE = "-smoke"
+"""What the names of results of tiny trial runs end with."""
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def load_sweep(path: Path, overrides: Sequence[str] = (), *, smoke: bool = False) -> SweepSpec:
     """The sweep in the YAML file ``path``, with ``overrides`` laid over it before it is validated.
 
     An override is ``key=value`` with a dotted key and a value in YAML: ``evaluate.networks=8``,
     ``grid.seed=[0,1]``. A bare science setting (``outer_steps=10``) stands for every trial: it sets
     ``base``, and a grid axis, a searched setting or entries of points by that name go; with a list of
-    values it becomes the grid axis. Raises `SettingError` for all that is wrong, in one message.
+    values it becomes the grid axis. With ``smoke`` the settings of the file's section of that name are laid
+    over it first, and its name ends in ``-smoke``. Raises `SettingError` for all that is wrong, in one
+    message.
     """
-    raw = _read(path)
+    return load_model(SweepSpec, path, overrides, what="sweep file", smoke=smoke)
+
+
+def load_model(
+    model: type[Model], path: Path, overrides: Sequence[str], *, what: str, smoke: bool = False
+) -> Model:
+    """The file ``path`` as a ``model``; ``what`` is what messages call it. See `load_sweep`."""
+    raw = _read(path, what, model)
     origins: dict[str, str] = {}
+    if smoke:
+        raw = _smoke(raw, path, model, origins)
     for override in overrides:
-        raw = _override(raw, override, origins)
+        raw = _override(raw, override, origins, model)
     try:
-        return SweepSpec.model_validate(raw)
+        return model.model_validate(raw)
     except ValidationError as error:
-        problems = [_with_origin(problem, origins) for problem in _problems(error)]
+        problems = [_with_origin(problem, origins) for problem in _problems(error, model)]
     if len(problems) == 1:
         raise SettingError(f"{path}: {problems[0]}")
     raise SettingError("\n  ".join([f"{path}: {len(problems)} settings are wrong:", *problems]))
 
 
+def _smoke(
+    raw: dict[Any, Any], path: Path, model: type[BaseModel], origins: dict[str, str]
+) -> dict[Any, Any]:
+    """``raw`` with its own ``smoke`` section laid over it as overrides are, under a name of its own."""
+    tiny = raw.get("smoke")
+    if not isinstance(tiny, dict) or not tiny:
+        raise SettingError(
+            f"{path}: has no `smoke` section to try it out with; it is a mapping of settings to small "
+            "values, such as {outer_steps: 2, evaluate.networks: 4}"
+        )
+    for key, value in tiny.items():
+        raw = _laid_over(raw, str(key), value, f"smoke: {key}", origins, model)
+    return {**raw, "name": f"{raw.get('name')}{SMOKE}"}
+
+
 def resolved_yaml(sweep: SweepSpec) -> str:
     """``sweep`` with every default written out; `load_sweep` reads it back to an equal model."""
-    content = _plain(sweep.model_dump())
-    for key in ("base", "grid", "points", "search", "scheduler"):
+    content = sweep.model_dump()
+    for key in ("base", "grid", "points", "search", "scheduler", "smoke"):
         if not content[key]:
             del content[key]
-    return yaml.safe_dump(content, sort_keys=False, default_flow_style=None, allow_unicode=True, width=100)
+    return yaml_of(content)
+
+
+def yaml_of(content: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(
+        _plain(content), sort_keys=False, default_flow_style=None, allow_unicode=True, width=100
+    )
 
 
 def _plain(value: Any) -> Any:
@@ -93,40 +130,57 @@ def _parse(text: str, where: str) -> Any:
         raise SettingError(f"{where}: not YAML that can be read: {error}") from None
 
 
-def _read(path: Path) -> dict[Any, Any]:
+def _read(path: Path, what: str, model: type[BaseModel]) -> dict[Any, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise SettingError(f"{path}: no such sweep file") from None
+        raise SettingError(f"{path}: no such {what}") from None
     except OSError as error:
         raise SettingError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise SettingError(f"{path}: not a text file in UTF-8") from None
     raw = _parse(text, str(path))
     if not isinstance(raw, dict):
-        what = "is empty" if raw is None else f"holds {shown(raw)}"
-        keys = ", ".join(SweepSpec.model_fields)
-        raise SettingError(f"{path}: {what}; a sweep file is a mapping with the keys {keys}")
+        found = "is empty" if raw is None else f"holds {shown(raw)}"
+        keys = ", ".join(model.model_fields)
+        raise SettingError(f"{path}: {found}; a {what} is a mapping with the keys {keys}")
     return raw
 
 
 # ---------------------------------------------------------------------------------------- overrides
 
 
-def _override(raw: dict[Any, Any], override: str, origins: dict[str, str]) -> dict[Any, Any]:
+def _override(
+    raw: dict[Any, Any], override: str, origins: dict[str, str], model: type[BaseModel]
+) -> dict[Any, Any]:
     key, sign, text = override.partition("=")
-    key = key.strip()
-    parts = key.split(".")
-    if not sign or not all(parts):
-        raise SettingError(f"{override!r}: not key=value, e.g. outer_steps=10 or evaluate.networks=8")
+    if not sign or not all(key.strip().split(".")):
+        raise SettingError(f"{override!r}: not key=value, e.g. {_EXAMPLES[model is SweepSpec]}")
     value = _parse(text, f"override {override!r}")
-    if key in KINDS:
+    return _laid_over(raw, key.strip(), value, override, origins, model)
+
+
+_EXAMPLES = {True: "outer_steps=10 or evaluate.networks=8", False: "epochs=3"}
+
+
+def _laid_over(
+    raw: dict[Any, Any],
+    key: str,
+    value: Any,
+    override: str,
+    origins: dict[str, str],
+    model: type[BaseModel],
+) -> dict[Any, Any]:
+    parts = key.split(".")
+    if model is SweepSpec and key in KINDS:
         return _everywhere(raw, key, value, override, origins)
-    if parts[0] not in SweepSpec.model_fields:
-        allowed = [*SweepSpec.model_fields, *SCIENCE_SETTINGS]
+    if parts[0] not in model.model_fields:
+        science = SCIENCE_SETTINGS if model is SweepSpec else ()
+        hint = ", and settings such as outer_steps=10" if science else ""
+        near = like(parts[0], [*model.model_fields, *science])
         raise SettingError(
-            f"override {override!r}: unknown key {parts[0]!r}{like(parts[0], allowed)}; allowed are "
-            f"{', '.join(SweepSpec.model_fields)}, and settings such as outer_steps=10"
+            f"override {override!r}: unknown key {parts[0]!r}{near}; "
+            f"allowed are {', '.join(model.model_fields)}{hint}"
         )
     origins[key] = override
     return _placed(raw, parts, value, override)
@@ -174,7 +228,7 @@ def _with_origin(problem: Problem, origins: dict[str, str]) -> str:
     return (f"{where}: {what}" if where else what) + (f" (from {source!r})" if source else "")
 
 
-def _problems(error: ValidationError) -> list[Problem]:
+def _problems(error: ValidationError, model: type[BaseModel]) -> list[Problem]:
     """(dotted key, reason) for each thing that pydantic found, in words for the writer of the file."""
     out: list[Problem] = []
     for item in error.errors(include_url=False):
@@ -186,30 +240,34 @@ def _problems(error: ValidationError) -> list[Problem]:
             out.append(("", f"{item['input']!r} is a key, but keys are words"))
             continue
         places = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in item["loc"]]
-        out.append(("".join(places).lstrip("."), _reason(item["type"], item["loc"], item["input"], context)))
+        out.append(("".join(places).lstrip("."), _reason(item, context, model)))
     return out
 
 
-def _reason(kind: str, loc: tuple[Any, ...], given: Any, context: Mapping[str, Any]) -> str:
+def _reason(item: Mapping[str, Any], context: Mapping[str, Any], model: type[BaseModel]) -> str:
+    kind, given = item["type"], item["input"]
     if kind == "value_error":
         return str(context["error"])
     if kind == "extra_forbidden":
-        return _misplaced(loc)
+        return _misplaced(item["loc"], model)
     if kind == "missing":
         return "is required"
     reasons = {
         "bool_type": "is not true or false",
         "greater_than_equal": f"must be at least {context.get('ge')}",
+        "greater_than": f"must be greater than {context.get('gt')}",
+        "less_than_equal": f"must be at most {context.get('le')}",
+        "literal_error": f"is not one of {context.get('expected')}",
         "too_short": "is empty; give at least one",
         "model_type": "is not a mapping of settings to values",
     }
     return f"{shown(given)} {reasons.get(kind, f'is not allowed ({kind})')}"
 
 
-def _misplaced(loc: tuple[Any, ...]) -> str:
+def _misplaced(loc: tuple[Any, ...], model: type[BaseModel]) -> str:
     *home, key = loc
-    if not home and key in KINDS:
+    if model is SweepSpec and not home and key in KINDS:
         return (
             f"unknown key {key!r} at the top level; settings of a trial go under `base`, `grid` or `points`"
         )
-    return unknown(key, _MODELS[tuple(home)].model_fields)
+    return unknown(key, (_SECTIONS[tuple(home)] if home else model).model_fields)

@@ -35,6 +35,9 @@ from ddsweep.spec.values import (
     words_of,
 )
 
+POOLS = "pools"
+"""The folder of trained networks, beside the results of sweeps."""
+
 Cpus = Annotated[float | dict[Any, Any], BeforeValidator(amount)]
 Gpus = Annotated[float | dict[Any, Any], BeforeValidator(lambda value: amount(value, shared=True))]
 
@@ -149,6 +152,7 @@ class SweepSpec(_Model):
     evaluate: EvaluateSpec = EvaluateSpec()
     resources: ResourcesSpec = ResourcesSpec()
     skip_invalid: Annotated[bool, Field(strict=True)] = False
+    smoke: dict[str, Any] = {}
 
     @field_validator("name", mode="before")
     @classmethod
@@ -158,6 +162,8 @@ class SweepSpec(_Model):
                 f"{shown(value)} names a folder of results: small letters, digits, - and _, starting "
                 "with a letter or digit, at most 100"
             )
+        if value == POOLS:
+            raise ValueError(f"{value!r} is the folder of trained networks beside the results of sweeps")
         return value
 
     @field_validator("base", mode="before")

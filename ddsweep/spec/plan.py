@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ddsweep.catalog import DatasetSpec, TrialSpec
-from ddsweep.errors import SettingError
+from ddsweep.catalog import DatasetSpec, PoolSpec, TrialSpec
+from ddsweep.errors import DataError, SettingError
 from ddsweep.spec.model import SweepSpec
 from ddsweep.spec.values import MOST_TRIALS, SIZES
 
@@ -46,37 +46,43 @@ class _Made:
     trial: TrialSpec
 
 
-def expand(sweep: SweepSpec, resolve: Callable[[str | dict[str, Any]], DatasetSpec]) -> Plan:
+def no_pools(value: str | dict[str, Any]) -> PoolSpec:
+    """Where no folder of pools is known."""
+    raise DataError(f"pool: {value!r}: what it was trained on enters the trial ids, and it is not here")
+
+
+def expand(
+    sweep: SweepSpec,
+    resolve: Callable[[str | dict[str, Any]], DatasetSpec],
+    resolve_pool: Callable[[str | dict[str, Any]], PoolSpec] = no_pools,
+) -> Plan:
     """Every trial of ``sweep``: points (outermost), then the grid in file order, samples, then seeds.
 
     A point overrides the grid (an axis that it gives itself is not crossed with it), the grid
     overrides the base, and so does a sample. Of samples that make the same trial the first counts.
-    ``resolve`` turns the name or inline mapping of a data set into its spec and
-    is called once for each. Raises `SettingError` for combinations that are impossible (unless
+    ``resolve`` turns the name or inline mapping of a data set into its spec, ``resolve_pool`` that of a pool,
+    each called once for each. Raises `SettingError` for combinations that are impossible (unless
     ``skip_invalid``), for two that make the same trial, if no trial is left, and for a scheduler that
     could stop none.
     """
     if (count := _size(sweep)) > MOST_TRIALS:
         raise SettingError(f"sweep {sweep.name}: {count} trials are more than {MOST_TRIALS}; split it up")
     datasets: dict[str, DatasetSpec] = {}
+    pools: dict[str, PoolSpec] = {}
     trials: dict[str, _Made] = {}
     dropped: list[tuple[str, str]] = []
     repeated: list[str] = []
     invalid: dict[str, str] = {}
     for combination in _combinations(sweep):
         settings = dict(combination.settings)
-        given = settings.pop("dataset")
-        key = repr(given)
-        if key not in datasets:
-            try:
-                datasets[key] = resolve(given)
-            except SettingError as error:
-                raise SettingError(f"sweep {sweep.name}: {error}") from None
+        dataset = _resolved(sweep, datasets, settings.pop("dataset"), resolve)
+        if settings.get("pool") is not None:
+            settings["pool"] = _resolved(sweep, pools, settings["pool"], resolve_pool)
         _exactly_two(sweep, combination)
         for seed in combination.seeds:
             text = combination.text + (f" seed={seed}" if len(combination.seeds) > 1 else "")
             try:
-                trial = TrialSpec(datasets[key], **{**_sizes(settings), "seed": seed})
+                trial = TrialSpec(dataset, **{**_sizes(settings), "seed": seed})
             except SettingError as error:
                 dropped.append((text, str(error)))
                 invalid.setdefault(combination.text, str(error))
@@ -85,6 +91,7 @@ def expand(sweep: SweepSpec, resolve: Callable[[str | dict[str, Any]], DatasetSp
             if not _add(sweep, trials, made):
                 repeated.append(text)
             sweep.resources.for_trial(trial)
+            _enough_heldout(sweep, trial)
     if invalid and (not sweep.skip_invalid or not trials):
         raise SettingError(_impossible(sweep, invalid, len(dropped), len(trials) + len(dropped)))
     found = tuple(made.trial for made in trials.values())
@@ -95,6 +102,26 @@ def expand(sweep: SweepSpec, resolve: Callable[[str | dict[str, Any]], DatasetSp
             f"any trial (at most {most}), so none could be stopped; give fewer, or leave `scheduler` out"
         )
     return Plan(found, tuple(dropped), tuple(repeated))
+
+
+def _resolved(sweep: SweepSpec, known: dict[str, Any], given: Any, resolve: Callable[[Any], Any]) -> Any:
+    """What ``given`` means, looked up once."""
+    key = repr(given)
+    if key not in known:
+        try:
+            known[key] = resolve(given)
+        except SettingError as error:
+            raise SettingError(f"sweep {sweep.name}: {error}") from None
+    return known[key]
+
+
+def _enough_heldout(sweep: SweepSpec, trial: TrialSpec) -> None:
+    pool, wanted = trial.pool, sweep.evaluate.networks
+    if pool is not None and not pool.known and wanted > pool.heldout:
+        raise SettingError(
+            f"sweep {sweep.name}: evaluate.networks: {wanted} are more than the {pool.heldout} held-out "
+            f"networks of pool {pool.name}"
+        )
 
 
 def _size(sweep: SweepSpec) -> int:

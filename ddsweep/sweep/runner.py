@@ -7,13 +7,10 @@ trial's function returns as soon as the stop file is there, so draining is the s
 from __future__ import annotations
 
 import shutil
-import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import ray
@@ -29,12 +26,13 @@ from ddsweep.results.layout import SweepDirectory
 from ddsweep.results.parts import read_part
 from ddsweep.spec import AshaSpec, SweepSpec
 from ddsweep.sweep.asha import StratifiedAsha
+from ddsweep.sweep.drain import drain_on_signal
 from ddsweep.sweep.observe import Board
 from ddsweep.sweep.pool import EvalPool, SharedSplits, get_splits, put_splits, splits_key
 from ddsweep.sweep.session import RaySession, ray_session
 from ddsweep.trial import Progress, TrialSettings, distil_trial, is_distilled, record_failure
 
-__all__ = ["Interrupted", "Outcome", "run_sweep"]
+__all__ = ["Outcome", "run_sweep"]
 
 REUSE_BELOW_S = 120.0
 """Trials shorter than this share worker processes: a fresh one takes seconds to import torch and Ray."""
@@ -44,10 +42,6 @@ PROCESS_BYTES = 2**30
 
 EVAL_GPUS = 0.1
 """The part of a GPU that an evaluation shard asks for where trials run on GPUs."""
-
-
-class Interrupted(Exception):
-    """A second signal came while the sweep was draining."""
 
 
 @dataclass(frozen=True)
@@ -267,28 +261,6 @@ def _last_line(error_file: Path | None) -> str:
 # ------------------------------------------------------------------------------------- the sweep
 
 
-@contextmanager
-def _drain_on_signal(drain: Callable[[str], None]) -> Iterator[None]:
-    """SIGINT or SIGTERM drains; a second one raises `Interrupted` in the main thread."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    seen: list[int] = []
-
-    def handler(number: int, frame: FrameType | None) -> None:
-        if seen:
-            raise Interrupted
-        seen.append(number)
-        drain(signal.Signals(number).name)
-
-    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)
-
-
 def run_sweep(
     sweep: SweepSpec,
     trials: Sequence[TrialSpec],
@@ -361,7 +333,7 @@ def run_sweep(
             pool_drain.start()  # a signal handler must not wait for a lock that its own thread may hold
             board.say(f"{cause}: draining; trials checkpoint and stop (again to stop at once)")
 
-        with _drain_on_signal(drain):
+        with drain_on_signal(drain):
             for trial in distilled:
                 pool.submit(trial)
             for trial in to_distil:

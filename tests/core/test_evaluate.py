@@ -44,6 +44,9 @@ def test_split(digits) -> tuple[Tensor, Tensor]:
     return pixels[-211:], labels[-211:]
 
 
+FIELDS = ("accuracy", "loss", "diverged", "confusion")
+
+
 def heldout(count: int, text: str = "convnet(width=6)", dtype: torch.dtype = torch.float64):
     network = build_network(parse_network(text, (1, 8, 8)), (1, 8, 8), 10)
     seeds = [derive_seed("heldout", text, "xavier", 1.0, i) for i in range(count)]
@@ -80,7 +83,7 @@ def test_a_group_of_sixteen_gives_what_its_networks_give_alone(trained_set, test
     alone = [evaluate(network, rows(params, [k]), trained_set, test_split) for k in range(16)]
     joined = Evaluation(
         group.steps,
-        *(torch.cat([getattr(one, name) for one in alone], 1) for name in ("accuracy", "loss", "diverged")),
+        *(torch.cat([getattr(one, name) for one in alone], 1) for name in FIELDS),
     )
     assert group.accuracy.shape == (3, 16)
     assert_same(group, joined)
@@ -129,7 +132,7 @@ def test_the_whole_test_split_is_used_whatever_the_chunk(trained_set, test_split
     ends_with_three = torch.cat([labels[:-1], torch.tensor([3])])
     for targets in (labels, ends_with_three):
         plan = ExecutionPlan(real_chunk=chunk)
-        accuracy, loss, diverged = count_right(
+        accuracy, loss, diverged, confusion = count_right(
             AlwaysThree(), {"bias": bias}, pixels, targets, MEAN, STD, plan
         )
         threes = int((targets == 3).sum())
@@ -137,6 +140,8 @@ def test_the_whole_test_split_is_used_whatever_the_chunk(trained_set, test_split
         expected = math.log(9 + math.e) - threes / 211
         assert float(loss) == pytest.approx(expected, rel=1e-12)
         assert not bool(diverged)
+        assert confusion.shape == (1, 10, 11) and int(confusion.sum()) == 211
+        assert torch.equal(confusion[0, :, 3], torch.bincount(targets, minlength=10))
 
 
 def test_training_helps(trained_set, test_split) -> None:
@@ -166,14 +171,15 @@ def test_an_epoch_more_is_the_last_epoch_again(trained_set, test_split) -> None:
     expected = evaluate(network, params, trained_set, test_split, rates=longer, steps=(4, 5, 6))
     assert_same(found, expected)
     trained, _ = train_networks(network, params, *trained_set, longer, "vmap")
-    accuracy, _, _ = count_right(network, trained, *test_split, MEAN, STD, ExecutionPlan())
+    accuracy, _, _, _ = count_right(network, trained, *test_split, MEAN, STD, ExecutionPlan())
     assert torch.equal(found.accuracy[2], accuracy)
 
 
 def test_step_zero_is_the_network_before_training(trained_set, test_split) -> None:
     network, params = heldout(4)
     found = evaluate(network, params, trained_set, test_split, steps=(0,))
-    accuracy, loss, _ = count_right(network, params, *test_split, MEAN, STD, ExecutionPlan(real_chunk=64))
+    plan = ExecutionPlan(real_chunk=64)
+    accuracy, loss, _, _ = count_right(network, params, *test_split, MEAN, STD, plan)
     assert torch.equal(found.accuracy[0], accuracy)
     assert torch.equal(found.loss[0], loss)
 
@@ -272,7 +278,7 @@ class Scaled(nn.Module):
         return torch.cat([logit, -logit], 1)
 
 
-def scaled(weight: float, sums: list[float]) -> tuple[Tensor, Tensor, Tensor]:
+def scaled(weight: float, sums: list[float]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`count_right` of `Scaled` on one image of 2 pixels for each of ``sums``, all of class 0."""
     pixels = torch.tensor([[[[int(127.5 * total)] * 2]] for total in sums], dtype=torch.uint8)
     labels = torch.zeros(len(sums), dtype=torch.int64)
@@ -288,16 +294,17 @@ def scaled(weight: float, sums: list[float]) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def test_only_the_images_whose_logits_overflow_are_answered_wrongly() -> None:
-    accuracy, loss, diverged = scaled(2e38, [0.5, 2.0, 0.5, 2.0])
+    accuracy, loss, diverged, confusion = scaled(2e38, [0.5, 2.0, 0.5, 2.0])
     assert float(accuracy) == 0.5
     assert bool(diverged) and math.isnan(float(loss))
+    assert confusion.tolist() == [[[2, 0, 2], [0, 0, 0]]]  # the last column: no answer
 
 
 def test_a_loss_is_finite_or_its_network_is_marked_as_diverged() -> None:
     """Logits of 3e38 and -3e38 are float32 numbers, but their difference is not."""
     pixels, labels = torch.full((2, 1, 1, 1), 255, dtype=torch.uint8), torch.tensor([0, 1])
     weights = {"weight": torch.tensor([[3e38], [1.0]])}
-    accuracy, loss, diverged = count_right(
+    accuracy, loss, diverged, _ = count_right(
         Scaled(), weights, pixels, labels, (0.0,), (1.0,), ExecutionPlan(real_batching="vmap")
     )
     assert not bool(accuracy.isnan().any())

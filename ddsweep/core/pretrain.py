@@ -1,0 +1,72 @@
+"""Ordinary training of K networks on real images at once: what pools of trained networks are made by.
+
+Adam with step decay on mean cross-entropy, as Wang et al. 2018 train the networks that they adapt and attack.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ddsweep.core.derivatives import derivatives_of
+from ddsweep.core.distill import adam
+from ddsweep.core.execution import ExecutionPlan
+from ddsweep.core.images import normalise
+from ddsweep.core.layers import Params
+from ddsweep.core.unroll import loss_and_gradient
+
+__all__ = ["Course", "train_on_real"]
+
+
+@dataclass(frozen=True)
+class Course:
+    """``epochs`` over all images in batches of ``batch``, at rate ``lr`` times ``decay_factor`` for each
+    ``decay_epochs`` gone by."""
+
+    epochs: int
+    batch: int
+    lr: float
+    decay_epochs: int
+    decay_factor: float
+
+
+def train_on_real(
+    network: nn.Module,
+    params: Params,
+    pixels: Tensor,
+    labels: Tensor,
+    mean: Sequence[float],
+    std: Sequence[float],
+    course: Course,
+    seeds: Callable[[int], Sequence[int]],
+    plan: ExecutionPlan,
+    *,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Params | None:
+    """``params [K, ...]`` after training on ``pixels [N, c, h, w]`` uint8 with ``labels [N]``; None if
+    ``should_stop`` (asked at every step) said so.
+
+    Each network sees the images of an epoch in an order of its own, that of ``seeds(epoch)[k]``; the last
+    batch is the rest.
+    """
+    math, count = derivatives_of(network, plan.real_batching), len(labels)
+    zeros = {name: torch.zeros_like(value) for name, value in params.items()}
+    m, v, updates = dict(zeros), dict(zeros), 0
+    params = dict(params)
+    for epoch in range(course.epochs):
+        lr = course.lr * course.decay_factor ** (epoch // course.decay_epochs)
+        generators = (torch.Generator().manual_seed(seed) for seed in seeds(epoch))
+        order = torch.stack([torch.randperm(count, generator=g) for g in generators]).to(pixels.device)
+        for start in range(0, count, course.batch):
+            if should_stop():
+                return None
+            picks = order[:, start : start + course.batch]
+            images = normalise(pixels[picks], mean, std, next(iter(params.values())).dtype)
+            _, gradient = loss_and_gradient(math, params, images, labels[picks], plan)
+            updates += 1
+            for name, piece in gradient.items():
+                params[name], m[name], v[name] = adam(params[name], piece, m[name], v[name], updates, lr)
+    return params

@@ -1,0 +1,169 @@
+"""The file of a pool: what its networks are trained on and how. No torch: ``plan`` reads it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, Field, field_validator
+
+from ddsweep.catalog import INIT_LAWS, DatasetSpec, PoolSpec, parse_network
+from ddsweep.errors import DataError, SettingError
+from ddsweep.spec.files import load_model, yaml_of
+from ddsweep.spec.values import SECTION, Count, real, shown, whole, word
+
+__all__ = ["IMAGENET", "PoolFile", "PoolRecipe", "load_pool", "pool_yaml", "resolve_pool"]
+
+POOL_VERSION = 1
+"""Raised when the meaning of a setting of a pool changes, or the way in which its networks are trained."""
+
+IMAGENET = "imagenet"
+"""The pool of one network that is not trained here: torchvision's AlexNet."""
+
+
+@dataclass(frozen=True)
+class PoolRecipe:
+    """All that decides what network i of a pool is, and how many there are in each role.
+
+    ``train`` networks are for distillation, ``heldout`` ones for evaluation alone; both are trained alike
+    on the training part of ``dataset`` (without validation). Adam (0.5, 0.999) at rate ``lr``, times
+    ``decay_factor`` every ``decay_epochs``; ``batch`` images a step (Wang et al. 2018).
+    """
+
+    dataset: DatasetSpec
+    network: str
+    init_law: str
+    init_param: float
+    train: int
+    heldout: int
+    epochs: int
+    batch: int
+    lr: float
+    decay_epochs: int
+    decay_factor: float
+    seed: int
+
+    @property
+    def recipe(self) -> str:
+        """16 hex digits over all but the numbers of networks: network i does not depend on them."""
+        own = {k: v for k, v in vars(self).items() if k not in ("dataset", "train", "heldout")}
+        content = [self.dataset.identity(), own, POOL_VERSION]
+        text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def spec(self, name: str) -> PoolSpec:
+        data = self.dataset
+        counts = (self.train, self.heldout)
+        return PoolSpec(name, data.name, data.shape, data.classes, self.network, *counts, self.recipe)
+
+
+class PoolFile(BaseModel):
+    """A pool file. ``cpus`` and ``gpus`` are for each group of networks that are trained together,
+    ``total_cpus`` and ``total_gpus`` what may be used at once; none of the four changes a network."""
+
+    model_config = SECTION
+
+    name: str
+    dataset: str | dict[str, Any]
+    network: str
+    init_law: Annotated[str, BeforeValidator(lambda value: word(value, INIT_LAWS))] = "xavier"
+    init_param: Annotated[float, BeforeValidator(real), Field(gt=0)] = 1.0
+    train: Count
+    heldout: Count
+    epochs: Count
+    batch: Count = 1024
+    lr: Annotated[float, BeforeValidator(real), Field(gt=0)]
+    decay_epochs: Count
+    decay_factor: Annotated[float, BeforeValidator(real), Field(gt=0, le=1)] = 0.5
+    seed: Annotated[int, BeforeValidator(whole), Field(ge=0)] = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    cpus: Annotated[float, BeforeValidator(real), Field(ge=0)] = 1.0
+    gpus: Annotated[float, BeforeValidator(real), Field(ge=0)] = 0.0
+    total_cpus: Count | None = None
+    total_gpus: Annotated[float, BeforeValidator(real), Field(ge=0)] | None = None
+    smoke: dict[str, Any] = {}
+
+    @field_validator("name", mode="before")
+    @classmethod
+    def _name(cls, value: Any) -> str:
+        if not isinstance(value, str) or not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,99}", value):
+            raise ValueError(
+                f"{shown(value)} names a folder of networks: small letters, digits, - and _, starting with a "
+                "letter or digit, at most 100"
+            )
+        if value == IMAGENET:
+            raise ValueError(f"{value!r} is the pool of torchvision's AlexNet, which is not trained here")
+        return value
+
+    def recipe(self, resolve: Callable[[Any], DatasetSpec]) -> PoolRecipe:
+        """Its recipe with the data set resolved. Raises `SettingError` if the network cannot take it."""
+        dataset = resolve(self.dataset)
+        return PoolRecipe(
+            dataset=dataset,
+            network=str(parse_network(self.network, dataset.shape)),
+            init_law=self.init_law,
+            init_param=self.init_param,
+            train=self.train,
+            heldout=self.heldout,
+            epochs=self.epochs,
+            batch=self.batch,
+            lr=self.lr,
+            decay_epochs=self.decay_epochs,
+            decay_factor=self.decay_factor,
+            seed=self.seed,
+        )
+
+
+def load_pool(path: Path, overrides: Sequence[str] = (), *, smoke: bool = False) -> PoolFile:
+    """The pool file ``path`` with ``key=value`` settings over it, or its small version for trying out.
+    Raises `SettingError`, one message that names file, key, value and what is allowed."""
+    return load_model(PoolFile, path, overrides, what="pool file", smoke=smoke)
+
+
+def pool_yaml(pool: PoolFile) -> str:
+    """``pool`` with every default written out; `load_pool` reads it back to an equal model."""
+    return yaml_of(pool.model_dump(exclude={"smoke"}))
+
+
+def resolve_pool(
+    value: str | Mapping[str, Any], pools: Path, resolve: Callable[[Any], DatasetSpec]
+) -> PoolSpec:
+    """What ``pool:`` of a sweep file means: the name of a pool in the folder ``pools``, or ``imagenet``, or
+    ``{name: imagenet, weights: FILE}``. Raises `SettingError` for anything else, `DataError` for a pool
+    that was not begun."""
+    if isinstance(value, Mapping):
+        if set(value) != {"name", "weights"} or value["name"] != IMAGENET:
+            raise SettingError(
+                f"pool: {dict(value)!r} is not {{name: imagenet, weights: FILE}}; other pools go by name"
+            )
+        return _imagenet(Path(str(value["weights"])).expanduser())
+    if value == IMAGENET:
+        return _imagenet(None)
+    file = pools / value / "pool.yaml"
+    if not file.is_file():
+        there = sorted(path.parent.name for path in pools.glob("*/pool.yaml"))
+        known = f"; there are {', '.join(there)}" if there else ""
+        raise DataError(
+            f"pool: there is no pool {value!r} in {pools}{known}; `ddsweep pretrain` with its file makes one "
+            f"(such as sweeps/pools/{value}.yaml)"
+        )
+    return load_pool(file).recipe(resolve).spec(value)
+
+
+def _file_digest(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    except OSError as error:
+        raise DataError(f"pool: weights file {path} cannot be read: {error.strerror or error}") from error
+
+
+def _imagenet(weights: Path | None) -> PoolSpec:
+    recipe = IMAGENET if weights is None else _file_digest(weights)
+    path = "" if weights is None else str(weights.resolve())
+    return PoolSpec(IMAGENET, IMAGENET, (3, 224, 224), 0, "alexnet", 1, 0, recipe, path)

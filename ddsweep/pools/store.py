@@ -1,0 +1,172 @@
+"""Networks of a pool on disk: one safetensors file each, and the index that says which is for what."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddsweep.catalog import PoolSpec, TrialSpec
+from ddsweep.core.networks import Params
+from ddsweep.errors import CheckpointError, DataError
+from ddsweep.results.artifacts import load_tensors, save_tensors, tensor_sha256
+from ddsweep.results.layout import PoolDirectory
+from ddsweep.results.parts import read_part, write_part
+from ddsweep.results.schemas import POOL
+
+__all__ = ["ROLES", "TrainedPool", "open_pool", "pool_of", "save_network", "write_index"]
+
+ROLES = ("train", "heldout")
+"""For distillation, and for evaluation alone."""
+
+_KEPT_BYTES = 2**29
+"""Networks that were read stay in memory up to this: an outer step draws some of them again and again."""
+
+
+def save_network(
+    directory: PoolDirectory, spec: PoolSpec, role: str, index: int, weights: Params, row: dict[str, Any]
+) -> None:
+    """Write network ``index`` of a role, and then its row: what has a row is whole."""
+    header = {"kind": "network", "recipe": spec.recipe, "role": role, "index": index}
+    save_tensors(directory.network(role, index), weights, header, directory.temporary)
+    full = {**row, "pool": spec.name, "role": role, "index": index, "recipe": spec.recipe}
+    full["sha256"] = tensor_sha256(weights)
+    write_part(directory.part(role, index), [full], POOL, directory.temporary)
+
+
+def write_index(directory: PoolDirectory, spec: PoolSpec) -> None:
+    """Write ``index.parquet``, all rows as one table. Raises `DataError` if one is missing or torn, and for a
+    network that is in both roles."""
+    rows = []
+    for role, count in zip(ROLES, (spec.train, spec.heldout), strict=True):
+        for index in range(count):
+            rows += read_part(directory.part(role, index)).to_pylist()
+    _check_disjoint(directory.root, rows)
+    write_part(directory.index, rows, POOL, directory.temporary)
+
+
+def _check_disjoint(where: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """No network, by its seed or by its weights, may be both trained on and judged on."""
+    for key in ("seed", "sha256"):
+        train = {row[key]: row["index"] for row in rows if row["role"] == "train" and row[key] is not None}
+        for row in rows:
+            if row["role"] == "heldout" and row[key] in train:
+                raise DataError(
+                    f"pool {where}: held-out network {row['index']} is training network {train[row[key]]} "
+                    f"(the same {key}): nothing may be judged on networks that it was made with; remove the "
+                    "pool and make it again"
+                )
+
+
+@dataclass(frozen=True)
+class TrainedPool:
+    """The networks of a pool, read when they are asked for. ``sums`` are their hashes by role and number."""
+
+    directory: PoolDirectory
+    spec: PoolSpec
+    sums: dict[tuple[str, int], str]
+    _kept: dict[tuple[str, int], Params] = field(default_factory=dict)
+
+    def networks(self, role: str, indices: Sequence[int]) -> list[Params]:
+        """Networks of ``role`` by their numbers, each ``name -> [...]`` float32. Raises `DataError` for one
+        that is missing, torn, or not the one that the index names."""
+        return [self._network(role, index) for index in indices]
+
+    def _network(self, role: str, index: int) -> Params:
+        key = (role, index)
+        if key not in self._kept:
+            weights = self._read(role, index)
+            size = sum(value.nbytes for value in weights.values())
+            if (len(self._kept) + 1) * size > max(_KEPT_BYTES, size):
+                self._kept.pop(next(iter(self._kept)))
+            self._kept[key] = weights
+        return self._kept[key]
+
+    def _read(self, role: str, index: int) -> Params:
+        path = self.directory.network(role, index)
+        if (role, index) not in self.sums:
+            raise DataError(f"pool {self.directory.root}: has no {role} network {index}")
+        try:
+            weights, header = load_tensors(path)
+        except CheckpointError as error:
+            raise DataError(f"pool {self.spec.name}: {error}") from error
+        found = (header.get("kind"), header.get("recipe"), header.get("role"), header.get("index"))
+        if found != ("network", self.spec.recipe, role, index):
+            raise DataError(f"{path}: not {role} network {index} of pool {self.spec.name}")
+        if tensor_sha256(weights) != self.sums[role, index]:
+            raise DataError(f"{path}: not the network that {self.directory.index} lists")
+        return weights
+
+
+_open: dict[tuple[Path, str], TrainedPool] = {}
+
+
+def open_pool(spec: PoolSpec, pools: Path) -> TrainedPool:
+    """The pool ``spec`` in the folder ``pools``, opened once in a process.
+
+    Raises `DataError` for one that is not there, not finished, of another recipe, or whose held-out
+    networks are not disjoint from its training networks.
+    """
+    directory = PoolDirectory(pools / spec.name)
+    if (directory.root, spec.recipe) in _open:
+        return _open[directory.root, spec.recipe]
+    if not directory.index.is_file():
+        state = "is not finished" if directory.root.is_dir() else "is not there"
+        raise DataError(
+            f"pool {spec.name}: {directory.root} {state}: `ddsweep pretrain` with its file makes it, and "
+            "goes on where it was"
+        )
+    rows = read_part(directory.index).to_pylist()
+    other = {row["recipe"] for row in rows} - {spec.recipe}
+    if other:
+        raise DataError(
+            f"pool {spec.name}: {directory.index} lists networks of another recipe "
+            f"({', '.join(sorted(other))}, not {spec.recipe}); remove the folder and make the pool again"
+        )
+    _check_disjoint(directory.root, rows)
+    pool = TrainedPool(directory, spec, {(row["role"], row["index"]): row["sha256"] for row in rows})
+    for role, count in zip(ROLES, (spec.train, spec.heldout), strict=True):
+        there = sum(1 for found, _ in pool.sums if found == role)
+        if there < count:
+            raise DataError(
+                f"pool {spec.name}: {directory.index} lists {there} {role} networks, not {count}: "
+                "`ddsweep pretrain` with its file makes the rest"
+            )
+    _open[directory.root, spec.recipe] = pool
+    return pool
+
+
+def pool_of(trial: TrialSpec, pools: Path) -> TrainedPool | None:
+    """The pool of a trial, if it has one; with weights of ImageNet the last layer is new for its classes."""
+    if trial.pool is None:
+        return None
+    pool = open_pool(trial.pool, pools)
+    return pool if trial.pool.classes else _WithNewLastLayer.of(pool, trial.dataset.classes)
+
+
+@dataclass(frozen=True)
+class _WithNewLastLayer(TrainedPool):
+    """A pool whose last layer is replaced: weights 0, biases 1 (as Wang et al. 2018 start their AlexNet)."""
+
+    classes: int = 0
+
+    @classmethod
+    def of(cls, pool: TrainedPool, classes: int) -> _WithNewLastLayer:
+        return cls(pool.directory, pool.spec, pool.sums, pool._kept, classes)
+
+    def networks(self, role: str, indices: Sequence[int]) -> list[Params]:
+        return [_new_last_layer(weights, self.classes) for weights in super().networks(role, indices)]
+
+
+def _new_last_layer(weights: Params, classes: int) -> Params:
+    *_, last_weight, last_bias = weights
+    inputs = weights[last_weight].shape[1]
+    new: dict[str, Tensor] = {
+        last_weight: torch.zeros(classes, inputs),
+        last_bias: torch.ones(classes),
+    }
+    return {**weights, **new}

@@ -1,0 +1,124 @@
+"""Training the networks of a pool, a group at a time: resumable, without Ray."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ddsweep.catalog import parse_network
+from ddsweep.core.evaluate import count_right
+from ddsweep.core.execution import choose_plan
+from ddsweep.core.init import draw_networks
+from ddsweep.core.networks import build_network
+from ddsweep.core.pretrain import Course, train_on_real
+from ddsweep.data.sources import Splits
+from ddsweep.pools.file import PoolRecipe
+from ddsweep.pools.store import ROLES, save_network
+from ddsweep.provenance import device_name, environment, utc_now
+from ddsweep.results.layout import PoolDirectory
+from ddsweep.results.parts import is_whole
+from ddsweep.seeds import derive_seed
+
+__all__ = ["GROUP_SIZE", "PoolGroup", "missing_groups", "train_group"]
+
+GROUP_SIZE = 8
+"""Networks that are trained together: always the same ones, for float32 results depend on who is beside."""
+
+
+@dataclass(frozen=True)
+class PoolGroup:
+    """Networks ``indices`` of a role, trained as one computation."""
+
+    role: str
+    indices: tuple[int, ...]
+
+    @property
+    def label(self) -> str:
+        return f"{self.role} {self.indices[0]} to {self.indices[-1]}"
+
+
+def missing_groups(recipe: PoolRecipe, directory: PoolDirectory) -> list[PoolGroup]:
+    """The groups of which a network is not there, or torn."""
+    groups = []
+    for role, count in zip(ROLES, (recipe.train, recipe.heldout), strict=True):
+        for first in range(0, count, GROUP_SIZE):
+            group = PoolGroup(role, tuple(range(first, min(first + GROUP_SIZE, count))))
+            if not all(_is_trained(directory, role, index) for index in group.indices):
+                groups.append(group)
+    return groups
+
+
+def _is_trained(directory: PoolDirectory, role: str, index: int) -> bool:
+    return is_whole(directory.part(role, index)) and directory.network(role, index).is_file()
+
+
+def train_group(
+    name: str,
+    recipe: PoolRecipe,
+    group: PoolGroup,
+    splits: Splits,
+    directory: PoolDirectory,
+    device: torch.device,
+    threads: int,
+    *,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> bool:
+    """Train the networks of ``group`` and write those that are not there; False if ``should_stop`` said so.
+
+    Network i of a role is a function of (recipe, role, i): its seed draws its first weights, and the order in
+    which it sees the training part (without validation) in each epoch. Its accuracy is that on the whole
+    test set of its own data.
+    """
+    torch.set_num_threads(threads)
+    data = recipe.dataset
+    network = build_network(parse_network(recipe.network, data.shape), data.shape, data.classes)
+    plan = choose_plan(device, threads, network)
+    seeds = [derive_seed("pool", recipe.recipe, group.role, index) for index in group.indices]
+    wall, cpu = time.monotonic(), time.process_time()
+    trained = train_on_real(
+        network,
+        draw_networks(network, recipe.init_law, recipe.init_param, seeds, device=device, dtype=torch.float32),
+        splits.train_images.to(device),
+        splits.train_labels.to(device),
+        splits.mean,
+        splits.std,
+        Course(recipe.epochs, recipe.batch, recipe.lr, recipe.decay_epochs, recipe.decay_factor),
+        lambda epoch: _order_seeds(recipe, group.role, group.indices, epoch),
+        plan,
+        should_stop=should_stop,
+    )
+    if trained is None:
+        return False
+    wall, cpu = time.monotonic() - wall, time.process_time() - cpu
+    test = (splits.test_images.to(device), splits.test_labels.to(device))
+    accuracy, loss, _, _ = count_right(network, trained, *test, splits.mean, splits.std, plan)
+    spec, count = recipe.spec(name), len(group.indices)
+    common: dict[str, Any] = {
+        **environment(),
+        **{k: getattr(recipe, k) for k in ("network", "init_law", "init_param", "epochs", "batch", "lr")},
+        **{k: getattr(recipe, k) for k in ("decay_epochs", "decay_factor")},
+        "dataset": data.name,
+        "dataset_fingerprint": splits.fingerprint,
+        "dataset_stand_in": splits.stand_in,
+        "wall_seconds": wall / count,
+        "cpu_seconds": cpu / count,
+        "device": device.type,
+        "device_name": device_name(device.type),
+        "threads": threads,
+        "trained_at": utc_now(),
+    }
+    for k, index in enumerate(group.indices):
+        if _is_trained(directory, group.role, index):
+            continue
+        row = {**common, "seed": seeds[k], "accuracy": float(accuracy[k]), "loss": float(loss[k])}
+        weights = {key: value[k].cpu() for key, value in trained.items()}
+        save_network(directory, spec, group.role, index, weights, row)
+    return True
+
+
+def _order_seeds(recipe: PoolRecipe, role: str, indices: Sequence[int], epoch: int) -> list[int]:
+    return [derive_seed("pool_order", recipe.recipe, role, index, epoch) for index in indices]

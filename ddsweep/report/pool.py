@@ -1,0 +1,25 @@
+"""What a finished pool of networks has to say of itself."""
+
+from __future__ import annotations
+
+from ddsweep.results.layout import PoolDirectory
+from ddsweep.results.parts import read_part
+from ddsweep.results.statistics import mean_std_ci
+
+__all__ = ["pool_lines"]
+
+
+def pool_lines(directory: PoolDirectory) -> list[str]:
+    """One line a role: accuracy of its networks on the test set of their own data, and what they cost."""
+    rows = read_part(directory.index).to_pylist()
+    lines = []
+    for role in ("train", "heldout"):
+        own = [row for row in rows if row["role"] == role]
+        mean, std, _ = mean_std_ci([row["accuracy"] for row in own])
+        spread = "" if std is None else f" ± {100 * std:.1f}"
+        data = own[0]["dataset"] + (" (stand-in)" if own[0]["dataset_stand_in"] else "")
+        lines.append(
+            f"{role}: {len(own)} networks, {100 * mean:.1f}{spread} % on the test set of {data}, "
+            f"{sum(row['cpu_seconds'] for row in own):.0f} CPU seconds"
+        )
+    return [*lines, f"Index: {directory.index}"]

@@ -1,0 +1,130 @@
+"""`train_pool`: what is missing of a pool, a group of networks at a time, on Ray workers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import ray
+
+from ddsweep.data.sources import Splits, load_splits
+from ddsweep.errors import UserError
+from ddsweep.pools.file import PoolFile, PoolRecipe
+from ddsweep.pools.store import write_index
+from ddsweep.pools.train import PoolGroup, missing_groups, train_group
+from ddsweep.results.layout import PoolDirectory
+from ddsweep.sweep.drain import drain_on_signal
+from ddsweep.sweep.pool import SharedSplits, get_splits, put_splits
+from ddsweep.sweep.session import ray_session
+from ddsweep.trial import pick_device
+
+__all__ = ["train_pool"]
+
+MAX_RETRIES = 3
+"""How often a group is tried again whose worker died."""
+
+
+def load_pool_splits(recipe: PoolRecipe, data_root: Path | None, *, stand_in: bool = False) -> Splits:
+    """The data of a pool; its validation part, the same as that of trials, is left alone."""
+    return load_splits(recipe.dataset, data_root, validation_fraction=0.1, split_seed=0)
+
+
+def train_pool(
+    pool: PoolFile,
+    recipe: PoolRecipe,
+    directory: PoolDirectory,
+    say: Callable[[str], None],
+    *,
+    data_root: Path | None,
+    address: str | None = None,
+    stand_in: bool = False,
+    on_ready: Callable[[], None] = lambda: None,
+) -> bool:
+    """Train what is missing of ``pool`` and write its index; False if a signal ended it before that. The
+    caller holds the pool's lock. ``on_ready`` is called once nothing is left to refuse.
+
+    Raises `UserError` before any work for data that is not there and resources that do not fit.
+    """
+    directory = PoolDirectory(directory.root.resolve())  # workers may run in another folder
+    groups = missing_groups(recipe, directory)
+    if not groups:
+        on_ready()
+        write_index(directory, recipe.spec(pool.name))
+        return True
+    splits = load_pool_splits(recipe, data_root, stand_in=stand_in)
+    directory.stop_file.unlink(missing_ok=True)
+    with ray_session(address=address, cpus=pool.total_cpus, gpus=pool.total_gpus, dashboard=False) as session:
+        for name, asked, there in (("cpus", pool.cpus, session.cpus), ("gpus", pool.gpus, session.gpus)):
+            if asked > there:
+                raise UserError(f"{name}: a group of networks asks for {asked:g}, but there are {there:g}")
+        on_ready()
+        shared = put_splits(splits)
+        needs = {"num_cpus": pool.cpus, "num_gpus": pool.gpus, "max_retries": MAX_RETRIES}
+        train = ray.remote(_train_in_worker)
+
+        def drain(cause: str) -> None:
+            directory.stop_file.touch()
+            say(f"{cause}: draining; what is trained stays (again to stop at once)")
+
+        begun, done = time.monotonic(), 0
+        with drain_on_signal(drain):
+            running = {
+                train.options(name=f"pool {pool.name}, {group.label}", **needs).remote(
+                    pool, recipe, group, shared, directory
+                ): group
+                for group in groups
+            }
+            while running:
+                finished, _ = ray.wait(list(running), timeout=0.5)
+                for reference in finished:
+                    group = running.pop(reference)
+                    if _result(reference, group):
+                        done += 1
+                        seconds = time.monotonic() - begun
+                        left = seconds / done * (len(groups) - done)
+                        say(
+                            f"{pool.name}: {group.label} trained, {done} of {len(groups)} groups, "
+                            f"{_clock(seconds)}, about {_clock(left)} left"
+                        )
+    drained = directory.stop_file.exists()
+    directory.stop_file.unlink(missing_ok=True)
+    if drained and missing_groups(recipe, directory):
+        return False
+    write_index(directory, recipe.spec(pool.name))
+    return True
+
+
+def _train_in_worker(
+    pool: PoolFile, recipe: PoolRecipe, group: PoolGroup, shared: SharedSplits, directory: PoolDirectory
+) -> bool:
+    device = pick_device(pool.device, pool.gpus)
+    return train_group(
+        pool.name,
+        recipe,
+        group,
+        get_splits(shared),
+        directory,
+        device,
+        max(1, int(pool.cpus)),
+        should_stop=directory.stop_file.exists,
+    )
+
+
+def _result(reference: ray.ObjectRef[bool], group: PoolGroup) -> bool:
+    try:
+        return bool(ray.get(reference))
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise error.cause from None
+        raise
+    except ray.exceptions.RayError as error:
+        raise UserError(
+            f"{group.label}: the worker died {MAX_RETRIES + 1} times: {' '.join(str(error).split())[:200]}"
+        ) from error
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
