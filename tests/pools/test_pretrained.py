@@ -1,0 +1,269 @@
+"""Trials on trained networks: adaptation and attack, from the gradient to the rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from ddsweep.catalog import DATASETS, EvaluationSpec, PoolSpec, TrialSpec
+from ddsweep.core import distill
+from ddsweep.core.distill import Problem, initial_state, network_seeds, outer_step, rates_of
+from ddsweep.core.execution import ExecutionPlan
+from ddsweep.core.images import normalise
+from ddsweep.core.networks import Params, build_network
+from ddsweep.data.sources import Splits
+from ddsweep.distilled import DistilledSet, apply
+from ddsweep.evaluation import evaluate_unit, finish
+from ddsweep.pools.file import PoolRecipe
+from ddsweep.pools.store import TrainedPool, open_pool
+from ddsweep.results.layout import SweepDirectory
+from ddsweep.results.parts import read_part, read_table
+from ddsweep.results.schemas import EVALS
+from ddsweep.trial import TrialSettings, distil_trial, training_networks
+from tests.pools.conftest import NAME, NETWORK
+
+CPU = torch.device("cpu")
+ATTACK = {"objective": "attack", "attack_class": 3, "target_class": 5}
+
+
+@pytest.fixture
+def pool_spec(recipe: PoolRecipe) -> PoolSpec:
+    return recipe.spec(NAME)
+
+
+def spec_of(pool: PoolSpec, **settings: Any) -> TrialSpec:
+    defaults = {
+        **{"network": NETWORK, "init": "pretrained", "pool": pool, "images_per_class": 2},
+        **{"inner_lr": 0.1, "outer_steps": 3, "models_per_step": 3, "real_batch": 64},
+        **{"selection_networks": 4, "validate_every": 2},
+    }
+    return TrialSpec(DATASETS["digits"], **(defaults | settings))
+
+
+# ---------------------------------------------------------------------------------------- gradients
+
+
+def outer_loss(problem: Problem, networks: Sequence[Params], learned: dict[str, Tensor], step: int) -> Tensor:
+    """The objective, written down again: networks one after another, by plain autograd, the labels of real
+    images of the attacked class replaced by hand."""
+    spec = problem.spec
+    pixels, given = distill._real_batch(replace(problem, real_labels=TRUE), step)
+    labels = given.clone()
+    if spec.objective == "attack":
+        labels[given == spec.attack_class] = spec.target_class
+    rates, total = F.softplus(learned["raw"]).expand(spec.steps), torch.zeros((), dtype=torch.float64)
+    for start in networks:
+        weights = {name: value.double().requires_grad_() for name, value in start.items()}
+        for t in range(spec.steps):
+            s = t % spec.inner_steps
+            logits = functional_call(problem.network, weights, (learned["images"][s],))
+            loss = F.cross_entropy(logits, problem.labels[s])
+            gradient = torch.autograd.grad(loss, list(weights.values()))
+            weights = {
+                name: (w - rates[t] * g).detach().requires_grad_()
+                for (name, w), g in zip(weights.items(), gradient, strict=True)
+            }
+        total += F.cross_entropy(functional_call(problem.network, weights, (pixels,)), labels).detach()
+    return total / len(networks)
+
+
+TRUE = torch.empty(0)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"inner_epochs": 3},
+        {"inner_steps": 2, "inner_epochs": 2},
+        {"init": "fixed", "seed": 4, "inner_steps": 2},
+        {**ATTACK},
+        {**ATTACK, "inner_steps": 2, "inner_epochs": 2},
+        {**ATTACK, "init": "fixed", "seed": 1},
+    ],
+    ids=["adapt-1x3", "adapt-2x2", "adapt-known", "attack-1x1", "attack-2x2", "attack-known"],
+)
+@pytest.mark.parametrize("way", ["explicit", "vmap", "loop"])
+def test_the_gradient_of_an_outer_step_is_that_of_the_objective(
+    pools: Path,
+    pool_spec: PoolSpec,
+    splits: Splits,
+    settings: dict[str, Any],
+    way: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spec = spec_of(pool_spec, dtype="float64", **settings)
+    plan = ExecutionPlan(inner_batching=way, real_batching=way)
+    directory = SweepDirectory(pools.parent / "sweep")
+    data = (splits.train_images, splits.train_labels, splits.mean, splits.std)
+    problem = Problem.of(spec, plan, *data, training_networks(spec, directory))
+    monkeypatch.setitem(globals(), "TRUE", splits.train_labels)
+    seen: dict[str, Tensor] = {}
+
+    def look(state: Any, gradient: dict[str, Tensor], spec: TrialSpec) -> Any:
+        seen.update(gradient)
+        return state
+
+    monkeypatch.setattr(distill, "_updated", look)
+    state = initial_state(problem)
+    _, report = outer_step(problem, state)
+    networks = open_pool(pool_spec, pools).networks("train", network_seeds(spec, 0))
+    assert report.loss == pytest.approx(float(outer_loss(problem, networks, state.learned, 0)), rel=1e-12)
+    generator = torch.Generator().manual_seed(1)
+    for name in ("images", "raw"):
+        value = state.learned[name]
+        for _ in range(3):
+            along = torch.randn(value.shape, generator=generator, dtype=torch.float64)
+            ends = [
+                float(outer_loss(problem, networks, {**state.learned, name: value + sign * 1e-6 * along}, 0))
+                for sign in (1, -1)
+            ]
+            measured = (ends[0] - ends[1]) / 2e-6
+            assert float((seen[name] * along).sum()) == pytest.approx(measured, rel=1e-4, abs=1e-8), name
+
+
+# --------------------------------------------------------------------------- which networks, and when
+
+
+def test_distillation_and_selection_see_training_networks_only(
+    pools: Path, pool_spec: PoolSpec, splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, tuple[int, ...]]] = []
+    read = TrainedPool.networks
+
+    def note(self: TrainedPool, role: str, indices: Sequence[int]) -> list[Params]:
+        asked.append((role, tuple(indices)))
+        return read(self, role, indices)
+
+    monkeypatch.setattr(TrainedPool, "networks", note)
+    directory = sweep_beside(pools, tmp_path)
+    assert distil_trial(spec_of(pool_spec), splits, directory, TrialSettings())
+    assert {role for role, _ in asked} == {"train"}
+    draws = [indices for _, indices in asked if len(indices) == 3]
+    assert len(draws) == 3 and len(set(draws)) == 3, "others at every outer step"
+    assert all(len(set(draw)) == 3 for draw in draws), "without replacement"
+    assert (0, 1, 2, 3) in [indices for _, indices in asked], "selection: the first ones"
+
+
+def sweep_beside(pools: Path, tmp_path: Path) -> SweepDirectory:
+    """A new results folder that shares ``pools``."""
+    results = tmp_path / "results"
+    results.mkdir()
+    (results / "pools").symlink_to(pools)
+    directory = SweepDirectory(results / "sweep")
+    directory.create()
+    return directory
+
+
+# ---------------------------------------------------------------------------------------------- rows
+
+
+def evaluated(spec: TrialSpec, evaluation: EvaluationSpec, splits: Splits, directory: SweepDirectory) -> Any:
+    assert distil_trial(spec, splits, directory, TrialSettings())
+    for unit in evaluation.units(spec):
+        evaluate_unit(spec, unit, evaluation, splits, directory, CPU)
+    assert finish(spec, evaluation, directory, "a sweep")
+    table = read_table(directory.parts("evals"), EVALS).to_pandas()
+    row = read_part(directory.trials_part(spec.trial_id)).to_pylist()[0]
+    return row, table
+
+
+def answers(spec: TrialSpec, weights: Params, splits: Splits, distilled: DistilledSet | None) -> Tensor:
+    """What a network says to the test images, after it was trained on ``distilled``."""
+    module = build_network(spec.network_spec, spec.dataset.shape, spec.dataset.classes).to_empty(device="cpu")
+    module.load_state_dict(weights)
+    if distilled is not None:
+        apply(distilled, module)
+    images = normalise(splits.test_images, splits.mean, splits.std, torch.float32)
+    with torch.no_grad():
+        return torch.as_tensor(module(images).argmax(1))
+
+
+def test_adaptation_is_judged_on_every_heldout_network_before_and_after(
+    pools: Path, pool_spec: PoolSpec, splits: Splits, tmp_path: Path
+) -> None:
+    directory, spec = sweep_beside(pools, tmp_path), spec_of(pool_spec, inner_epochs=2)
+    evaluation = EvaluationSpec(networks=5, group_size=2)
+    row, table = evaluated(spec, evaluation, splits, directory)
+    distilled = DistilledSet.load(directory.distilled(spec.trial_id))
+    networks = open_pool(pool_spec, pools).networks("heldout", range(5))
+    own = table[(table.source == "distilled") & (table.protocol == "as_distilled")]
+    for step, made in ((0, None), (spec.steps, distilled)):
+        found = own[own.inner_step == step].sort_values("model_seed")
+        assert found.model_seed.tolist() == [0, 1, 2, 3, 4]
+        assert set(found.pool) == {NAME} and found.init_law.isna().all()
+        for accuracy, weights in zip(found.accuracy, networks, strict=True):
+            right = answers(spec, weights, splits, made) == splits.test_labels
+            assert accuracy == pytest.approx(float(right.double().mean()), abs=1 / 360 + 1e-9)
+    assert row["test_accuracy_before_mean"] == pytest.approx(own[own.inner_step == 0].accuracy.mean())
+    assert row["test_accuracy_before_std"] == pytest.approx(own[own.inner_step == 0].accuracy.std())
+    assert (row["pool"], row["source_dataset"], row["pool_train"]) == (NAME, "digits", 10)
+    assert row["pool_recipe"] == pool_spec.recipe and row["init_law"] is None
+    assert row["test_attack_success_mean"] is None and own.attack_success.isna().all()
+    baselines = table[table.source == "random_real"]
+    assert set(baselines.pool) == {NAME} and set(baselines.model_seed) == {0, 1, 2, 3, 4}
+
+
+def test_an_attack_is_judged_by_whom_it_fools(
+    pools: Path, pool_spec: PoolSpec, splits: Splits, tmp_path: Path
+) -> None:
+    directory = sweep_beside(pools, tmp_path)
+    spec = spec_of(pool_spec, **ATTACK, inner_lr=0.3, outer_steps=60, outer_lr=0.05)
+    evaluation = EvaluationSpec(networks=4, group_size=2, baselines=("random_real",))
+    row, table = evaluated(spec, evaluation, splits, directory)
+    distilled = DistilledSet.load(directory.distilled(spec.trial_id))
+    own = table[table.source == "distilled"]
+    labels = splits.test_labels
+    for step, made in ((0, None), (1, distilled)):
+        found = own[own.inner_step == step].sort_values("model_seed").to_dict("records")
+        for one, weights in zip(
+            found, open_pool(pool_spec, pools).networks("heldout", range(4)), strict=True
+        ):
+            said = answers(spec, weights, splits, made)
+            fooled = (said[labels == 3] == 5).double().mean()
+            others = (said[labels != 3] == labels[labels != 3]).double().mean()
+            assert one["attack_success"] == pytest.approx(float(fooled), abs=1 / 37 + 1e-9)
+            assert one["accuracy_other"] == pytest.approx(float(others), abs=1 / 300)
+            assert one["accuracy"] == pytest.approx(float((said == labels).double().mean()), abs=1 / 300)
+    assert row["test_attack_success_before_mean"] < 0.2 < 0.5 < row["test_attack_success_mean"]
+    after = own[own.inner_step == 1]
+    assert row["test_attack_success_std"] == pytest.approx(after.attack_success.std())
+    assert row["test_accuracy_other_mean"] == pytest.approx(after.accuracy_other.mean())
+    history = read_part(directory.history_part(spec.trial_id)).to_pylist()
+    assert row["val_score"] == history[-1]["val_score"] > 0.3, "the success on validation images"
+
+
+def test_a_known_trained_network_is_judged_alone_and_on_the_heldout_ones(
+    pools: Path, pool_spec: PoolSpec, splits: Splits, tmp_path: Path
+) -> None:
+    directory = sweep_beside(pools, tmp_path)
+    spec = spec_of(pool_spec, init="fixed", seed=7)
+    evaluation = EvaluationSpec(networks=3, group_size=2, baselines=("random_real",))
+    row, table = evaluated(spec, evaluation, splits, directory)
+    own = table[(table.source == "distilled") & (table.inner_step == 0)]
+    (weights,) = open_pool(pool_spec, pools).networks("train", [7])
+    right = answers(spec, weights, splits, None) == splits.test_labels
+    known = own[own.protocol == "as_distilled"]
+    assert known.accuracy.tolist() == [pytest.approx(float(right.double().mean()), abs=1 / 360 + 1e-9)]
+    assert (row["test_models"], row["test_accuracy_std"]) == (1, None)
+    others = own[own.protocol == "on_random"].sort_values("model_seed")
+    heldout = open_pool(pool_spec, pools).networks("heldout", range(3))
+    for accuracy, one in zip(others.accuracy, heldout, strict=True):
+        right = answers(spec, one, splits, None) == splits.test_labels
+        assert accuracy == pytest.approx(float(right.double().mean()), abs=1 / 360 + 1e-9)
+
+
+def test_the_rates_of_a_set_survive(pools: Path, pool_spec: PoolSpec, splits: Splits, tmp_path: Path) -> None:
+    """The header of a distilled set names its pool, and its id is that of the trial."""
+    directory, spec = sweep_beside(pools, tmp_path), spec_of(pool_spec, outer_steps=1)
+    assert distil_trial(spec, splits, directory, TrialSettings())
+    distilled = DistilledSet.load(directory.distilled(spec.trial_id))
+    assert distilled.spec == spec and distilled.spec.pool == pool_spec
+    assert distilled.rates.shape == rates_of({"raw": torch.zeros(1)}, spec).shape
