@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from ddsweep.data.files import find_dataset, presence
-from ddsweep.data.layout import NO_ROOT, TORCHVISION, TorchvisionFiles, one_line
+from ddsweep.data.layout import NO_ROOT, OFFICIAL, TORCHVISION, TorchvisionFiles, how_to_get, one_line
 from ddsweep.errors import DataError
 
 __all__ = ["fetch"]
@@ -22,11 +23,16 @@ def fetch(name: str, root: Path | None) -> Path:
     without a data root, and when the network or the disk fails; `SettingError` for an unknown name.
     """
     spec = find_dataset(name)
+    name = spec.base_name  # the files are the same for every transform
     if spec.source == "digits":
         raise DataError(f"{name}: nothing to fetch: it comes with scikit-learn")
     if root is None:
         raise DataError(f"{name}: {NO_ROOT}")
     status = presence(name, root)
+    if spec.source in OFFICIAL:
+        if status == "present":
+            return root / OFFICIAL[spec.source].folder
+        raise DataError(f"{name}: nothing to fetch: {how_to_get(name)} {root} ({status})")
     if spec.source != "torchvision":
         if status == "present":
             return root / spec.path
@@ -53,8 +59,11 @@ def _download(layout: TorchvisionFiles, root: Path) -> None:
     # Inside the root, so that the move is a rename on one file system.
     with tempfile.TemporaryDirectory(prefix=".fetch-", dir=root) as temporary:
         for train in (True, False):
+            part: dict[str, Any] = {"train": train}
+            if layout.by_split:
+                part = {"split": "train" if train else "test"}
             getattr(torchvision.datasets, layout.cls)(
-                str(Path(temporary) / layout.root), train=train, download=True
+                str(Path(temporary) / layout.root), **part, download=True
             )
         target = root / layout.folder
         target.mkdir(parents=True, exist_ok=True)
