@@ -45,7 +45,9 @@ def find_dataset(name: str) -> DatasetSpec:
     return parse_dataset(name)
 
 
-def resolve_dataset(value: str | Mapping[str, Any], root: Path | None) -> DatasetSpec:
+def resolve_dataset(
+    value: str | Mapping[str, Any], root: Path | None, *, stand_in: bool = False
+) -> DatasetSpec:
     """The data set that ``dataset:`` of a sweep file means, complete, with its content fingerprint.
 
     ``value`` is a name of the catalog, also with transforms such as ``usps(size=28)``, or a mapping
@@ -55,11 +57,14 @@ def resolve_dataset(value: str | Mapping[str, Any], root: Path | None) -> Datase
     parquet and folder sources is a hash over the chosen files; where they lie does not enter it. Without a
     ``name``, an inline data set is called ``<source>-<first 8 of fingerprint>``. Raises `SettingError` for
     an unknown name or key or a value of the wrong type, `DataError` for files that are missing, doubled or
-    unreadable.
+    unreadable. With ``stand_in``, a name of the catalog whose files are missing has no fingerprint instead:
+    `load_splits` then makes a stand-in.
     """
     if isinstance(value, str):
         spec = find_dataset(value)
         if spec.source not in _SOURCES:
+            return spec
+        if stand_in and presence(value, root) != "present":
             return spec
         return replace(spec, fingerprint=content_fingerprint(spec, root))
     if not isinstance(value, Mapping):

@@ -19,6 +19,7 @@ from ddsweep.data.layout import (
     how_to_get,
     one_line,
     parquet_files,
+    require_files,
     torchvision_folder,
 )
 from ddsweep.data.splits import Part, Splits, check_part, make_splits
@@ -35,6 +36,7 @@ def load_splits(
     validation_fraction: float,
     split_seed: int,
     whitening: str = "none",
+    stand_in: bool = False,
 ) -> Splits:
     """Read and check the data set ``spec`` under the data root ``root``, and carve out validation.
 
@@ -45,7 +47,8 @@ def load_splits(
     training part without validation too.
 
     Files are checked as they are, and images then transformed as the name of ``spec`` says. A set and its
-    transformed versions have the same validation images.
+    transformed versions have the same validation images. With ``stand_in``, small data made here
+    (`ddsweep.data.stand_in`) takes the place of files that are missing, and the result says so.
 
     Raises `DataError` (one message with the path and how to get the files) for files that are missing,
     damaged, short, of another shape or changed since ``spec`` was resolved, for a class without
@@ -54,6 +57,12 @@ def load_splits(
     if spec.source not in _READERS:
         raise SettingError(
             f"dataset {spec.name}: unknown source {spec.source!r}; known are {', '.join(_READERS)}"
+        )
+    if stand_in and not _is_here(spec, root):
+        from ddsweep.data.stand_in import stand_in as make_stand_in
+
+        return make_stand_in(
+            spec, validation_fraction=validation_fraction, split_seed=split_seed, whitening=whitening
         )
     if spec.source in ("parquet", "folder"):
         found = content_fingerprint(spec, root)
@@ -76,6 +85,14 @@ def load_splits(
         split_seed=split_seed,
         whitening=whitening,
     )
+
+
+def _is_here(spec: DatasetSpec, root: Path | None) -> bool:
+    try:
+        require_files(spec, root)
+    except DataError:
+        return False
+    return True
 
 
 def _class_names(spec: DatasetSpec, root: Path | None) -> tuple[str, ...]:
