@@ -145,7 +145,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def weights_fingerprint(weights: Mapping[str, Tensor]) -> str:
-    """64 hex of the SHA-256 over names, dtypes, shapes and bytes, by sorted name: whatever file they came in."""
+    """64 hex of the SHA-256 over names, dtypes, shapes and bytes, by sorted name, whatever the file was."""
     import torch
 
     digest = hashlib.sha256()
