@@ -427,10 +427,12 @@ def data_list(data_root: DataRoot = None) -> None:
 
 @data_app.command("fetch")
 def data_fetch(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A data set of the catalog.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="A data set of the catalog, or alexnet-imagenet.")
+    ],
     data_root: DataRoot = None,
 ) -> None:
-    """Download a data set into the data root: the only command that downloads."""
+    """Download a data set, or the weights of AlexNet, into the data root: the only command that downloads."""
     from ddsweep.data.fetch import fetch
 
     typer.echo(f"{name}: {fetch(name, _root(data_root))}")

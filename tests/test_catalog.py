@@ -15,7 +15,9 @@ from ddsweep.catalog import (
     TrialSpec,
     forward_flops,
     parameter_count,
+    parse_dataset,
     parse_network,
+    transformed,
 )
 from ddsweep.errors import SettingError
 
@@ -52,12 +54,16 @@ GOLDEN: list[tuple[str, str, dict[str, Any]]] = [
         {"network": "convnet(depth=3,width=64,norm=none)", "clip_norm": 5.0, "dtype": "float64"},
     ),
     ("ce9ba99e0e", "folder", {"images_per_class": 50, "inner_lr_mode": "shared", "on_nonfinite": "stop"}),
+    ("2f3a72c5a3", "usps(size=28)", {"network": "lenet"}),
+    ("b9977e72f9", "mnist(channels=3,size=32)", {"network": "lenet"}),
+    ("98950cd39e", "folder(size=28)", {"network": "lenet"}),
 ]
 
 
 @pytest.mark.parametrize(("trial_id", "dataset", "settings"), GOLDEN)
 def test_golden_ids(trial_id: str, dataset: str, settings: dict[str, Any]) -> None:
-    data = FOLDER if dataset == "folder" else DATASETS[dataset]
+    files = {"folder": FOLDER, "folder(size=28)": transformed(FOLDER, size=28)}
+    data = files[dataset] if dataset in files else parse_dataset(dataset)
     assert TrialSpec(data, **settings).trial_id == trial_id
 
 

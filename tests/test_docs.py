@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ddsweep.catalog import TrialSpec
+from ddsweep.catalog import DATASETS, TrialSpec
 from ddsweep.pools.file import PoolFile
 from ddsweep.results.schemas import TABLES
 from ddsweep.spec import AshaSpec, EvaluateSpec, ResourcesSpec, SearchSpec, SweepSpec
@@ -41,6 +41,14 @@ def test_every_setting_is_documented_and_no_other() -> None:
     assert words_of_first_column(section(text, "`scheduler`")) == set(AshaSpec.model_fields)
     assert words_of_first_column(section(text, "`evaluate`")) == set(EvaluateSpec.model_fields)
     assert words_of_first_column(section(text, "`resources`")) == set(ResourcesSpec.model_fields)
+
+
+def test_every_data_set_is_documented_as_it_is() -> None:
+    text = section((ROOT / "docs/settings.md").read_text(), "Data sets")
+    rows = [[cell.strip() for cell in line.split("|")[1:4]] for line in text.splitlines() if "x" in line]
+    found = {name.strip("`"): (images, classes) for name, images, classes in (r for r in rows if len(r) == 3)}
+    catalog = {name: ("x".join(map(str, spec.shape)), str(spec.classes)) for name, spec in DATASETS.items()}
+    assert {name: found.get(name) for name in catalog} == catalog
 
 
 def test_every_key_of_a_sweep_file_is_named() -> None:

@@ -18,8 +18,10 @@ from ddsweep.data.layout import one_line
 from ddsweep.errors import DataError
 
 __all__ = [
+    "Box",
     "decode_files",
     "decode_parquet",
+    "decode_resized",
     "file_image_shape",
     "parquet_class_count",
     "parquet_image_shape",
@@ -87,6 +89,36 @@ def decode_files(
     for i, (_, path) in enumerate(files):
         _decode_into(images[i], path, str(path))
     return images, np.array([label for label, _ in files], np.int64)
+
+
+# ------------------------------------------------------------------------------------ crops, resized
+
+Box = tuple[int, int, int, int]
+"""Left, upper, right, lower, in pixels from 0; right and lower are the first that are outside."""
+
+
+def decode_resized(out: npt.NDArray[np.uint8], path: Path, boxes: Sequence[Box | None]) -> None:
+    """One image, as RGB, into ``out [len(boxes), 3, h, w]``: the part in each box (None: all of it), resized
+    by PIL's bicubic filter; height to width is not kept.
+
+    Raises `DataError` naming the file if it is missing or damaged, and for a box that is empty or not inside.
+    """
+    if not path.is_file():
+        raise DataError(f"{path} is missing")
+    side = (out.shape[3], out.shape[2])
+    with _opened(path, str(path)) as image:
+        pixels = image.convert("RGB")
+        for target, box in zip(out, boxes, strict=True):
+            if box is not None:
+                left, upper, right, lower = box
+                if not (0 <= left < right <= pixels.width and 0 <= upper < lower <= pixels.height):
+                    raise DataError(
+                        f"{path}: box x {left + 1} to {right}, y {upper + 1} to {lower} is empty or not "
+                        f"inside the image, which is {pixels.width} wide and {pixels.height} high"
+                    )
+            # Cropped first: resizing with a box would let pixels around it in.
+            part = pixels if box is None else pixels.crop(box)
+            target[...] = np.asarray(part.resize(side, Image.Resampling.BICUBIC)).transpose(2, 0, 1)
 
 
 # ------------------------------------------------------------------------------------------ parquet

@@ -5,28 +5,41 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from ddsweep.data.files import find_dataset, presence
-from ddsweep.data.layout import NO_ROOT, TORCHVISION, TorchvisionFiles, one_line
-from ddsweep.errors import DataError
+from ddsweep.data.layout import NO_ROOT, OFFICIAL, TORCHVISION, TorchvisionFiles, how_to_get, one_line
+from ddsweep.data.weights import ALEXNET, CACHED, SHA256_START, STORED, read_weights
+from ddsweep.errors import DataError, SettingError
 
 __all__ = ["fetch"]
 
 
 def fetch(name: str, root: Path | None) -> Path:
-    """Download the data set ``name`` into the data root and return the folder that holds it.
+    """Download the data set ``name`` into the data root and return the folder that holds it; of
+    ``alexnet-imagenet``, the weights of a network, the file.
 
     A data set that is all there is left alone. The download goes to a folder of its own, is read once, and is
     then moved into place, so a broken one leaves nothing behind; a file lock lets one process at a time
     do it. Raises `DataError` for a data set that is not downloaded (embedded, or brought by the user),
     without a data root, and when the network or the disk fails; `SettingError` for an unknown name.
     """
-    spec = find_dataset(name)
+    if name == ALEXNET:
+        return _fetch_weights(root)
+    try:
+        spec = find_dataset(name)
+    except SettingError as error:
+        raise SettingError(f"{error}, and {ALEXNET}") from None
+    name = spec.base_name  # the files are the same for every transform
     if spec.source == "digits":
         raise DataError(f"{name}: nothing to fetch: it comes with scikit-learn")
     if root is None:
         raise DataError(f"{name}: {NO_ROOT}")
     status = presence(name, root)
+    if spec.source in OFFICIAL:
+        if status == "present":
+            return root / OFFICIAL[spec.source].folder
+        raise DataError(f"{name}: nothing to fetch: {how_to_get(name)} {root} ({status})")
     if spec.source != "torchvision":
         if status == "present":
             return root / spec.path
@@ -53,13 +66,48 @@ def _download(layout: TorchvisionFiles, root: Path) -> None:
     # Inside the root, so that the move is a rename on one file system.
     with tempfile.TemporaryDirectory(prefix=".fetch-", dir=root) as temporary:
         for train in (True, False):
+            part: dict[str, Any] = {"train": train}
+            if layout.by_split:
+                part = {"split": "train" if train else "test"}
             getattr(torchvision.datasets, layout.cls)(
-                str(Path(temporary) / layout.root), train=train, download=True
+                str(Path(temporary) / layout.root), **part, download=True
             )
         target = root / layout.folder
         target.mkdir(parents=True, exist_ok=True)
         for file in layout.files:
             os.replace(Path(temporary) / layout.folder / file, target / file)
+
+
+def _fetch_weights(root: Path | None) -> Path:
+    """torchvision's file, checked by its hash, as safetensors: from then on no pickle is read."""
+    if root is None:
+        raise DataError(f"{ALEXNET}: {NO_ROOT}")
+    target = root / STORED
+    if target.is_file():
+        return target
+
+    import torch
+    from filelock import FileLock
+    from safetensors.torch import save_file
+    from torchvision.models import AlexNet_Weights
+
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            FileLock(str(root / ".fetch.lock")),
+            tempfile.TemporaryDirectory(prefix=".fetch-", dir=root) as temporary,
+        ):
+            if not target.is_file():  # another process may have fetched it meanwhile
+                downloaded = Path(temporary) / Path(CACHED).name
+                torch.hub.download_url_to_file(
+                    AlexNet_Weights.IMAGENET1K_V1.url, str(downloaded), SHA256_START, progress=False
+                )
+                stored = Path(temporary) / target.name
+                save_file(read_weights(downloaded), stored)
+                os.replace(stored, target)
+    except Exception as error:  # torch and urllib have no common error for a failed download
+        raise DataError(f"{ALEXNET}: could not be fetched into {root}: {_reason(error)}") from error
+    return target
 
 
 def _reason(error: BaseException) -> str:

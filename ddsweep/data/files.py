@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ddsweep.catalog import DATASETS, DatasetSpec
+from ddsweep.catalog import DATASETS, DatasetSpec, base_name, parse_dataset, transformed
 from ddsweep.data.layout import (
+    OFFICIAL,
     TORCHVISION,
     class_folder_names,
     content_fingerprint,
@@ -26,7 +27,10 @@ from ddsweep.errors import DataError, SettingError
 __all__ = ["DatasetStatus", "data_root", "find_dataset", "list_datasets", "presence", "resolve_dataset"]
 
 _SOURCES = ("parquet", "folder")
-_KEYS = ("source", "path", "train", "test", "name", "shape", "classes", "class_names", "mean", "std")
+_KEYS = (
+    *("source", "path", "train", "test", "name", "shape", "classes", "class_names", "mean", "std"),
+    *("size", "channels"),
+)
 
 
 def data_root(flag: str | Path | None) -> Path | None:
@@ -36,27 +40,31 @@ def data_root(flag: str | Path | None) -> Path | None:
 
 
 def find_dataset(name: str) -> DatasetSpec:
-    """The catalog's entry ``name``; `SettingError` with the known names for any other."""
-    if name in DATASETS:
-        return DATASETS[name]
-    close = difflib.get_close_matches(name.lower(), DATASETS, n=1)
-    meant = f" (did you mean {close[0]}?)" if close else ""
-    raise SettingError(f"dataset: unknown data set {name!r}{meant}; known are {', '.join(DATASETS)}")
+    """The catalog's entry ``name``, transformed as the name says (`parse_dataset`); `SettingError` with the
+    known names for any other."""
+    return parse_dataset(name)
 
 
-def resolve_dataset(value: str | Mapping[str, Any], root: Path | None) -> DatasetSpec:
+def resolve_dataset(
+    value: str | Mapping[str, Any], root: Path | None, *, stand_in: bool = False
+) -> DatasetSpec:
     """The data set that ``dataset:`` of a sweep file means, complete, with its content fingerprint.
 
-    ``value`` is a name of the catalog, or a mapping ``{source: parquet|folder, path, train, test}`` with
-    optionally ``name, shape, classes, class_names, mean, std``. Shape and number of classes are read
-    from the files when not given. The fingerprint of parquet and folder sources is a hash over the
-    chosen files; where they lie does not enter it. Without a ``name``, an inline data set is called
-    ``<source>-<first 8 of fingerprint>``. Raises `SettingError` for an unknown name or key or a value of
-    the wrong type, `DataError` for files that are missing, doubled or unreadable.
+    ``value`` is a name of the catalog, also with transforms such as ``usps(size=28)``, or a mapping
+    ``{source: parquet|folder, path, train, test}`` with optionally ``name, shape, classes, class_names,
+    mean, std, size, channels``. Shape and number of classes are read from the files when not given;
+    ``shape`` is what the files have, ``size`` and ``channels`` what is made of it. The fingerprint of
+    parquet and folder sources is a hash over the chosen files; where they lie does not enter it. Without a
+    ``name``, an inline data set is called ``<source>-<first 8 of fingerprint>``. Raises `SettingError` for
+    an unknown name or key or a value of the wrong type, `DataError` for files that are missing, doubled or
+    unreadable. With ``stand_in``, a name of the catalog whose files are missing has no fingerprint instead:
+    `load_splits` then makes a stand-in.
     """
     if isinstance(value, str):
         spec = find_dataset(value)
         if spec.source not in _SOURCES:
+            return spec
+        if stand_in and presence(value, root) != "present":
             return spec
         return replace(spec, fingerprint=content_fingerprint(spec, root))
     if not isinstance(value, Mapping):
@@ -77,7 +85,14 @@ def resolve_dataset(value: str | Mapping[str, Any], root: Path | None) -> Datase
             )
         spec = replace(spec, class_names=names, classes=len(names))
     spec = _inferred(replace(spec, fingerprint=content_fingerprint(spec, root)), root)
-    return spec if value.get("name") else replace(spec, name=f"{spec.source}-{spec.fingerprint[:8]}")
+    if not value.get("name"):
+        spec = replace(spec, name=f"{spec.source}-{spec.fingerprint[:8]}")
+    spec = transformed(spec, size=_whole(value, "size"), channels=_whole(value, "channels"))
+    if spec.mean and len(spec.mean) != spec.shape[0]:
+        raise SettingError(
+            f"dataset: mean and std have {len(spec.mean)} values, but images have {spec.shape[0]} channels"
+        )
+    return spec
 
 
 def _inferred(spec: DatasetSpec, root: Path | None) -> DatasetSpec:
@@ -96,10 +111,6 @@ def _inferred(spec: DatasetSpec, root: Path | None) -> DatasetSpec:
         spec = replace(spec, shape=decode.file_image_shape(folder_files(spec, root)["train"][0][1]))
     if spec.classes < 2:
         raise DataError(f"dataset {spec.name}: {spec.classes} class(es) found; at least 2 are needed")
-    if spec.mean and len(spec.mean) != spec.shape[0]:
-        raise SettingError(
-            f"dataset: mean and std have {len(spec.mean)} values, but images have {spec.shape[0]} channels"
-        )
     return spec
 
 
@@ -136,6 +147,13 @@ def _inline(value: Mapping[str, Any]) -> DatasetSpec:
         raise SettingError(f"dataset: classes is {spec.classes}, but class_names has {len(spec.class_names)}")
     if spec.name in DATASETS:
         raise SettingError(f"dataset: the name {spec.name!r} is taken by the catalog; give another")
+    if base_name(spec.name) != spec.name:
+        raise SettingError(
+            f"dataset: the name {spec.name!r} ends as that of a transformed data set; size and channels are "
+            "keys of their own here"
+        )
+    for key in ("size", "channels"):
+        _whole(value, key)  # before any file is read
     if len(spec.mean) != len(spec.std):
         raise SettingError("dataset: mean and std go together, one number of each per channel")
     if any(item <= 0 for item in spec.std):
@@ -147,6 +165,13 @@ def _text(value: Mapping[str, Any], key: str, default: str | None) -> str:
     given = value.get(key, default)
     if not isinstance(given, str) or not given:
         raise SettingError(f"dataset: {key} must be a text that is not empty, not {given!r}")
+    return given
+
+
+def _whole(value: Mapping[str, Any], key: str) -> int | None:
+    given = value.get(key)
+    if given is not None and (not isinstance(given, int) or isinstance(given, bool)):
+        raise SettingError(f"dataset: {key} must be a whole number, not {given!r}")
     return given
 
 
@@ -230,9 +255,14 @@ def presence(name: str, root: Path | None) -> str:
     if root is None:
         return "missing: no data root (--data-root or DDSWEEP_DATA)"
     if spec.source == "torchvision":
-        layout = TORCHVISION[spec.name]
+        layout = TORCHVISION[spec.base_name]
         absent = [file for file in layout.files if not (root / layout.folder / file).is_file()]
         return f"missing: {layout.folder}/{absent[0]}" if absent else "present"
+    if spec.source in OFFICIAL:
+        tree = OFFICIAL[spec.source]
+        absent = [item for item in tree.files if not (root / tree.folder / item).is_file()]
+        absent += [item for item in tree.folders if not (root / tree.folder / item).is_dir()]
+        return f"missing: {tree.folder}/{absent[0]}" if absent else "present"
     try:
         parquet_files(spec, root)
     except DataError as error:
@@ -249,6 +279,8 @@ def list_datasets(root: Path | None) -> list[DatasetStatus]:
         where = spec.path
         if spec.source == "torchvision":
             where = TORCHVISION[spec.name].folder
+        elif spec.source in OFFICIAL:
+            where = OFFICIAL[spec.source].folder
         elif spec.source == "digits":
             where = "scikit-learn"
         status = presence(spec.name, root)

@@ -10,13 +10,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ddsweep.catalog import DatasetSpec
+from ddsweep.catalog import DATASETS, DatasetSpec, base_name
 from ddsweep.errors import DataError
 
 __all__ = [
     "IMAGE_SUFFIXES",
     "NO_ROOT",
+    "OFFICIAL",
     "TORCHVISION",
+    "OfficialTree",
     "TorchvisionFiles",
     "class_folder_names",
     "content_fingerprint",
@@ -24,8 +26,11 @@ __all__ = [
     "how_to_get",
     "location",
     "need_root",
+    "official_folder",
     "one_line",
     "parquet_files",
+    "require_files",
+    "torchvision_folder",
 ]
 
 IMAGE_SUFFIXES = frozenset(
@@ -41,7 +46,8 @@ _IDX_TEST = ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 class TorchvisionFiles:
     """One class of ``torchvision.datasets``: what it is given as root, and the files that it reads.
 
-    ``root`` and ``folder`` are relative to the data root; ``train`` and ``test`` to ``folder``.
+    ``root`` and ``folder`` are relative to the data root; ``train`` and ``test`` to ``folder``. ``by_split``
+    says that the class is asked by ``split="train"`` and not by ``train=True``.
     """
 
     cls: str
@@ -50,6 +56,7 @@ class TorchvisionFiles:
     train: tuple[str, ...]
     test: tuple[str, ...]
     extra: tuple[str, ...] = ()
+    by_split: bool = False
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -66,7 +73,38 @@ TORCHVISION: dict[str, TorchvisionFiles] = {
         test=("test_batch",),
         extra=("batches.meta",),
     ),
+    "svhn": TorchvisionFiles(
+        *("SVHN", "SVHN", "SVHN", ("train_32x32.mat",), ("test_32x32.mat",)), by_split=True
+    ),
 }
+
+
+@dataclass(frozen=True)
+class OfficialTree:
+    """A data set that the user unpacks into the data root: its ``folder`` there, the files and folders that
+    must be in it, and the archives that it is in, with where these are found."""
+
+    folder: str
+    files: tuple[str, ...]
+    folders: tuple[str, ...]
+    archives: str
+
+
+OFFICIAL: dict[str, OfficialTree] = {
+    "voc": OfficialTree(
+        "VOCdevkit/VOC2007",
+        ("ImageSets/Main/trainval.txt", "ImageSets/Main/test.txt"),
+        ("Annotations", "JPEGImages"),
+        "VOCtrainval_06-Nov-2007.tar and VOCtest_06-Nov-2007.tar (from the PASCAL VOC site)",
+    ),
+    "cub": OfficialTree(
+        "CUB_200_2011",
+        ("images.txt", "image_class_labels.txt", "train_test_split.txt", "classes.txt"),
+        ("images",),
+        "CUB_200_2011.tgz (from Caltech's data repository)",
+    ),
+}
+"""By source."""
 
 
 def one_line(error: BaseException) -> str:
@@ -77,8 +115,12 @@ def one_line(error: BaseException) -> str:
 
 def how_to_get(name: str) -> str:
     """How a user comes by the files of data set ``name``."""
+    name = base_name(name)
     if name in TORCHVISION:
         return f"`ddsweep data fetch {name}` downloads it; delete damaged files first"
+    source = DATASETS[name].source if name in DATASETS else ""
+    if source in OFFICIAL:
+        return f"unpack {OFFICIAL[source].archives} into the data root"
     return "put the files there, or point --data-root or DDSWEEP_DATA at the folder that holds them"
 
 
@@ -105,7 +147,7 @@ def location(spec: DatasetSpec, root: Path | None) -> Path:
 
 def torchvision_folder(spec: DatasetSpec, root: Path | None) -> Path:
     """The data root, if it holds every file that torchvision reads; else `DataError` names the first."""
-    layout = TORCHVISION[spec.name]
+    layout = TORCHVISION[spec.base_name]
     base = need_root(root, spec.name)
     for file in layout.files:
         if not (base / layout.folder / file).is_file():
@@ -115,10 +157,24 @@ def torchvision_folder(spec: DatasetSpec, root: Path | None) -> Path:
     return base
 
 
+def official_folder(spec: DatasetSpec, root: Path | None) -> Path:
+    """The folder of a ``voc`` or ``cub`` source, if its lists and folders are there; else `DataError` names
+    the first that is not."""
+    tree = OFFICIAL[spec.source]
+    folder = need_root(root, spec.name) / tree.folder
+    absent = [folder / item for item in tree.files if not (folder / item).is_file()]
+    absent += [folder / item for item in tree.folders if not (folder / item).is_dir()]
+    if absent:
+        raise DataError(f"dataset {spec.name}: {absent[0]} is missing; {how_to_get(spec.name)}")
+    return folder
+
+
 def require_files(spec: DatasetSpec, root: Path | None) -> None:
     """Raises `DataError` for files that are not there, in milliseconds: nothing is opened."""
     if spec.source == "torchvision":
         torchvision_folder(spec, root)
+    elif spec.source in OFFICIAL:
+        official_folder(spec, root)
     elif spec.source == "parquet":
         parquet_files(spec, root)
     elif spec.source == "folder":

@@ -1,24 +1,16 @@
-"""From a `DatasetSpec` to tensors: train, validation and test as uint8, decoded once.
-
-Images stay uint8; ``mean`` and ``std`` go with them, and whoever computes normalises on the device in
-batches: ``(images / 255 - mean) / std``.
-"""
+"""From a `DatasetSpec` to tensors: train, validation and test as uint8, decoded once."""
 
 from __future__ import annotations
 
-import hashlib
 import math
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
-import torch
 
 from ddsweep.catalog import DatasetSpec
-from ddsweep.core.images import normalise
 from ddsweep.data.layout import (
     TORCHVISION,
     TorchvisionFiles,
@@ -27,46 +19,14 @@ from ddsweep.data.layout import (
     how_to_get,
     one_line,
     parquet_files,
+    require_files,
     torchvision_folder,
 )
-from ddsweep.data.whitening import Whitening, measure_whitening
+from ddsweep.data.splits import Part, Splits, check_part, make_splits
+from ddsweep.data.transforms import transform_images
 from ddsweep.errors import DataError, SettingError
-from ddsweep.seeds import derive_seed
 
 __all__ = ["Splits", "load_splits"]
-
-
-@dataclass(frozen=True)
-class Splits:
-    """One data set, decoded. Images uint8 [N, c, h, w] in 0..255 (or, with a ``whitening``, float32 and
-    whitened), labels int64 [N], all on the CPU.
-
-    ``mean`` and ``std`` are per channel, of pixels in 0..1. ``fingerprint`` is 32 hex of a hash over
-    the decoded images and labels of the whole train part (validation included) and of test: it does not
-    change with the split. ``stand_in`` marks data that takes the place of the data set of that name.
-    """
-
-    name: str
-    train_images: torch.Tensor
-    train_labels: torch.Tensor
-    validation_images: torch.Tensor
-    validation_labels: torch.Tensor
-    test_images: torch.Tensor
-    test_labels: torch.Tensor
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    class_names: tuple[str, ...]
-    fingerprint: str
-    stand_in: bool = False
-    whitening: Whitening | None = None
-
-
-class _Part(NamedTuple):
-    """Train or test before the split: images uint8 [N, c, h, w], labels int64 [N], and its files."""
-
-    images: npt.NDArray[np.uint8]
-    labels: npt.NDArray[np.int64]
-    where: str
 
 
 def load_splits(
@@ -76,6 +36,7 @@ def load_splits(
     validation_fraction: float,
     split_seed: int,
     whitening: str = "none",
+    stand_in: bool = False,
 ) -> Splits:
     """Read and check the data set ``spec`` under the data root ``root``, and carve out validation.
 
@@ -85,150 +46,67 @@ def load_splits(
     training part without validation. With ``whitening`` ``zca`` all images come whitened, by the
     training part without validation too.
 
+    Files are checked as they are, and images then transformed as the name of ``spec`` says. A set and its
+    transformed versions have the same validation images. With ``stand_in``, small data made here
+    (`ddsweep.data.stand_in`) takes the place of files that are missing, and the result says so.
+
     Raises `DataError` (one message with the path and how to get the files) for files that are missing,
     damaged, short, of another shape or changed since ``spec`` was resolved, for a class without
     images, and for a class too small to split; `SettingError` for a fraction outside (0, 1).
     """
-    if not 0 < validation_fraction < 1:
-        raise SettingError(f"validation_fraction: {validation_fraction} must lie between 0 and 1")
-    files_fingerprint = ""
-    if spec.source in ("parquet", "folder"):
-        files_fingerprint = content_fingerprint(spec, root)
-        if spec.fingerprint not in ("", files_fingerprint):
-            raise DataError(
-                f"dataset {spec.name}: the files in {spec.path} have changed since the trial was planned: "
-                f"content {files_fingerprint[:8]}, planned {spec.fingerprint[:8]}"
-            )
     if spec.source not in _READERS:
         raise SettingError(
             f"dataset {spec.name}: unknown source {spec.source!r}; known are {', '.join(_READERS)}"
         )
-    train, test = _READERS[spec.source](spec, root)
-    names = spec.class_names or tuple(str(i) for i in range(spec.classes))
-    for role, part in (("train", train), ("test", test)):
-        _check(spec, names, role, part)
-    # What stands for the data in a trial's id must also seed its split: two names for the same files
-    # are one trial, so they must have one split.
-    key = files_fingerprint or spec.name
-    chosen = _validation_mask(spec, names, train, validation_fraction, derive_seed("split", key, split_seed))
-    kept = train.images[~chosen]
-    mean, std = (spec.mean, spec.std) if spec.mean else _measure(spec.name, kept)
-    splits = Splits(
-        name=spec.name,
-        train_images=_tensor(kept),
-        train_labels=_tensor(train.labels[~chosen]),
-        validation_images=_tensor(train.images[chosen]),
-        validation_labels=_tensor(train.labels[chosen]),
-        test_images=_tensor(test.images),
-        test_labels=_tensor(test.labels),
-        mean=mean,
-        std=std,
-        class_names=names,
-        fingerprint=_hash(train, test),
-    )
-    return splits if whitening == "none" else _whitened(splits)
+    if stand_in and not _is_here(spec, root):
+        from ddsweep.data.stand_in import stand_in as make_stand_in
 
-
-def _whitened(splits: Splits) -> Splits:
-    def normalised(pixels: torch.Tensor) -> torch.Tensor:
-        return normalise(pixels, splits.mean, splits.std, torch.float32)
-
-    whitening = measure_whitening(normalised(splits.train_images))
-    return replace(
-        splits,
-        train_images=whitening.whitened(normalised(splits.train_images)),
-        validation_images=whitening.whitened(normalised(splits.validation_images)),
-        test_images=whitening.whitened(normalised(splits.test_images)),
+        return make_stand_in(
+            spec, validation_fraction=validation_fraction, split_seed=split_seed, whitening=whitening
+        )
+    if spec.source in ("parquet", "folder"):
+        found = content_fingerprint(spec, root)
+        if spec.fingerprint not in ("", found):
+            raise DataError(
+                f"dataset {spec.name}: the files in {spec.path} have changed since the trial was planned: "
+                f"content {found[:8]}, planned {spec.fingerprint[:8]}"
+            )
+        spec = replace(spec, fingerprint=found)
+    names = _class_names(spec, root)
+    parts = []
+    for role, part in zip(("train", "test"), _READERS[spec.source](spec, root), strict=True):
+        check_part(spec, names, role, part)
+        parts.append(part._replace(images=transform_images(part.images, spec.shape)))
+    return make_splits(
+        spec,
+        names,
+        *parts,
+        validation_fraction=validation_fraction,
+        split_seed=split_seed,
         whitening=whitening,
     )
 
 
-# ------------------------------------------------------------------------- checks, split, statistics
+def _is_here(spec: DatasetSpec, root: Path | None) -> bool:
+    try:
+        require_files(spec, root)
+    except DataError:
+        return False
+    return True
 
 
-def _check(spec: DatasetSpec, names: tuple[str, ...], role: str, part: _Part) -> None:
-    count, *shape = part.images.shape
-    if tuple(shape) != spec.shape:
-        found, declared = ("x".join(map(str, item)) for item in (shape, spec.shape))
-        raise DataError(f"dataset {spec.name}: {part.where}: {role} images are {found}, not {declared}")
-    if count != len(part.labels):
-        raise DataError(
-            f"dataset {spec.name}: {part.where}: {count} {role} images but {len(part.labels)} labels; "
-            + how_to_get(spec.name)
-        )
-    if len(names) != spec.classes:
-        raise DataError(f"dataset {spec.name}: {len(names)} class names for {spec.classes} classes")
-    wrong = (part.labels < 0) | (part.labels >= spec.classes)
-    if wrong.any():
-        row = int(wrong.argmax())
-        raise DataError(
-            f"dataset {spec.name}: {part.where}: {role} label {part.labels[row]} of image {row} is out of "
-            f"range; labels are 0 to {spec.classes - 1}"
-        )
-    empty = np.flatnonzero(np.bincount(part.labels, minlength=spec.classes) == 0)
-    if empty.size:
-        raise DataError(
-            f"dataset {spec.name}: class {names[empty[0]]!r} has no images in {role} ({part.where})"
-        )
+def _class_names(spec: DatasetSpec, root: Path | None) -> tuple[str, ...]:
+    if spec.source == "cub" and not spec.class_names:
+        from ddsweep.data.cub import cub_class_names
 
-
-def _validation_mask(
-    spec: DatasetSpec, names: tuple[str, ...], train: _Part, fraction: float, seed: int
-) -> npt.NDArray[np.bool_]:
-    """Which training images become validation, [N] of bool: a random ``fraction`` of each class."""
-    generator = np.random.Generator(np.random.PCG64(seed))
-    mask = np.zeros(len(train.labels), np.bool_)
-    for label, name in enumerate(names):
-        members = np.flatnonzero(train.labels == label)
-        if len(members) < 2:
-            raise DataError(
-                f"dataset {spec.name}: class {name!r} has {len(members)} training image; at least 2 are "
-                f"needed, for one goes to validation ({train.where})"
-            )
-        count = min(max(1, round(fraction * len(members))), len(members) - 1)
-        mask[generator.permutation(members)[:count]] = True
-    return mask
-
-
-def _measure(name: str, images: npt.NDArray[np.uint8]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and population std per channel of pixels in 0..1, from exact integer sums."""
-    levels = np.arange(256, dtype=np.int64)
-    mean, std = [], []
-    for channel in range(images.shape[1]):
-        counts = np.bincount(images[:, channel].reshape(-1), minlength=256)
-        total, first, second = (int((counts * levels**power).sum()) for power in (0, 1, 2))
-        mean.append(first / total / 255)
-        std.append(math.sqrt((total * second - first**2) / total**2) / 255)
-        if std[-1] == 0:
-            raise DataError(
-                f"dataset {name}: all training pixels of channel {channel} are {first // total}: the images "
-                "cannot be normalised; give mean and std"
-            )
-    return tuple(mean), tuple(std)
-
-
-def _hash(train: _Part, test: _Part) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for part in (train, test):
-        digest.update(str(part.images.shape).encode())
-        digest.update(np.ascontiguousarray(part.images).data)
-        digest.update(part.labels.astype("<i8").tobytes())
-    return digest.hexdigest()
+        return cub_class_names(spec, root)
+    return spec.class_names or tuple(str(i) for i in range(spec.classes))
 
 
 # ------------------------------------------------------------------------------------------ sources
 
 
-def _tensor(array: npt.NDArray[Any]) -> torch.Tensor:
-    """``array`` as a tensor in plain row-major memory.
-
-    A grey image made with ``[:, None]`` has strides that also pass for channels-last, convolutions then
-    take another path, and results differ in their last bits from those of a copy of the same data.
-    """
-    return torch.from_numpy(array).clone(memory_format=torch.contiguous_format)
-
-
-def _digits(spec: DatasetSpec, root: Path | None) -> tuple[_Part, _Part]:
+def _digits(spec: DatasetSpec, root: Path | None) -> tuple[Part, Part]:
     """scikit-learn's 1797 handwritten digits: the first 1437 are train, the last 360 test, in file order.
 
     The file goes writer by writer, in blocks of about 130 images. Cut in file order, test is by writers
@@ -242,22 +120,25 @@ def _digits(spec: DatasetSpec, root: Path | None) -> tuple[_Part, _Part]:
     images = np.rint(data.images * (255 / 16)).astype(np.uint8)[:, None]
     labels = data.target.astype(np.int64)
     return (
-        _Part(images[:1437], labels[:1437], "scikit-learn"),
-        _Part(images[1437:], labels[1437:], "scikit-learn"),
+        Part(images[:1437], labels[:1437], "scikit-learn"),
+        Part(images[1437:], labels[1437:], "scikit-learn"),
     )
 
 
-def _torchvision(spec: DatasetSpec, root: Path | None) -> tuple[_Part, _Part]:
-    """MNIST, Fashion-MNIST, USPS and CIFAR-10 as torchvision reads them; it never downloads here.
+def _torchvision(spec: DatasetSpec, root: Path | None) -> tuple[Part, Part]:
+    """MNIST, Fashion-MNIST, USPS, CIFAR-10 and SVHN as torchvision reads them; it never downloads here.
 
     CIFAR-10 comes as pickles. torchvision checks the md5 of each (`_check_integrity`) before it opens
     one, so a file that is not the published one is refused, not executed.
     """
-    layout, base = TORCHVISION[spec.name], torchvision_folder(spec, root)
+    layout, base = TORCHVISION[spec.base_name], torchvision_folder(spec, root)
+    if layout.cls == "SVHN":
+        folder = base / layout.folder
+        return _svhn_part(spec, folder / layout.train[0]), _svhn_part(spec, folder / layout.test[0])
     return _torchvision_part(spec, layout, base, True), _torchvision_part(spec, layout, base, False)
 
 
-def _torchvision_part(spec: DatasetSpec, layout: TorchvisionFiles, base: Path, train: bool) -> _Part:
+def _torchvision_part(spec: DatasetSpec, layout: TorchvisionFiles, base: Path, train: bool) -> Part:
     import torchvision.datasets
 
     paths = [base / layout.folder / file for file in (layout.train if train else layout.test)]
@@ -274,7 +155,38 @@ def _torchvision_part(spec: DatasetSpec, layout: TorchvisionFiles, base: Path, t
             f"dataset {spec.name}: {where}: damaged or short: {reason}; {how_to_get(spec.name)}"
         ) from error
     stacked = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
-    return _Part(np.ascontiguousarray(stacked, dtype=np.uint8), labels, where)
+    return Part(np.ascontiguousarray(stacked, dtype=np.uint8), labels, where)
+
+
+def _svhn_part(spec: DatasetSpec, path: Path) -> Part:
+    """One .mat file of SVHN, ``X [32, 32, 3, N]`` uint8 and ``y [N, 1]`` 1 to 10, where 10 means the digit 0.
+
+    Read with scipy, as torchvision does, and not through its class: that compares the md5 of the file with
+    the published one and says only "not found or corrupted", for a truncated file and for a subset in the
+    same layout alike. A .mat file holds arrays and is no pickle, so nothing is lost in safety.
+    """
+    from scipy.io import loadmat
+
+    def refused(reason: str) -> DataError:
+        return DataError(f"dataset {spec.name}: {path}: {reason}; {how_to_get(spec.name)}")
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what scipy only warns of shows in the arrays
+            content = loadmat(path, variable_names=("X", "y"))
+    except Exception as error:  # of a damaged file, scipy passes on whatever its parsing raises
+        raise refused(f"truncated or not a .mat file: {one_line(error)}") from error
+    for key, what in (("X", "images"), ("y", "labels")):
+        if key not in content:
+            raise refused(f"truncated or of another layout: there is no variable {key} ({what})")
+    images, labels = content["X"], content["y"]
+    if images.dtype != np.uint8 or images.ndim != 4:
+        raise refused(f"X is {images.dtype} {list(images.shape)}, not uint8 [32, 32, 3, N]")
+    if labels.dtype.kind not in "ui" or labels.size != max(labels.shape, default=0):
+        raise refused(f"y is {labels.dtype} {list(labels.shape)}, not whole numbers [N, 1]")
+    digits = labels.reshape(-1).astype(np.int64)
+    digits[digits == 10] = 0
+    return Part(np.ascontiguousarray(images.transpose(3, 2, 0, 1)), digits, str(path))
 
 
 def _check_idx(name: str, path: Path) -> None:
@@ -297,31 +209,48 @@ def _check_idx(name: str, path: Path) -> None:
         )
 
 
-def _parquet(spec: DatasetSpec, root: Path | None) -> tuple[_Part, _Part]:
+def _parquet(spec: DatasetSpec, root: Path | None) -> tuple[Part, Part]:
     from ddsweep.data.decode import decode_parquet
 
     files = parquet_files(spec, root)
     train, test = (
-        _Part(*decode_parquet(files[role], spec.shape, spec.classes), ", ".join(map(str, files[role])))
+        Part(
+            *decode_parquet(files[role], spec.native_shape, spec.classes),
+            ", ".join(map(str, files[role])),
+        )
         for role in ("train", "test")
     )
     return train, test
 
 
-def _folder(spec: DatasetSpec, root: Path | None) -> tuple[_Part, _Part]:
+def _folder(spec: DatasetSpec, root: Path | None) -> tuple[Part, Part]:
     from ddsweep.data.decode import decode_files
 
     files = folder_files(spec, root)
     train, test = (
-        _Part(*decode_files(files[role], spec.shape), str(files[role][0][1].parents[1]))
+        Part(*decode_files(files[role], spec.native_shape), str(files[role][0][1].parents[1]))
         for role in ("train", "test")
     )
     return train, test
 
 
-_READERS: dict[str, Callable[[DatasetSpec, Path | None], tuple[_Part, _Part]]] = {
+def _voc(spec: DatasetSpec, root: Path | None) -> tuple[Part, Part]:
+    from ddsweep.data.voc import read_voc
+
+    return read_voc(spec, root)
+
+
+def _cub(spec: DatasetSpec, root: Path | None) -> tuple[Part, Part]:
+    from ddsweep.data.cub import read_cub
+
+    return read_cub(spec, root)
+
+
+_READERS: dict[str, Callable[[DatasetSpec, Path | None], tuple[Part, Part]]] = {
     "digits": _digits,
     "torchvision": _torchvision,
     "parquet": _parquet,
     "folder": _folder,
+    "voc": _voc,
+    "cub": _cub,
 }

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-from ddsweep.catalog import DATASETS, TrialSpec, parse_network
+from ddsweep.catalog import TrialSpec, parse_dataset, parse_network
 from ddsweep.errors import SettingError
 from ddsweep.report.formats import NONE, plain
 
@@ -102,9 +102,9 @@ def changed(settings: Mapping[str, Any]) -> list[str]:
 def _default(name: str, settings: Mapping[str, Any]) -> Any:
     if name == "models_per_step" and settings.get("init") == "fixed":
         return 1
-    if name == "network" and settings.get("dataset") in DATASETS:
+    if name == "network" and isinstance(settings.get("dataset"), str):
         try:  # a trial has its network in full, and the default depends on the size of the images
-            return str(parse_network(_DEFAULTS["network"], DATASETS[settings["dataset"]].shape))
+            return str(parse_network(_DEFAULTS["network"], parse_dataset(settings["dataset"]).shape))
         except SettingError:
             pass
     return _DEFAULTS.get(name)

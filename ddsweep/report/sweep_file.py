@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from ddsweep.catalog import DATASETS, DatasetSpec, EvaluationSpec, TrialSpec
-from ddsweep.errors import DataError, ResultsError
+from ddsweep.catalog import DatasetSpec, EvaluationSpec, TrialSpec, parse_dataset
+from ddsweep.errors import DataError, ResultsError, SettingError
 from ddsweep.results.layout import SweepDirectory
 
 __all__ = ["Asked", "Resolve", "asked_of", "from_catalog", "require_sweep", "seen_trials"]
@@ -31,7 +32,10 @@ class Asked:
 
 def from_catalog(value: str | dict[str, Any]) -> DatasetSpec:
     """A data set that the catalog alone describes. Raises `DataError` for one read from files of the user."""
-    spec = DATASETS.get(value) if isinstance(value, str) else None
+    spec = None
+    if isinstance(value, str):
+        with suppress(SettingError):
+            spec = parse_dataset(value)
     if spec is None or isinstance(spec.identity(), list):
         raise DataError(f"the content of {value!r} enters the trial ids")
     return spec

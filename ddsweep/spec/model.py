@@ -8,11 +8,20 @@ their evaluation has; ``resources`` changes none of it.
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field, field_validator, model_validator
 
-from ddsweep.catalog import BASELINES, DATASETS, PROTOCOLS, EvaluationSpec, TrialSpec, parse_network
+from ddsweep.catalog import (
+    BASELINES,
+    DATASETS,
+    PROTOCOLS,
+    EvaluationSpec,
+    TrialSpec,
+    parse_dataset,
+    parse_network,
+)
 from ddsweep.errors import SettingError
 from ddsweep.spec.scheduler import AshaSpec
 from ddsweep.spec.search import SearchSpec
@@ -131,6 +140,9 @@ def _amount_of(key: str, amount: float | dict[Any, Any], trial: TrialSpec) -> fl
                 entry = str(parse_network(entry, trial.dataset.shape))  # noqa: PLW2901
             except SettingError:
                 continue
+        elif by == "dataset":
+            with suppress(SettingError):  # of an inline data set: the name that it was given
+                entry = parse_dataset(str(entry)).name  # noqa: PLW2901
         if entry == value:
             return float(number)
     if "default" not in amount:

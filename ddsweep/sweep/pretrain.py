@@ -27,7 +27,7 @@ MAX_RETRIES = 3
 
 def load_pool_splits(recipe: PoolRecipe, data_root: Path | None, *, stand_in: bool = False) -> Splits:
     """The data of a pool; its validation part, the same as that of trials, is left alone."""
-    return load_splits(recipe.dataset, data_root, validation_fraction=0.1, split_seed=0)
+    return load_splits(recipe.dataset, data_root, validation_fraction=0.1, split_seed=0, stand_in=stand_in)
 
 
 def train_pool(

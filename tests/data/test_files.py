@@ -234,7 +234,7 @@ def test_data_list_says_what_is_there(tiny: Path) -> None:
     assert presence("cifar10-exact", tiny) == f"missing: folder {tiny / 'cifar10'} is missing"
     assert presence("mnist", None) == "missing: no data root (--data-root or DDSWEEP_DATA)"
     with pytest.raises(SettingError, match=r"unknown data set"):
-        presence("svhn", tiny)
+        presence("svnh", tiny)
 
 
 def test_images_of_16_bits_are_refused(make_folder: Any) -> None:
