@@ -101,10 +101,10 @@ def _existing(directory: Path) -> SweepDirectory:
 def _expand(sweep: SweepSpec, directory: SweepDirectory, data_root: Path | None) -> Plan:
     from ddsweep.data.files import resolve_dataset
     from ddsweep.pools.file import resolve_pool
-    from ddsweep.spec import expand
+    from ddsweep.spec import expand, is_smoke
 
     def dataset(value: Any) -> DatasetSpec:
-        return resolve_dataset(value, data_root)
+        return resolve_dataset(value, data_root, stand_in=is_smoke(sweep.name))
 
     return expand(sweep, dataset, lambda value: resolve_pool(value, directory.pools, dataset))
 
@@ -165,12 +165,19 @@ def plan(
     report_console().print(plan_table(found, states, estimates, threads=1, scheduler=sweep.scheduler))
 
 
+Smoke = Annotated[
+    bool,
+    typer.Option("--smoke", help="With the tiny settings under `smoke` in the file: does it work at all?"),
+]
+
+
 @app.command()
 def run(
     file: SweepFile,
     settings: Overrides = None,
     results: ResultsRoot = None,
     data_root: DataRoot = None,
+    smoke: Smoke = False,
     address: Annotated[
         str | None, typer.Option(help="Join the Ray cluster at this address instead of starting one.")
     ] = None,
@@ -178,8 +185,10 @@ def run(
     """Run what is missing of a sweep. Ctrl-C drains; the same command goes on where it was."""
     from ddsweep.spec import load_sweep
 
-    sweep = load_sweep(file, settings or ())
+    sweep = load_sweep(file, settings or (), smoke=smoke)
     root, directory = _root(data_root), _sweep_directory(sweep, results)
+    if smoke:
+        _pretrain_smoke(sweep, file.parent / "pools", _results_root(results), root)
     _run(sweep, _expand(sweep, directory, root), directory, root, address, only_evaluate=False)
 
 
@@ -221,11 +230,11 @@ def _run(
     from ddsweep.report.summary_table import summary_table
     from ddsweep.results.files import remove_leftovers, write_atomic
     from ddsweep.results.lock import SweepLock
-    from ddsweep.spec import resolved_yaml
+    from ddsweep.spec import is_smoke, resolved_yaml
 
     console = report_console()
     fresh = not directory.root.exists()
-    if fresh:  # so all of it is to be done, and needs its data
+    if fresh and not is_smoke(sweep.name):  # so all of it is to be done, and needs its data
         for dataset in dict.fromkeys(trial.dataset for trial in plan.trials):
             require_files(dataset, data_root)
     directory.create()
@@ -296,6 +305,7 @@ def pretrain(
     settings: Overrides = None,
     results: ResultsRoot = None,
     data_root: DataRoot = None,
+    smoke: Smoke = False,
     address: Annotated[
         str | None, typer.Option(help="Join the Ray cluster at this address instead of starting one.")
     ] = None,
@@ -303,8 +313,20 @@ def pretrain(
     """Train a pool of networks for `init: pretrained`. Ctrl-C drains; the same command goes on."""
     from ddsweep.pools.file import load_pool
 
-    pool = load_pool(file, settings or ())
+    pool = load_pool(file, settings or (), smoke=smoke)
     _pretrain(pool, _results_root(results), _root(data_root), address)
+
+
+def _pretrain_smoke(sweep: SweepSpec, files: Path, results: Path, data_root: Path | None) -> None:
+    """Make the tiny pools that the smoke version of a sweep names, from their files beside it."""
+    from ddsweep.pools.file import load_pool
+    from ddsweep.spec.files import SMOKE
+
+    named = [settings.get("pool") for settings in (sweep.base, *sweep.points)] + sweep.grid.get("pool", [])
+    for name in dict.fromkeys(str(name) for name in named if name is not None):
+        file = files / f"{name.removesuffix(SMOKE)}.yaml"
+        if file.is_file():
+            _pretrain(load_pool(file, smoke=True), results, data_root, None)
 
 
 def _pretrain(pool: PoolFile, results: Path, data_root: Path | None, address: str | None) -> None:
@@ -316,9 +338,12 @@ def _pretrain(pool: PoolFile, results: Path, data_root: Path | None, address: st
     from ddsweep.results.files import remove_leftovers, write_atomic
     from ddsweep.results.layout import PoolDirectory
     from ddsweep.results.lock import SweepLock
+    from ddsweep.spec import is_smoke
+
+    stand_in = is_smoke(pool.name)
 
     def dataset(value: Any) -> DatasetSpec:
-        return resolve_dataset(value, data_root)
+        return resolve_dataset(value, data_root, stand_in=stand_in)
 
     recipe = pool.recipe(dataset)
     directory, console = PoolDirectory(results / "pools" / pool.name), report_console()
@@ -329,7 +354,8 @@ def _pretrain(pool: PoolFile, results: Path, data_root: Path | None, address: st
                 f"{directory.root} holds networks of other settings ({directory.pool_file}); give this pool "
                 "another name, or remove the folder"
             )
-    require_files(recipe.dataset, data_root)
+    if not stand_in:
+        require_files(recipe.dataset, data_root)
     from ddsweep.sweep.drain import Interrupted
     from ddsweep.sweep.pretrain import train_pool
 
@@ -347,6 +373,7 @@ def _pretrain(pool: PoolFile, results: Path, data_root: Path | None, address: st
                 lambda line: console.print(line, highlight=False),
                 data_root=data_root,
                 address=address,
+                stand_in=stand_in,
                 on_ready=ready,
             )
         except (Interrupted, KeyboardInterrupt):

@@ -121,7 +121,7 @@ def _step_bytes(trial: TrialSpec) -> int:
     """What ``store`` keeps of one inner step: a point, the gradient, and outputs of layers."""
     shape, classes, network = trial.dataset.shape, trial.dataset.classes, trial.network_spec
     outputs = sum(layer[2] * layer[4] ** 2 for layer in layer_shapes(network, shape, classes))
-    copies = _COPIES_AUTOGRAD if network.kind == "alexcifarnet" else _COPIES
+    copies = _COPIES_AUTOGRAD if network.kind in ("alexcifarnet", "alexnet") else _COPIES
     batch = trial.images_per_class_per_step * classes
     gradient = _item(trial) * trial.models_per_step * parameter_count(network, shape, classes)
     return _point_bytes(trial) + gradient + _item(trial) * trial.models_per_step * batch * outputs * copies

@@ -42,7 +42,7 @@ from ddsweep.cost import choose_memory
 from ddsweep.data.sources import Splits
 from ddsweep.distilled import DistilledSet
 from ddsweep.errors import CheckpointError, DivergedError, UserError
-from ddsweep.pools.store import pool_of
+from ddsweep.pools.imagenet import pool_of
 from ddsweep.provenance import Meter, device_name, environment, utc_now
 from ddsweep.results.artifacts import image_grid, load_tensors, save_tensors
 from ddsweep.results.layout import SweepDirectory

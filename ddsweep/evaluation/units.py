@@ -18,7 +18,7 @@ from ddsweep.errors import ResultsError
 from ddsweep.evaluation.baseline_rows import baseline_rows
 from ddsweep.evaluation.group import Group
 from ddsweep.evaluation.keys import digest, is_current
-from ddsweep.pools.store import pool_of
+from ddsweep.pools.imagenet import pool_of
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.results.parts import is_whole, part_metadata, read_parts, write_part
 from ddsweep.results.schemas import EVALS, TRIALS

@@ -14,7 +14,7 @@ from pydantic import BaseModel, BeforeValidator, Field, field_validator
 
 from ddsweep.catalog import INIT_LAWS, DatasetSpec, PoolSpec, parse_network
 from ddsweep.errors import DataError, SettingError
-from ddsweep.spec.files import load_model, yaml_of
+from ddsweep.spec.files import SMOKE, load_model, yaml_of
 from ddsweep.spec.values import SECTION, Count, real, shown, whole, word
 
 __all__ = ["IMAGENET", "PoolFile", "PoolRecipe", "load_pool", "pool_yaml", "resolve_pool"]
@@ -96,7 +96,7 @@ class PoolFile(BaseModel):
                 f"{shown(value)} names a folder of networks: small letters, digits, - and _, starting with a "
                 "letter or digit, at most 100"
             )
-        if value == IMAGENET:
+        if value == IMAGENET or value.startswith(f"{IMAGENET}-"):
             raise ValueError(f"{value!r} is the pool of torchvision's AlexNet, which is not trained here")
         return value
 
@@ -144,6 +144,8 @@ def resolve_pool(
         return _imagenet(Path(str(value["weights"])).expanduser())
     if value == IMAGENET:
         return _imagenet(None)
+    if value == IMAGENET + SMOKE:
+        return _alexnet(value, value)
     file = pools / value / "pool.yaml"
     if not file.is_file():
         there = sorted(path.parent.name for path in pools.glob("*/pool.yaml"))
@@ -164,6 +166,11 @@ def _file_digest(path: Path) -> str:
 
 
 def _imagenet(weights: Path | None) -> PoolSpec:
-    recipe = IMAGENET if weights is None else _file_digest(weights)
-    path = "" if weights is None else str(weights.resolve())
-    return PoolSpec(IMAGENET, IMAGENET, (3, 224, 224), 0, "alexnet", 1, 0, recipe, path)
+    if weights is None:
+        return _alexnet(IMAGENET, IMAGENET)
+    recipe = _file_digest(weights)
+    return _alexnet(f"{IMAGENET}-{recipe[:8]}", recipe, str(weights.resolve()))
+
+
+def _alexnet(name: str, recipe: str, weights: str = "") -> PoolSpec:
+    return PoolSpec(name, IMAGENET, (3, 224, 224), 0, "alexnet", 1, 0, recipe, weights)

@@ -7,10 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from ddsweep.catalog import PoolSpec, TrialSpec
+from ddsweep.catalog import PoolSpec
 from ddsweep.core.networks import Params
 from ddsweep.errors import CheckpointError, DataError
 from ddsweep.results.artifacts import load_tensors, save_tensors, tensor_sha256
@@ -18,7 +15,7 @@ from ddsweep.results.layout import PoolDirectory
 from ddsweep.results.parts import read_part, write_part
 from ddsweep.results.schemas import POOL
 
-__all__ = ["ROLES", "TrainedPool", "open_pool", "pool_of", "save_network", "write_index"]
+__all__ = ["ROLES", "TrainedPool", "open_pool", "save_network", "write_index"]
 
 ROLES = ("train", "heldout")
 """For distillation, and for evaluation alone."""
@@ -69,7 +66,7 @@ class TrainedPool:
     directory: PoolDirectory
     spec: PoolSpec
     sums: dict[tuple[str, int], str]
-    _kept: dict[tuple[str, int], Params] = field(default_factory=dict)
+    kept: dict[tuple[str, int], Params] = field(default_factory=dict)
 
     def networks(self, role: str, indices: Sequence[int]) -> list[Params]:
         """Networks of ``role`` by their numbers, each ``name -> [...]`` float32. Raises `DataError` for one
@@ -78,13 +75,13 @@ class TrainedPool:
 
     def _network(self, role: str, index: int) -> Params:
         key = (role, index)
-        if key not in self._kept:
+        if key not in self.kept:
             weights = self._read(role, index)
             size = sum(value.nbytes for value in weights.values())
-            if (len(self._kept) + 1) * size > max(_KEPT_BYTES, size):
-                self._kept.pop(next(iter(self._kept)))
-            self._kept[key] = weights
-        return self._kept[key]
+            if (len(self.kept) + 1) * size > max(_KEPT_BYTES, size):
+                self.kept.pop(next(iter(self.kept)))
+            self.kept[key] = weights
+        return self.kept[key]
 
     def _read(self, role: str, index: int) -> Params:
         path = self.directory.network(role, index)
@@ -138,35 +135,3 @@ def open_pool(spec: PoolSpec, pools: Path) -> TrainedPool:
             )
     _open[directory.root, spec.recipe] = pool
     return pool
-
-
-def pool_of(trial: TrialSpec, pools: Path) -> TrainedPool | None:
-    """The pool of a trial, if it has one; with weights of ImageNet the last layer is new for its classes."""
-    if trial.pool is None:
-        return None
-    pool = open_pool(trial.pool, pools)
-    return pool if trial.pool.classes else _WithNewLastLayer.of(pool, trial.dataset.classes)
-
-
-@dataclass(frozen=True)
-class _WithNewLastLayer(TrainedPool):
-    """A pool whose last layer is replaced: weights 0, biases 1 (as Wang et al. 2018 start their AlexNet)."""
-
-    classes: int = 0
-
-    @classmethod
-    def of(cls, pool: TrainedPool, classes: int) -> _WithNewLastLayer:
-        return cls(pool.directory, pool.spec, pool.sums, pool._kept, classes)
-
-    def networks(self, role: str, indices: Sequence[int]) -> list[Params]:
-        return [_new_last_layer(weights, self.classes) for weights in super().networks(role, indices)]
-
-
-def _new_last_layer(weights: Params, classes: int) -> Params:
-    *_, last_weight, last_bias = weights
-    inputs = weights[last_weight].shape[1]
-    new: dict[str, Tensor] = {
-        last_weight: torch.zeros(classes, inputs),
-        last_bias: torch.ones(classes),
-    }
-    return {**weights, **new}

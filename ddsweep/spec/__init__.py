@@ -5,7 +5,7 @@ that a user can get wrong in a file ends here, as one `SettingError` that names 
 key, the value and what is allowed.
 """
 
-from ddsweep.spec.files import load_sweep, resolved_yaml
+from ddsweep.spec.files import is_smoke, load_sweep, resolved_yaml
 from ddsweep.spec.model import EvaluateSpec, ResourcesSpec, SweepSpec
 from ddsweep.spec.plan import Plan, expand
 from ddsweep.spec.scheduler import AshaSpec
@@ -21,6 +21,7 @@ __all__ = [
     "SearchSpec",
     "SweepSpec",
     "expand",
+    "is_smoke",
     "load_sweep",
     "resolved_yaml",
 ]

@@ -26,6 +26,12 @@ _SECTIONS: dict[tuple[Any, ...], type[BaseModel]] = {
 SMOKE = "-smoke"
 """What the names of results of tiny trial runs end with."""
 
+
+def is_smoke(name: str) -> bool:
+    """Whether a sweep or pool of this name only tries out the way: its data may be stand-ins."""
+    return name.endswith(SMOKE)
+
+
 Model = TypeVar("Model", bound=BaseModel)
 
 

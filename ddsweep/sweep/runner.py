@@ -22,9 +22,10 @@ from ddsweep.cost import choose_memory, estimate
 from ddsweep.data.sources import Splits, load_splits
 from ddsweep.errors import DivergedError, ResultsError, UserError
 from ddsweep.evaluation import forget_stop, record_stop, trial_is_done, trial_is_stopped
+from ddsweep.pools.imagenet import ready_pool
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.results.parts import read_part
-from ddsweep.spec import AshaSpec, SweepSpec
+from ddsweep.spec import AshaSpec, SweepSpec, is_smoke
 from ddsweep.sweep.asha import StratifiedAsha
 from ddsweep.sweep.drain import drain_on_signal
 from ddsweep.sweep.observe import Board
@@ -111,7 +112,7 @@ def _shards_fit(shards: int, share: float, trial: float, devices: int) -> bool:
     return devices > 0 and shards <= (devices - 1) * per_device + beside
 
 
-def load_all_splits(trials: Sequence[TrialSpec], root: Path | None) -> dict[str, Splits]:
+def load_all_splits(trials: Sequence[TrialSpec], root: Path | None, *, stand_in: bool) -> dict[str, Splits]:
     """Each data set and split that the trials need, by `splits_key`."""
     found: dict[str, Splits] = {}
     for trial in trials:
@@ -123,6 +124,7 @@ def load_all_splits(trials: Sequence[TrialSpec], root: Path | None) -> dict[str,
                 validation_fraction=trial.validation_fraction,
                 split_seed=trial.split_seed,
                 whitening=trial.whitening,
+                stand_in=stand_in,
             )
     return found
 
@@ -302,7 +304,11 @@ def run_sweep(
     to_distil = [] if only_evaluate else [trial for trial in missing if trial not in distilled]
     if not distilled and not to_distil:
         raise UserError(f"{directory.root}: no trial is distilled yet; run the sweep first")
-    splits = load_all_splits(missing, data_root)
+    for own in dict.fromkeys(trial.pool for trial in missing if trial.pool is not None):
+        ready_pool(own, directory.pools, data_root)
+    splits = load_all_splits(missing, data_root, stand_in=is_smoke(sweep.name))
+    for name in dict.fromkeys(found.name for found in splits.values() if found.stand_in):
+        board.say(f"{name} is not here: small stand-in data take its place, and the numbers mean nothing")
     resources = sweep.resources
     with ray_session(
         address=address,

@@ -218,7 +218,7 @@ def test_networks_are_kept_in_memory_up_to_a_limit(
     size = sum(value.nbytes for value in first.values())
     monkeypatch.setattr(store, "_KEPT_BYTES", 3 * size)
     pool.networks("train", range(10))
-    assert len(pool._kept) == 3
+    assert len(pool.kept) == 3
     assert isinstance(pool, TrainedPool)
 
 
