@@ -17,8 +17,11 @@ from ddsweep.errors import SettingError
 
 __all__ = [
     "BASELINES",
+    "BASELINE_EPOCHS",
+    "BASELINE_RATES",
     "CHOICES",
     "DATASETS",
+    "DEFAULT_BASELINES",
     "INIT_LAWS",
     "NETWORKS",
     "PROTOCOLS",
@@ -461,9 +464,27 @@ class TrialSpec:
 # ------------------------------------------------------------------------------------ evaluation
 
 PROTOCOLS = ("as_distilled", "on_random")
-"""How a set is applied: on the networks it was made for, or a ``fixed`` set on random held-out ones."""
+"""How a set is applied: on the networks it was made for, or a ``fixed`` set on random held-out ones.
+Every other way is a `Protocol`."""
 
-BASELINES = ("random_real", "class_mean", "kmeans", "knn_random", "knn_kmeans")
+BASELINES = ("random_real", "optimized_random", "class_mean", "kmeans", "knn_random", "knn_kmeans")
+
+DEFAULT_BASELINES = ("random_real", "class_mean", "kmeans", "knn_random", "knn_kmeans")
+"""What is asked for if nothing is said. It enters the ids of evaluations that are there, so it stays."""
+
+BASELINE_RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+BASELINE_EPOCHS = (1, 2, 5, 10, 20, 50, 100)
+"""The grids in which the rate and the number of epochs of a baseline are chosen."""
+
+_NEAREST = ("knn_random", "knn_kmeans")
+_TRAINED = tuple(name for name in BASELINES if name not in _NEAREST)
+_MATTERS_TO = {
+    "rates": _TRAINED,
+    "epochs": _TRAINED,
+    "candidates": ("optimized_random",),
+    "neighbours": _NEAREST,
+    "neighbour_norm": _NEAREST,
+}
 
 
 @dataclass(frozen=True)
@@ -483,13 +504,22 @@ class EvalUnit:
 @dataclass(frozen=True)
 class EvaluationSpec:
     """What is asked of every trial: ``networks`` held-out networks, computed ``group_size`` at a time, the
-    protocols and baselines, and inner steps beyond T at which to look as well."""
+    protocols and baselines, and inner steps beyond T at which to look as well.
+
+    Of baselines: the grids of ``rates`` and ``epochs`` that are searched, how many ``candidates`` the
+    optimised random images are the best of, and the ``neighbours`` and the p of the distance of k-NN.
+    """
 
     networks: int = 64
     group_size: int = 16
     protocols: tuple[str, ...] = PROTOCOLS
-    baselines: tuple[str, ...] = BASELINES
+    baselines: tuple[str, ...] = DEFAULT_BASELINES
     inner_steps_beyond: tuple[int, ...] = ()
+    rates: tuple[float, ...] = BASELINE_RATES
+    epochs: tuple[int, ...] = BASELINE_EPOCHS
+    candidates: int = 20
+    neighbours: int = 1
+    neighbour_norm: float = 2.0
 
     def units(self, trial: TrialSpec) -> list[EvalUnit]:
         """The units that a trial needs, in a fixed order.
@@ -513,8 +543,23 @@ class EvaluationSpec:
         ends = range(0, trial.steps + 1, trial.inner_steps)
         return tuple(sorted({*ends, *(s for s in self.inner_steps_beyond if s > trial.steps)}))
 
+    def baseline_settings(self) -> dict[str, Any]:
+        """How the baselines that are asked for are computed, as far as it is not as by default.
+
+        Empty by default, and then in no key and no id: what was evaluated before stays valid.
+        """
+        default = {item.name: item.default for item in fields(self)}
+        return {
+            name: getattr(self, name)
+            for name, sources in _MATTERS_TO.items()
+            if getattr(self, name) != default[name] and set(sources) & set(self.baselines)
+        }
+
     def evaluation_id(self, trial: TrialSpec) -> str:
         """10 hex digits over all that decides the evaluation rows of ``trial``."""
-        parts = [[u.protocol, u.group, u.size, list(u.indices)] for u in self.units(trial)]
-        text = json.dumps([parts, sorted(self.baselines), list(self.steps(trial))], separators=(",", ":"))
+        units = [[u.protocol, u.group, u.size, list(u.indices)] for u in self.units(trial)]
+        parts: list[Any] = [units, sorted(self.baselines), list(self.steps(trial))]
+        if settings := self.baseline_settings():
+            parts.append(settings)
+        text = json.dumps(parts, separators=(",", ":"), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:10]

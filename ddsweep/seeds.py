@@ -18,6 +18,7 @@ Roles in use
 ``split``        (dataset, split_seed)     the validation split
 ``baseline``     (source, dataset, i)      the draw of real images for held-out network i
 ``baseline_selection``  (source, dataset, i)  the same for selection network i
+``baseline_candidate``  (source, dataset, i)  candidate i of which the best is ``optimized_random``
 ``search``       (search seed, i, setting) the value of a setting in sample i of a random search
 """
 
@@ -43,6 +44,7 @@ ROLES = frozenset(
         "split",
         "baseline",
         "baseline_selection",
+        "baseline_candidate",
         "search",
     }
 )

@@ -8,7 +8,14 @@ from typing import Any
 
 import pytest
 
-from ddsweep.catalog import BASELINES, DATASETS, DatasetSpec, TrialSpec
+from ddsweep.catalog import (
+    BASELINES,
+    DATASETS,
+    DEFAULT_BASELINES,
+    DatasetSpec,
+    EvaluationSpec,
+    TrialSpec,
+)
 from ddsweep.errors import SettingError
 from ddsweep.spec import AshaSpec, EvaluateSpec, SweepSpec, expand, load_sweep, resolved_yaml
 from ddsweep.spec.values import MOST_TRIALS
@@ -459,6 +466,18 @@ def test_bad_settings(load: Load, text: str, message: str) -> None:
         (BASE + "evaluate: {protocols: []}", "evaluate.protocols: [] is empty; give at least one"),
         (BASE + "evaluate: {baselines: [kmean]}", "evaluate.baselines: 'kmean' is not one of"),
         (BASE + "evaluate: {baselines: 3}", "evaluate.baselines: 3 is not a list of words"),
+        (BASE + "evaluate: {rates: [0.1, 0]}", "evaluate.rates: [0.1, 0]: every number must be positive"),
+        (BASE + "evaluate: {rates: [.nan]}", "evaluate.rates: [nan]: every number must be positive"),
+        (BASE + "evaluate: {rates: [1, 1.0]}", "evaluate.rates: [1, 1.0] gives a number twice"),
+        (BASE + "evaluate: {rates: []}", "evaluate.rates: [] is empty; give at least one"),
+        (BASE + "evaluate: {rates: 0.1}", "evaluate.rates: 0.1 is not a list of numbers"),
+        (BASE + "evaluate: {epochs: [1.5]}", "evaluate.epochs: 1.5 is not a whole number"),
+        (BASE + "evaluate: {epochs: []}", "evaluate.epochs: [] is empty; give at least one"),
+        (BASE + "evaluate: {candidates: 0}", "evaluate.candidates: 0 must be at least 1"),
+        (BASE + "evaluate: {neighbours: 0}", "evaluate.neighbours: 0 must be at least 1"),
+        (BASE + "evaluate: {neighbour_norm: 0.5}", "evaluate.neighbour_norm: 0.5 must be at least 1"),
+        (BASE + "evaluate: {neighbour_norm: .nan}", "evaluate.neighbour_norm: nan must be at least 1"),
+        (BASE + "evaluate: {neighbour_norm: far}", "evaluate.neighbour_norm: 'far' is not a number"),
         (BASE + "evaluate: {inner_steps_beyond: [0]}", "evaluate.inner_steps_beyond: 0 must be at least 1"),
         (BASE + "resources: {device: gpu}", "resources.device: 'gpu' is not one of auto, cpu, cuda"),
         (BASE + "resources: {gpus: -1}", "resources.gpus: -1 must be at least 0"),
@@ -743,7 +762,7 @@ def test_evaluation_id_has_what_changes_rows() -> None:
     plain = EvaluateSpec()
     assert len(identity(plain, fixed)) == 10
     assert identity(plain, fixed) == identity(EvaluateSpec(shards=8, gpus=0.1), fixed)
-    backwards = EvaluateSpec(baselines=BASELINES[::-1], protocols=("on_random", "as_distilled"))
+    backwards = EvaluateSpec(baselines=DEFAULT_BASELINES[::-1], protocols=("on_random", "as_distilled"))
     assert identity(plain, fixed) == identity(backwards, fixed)
     other = [
         EvaluateSpec(networks=8),
@@ -756,6 +775,56 @@ def test_evaluation_id_has_what_changes_rows() -> None:
     alone = EvaluateSpec(protocols=("as_distilled",))
     assert identity(alone, fixed) != identity(plain, fixed)
     assert identity(alone, fresh) == identity(plain, fresh)
+
+
+EVALUATIONS = {
+    "default": EvaluationSpec(),
+    "own": EvaluationSpec(networks=40, protocols=("as_distilled",), baselines=()),
+    "beyond": EvaluationSpec(networks=5, group_size=2, baselines=("knn_random",), inner_steps_beyond=(50, 2)),
+}
+JUDGED = {
+    "random": TrialSpec(DATASETS["digits"]),
+    "fixed": TrialSpec(DATASETS["digits"], init="fixed", seed=3),
+    "lenet": TrialSpec(
+        DATASETS["mnist"], network="lenet", images_per_class=10, inner_steps=10, inner_epochs=3
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("trial", "evaluation", "identity"),
+    [
+        ("random", "default", "2fcda1a843"),
+        ("random", "own", "c13deb2820"),
+        ("random", "beyond", "ec4f95f797"),
+        ("fixed", "default", "be75c31aa5"),
+        ("fixed", "own", "80d3d91d91"),
+        ("fixed", "beyond", "57f3ecf69a"),
+        ("lenet", "default", "0952fdf0da"),
+        ("lenet", "own", "eafa75c1c7"),
+        ("lenet", "beyond", "1f6638637d"),
+    ],
+)
+def test_golden_evaluation_ids(trial: str, evaluation: str, identity: str) -> None:
+    """Another id means that everyone's results are evaluated again."""
+    assert EVALUATIONS[evaluation].evaluation_id(JUDGED[trial]) == identity
+
+
+def test_how_baselines_are_computed_is_part_of_the_id_where_it_matters() -> None:
+    trial = TrialSpec(DATASETS["digits"])
+
+    def identity(**settings: Any) -> str:
+        return EvaluateSpec(**settings).spec().evaluation_id(trial)
+
+    rates = {"rates": [0.1, 1], "baselines": ["kmeans"]}
+    assert identity(**rates) == identity(rates=[1, 0.1], baselines=["kmeans"])
+    assert identity(**rates) != identity(baselines=["kmeans"])
+    assert identity(epochs=[1]) != identity()
+    assert identity(neighbours=3) != identity() != identity(neighbour_norm=1)
+    assert identity(candidates=5) == identity()
+    assert identity(candidates=5, baselines="all") != identity(baselines="all") != identity()
+    unused = {"rates": [3], "epochs": [3], "neighbours": 3, "neighbour_norm": "inf", "candidates": 3}
+    assert identity(baselines="none", **unused) == identity(baselines="none")
 
 
 def test_units_are_whole_groups() -> None:
@@ -785,6 +854,8 @@ def test_baselines_in_one_word(load: Load) -> None:
     assert load(BASE + "evaluate: {baselines: none}").evaluate.baselines == ()
     assert load(BASE + "evaluate: {baselines: []}").evaluate.baselines == ()
     assert load(BASE + "evaluate: {baselines: all}").evaluate.baselines == BASELINES
+    assert load(BASE).evaluate.baselines == DEFAULT_BASELINES
+    assert set(BASELINES) - set(DEFAULT_BASELINES) == {"optimized_random"}
 
 
 # ------------------------------------------------------------------------------ how a set is learned

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ddsweep.baselines import baseline_labels
 from ddsweep.catalog import EvalUnit, TrialSpec
 from ddsweep.core.distill import evaluation_loop, known_seed
 from ddsweep.core.evaluate import Evaluation, evaluate_networks
 from ddsweep.core.execution import ExecutionPlan
-from ddsweep.core.images import class_labels
 from ddsweep.core.init import draw_networks
 from ddsweep.core.inner import InnerOptimizer
 from ddsweep.core.networks import Params
@@ -76,11 +76,11 @@ class Group:
         labels: Tensor | None = None,
         loop: InnerLoop | None = None,
     ) -> Evaluation:
-        """Train ``networks`` and test them: with hard labels, in fixed order and by the trial's inner
-        optimiser if nothing else is given."""
+        """Train ``networks`` and test them: with the labels of a baseline, in fixed order and by the trial's
+        inner optimiser if nothing else is given."""
         spec, device = self.spec, self.plan.device
         if labels is None:
-            labels = class_labels(spec.inner_steps, spec.dataset.classes, spec.images_per_class_per_step)
+            labels = baseline_labels(spec)
         if labels.is_floating_point():
             labels = labels.to(self.dtype)
         if loop is None:
@@ -158,7 +158,7 @@ class Group:
         }
 
     def neighbour_row(self, source: str, index: int | None, accuracy: float) -> dict[str, Any]:
-        """A row of 1-NN: no network, no steps; ``index`` numbers the draw of images."""
+        """A row of k-NN: no network, no steps; ``index`` numbers the draw of images."""
         return {
             **self._common(source, "nearest_neighbour"),
             "network": None,

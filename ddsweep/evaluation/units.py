@@ -89,11 +89,13 @@ def _part(directory: SweepDirectory, spec: TrialSpec, unit: EvalUnit) -> Path:
 
 
 def _unit_key(distilled: DistilledSet, evaluation: EvaluationSpec, unit: EvalUnit) -> str:
+    settings = evaluation.baseline_settings()
     return digest(
         distilled.sha256,
         evaluation.steps(distilled.spec),
         sorted(evaluation.baselines),
         [unit.protocol, unit.group, unit.size, unit.indices],
+        *([settings] if settings else []),
     )
 
 

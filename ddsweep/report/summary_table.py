@@ -18,16 +18,17 @@ __all__ = ["BASELINE_NAMES", "gain_text", "summary_table"]
 
 BASELINE_NAMES = {
     "random_real": "random real",
+    "optimized_random": "optimised random",
     "class_mean": "class mean",
     "kmeans": "k-means",
-    "knn_random": "1-NN random",
-    "knn_kmeans": "1-NN k-means",
+    "knn_random": "k-NN random",
+    "knn_kmeans": "k-NN k-means",
 }
 
 _CAPTION = (
     "Test accuracy in %. ± is the standard deviation over held-out networks (of random real: over networks "
     "and draws of images); `own`, the one known network of a fixed trial, has none. Baselines: as many "
-    "images and steps, at the best rate; `tuned`: at the best rate and number of epochs. 1-NN: nearest "
+    "images and steps, at the best rate; `tuned`: at the best rate and number of epochs. k-NN: nearest "
     "neighbour in pixels, no network. Gain: distilled - random real on the same networks, ± its 95 % "
     f"confidence interval. Div: networks that diverged; they count in the mean. {NONE}: not measured."
 )
@@ -116,7 +117,7 @@ def _lines(summary: TrialSummary, sources: Sequence[str], *, tight: bool) -> lis
             continue
         own, tuned = (summary.baselines.get(f"{protocol}{end}", {}) for end in ("", "_tuned"))
         where = "own" if fixed and protocol == "as_distilled" else f"{distilled.n} random"
-        # 1-NN has no network, so it stands in the first line of a trial only.
+        # k-NN has no network, so it stands in the first line of a trial only.
         numbers = {**own, **neighbours} if not lines else own
         blank = [NONE if source not in neighbours else "" for source in sources]
         lines.append(

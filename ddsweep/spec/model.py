@@ -7,12 +7,23 @@ their evaluation has; ``resources`` changes none of it.
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field, field_validator, model_validator
 
-from ddsweep.catalog import BASELINES, DATASETS, PROTOCOLS, EvaluationSpec, TrialSpec, parse_network
+from ddsweep.catalog import (
+    BASELINE_EPOCHS,
+    BASELINE_RATES,
+    BASELINES,
+    DATASETS,
+    DEFAULT_BASELINES,
+    PROTOCOLS,
+    EvaluationSpec,
+    TrialSpec,
+    parse_network,
+)
 from ddsweep.errors import SettingError
 from ddsweep.spec.scheduler import AshaSpec
 from ddsweep.spec.search import SearchSpec
@@ -24,6 +35,7 @@ from ddsweep.spec.values import (
     Count,
     Problem,
     amount,
+    positives,
     real,
     refuse,
     settings_of,
@@ -43,6 +55,18 @@ def _one_of(*allowed: str) -> BeforeValidator:
     return BeforeValidator(lambda value: word(value, allowed))
 
 
+def _norm(value: Any) -> float:
+    """The p of a distance."""
+    number = math.inf if value == "inf" else real(value)
+    if not number >= 1:
+        raise ValueError(f"{value!r} must be at least 1; 1, 2, ..., or inf")
+    return number
+
+
+def _sorted_counts(value: Any) -> tuple[int, ...]:
+    return tuple(sorted(wholes(value, 1)))
+
+
 # ---------------------------------------------------------------------------------------- the model
 
 
@@ -58,10 +82,14 @@ class EvaluateSpec(_Model):
     group_size: Count = 16
     protocols: Annotated[tuple[str, ...], words_of(PROTOCOLS), Field(min_length=1)] = PROTOCOLS
     baselines: Annotated[tuple[str, ...], words_of(BASELINES, short={"none": (), "all": BASELINES})] = (
-        BASELINES
+        DEFAULT_BASELINES
     )
+    rates: Annotated[tuple[float, ...], BeforeValidator(positives), Field(min_length=1)] = BASELINE_RATES
+    epochs: Annotated[tuple[int, ...], BeforeValidator(_sorted_counts), Field(min_length=1)] = BASELINE_EPOCHS
+    candidates: Count = 20
+    neighbours: Count = 1
+    neighbour_norm: Annotated[float, BeforeValidator(_norm)] = 2.0
     inner_steps_beyond: Annotated[tuple[int, ...], BeforeValidator(lambda v: wholes(v, 1))] = ()
-
     gpus: Annotated[float, BeforeValidator(real), Field(ge=0, le=1)] | None = None
 
     def spec(self) -> EvaluationSpec:
@@ -72,6 +100,11 @@ class EvaluateSpec(_Model):
             protocols=self.protocols,
             baselines=self.baselines,
             inner_steps_beyond=self.inner_steps_beyond,
+            rates=self.rates,
+            epochs=self.epochs,
+            candidates=self.candidates,
+            neighbours=self.neighbours,
+            neighbour_norm=self.neighbour_norm,
         )
 
 

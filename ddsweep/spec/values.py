@@ -185,6 +185,18 @@ def wholes(value: Any, least: int) -> tuple[int, ...]:
     return numbers
 
 
+def positives(value: Any) -> tuple[float, ...]:
+    """Distinct positive numbers, the smallest first."""
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"{shown(value)} is not a list of numbers")
+    numbers = tuple(sorted(real(item) for item in value))
+    if not all(0 < number < math.inf for number in numbers):
+        raise ValueError(f"{shown(value)}: every number must be positive")
+    if len(set(numbers)) < len(numbers):
+        raise ValueError(f"{shown(value)} gives a number twice")
+    return numbers
+
+
 def amount(value: Any, *, shared: bool = False) -> float | dict[Any, Any]:
     """CPUs or GPUs of a trial: a number, or ``{by: setting, value: number, ..., default: number}``.
 
