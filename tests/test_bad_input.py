@@ -248,7 +248,7 @@ WRONG_FILES = {
     ),
     "unknown baseline": (
         BASE + "evaluate: {baselines: [kmean]}",
-        "'kmean' is not one of random_real, class_mean, ",
+        "'kmean' is not one of random_real, optimized_random, ",
     ),
     "unknown protocol": (
         BASE + "evaluate: {protocols: [random]}",

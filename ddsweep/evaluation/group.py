@@ -38,7 +38,7 @@ class Group:
     @property
     def known(self) -> bool:
         """Whether this is the one known network of a ``fixed`` trial."""
-        return self.spec.init == "fixed" and self.unit.protocol == "as_distilled"
+        return self.spec.init == "fixed" and self.unit.protocol != "on_random"
 
     @property
     def indices(self) -> tuple[int, ...]:
@@ -139,6 +139,8 @@ class Group:
                         "inner_step": step,
                         "inner_epochs": self.spec.inner_epochs if inner_epochs is None else inner_epochs,
                         "inner_lr": inner_lr,
+                        "order": self.spec.order if source == "distilled" else "fixed",
+                        "inner_optimizer": self.spec.inner_optimizer,
                         "accuracy": float(result.accuracy[s, k]),
                         "loss": None if diverged else float(result.loss[s, k]),
                         "diverged": diverged,

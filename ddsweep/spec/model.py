@@ -21,10 +21,12 @@ from ddsweep.catalog import (
     DEFAULT_BASELINES,
     PROTOCOLS,
     EvaluationSpec,
+    Protocol,
     TrialSpec,
     parse_network,
 )
 from ddsweep.errors import SettingError
+from ddsweep.spec.protocols import protocols_of
 from ddsweep.spec.scheduler import AshaSpec
 from ddsweep.spec.search import SearchSpec
 from ddsweep.spec.values import (
@@ -75,12 +77,15 @@ class _Model(BaseModel):
 
 
 class EvaluateSpec(_Model):
-    """How distilled sets are judged. ``on_random`` applies to trials with ``init: fixed`` only."""
+    """How distilled sets are judged. ``on_random`` applies to trials with ``init: fixed`` only; mappings in
+    ``protocols`` are what `ddsweep.catalog.Protocol` is made of."""
 
     networks: Count = 64
     shards: Count = 2
     group_size: Count = 16
-    protocols: Annotated[tuple[str, ...], words_of(PROTOCOLS), Field(min_length=1)] = PROTOCOLS
+    protocols: Annotated[
+        tuple[str | dict[str, Any], ...], BeforeValidator(protocols_of), Field(min_length=1)
+    ] = PROTOCOLS
     baselines: Annotated[tuple[str, ...], words_of(BASELINES, short={"none": (), "all": BASELINES})] = (
         DEFAULT_BASELINES
     )
@@ -97,7 +102,7 @@ class EvaluateSpec(_Model):
         return EvaluationSpec(
             networks=self.networks,
             group_size=self.group_size,
-            protocols=self.protocols,
+            protocols=tuple(p if isinstance(p, str) else Protocol(**p) for p in self.protocols),
             baselines=self.baselines,
             inner_steps_beyond=self.inner_steps_beyond,
             rates=self.rates,
