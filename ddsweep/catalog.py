@@ -622,9 +622,13 @@ class EvaluationSpec:
     def steps(self, trial: TrialSpec, protocol: Protocol | None = None) -> tuple[int, ...]:
         """Inner steps at which a distilled set is judged: 0, the end of each epoch, T (of a ``protocol``, the
         end of its own epochs), and beyond."""
-        used = trial if protocol is None else protocol.applied_to(trial)
-        ends = range(0, used.steps + 1, used.inner_steps)
-        return tuple(sorted({*ends, *(s for s in self.inner_steps_beyond if s > used.steps)}))
+        last = self.last_step(trial, protocol)
+        ends = range(0, last + 1, trial.inner_steps)
+        return tuple(sorted({*ends, *(s for s in self.inner_steps_beyond if s > last)}))
+
+    def last_step(self, trial: TrialSpec, protocol: Protocol | None = None) -> int:
+        """The inner step with which the epochs end: T, or that of the epochs of a ``protocol``."""
+        return (trial if protocol is None else protocol.applied_to(trial)).steps
 
     def baseline_settings(self) -> dict[str, Any]:
         """How the baselines that are asked for are computed, as far as it is not as by default.

@@ -209,6 +209,7 @@ def _run(
     from ddsweep.report.console import report_console
     from ddsweep.report.summary import summarise
     from ddsweep.report.summary_table import summary_table
+    from ddsweep.report.transfer_table import transfer_table
     from ddsweep.results.files import remove_leftovers, write_atomic
     from ddsweep.results.lock import SweepLock
     from ddsweep.spec import resolved_yaml
@@ -227,6 +228,10 @@ def _run(
         if plan.dropped:
             console.print(
                 f"{len(plan.dropped)} combinations are impossible and were dropped (ddsweep plan lists them)"
+            )
+        if plan.unjudged:
+            console.print(
+                f"{len(plan.unjudged)} evaluations are impossible and are left out (ddsweep plan lists them)"
             )
         try:
             with Board(console, _labels(plan), plan.trials) as board:
@@ -259,6 +264,11 @@ def _run(
     )
     if summaries:
         console.print(summary_table(summaries, console.width))
+    # Torn parts have been named by now.
+    others = transfer_table(directory, plan.trials, sweep.evaluate.spec(), lambda path: None, console.width)
+    if others is not None:
+        console.print()
+        console.print(others)
     _print_outcome(console, outcome, directory)
     if outcome.exit_code:
         raise typer.Exit(outcome.exit_code)
