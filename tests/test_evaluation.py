@@ -34,6 +34,7 @@ from ddsweep.evaluation import (
     trial_is_done,
     trial_is_stopped,
 )
+from ddsweep.evaluation.units import _unit_key as unit_key
 from ddsweep.results.artifacts import save_tensors
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.results.parts import read_part, read_table
@@ -557,6 +558,29 @@ def test_the_order_of_baselines_and_steps_is_no_other_question(new_sweep: Callab
     same = replace(asked, baselines=("knn_kmeans", "knn_random"), inner_steps_beyond=(6, 8))
     assert trial_is_done(RANDOM, same, sweep.directory)
     assert not sweep.missing(RANDOM, same)
+
+
+BEYOND = EvaluationSpec(networks=5, group_size=2, baselines=("knn_random",), inner_steps_beyond=(50, 2))
+
+
+@pytest.mark.parametrize(
+    ("settings", "evaluation", "key"),
+    [
+        ({}, EvaluationSpec(), "c1afa59ece8fe8f1"),
+        ({}, BEYOND, "32de8dc21f2971d5"),
+        ({"init": "fixed", "seed": 3}, EvaluationSpec(), "d30cdc0fb1cc7ffe"),
+        ({"init": "fixed", "seed": 3}, BEYOND, "c49fe1881865bbb1"),
+    ],
+)
+def test_golden_keys_of_parts(settings: dict[str, Any], evaluation: EvaluationSpec, key: str) -> None:
+    """With another key every part that is there would be computed again."""
+
+    class Distilled(DistilledSet):
+        sha256 = "00ff"
+
+    spec, none = TrialSpec(DATASETS["digits"], **settings), torch.empty(0)
+    distilled = Distilled(none, none, none, (), (), (), spec)
+    assert unit_key(distilled, evaluation, evaluation.units(spec)[-1]) == key
 
 
 @pytest.mark.parametrize(("before", "after"), [(2, 4), (4, 2), (4, 3)])
