@@ -1,12 +1,13 @@
-"""What a distilled set must beat at the same number of images: real images, class means, k-means, 1-NN.
+"""What a distilled set must beat at the same number of images: real images, class means, k-means, k-NN.
 
 A baseline is applied like a distilled set with hard labels: S batches in order, one constant rate. Two
 variants of each are reported: the same T = S*E steps at the best rate of ``RATES``, and the best rate
 and number of epochs of ``EPOCHS``; both are chosen on the validation split with ``selection`` networks,
-never on the test set or on held-out networks. 1-NN uses no network at all.
+never on the test set or on held-out networks. k-NN (by default 1-NN) uses no network at all.
 
 Every held-out network gets a draw of real images of its own, so the spread of ``random_real`` mixes
-that of the draw with that of the network.
+that of the draw with that of the network. ``optimized_random`` is one draw for all, the best of several
+on the same validation images and networks.
 """
 
 from __future__ import annotations
@@ -16,8 +17,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from ddsweep.core.images import normalise, sample_per_class
+from ddsweep.catalog import BASELINE_EPOCHS, BASELINE_RATES, TrialSpec
+from ddsweep.core.images import class_labels, normalise, sample_per_class
+from ddsweep.core.objective import rewritten
 from ddsweep.seeds import derive_seed
 
 __all__ = [
@@ -27,25 +31,35 @@ __all__ = [
     "SELECTION_IMAGES",
     "SELECTION_NETWORKS",
     "arrange",
+    "baseline_labels",
     "class_means",
     "epoch_grid",
     "kmeans_centres",
+    "nearest_classes",
     "nearest_neighbour_accuracy",
     "random_images",
 ]
 
-RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
-EPOCHS = (1, 2, 5, 10, 20, 50, 100)
+RATES, EPOCHS = BASELINE_RATES, BASELINE_EPOCHS
 MAX_TUNED_STEPS = 100
 SELECTION_NETWORKS = 4
 SELECTION_IMAGES = 500
 """The rate search looks at no more than this many validation images."""
 
 
-def epoch_grid(inner_steps: int, inner_epochs: int) -> tuple[int, ...]:
+def epoch_grid(inner_steps: int, inner_epochs: int, epochs: Sequence[int] = EPOCHS) -> tuple[int, ...]:
     """The numbers of epochs that are tried: those of ``EPOCHS`` with at most ``MAX_TUNED_STEPS`` steps in
-    all, and always the trial's own."""
+    all, or just ``epochs`` if they are others, however many steps that takes; always the trial's own."""
+    if tuple(epochs) != EPOCHS:
+        return tuple(sorted({*epochs, inner_epochs}))
     return tuple(sorted({e for e in EPOCHS if e * inner_steps <= MAX_TUNED_STEPS} | {1, inner_epochs}))
+
+
+def baseline_labels(spec: TrialSpec) -> Tensor:
+    """The classes ``[S, n]`` int64 of baseline images in the place of the distilled ones of ``spec``, as
+    `arrange` sorts them; of an attack, what they are to be called."""
+    labels = class_labels(spec.inner_steps, spec.dataset.classes, spec.images_per_class_per_step)
+    return rewritten(labels, spec.attack_class, spec.target_class)
 
 
 def arrange(per_class: Tensor, inner_steps: int) -> Tensor:
@@ -121,6 +135,23 @@ def kmeans_centres(
     return torch.stack(centres)
 
 
+def nearest_classes(x: Tensor, known: Tensor, labels: Tensor, neighbours: int, norm: float) -> Tensor:
+    """The classes ``[N]`` of ``x [N, d]`` by the majority of the ``neighbours`` nearest of ``known [n, d]``
+    in the p-norm ``norm``; among classes with as many votes that of the nearest image.
+
+    Of images equally near the first counts. Raises ``ValueError`` for more neighbours than images.
+    """
+    if not 1 <= neighbours <= len(known):
+        raise ValueError(f"neighbours: {neighbours} must lie between 1 and the {len(known)} images")
+    distances = torch.cdist(x, known, p=norm)
+    if neighbours == 1:
+        return labels[distances.argmin(1)]
+    nearest = labels[distances.sort(dim=1, stable=True).indices[:, :neighbours]]
+    votes = F.one_hot(nearest).sum(1).gather(1, nearest)  # of each neighbour's class, nearest first
+    first = (votes == votes.amax(1, keepdim=True)).int().argmax(1, keepdim=True)
+    return nearest.gather(1, first).squeeze(1)
+
+
 def nearest_neighbour_accuracy(
     images: Tensor,
     labels: Tensor,
@@ -128,12 +159,14 @@ def nearest_neighbour_accuracy(
     targets: Tensor,
     mean: Sequence[float],
     std: Sequence[float],
+    neighbours: int = 1,
+    norm: float = 2.0,
 ) -> float:
-    """Fraction of the real images ``pixels [N, ...]`` whose nearest of ``images [n, ...]`` (Euclidean, in
-    normalised pixels) has their label."""
+    """Fraction of the real images ``pixels [N, ...]`` to which `nearest_classes` gives their label, from
+    ``images [n, ...]`` with ``labels [n]`` in normalised pixels."""
     right, known = 0, images.flatten(1)
     for start in range(0, len(targets), 1024):
         batch = slice(start, start + 1024)
         x = normalise(pixels[batch], mean, std, known.dtype).flatten(1)
-        right += int((labels[torch.cdist(x, known).argmin(1)] == targets[batch]).sum())
+        right += int((nearest_classes(x, known, labels, neighbours, norm) == targets[batch]).sum())
     return right / len(targets)

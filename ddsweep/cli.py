@@ -225,9 +225,11 @@ def _run(
     only_evaluate: bool,
 ) -> None:
     from ddsweep.data.layout import require_files
+    from ddsweep.report.attack_table import attack_matrix, attack_table
     from ddsweep.report.console import report_console
     from ddsweep.report.summary import summarise
     from ddsweep.report.summary_table import summary_table
+    from ddsweep.report.transfer_table import transfer_table
     from ddsweep.results.files import remove_leftovers, write_atomic
     from ddsweep.results.lock import SweepLock
     from ddsweep.spec import is_smoke, resolved_yaml
@@ -247,6 +249,10 @@ def _run(
         if plan.dropped:
             console.print(
                 f"{len(plan.dropped)} combinations are impossible and were dropped (ddsweep plan lists them)"
+            )
+        if plan.unjudged:
+            console.print(
+                f"{len(plan.unjudged)} evaluations are impossible and are left out (ddsweep plan lists them)"
             )
         try:
             with Board(console, _labels(plan), plan.trials) as board:
@@ -279,7 +285,16 @@ def _run(
     )
     if summaries:
         console.print(summary_table(summaries, console.width))
+    # Torn parts have been named by now.
+    asked = (directory, plan.trials, sweep.evaluate.spec(), lambda path: None)
+    for table in (transfer_table(*asked, console.width), attack_table(*asked)):
+        if table is not None:
+            console.print()
+            console.print(table)
+    picture = attack_matrix(directory, plan.trials, lambda path: None)
     _print_outcome(console, outcome, directory)
+    if picture is not None:
+        console.print(f"Attacks: {picture}", highlight=False)
     if outcome.exit_code:
         raise typer.Exit(outcome.exit_code)
 
@@ -319,8 +334,8 @@ def pretrain(
 
 def _pretrain_smoke(sweep: SweepSpec, files: Path, results: Path, data_root: Path | None) -> None:
     """Make the tiny pools that the smoke version of a sweep names, from their files beside it."""
+    from ddsweep.catalog import SMOKE
     from ddsweep.pools.file import load_pool
-    from ddsweep.spec.files import SMOKE
 
     named = [settings.get("pool") for settings in (sweep.base, *sweep.points)] + sweep.grid.get("pool", [])
     for name in dict.fromkeys(str(name) for name in named if name is not None):

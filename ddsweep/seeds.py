@@ -21,6 +21,7 @@ Roles in use
 ``pool``         (recipe, role, i)         initial weights of network i of a pool, role train or heldout
 ``pool_order``   (recipe, role, i, epoch)  the order of real images in its training
 ``pool_draw``    (trial, step)             which networks of its pool an outer step takes
+``baseline_candidate``  (source, dataset, i)  candidate i of which the best is ``optimized_random``
 ``search``       (search seed, i, setting) the value of a setting in sample i of a random search
 """
 
@@ -49,6 +50,7 @@ ROLES = frozenset(
         "pool",
         "pool_order",
         "pool_draw",
+        "baseline_candidate",
         "search",
     }
 )

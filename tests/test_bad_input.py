@@ -240,7 +240,7 @@ WRONG_FILES = {
     ),
     "unknown init": (
         BASE + "grid: {init: [fixed, rnadom]}",
-        "grid.init[1]: 'rnadom' is not one of fixed, random (did you mean random?)",
+        "grid.init[1]: 'rnadom' is not one of fixed, random, pretrained (did you mean random?)",
     ),
     "unknown law": (
         HEAD + "base: {dataset: digits, init_law: xaver}",
@@ -248,7 +248,7 @@ WRONG_FILES = {
     ),
     "unknown baseline": (
         BASE + "evaluate: {baselines: [kmean]}",
-        "'kmean' is not one of random_real, class_mean, ",
+        "'kmean' is not one of random_real, optimized_random, ",
     ),
     "unknown protocol": (
         BASE + "evaluate: {protocols: [random]}",

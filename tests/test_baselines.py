@@ -14,10 +14,11 @@ from ddsweep.baselines import (
     class_means,
     epoch_grid,
     kmeans_centres,
+    nearest_classes,
     nearest_neighbour_accuracy,
     random_images,
 )
-from ddsweep.catalog import DATASETS
+from ddsweep.catalog import DATASETS, TrialSpec
 from ddsweep.core.images import class_labels, normalise
 from ddsweep.data.sources import Splits, load_splits
 
@@ -69,6 +70,11 @@ def test_the_epochs_that_are_tried_stay_in_bounds_and_hold_the_trials_own(
     others = set(grid) - {1, inner_epochs}
     assert others <= set(baselines.EPOCHS)
     assert all(epochs * inner_steps <= baselines.MAX_TUNED_STEPS for epochs in others)
+
+
+def test_epochs_of_a_users_own_are_tried_whatever_they_cost() -> None:
+    assert epoch_grid(10, 3, (20, 1000)) == (3, 20, 1000)
+    assert epoch_grid(10, 3, baselines.EPOCHS) == epoch_grid(10, 3)
 
 
 def test_one_inner_step_tries_all_epochs() -> None:
@@ -213,3 +219,54 @@ def test_images_are_their_own_nearest_neighbours(splits: Splits) -> None:
     images = normalise(splits.train_images[:200], *space(splits), torch.float32)
     labels = splits.train_labels[:200]
     assert nearest_neighbour_accuracy(images, labels, splits.train_images[:200], labels, *space(splits)) == 1
+
+
+@pytest.mark.parametrize("norm", [1, 1.5, 2, 3, np.inf])
+@pytest.mark.parametrize("neighbours", [1, 2, 3, 7])
+def test_the_majority_of_neighbours_is_that_of_scikit_learn(
+    neighbours: int, norm: float, splits: Splits
+) -> None:
+    known = random_images(*data(splits), 4, *space(splits), seed=1).flatten(0, 1).flatten(1).double()
+    labels = class_labels(1, 10, 4).flatten()
+    x = normalise(splits.test_images, *space(splits), torch.float64).flatten(1)
+    model = KNeighborsClassifier(neighbours, p=norm).fit(known.numpy(), labels.numpy())
+    # Where two classes have as many votes, scikit-learn takes the one with the smaller number.
+    votes = np.sort(model.predict_proba(x.numpy()), axis=1)
+    clear = votes[:, -1] > votes[:, -2]
+    # And where the last neighbour and the next are equally near, which of them counts is a matter of taste.
+    ordered = torch.cdist(x, known, p=norm).sort(1).values
+    clear &= (ordered[:, neighbours] - ordered[:, neighbours - 1] > 1e-9).numpy()
+    assert clear.sum() > 50
+    found = nearest_classes(x, known, labels, neighbours, norm).numpy()
+    np.testing.assert_array_equal(found[clear], model.predict(x.numpy())[clear])
+
+
+@pytest.mark.parametrize(
+    ("neighbours", "expected"), [(1, 2), (2, 2), (3, 2), (4, 2), (5, 0), (6, 0), (7, 1), (8, 1)]
+)
+def test_of_classes_with_as_many_votes_the_nearest_image_decides(neighbours: int, expected: int) -> None:
+    known = torch.arange(1, 9, dtype=torch.float32)[:, None]
+    labels = torch.tensor([2, 0, 1, 2, 0, 0, 1, 1])
+    if neighbours >= 5:
+        labels = torch.tensor([0, 2, 1, 2, 0, 1, 1, 1])  # 5: 2 and 2; 6: 2, 2 and 2; 7: 3 of class 1
+    assert nearest_classes(torch.zeros(1, 1), known, labels, neighbours, 2).tolist() == [expected]
+
+
+def test_of_images_equally_near_the_first_counts() -> None:
+    known = torch.tensor([[1.0], [-1.0], [1.0], [-1.0]])
+    for neighbours in (1, 2, 4):
+        found = nearest_classes(torch.zeros(1, 1), known, torch.tensor([3, 1, 0, 2]), neighbours, 2)
+        assert found.tolist() == [3]
+
+
+def test_more_neighbours_than_images_are_refused(splits: Splits) -> None:
+    images = random_images(*data(splits), 1, *space(splits), seed=1).flatten(0, 1)
+    with pytest.raises(ValueError, match="neighbours: 11 must lie between 1 and the 10 images"):
+        nearest_neighbour_accuracy(
+            *(images, torch.arange(10), splits.test_images, splits.test_labels, *space(splits)), 11
+        )
+
+
+def test_labels_of_baselines_are_those_of_the_arranged_images(splits: Splits) -> None:
+    spec = TrialSpec(DATASETS["digits"], images_per_class=6, inner_steps=3)
+    assert torch.equal(baselines.baseline_labels(spec), class_labels(3, 10, 2))

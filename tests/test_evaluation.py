@@ -19,8 +19,9 @@ from pandas.testing import assert_frame_equal
 from scipy import stats
 
 from ddsweep import baselines
-from ddsweep.catalog import BASELINES, DATASETS, EvaluationSpec, EvalUnit, TrialSpec
+from ddsweep.catalog import DATASETS, DEFAULT_BASELINES, EvaluationSpec, EvalUnit, TrialSpec
 from ddsweep.core.images import normalise
+from ddsweep.core.init import draw_network
 from ddsweep.data.sources import Splits, load_splits
 from ddsweep.distilled import DistilledSet, apply
 from ddsweep.errors import CheckpointError, DivergedError
@@ -33,6 +34,7 @@ from ddsweep.evaluation import (
     trial_is_done,
     trial_is_stopped,
 )
+from ddsweep.evaluation.units import _unit_key as unit_key
 from ddsweep.results.artifacts import save_tensors
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.results.parts import read_part, read_table
@@ -217,7 +219,7 @@ def test_a_fixed_trial_without_random_networks_still_has_every_baseline(
 
 def test_rows_say_what_was_judged_and_how(judged: tuple[Sweep, dict[str, dict[str, Any]]]) -> None:
     rows = judged[0].rows()
-    assert set(rows["source"]) == {"distilled", *BASELINES}
+    assert set(rows["source"]) == {"distilled", *DEFAULT_BASELINES}
     assert (rows["split"] == "test").all()
     assert (rows["n_images"] == TEST_IMAGES).all()
     assert rows["pool"].isna().all()
@@ -292,7 +294,7 @@ def test_what_random_networks_do_with_a_fixed_set_never_enters_its_test_accuracy
     first = with_random.complete(FIXED, NO_BASELINES)
     second = without.complete(FIXED, replace(NO_BASELINES, protocols=("as_distilled",)))
     names = [name for name in first if name.startswith("test_") or name == "n_diverged"]
-    assert len(names) == 6
+    assert len(names) == 14
     assert {name: first[name] for name in names} == {name: second[name] for name in names}
 
 
@@ -363,7 +365,7 @@ def test_a_stopped_trial_has_a_row_without_anything_of_the_test_set(tmp_path: Pa
     assert row["val_score"] == last["val_score"] is not None
     assert row["wall_seconds"] > 0 and row["torch_version"] == torch.__version__ and row["ended_at"]
     of_the_end = [name for name in row if name.startswith(("test_", "distilled_"))]
-    assert [row[name] for name in [*of_the_end, "n_diverged", "evaluation_id"]] == [None] * 9
+    assert [row[name] for name in [*of_the_end, "n_diverged", "evaluation_id"]] == [None] * 17
     assert load_results(tmp_path).trials["status"].tolist() == ["stopped"]
 
     # A torn row or history is no stop: the trial goes on from its checkpoint.
@@ -561,6 +563,29 @@ def test_the_order_of_baselines_and_steps_is_no_other_question(new_sweep: Callab
     assert not sweep.missing(RANDOM, same)
 
 
+BEYOND = EvaluationSpec(networks=5, group_size=2, baselines=("knn_random",), inner_steps_beyond=(50, 2))
+
+
+@pytest.mark.parametrize(
+    ("settings", "evaluation", "key"),
+    [
+        ({}, EvaluationSpec(), "c1afa59ece8fe8f1"),
+        ({}, BEYOND, "32de8dc21f2971d5"),
+        ({"init": "fixed", "seed": 3}, EvaluationSpec(), "d30cdc0fb1cc7ffe"),
+        ({"init": "fixed", "seed": 3}, BEYOND, "c49fe1881865bbb1"),
+    ],
+)
+def test_golden_keys_of_parts(settings: dict[str, Any], evaluation: EvaluationSpec, key: str) -> None:
+    """With another key every part that is there would be computed again."""
+
+    class Distilled(DistilledSet):
+        sha256 = "00ff"
+
+    spec, none = TrialSpec(DATASETS["digits"], **settings), torch.empty(0)
+    distilled = Distilled(none, none, none, (), (), (), spec)
+    assert unit_key(distilled, evaluation, evaluation.units(spec)[-1]) == key
+
+
 @pytest.mark.parametrize(("before", "after"), [(2, 4), (4, 2), (4, 3)])
 def test_another_group_size_leaves_no_row_twice(
     before: int, after: int, new_sweep: Callable[..., Sweep]
@@ -710,3 +735,127 @@ def test_a_torn_cache_is_made_again(
         part.unlink()
     sweep.evaluate(RANDOM, evaluation)
     assert_frame_equal(sweep.rows(RANDOM), rows, check_exact=True)
+
+
+def optimised_rows(sweep: Sweep, spec: TrialSpec, evaluation: EvaluationSpec) -> pd.DataFrame:
+    sweep.evaluate(spec, evaluation)
+    return sweep.rows(spec).query("source == 'optimized_random'").reset_index(drop=True)
+
+
+OPTIMISED = EvaluationSpec(networks=2, group_size=2, baselines=("optimized_random",), candidates=3)
+
+
+def candidate(spec: TrialSpec, splits: Splits, index: int, lr: float, epochs: int) -> DistilledSet:
+    """Candidate set ``index`` written as a distilled set, so that `apply` can train on it."""
+    found = baseline_set(spec, splits, "random_real", 0, lr, epochs)
+    seed = derive_seed("baseline_candidate", "random_real", splits.fingerprint, index)
+    data, space = (splits.train_images, splits.train_labels, 10), (splits.mean, splits.std)
+    images = baselines.random_images(*data, spec.images_per_class, *space, seed)
+    return replace(found, images=baselines.arrange(images, spec.inner_steps))
+
+
+def accuracy_of(found: DistilledSet, seed: int, pixels: torch.Tensor, labels: torch.Tensor) -> float:
+    """After training the network drawn from ``seed`` on a set, in float64."""
+    model = found.network().double()
+    drawn = draw_network(model, found.spec.init_law, found.spec.init_param, seed)
+    model.load_state_dict({name: value.double() for name, value in drawn.items()})
+    with torch.no_grad():
+        x = normalise(pixels, found.mean, found.std, torch.float64)
+        return float((apply(found, model)(x).argmax(1) == labels).double().mean())
+
+
+def test_optimised_random_images_are_the_best_candidate_on_validation_images(
+    new_sweep: Callable[..., Sweep], splits: Splits
+) -> None:
+    rows = optimised_rows(new_sweep(), DOUBLE, OPTIMISED)
+    assert sorted(rows["protocol"]) == ["as_distilled"] * 2 + ["as_distilled_tuned"] * 2
+    law = (DOUBLE.network, DOUBLE.init_law, DOUBLE.init_param)
+    stride = -(-len(splits.validation_labels) // baselines.SELECTION_IMAGES)
+    validation = (splits.validation_images[::stride], splits.validation_labels[::stride])
+    test = (splits.test_images, splits.test_labels)
+    for (lr, epochs), own in rows.groupby(["inner_lr", "inner_epochs"]):
+        sets = [candidate(DOUBLE, splits, i, lr, int(epochs)) for i in range(3)]
+        scores = [
+            np.mean([accuracy_of(s, derive_seed("selection", *law, k), *validation) for k in range(4)])
+            for s in sets
+        ]
+        best = sets[int(np.argmax(scores))]
+        for row in own.itertuples():
+            expected = accuracy_of(best, derive_seed("heldout", *law, row.model_seed), *test)
+            assert row.accuracy == pytest.approx(expected, abs=1e-12)
+
+
+def test_candidates_are_compared_once_at_the_rates_of_random_images_and_without_the_test_set(
+    new_sweep: Callable[..., Sweep], splits: Splits
+) -> None:
+    noise = torch.randint(256, splits.test_images.shape, dtype=torch.uint8)
+    wrong = replace(splits, test_images=noise, test_labels=(splits.test_labels + 3) % 10)
+    both = replace(OPTIMISED, baselines=("random_real", "optimized_random"))
+    honest, spoilt = new_sweep(), new_sweep(wrong)
+    scores = []
+    for sweep in (honest, spoilt):
+        rows = optimised_rows(sweep, RANDOM, both)
+        random = sweep.rows(RANDOM).query("source == 'random_real'").reset_index(drop=True)
+        columns = ["protocol", "model_seed", "inner_lr", "inner_epochs", "inner_step"]
+        assert_frame_equal(rows[columns], random[columns])
+        assert not rows["accuracy"].equals(random["accuracy"])
+        files = sorted((sweep.directory.cache / "candidates").glob("*.json"))
+        scores.append([(path.name, path.read_bytes()) for path in files])
+        assert len(list((sweep.directory.cache / "rates").glob("*.json"))) == 1
+    assert scores[0] == scores[1] and len(scores[0]) in (1, 2)
+    before = {path: path.stat().st_mtime_ns for path in honest.directory.cache.rglob("*.json")}
+    optimised_rows(honest, OTHER, both)
+    assert {path: path.stat().st_mtime_ns for path in honest.directory.cache.rglob("*.json")} == before
+
+
+def test_more_candidates_keep_the_scores_of_the_first(new_sweep: Callable[..., Sweep]) -> None:
+    sweep = new_sweep()
+    optimised_rows(sweep, RANDOM, replace(OPTIMISED, candidates=2))
+    few = {tuple(json.loads(p.read_text())) for p in (sweep.directory.cache / "candidates").glob("*.json")}
+    optimised_rows(sweep, RANDOM, replace(OPTIMISED, candidates=4))
+    every = {tuple(json.loads(p.read_text())) for p in (sweep.directory.cache / "candidates").glob("*.json")}
+    assert {scores[:2] for scores in every if len(scores) == 4} == few
+
+
+def test_a_fixed_trial_has_candidates_for_its_own_network_and_for_random_ones(
+    new_sweep: Callable[..., Sweep],
+) -> None:
+    rows = optimised_rows(new_sweep(), FIXED, OPTIMISED)
+    assert counts(rows).keys() == {
+        ("optimized_random", f"{protocol}{end}")
+        for protocol in ("as_distilled", "on_random")
+        for end in ("", "_tuned")
+    }
+    assert set(rows.query("protocol == 'as_distilled'")["model_seed"]) == {FIXED.seed}
+
+
+def test_how_baselines_are_computed_is_another_question_only_where_it_matters(
+    new_sweep: Callable[..., Sweep],
+) -> None:
+    sweep = new_sweep()
+    knn = EvaluationSpec(networks=2, group_size=2, baselines=("knn_random", "knn_kmeans"))
+    sweep.complete(RANDOM, knn)
+    one = sweep.rows(RANDOM).query("protocol == 'nearest_neighbour'")["accuracy"].tolist()
+    same = replace(knn, candidates=7, rates=(0.5,), epochs=(3,))
+    assert not sweep.missing(RANDOM, same) and trial_is_done(RANDOM, same, sweep.directory)
+    for other in (replace(knn, neighbours=3), replace(knn, neighbour_norm=1.0)):
+        assert sweep.missing(RANDOM, other) and not trial_is_done(RANDOM, other, sweep.directory)
+        sweep.complete(RANDOM, other)
+        assert sweep.rows(RANDOM).query("protocol == 'nearest_neighbour'")["accuracy"].tolist() != one
+    sweep.complete(RANDOM, knn)
+    assert sweep.rows(RANDOM).query("protocol == 'nearest_neighbour'")["accuracy"].tolist() == one
+
+
+def test_rates_and_epochs_are_taken_from_the_grids_that_are_asked_for(
+    new_sweep: Callable[..., Sweep],
+) -> None:
+    sweep = new_sweep()
+    plain = EvaluationSpec(networks=2, group_size=2, baselines=("class_mean",))
+    sweep.complete(RANDOM, plain)
+    asked = replace(plain, rates=(0.02, 0.2), epochs=(3, 60))
+    assert sweep.missing(RANDOM, asked)
+    sweep.complete(RANDOM, asked)
+    rows = sweep.rows(RANDOM).query("source == 'class_mean'")
+    assert set(rows["inner_lr"]) <= {0.02, 0.2}
+    assert set(rows.query("protocol == 'as_distilled'")["inner_epochs"]) == {2}
+    assert set(rows.query("protocol == 'as_distilled_tuned'")["inner_epochs"]) <= {2, 3, 60}

@@ -8,7 +8,15 @@ from typing import Any
 
 import pytest
 
-from ddsweep.catalog import BASELINES, DATASETS, DatasetSpec, TrialSpec
+from ddsweep.catalog import (
+    BASELINES,
+    DATASETS,
+    DEFAULT_BASELINES,
+    DatasetSpec,
+    EvaluationSpec,
+    Protocol,
+    TrialSpec,
+)
 from ddsweep.errors import SettingError
 from ddsweep.spec import AshaSpec, EvaluateSpec, SweepSpec, expand, load_sweep, resolved_yaml
 from ddsweep.spec.values import MOST_TRIALS
@@ -457,8 +465,57 @@ def test_bad_settings(load: Load, text: str, message: str) -> None:
         (BASE + "evaluate: {shards: true}", "evaluate.shards: True is not a whole number"),
         (BASE + "evaluate: 3", "evaluate: 3 is not a mapping"),
         (BASE + "evaluate: {protocols: []}", "evaluate.protocols: [] is empty; give at least one"),
+        (BASE + "evaluate: {protocols: lenet}", "evaluate.protocols: 'lenet' is not a list; each entry is"),
+        (
+            BASE + "evaluate: {protocols: [as_distiled]}",
+            "evaluate.protocols[0]: 'as_distiled' is not one of as_distilled, on_random (did you mean "
+            "as_distilled?); or a mapping of changes such as {network: lenet}",
+        ),
+        (BASE + "evaluate: {protocols: [on_random, on_random]}", "protocols[1]: 'on_random' is there twice"),
+        (
+            BASE + "evaluate: {protocols: [{order: fixed}, {order: fixed}]}",
+            "evaluate.protocols[1]: 'order=fixed' is there twice; give each a name of its own",
+        ),
+        (
+            BASE + "evaluate: {protocols: [as_distilled, {netwrok: lenet}]}",
+            "evaluate.protocols[1].netwrok: unknown key 'netwrok' (did you mean network?); allowed are ",
+        ),
+        (
+            BASE + "evaluate: {protocols: [{network: convnet(depth=2,width=4)}]}",
+            'needs quotes: {network: "convnet(depth=2,width=64)"}',
+        ),
+        (BASE + "evaluate: {protocols: [{network: lnet}]}", "protocols[0].network: unknown network 'lnet'"),
+        (
+            BASE + "evaluate: {protocols: [{init_law: xavir}]}",
+            "evaluate.protocols[0].init_law: 'xavir' is not one of xavier,",
+        ),
+        (BASE + "evaluate: {protocols: [{order: random}]}", "[0].order: 'random' is not one of fixed, shuff"),
+        (BASE + "evaluate: {protocols: [{inner_lr: -1}]}", "[0].inner_lr: -1.0 must be a positive number"),
+        (BASE + "evaluate: {protocols: [{inner_lr: null}]}", "[0].inner_lr: None is not a number"),
+        (BASE + "evaluate: {protocols: [{inner_epochs: 0}]}", "[0].inner_epochs: 0 must be at least 1"),
+        (
+            BASE + "evaluate: {protocols: [{name: a}]}",
+            "evaluate.protocols[0]: changes nothing; give at least",
+        ),
+        (BASE + "evaluate: {protocols: [{name: 3, inner_lr: 1}]}", "evaluate.protocols[0].name: 3 is not a"),
+        (
+            BASE + "evaluate: {protocols: [{name: on_random, inner_lr: 1}]}",
+            "evaluate.protocols[0]: name: 'on_random' has a meaning of its own",
+        ),
         (BASE + "evaluate: {baselines: [kmean]}", "evaluate.baselines: 'kmean' is not one of"),
         (BASE + "evaluate: {baselines: 3}", "evaluate.baselines: 3 is not a list of words"),
+        (BASE + "evaluate: {rates: [0.1, 0]}", "evaluate.rates: [0.1, 0]: every number must be positive"),
+        (BASE + "evaluate: {rates: [.nan]}", "evaluate.rates: [nan]: every number must be positive"),
+        (BASE + "evaluate: {rates: [1, 1.0]}", "evaluate.rates: [1, 1.0] gives a number twice"),
+        (BASE + "evaluate: {rates: []}", "evaluate.rates: [] is empty; give at least one"),
+        (BASE + "evaluate: {rates: 0.1}", "evaluate.rates: 0.1 is not a list of numbers"),
+        (BASE + "evaluate: {epochs: [1.5]}", "evaluate.epochs: 1.5 is not a whole number"),
+        (BASE + "evaluate: {epochs: []}", "evaluate.epochs: [] is empty; give at least one"),
+        (BASE + "evaluate: {candidates: 0}", "evaluate.candidates: 0 must be at least 1"),
+        (BASE + "evaluate: {neighbours: 0}", "evaluate.neighbours: 0 must be at least 1"),
+        (BASE + "evaluate: {neighbour_norm: 0.5}", "evaluate.neighbour_norm: 0.5 must be at least 1"),
+        (BASE + "evaluate: {neighbour_norm: .nan}", "evaluate.neighbour_norm: nan must be at least 1"),
+        (BASE + "evaluate: {neighbour_norm: far}", "evaluate.neighbour_norm: 'far' is not a number"),
         (BASE + "evaluate: {inner_steps_beyond: [0]}", "evaluate.inner_steps_beyond: 0 must be at least 1"),
         (BASE + "resources: {device: gpu}", "resources.device: 'gpu' is not one of auto, cpu, cuda"),
         (BASE + "resources: {gpus: -1}", "resources.gpus: -1 must be at least 0"),
@@ -657,6 +714,9 @@ def test_what_is_not_yaml_is_named_by_line(load: Load, text: str, message: str) 
         "points: [{}, {clip_norm: null}]\nseeds: 4\nskip_invalid: true\n"
         "evaluate: {baselines: none, protocols: [as_distilled], inner_steps_beyond: [5, 20]}\n"
         "resources: {gpus: {by: images_per_class, 1: 0.1, 10: 0.5}, threads: 2, total_gpus: 1}",
+        BASE + "evaluate: {protocols: [as_distilled, {network: 'convnet(depth=2,width=4)', inner_lr: 1e-2},\n"
+        "  {name: other, init_law: normal, init_param: 0.1}], rates: [1, 1e-2], epochs: [7], candidates: 3,\n"
+        "  baselines: all, neighbours: 5, neighbour_norm: inf}",
         BASE
         + SEARCH.format(samples=3, seed=2)
         + "    dataset: {choice: [mnist, {source: folder, path: a}]}\n"
@@ -743,7 +803,7 @@ def test_evaluation_id_has_what_changes_rows() -> None:
     plain = EvaluateSpec()
     assert len(identity(plain, fixed)) == 10
     assert identity(plain, fixed) == identity(EvaluateSpec(shards=8, gpus=0.1), fixed)
-    backwards = EvaluateSpec(baselines=BASELINES[::-1], protocols=("on_random", "as_distilled"))
+    backwards = EvaluateSpec(baselines=DEFAULT_BASELINES[::-1], protocols=("on_random", "as_distilled"))
     assert identity(plain, fixed) == identity(backwards, fixed)
     other = [
         EvaluateSpec(networks=8),
@@ -756,6 +816,56 @@ def test_evaluation_id_has_what_changes_rows() -> None:
     alone = EvaluateSpec(protocols=("as_distilled",))
     assert identity(alone, fixed) != identity(plain, fixed)
     assert identity(alone, fresh) == identity(plain, fresh)
+
+
+EVALUATIONS = {
+    "default": EvaluationSpec(),
+    "own": EvaluationSpec(networks=40, protocols=("as_distilled",), baselines=()),
+    "beyond": EvaluationSpec(networks=5, group_size=2, baselines=("knn_random",), inner_steps_beyond=(50, 2)),
+}
+JUDGED = {
+    "random": TrialSpec(DATASETS["digits"]),
+    "fixed": TrialSpec(DATASETS["digits"], init="fixed", seed=3),
+    "lenet": TrialSpec(
+        DATASETS["mnist"], network="lenet", images_per_class=10, inner_steps=10, inner_epochs=3
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("trial", "evaluation", "identity"),
+    [
+        ("random", "default", "2fcda1a843"),
+        ("random", "own", "c13deb2820"),
+        ("random", "beyond", "ec4f95f797"),
+        ("fixed", "default", "be75c31aa5"),
+        ("fixed", "own", "80d3d91d91"),
+        ("fixed", "beyond", "57f3ecf69a"),
+        ("lenet", "default", "0952fdf0da"),
+        ("lenet", "own", "eafa75c1c7"),
+        ("lenet", "beyond", "1f6638637d"),
+    ],
+)
+def test_golden_evaluation_ids(trial: str, evaluation: str, identity: str) -> None:
+    """Another id means that everyone's results are evaluated again."""
+    assert EVALUATIONS[evaluation].evaluation_id(JUDGED[trial]) == identity
+
+
+def test_how_baselines_are_computed_is_part_of_the_id_where_it_matters() -> None:
+    trial = TrialSpec(DATASETS["digits"])
+
+    def identity(**settings: Any) -> str:
+        return EvaluateSpec(**settings).spec().evaluation_id(trial)
+
+    rates = {"rates": [0.1, 1], "baselines": ["kmeans"]}
+    assert identity(**rates) == identity(rates=[1, 0.1], baselines=["kmeans"])
+    assert identity(**rates) != identity(baselines=["kmeans"])
+    assert identity(epochs=[1]) != identity()
+    assert identity(neighbours=3) != identity() != identity(neighbour_norm=1)
+    assert identity(candidates=5) == identity()
+    assert identity(candidates=5, baselines="all") != identity(baselines="all") != identity()
+    unused = {"rates": [3], "epochs": [3], "neighbours": 3, "neighbour_norm": "inf", "candidates": 3}
+    assert identity(baselines="none", **unused) == identity(baselines="none")
 
 
 def test_units_are_whole_groups() -> None:
@@ -781,10 +891,64 @@ def test_resources_by_setting(load: Load) -> None:
     assert "resources.gpus: no entry for images_per_class: 2" in refusal(load, text, ["images_per_class=2"])
 
 
+def test_protocols_are_words_and_mappings(load: Load) -> None:
+    text = BASE + "evaluate: {protocols: [on_random, {network: lenet}, {inner_lr: 1, inner_epochs: 2.0}]}"
+    assert load(text).evaluate.spec().protocols == (
+        "on_random",
+        Protocol(network="lenet"),
+        Protocol(inner_lr=1.0, inner_epochs=2),
+    )
+    asked = load(BASE, ["evaluate.protocols=[as_distilled, {order: sampled}]"]).evaluate.spec()
+    assert asked.protocols == ("as_distilled", Protocol(order="sampled"))
+    assert "(from 'evaluate.protocols=[{network: no}]')" in refusal(
+        load, BASE, ["evaluate.protocols=[{network: no}]"]
+    )
+
+
+def test_a_protocol_that_is_impossible_is_refused_or_left_out(load: Load) -> None:
+    text = (
+        "base: {dataset: digits, images_per_class_per_step: 1}\ngrid: {images_per_class: [1, 2]}\n"
+        "seeds: 2\nevaluate: {protocols: [as_distilled, {order: shuffled}, {inner_lr: 1}]}\n"
+    )
+    message = refusal(load, text)
+    assert "sweep test: evaluate.protocols: order=shuffled is impossible for 2 of 4 trials:" in message
+    assert "images_per_class=1 seed=0: order: shuffled needs inner_steps of at least 2" in message
+    assert "set `skip_invalid: true` to leave it out for them" in message
+    plan = expand(load(text + "skip_invalid: true"), resolve)
+    assert len(plan.trials) == 4 and not plan.dropped
+    assert [where for where, _ in plan.unjudged] == [
+        "order=shuffled of images_per_class=1 seed=0",
+        "order=shuffled of images_per_class=1 seed=1",
+    ]
+
+
+def test_a_protocol_that_is_possible_for_no_trial_is_refused(load: Load) -> None:
+    text = BASE + "evaluate: {protocols: [{network: lenet}]}\nskip_invalid: true"
+    message = refusal(load, text)
+    assert "evaluate.protocols: network=lenet is impossible for 1 of 1 trials" in message
+    assert "base: network: lenet takes images of 28 or 32 pixels, not images of 1x8x8" in message
+    assert "Change it" not in message
+
+
+def test_more_neighbours_than_images_are_refused(load: Load) -> None:
+    text = (
+        "base: {dataset: digits, inner_steps: 1}\ngrid: {images_per_class: [2, 1]}\n"
+        "evaluate: {neighbours: 11}"
+    )
+    assert (
+        "evaluate.neighbours: 11 are more than the 10 images of images_per_class=1 (images_per_class x "
+        "classes); give at most 10"
+    ) in refusal(load, text)
+    assert trials_of(load(text, ["evaluate.baselines=[kmeans]"]))
+    assert trials_of(load(text, ["evaluate.neighbours=10"]))
+
+
 def test_baselines_in_one_word(load: Load) -> None:
     assert load(BASE + "evaluate: {baselines: none}").evaluate.baselines == ()
     assert load(BASE + "evaluate: {baselines: []}").evaluate.baselines == ()
     assert load(BASE + "evaluate: {baselines: all}").evaluate.baselines == BASELINES
+    assert load(BASE).evaluate.baselines == DEFAULT_BASELINES
+    assert set(BASELINES) - set(DEFAULT_BASELINES) == {"optimized_random"}
 
 
 # ------------------------------------------------------------------------------ how a set is learned

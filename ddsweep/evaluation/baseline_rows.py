@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ddsweep import baselines
 from ddsweep.catalog import SPEC_VERSION, EvaluationSpec, TrialSpec
-from ddsweep.core.images import class_labels
+from ddsweep.core.objective import rewritten
 from ddsweep.data.sources import Splits
 from ddsweep.errors import CheckpointError
 from ddsweep.evaluation.group import Group
@@ -37,10 +37,12 @@ def baseline_rows(
 ) -> list[dict[str, Any]]:
     """The rows of one baseline for one group."""
     if not source.startswith("knn_"):
-        return _trained_rows(group, source, directory)
+        return _trained_rows(group, source, evaluation, directory)
     if group.known and "on_random" in evaluation.protocols:
         return []  # the held-out groups of this trial have more draws of the same thing
-    return _cached_rows(group, [source], directory, lambda: _neighbour_rows(group, source, directory))
+    counted = (evaluation.neighbours, evaluation.neighbour_norm)
+    what = [source] if counted == (1, 2) else [source, *counted]
+    return _cached_rows(group, what, directory, lambda: _neighbour_rows(group, source, *counted, directory))
 
 
 def _cached_rows(
@@ -124,21 +126,30 @@ def _whitening(spec: TrialSpec) -> list[str]:
     return [] if spec.whitening == "none" else [spec.whitening]
 
 
-def _trained_rows(group: Group, source: str, directory: SweepDirectory) -> list[dict[str, Any]]:
+def _trained_rows(
+    group: Group, source: str, evaluation: EvaluationSpec, directory: SweepDirectory
+) -> list[dict[str, Any]]:
     """A baseline on the group's networks: at the trial's own T, and with tuned epochs; best rates."""
     spec = group.spec
+    optimised = source == "optimized_random"
     kind = "random" if source == "random_real" else source
     rows = []
-    own, tuned = _search_rates(group, source, kind, directory)
+    # Candidates are random images too, and are compared at what is best for those.
+    searched = ("random_real", "random") if optimised else (source, kind)
+    own, tuned = _search_rates(group, *searched, evaluation.rates, evaluation.epochs, directory)
     for protocol, (lr, epochs) in ((group.unit.protocol, own), (f"{group.unit.protocol}_tuned", tuned)):
+        best = _best_candidate(group, lr, epochs, evaluation.candidates, directory) if optimised else None
 
-        def compute(lr: float = lr, epochs: int = epochs) -> list[dict[str, Any]]:
-            images = _images(group, kind, "baseline", group.indices, directory)
+        def compute(lr: float = lr, epochs: int = epochs, best: int | None = best) -> list[dict[str, Any]]:
+            if best is None:
+                images = _images(group, kind, "baseline", group.indices, directory)
+            else:
+                images = _images(group, "random", "baseline_candidate", [best], directory)[0]
             steps = spec.inner_steps * epochs
             result = group.test(images, [lr] * steps, [steps])
             return group.rows(result, source, "", inner_epochs=epochs, inner_lr=lr)
 
-        what = [source, *_training(spec), lr, epochs]
+        what = [source, *_training(spec), lr, epochs, *([] if best is None else [best])]
         rows += [{**row, "protocol": protocol} for row in _cached_rows(group, what, directory, compute)]
     return rows
 
@@ -146,78 +157,126 @@ def _trained_rows(group: Group, source: str, directory: SweepDirectory) -> list[
 def _training(spec: TrialSpec) -> list[Any]:
     """What decides how a network is trained on given images, but for rates and epochs."""
     momentum = spec.inner_momentum if spec.inner_optimizer == "momentum" else None
-    return [spec.network, spec.init_law, spec.init_param, spec.inner_optimizer, momentum]
+    common = [spec.network, spec.init_law, spec.init_param, spec.inner_optimizer, momentum]
+    pool = [] if spec.pool is None else [["pool", *spec.pool.identity()]]
+    attack = [] if spec.attack_class is None else [["attack", spec.attack_class, spec.target_class]]
+    return [*common, *pool, *attack]
 
 
 def _search_rates(
-    group: Group, source: str, kind: str, directory: SweepDirectory
+    group: Group,
+    source: str,
+    kind: str,
+    rates: Sequence[float],
+    tried: Sequence[int],
+    directory: SweepDirectory,
 ) -> tuple[tuple[float, int], tuple[float, int]]:
     """((best rate, E) at the trial's own E, (best rate, best epochs)): by mean accuracy on validation images
     over selection networks (the known network, if the group is that), each with a draw of its own."""
-    spec, splits = group.spec, group.splits
-    epochs = baselines.epoch_grid(spec.inner_steps, spec.inner_epochs)
-    key = digest(
-        [source, splits.fingerprint, spec.split_seed, spec.validation_fraction, splits.mean, splits.std],
-        [*_training(spec), spec.images_per_class, spec.inner_steps, spec.dtype],
-        [epochs, spec.seed if group.known else None, group.plan.device, SPEC_VERSION],
-        *_whitening(spec),
-    )
+    spec = group.spec
+    epochs = baselines.epoch_grid(spec.inner_steps, spec.inner_epochs, tried)
+    key = _selection_key(group, source, epochs, [] if tuple(rates) == baselines.RATES else [list(rates)])
     path = directory.cache / "rates" / f"{source}-{key}.json"
-    with _computed_once(path):
-        scores = _read_scores(path)
-        if scores is None:
-            scores = _score_rates(group, kind, epochs, directory)
-            write_atomic(path, json.dumps(scores).encode(), directory.temporary)
+    scores = _computed_json(path, directory, lambda: _score_rates(group, kind, rates, epochs, directory))
     own = epochs.index(spec.inner_epochs)
     best = max(range(len(scores)), key=lambda r: scores[r][own])
     tuned, count = max(
         ((r, e) for r in range(len(scores)) for e in range(len(epochs))), key=lambda re: scores[re[0]][re[1]]
     )
-    return (baselines.RATES[best], spec.inner_epochs), (baselines.RATES[tuned], epochs[count])
+    return (rates[best], spec.inner_epochs), (rates[tuned], epochs[count])
 
 
-def _read_scores(path: Path) -> list[list[float]] | None:
-    try:
-        scores: list[list[float]] = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return None
-    return scores
+def _selection_key(group: Group, source: str, epochs: Sequence[int], more: Sequence[Any]) -> str:
+    """Of what is chosen on validation images, for any trial with the same data and the same training."""
+    spec, splits = group.spec, group.splits
+    return digest(
+        [source, splits.fingerprint, spec.split_seed, spec.validation_fraction, splits.mean, splits.std],
+        [*_training(spec), spec.images_per_class, spec.inner_steps, spec.dtype],
+        [epochs, spec.seed if group.known else None, group.plan.device, SPEC_VERSION],
+        *_whitening(spec),
+        *more,
+    )
+
+
+def _computed_json(path: Path, directory: SweepDirectory, compute: Callable[[], Any]) -> Any:
+    with _computed_once(path):
+        try:
+            return json.loads(path.read_bytes())
+        except (OSError, ValueError):  # not there yet, or torn
+            found = compute()
+            write_atomic(path, json.dumps(found).encode(), directory.temporary)
+            return found
+
+
+def _validation_images(group: Group) -> tuple[Tensor, Tensor]:
+    """Those that rates and candidates are chosen on, and their classes."""
+    splits = group.splits
+    stride = -(-len(splits.validation_labels) // baselines.SELECTION_IMAGES)
+    labels = rewritten(splits.validation_labels[::stride], group.spec.attack_class, group.spec.target_class)
+    return splits.validation_images[::stride], labels
 
 
 def _score_rates(
-    group: Group, kind: str, epochs: Sequence[int], directory: SweepDirectory
+    group: Group, kind: str, tried: Sequence[float], epochs: Sequence[int], directory: SweepDirectory
 ) -> list[list[float]]:
     """Validation accuracy ``[rates][epochs]``, mean over selection networks."""
-    spec, splits = group.spec, group.splits
+    spec = group.spec
     chosen = range(baselines.SELECTION_NETWORKS)
     networks = group.networks("selection", chosen)
     images = _images(group, kind, "baseline_selection", chosen, directory)
-    stride = -(-len(splits.validation_labels) // baselines.SELECTION_IMAGES)
-    pixels, targets = splits.validation_images[::stride], splits.validation_labels[::stride]
     steps = [spec.inner_steps * e for e in epochs]
     # All rates at once: network k of the batch is selection network k mod 4 at rate k div 4.
-    tried = len(baselines.RATES)
-    rates = torch.tensor(baselines.RATES, dtype=group.dtype, device=group.plan.device)
+    count = len(tried)
+    rates = torch.tensor(tried, dtype=group.dtype, device=group.plan.device)
     result = group.run(
-        {name: value.repeat(tried, *[1] * (value.dim() - 1)) for name, value in networks.items()},
-        images.repeat(tried, *[1] * (images.dim() - 1)) if images.dim() == 6 else images,
+        {name: value.repeat(count, *[1] * (value.dim() - 1)) for name, value in networks.items()},
+        images.repeat(count, *[1] * (images.dim() - 1)) if images.dim() == 6 else images,
         [rates.repeat_interleave(len(chosen))] * steps[-1],
         steps,
-        pixels,
-        targets,
+        *_validation_images(group),
     )
-    means: list[list[float]] = result.accuracy.view(len(steps), tried, len(chosen)).mean(2).T.tolist()
+    means: list[list[float]] = result.accuracy.view(len(steps), count, len(chosen)).mean(2).T.tolist()
     return means
 
 
-def _neighbour_rows(group: Group, source: str, directory: SweepDirectory) -> list[dict[str, Any]]:
-    """1-NN: on one draw of random images per held-out network, or once on the k-means centres."""
+def _best_candidate(group: Group, lr: float, epochs: int, candidates: int, directory: SweepDirectory) -> int:
+    """Which of so many sets of random images is best on validation images after ``epochs`` at rate ``lr``: by
+    mean accuracy over selection networks (the known network, if the group is that); of equals the first."""
+    source = "optimized_random"
+    key = _selection_key(group, source, [epochs], [lr, candidates])
+    path = directory.cache / "candidates" / f"{source}-{key}.json"
+    scores: list[float] = _computed_json(
+        path, directory, lambda: _score_candidates(group, lr, epochs, candidates, directory)
+    )
+    return max(range(len(scores)), key=lambda i: scores[i])
+
+
+def _score_candidates(
+    group: Group, lr: float, epochs: int, candidates: int, directory: SweepDirectory
+) -> list[float]:
+    """Validation accuracy of each candidate. One at a time, so that its score does not depend on how many
+    there are."""
+    networks = group.networks("selection", range(1 if group.known else baselines.SELECTION_NETWORKS))
+    steps = group.spec.inner_steps * epochs
+    scores = []
+    for index in range(candidates):
+        images = _images(group, "random", "baseline_candidate", [index], directory)[0]
+        result = group.run(networks, images, [lr] * steps, [steps], *_validation_images(group))
+        scores.append(float(result.accuracy.mean()))
+    return scores
+
+
+def _neighbour_rows(
+    group: Group, source: str, neighbours: int, norm: float, directory: SweepDirectory
+) -> list[dict[str, Any]]:
+    """k-NN: on one draw of random images per held-out network, or once on the k-means centres."""
     spec, splits, unit = group.spec, group.splits, group.unit
-    labels = class_labels(spec.inner_steps, spec.dataset.classes, spec.images_per_class_per_step).flatten()
+    labels = baselines.baseline_labels(spec).flatten()
 
     def accuracy(images: Tensor) -> float:
         return baselines.nearest_neighbour_accuracy(
-            images.flatten(0, 1), labels, splits.test_images, splits.test_labels, splits.mean, splits.std
+            *(images.flatten(0, 1), labels, splits.test_images, splits.test_labels),
+            *(splits.mean, splits.std, neighbours, norm),
         )
 
     if source == "knn_kmeans":

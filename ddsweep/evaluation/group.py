@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ddsweep.baselines import baseline_labels
 from ddsweep.catalog import EvalUnit, TrialSpec
 from ddsweep.core.distill import evaluation_loop, known_seed
 from ddsweep.core.evaluate import Evaluation, evaluate_networks
 from ddsweep.core.execution import ExecutionPlan
-from ddsweep.core.images import class_labels
 from ddsweep.core.init import draw_networks
 from ddsweep.core.inner import InnerOptimizer
 from ddsweep.core.networks import Params, stack_networks
@@ -40,7 +40,7 @@ class Group:
     @property
     def known(self) -> bool:
         """Whether this is the one known network of a ``fixed`` trial."""
-        return self.spec.init == "fixed" and self.unit.protocol == "as_distilled"
+        return self.spec.init == "fixed" and self.unit.protocol != "on_random"
 
     @property
     def indices(self) -> tuple[int, ...]:
@@ -53,10 +53,6 @@ class Group:
             last = min(last, self.spec.pool.heldout)
         return tuple(range(first, last))
 
-    def _count(self, role: str) -> int:
-        assert self.spec.pool is not None
-        return self.spec.pool.train if role == "train" else self.spec.pool.heldout
-
     @property
     def dtype(self) -> torch.dtype:
         return torch.float64 if self.spec.dtype == "float64" else torch.float32
@@ -65,9 +61,11 @@ class Group:
         """Networks ``[K, ...]`` for a role: ``heldout``, or ``selection``, which a pool has none of but its
         training networks."""
         spec = self.spec
-        if self.pool is not None:
+        if self.pool is not None and spec.pool is not None:
             own = "heldout" if role == "heldout" and not self.known else "train"
-            numbers = [spec.seed for _ in indices] if self.known else [i % self._count(own) for i in indices]
+            numbers = [spec.seed for _ in indices] if self.known else indices
+            if own == "train":
+                numbers = [number % spec.pool.train for number in numbers]  # of a small pool, again
             stacked = stack_networks(self.pool.networks(own, numbers))
             return {name: value.to(self.plan.device, self.dtype) for name, value in stacked.items()}
         law = (spec.network, spec.init_law, spec.init_param)
@@ -92,11 +90,11 @@ class Group:
         labels: Tensor | None = None,
         loop: InnerLoop | None = None,
     ) -> Evaluation:
-        """Train ``networks`` and test them: with hard labels, in fixed order and by the trial's inner
-        optimiser if nothing else is given."""
+        """Train ``networks`` and test them: with the labels of a baseline, in fixed order and by the trial's
+        inner optimiser if nothing else is given."""
         spec, device = self.spec, self.plan.device
         if labels is None:
-            labels = class_labels(spec.inner_steps, spec.dataset.classes, spec.images_per_class_per_step)
+            labels = baseline_labels(spec)
         if labels.is_floating_point():
             labels = labels.to(self.dtype)
         if loop is None:
@@ -155,6 +153,8 @@ class Group:
                         "inner_step": step,
                         "inner_epochs": self.spec.inner_epochs if inner_epochs is None else inner_epochs,
                         "inner_lr": inner_lr,
+                        "order": self.spec.order if source == "distilled" else "fixed",
+                        "inner_optimizer": self.spec.inner_optimizer,
                         "accuracy": float(result.accuracy[s, k]),
                         **self._attack(result, s, k),
                         "loss": None if diverged else float(result.loss[s, k]),
@@ -186,7 +186,7 @@ class Group:
         }
 
     def neighbour_row(self, source: str, index: int | None, accuracy: float) -> dict[str, Any]:
-        """A row of 1-NN: no network, no steps; ``index`` numbers the draw of images."""
+        """A row of k-NN: no network, no steps; ``index`` numbers the draw of images."""
         return {
             **self._common(source, "nearest_neighbour"),
             "network": None,

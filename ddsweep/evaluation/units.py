@@ -18,6 +18,7 @@ from ddsweep.errors import ResultsError
 from ddsweep.evaluation.baseline_rows import baseline_rows
 from ddsweep.evaluation.group import Group
 from ddsweep.evaluation.keys import digest, is_current
+from ddsweep.evaluation.protocol_rows import protocol_rows
 from ddsweep.pools.imagenet import pool_of
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.results.parts import is_whole, part_metadata, read_parts, write_part
@@ -91,11 +92,20 @@ def _part(directory: SweepDirectory, spec: TrialSpec, unit: EvalUnit) -> Path:
 
 
 def _unit_key(distilled: DistilledSet, evaluation: EvaluationSpec, unit: EvalUnit) -> str:
+    if unit.changes is not None:  # no baselines under this one
+        return digest(
+            distilled.sha256,
+            evaluation.steps(distilled.spec, unit.changes),
+            unit.changes.changes(),
+            [unit.protocol, unit.group, unit.size, unit.indices],
+        )
+    settings = evaluation.baseline_settings()
     return digest(
         distilled.sha256,
         evaluation.steps(distilled.spec),
         sorted(evaluation.baselines),
         [unit.protocol, unit.group, unit.size, unit.indices],
+        *([settings] if settings else []),
     )
 
 
@@ -120,13 +130,17 @@ def evaluate_unit(
     if is_current(path, key):
         return path
     torch.set_num_threads(THREADS)
-    network = build_network(spec.network_spec, spec.dataset.shape, spec.dataset.classes)
-    pool = pool_of(spec, directory.pools)
-    group = Group(spec, unit, splits, choose_plan(device, THREADS, network), network, pool)
-    result = group.test_distilled(distilled, evaluation.steps(spec))
-    rows = group.rows(result, "distilled", unit.protocol)
-    for source in evaluation.baselines:
-        rows += baseline_rows(group, source, evaluation, directory)
+    used = spec if unit.changes is None else unit.changes.applied_to(spec)
+    network = build_network(used.network_spec, used.dataset.shape, used.dataset.classes)
+    plan, pool = choose_plan(device, THREADS, network), pool_of(used, directory.pools)
+    group = Group(used, unit, splits, plan, network, pool)
+    if unit.changes is not None:
+        rows = protocol_rows(group, unit.changes, distilled, evaluation.steps(spec, unit.changes))
+    else:
+        result = group.test_distilled(distilled, evaluation.steps(spec))
+        rows = group.rows(result, "distilled", unit.protocol)
+        for source in evaluation.baselines:
+            rows += baseline_rows(group, source, evaluation, directory)
     rows = [{**row, "trial_id": spec.trial_id} for row in rows]
     write_part(path, rows, EVALS, directory.temporary, {"unit": key})
     return path

@@ -3,63 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field, field_validator
 
-from ddsweep.catalog import INIT_LAWS, DatasetSpec, PoolSpec, parse_network
+from ddsweep.catalog import IMAGENET, INIT_LAWS, SMOKE, DatasetSpec, PoolSpec, parse_network
 from ddsweep.errors import DataError, SettingError
-from ddsweep.spec.files import SMOKE, load_model, yaml_of
+from ddsweep.pools.recipe import PoolRecipe
+from ddsweep.spec.files import load_model, yaml_of
 from ddsweep.spec.values import SECTION, Count, real, shown, whole, word
 
-__all__ = ["IMAGENET", "PoolFile", "PoolRecipe", "load_pool", "pool_yaml", "resolve_pool"]
-
-POOL_VERSION = 1
-"""Raised when the meaning of a setting of a pool changes, or the way in which its networks are trained."""
-
-IMAGENET = "imagenet"
-"""The pool of one network that is not trained here: torchvision's AlexNet."""
-
-
-@dataclass(frozen=True)
-class PoolRecipe:
-    """All that decides what network i of a pool is, and how many there are in each role.
-
-    ``train`` networks are for distillation, ``heldout`` ones for evaluation alone; both are trained alike
-    on the training part of ``dataset`` (without validation). Adam (0.5, 0.999) at rate ``lr``, times
-    ``decay_factor`` every ``decay_epochs``; ``batch`` images a step (Wang et al. 2018).
-    """
-
-    dataset: DatasetSpec
-    network: str
-    init_law: str
-    init_param: float
-    train: int
-    heldout: int
-    epochs: int
-    batch: int
-    lr: float
-    decay_epochs: int
-    decay_factor: float
-    seed: int
-
-    @property
-    def recipe(self) -> str:
-        """16 hex digits over all but the numbers of networks: network i does not depend on them."""
-        own = {k: v for k, v in vars(self).items() if k not in ("dataset", "train", "heldout")}
-        content = [self.dataset.identity(), own, POOL_VERSION]
-        text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-    def spec(self, name: str) -> PoolSpec:
-        data = self.dataset
-        counts = (self.train, self.heldout)
-        return PoolSpec(name, data.name, data.shape, data.classes, self.network, *counts, self.recipe)
+__all__ = ["PoolFile", "load_pool", "pool_yaml", "resolve_pool"]
 
 
 class PoolFile(BaseModel):

@@ -8,15 +8,13 @@ from pathlib import Path
 
 import torch
 
-from ddsweep.catalog import NetworkSpec, PoolSpec, TrialSpec
+from ddsweep.catalog import IMAGENET, SMOKE, NetworkSpec, PoolSpec, TrialSpec
 from ddsweep.core.init import draw_network
 from ddsweep.core.networks import Params, build_network
 from ddsweep.data.weights import find_weights, read_weights
-from ddsweep.pools.file import IMAGENET
 from ddsweep.pools.store import TrainedPool, open_pool, save_network, write_index
 from ddsweep.provenance import environment, utc_now
 from ddsweep.results.layout import PoolDirectory
-from ddsweep.spec.files import SMOKE
 
 __all__ = ["pool_of", "ready_pool"]
 

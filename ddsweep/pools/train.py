@@ -16,7 +16,7 @@ from ddsweep.core.init import draw_networks
 from ddsweep.core.networks import build_network
 from ddsweep.core.pretrain import Course, train_on_real
 from ddsweep.data.sources import Splits
-from ddsweep.pools.file import PoolRecipe
+from ddsweep.pools.recipe import PoolRecipe
 from ddsweep.pools.store import ROLES, save_network
 from ddsweep.provenance import device_name, environment, utc_now
 from ddsweep.results.layout import PoolDirectory

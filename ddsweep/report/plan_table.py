@@ -81,6 +81,13 @@ def _totals(
             f"{len(plan.dropped)} dropped as impossible (skip_invalid){':' if few else ', among them:'}"
         )
         lines += [f"  {text}: {reason}" for text, reason in plan.dropped[:_LISTED]]
+    if plan.unjudged:
+        few = len(plan.unjudged) <= _LISTED
+        lines.append(
+            f"{len(plan.unjudged)} evaluations left out as impossible (skip_invalid)"
+            f"{':' if few else ', among them:'}"
+        )
+        lines += [f"  {text}: {reason}" for text, reason in plan.unjudged[:_LISTED]]
     if plan.repeated:
         texts = list(dict.fromkeys(plan.repeated))
         few = len(texts) <= _LISTED

@@ -38,8 +38,9 @@ def heading(name: str) -> str:
 
 
 def settings_of(trial: TrialSpec) -> dict[str, Any]:
-    """The settings of ``trial`` by name, the data set by its name."""
-    return {name: trial.dataset.name if name == "dataset" else getattr(trial, name) for name in NAMES}
+    """The settings of ``trial`` by name, data set and pool by theirs."""
+    settings = {name: getattr(trial, name) for name in NAMES}
+    return settings | {"dataset": trial.dataset.name, "pool": trial.pool.name if trial.pool else None}
 
 
 def settings_of_row(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -71,7 +71,7 @@ class TrialSummary:
     ``test`` is under the trial's own protocol, ``before`` the same networks at step 0, ``on_random`` a
     ``fixed`` set on held-out networks. ``baselines[protocol][source]`` and ``differences[protocol]``
     (distilled - random_real, same T) have what was measured: protocols ``as_distilled``, ``on_random``,
-    these with ``_tuned``, and ``nearest_neighbour``.
+    these with ``_tuned``, and ``nearest_neighbour``. ``pool`` is what its networks come from, if not fresh.
     """
 
     trial_id: str
@@ -83,6 +83,7 @@ class TrialSummary:
     differences: dict[str, Difference]
     wall_seconds: float | None
     stopped_at: int | None = None
+    pool: str | None = None
 
     @property
     def n_diverged(self) -> int:
@@ -225,7 +226,8 @@ def summarise(
 def _summary(row: Mapping[str, Any], settings: dict[str, Any], evals: Rows) -> TrialSummary:
     if row["status"] == "stopped":
         wall, step = row["wall_seconds"], row["outer_steps_done"]
-        return TrialSummary(row["trial_id"], settings, None, None, None, {}, {}, wall, stopped_at=step)
+        own = (row["trial_id"], settings, None, None, None)
+        return TrialSummary(*own, {}, {}, wall, stopped_at=step, pool=row["pool"])
     last = row["inner_steps"] * row["inner_epochs"]
     distilled: dict[tuple[str, int], list[Mapping[str, Any]]] = defaultdict(list)
     others: dict[str, dict[str, list[Mapping[str, Any]]]] = defaultdict(lambda: defaultdict(list))
@@ -260,4 +262,5 @@ def _summary(row: Mapping[str, Any], settings: dict[str, Any], evals: Rows) -> T
         },
         differences={protocol: found for protocol, found in differences.items() if found},
         wall_seconds=row["wall_seconds"],
+        pool=row["pool"],
     )

@@ -18,18 +18,20 @@ __all__ = ["BASELINE_NAMES", "gain_text", "summary_table"]
 
 BASELINE_NAMES = {
     "random_real": "random real",
+    "optimized_random": "optimised random",
     "class_mean": "class mean",
     "kmeans": "k-means",
-    "knn_random": "1-NN random",
-    "knn_kmeans": "1-NN k-means",
+    "knn_random": "k-NN random",
+    "knn_kmeans": "k-NN k-means",
 }
 
 _CAPTION = (
     "Test accuracy in %. ± is the standard deviation over held-out networks (of random real: over networks "
-    "and draws of images); `own`, the one known network of a fixed trial, has none. Baselines: as many "
-    "images and steps, at the best rate; `tuned`: at the best rate and number of epochs. 1-NN: nearest "
-    "neighbour in pixels, no network. Gain: distilled - random real on the same networks, ± its 95 % "
-    f"confidence interval. Div: networks that diverged; they count in the mean. {NONE}: not measured."
+    "and draws of images); `own`, the one known network of a fixed trial, has none. Before: the same "
+    "networks before training on the set. Baselines: as many images and steps, at the best rate; `tuned`: at the best "
+    "rate and number of epochs. k-NN: nearest neighbour in pixels, no network. Gain: distilled - random real "
+    "on the same networks, ± its 95 % confidence interval. Div: networks that diverged; they count in the "
+    f"mean. {NONE}: not measured."
 )
 _STOPPED = " stopped N: by the scheduler, after N outer steps; never evaluated."
 
@@ -69,7 +71,13 @@ def _table(summaries: Sequence[TrialSummary], sources: Sequence[str], gap: int, 
     for name in [] if stacked else names:
         table.add_column(heading(name).replace("/", "/\n"), overflow="fold")
     table.add_column("networks", no_wrap=True)
-    for title in ("distilled", *(BASELINE_NAMES[source] for source in sources), "gain"):
+    trained = any(summary.pool for summary in summaries)
+    for title in (
+        *(["before"] if trained else []),
+        "distilled",
+        *(BASELINE_NAMES[source] for source in sources),
+        "gain",
+    ):
         table.add_column(title.replace(" ", "\n"), justify="right", no_wrap=True)
     table.add_column("div", justify="right", no_wrap=True)
     if not stacked:
@@ -78,7 +86,7 @@ def _table(summaries: Sequence[TrialSummary], sources: Sequence[str], gap: int, 
     for position, (summary, own) in enumerate(zip(summaries, told, strict=True)):
         if stacked and position:
             table.add_row()
-        lines = _lines(summary, sources, tight=stacked)
+        lines = _lines(summary, sources, tight=stacked, before=trained)
         values = [(name, plain(summary.settings[name])) for name in (own if stacked else names)]
         left: list[list[_Cell]] = [[summary.trial_id, *([] if stacked else [v for _, v in values])]]
         right = [duration(summary.wall_seconds)]
@@ -103,10 +111,11 @@ def _packed(items: Sequence[str]) -> list[str]:
     return lines
 
 
-def _lines(summary: TrialSummary, sources: Sequence[str], *, tight: bool) -> list[list[_Cell]]:
-    """From ``networks`` to ``div``: a line for each protocol, and one for its tuned baselines."""
+def _lines(summary: TrialSummary, sources: Sequence[str], *, tight: bool, before: bool) -> list[list[_Cell]]:
+    """From ``networks`` to ``div``: a line for each protocol, and one for its tuned baselines; accuracy
+    ``before`` beside the networks where there are trained ones."""
     if summary.stopped_at is not None:
-        return [[f"stopped {summary.stopped_at}", *[NONE] * (len(sources) + 3)]]
+        return [[f"stopped {summary.stopped_at}", *[NONE] * (len(sources) + 3 + before)]]
     fixed = summary.settings.get("init") == "fixed"
     neighbours = summary.baselines.get(NEIGHBOUR, {})
     lines: list[list[_Cell]] = []
@@ -115,13 +124,16 @@ def _lines(summary: TrialSummary, sources: Sequence[str], *, tight: bool) -> lis
         if distilled is None:
             continue
         own, tuned = (summary.baselines.get(f"{protocol}{end}", {}) for end in ("", "_tuned"))
-        where = "own" if fixed and protocol == "as_distilled" else f"{distilled.n} random"
-        # 1-NN has no network, so it stands in the first line of a trial only.
+        kind = "random" if summary.pool is None else "trained"
+        where = "own" if fixed and protocol == "as_distilled" else f"{distilled.n} {kind}"
+        first = summary.before if protocol == "as_distilled" else None
+        # k-NN has no network, so it stands in the first line of a trial only.
         numbers = {**own, **neighbours} if not lines else own
         blank = [NONE if source not in neighbours else "" for source in sources]
         lines.append(
             [
                 where,
+                *([_spread(first, tight=tight)] if before else []),
                 Text(_spread(distilled, tight=tight), "bold"),
                 *(_spread(numbers.get(s), none, tight=tight) for s, none in zip(sources, blank, strict=True)),
                 gain_text(summary.differences.get(protocol), tight=tight),
@@ -129,7 +141,15 @@ def _lines(summary: TrialSummary, sources: Sequence[str], *, tight: bool) -> lis
             ]
         )
         if tuned:
-            lines.append([" tuned", "", *(_spread(tuned.get(s), "", tight=tight) for s in sources), "", ""])
+            lines.append(
+                [
+                    " tuned",
+                    *[""] * (1 + before),
+                    *(_spread(tuned.get(s), "", tight=tight) for s in sources),
+                    "",
+                    "",
+                ]
+            )
     return lines
 
 

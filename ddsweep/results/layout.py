@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from urllib.parse import quote
 from ddsweep.results.files import results_error
 
 __all__ = ["PART_FOLDERS", "PoolDirectory", "SweepDirectory"]
+
+_LONGEST_WORD = 100
 
 PART_FOLDERS = ("trials", "evals", "history", "failures")
 
@@ -160,5 +163,9 @@ class PoolDirectory:
 
 
 def _word(text: str) -> str:
-    """``text`` as a piece of a file name: a pool may be called anything."""
-    return quote(text, safe="")
+    """``text`` as a piece of a file name: a pool may be called anything, and a protocol as long as its
+    changes are, where a file name has 255 characters at most."""
+    quoted = quote(text, safe="")
+    if len(quoted) <= _LONGEST_WORD:
+        return quoted
+    return f"{quoted[: _LONGEST_WORD - 9]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"

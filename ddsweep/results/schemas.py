@@ -144,8 +144,10 @@ EVALS = pa.schema(
         ("split", _TEXT),
         ("inner_step", _COUNT),
         ("inner_epochs", _COUNT),
-        # The constant rate of a baseline; null where the rates were learned.
+        # The constant rate of a baseline or a protocol; null where the rates were learned.
         ("inner_lr", _REAL),
+        ("order", _TEXT),
+        ("inner_optimizer", _TEXT),
         ("accuracy", _REAL),
         # Of attacks: on the classes but attack_class; and how many of that are called target_class.
         ("accuracy_other", _REAL),

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from ddsweep.catalog import SMOKE
 from ddsweep.errors import SettingError
 from ddsweep.spec.model import EvaluateSpec, ResourcesSpec, SweepSpec
 from ddsweep.spec.scheduler import AshaSpec
@@ -21,10 +22,6 @@ _SECTIONS: dict[tuple[Any, ...], type[BaseModel]] = {
     ("evaluate",): EvaluateSpec,
     ("resources",): ResourcesSpec,
 }
-
-
-SMOKE = "-smoke"
-"""What the names of results of tiny trial runs end with."""
 
 
 def is_smoke(name: str) -> bool:

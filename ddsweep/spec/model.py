@@ -7,6 +7,7 @@ their evaluation has; ``resources`` changes none of it.
 
 from __future__ import annotations
 
+import math
 import re
 from contextlib import suppress
 from typing import Annotated, Any, Literal
@@ -14,15 +15,20 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, Field, field_validator, model_validator
 
 from ddsweep.catalog import (
+    BASELINE_EPOCHS,
+    BASELINE_RATES,
     BASELINES,
     DATASETS,
+    DEFAULT_BASELINES,
     PROTOCOLS,
     EvaluationSpec,
+    Protocol,
     TrialSpec,
     parse_dataset,
     parse_network,
 )
 from ddsweep.errors import SettingError
+from ddsweep.spec.protocols import protocols_of
 from ddsweep.spec.scheduler import AshaSpec
 from ddsweep.spec.search import SearchSpec
 from ddsweep.spec.values import (
@@ -33,6 +39,7 @@ from ddsweep.spec.values import (
     Count,
     Problem,
     amount,
+    positives,
     real,
     refuse,
     settings_of,
@@ -55,6 +62,18 @@ def _one_of(*allowed: str) -> BeforeValidator:
     return BeforeValidator(lambda value: word(value, allowed))
 
 
+def _norm(value: Any) -> float:
+    """The p of a distance."""
+    number = math.inf if value == "inf" else real(value)
+    if not number >= 1:
+        raise ValueError(f"{value!r} must be at least 1; 1, 2, ..., or inf")
+    return number
+
+
+def _sorted_counts(value: Any) -> tuple[int, ...]:
+    return tuple(sorted(wholes(value, 1)))
+
+
 # ---------------------------------------------------------------------------------------- the model
 
 
@@ -63,17 +82,24 @@ class _Model(BaseModel):
 
 
 class EvaluateSpec(_Model):
-    """How distilled sets are judged. ``on_random`` applies to trials with ``init: fixed`` only."""
+    """How distilled sets are judged. ``on_random`` applies to trials with ``init: fixed`` only; mappings in
+    ``protocols`` are what `ddsweep.catalog.Protocol` is made of."""
 
     networks: Count = 64
     shards: Count = 2
     group_size: Count = 16
-    protocols: Annotated[tuple[str, ...], words_of(PROTOCOLS), Field(min_length=1)] = PROTOCOLS
+    protocols: Annotated[
+        tuple[str | dict[str, Any], ...], BeforeValidator(protocols_of), Field(min_length=1)
+    ] = PROTOCOLS
     baselines: Annotated[tuple[str, ...], words_of(BASELINES, short={"none": (), "all": BASELINES})] = (
-        BASELINES
+        DEFAULT_BASELINES
     )
+    rates: Annotated[tuple[float, ...], BeforeValidator(positives), Field(min_length=1)] = BASELINE_RATES
+    epochs: Annotated[tuple[int, ...], BeforeValidator(_sorted_counts), Field(min_length=1)] = BASELINE_EPOCHS
+    candidates: Count = 20
+    neighbours: Count = 1
+    neighbour_norm: Annotated[float, BeforeValidator(_norm)] = 2.0
     inner_steps_beyond: Annotated[tuple[int, ...], BeforeValidator(lambda v: wholes(v, 1))] = ()
-
     gpus: Annotated[float, BeforeValidator(real), Field(ge=0, le=1)] | None = None
 
     def spec(self) -> EvaluationSpec:
@@ -81,9 +107,14 @@ class EvaluateSpec(_Model):
         return EvaluationSpec(
             networks=self.networks,
             group_size=self.group_size,
-            protocols=self.protocols,
+            protocols=tuple(p if isinstance(p, str) else Protocol(**p) for p in self.protocols),
             baselines=self.baselines,
             inner_steps_beyond=self.inner_steps_beyond,
+            rates=self.rates,
+            epochs=self.epochs,
+            candidates=self.candidates,
+            neighbours=self.neighbours,
+            neighbour_norm=self.neighbour_norm,
         )
 
 

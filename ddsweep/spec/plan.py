@@ -11,6 +11,7 @@ from typing import Any
 from ddsweep.catalog import DatasetSpec, PoolSpec, TrialSpec
 from ddsweep.errors import DataError, SettingError
 from ddsweep.spec.model import SweepSpec
+from ddsweep.spec.protocols import check_evaluation
 from ddsweep.spec.values import MOST_TRIALS, SIZES
 
 _LISTED = 5
@@ -22,11 +23,13 @@ class Plan:
     """The trials of a sweep, and the (combination, reason) pairs that ``skip_invalid`` dropped.
 
     ``repeated`` are combinations whose sample makes the same trial as an earlier one, left out as well.
+    ``unjudged`` are (protocol and combination, reason) pairs: evaluations that ``skip_invalid`` leaves out.
     """
 
     trials: tuple[TrialSpec, ...]
     dropped: tuple[tuple[str, str], ...] = ()
     repeated: tuple[str, ...] = ()
+    unjudged: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -62,8 +65,8 @@ def expand(
     overrides the base, and so does a sample. Of samples that make the same trial the first counts.
     ``resolve`` turns the name or inline mapping of a data set into its spec, ``resolve_pool`` that of a pool,
     each called once for each. Raises `SettingError` for combinations that are impossible (unless
-    ``skip_invalid``), for two that make the same trial, if no trial is left, and for a scheduler that
-    could stop none.
+    ``skip_invalid``), for two that make the same trial, if no trial is left, for a scheduler that could
+    stop none, and for an evaluation that is impossible (see `check_evaluation`).
     """
     if (count := _size(sweep)) > MOST_TRIALS:
         raise SettingError(f"sweep {sweep.name}: {count} trials are more than {MOST_TRIALS}; split it up")
@@ -101,7 +104,9 @@ def expand(
             f"sweep {sweep.name}: scheduler.grace: {sweep.scheduler.grace} is not below the outer_steps of "
             f"any trial (at most {most}), so none could be stopped; give fewer, or leave `scheduler` out"
         )
-    return Plan(found, tuple(dropped), tuple(repeated))
+    named = [(made.text, made.trial) for made in trials.values()]
+    unjudged = check_evaluation(sweep.name, sweep.evaluate.spec(), named, skip_invalid=sweep.skip_invalid)
+    return Plan(found, tuple(dropped), tuple(repeated), unjudged)
 
 
 def _resolved(sweep: SweepSpec, known: dict[str, Any], given: Any, resolve: Callable[[Any], Any]) -> Any:

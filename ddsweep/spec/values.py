@@ -100,8 +100,15 @@ def _alone(name: str, value: Any) -> None:
     """Raises `SettingError` if no trial can have this value, whatever its other settings are."""
     if name == "network":
         # A size that every network of that kind takes, for any depth that makes sense.
-        side = 1 << 20 if value.strip().startswith("convnet") else 32
+        kind = value.partition("(")[0].strip()
+        side = {"convnet": 1 << 20, "alexnet": 224}.get(kind, 32)
         parse_network(value, (3, side, side))
+        return
+    if name in ("attack_class", "target_class"):
+        if value < 0:
+            raise SettingError(f"{name}: {value} must be at least 0")
+        return
+    if name in ("init", "objective"):  # each of their words needs settings beside it
         return
     others = _OTHERS.get(name, {})
     settings = {"images_per_class" if name in SIZES else name: value}
@@ -182,6 +189,18 @@ def wholes(value: Any, least: int) -> tuple[int, ...]:
     numbers = tuple(whole(item) for item in value)
     if numbers and min(numbers) < least:
         raise ValueError(f"{min(numbers)} must be at least {least}")
+    if len(set(numbers)) < len(numbers):
+        raise ValueError(f"{shown(value)} gives a number twice")
+    return numbers
+
+
+def positives(value: Any) -> tuple[float, ...]:
+    """Distinct positive numbers, the smallest first."""
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"{shown(value)} is not a list of numbers")
+    numbers = tuple(sorted(real(item) for item in value))
+    if not all(0 < number < math.inf for number in numbers):
+        raise ValueError(f"{shown(value)}: every number must be positive")
     if len(set(numbers)) < len(numbers):
         raise ValueError(f"{shown(value)} gives a number twice")
     return numbers

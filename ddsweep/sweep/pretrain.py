@@ -10,7 +10,8 @@ import ray
 
 from ddsweep.data.sources import Splits, load_splits
 from ddsweep.errors import UserError
-from ddsweep.pools.file import PoolFile, PoolRecipe
+from ddsweep.pools.file import PoolFile
+from ddsweep.pools.recipe import PoolRecipe
 from ddsweep.pools.store import write_index
 from ddsweep.pools.train import PoolGroup, missing_groups, train_group
 from ddsweep.results.layout import PoolDirectory

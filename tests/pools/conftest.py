@@ -10,7 +10,7 @@ import torch
 
 from ddsweep.catalog import DATASETS, PoolSpec
 from ddsweep.data.sources import Splits, load_splits
-from ddsweep.pools.file import PoolRecipe
+from ddsweep.pools.recipe import PoolRecipe
 from ddsweep.pools.store import write_index
 from ddsweep.pools.train import missing_groups, train_group
 from ddsweep.results.layout import PoolDirectory

@@ -20,7 +20,8 @@ from ddsweep.core.networks import build_network
 from ddsweep.data.sources import Splits
 from ddsweep.errors import DataError, SettingError
 from ddsweep.pools import store
-from ddsweep.pools.file import PoolRecipe, load_pool, pool_yaml, resolve_pool
+from ddsweep.pools.file import load_pool, pool_yaml, resolve_pool
+from ddsweep.pools.recipe import PoolRecipe
 from ddsweep.pools.store import TrainedPool, open_pool, write_index
 from ddsweep.pools.train import missing_groups
 from ddsweep.results.layout import PoolDirectory

@@ -22,7 +22,7 @@ from ddsweep.core.networks import Params, build_network
 from ddsweep.data.sources import Splits
 from ddsweep.distilled import DistilledSet, apply
 from ddsweep.evaluation import evaluate_unit, finish
-from ddsweep.pools.file import PoolRecipe
+from ddsweep.pools.recipe import PoolRecipe
 from ddsweep.pools.store import TrainedPool, open_pool
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.results.parts import read_part, read_table

@@ -79,6 +79,17 @@ def test_samples_that_repeat_are_counted_and_named() -> None:
     assert "outer_steps=2" in shown and "outer_steps=3" not in shown
 
 
+def test_evaluations_that_are_left_out_are_counted_and_named() -> None:
+    trial = spec()
+    one = ("order=shuffled of images_per_class=1", "order: shuffled needs inner_steps of at least 2")
+    shown = text(plan_table(Plan((trial,), unjudged=(one,)), {}, {}))
+    assert "1 evaluations left out as impossible (skip_invalid):\n" in shown
+    assert f"  {one[0]}: {one[1]}" in shown
+    shown = text(plan_table(Plan((trial,), unjudged=(one,) * 9), {}, {}))
+    assert "9 evaluations left out as impossible (skip_invalid), among them:" in shown
+    assert shown.count(one[0]) == 3
+
+
 def test_models_per_step_varies_only_of_its_own_accord() -> None:
     fixed, free, other = (settings_of(t) for t in (spec(init="fixed"), spec(), spec(models_per_step=2)))
     assert varying([fixed, free]) == ["init"]

@@ -33,7 +33,7 @@ def test_evaluated_fixed_trial(folder: Folder) -> None:
         w[:3] for w in words
     ]
     assert ["random", "real", "as", "distilled", "4", "0.3", "49.0", "(n", "=", "1)", "+25.0"] in words
-    assert ["1-NN", "k-means", "none", "90.0", "(n", "=", "1)"] in words
+    assert ["k-NN", "k-means", "none", "90.0", "(n", "=", "1)"] in words
     paired = [w for w in words if w[:5] == ["random", "real", "on", "random", "networks"]]
     assert len(paired) == 1 and "±" in paired[0][-2:]
     assert ["wall", "12", "s"] in words

@@ -1,0 +1,50 @@
+"""What decides the networks of a pool."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+
+from ddsweep.catalog import DatasetSpec, PoolSpec
+
+__all__ = ["PoolRecipe"]
+
+POOL_VERSION = 1
+"""Raised when the meaning of a setting of a pool changes, or the way in which its networks are trained."""
+
+
+@dataclass(frozen=True)
+class PoolRecipe:
+    """All that decides what network i of a pool is, and how many there are in each role.
+
+    ``train`` networks are for distillation, ``heldout`` ones for evaluation alone; both are trained alike
+    on the training part of ``dataset`` (without validation). Adam (0.5, 0.999) at rate ``lr``, times
+    ``decay_factor`` every ``decay_epochs``; ``batch`` images a step (Wang et al. 2018).
+    """
+
+    dataset: DatasetSpec
+    network: str
+    init_law: str
+    init_param: float
+    train: int
+    heldout: int
+    epochs: int
+    batch: int
+    lr: float
+    decay_epochs: int
+    decay_factor: float
+    seed: int
+
+    @property
+    def recipe(self) -> str:
+        """16 hex digits over all but the numbers of networks: network i does not depend on them."""
+        own = {k: v for k, v in vars(self).items() if k not in ("dataset", "train", "heldout")}
+        content = [self.dataset.identity(), own, POOL_VERSION]
+        text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def spec(self, name: str) -> PoolSpec:
+        data = self.dataset
+        counts = (self.train, self.heldout)
+        return PoolSpec(name, data.name, data.shape, data.classes, self.network, *counts, self.recipe)

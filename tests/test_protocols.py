@@ -1,0 +1,360 @@
+"""Protocols: each row against a plain computation of one network, and what they leave as it was."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from torch.nn import functional as F
+
+from ddsweep.catalog import DATASETS, EvaluationSpec, Protocol, TrialSpec
+from ddsweep.core.distill import known_seed
+from ddsweep.core.images import normalise
+from ddsweep.core.init import draw_network
+from ddsweep.core.networks import build_network
+from ddsweep.data.sources import Splits, load_splits
+from ddsweep.distilled import DistilledSet
+from ddsweep.errors import SettingError
+from ddsweep.evaluation import evaluate_unit, finish, missing_units, trial_is_done
+from ddsweep.results.layout import SweepDirectory
+from ddsweep.results.parts import read_part, read_table, write_part
+from ddsweep.results.schemas import EVALS
+from ddsweep.seeds import derive_seed
+from ddsweep.trial import TrialSettings, distil_trial
+
+SMALL, OTHER = "convnet(depth=1,width=4,norm=none)", "convnet(depth=2,width=3,norm=instance)"
+
+
+def spec_of(**settings: Any) -> TrialSpec:
+    defaults = {
+        **{"network": SMALL, "images_per_class": 3, "inner_steps": 3, "inner_epochs": 2, "inner_lr": 0.3},
+        **{"outer_steps": 2, "models_per_step": 2, "real_batch": 64, "selection_networks": 1},
+    }
+    return TrialSpec(dataset=DATASETS["digits"], dtype="float64", **(defaults | settings))
+
+
+PLAIN = spec_of()
+LEARNED = spec_of(labels="soft", order="shuffled", inner_optimizer="momentum", window=5)
+KNOWN = spec_of(init="fixed", seed=3, order="sampled")
+TRIALS = {"plain": PLAIN, "learned": LEARNED, "known": KNOWN}
+
+
+@pytest.fixture(scope="module")
+def splits() -> Splits:
+    whole = load_splits(DATASETS["digits"], None, validation_fraction=0.1, split_seed=0)
+    return replace(whole, test_images=whole.test_images[:60], test_labels=whole.test_labels[:60])
+
+
+@pytest.fixture(scope="module")
+def distilled(tmp_path_factory: pytest.TempPathFactory, splits: Splits) -> Path:
+    """A folder with the trials, distilled and not evaluated. Not to be written to."""
+    directory = SweepDirectory(tmp_path_factory.mktemp("distilled"))
+    for spec in TRIALS.values():
+        assert distil_trial(spec, splits, directory, TrialSettings())
+        path = directory.distilled(spec.trial_id)
+        found = DistilledSet.load(path)
+        # After two outer steps rates are all alike; they should tell one step from the other.
+        assert found.rates.unique().numel() > 1
+    return directory.root
+
+
+@pytest.fixture
+def directory(distilled: Path, tmp_path: Path) -> SweepDirectory:
+    for folder in ("artifacts", "history"):
+        shutil.copytree(distilled / folder, tmp_path / "sweep" / folder)
+    return SweepDirectory(tmp_path / "sweep")
+
+
+def asked(*protocols: Protocol, **settings: Any) -> EvaluationSpec:
+    defaults: dict[str, Any] = {"networks": 3, "group_size": 2, "baselines": ()}
+    return EvaluationSpec(protocols=("as_distilled", *protocols), **(defaults | settings))
+
+
+def judge(spec: TrialSpec, evaluation: EvaluationSpec, splits: Splits, directory: SweepDirectory) -> Any:
+    """The ``evals`` rows of ``spec``."""
+    for unit in evaluation.units(spec):
+        evaluate_unit(spec, unit, evaluation, splits, directory, torch.device("cpu"))
+    rows = read_table(directory.parts("evals"), EVALS).to_pandas()
+    return rows[rows["trial_id"] == spec.trial_id].reset_index(drop=True)
+
+
+# ------------------------------------------------------------------ against a plain computation
+
+
+def course(order: str, spec: TrialSpec, index: int, total: int) -> list[tuple[torch.Tensor, int]]:
+    """Of each step which images (of all S*n in a row) and which of the T rates, as docs/settings.md says."""
+    s, e, n = spec.inner_steps, spec.inner_epochs, 10 * spec.images_per_class_per_step
+    generator = torch.Generator().manual_seed(derive_seed("heldout_order", spec.trial_id, "heldout", index))
+    steps: list[tuple[torch.Tensor, int]] = []
+    if order == "sampled":
+        keys = torch.rand(total, 10, spec.images_per_class, generator=generator)
+    for epoch in range(-(-total // s)):
+        rates = min(epoch, e - 1) * s
+        batches = torch.randperm(s, generator=generator) if order == "shuffled" else torch.arange(s)
+        for place, batch in enumerate(batches.tolist()):
+            t = epoch * s + place
+            if t == total:
+                break
+            if order == "sampled":
+                # m = 1: the image of each class with the smallest key; image j of class c lies at j*10 + c.
+                picks = keys[t].argmin(1) * n + torch.arange(10)
+                steps.append((picks, rates + place))
+            else:
+                steps.append((torch.arange(n) + batch * n, rates + (batch if order == "shuffled" else place)))
+    return steps
+
+
+def by_hand(
+    spec: TrialSpec, protocol: Protocol, index: int, splits: Splits, found: DistilledSet
+) -> list[Any]:
+    """(step, accuracy, loss) at the ends of all epochs, of network ``index``: plain torch, one at a time."""
+    network = protocol.network or spec.network
+    law, param = protocol.init_law or spec.init_law, protocol.init_param or spec.init_param
+    used = replace(spec, network=network, init_law=law, init_param=param)
+    same = (used.network, law, param) == (spec.network, spec.init_law, spec.init_param)
+    known = spec.init == "fixed" and same
+    seed = known_seed(spec) if known else derive_seed("heldout", used.network, law, param, index)
+    model = build_network(used.network_spec, spec.dataset.shape, 10).to_empty(device="cpu").double()
+    model.load_state_dict({k: v.double() for k, v in draw_network(model, law, param, seed).items()})
+    x = normalise(splits.test_images, splits.mean, splits.std, torch.float64)
+    images = found.images.double().flatten(0, 1)
+    labels = found.labels.flatten(0, 1)
+    labels = labels.double() if labels.is_floating_point() else labels
+    kind = protocol.inner_optimizer or spec.inner_optimizer
+    epochs = protocol.inner_epochs or spec.inner_epochs
+    weights = list(model.parameters())
+    slots = [[torch.zeros_like(w), torch.zeros_like(w)] for w in weights]
+    out = []
+
+    def look(step: int) -> None:
+        with torch.no_grad():
+            logits = model(x)
+        right = (logits.argmax(1) == splits.test_labels).double().mean()
+        out.append((step, float(right), float(F.cross_entropy(logits, splits.test_labels))))
+
+    look(0)
+    steps = course(protocol.order or spec.order, spec, index, epochs * spec.inner_steps)
+    for t, (picks, place) in enumerate(steps, 1):
+        rate = float(found.rates[place]) if protocol.inner_lr is None else protocol.inner_lr
+        gradients = torch.autograd.grad(F.cross_entropy(model(images[picks]), labels[picks]), weights)
+        with torch.no_grad():
+            for weight, (m, v), g in zip(weights, slots, gradients, strict=True):
+                if kind == "gd":
+                    weight.sub_(rate * g)
+                elif kind == "momentum":
+                    m.mul_(0.9).add_(g)
+                    weight.sub_(rate * m)
+                else:
+                    m.mul_(0.9).add_(0.1 * g)
+                    v.mul_(0.999).add_(0.001 * g * g)
+                    weight.sub_(rate * (m / (1 - 0.9**t)) / (v / (1 - 0.999**t) + 1e-16).sqrt())
+        if t % spec.inner_steps == 0:
+            look(t)
+    return out
+
+
+@pytest.mark.parametrize("trial", TRIALS)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"network": OTHER},
+        {"init_law": "kaiming", "init_param": 0.5},
+        {"init_param": 2.0},
+        {"order": "fixed"},
+        {"order": "shuffled"},
+        {"order": "sampled"},
+        {"inner_optimizer": "gd"},
+        {"inner_optimizer": "momentum"},
+        {"inner_optimizer": "adam", "inner_lr": 0.01},
+        {"inner_lr": 0.05},
+        {"inner_epochs": 1},
+        {"inner_epochs": 4},
+        {"order": "shuffled", "inner_epochs": 4, "inner_optimizer": "momentum", "network": OTHER},
+    ],
+    ids=lambda changes: Protocol(**changes).name,
+)
+def test_a_row_is_what_plain_torch_finds_for_one_network(
+    trial: str, changes: dict[str, Any], splits: Splits, directory: SweepDirectory
+) -> None:
+    spec, protocol = TRIALS[trial], Protocol(**changes)
+    rows = judge(spec, asked(protocol), splits, directory)
+    rows = rows[rows["protocol"] == protocol.name]
+    used = protocol.applied_to(spec)
+    assert sorted(set(rows["model_seed"])) == ([3] if used.init == "fixed" else [0, 1, 2])
+    assert set(rows["source"]) == {"distilled"}
+    for column in ("network", "init_law", "order", "inner_optimizer", "inner_epochs"):
+        assert set(rows[column]) == {getattr(used, column)}, column
+    if protocol.inner_lr is None:
+        assert rows["inner_lr"].isna().all()
+    else:
+        assert set(rows["inner_lr"]) == {protocol.inner_lr}
+    found = DistilledSet.load(directory.distilled(spec.trial_id))
+    index = int(rows["model_seed"].max())
+    mine = rows[rows["model_seed"] == index].sort_values("inner_step")
+    expected = by_hand(spec, protocol, index, splits, found)
+    assert mine["inner_step"].tolist() == [step for step, _, _ in expected]
+    assert mine["accuracy"].tolist() == pytest.approx([accuracy for _, accuracy, _ in expected], abs=1e-12)
+    assert mine["loss"].tolist() == pytest.approx([loss for _, _, loss in expected], rel=1e-6)
+
+
+@pytest.mark.parametrize("trial", TRIALS)
+def test_changes_to_what_the_trial_has_give_the_same(
+    trial: str, splits: Splits, directory: SweepDirectory
+) -> None:
+    spec = TRIALS[trial]
+    names = ("network", "init_law", "init_param", "order", "inner_optimizer", "inner_epochs")
+    protocol = Protocol(name="same", **{name: getattr(spec, name) for name in names})
+    rows = judge(spec, asked(protocol, inner_steps_beyond=(8,)), splits, directory)
+    same, own = (rows[rows["protocol"] == name] for name in ("same", "as_distilled"))
+    columns = [name for name in rows.columns if name != "protocol"]
+    pd.testing.assert_frame_equal(
+        same[columns].reset_index(drop=True), own[columns].reset_index(drop=True), check_exact=True
+    )
+    assert sorted(set(own["inner_step"])) == [0, 3, 6, 8]
+
+
+# ---------------------------------------------------------------------------------------- units
+
+
+def test_units_of_a_protocol_are_groups_or_the_one_known_network() -> None:
+    order, law = Protocol(order="shuffled"), Protocol(init_law="normal")
+    evaluation = asked(order, law)
+    found = [(unit.protocol, unit.indices, unit.changes) for unit in evaluation.units(PLAIN)]
+    assert found[2:] == [
+        (protocol.name, indices, protocol) for protocol in (order, law) for indices in ((0, 1), (2,))
+    ]
+    found = [(unit.protocol, unit.size, unit.indices) for unit in evaluation.units(KNOWN)]
+    assert found == [
+        ("as_distilled", 1, (3,)),
+        ("order=shuffled", 1, (3,)),
+        ("init_law=normal", 2, (0, 1)),
+        ("init_law=normal", 2, (2,)),
+    ]
+
+
+def test_a_protocol_that_is_impossible_for_a_trial_has_no_units() -> None:
+    evaluation = asked(Protocol(order="shuffled"), Protocol(network="lenet"))
+    single = spec_of(inner_steps=1)
+    assert {unit.protocol for unit in evaluation.units(single)} == {"as_distilled"}
+    assert evaluation.evaluation_id(single) == asked().evaluation_id(single)
+
+
+def test_the_window_of_the_distillation_does_not_limit_the_epochs() -> None:
+    assert Protocol(inner_epochs=1).applied_to(LEARNED).steps == 3
+
+
+def test_ids_change_with_what_a_protocol_is_and_only_then() -> None:
+    shuffled = Protocol(order="shuffled")
+    ids = [
+        evaluation.evaluation_id(PLAIN)
+        for evaluation in (
+            asked(),
+            asked(shuffled),
+            asked(Protocol(name="a", order="shuffled")),
+            asked(Protocol(name="a", order="sampled")),
+            asked(Protocol(inner_epochs=1)),
+            # Beyond one epoch, but not beyond T: asked of the protocol alone.
+            asked(Protocol(inner_epochs=1), inner_steps_beyond=(5,)),
+            asked(shuffled, Protocol(inner_epochs=1)),
+        )
+    ]
+    assert len(set(ids)) == len(ids)
+    assert asked(shuffled).evaluation_id(PLAIN) == asked(Protocol(order="shuffled")).evaluation_id(PLAIN)
+
+
+def test_names() -> None:
+    assert Protocol(network="convnet( depth=2, width=4 )").name == "network=convnet(depth=2,width=4)"
+    assert Protocol(inner_lr=0.1, order="shuffled").name == "order=shuffled,inner_lr=0.1"
+    assert Protocol(name="b", inner_lr=0.1).name == "b"
+    for name in (
+        "as_distilled",
+        "on_random",
+        "nearest_neighbour",
+        "mine_tuned",
+        "two words",
+        "a/b",
+        "x" * 201,
+    ):
+        with pytest.raises(SettingError, match="name: "):
+            Protocol(name=name, inner_lr=0.1)
+    with pytest.raises(SettingError, match="changes nothing; give at least one of network, init_law,"):
+        Protocol(name="b")
+
+
+def test_long_names_make_files_of_their_own(tmp_path: Path) -> None:
+    directory = SweepDirectory(tmp_path)
+    many = {"init_law": "xavier_uniform", "init_param": 1.5, "order": "shuffled", "inner_lr": 0.1}
+    protocols = [Protocol(network=f"convnet(depth=2,width={w},norm=instance)", **many) for w in (128, 129)]
+    paths = [directory.evals_part("0123456789", p.name, "xavier_uniform", 0) for p in protocols]
+    assert paths[0] != paths[1]
+    for path in paths:
+        assert len(path.name) < 160
+        write_part(path, [], EVALS, directory.temporary)
+    assert len(directory.evals_parts("0123456789")) == 2
+    short = directory.evals_part("0123456789", "on_random", "xavier", 3)
+    assert short.name == "part-0123456789-on_random-xavier-g003.parquet"
+
+
+# --------------------------------------------------------------------------------- end to end
+
+
+def test_protocols_come_and_go_without_the_rest_being_done_again(
+    splits: Splits, directory: SweepDirectory
+) -> None:
+    plain = asked(baselines=("random_real", "knn_random"))
+    more = replace(plain, protocols=("as_distilled", Protocol(network=OTHER), Protocol(order="shuffled")))
+
+    def complete(evaluation: EvaluationSpec) -> dict[str, Any]:
+        judge(PLAIN, evaluation, splits, directory)
+        assert finish(PLAIN, evaluation, directory, "a sweep")
+        assert trial_is_done(PLAIN, evaluation, directory)
+        return dict(read_part(directory.trials_part(PLAIN.trial_id)).to_pylist()[0])
+
+    first = complete(plain)
+    before = {path: path.stat().st_mtime_ns for path in directory.evals_parts(PLAIN.trial_id)}
+    missing = [unit.protocol for unit in missing_units(PLAIN, more, directory)]
+    assert missing == [f"network={OTHER}"] * 2 + ["order=shuffled"] * 2
+    second = complete(more)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    rows = read_table(directory.parts("evals"), EVALS).to_pandas()
+    others = rows[rows["protocol"].isin([f"network={OTHER}", "order=shuffled"])]
+    assert set(others["source"]) == {"distilled"}, "baselines stand beside the set as it was made"
+    same = [name for name in first if name not in ("evaluation_id",)]
+    assert {name: first[name] for name in same} == {name: second[name] for name in same}
+
+    # What a name stands for may change: its rows are then made again, and no others.
+    renamed = replace(plain, protocols=("as_distilled", Protocol(name="x", order="shuffled")))
+    complete(renamed)
+    assert not missing_units(PLAIN, renamed, directory)
+    other = replace(plain, protocols=("as_distilled", Protocol(name="x", order="sampled")))
+    assert [unit.protocol for unit in missing_units(PLAIN, other, directory)] == ["x", "x"]
+
+    complete(plain)
+    assert {path: path.stat().st_mtime_ns for path in directory.evals_parts(PLAIN.trial_id)} == before
+
+
+def test_baselines_say_in_which_order_and_by_which_optimiser(
+    splits: Splits, directory: SweepDirectory
+) -> None:
+    rows = judge(LEARNED, asked(baselines=("class_mean", "knn_random")), splits, directory)
+    trained = rows[rows["source"] == "class_mean"]
+    assert (set(trained["order"]), set(trained["inner_optimizer"])) == ({"fixed"}, {"momentum"})
+    own = rows[rows["source"] == "distilled"]
+    assert (set(own["order"]), set(own["inner_optimizer"])) == ({"shuffled"}, {"momentum"})
+    neighbours = rows[rows["source"] == "knn_random"]
+    assert neighbours[["order", "inner_optimizer"]].isna().all(axis=None)
+
+
+def test_rows_of_an_older_file_have_no_order(splits: Splits, directory: SweepDirectory) -> None:
+    judge(PLAIN, asked(), splits, directory)
+    path = directory.evals_parts(PLAIN.trial_id)[0]
+    old = read_part(path).drop_columns(["order", "inner_optimizer"])
+    write_part(path, old.to_pylist(), old.schema, directory.temporary)
+    rows = read_table(directory.parts("evals"), EVALS)
+    assert rows.column("order").null_count == len(old)
+    assert rows.column("accuracy").null_count == 0
