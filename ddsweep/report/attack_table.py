@@ -88,10 +88,9 @@ def attack_matrix(directory: SweepDirectory, trials: Sequence[TrialSpec], on_tor
     axes = figure.add_subplot()
     values = [[float("nan")] * data.classes for _ in names]
     for (attacked, target), found in cells.items():
-        values[attacked][target] = sum(found) / len(found)
-        axes.text(
-            target, attacked, f"{100 * values[attacked][target]:.0f}", ha="center", va="center", fontsize=8
-        )
+        values[attacked][target] = mean = sum(found) / len(found)
+        ink = "white" if mean > 0.6 else "black"
+        axes.text(target, attacked, f"{100 * mean:.0f}", ha="center", va="center", fontsize=8, color=ink)
     picture = axes.imshow(values, vmin=0, vmax=1, cmap="Blues", alpha=0.8)
     axes.set_xticks(range(data.classes), names, rotation=45, ha="right")
     axes.set_yticks(range(data.classes), names)

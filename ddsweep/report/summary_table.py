@@ -28,10 +28,10 @@ BASELINE_NAMES = {
 _CAPTION = (
     "Test accuracy in %. ± is the standard deviation over held-out networks (of random real: over networks "
     "and draws of images); `own`, the one known network of a fixed trial, has none. Before: the same "
-    "networks before training on the set. Baselines: as many images and steps, at the best rate; `tuned`: at the best "
-    "rate and number of epochs. k-NN: nearest neighbour in pixels, no network. Gain: distilled - random real "
-    "on the same networks, ± its 95 % confidence interval. Div: networks that diverged; they count in the "
-    f"mean. {NONE}: not measured."
+    "networks before training on the set. Baselines: as many images and steps, at the best rate; `tuned`: at "
+    "the best rate and number of epochs. k-NN: nearest neighbour in pixels, no network. Gain: distilled - "
+    "random real on the same networks, ± its 95 % confidence interval. Div: networks that diverged; they "
+    f"count in the mean. {NONE}: not measured."
 )
 _STOPPED = " stopped N: by the scheduler, after N outer steps; never evaluated."
 
