@@ -21,6 +21,7 @@ from ddsweep.report.summary import NEIGHBOUR, Accuracy, eval_rows, measured, pai
 from ddsweep.report.summary_table import BASELINE_NAMES, gain_text
 from ddsweep.report.sweep_file import Resolve, asked_of, from_catalog, seen_trials
 from ddsweep.results.layout import SweepDirectory
+from ddsweep.results.statistics import mean_std_ci
 
 __all__ = ["find_trial", "show"]
 
@@ -170,10 +171,20 @@ def _accuracy(row: Mapping[str, Any], evals: Rows) -> Table | None:
     table.add_column("inner step")
     for protocol in protocols:
         table.add_column(_ON[protocol], justify="right")
+    attack = row["objective"] == "attack"
+    for title in ("fooled", "other classes") if attack else ():
+        table.add_column(title, justify="right")
     for step in sorted({item["inner_step"] for item in rows}):
         found = [measured(_at(rows, protocol, step)) for protocol in protocols]
-        table.add_row(_step_name(step, row), *map(_with_count, found))
+        own = _at(rows, "as_distilled", step)
+        more = [_of_attack(own, name) for name in ("attack_success", "accuracy_other")] if attack else []
+        table.add_row(_step_name(step, row), *map(_with_count, found), *more)
     return table
+
+
+def _of_attack(rows: Rows, measure: str) -> str:
+    mean, std, _ = mean_std_ci([item[measure] for item in rows]) if rows else (None, None, None)
+    return NONE if mean is None else percent(mean, std)
 
 
 def _at(rows: Rows, protocol: str, step: int) -> list[Mapping[str, Any]]:
@@ -183,7 +194,7 @@ def _at(rows: Rows, protocol: str, step: int) -> list[Mapping[str, Any]]:
 def _step_name(step: int, row: Mapping[str, Any]) -> str:
     per_epoch, last = row["inner_steps"], row["inner_steps"] * row["inner_epochs"]
     if step == 0:
-        return "0, untrained"
+        return "0, untrained" if row["pool"] is None else "0, before"
     if step == last:
         return f"{step} = T"
     if step > last:

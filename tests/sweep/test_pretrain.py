@@ -117,6 +117,9 @@ def test_a_pool_survives_what_happens_to_it_and_serves_a_sweep(
     attacked = ddsweep("run", "attacks.yaml", cwd=tmp_path)
     assert (attacked.returncode, attacked.stderr) == (0, "")
     check_attacks(tmp_path / "results" / "attacks", attacked.stdout)
+    trial = min((tmp_path / "results" / "attacks" / "artifacts").iterdir()).name
+    shown = ddsweep("show", trial, cwd=tmp_path).stdout
+    assert "fooled" in shown and "other classes" in shown and "0, before" in shown
 
 
 def children(pid: int) -> bool:
