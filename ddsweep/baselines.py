@@ -90,8 +90,9 @@ def class_means(
 ) -> Tensor:
     """The mean training image of each class, ``[classes, c, h, w]``, normalised float32."""
     sums = torch.zeros((classes, *pixels.shape[1:]), dtype=torch.float64)
-    for start in range(0, len(labels), 4096):
-        batch = slice(start, start + 4096)
+    size = max(1, min(4096, 2**27 // pixels[0].numel()))
+    for start in range(0, len(labels), size):
+        batch = slice(start, start + size)
         sums.index_add_(0, labels[batch], pixels[batch].double())
     counts = torch.bincount(labels, minlength=classes).double()
     means = sums / counts.view(-1, 1, 1, 1)

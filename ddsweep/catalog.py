@@ -26,6 +26,7 @@ __all__ = [
     "IMAGENET",
     "INIT_LAWS",
     "NETWORKS",
+    "POOL_FRACTION",
     "PROTOCOLS",
     "SMOKE",
     "SPEC_VERSION",
@@ -387,6 +388,9 @@ def transformed(spec: DatasetSpec, *, size: int | None = None, channels: int | N
 IMAGENET = "imagenet"
 """The pool of one network that is not trained here: torchvision's AlexNet."""
 
+POOL_FRACTION = 0.1
+"""The part of its data that a pool leaves out as validation, with split_seed 0: the default of trials."""
+
 SMOKE = "-smoke"
 """What the names of tiny sweeps and pools end with, which only try out the way."""
 
@@ -608,6 +612,21 @@ class TrialSpec:
                 f"pool: {pool.name}: init: random draws fresh networks; leave pool out, or give init: "
                 "pretrained (or fixed, for one network of the pool)"
             )
+        if self.init == "pretrained" and pool.known:
+            raise SettingError(
+                f"pool: {pool.name} is one known network, with none of its kind to judge on; give init: fixed"
+            )
+        for name, default in (("init_law", "xavier"), ("init_param", 1.0)):
+            if getattr(self, name) != default:
+                raise SettingError(
+                    f"{name}: {getattr(self, name)}: the networks are those of pool {pool.name}; leave it out"
+                )
+        if self.whitening != "none":
+            raise SettingError(
+                f"whitening: {self.whitening}: the networks of pool {pool.name} were trained on images that "
+                "are not whitened"
+            )
+        self._check_split_of_pool(pool)
         source = parse_network(pool.network, pool.source_shape)
         classes = pool.classes or self.dataset.classes
         ours = parameter_shapes(self.network_spec, self.dataset.shape, self.dataset.classes)
@@ -629,6 +648,21 @@ class TrialSpec:
             raise SettingError(
                 f"seed: {self.seed}: a fixed trial takes training network number `seed` of its pool, and "
                 f"{pool.name} has 0 to {pool.train - 1}"
+            )
+
+    def _check_split_of_pool(self, pool: PoolSpec) -> None:
+        """Images that the pool was trained on must be neither test nor validation images here."""
+        source, own = base_name(pool.source_dataset), self.dataset.base_name
+        if source == own:
+            if (self.validation_fraction, self.split_seed) != (POOL_FRACTION, 0):
+                raise SettingError(
+                    f"validation_fraction and split_seed: pool {pool.name} was trained on {own} without its "
+                    f"validation images, those of fraction {POOL_FRACTION:g} and split_seed 0; give these"
+                )
+        elif {source, own} == {"cifar10", "cifar10-exact"}:
+            raise SettingError(
+                f"pool: {pool.name} was trained on {source}, which splits the same images otherwise than "
+                f"{own}: its training images may be test images here; make a pool on {own}"
             )
 
     def _check_how_it_is_learned(self) -> None:
@@ -793,7 +827,8 @@ class Protocol:
         trial = replace(trial, window=None)
         fresh = replace(trial, init="random", pool=None, **changes)
         networks = [(spec.network, spec.init_law, spec.init_param) for spec in (trial, fresh)]
-        return replace(trial, **changes) if networks[0] == networks[1] else fresh
+        drawn = trial.pool is not None and ("init_law" in changes or "init_param" in changes)
+        return replace(trial, **changes) if networks[0] == networks[1] and not drawn else fresh
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,10 @@ def _existing(directory: Path) -> SweepDirectory:
     return found
 
 
-def _expand(sweep: SweepSpec, directory: SweepDirectory, data_root: Path | None) -> Plan:
+def _expand(
+    sweep: SweepSpec, directory: SweepDirectory, data_root: Path | None, files: Path | None = None
+) -> Plan:
+    """The trials of ``sweep``; ``files`` is where the files of pools are that were not begun yet."""
     from ddsweep.data.files import resolve_dataset
     from ddsweep.pools.file import resolve_pool
     from ddsweep.spec import expand, is_smoke
@@ -106,7 +109,7 @@ def _expand(sweep: SweepSpec, directory: SweepDirectory, data_root: Path | None)
     def dataset(value: Any) -> DatasetSpec:
         return resolve_dataset(value, data_root, stand_in=is_smoke(sweep.name))
 
-    return expand(sweep, dataset, lambda value: resolve_pool(value, directory.pools, dataset))
+    return expand(sweep, dataset, lambda value: resolve_pool(value, directory.pools, dataset, files))
 
 
 def _root(data_root: Path | None) -> Path | None:
@@ -155,7 +158,7 @@ def plan(
 
     sweep = load_sweep(file, settings or ())
     directory, evaluation = _sweep_directory(sweep, results), sweep.evaluate.spec()
-    found = _expand(sweep, directory, _root(data_root))
+    found = _expand(sweep, directory, _root(data_root), file.parent / "pools")
     states = trial_states(directory, found.trials, evaluation, stopped_stay=sweep.scheduler is not None)
     memory = (sweep.resources.memory_mode, sweep.resources.segment)
     estimates = {}
@@ -189,7 +192,8 @@ def run(
     root, directory = _root(data_root), _sweep_directory(sweep, results)
     if smoke:
         _pretrain_smoke(sweep, file.parent / "pools", _results_root(results), root)
-    _run(sweep, _expand(sweep, directory, root), directory, root, address, only_evaluate=False)
+    plan = _expand(sweep, directory, root, file.parent / "pools")
+    _run(sweep, plan, directory, root, address, only_evaluate=False)
 
 
 @app.command("eval")
@@ -337,10 +341,11 @@ def _pretrain_smoke(sweep: SweepSpec, files: Path, results: Path, data_root: Pat
     from ddsweep.catalog import SMOKE
     from ddsweep.pools.file import load_pool
 
-    named = [settings.get("pool") for settings in (sweep.base, *sweep.points)] + sweep.grid.get("pool", [])
-    for name in dict.fromkeys(str(name) for name in named if name is not None):
+    searched = sweep.search.space.get("pool", {}).get("choice", []) if sweep.search else []
+    named = [settings.get("pool") for settings in (sweep.base, *sweep.points)]
+    for name in dict.fromkeys(map(str, [*named, *sweep.grid.get("pool", []), *searched])):
         file = files / f"{name.removesuffix(SMOKE)}.yaml"
-        if file.is_file():
+        if name.endswith(SMOKE) and file.is_file():
             _pretrain(load_pool(file, smoke=True), results, data_root, None)
 
 
@@ -349,7 +354,7 @@ def _pretrain(pool: PoolFile, results: Path, data_root: Path | None, address: st
     from ddsweep.data.layout import require_files
     from ddsweep.pools.file import load_pool, pool_yaml
     from ddsweep.report.console import report_console
-    from ddsweep.report.pool import pool_lines
+    from ddsweep.report.pool import missing_parts, pool_lines
     from ddsweep.results.files import remove_leftovers, write_atomic
     from ddsweep.results.layout import PoolDirectory
     from ddsweep.results.lock import SweepLock
@@ -364,11 +369,15 @@ def _pretrain(pool: PoolFile, results: Path, data_root: Path | None, address: st
     directory, console = PoolDirectory(results / "pools" / pool.name), report_console()
     if directory.pool_file.is_file():
         before = load_pool(directory.pool_file).recipe(dataset)
-        if before.recipe != recipe.recipe:
+        if (before.recipe, before.train) != (recipe.recipe, recipe.train) or before.heldout > recipe.heldout:
             raise UserError(
-                f"{directory.root} holds networks of other settings ({directory.pool_file}); give this pool "
-                "another name, or remove the folder"
+                f"{directory.root} holds a pool of other settings ({directory.pool_file}); give this one "
+                "another name, or remove the folder (heldout alone may grow)"
             )
+        if before == recipe and directory.index.is_file() and not missing_parts(directory, recipe):
+            for line in pool_lines(directory):
+                console.print(line, highlight=False)
+            return
     if not stand_in:
         require_files(recipe.dataset, data_root)
     from ddsweep.sweep.drain import Interrupted

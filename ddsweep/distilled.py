@@ -114,8 +114,16 @@ class DistilledSet:
         return module
 
     def initial_weights(self, module: nn.Module, index: int = 0) -> Params:
-        """Initial weights for ``module``, drawn by the law that the set was made for."""
+        """Initial weights for ``module``, drawn by the law that the set was made for.
+
+        Raises ``ValueError`` for a set that was made for networks of a pool: those are files.
+        """
         spec = self.spec
+        if spec.pool is not None:
+            raise ValueError(
+                f"the set was made for trained networks, of pool {spec.pool.name}: load one of "
+                f"results/pools/{spec.pool.name}/networks with safetensors.torch.load_file"
+            )
         seed = derive_seed("heldout", spec.network, spec.init_law, spec.init_param, index)
         if spec.init == "fixed":
             seed = known_seed(spec)

@@ -461,14 +461,14 @@ def _provenance(
     meter: Meter,
 ) -> dict[str, Any]:
     """Columns of the ``trials`` table that are known where the trial is distilled."""
-    wall = meter.wall_seconds()
+    wall, pool = meter.wall_seconds(), pool_of(spec, directory.pools)
     scores = [row["val_score"] for row in run.history if row["val_score"] is not None]
     if run.state.best_score is not None:
         scores.append(run.state.best_score)
     return {
         **environment(),
         "dataset_fingerprint": splits.fingerprint,
-        "dataset_stand_in": splits.stand_in,
+        "dataset_stand_in": splits.stand_in or (pool is not None and pool.stand_in),
         "val_score": scores[-1] if scores else None,
         "outer_loss": run.history[-1]["outer_loss"] if run.history else None,
         "wall_seconds": wall,

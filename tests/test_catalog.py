@@ -12,6 +12,7 @@ from ddsweep.catalog import (
     EvaluationSpec,
     NetworkSpec,
     PoolSpec,
+    Protocol,
     TrialSpec,
     forward_flops,
     parameter_count,
@@ -261,6 +262,45 @@ def test_the_recipe_and_the_number_of_training_networks_stand_for_a_pool_in_an_i
 def test_a_pool_that_cannot_be_used_is_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(SettingError, match=message):
         TrialSpec(**{"dataset": DATASETS["digits"], "init": "pretrained", "pool": POOL, **settings})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"init_law": "kaiming"}, "init_law: kaiming: the networks are those of pool here"),
+        ({"init_param": 2.0}, "init_param: 2.0: the networks are those of pool here"),
+        (
+            {"whitening": "zca"},
+            "whitening: zca: the networks of pool here were trained on images that are not",
+        ),
+        ({"split_seed": 1}, "split_seed: pool here was trained on digits without its validation images"),
+        ({"validation_fraction": 0.2}, "validation_fraction and split_seed: pool here was trained on digits"),
+        ({"pool": replace(POOL, heldout=0)}, "pool: here is one known network.* give init: fixed"),
+    ],
+)
+def test_settings_that_do_not_go_with_a_pool_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        pretrained(**settings)
+
+
+def test_a_pool_on_another_split_of_the_same_images_is_refused() -> None:
+    """Its training images could be test images of the trial."""
+    cifar = replace(POOL, source_dataset="cifar10", source_shape=(3, 32, 32), network="lenet")
+    exact = replace(DATASETS["cifar10-exact"], fingerprint="0123abcd")
+    with pytest.raises(
+        SettingError, match="here was trained on cifar10, which splits the same images otherwise"
+    ):
+        TrialSpec(exact, network="lenet", init="pretrained", pool=cifar)
+    assert TrialSpec(DATASETS["cifar10"], network="lenet", init="pretrained", pool=cifar).pool == cifar
+
+
+def test_a_protocol_of_other_networks_leaves_the_pool() -> None:
+    trial = pretrained()
+    for changes in ({"network": "convnet(width=16)"}, {"init_law": "kaiming"}, {"init_law": "xavier"}):
+        used = Protocol(**changes).applied_to(trial)
+        assert (used.init, used.pool) == ("random", None)
+    for changes in ({"inner_lr": 0.1}, {"inner_epochs": 5}, {"inner_optimizer": "adam"}):
+        assert Protocol(**changes).applied_to(trial).pool == POOL
 
 
 def test_lenets_are_exchanged_between_28_and_32_pixels() -> None:

@@ -77,8 +77,8 @@ Pool = Callable[[Sequence[int]], list[Params]]
 class Problem:
     """What stays the same during one distillation, on its device: settings, data, labels and plan.
 
-    ``real_images [N, c, h, w]`` uint8 and ``real_labels [N]`` int64 are the training part, its labels as
-    the objective wants them. ``pool`` gives training networks of the trial's pool by their numbers.
+    ``real_images [N, c, h, w]`` uint8 and ``real_labels [N]`` int64 are the training part. ``pool`` gives
+    training networks of the trial's pool by their numbers.
     """
 
     spec: TrialSpec
@@ -108,7 +108,7 @@ class Problem:
             plan=plan,
             network=build_network(spec.network_spec, data.shape, data.classes),
             real_images=train_images.to(device),
-            real_labels=rewritten(train_labels, spec.attack_class, spec.target_class).to(device),
+            real_labels=train_labels.to(device),
             labels=class_labels(spec.inner_steps, data.classes, spec.images_per_class_per_step).to(device),
             mean=mean,
             std=std,
@@ -409,6 +409,7 @@ def outer_step(problem: Problem, state: DistillState) -> tuple[DistillState, Ste
     spec, learned = problem.spec, state.learned
     networks = problem.networks(network_seeds(spec, state.step))
     real_images, real_labels = _real_batch(problem, state.step)
+    real_labels = rewritten(real_labels, spec.attack_class, spec.target_class)
     gradient = outer_gradient(
         problem.network,
         networks,

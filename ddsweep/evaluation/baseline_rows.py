@@ -31,6 +31,9 @@ from ddsweep.seeds import derive_seed
 
 __all__ = ["baseline_rows"]
 
+_AT_ONCE_BYTES = 2**30
+"""Weights of networks on which rates are tried together: all rates, but for networks as large as AlexNet."""
+
 
 def baseline_rows(
     group: Group, source: str, evaluation: EvaluationSpec, directory: SweepDirectory
@@ -38,10 +41,11 @@ def baseline_rows(
     """The rows of one baseline for one group."""
     if not source.startswith("knn_"):
         return _trained_rows(group, source, evaluation, directory)
-    if group.known and "on_random" in evaluation.protocols:
+    alone = group.spec.pool is not None and group.spec.pool.known
+    if group.known and "on_random" in evaluation.protocols and not alone:
         return []  # the held-out groups of this trial have more draws of the same thing
     counted = (evaluation.neighbours, evaluation.neighbour_norm)
-    what = [source] if counted == (1, 2) else [source, *counted]
+    what = [source, *([] if counted == (1, 2) else counted), *_attack(group.spec)]
     return _cached_rows(group, what, directory, lambda: _neighbour_rows(group, source, *counted, directory))
 
 
@@ -158,9 +162,14 @@ def _training(spec: TrialSpec) -> list[Any]:
     """What decides how a network is trained on given images, but for rates and epochs."""
     momentum = spec.inner_momentum if spec.inner_optimizer == "momentum" else None
     common = [spec.network, spec.init_law, spec.init_param, spec.inner_optimizer, momentum]
-    pool = [] if spec.pool is None else [["pool", *spec.pool.identity()]]
-    attack = [] if spec.attack_class is None else [["attack", spec.attack_class, spec.target_class]]
-    return [*common, *pool, *attack]
+    # The last group of held-out networks ends where they end.
+    pool = [] if spec.pool is None else [["pool", *spec.pool.identity(), spec.pool.heldout]]
+    return [*common, *pool, *_attack(spec)]
+
+
+def _attack(spec: TrialSpec) -> list[Any]:
+    """What decides the labels of baseline images, beside their classes."""
+    return [] if spec.attack_class is None else [["attack", spec.attack_class, spec.target_class]]
 
 
 def _search_rates(
@@ -225,18 +234,22 @@ def _score_rates(
     networks = group.networks("selection", chosen)
     images = _images(group, kind, "baseline_selection", chosen, directory)
     steps = [spec.inner_steps * e for e in epochs]
-    # All rates at once: network k of the batch is selection network k mod 4 at rate k div 4.
-    count = len(tried)
-    rates = torch.tensor(tried, dtype=group.dtype, device=group.plan.device)
-    result = group.run(
-        {name: value.repeat(count, *[1] * (value.dim() - 1)) for name, value in networks.items()},
-        images.repeat(count, *[1] * (images.dim() - 1)) if images.dim() == 6 else images,
-        [rates.repeat_interleave(len(chosen))] * steps[-1],
-        steps,
-        *_validation_images(group),
-    )
-    means: list[list[float]] = result.accuracy.view(len(steps), count, len(chosen)).mean(2).T.tolist()
-    return means
+    # Many rates at once: network k of the batch is selection network k mod 4 at rate k div 4.
+    once = max(1, _AT_ONCE_BYTES // sum(value.nbytes for value in networks.values()))
+    scores: list[list[float]] = []
+    for first in range(0, len(tried), once):
+        some = tried[first : first + once]
+        count = len(some)
+        rates = torch.tensor(some, dtype=group.dtype, device=group.plan.device)
+        result = group.run(
+            {name: value.repeat(count, *[1] * (value.dim() - 1)) for name, value in networks.items()},
+            images.repeat(count, *[1] * (images.dim() - 1)) if images.dim() == 6 else images,
+            [rates.repeat_interleave(len(chosen))] * steps[-1],
+            steps,
+            *_validation_images(group),
+        )
+        scores += result.accuracy.view(len(steps), count, len(chosen)).mean(2).T.tolist()
+    return scores
 
 
 def _best_candidate(group: Group, lr: float, epochs: int, candidates: int, directory: SweepDirectory) -> int:

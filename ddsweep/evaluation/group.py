@@ -181,6 +181,7 @@ class Group:
             "init_law": self.spec.init_law if self.spec.pool is None else None,
             "pool": self.spec.pool.name if self.spec.pool else None,
             "split": "test",
+            "dataset_stand_in": self.splits.stand_in or (self.pool is not None and self.pool.stand_in),
             "n_images": len(self.splits.test_labels),
             "group": self.unit.group,
         }

@@ -98,6 +98,7 @@ def _unit_key(distilled: DistilledSet, evaluation: EvaluationSpec, unit: EvalUni
             evaluation.steps(distilled.spec, unit.changes),
             unit.changes.changes(),
             [unit.protocol, unit.group, unit.size, unit.indices],
+            *([] if distilled.spec.pool is None else [distilled.spec.pool.heldout]),
         )
     settings = evaluation.baseline_settings()
     return digest(

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, Field, field_validator, model_validator
 
 from ddsweep.catalog import IMAGENET, INIT_LAWS, SMOKE, DatasetSpec, PoolSpec, parse_network
-from ddsweep.errors import DataError, SettingError
-from ddsweep.pools.recipe import PoolRecipe
+from ddsweep.errors import DataError, ResultsError, SettingError
+from ddsweep.pools.recipe import GROUP_SIZE, PoolRecipe
+from ddsweep.results.layout import PoolDirectory
+from ddsweep.results.parts import part_metadata
 from ddsweep.spec.files import load_model, yaml_of
-from ddsweep.spec.values import SECTION, Count, real, shown, whole, word
+from ddsweep.spec.values import SECTION, Count, amount, real, shown, whole, word
 
 __all__ = ["PoolFile", "load_pool", "pool_yaml", "resolve_pool"]
+
+
+def _gpus(value: Any) -> float:
+    """As of a trial: a part of one GPU, or whole ones."""
+    if isinstance(value, dict):
+        raise ValueError(f"{shown(value)} is not a number")
+    return float(amount(value, shared=True))  # type: ignore[arg-type]
 
 
 class PoolFile(BaseModel):
@@ -29,18 +40,19 @@ class PoolFile(BaseModel):
     dataset: str | dict[str, Any]
     network: str
     init_law: Annotated[str, BeforeValidator(lambda value: word(value, INIT_LAWS))] = "xavier"
-    init_param: Annotated[float, BeforeValidator(real), Field(gt=0)] = 1.0
+    init_param: Annotated[float, BeforeValidator(real), Field(gt=0, lt=math.inf)] = 1.0
     train: Count
     heldout: Count
     epochs: Count
     batch: Count = 1024
-    lr: Annotated[float, BeforeValidator(real), Field(gt=0)]
+    lr: Annotated[float, BeforeValidator(real), Field(gt=0, lt=math.inf)]
     decay_epochs: Count
     decay_factor: Annotated[float, BeforeValidator(real), Field(gt=0, le=1)] = 0.5
     seed: Annotated[int, BeforeValidator(whole), Field(ge=0)] = 0
+    group_size: Count = GROUP_SIZE
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    cpus: Annotated[float, BeforeValidator(real), Field(ge=0)] = 1.0
-    gpus: Annotated[float, BeforeValidator(real), Field(ge=0)] = 0.0
+    cpus: Annotated[float, BeforeValidator(real), Field(ge=0, lt=math.inf)] = 1.0
+    gpus: Annotated[float, BeforeValidator(_gpus)] = 0.0
     total_cpus: Count | None = None
     total_gpus: Annotated[float, BeforeValidator(real), Field(ge=0)] | None = None
     smoke: dict[str, Any] = {}
@@ -56,6 +68,12 @@ class PoolFile(BaseModel):
         if value == IMAGENET or value.startswith(f"{IMAGENET}-"):
             raise ValueError(f"{value!r} is the pool of torchvision's AlexNet, which is not trained here")
         return value
+
+    @model_validator(mode="after")
+    def _smoke_by_name(self) -> PoolFile:
+        if self.name.endswith(SMOKE) and not self.smoke:
+            raise ValueError(f"name: {self.name!r}: only what --smoke makes may end in {SMOKE}")
+        return self
 
     def recipe(self, resolve: Callable[[Any], DatasetSpec]) -> PoolRecipe:
         """Its recipe with the data set resolved. Raises `SettingError` if the network cannot take it."""
@@ -73,6 +91,7 @@ class PoolFile(BaseModel):
             decay_epochs=self.decay_epochs,
             decay_factor=self.decay_factor,
             seed=self.seed,
+            group_size=self.group_size,
         )
 
 
@@ -84,15 +103,18 @@ def load_pool(path: Path, overrides: Sequence[str] = (), *, smoke: bool = False)
 
 def pool_yaml(pool: PoolFile) -> str:
     """``pool`` with every default written out; `load_pool` reads it back to an equal model."""
-    return yaml_of(pool.model_dump(exclude={"smoke"}))
+    return yaml_of(pool.model_dump())
 
 
 def resolve_pool(
-    value: str | Mapping[str, Any], pools: Path, resolve: Callable[[Any], DatasetSpec]
+    value: str | Mapping[str, Any],
+    pools: Path,
+    resolve: Callable[[Any], DatasetSpec],
+    files: Path | None = None,
 ) -> PoolSpec:
     """What ``pool:`` of a sweep file means: the name of a pool in the folder ``pools``, or ``imagenet``, or
-    ``{name: imagenet, weights: FILE}``. Raises `SettingError` for anything else, `DataError` for a pool
-    that was not begun."""
+    ``{name: imagenet, weights: FILE}``. A pool that was not begun is what its file in the folder ``files``
+    says. Raises `SettingError` for anything else, `DataError` for a pool without any file."""
     if isinstance(value, Mapping):
         if set(value) != {"name", "weights"} or value["name"] != IMAGENET:
             raise SettingError(
@@ -104,6 +126,8 @@ def resolve_pool(
     if value == IMAGENET + SMOKE:
         return _alexnet(value, value)
     file = pools / value / "pool.yaml"
+    if not file.is_file() and files is not None and (files / f"{value}.yaml").is_file():
+        return load_pool(files / f"{value}.yaml").recipe(resolve).spec(value)
     if not file.is_file():
         there = sorted(path.parent.name for path in pools.glob("*/pool.yaml"))
         known = f"; there are {', '.join(there)}" if there else ""
@@ -111,7 +135,16 @@ def resolve_pool(
             f"pool: there is no pool {value!r} in {pools}{known}; `ddsweep pretrain` with its file makes one "
             f"(such as sweeps/pools/{value}.yaml)"
         )
-    return load_pool(file).recipe(resolve).spec(value)
+    spec = load_pool(file).recipe(resolve).spec(value)
+    return replace(spec, heldout=_heldout_there(PoolDirectory(file.parent), spec))
+
+
+def _heldout_there(directory: PoolDirectory, spec: PoolSpec) -> int:
+    """Held-out networks that can be judged on: while a whole pool grows, those that were there."""
+    try:
+        return int(part_metadata(directory.index)["heldout"])
+    except (ResultsError, KeyError):
+        return spec.heldout
 
 
 def _file_digest(path: Path) -> str:

@@ -44,7 +44,7 @@ def pool_of(trial: TrialSpec, pools: Path) -> TrainedPool | None:
     pool = open_pool(trial.pool, pools)
     if trial.pool.classes:
         return pool
-    return _WithNewLastLayer(pool.directory, pool.spec, pool.sums, pool.kept, trial.dataset.classes)
+    return _WithNewLastLayer(**vars(pool), classes=trial.dataset.classes)
 
 
 def ready_pool(spec: PoolSpec, pools: Path, data_root: Path | None) -> None:
@@ -57,7 +57,8 @@ def ready_pool(spec: PoolSpec, pools: Path, data_root: Path | None) -> None:
         directory.create()
         weights = _weights(spec, data_root)
         row = {**environment(), "dataset": IMAGENET, "network": spec.network, "trained_at": utc_now()}
-        save_network(directory, spec, "train", 0, weights, {**row, "dataset_stand_in": spec.name != IMAGENET})
+        row["dataset_stand_in"] = spec.name == IMAGENET + SMOKE
+        save_network(directory, spec, "train", 0, weights, row)
         write_index(directory, spec)
     open_pool(spec, pools)
 

@@ -43,7 +43,8 @@ def write_index(directory: PoolDirectory, spec: PoolSpec) -> None:
         for index in range(count):
             rows += read_part(directory.part(role, index)).to_pylist()
     _check_disjoint(directory.root, rows)
-    write_part(directory.index, rows, POOL, directory.temporary)
+    counts = {"train": str(spec.train), "heldout": str(spec.heldout)}
+    write_part(directory.index, rows, POOL, directory.temporary, counts)
 
 
 def _check_disjoint(where: Path, rows: Sequence[dict[str, Any]]) -> None:
@@ -61,11 +62,13 @@ def _check_disjoint(where: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 @dataclass(frozen=True)
 class TrainedPool:
-    """The networks of a pool, read when they are asked for. ``sums`` are their hashes by role and number."""
+    """The networks of a pool, read when they are asked for. ``sums`` are their hashes by role and number;
+    ``stand_in``: what they were trained on only stands in for what is named."""
 
     directory: PoolDirectory
     spec: PoolSpec
     sums: dict[tuple[str, int], str]
+    stand_in: bool = False
     kept: dict[tuple[str, int], Params] = field(default_factory=dict)
 
     def networks(self, role: str, indices: Sequence[int]) -> list[Params]:
@@ -125,7 +128,8 @@ def open_pool(spec: PoolSpec, pools: Path) -> TrainedPool:
             f"({', '.join(sorted(other))}, not {spec.recipe}); remove the folder and make the pool again"
         )
     _check_disjoint(directory.root, rows)
-    pool = TrainedPool(directory, spec, {(row["role"], row["index"]): row["sha256"] for row in rows})
+    sums = {(row["role"], row["index"]): row["sha256"] for row in rows}
+    pool = TrainedPool(directory, spec, sums, any(row["dataset_stand_in"] for row in rows))
     for role, count in zip(ROLES, (spec.train, spec.heldout), strict=True):
         there = sum(1 for found, _ in pool.sums if found == role)
         if there < count:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,25 +17,32 @@ from ddsweep.core.init import draw_networks
 from ddsweep.core.networks import build_network
 from ddsweep.core.pretrain import Course, train_on_real
 from ddsweep.data.sources import Splits
+from ddsweep.errors import CheckpointError, DataError, ResultsError, UserError
 from ddsweep.pools.recipe import PoolRecipe
 from ddsweep.pools.store import ROLES, save_network
 from ddsweep.provenance import device_name, environment, utc_now
+from ddsweep.results.artifacts import load_tensors, tensor_sha256
 from ddsweep.results.layout import PoolDirectory
-from ddsweep.results.parts import is_whole
+from ddsweep.results.parts import list_parts, read_part
 from ddsweep.seeds import derive_seed
 
-__all__ = ["GROUP_SIZE", "PoolGroup", "missing_groups", "train_group"]
-
-GROUP_SIZE = 8
-"""Networks that are trained together: always the same ones, for float32 results depend on who is beside."""
+__all__ = ["PoolGroup", "check_parts", "missing_groups", "train_group"]
 
 
 @dataclass(frozen=True)
 class PoolGroup:
-    """Networks ``indices`` of a role, trained as one computation."""
+    """Networks ``indices`` of a role, those that are wanted of the ``size`` from ``first`` on, which are
+    trained as one computation."""
 
     role: str
     indices: tuple[int, ...]
+    size: int
+
+    @property
+    def trained(self) -> range:
+        """All networks that are computed, wanted or not: float32 results depend on who is beside."""
+        first = self.indices[0] - self.indices[0] % self.size
+        return range(first, first + self.size)
 
     @property
     def label(self) -> str:
@@ -45,15 +53,39 @@ def missing_groups(recipe: PoolRecipe, directory: PoolDirectory) -> list[PoolGro
     """The groups of which a network is not there, or torn."""
     groups = []
     for role, count in zip(ROLES, (recipe.train, recipe.heldout), strict=True):
-        for first in range(0, count, GROUP_SIZE):
-            group = PoolGroup(role, tuple(range(first, min(first + GROUP_SIZE, count))))
+        size = recipe.group_size
+        for first in range(0, count, size):
+            group = PoolGroup(role, tuple(range(first, min(first + size, count))), size)
             if not all(_is_trained(directory, role, index) for index in group.indices):
                 groups.append(group)
     return groups
 
 
 def _is_trained(directory: PoolDirectory, role: str, index: int) -> bool:
-    return is_whole(directory.part(role, index)) and directory.network(role, index).is_file()
+    try:
+        (row,) = read_part(directory.part(role, index)).to_pylist()
+        weights, _ = load_tensors(directory.network(role, index))
+    except (ResultsError, CheckpointError, ValueError):
+        return False
+    return bool(tensor_sha256(weights) == row["sha256"])
+
+
+def check_parts(directory: PoolDirectory, recipe: PoolRecipe, splits: Splits) -> None:
+    """Raises `DataError` if a network that is there was trained on other images or by another recipe: then
+    those that are missing would be of another kind."""
+    for path in list_parts(directory.root / "parts"):
+        try:
+            rows = read_part(path).to_pylist()
+        except ResultsError:  # torn: it is made again
+            continue
+        for row in rows:
+            found = (row["recipe"], row["dataset_fingerprint"])
+            if found != (recipe.recipe, splits.fingerprint):
+                what = "on other images" if row["recipe"] == recipe.recipe else "by another recipe"
+                raise DataError(
+                    f"pool {directory.root}: {row['role']} network {row['index']} was trained {what}; remove "
+                    "the folder, or give this pool another name"
+                )
 
 
 def train_group(
@@ -77,7 +109,7 @@ def train_group(
     data = recipe.dataset
     network = build_network(parse_network(recipe.network, data.shape), data.shape, data.classes)
     plan = choose_plan(device, threads, network)
-    seeds = [derive_seed("pool", recipe.recipe, group.role, index) for index in group.indices]
+    seeds = [derive_seed("pool", recipe.recipe, group.role, index) for index in group.trained]
     wall, cpu = time.monotonic(), time.process_time()
     trained = train_on_real(
         network,
@@ -87,7 +119,7 @@ def train_group(
         splits.mean,
         splits.std,
         Course(recipe.epochs, recipe.batch, recipe.lr, recipe.decay_epochs, recipe.decay_factor),
-        lambda epoch: _order_seeds(recipe, group.role, group.indices, epoch),
+        lambda epoch: _order_seeds(recipe, group.role, group.trained, epoch),
         plan,
         should_stop=should_stop,
     )
@@ -96,7 +128,7 @@ def train_group(
     wall, cpu = time.monotonic() - wall, time.process_time() - cpu
     test = (splits.test_images.to(device), splits.test_labels.to(device))
     accuracy, loss, _, _ = count_right(network, trained, *test, splits.mean, splits.std, plan)
-    spec, count = recipe.spec(name), len(group.indices)
+    spec, count = recipe.spec(name), len(group.trained)
     common: dict[str, Any] = {
         **environment(),
         **{k: getattr(recipe, k) for k in ("network", "init_law", "init_param", "epochs", "batch", "lr")},
@@ -111,9 +143,14 @@ def train_group(
         "threads": threads,
         "trained_at": utc_now(),
     }
-    for k, index in enumerate(group.indices):
-        if _is_trained(directory, group.role, index):
+    for k, index in enumerate(group.trained):
+        if index not in group.indices or _is_trained(directory, group.role, index):
             continue
+        if not math.isfinite(float(loss[k])):
+            raise UserError(
+                f"pool {name}: {group.role} network {index} diverged at lr {recipe.lr:g}: its logits are "
+                "not finite; give a smaller lr"
+            )
         row = {**common, "seed": seeds[k], "accuracy": float(accuracy[k]), "loss": float(loss[k])}
         weights = {key: value[k].cpu() for key, value in trained.items()}
         save_network(directory, spec, group.role, index, weights, row)

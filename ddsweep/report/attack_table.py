@@ -69,9 +69,12 @@ def _spread(rows: Sequence[dict[str, Any]], measure: str) -> str:
 
 def attack_matrix(directory: SweepDirectory, trials: Sequence[TrialSpec], on_torn: OnTorn) -> str | None:
     """Write ``attack.png``, mean success by attacked (rows) and target class (columns), and return its path;
-    None for fewer than two pairs. Trials that share a pair (other seeds, other settings) are averaged."""
+    None for fewer than two pairs, and for attacks on different data or networks. Trials that share a pair
+    (other seeds, other settings) are averaged."""
     cells: dict[tuple[int, int], list[float]] = defaultdict(list)
     attacks = [trial for trial in trials if trial.attack_class is not None and trial.target_class is not None]
+    if len({(trial.dataset.name, trial.network, trial.pool) for trial in attacks}) != 1:
+        return None  # a matrix of several questions would answer none
     for trial in attacks:
         row = trial_row(directory, trial.trial_id, on_torn)
         if row is not None and row["test_attack_success_mean"] is not None:

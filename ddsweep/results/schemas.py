@@ -155,6 +155,7 @@ EVALS = pa.schema(
         ("loss", _REAL),
         ("diverged", _FLAG),
         ("n_images", _COUNT),
+        ("dataset_stand_in", _FLAG),
         ("group", _COUNT),
     ],
     metadata=_METADATA,

@@ -259,6 +259,7 @@ def _reason(item: Mapping[str, Any], context: Mapping[str, Any], model: type[Bas
         "bool_type": "is not true or false",
         "greater_than_equal": f"must be at least {context.get('ge')}",
         "greater_than": f"must be greater than {context.get('gt')}",
+        "less_than": f"must be less than {context.get('lt')}",
         "less_than_equal": f"must be at most {context.get('le')}",
         "literal_error": f"is not one of {context.get('expected')}",
         "too_short": "is empty; give at least one",

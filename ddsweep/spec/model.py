@@ -21,6 +21,7 @@ from ddsweep.catalog import (
     DATASETS,
     DEFAULT_BASELINES,
     PROTOCOLS,
+    SMOKE,
     EvaluationSpec,
     Protocol,
     TrialSpec,
@@ -162,6 +163,8 @@ def _amount_of(key: str, amount: float | dict[Any, Any], trial: TrialSpec) -> fl
         return amount
     by = amount["by"]
     value = trial.dataset.name if by == "dataset" else getattr(trial, by)
+    if by == "pool":
+        value = trial.pool.name if trial.pool else None
     for entry, number in amount.items():
         if entry in ("by", "default"):
             continue
@@ -267,6 +270,8 @@ class SweepSpec(_Model):
 
     @model_validator(mode="after")
     def _whole_file(self) -> SweepSpec:
+        if self.name.endswith(SMOKE) and not self.smoke:
+            raise ValueError(f"name: {self.name!r}: only what --smoke makes may end in {SMOKE}")
         searched = self.search.space.keys() if self.search else set()
         for key in searched:
             homes = ["grid"] if key in self.grid else []

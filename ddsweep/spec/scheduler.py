@@ -28,7 +28,7 @@ class AshaSpec(BaseModel):
     grace: Count = 100
     reduction: Annotated[int, BeforeValidator(whole), Field(ge=2)] = 3
     strata: Annotated[tuple[str, ...], words_of(SCIENCE_SETTINGS)] = (
-        *("dataset", "objective", "init", "images_per_class"),
+        *("dataset", "objective", "attack_class", "target_class", "init", "pool", "images_per_class"),
     )
 
     def rungs(self, trial: TrialSpec) -> tuple[int, ...]:

@@ -72,7 +72,9 @@ def setting(name: str, value: Any) -> Any:
         if not value or not isinstance(value, str | dict):
             raise ValueError(f"{value!r} is neither a name nor a mapping such as {{source: folder, ...}}")
         return value
-    if name == "pool" and isinstance(value, str | dict) and value and value != "none":
+    if name == "pool" and value is not None and value != "none":
+        if not value or not isinstance(value, str | dict):
+            raise ValueError(f"{value!r} is neither the name of a pool nor {{name: imagenet, weights: FILE}}")
         return value
     if kind.endswith("None") and (value is None or value == "none"):
         return None

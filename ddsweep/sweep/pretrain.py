@@ -8,12 +8,13 @@ from pathlib import Path
 
 import ray
 
+from ddsweep.catalog import POOL_FRACTION
 from ddsweep.data.sources import Splits, load_splits
 from ddsweep.errors import UserError
 from ddsweep.pools.file import PoolFile
 from ddsweep.pools.recipe import PoolRecipe
 from ddsweep.pools.store import write_index
-from ddsweep.pools.train import PoolGroup, missing_groups, train_group
+from ddsweep.pools.train import PoolGroup, check_parts, missing_groups, train_group
 from ddsweep.results.layout import PoolDirectory
 from ddsweep.sweep.drain import drain_on_signal
 from ddsweep.sweep.pool import SharedSplits, get_splits, put_splits
@@ -28,7 +29,9 @@ MAX_RETRIES = 3
 
 def load_pool_splits(recipe: PoolRecipe, data_root: Path | None, *, stand_in: bool = False) -> Splits:
     """The data of a pool; its validation part, the same as that of trials, is left alone."""
-    return load_splits(recipe.dataset, data_root, validation_fraction=0.1, split_seed=0, stand_in=stand_in)
+    return load_splits(
+        recipe.dataset, data_root, validation_fraction=POOL_FRACTION, split_seed=0, stand_in=stand_in
+    )
 
 
 def train_pool(
@@ -54,6 +57,7 @@ def train_pool(
         write_index(directory, recipe.spec(pool.name))
         return True
     splits = load_pool_splits(recipe, data_root, stand_in=stand_in)
+    check_parts(directory, recipe, splits)
     directory.stop_file.unlink(missing_ok=True)
     with ray_session(address=address, cpus=pool.total_cpus, gpus=pool.total_gpus, dashboard=False) as session:
         for name, asked, there in (("cpus", pool.cpus, session.cpus), ("gpus", pool.gpus, session.gpus)):
@@ -118,7 +122,7 @@ def _result(reference: ray.ObjectRef[bool], group: PoolGroup) -> bool:
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, UserError):
             raise error.cause from None
-        raise
+        raise UserError(f"{group.label}: {type(error.cause).__name__}: {error.cause}") from error
     except ray.exceptions.RayError as error:
         raise UserError(
             f"{group.label}: the worker died {MAX_RETRIES + 1} times: {' '.join(str(error).split())[:200]}"

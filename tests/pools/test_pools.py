@@ -18,12 +18,12 @@ from ddsweep.core.images import normalise
 from ddsweep.core.init import draw_network
 from ddsweep.core.networks import build_network
 from ddsweep.data.sources import Splits
-from ddsweep.errors import DataError, SettingError
+from ddsweep.errors import DataError, SettingError, UserError
 from ddsweep.pools import store
 from ddsweep.pools.file import load_pool, pool_yaml, resolve_pool
 from ddsweep.pools.recipe import PoolRecipe
 from ddsweep.pools.store import TrainedPool, open_pool, write_index
-from ddsweep.pools.train import missing_groups
+from ddsweep.pools.train import check_parts, missing_groups
 from ddsweep.results.layout import PoolDirectory
 from ddsweep.results.parts import read_part, write_part
 from ddsweep.results.schemas import POOL
@@ -118,6 +118,35 @@ def test_a_stopped_pool_goes_on_and_ends_the_same(
     assert [group.label for group in missing_groups(recipe, directory)] == ["train 8 to 9"]
     train_all(recipe, splits, directory)
     assert bytes_of(directory) == whole
+
+
+def test_a_network_that_is_torn_is_trained_again(copy: Path, recipe: PoolRecipe, splits: Splits) -> None:
+    directory = PoolDirectory(copy / NAME)
+    whole, path = bytes_of(directory), directory.network("heldout", 2)
+    path.write_bytes(path.read_bytes()[:-7] + b"altered")
+    assert [group.label for group in missing_groups(recipe, directory)] == ["heldout 0 to 4"]
+    train_all(recipe, splits, directory)
+    assert bytes_of(directory) == whole
+
+
+def test_networks_of_other_images_or_another_recipe_are_never_mixed_with(
+    copy: Path, recipe: PoolRecipe, splits: Splits
+) -> None:
+    directory = PoolDirectory(copy / NAME)
+    check_parts(directory, recipe, splits)
+    with pytest.raises(DataError, match="network 0 was trained on other images; remove the folder"):
+        check_parts(directory, recipe, replace(splits, fingerprint="0" * 32))
+    with pytest.raises(DataError, match="network 0 was trained by another recipe"):
+        check_parts(directory, replace(recipe, lr=0.5), splits)
+
+
+def test_a_network_that_diverges_is_named(recipe: PoolRecipe, splits: Splits, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"pool tiny: train network 0 diverged at lr 1e\+30: .* smaller lr"):
+        train_all(replace(recipe, lr=1e30), splits, PoolDirectory(tmp_path / NAME))
+
+
+def test_the_size_of_groups_is_part_of_the_recipe(recipe: PoolRecipe) -> None:
+    assert replace(recipe, group_size=4).recipe != recipe.recipe == replace(recipe, group_size=8).recipe
 
 
 def test_more_networks_change_none_that_is_there(
@@ -277,6 +306,8 @@ def test_the_smoke_section_makes_a_pool_of_its_own(file: Path) -> None:
         ("init_law: xaviar", "init_law: 'xaviar' is not one of .*did you mean xavier"),
         ("device: tpu", "device: 'tpu' is not one of 'auto', 'cpu' or 'cuda'"),
         ("name: imagenet", "name: 'imagenet' is the pool of torchvision's AlexNet"),
+        ("lr: .inf", "lr: inf.* must be less than inf"),
+        ("gpus: 1.5", "gpus: 1.5 must be a fraction between 0 and 1, or a whole number"),
         ("name: A b", "name: 'A b' names a folder of networks"),
     ],
 )
@@ -286,6 +317,27 @@ def test_a_wrong_pool_file_is_refused(file: Path, change: str, message: str) -> 
     file.write_text("\n".join([*kept, change]))
     with pytest.raises(SettingError, match=rf"pool.yaml: {message}"):
         load_pool(file)
+
+
+def test_a_name_ends_in_smoke_only_where_it_was_asked_for(file: Path) -> None:
+    file.write_text(FILE.replace("name: tiny", "name: tiny-smoke").partition("smoke: {")[0])
+    with pytest.raises(SettingError, match="'tiny-smoke': only what --smoke makes may end in -smoke"):
+        load_pool(file)
+
+
+def test_a_pool_that_was_not_begun_is_what_its_file_says(
+    file: Path, recipe: PoolRecipe, tmp_path: Path
+) -> None:
+    (tmp_path / "files").mkdir()
+    shutil.copy(file, tmp_path / "files" / "tiny.yaml")
+    assert resolve_pool(NAME, tmp_path / "nowhere", digits, tmp_path / "files") == recipe.spec(NAME)
+
+
+def test_a_growing_pool_can_be_judged_on_as_far_as_it_is_whole(
+    copy: Path, recipe: PoolRecipe, file: Path
+) -> None:
+    (copy / NAME / "pool.yaml").write_text(FILE.replace("heldout: 5", "heldout: 50"))
+    assert resolve_pool(NAME, copy, digits) == recipe.spec(NAME)
 
 
 def test_a_pool_is_found_by_its_name(pools: Path, file: Path, tmp_path: Path, recipe: PoolRecipe) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from ddsweep.core.images import normalise
 from ddsweep.core.networks import Params, build_network
 from ddsweep.data.sources import Splits
 from ddsweep.distilled import DistilledSet, apply
-from ddsweep.evaluation import evaluate_unit, finish
+from ddsweep.evaluation import baseline_rows, evaluate_unit, finish
 from ddsweep.pools.recipe import PoolRecipe
 from ddsweep.pools.store import TrainedPool, open_pool
 from ddsweep.results.layout import SweepDirectory
@@ -155,7 +156,7 @@ def test_distillation_and_selection_see_training_networks_only(
 def sweep_beside(pools: Path, tmp_path: Path) -> SweepDirectory:
     """A new results folder that shares ``pools``."""
     results = tmp_path / "results"
-    results.mkdir()
+    results.mkdir(parents=True)
     (results / "pools").symlink_to(pools)
     directory = SweepDirectory(results / "sweep")
     directory.create()
@@ -238,6 +239,62 @@ def test_an_attack_is_judged_by_whom_it_fools(
     assert row["test_accuracy_other_mean"] == pytest.approx(after.accuracy_other.mean())
     history = read_part(directory.history_part(spec.trial_id)).to_pylist()
     assert row["val_score"] == history[-1]["val_score"] > 0.3, "the success on validation images"
+
+
+def test_an_attack_may_start_from_real_images_of_their_true_classes(
+    pools: Path, pool_spec: PoolSpec, splits: Splits
+) -> None:
+    spec = spec_of(pool_spec, **ATTACK, image_init="real")
+    plain = spec_of(pool_spec, image_init="real")
+    data = (splits.train_images, splits.train_labels, splits.mean, splits.std)
+    start = initial_state(Problem.of(spec, ExecutionPlan(), *data)).images
+    of_class = normalise(
+        splits.train_images[splits.train_labels == 3], splits.mean, splits.std, torch.float32
+    )
+    assert all(any(torch.equal(image, real) for real in of_class) for image in start[0, 6:8])
+    assert start.shape == initial_state(Problem.of(plain, ExecutionPlan(), *data)).images.shape
+
+
+def test_baselines_of_two_attacks_and_of_none_are_different_questions(
+    pools: Path, pool_spec: PoolSpec, splits: Splits, tmp_path: Path
+) -> None:
+    """Nearest neighbours too: the labels of their images are those of the attack."""
+    directory = sweep_beside(pools, tmp_path)
+    evaluation = EvaluationSpec(networks=2, group_size=2, baselines=("knn_random", "random_real"))
+    other = {**ATTACK, "target_class": 8}
+    found = {}
+    for name, settings in {"none": {}, "3 to 5": ATTACK, "3 to 8": other}.items():
+        spec = spec_of(pool_spec, outer_steps=1, **settings)
+        _, table = evaluated(spec, evaluation, splits, directory)
+        own = table[table.trial_id == spec.trial_id]
+        found[name] = own[own.source == "knn_random"].accuracy.tolist()
+    assert len({tuple(accuracies) for accuracies in found.values()}) == 3
+    assert max(found["3 to 5"] + found["3 to 8"]) < max(found["none"]), "threes are never right"
+    assert len(list((directory.cache / "rates").glob("random_real-*.json"))) == 3
+
+
+def test_rates_tried_in_blocks_score_as_rates_tried_at_once(
+    pools: Path, pool_spec: PoolSpec, splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = spec_of(pool_spec, outer_steps=1, dtype="float64")
+    evaluation = EvaluationSpec(networks=2, group_size=2, baselines=("random_real",))
+    scores = []
+    for size in (2**30, 1):
+        monkeypatch.setattr(baseline_rows, "_AT_ONCE_BYTES", size)
+        directory = sweep_beside(pools, tmp_path / str(size))
+        evaluated(spec, evaluation, splits, directory)
+        (file,) = (directory.cache / "rates").glob("*.json")
+        scores.append(json.loads(file.read_text()))
+    assert scores[0] == scores[1]
+
+
+def test_a_set_for_trained_networks_says_where_they_are(
+    pools: Path, pool_spec: PoolSpec, splits: Splits, tmp_path: Path
+) -> None:
+    directory, spec = sweep_beside(pools, tmp_path), spec_of(pool_spec, outer_steps=1)
+    assert distil_trial(spec, splits, directory, TrialSettings())
+    with pytest.raises(ValueError, match="trained networks, of pool tiny: load one of results/pools/tiny"):
+        DistilledSet.load(directory.distilled(spec.trial_id)).network()
 
 
 def test_a_known_trained_network_is_judged_alone_and_on_the_heldout_ones(
