@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from ddsweep.pools.recipe import GROUP_SIZE, PoolRecipe
 from ddsweep.results.layout import PoolDirectory
 from ddsweep.results.parts import part_metadata
 from ddsweep.spec.files import load_model, yaml_of
-from ddsweep.spec.values import SECTION, Count, amount, real, shown, whole, word
+from ddsweep.spec.values import SECTION, Count, amount, folder_name, real, shown, whole, word
 
 __all__ = ["PoolFile", "load_pool", "pool_yaml", "resolve_pool"]
 
@@ -60,14 +59,10 @@ class PoolFile(BaseModel):
     @field_validator("name", mode="before")
     @classmethod
     def _name(cls, value: Any) -> str:
-        if not isinstance(value, str) or not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,99}", value):
-            raise ValueError(
-                f"{shown(value)} names a folder of networks: small letters, digits, - and _, starting with a "
-                "letter or digit, at most 100"
-            )
-        if value == IMAGENET or value.startswith(f"{IMAGENET}-"):
-            raise ValueError(f"{value!r} is the pool of torchvision's AlexNet, which is not trained here")
-        return value
+        name = folder_name(value, "networks")
+        if name == IMAGENET or name.startswith(f"{IMAGENET}-"):
+            raise ValueError(f"{name!r} is the pool of torchvision's AlexNet, which is not trained here")
+        return name
 
     @model_validator(mode="after")
     def _smoke_by_name(self) -> PoolFile:

@@ -8,7 +8,6 @@ their evaluation has; ``resources`` changes none of it.
 from __future__ import annotations
 
 import math
-import re
 from contextlib import suppress
 from typing import Annotated, Any, Literal
 
@@ -40,6 +39,7 @@ from ddsweep.spec.values import (
     Count,
     Problem,
     amount,
+    folder_name,
     positives,
     real,
     refuse,
@@ -203,14 +203,10 @@ class SweepSpec(_Model):
     @field_validator("name", mode="before")
     @classmethod
     def _name(cls, value: Any) -> str:
-        if not isinstance(value, str) or not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,99}", value):
-            raise ValueError(
-                f"{shown(value)} names a folder of results: small letters, digits, - and _, starting "
-                "with a letter or digit, at most 100"
-            )
-        if value == POOLS:
-            raise ValueError(f"{value!r} is the folder of trained networks beside the results of sweeps")
-        return value
+        name = folder_name(value, "results")
+        if name == POOLS:
+            raise ValueError(f"{name!r} is the folder of trained networks beside the results of sweeps")
+        return name
 
     @field_validator("base", mode="before")
     @classmethod

@@ -51,6 +51,16 @@ def whole(value: Any) -> int:
     return int(number)
 
 
+def folder_name(value: Any, what: str) -> str:
+    """The name of a folder of results."""
+    if not isinstance(value, str) or not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,99}", value):
+        raise ValueError(
+            f"{shown(value)} names a folder of {what}: small letters, digits, - and _, starting with a "
+            "letter or digit, at most 100"
+        )
+    return value
+
+
 Count = Annotated[int, BeforeValidator(whole), Field(ge=1)]
 
 

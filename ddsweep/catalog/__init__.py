@@ -1,0 +1,74 @@
+"""What exists, by name: networks with the sizes they take, data sets, init laws, and `TrialSpec`.
+
+Imports neither torch nor anything heavy, so that ``ddsweep plan`` and ``--help`` stay instant.
+The names here are the vocabulary of sweep files and of the result tables.
+"""
+
+from __future__ import annotations
+
+from ddsweep.catalog.datasets import DATASETS, DatasetSpec, base_name, parse_dataset, transformed
+from ddsweep.catalog.evaluation import (
+    BASELINE_EPOCHS,
+    BASELINE_RATES,
+    BASELINES,
+    DEFAULT_BASELINES,
+    PROTOCOLS,
+    EvaluationSpec,
+    EvalUnit,
+    Protocol,
+)
+from ddsweep.catalog.networks import (
+    INIT_LAWS,
+    NETWORKS,
+    NORMS,
+    NetworkSpec,
+    forward_flops,
+    layer_shapes,
+    parameter_count,
+    parameter_shapes,
+    parse_network,
+)
+from ddsweep.catalog.pools import IMAGENET, POOL_FRACTION, SMOKE, PoolSpec
+from ddsweep.catalog.trials import (
+    AUGMENTATIONS,
+    CHOICES,
+    MOST_WHITENED,
+    SPEC_VERSION,
+    TrialSpec,
+    augmentation_parts,
+)
+
+__all__ = [
+    "AUGMENTATIONS",
+    "BASELINES",
+    "BASELINE_EPOCHS",
+    "BASELINE_RATES",
+    "CHOICES",
+    "DATASETS",
+    "DEFAULT_BASELINES",
+    "IMAGENET",
+    "INIT_LAWS",
+    "MOST_WHITENED",
+    "NETWORKS",
+    "NORMS",
+    "POOL_FRACTION",
+    "PROTOCOLS",
+    "SMOKE",
+    "SPEC_VERSION",
+    "DatasetSpec",
+    "EvalUnit",
+    "EvaluationSpec",
+    "NetworkSpec",
+    "PoolSpec",
+    "Protocol",
+    "TrialSpec",
+    "augmentation_parts",
+    "base_name",
+    "forward_flops",
+    "layer_shapes",
+    "parameter_count",
+    "parameter_shapes",
+    "parse_dataset",
+    "parse_network",
+    "transformed",
+]

@@ -1,0 +1,218 @@
+"""What is asked of a distilled set: protocols, groups of held-out networks, baselines."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from ddsweep.catalog.trials import TrialSpec
+from ddsweep.errors import SettingError
+
+__all__ = [
+    "BASELINES",
+    "BASELINE_EPOCHS",
+    "BASELINE_RATES",
+    "DEFAULT_BASELINES",
+    "PROTOCOLS",
+    "EvalUnit",
+    "EvaluationSpec",
+    "Protocol",
+]
+
+
+PROTOCOLS = ("as_distilled", "on_random")
+"""How a set is applied: on the networks it was made for, or a ``fixed`` set on random held-out ones.
+Every other way is a `Protocol`."""
+
+BASELINES = ("random_real", "optimized_random", "class_mean", "kmeans", "knn_random", "knn_kmeans")
+
+DEFAULT_BASELINES = ("random_real", "class_mean", "kmeans", "knn_random", "knn_kmeans")
+"""What is asked for if nothing is said. It enters the ids of evaluations that are there, so it stays."""
+
+BASELINE_RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+BASELINE_EPOCHS = (1, 2, 5, 10, 20, 50, 100)
+"""The grids in which the rate and the number of epochs of a baseline are chosen."""
+
+_NEAREST = ("knn_random", "knn_kmeans")
+_TRAINED = tuple(name for name in BASELINES if name not in _NEAREST)
+_MATTERS_TO = {
+    "rates": _TRAINED,
+    "epochs": _TRAINED,
+    "candidates": ("optimized_random",),
+    "neighbours": _NEAREST,
+    "neighbour_norm": _NEAREST,
+}
+
+
+_PROTOCOL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,=()+-]{0,199}")
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A way to apply distilled sets that is not the one they were made for; None is as in the trial.
+
+    ``inner_lr`` is one rate for all steps instead of the learned ones. With other ``inner_epochs`` than
+    the trained number the sets are applied for so many; beyond it the rates of the last epoch repeat.
+    Without a ``name`` it is called by what it changes: ``order=shuffled,inner_lr=0.1``.
+
+    Raises `SettingError` if nothing is changed, or for a name that means something else already.
+    """
+
+    name: str = ""
+    network: str | None = None
+    init_law: str | None = None
+    init_param: float | None = None
+    order: str | None = None
+    inner_optimizer: str | None = None
+    inner_lr: float | None = None
+    inner_epochs: int | None = None
+
+    def __post_init__(self) -> None:
+        changes = self.changes()
+        if not changes:
+            raise SettingError(f"changes nothing; give at least one of {', '.join(self.settings())}")
+        if not self.name:
+            texts = {k: f"{v:g}" if isinstance(v, float) else str(v) for k, v in changes.items()}
+            name = ",".join(f"{k}={''.join(text.split())}" for k, text in texts.items())
+            object.__setattr__(self, "name", name)
+        if not _PROTOCOL_NAME.fullmatch(self.name):
+            raise SettingError(
+                f"name: {self.name!r} is not a name: letters, digits and _ . , = ( ) + -, starting with a "
+                "letter or digit, at most 200"
+            )
+        if self.name in (*PROTOCOLS, "nearest_neighbour") or self.name.endswith("_tuned"):
+            raise SettingError(
+                f"name: {self.name!r} has a meaning of its own ({', '.join(PROTOCOLS)}, nearest_neighbour, "
+                "..._tuned); take another"
+            )
+
+    @classmethod
+    def settings(cls) -> tuple[str, ...]:
+        """What a protocol can change."""
+        return tuple(item.name for item in fields(cls) if item.name != "name")
+
+    def changes(self) -> dict[str, Any]:
+        """What it changes, by setting."""
+        return {name: value for name in self.settings() if (value := getattr(self, name)) is not None}
+
+    def applied_to(self, trial: TrialSpec) -> TrialSpec:
+        """``trial`` with the networks, the order, the optimiser and the epochs of this protocol: how to apply
+        its set, not how it was made.
+
+        A trial with a known network or a pool stays so only if its networks are the same: of another kind or
+        law there are none but fresh ones. Raises `SettingError` if its set cannot be applied like this.
+        """
+        changes = {name: value for name, value in self.changes().items() if name != "inner_lr"}
+        # Of distilling; it need not lie in these epochs.
+        trial = replace(trial, window=None)
+        fresh = replace(trial, init="random", pool=None, **changes)
+        networks = [(spec.network, spec.init_law, spec.init_param) for spec in (trial, fresh)]
+        drawn = trial.pool is not None and ("init_law" in changes or "init_param" in changes)
+        return replace(trial, **changes) if networks[0] == networks[1] and not drawn else fresh
+
+
+@dataclass(frozen=True)
+class EvalUnit:
+    """What one evaluation task computes and one part holds: a group of networks under one protocol.
+
+    ``indices`` are the networks whose rows are wanted. ``size`` networks, those from ``group * size``
+    on, are always computed together: float32 results depend on the size of the batch. ``changes`` is
+    what the protocol is, unless it is one of ``PROTOCOLS``.
+    """
+
+    protocol: str
+    group: int
+    size: int
+    indices: tuple[int, ...]
+    changes: Protocol | None = None
+
+
+@dataclass(frozen=True)
+class EvaluationSpec:
+    """What is asked of every trial: ``networks`` held-out networks, computed ``group_size`` at a time, the
+    protocols and baselines, and inner steps beyond T at which to look as well.
+
+    Of baselines: the grids of ``rates`` and ``epochs`` that are searched, how many ``candidates`` the
+    optimised random images are the best of, and the ``neighbours`` and the p of the distance of k-NN.
+    """
+
+    networks: int = 64
+    group_size: int = 16
+    protocols: tuple[str | Protocol, ...] = PROTOCOLS
+    baselines: tuple[str, ...] = DEFAULT_BASELINES
+    inner_steps_beyond: tuple[int, ...] = ()
+    rates: tuple[float, ...] = BASELINE_RATES
+    epochs: tuple[int, ...] = BASELINE_EPOCHS
+    candidates: int = 20
+    neighbours: int = 1
+    neighbour_norm: float = 2.0
+
+    def units(self, trial: TrialSpec) -> list[EvalUnit]:
+        """The units that a trial needs, in a fixed order.
+
+        ``as_distilled`` is always among them. For ``fixed`` it is the one known network (its index is
+        the trial's seed), and the held-out networks (of its law, or of its pool) come under ``on_random``.
+        A `Protocol` that is impossible for the trial has none (``plan`` refuses it, or says that it is left
+        out).
+        """
+        groups = [
+            (g, tuple(range(g * self.group_size, min((g + 1) * self.group_size, self.networks))))
+            for g in range(-(-self.networks // self.group_size))
+        ]
+        if trial.init != "fixed":
+            units = [EvalUnit("as_distilled", g, self.group_size, indices) for g, indices in groups]
+        else:
+            units = [EvalUnit("as_distilled", 0, 1, (trial.seed,))]
+            if "on_random" in self.protocols and not (trial.pool and trial.pool.known):
+                units += [EvalUnit("on_random", g, self.group_size, indices) for g, indices in groups]
+        for protocol in self.protocols:
+            if isinstance(protocol, str):
+                continue
+            try:
+                known = protocol.applied_to(trial).init == "fixed"
+            except SettingError:
+                continue
+            if known:
+                units.append(EvalUnit(protocol.name, 0, 1, (trial.seed,), protocol))
+            else:
+                units += [EvalUnit(protocol.name, g, self.group_size, i, protocol) for g, i in groups]
+        return units
+
+    def steps(self, trial: TrialSpec, protocol: Protocol | None = None) -> tuple[int, ...]:
+        """Inner steps at which a distilled set is judged: 0, the end of each epoch, T (of a ``protocol``, the
+        end of its own epochs), and beyond."""
+        last = self.last_step(trial, protocol)
+        ends = range(0, last + 1, trial.inner_steps)
+        return tuple(sorted({*ends, *(s for s in self.inner_steps_beyond if s > last)}))
+
+    def last_step(self, trial: TrialSpec, protocol: Protocol | None = None) -> int:
+        """The inner step with which the epochs end: T, or that of the epochs of a ``protocol``."""
+        return (trial if protocol is None else protocol.applied_to(trial)).steps
+
+    def baseline_settings(self) -> dict[str, Any]:
+        """How the baselines that are asked for are computed, as far as it is not as by default.
+
+        Empty by default, and then in no key and no id: what was evaluated before stays valid.
+        """
+        default = {item.name: item.default for item in fields(self)}
+        return {
+            name: getattr(self, name)
+            for name, sources in _MATTERS_TO.items()
+            if getattr(self, name) != default[name] and set(sources) & set(self.baselines)
+        }
+
+    def evaluation_id(self, trial: TrialSpec) -> str:
+        """10 hex digits over all that decides the evaluation rows of ``trial``."""
+        units = [
+            [u.protocol, u.group, u.size, list(u.indices)]
+            + ([u.changes.changes(), list(self.steps(trial, u.changes))] if u.changes else [])
+            for u in self.units(trial)
+        ]
+        parts: list[Any] = [units, sorted(self.baselines), list(self.steps(trial))]
+        if settings := self.baseline_settings():
+            parts.append(settings)
+        text = json.dumps(parts, separators=(",", ":"), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:10]
