@@ -18,10 +18,11 @@ from ddsweep.core.distill import (
     presented,
     rates_of,
 )
-from ddsweep.core.evaluate import evaluate_networks
+from ddsweep.core.evaluate import count_right, evaluate_networks
 from ddsweep.core.execution import ExecutionPlan, choose_plan
 from ddsweep.core.init import draw_networks
 from ddsweep.core.networks import build_network
+from ddsweep.core.pretrain import Course, train_on_real
 from ddsweep.core.unroll import outer_gradient, raw_rates
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
@@ -110,6 +111,24 @@ def test_accuracies_on_cuda_are_those_on_the_cpu(text, shape, rate) -> None:
     assert torch.equal(on_cuda.accuracy, on_cpu.accuracy)
     assert torch.equal(on_cuda.diverged, on_cpu.diverged)
     torch.testing.assert_close(on_cuda.loss, on_cpu.loss, rtol=1e-9, atol=0)
+
+
+def test_training_on_real_images_on_cuda_is_that_on_the_cpu() -> None:
+    """What pools are made by, and how many images of a class are called what."""
+    generator = torch.Generator().manual_seed(2)
+    pixels = torch.randint(256, (100, 1, 28, 28), generator=generator, dtype=torch.uint8)
+    targets = torch.randint(10, (100,), generator=generator)
+    course, found = Course(epochs=2, batch=32, lr=1e-3, decay_epochs=1, decay_factor=0.5), []
+    for device in (CPU, CUDA):
+        network, params, *_ = problem("lenet", (1, 28, 28), device)
+        data, plan = (pixels.to(device), targets.to(device), (0.5,), (0.3,)), choose_plan(device, 1, network)
+        trained = train_on_real(network, params, *data, course, lambda epoch: [epoch, 7, 8], plan)
+        assert trained is not None
+        found.append((trained, count_right(network, trained, *data, plan)))
+    (on_cpu, counts), (on_cuda, other_counts) = found
+    for name, value in on_cpu.items():
+        assert relative(on_cuda[name], value) < 1e-9, name
+    assert torch.equal(other_counts[3], counts[3]) and int(counts[3].sum()) == 300
 
 
 ALL_WAYS = {
