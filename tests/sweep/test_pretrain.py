@@ -157,9 +157,9 @@ def check_attacks(directory: Path, said: str) -> None:
 def test_other_settings_under_the_same_name_are_refused(tmp_path: Path, ddsweep: Run) -> None:
     file = write(tmp_path / "tiny.yaml", POOL.format(epochs=1))
     assert ddsweep("pretrain", file, "train=1", "heldout=1", cwd=tmp_path).returncode == 0
-    refused = ddsweep("pretrain", file, "train=1", "heldout=1", "epochs=2", cwd=tmp_path)
-    assert refused.returncode == 1 and "holds networks of other settings" in refused.stderr
-    refused = ddsweep("pretrain", file, "cpus=99", "train=2", "total_cpus=1", cwd=tmp_path)
-    assert (
-        refused.returncode == 1 and "cpus: a group of networks asks for 99, but there are 1" in refused.stderr
-    )
+    for other in ("epochs=2", "train=2"):
+        refused = ddsweep("pretrain", file, "train=1", "heldout=1", other, cwd=tmp_path)
+        assert refused.returncode == 1 and "holds a pool of other settings" in refused.stderr
+    refused = ddsweep("pretrain", file, "train=1", "heldout=2", "cpus=99", "total_cpus=1", cwd=tmp_path)
+    assert refused.returncode == 1
+    assert "cpus: a group of networks asks for 99, but there are 1" in refused.stderr
