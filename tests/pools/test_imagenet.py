@@ -162,7 +162,8 @@ def test_the_whole_way_on_official_layouts(name: str, tmp_path: Path, ddsweep: R
         write_cub(root, 200, train=2)
     else:
         write_voc(root)
-    settings = ["outer_steps=2", "real_batch=16", "evaluate.baselines=none"]
+    few = ["outer_steps=1", "inner_epochs=1"] if name.endswith("cub200") else ["outer_steps=2"]
+    settings = [*few, "real_batch=16", "evaluate.baselines=none"]
     done = ddsweep("run", SWEEPS / f"{name}.yaml", *settings, "--data-root", root, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
     (part,) = (tmp_path / "results" / name / "trials").glob("*.parquet")
