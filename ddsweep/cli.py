@@ -354,7 +354,7 @@ def _pretrain(pool: PoolFile, results: Path, data_root: Path | None, address: st
     from ddsweep.data.layout import require_files
     from ddsweep.pools.file import load_pool, pool_yaml
     from ddsweep.report.console import report_console
-    from ddsweep.report.pool import missing_parts, pool_lines
+    from ddsweep.report.pool import pool_lines
     from ddsweep.results.files import remove_leftovers, write_atomic
     from ddsweep.results.layout import PoolDirectory
     from ddsweep.results.lock import SweepLock
@@ -368,13 +368,15 @@ def _pretrain(pool: PoolFile, results: Path, data_root: Path | None, address: st
     recipe = pool.recipe(dataset)
     directory, console = PoolDirectory(results / "pools" / pool.name), report_console()
     if directory.pool_file.is_file():
+        from ddsweep.pools.train import missing_groups  # here: a wrong file or missing data need no torch
+
         before = load_pool(directory.pool_file).recipe(dataset)
         if (before.recipe, before.train) != (recipe.recipe, recipe.train) or before.heldout > recipe.heldout:
             raise UserError(
                 f"{directory.root} holds a pool of other settings ({directory.pool_file}); give this one "
                 "another name, or remove the folder (heldout alone may grow)"
             )
-        if before == recipe and directory.index.is_file() and not missing_parts(directory, recipe):
+        if before == recipe and directory.index.is_file() and not missing_groups(recipe, directory):
             for line in pool_lines(directory):
                 console.print(line, highlight=False)
             return

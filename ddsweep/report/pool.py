@@ -2,23 +2,11 @@
 
 from __future__ import annotations
 
-from ddsweep.pools.recipe import PoolRecipe
 from ddsweep.results.layout import PoolDirectory
 from ddsweep.results.parts import read_part
 from ddsweep.results.statistics import mean_std_ci
 
-__all__ = ["missing_parts", "pool_lines"]
-
-
-def missing_parts(directory: PoolDirectory, recipe: PoolRecipe) -> bool:
-    """Whether a network or its row is not there; looks at names alone."""
-    counts = (("train", recipe.train), ("heldout", recipe.heldout))
-    wanted = [(role, index) for role, count in counts for index in range(count)]
-    return not all(
-        path.is_file()
-        for role, index in wanted
-        for path in (directory.part(role, index), directory.network(role, index))
-    )
+__all__ = ["pool_lines"]
 
 
 def pool_lines(directory: PoolDirectory) -> list[str]:

@@ -113,6 +113,10 @@ def test_a_pool_survives_what_happens_to_it_and_serves_a_sweep(
     assert first == {path.name: path.stat().st_mtime_ns for path in pool.root.glob("networks/train-*")}
     again = ddsweep("pretrain", file, cwd=tmp_path)
     assert again.returncode == 0 and "trained" not in again.stdout, "nothing is left to do"
+    torn = pool.network("heldout", 3)
+    torn.write_bytes(torn.read_bytes()[:-9])
+    mended = ddsweep("pretrain", file, cwd=tmp_path)
+    assert mended.returncode == 0 and "heldout 0 to 7 trained" in mended.stdout
 
     attacked = ddsweep("run", "attacks.yaml", cwd=tmp_path)
     assert (attacked.returncode, attacked.stderr) == (0, "")
