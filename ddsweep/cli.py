@@ -413,9 +413,134 @@ def _pretrain(pool: PoolFile, results: Path, data_root: Path | None, address: st
 
 
 @app.command()
+def launch(
+    file: SweepFile,
+    settings: Overrides = None,
+    site: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A site file, such as slurm/generic.yaml.")
+    ] = None,
+    mode: Annotated[
+        str, typer.Option(help="cluster: one allocation, one Ray cluster. array: a job array, without Ray.")
+    ] = "cluster",
+    nodes: Annotated[int | None, typer.Option(help="Nodes (of an array: at a time).")] = None,
+    gpus_per_node: Annotated[int | None, typer.Option(help="GPUs of each.")] = None,
+    time: Annotated[str | None, typer.Option(help="Time limit: 90m, 4h, or 04:00:00.")] = None,
+    partition: Annotated[str | None, typer.Option(help="Slurm partition.")] = None,
+    account: Annotated[str | None, typer.Option(help="Slurm account.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be submitted.")] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Stay until the sweep is over, with its exit code.")
+    ] = False,
+    results: ResultsRoot = None,
+    data_root: DataRoot = None,
+) -> None:
+    """Run what is missing of a sweep as jobs of a cluster. The same command goes on where it was.
+
+    KEY=VALUE are settings of the sweep, and with site. before them of the site file.
+    """
+    from ddsweep.data.layout import require_files
+    from ddsweep.launch.site import load_site
+    from ddsweep.report.console import report_console
+    from ddsweep.report.status import trial_states
+    from ddsweep.spec import load_sweep
+
+    if site is None:
+        raise UserError("--site: name a site file, such as slurm/generic.yaml, or slurm/local.yaml")
+    if mode not in ("cluster", "array"):
+        raise UserError(f"--mode: {mode!r} is not one of cluster, array")
+    given = settings or []
+    flags = {
+        "nodes": nodes,
+        "gpus_per_node": gpus_per_node,
+        "time": None if time is None else f"{time!r}",
+        "partition": partition,
+        "account": account,
+    }
+    over = [item.removeprefix("site.") for item in given if item.startswith("site.")]
+    over += [f"{key}={value}" for key, value in flags.items() if value is not None]
+    place = load_site(site, over)
+    device = [] if place.device is None else [f"resources.device={place.device}"]
+    sweep = load_sweep(file, [*(item for item in given if not item.startswith("site.")), *device])
+    root, directory = _root(data_root), _sweep_directory(sweep, results)
+    plan = _expand(sweep, directory, root, file.parent / "pools")
+    stay = sweep.scheduler is not None
+    states = trial_states(directory, plan.trials, sweep.evaluate.spec(), stopped_stay=stay)
+    missing = [trial for trial in plan.trials if states[trial.trial_id] == "missing"]
+    for dataset in dict.fromkeys(trial.dataset for trial in missing):
+        require_files(dataset, root)
+
+    from ddsweep.launch import start
+
+    console = report_console()
+
+    def say(text: str) -> None:
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    start.check_fits(sweep, plan.trials, place, mode)
+    if not missing and not dry_run:
+        say(f"all {len(plan.trials)} trials are done: {directory.root}")
+        return
+    shares: list[list[str]] = []
+    if mode == "array":
+        from ddsweep.launch.array import deal
+
+        to_distil = [t for t in missing if not directory.distilled(t.trial_id).is_file()]
+        shares = deal(to_distil, _seconds(plan, sweep), place.array_tasks)
+    request = start.Request(sweep, directory, place, site, mode, root, shares)
+    if dry_run:
+        start.dry_run(request, len(plan.trials), len(missing), say)
+        return
+    folder = start.launch(request)
+
+    from ddsweep.launch.folder import Launch
+    from ddsweep.launch.watch import wait_for
+
+    numbers = ", ".join(f"{job.kind} {job.id}" for job in Launch.read(folder).jobs)
+    say(f"launched {folder.name}: {numbers}; {len(missing)} of {len(plan.trials)} trials are missing")
+    say(f"ddsweep status|logs|cancel {directory.root}")
+    if wait:
+        code = wait_for(folder, say)
+        if code:
+            raise typer.Exit(code)
+
+
+@app.command()
+def cancel(
+    directory: ResultsDir,
+    grace: Annotated[float, typer.Option(help="Seconds in which what runs may drain.")] = 60.0,
+) -> None:
+    """End the jobs of a launched sweep: what runs drains first. Launching it again goes on."""
+    from ddsweep.launch.watch import cancel as end
+    from ddsweep.launch.watch import latest
+
+    end(latest(_existing(directory)), grace, typer.echo)
+
+
+@app.command()
+def logs(
+    directory: ResultsDir,
+    job: Annotated[str | None, typer.Option(help="Of this job only: 123, or 123_4 of an array.")] = None,
+    lines: Annotated[int, typer.Option(help="Lines of each, from the end.")] = 40,
+) -> None:
+    """The ends of the logs of a sweep's last launch, the newest log last."""
+    from ddsweep.launch.slurm import log_tail
+    from ddsweep.launch.watch import latest, log_files
+
+    folder = latest(_existing(directory))
+    files = log_files(folder, job)
+    if not files:
+        typer.echo(f"{folder.logs}: no logs yet{f' of job {job}' if job else ''}")
+    for path in files:
+        typer.echo(f"==> {path} <==")
+        for line in log_tail(path, lines):
+            typer.echo(line)
+
+
+@app.command()
 def status(directory: ResultsDir, data_root: DataRoot = None) -> None:
     """How far a sweep is, from its files alone: works while it runs, after it, and from another machine."""
     from ddsweep.data.files import resolve_dataset
+    from ddsweep.launch.watch import launch_lines
     from ddsweep.report.console import report_console
     from ddsweep.report.status import status as read_status
     from ddsweep.report.status import status_table
@@ -423,7 +548,10 @@ def status(directory: ResultsDir, data_root: DataRoot = None) -> None:
 
     found, root = _existing(directory), _root(data_root)
     asked = asked_of(found, lambda value: resolve_dataset(value, root))
-    report_console().print(status_table(read_status(found, asked.trials, asked.evaluation, asked.note)))
+    console = report_console()
+    console.print(status_table(read_status(found, asked.trials, asked.evaluation, asked.note)))
+    for line in launch_lines(found):
+        console.print(line, highlight=False, markup=False)
 
 
 @app.command()

@@ -19,7 +19,7 @@ from ddsweep.report.formats import NONE, duration, percent
 from ddsweep.report.settings import setting_cells, setting_headings, settings_of, varying
 from ddsweep.report.sweep_file import require_sweep, seen_trials
 from ddsweep.results.layout import PART_FOLDERS, SweepDirectory
-from ddsweep.results.lock import is_stale, read_lock
+from ddsweep.results.lock import live_holder
 from ddsweep.results.parts import list_parts, part_metadata, read_parts
 from ddsweep.results.schemas import FAILURES, HISTORY
 
@@ -41,8 +41,6 @@ STATES = ("done", "stopped", "evaluating", "distilled", "running", "interrupted"
 """Furthest first. ``evaluating`` and ``running`` with a driver at work; without one the same files mean
 ``distilled`` (the evaluation is still to do) and ``interrupted``: running the sweep again goes on there.
 ``stopped``: by the scheduler, for good as long as there is one."""
-
-_STALE_SECONDS = 300.0
 
 STYLES = {
     "done": "green",
@@ -149,8 +147,7 @@ def status(
 
 def live_driver(directory: SweepDirectory) -> dict[str, Any] | None:
     """What the lock says of the driver that is at work on this sweep; None if none is."""
-    holder = read_lock(directory.lock)
-    return None if holder is None or is_stale(holder, _STALE_SECONDS) else holder
+    return live_holder(directory.lock)
 
 
 def trial_status(

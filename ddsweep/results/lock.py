@@ -29,7 +29,7 @@ from typing import Any
 from ddsweep.errors import ResultsError
 from ddsweep.results.files import results_error
 
-__all__ = ["SweepLock", "is_stale", "read_lock"]
+__all__ = ["SweepLock", "is_stale", "live_holder", "process_start", "read_lock"]
 
 _GUARD_PATIENCE_S = 10.0
 
@@ -41,11 +41,17 @@ class SweepLock:
     is refreshed every ``heartbeat_s`` by a daemon thread. A lock of this host whose process is gone
     is taken over at once, one of another host when its heartbeat is older than ``stale_s``. Else
     entering raises `ResultsError`, which says who is at work. ``lost`` turns true if somebody took
-    this lock over, as after a long suspension: the driver should then drain.
+    this lock over, as after a long suspension: the driver should then drain. A lock of the same Slurm
+    job before it was requeued is stale at once. Holders with the same ``launch`` share the lock.
     """
 
-    def __init__(self, path: Path, heartbeat_s: float = 30.0, stale_s: float = 300.0) -> None:
-        self.path = path
+    def __init__(
+        self, path: Path, heartbeat_s: float = 30.0, stale_s: float = 300.0, *, launch: str | None = None
+    ) -> None:
+        self.sweep_lock = path
+        self.launch = launch
+        member = f"{socket.gethostname()}-{os.getpid()}"
+        self.path = path if launch is None else _members(path) / member
         self.heartbeat_s = heartbeat_s
         self.stale_s = stale_s
         self.lost = False
@@ -57,8 +63,13 @@ class SweepLock:
     def __enter__(self) -> SweepLock:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with _guard(self.path.with_name(self.path.name + ".guard")):
+            with _guard(self.sweep_lock.with_name(self.sweep_lock.name + ".guard")):
                 self._acquire()
+                try:
+                    self._keep_others_out()
+                except ResultsError:
+                    self._release()
+                    raise
         except OSError as error:
             raise results_error(error, self.path) from error
         self.lost = False
@@ -73,6 +84,18 @@ class SweepLock:
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
+        self._release()
+
+    def _keep_others_out(self) -> None:
+        """Look at the other kind of lock once ours is there: then two starters cannot miss each other."""
+        others = [self.sweep_lock] if self.launch is not None else []
+        others += [path for path in _members(self.sweep_lock).glob("*") if path != self.path]
+        for other in others:
+            holder = read_lock(other)
+            if self.launch is None or holder is None or holder.get("launch") != self.launch:
+                _clear_if_stale(other, self.stale_s)
+
+    def _release(self) -> None:
         if self._descriptor is None:
             return
         try:
@@ -87,7 +110,7 @@ class SweepLock:
     def _acquire(self) -> None:
         while True:
             now = _now()
-            self._content = {**_identity(), "since": now, "heartbeat": now}
+            self._content = {**_identity(), "launch": self.launch, "since": now, "heartbeat": now}
             try:
                 self._descriptor = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644)
             except FileExistsError:
@@ -131,6 +154,20 @@ class SweepLock:
         return (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino)
 
 
+def live_holder(path: Path, stale_s: float = 300.0) -> dict[str, Any] | None:
+    """Who is at work under the lock ``path``, alone or sharing it; None if nobody is."""
+    for place in (path, *sorted(_members(path).glob("*"))):
+        holder = read_lock(place)
+        if holder is not None and not is_stale(holder, stale_s):
+            return holder
+    return None
+
+
+def _members(path: Path) -> Path:
+    """The folder of those who share the lock ``path``."""
+    return path.with_name(path.name + ".d")
+
+
 def read_lock(path: Path) -> dict[str, Any] | None:
     """Who holds the lock, or None where there is no lock file.
 
@@ -172,8 +209,13 @@ def _clear_if_stale(path: Path, stale_s: float) -> None:
 
 
 def is_stale(holder: dict[str, Any], stale_s: float) -> bool:
+    """Whether who holds a lock is gone: its process on this host, this very job before it was requeued, or
+    for ``stale_s`` without a heartbeat."""
+    own_job = holder.get("job") is not None and holder["job"] == os.environ.get("SLURM_JOB_ID")
+    if own_job and int(holder.get("restart") or 0) < _restart():
+        return True
     if holder.get("host") == socket.gethostname():
-        started = _process_start(holder["pid"])
+        started = process_start(holder["pid"])
         # Process numbers are used again: the same number with another start is another process.
         recorded = holder.get("process_start")
         return started is None or bool(recorded and started and recorded != started)
@@ -194,13 +236,19 @@ def _identity() -> dict[str, Any]:
     return {
         "host": socket.gethostname(),
         "pid": os.getpid(),
-        "process_start": _process_start(os.getpid()),
+        "process_start": process_start(os.getpid()),
         "job": os.environ.get("SLURM_JOB_ID"),
+        "restart": _restart(),
         "command": shlex.join(sys.argv),
     }
 
 
-def _process_start(pid: int) -> str | None:
+def _restart() -> int:
+    """How often Slurm has requeued the job that this process belongs to."""
+    return int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+
+
+def process_start(pid: int) -> str | None:
     """What tells this process from a later one of the same number; None if it is gone.
 
     Clock ticks from boot to its start where /proc says so, else an empty string.

@@ -1,4 +1,4 @@
-"""The first SIGINT or SIGTERM asks the work to come to a good end, the second one stops it."""
+"""The first SIGINT or SIGTERM, or a stop file, asks the work to come to a good end; a second one stops it."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
 __all__ = ["Interrupted", "drain_on_signal"]
+
+_LOOK_EVERY_S = 0.2
 
 
 class Interrupted(Exception):
@@ -16,22 +19,36 @@ class Interrupted(Exception):
 
 
 @contextmanager
-def drain_on_signal(drain: Callable[[str], None]) -> Iterator[None]:
-    """SIGINT or SIGTERM drains; a second one raises `Interrupted` in the main thread."""
+def drain_on_signal(drain: Callable[[str], None], stop_file: Path) -> Iterator[None]:
+    """SIGINT, SIGTERM or ``stop_file`` drains; a second signal raises `Interrupted` in the main thread.
+
+    The handler of the first signal sets a flag and nothing more: ``drain(cause)`` is called, once, by a
+    thread that looks at it.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     seen: list[int] = []
+    over = threading.Event()
 
     def handler(number: int, frame: FrameType | None) -> None:
         if seen:
             raise Interrupted
         seen.append(number)
-        drain(signal.Signals(number).name)
+
+    def look() -> None:
+        while not over.wait(_LOOK_EVERY_S):
+            if seen or stop_file.exists():
+                drain(signal.Signals(seen[0]).name if seen else f"{stop_file.name} file")
+                return
 
     before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    watcher = threading.Thread(target=look, name="drain", daemon=True)
+    watcher.start()
     try:
         yield
     finally:
+        over.set()
+        watcher.join()
         for number, old in before.items():
             signal.signal(number, old)

@@ -23,9 +23,10 @@ from ddsweep.errors import UserError
 from ddsweep.evaluation import evaluate_unit, finish, missing_units
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.sweep.observe import State
+from ddsweep.sweep.prepare import splits_key
 from ddsweep.trial import pick_device, record_failure
 
-__all__ = ["EvalPool", "SharedSplits", "get_splits", "put_splits", "splits_key"]
+__all__ = ["EvalPool", "SharedSplits", "get_splits", "put_splits"]
 
 MAX_ATTEMPTS = 5
 """Times that one unit is tried on actors that die under it before its trial is said to have failed."""
@@ -47,11 +48,6 @@ class SharedSplits:
 
     arrays: Any
     rest: Splits
-
-
-def splits_key(spec: TrialSpec) -> str:
-    """Trials with the same key share data and split."""
-    return repr((spec.dataset, spec.validation_fraction, spec.split_seed, spec.whitening))
 
 
 def put_splits(splits: Splits) -> SharedSplits:

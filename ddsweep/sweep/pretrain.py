@@ -73,7 +73,7 @@ def train_pool(
             say(f"{cause}: draining; what is trained stays (again to stop at once)")
 
         begun, done = time.monotonic(), 0
-        with drain_on_signal(drain):
+        with drain_on_signal(drain, directory.stop_file):
             running = {
                 train.options(name=f"pool {pool.name}, {group.label}", **needs).remote(
                     pool, recipe, group, shared, directory

@@ -7,7 +7,6 @@ trial's function returns as soon as the stop file is there, so draining is the s
 from __future__ import annotations
 
 import shutil
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,6 @@ from ray.tune.trainable.function_trainable import wrap_function
 
 from ddsweep.catalog import TrialSpec
 from ddsweep.cost import choose_memory, estimate
-from ddsweep.data.sources import Splits, load_splits
 from ddsweep.errors import DivergedError, ResultsError, UserError
 from ddsweep.evaluation import forget_stop, record_stop, trial_is_done, trial_is_stopped
 from ddsweep.pools.imagenet import ready_pool
@@ -29,7 +27,8 @@ from ddsweep.spec import AshaSpec, SweepSpec, is_smoke
 from ddsweep.sweep.asha import StratifiedAsha
 from ddsweep.sweep.drain import drain_on_signal
 from ddsweep.sweep.observe import Board
-from ddsweep.sweep.pool import EvalPool, SharedSplits, get_splits, put_splits, splits_key
+from ddsweep.sweep.pool import EvalPool, SharedSplits, get_splits, put_splits
+from ddsweep.sweep.prepare import eval_gpus, load_all_splits, splits_key, trial_settings
 from ddsweep.sweep.session import RaySession, ray_session
 from ddsweep.trial import Progress, TrialSettings, distil_trial, is_distilled, record_failure
 
@@ -40,9 +39,6 @@ REUSE_BELOW_S = 120.0
 
 PROCESS_BYTES = 2**30
 """What a worker takes beside its trial: mostly the libraries of torch and Ray."""
-
-EVAL_GPUS = 0.1
-"""The part of a GPU that an evaluation shard asks for where trials run on GPUs."""
 
 
 @dataclass(frozen=True)
@@ -76,9 +72,7 @@ def check_placement(sweep: SweepSpec, trials: Sequence[TrialSpec], session: RayS
             f"resources.memory: a trial asks for {sweep.resources.memory:g} GB, but Ray found "
             f"{session.memory / 1e9:.3g}; ask for less, or for auto"
         )
-    eval_gpus = sweep.evaluate.gpus
-    if eval_gpus is None:
-        eval_gpus = EVAL_GPUS if gpus > 0 and sweep.resources.device != "cpu" else 0.0
+    share = eval_gpus(sweep, gpus)
     if cpus > session.cpus:
         raise UserError(
             f"resources.cpus: a trial asks for {cpus:g} CPUs, but there are {session.cpus:g}; ask for less, "
@@ -90,13 +84,13 @@ def check_placement(sweep: SweepSpec, trials: Sequence[TrialSpec], session: RayS
             "resources.gpus=0 to run on the CPU"
         )
     shards = sweep.evaluate.shards
-    if not _shards_fit(shards, eval_gpus, gpus, int(session.gpus)):
+    if not _shards_fit(shards, share, gpus, int(session.gpus)):
         raise UserError(
-            f"evaluate: {shards} shards of {eval_gpus:g} GPU each cannot be placed beside a trial of "
+            f"evaluate: {shards} shards of {share:g} GPU each cannot be placed beside a trial of "
             f"{gpus:g} on {session.gpus:g} GPUs; ask for fewer evaluate.shards, or a smaller "
             "evaluate.gpus or resources.gpus"
         )
-    return eval_gpus
+    return share
 
 
 def _shards_fit(shards: int, share: float, trial: float, devices: int) -> bool:
@@ -110,23 +104,6 @@ def _shards_fit(shards: int, share: float, trial: float, devices: int) -> bool:
         return shards <= (devices - int(trial)) * per_device
     beside = int((1 - trial + tiny) / share)
     return devices > 0 and shards <= (devices - 1) * per_device + beside
-
-
-def load_all_splits(trials: Sequence[TrialSpec], root: Path | None, *, stand_in: bool) -> dict[str, Splits]:
-    """Each data set and split that the trials need, by `splits_key`."""
-    found: dict[str, Splits] = {}
-    for trial in trials:
-        key = splits_key(trial)
-        if key not in found:
-            found[key] = load_splits(
-                trial.dataset,
-                root,
-                validation_fraction=trial.validation_fraction,
-                split_seed=trial.split_seed,
-                whitening=trial.whitening,
-                stand_in=stand_in,
-            )
-    return found
 
 
 # ------------------------------------------------------------------------------------- one trial
@@ -316,7 +293,7 @@ def run_sweep(
         gpus=resources.total_gpus,
         dashboard=resources.dashboard,
     ) as session:
-        eval_gpus = check_placement(sweep, missing, session)
+        shard_gpus = check_placement(sweep, missing, session)
         on_ready()
         if session.dashboard:
             board.say(_dashboard_line(session))
@@ -328,18 +305,17 @@ def run_sweep(
             evaluation,
             directory,
             device=resources.device,
-            gpus=eval_gpus,
+            gpus=shard_gpus,
             on_state=board.set_state,
         )
         pool.start()
 
         def drain(cause: str) -> None:
             directory.stop_file.touch()
-            pool_drain = threading.Thread(target=pool.begin_drain, daemon=True)
-            pool_drain.start()  # a signal handler must not wait for a lock that its own thread may hold
+            pool.begin_drain()
             board.say(f"{cause}: draining; trials checkpoint and stop (again to stop at once)")
 
-        with drain_on_signal(drain):
+        with drain_on_signal(drain, directory.stop_file):
             for trial in distilled:
                 pool.submit(trial)
             for trial in to_distil:
@@ -349,7 +325,7 @@ def run_sweep(
                 work = _Work(
                     sweep=sweep.name,
                     trials={trial.trial_id: trial for trial in to_distil},
-                    settings={trial.trial_id: _settings(sweep, trial) for trial in to_distil},
+                    settings={trial.trial_id: trial_settings(sweep, trial) for trial in to_distil},
                     shared=shared,
                     directory=directory,
                 )
@@ -377,21 +353,6 @@ def _asha(asha: AshaSpec, trials: Sequence[TrialSpec], directory: SweepDirectory
         scores = {row["outer_step"]: row["val_score"] for row in rows if row["val_score"] is not None}
         scheduler.replay(trial.trial_id, scores)
     return scheduler
-
-
-def _settings(sweep: SweepSpec, trial: TrialSpec) -> TrialSettings:
-    resources = sweep.resources
-    cpus, gpus = resources.for_trial(trial)
-    return TrialSettings(
-        device=resources.device,
-        threads=resources.threads or max(1, int(cpus)),
-        gpus=gpus,
-        memory_mode=resources.memory_mode,
-        segment=resources.segment,
-        checkpoint_every=resources.checkpoint_every,
-        log_every=resources.log_every,
-        rungs=sweep.scheduler.rungs(trial) if sweep.scheduler else (),
-    )
 
 
 def _request(sweep: SweepSpec, trial: TrialSpec, session: RaySession) -> dict[str, float]:

@@ -1,0 +1,146 @@
+"""What runs in the jobs of a launch. submitit pickles these objects: they hold a path and a number.
+
+The outcome is told by files in the launch's folder, never by submitit's own pickles: those of an earlier
+start of a requeued job stay where they are, and a lost node leaves none.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ddsweep.errors import UserError
+from ddsweep.launch.folder import Launch, LaunchFolder, versions, write_json
+from ddsweep.launch.processes import Signals
+from ddsweep.launch.ray_cluster import LOST_HEAD, Place, node_limits, run_on_cluster
+
+if TYPE_CHECKING:
+    import submitit
+
+__all__ = ["ClusterJob", "EvalsJob", "FinishJob", "TrialsJob"]
+
+DRAINED = 75
+
+
+@dataclass(frozen=True)
+class _Job:
+    """``folder`` is that of the launch, ``index`` the element of an array."""
+
+    folder: str
+    index: int = 0
+
+    kind = ""
+
+    def __call__(self) -> None:
+        signals = Signals()
+        folder = LaunchFolder(Path(self.folder))
+        place = _place(folder)
+        try:
+            launch = Launch.read(folder)
+            _note_versions(launch)
+            code = self.work(folder, launch, place, signals)
+            told = ""
+        except UserError as error:
+            print(f"ddsweep: {error}", file=sys.stderr, flush=True)
+            code, told = 1, str(error)
+        if not place.is_head:
+            return
+        again = code == LOST_HEAD or (code == DRAINED and signals.ending)
+        if again and place.restart >= launch.site["requeues"]:
+            told = f"not requeued again, after {place.restart} times (requeues); launch it again to go on"
+            again, code = False, DRAINED
+        outcome = {"code": code, "restart": place.restart, "requeued": again, "message": told}
+        write_json(folder.outcome(self.kind, self.index), outcome)
+        if again:
+            print(f"requeued: {place.restart + 1} of at most {launch.site['requeues']} times", flush=True)
+            signals.requeue()
+        if code:
+            sys.exit(code)  # Slurm's own record says FAILED then, with this code
+
+    def work(self, folder: LaunchFolder, launch: Launch, place: Place, signals: Signals) -> int:
+        raise NotImplementedError
+
+    def checkpoint(self) -> submitit.helpers.DelayedSubmission:
+        """For submitit: what a requeued job runs. All that was done is on disk."""
+        import submitit
+
+        return submitit.helpers.DelayedSubmission(self)
+
+
+class ClusterJob(_Job):
+    """One allocation: a Ray cluster over its nodes, and ``ddsweep run`` on it."""
+
+    kind = "cluster"
+
+    def work(self, folder: LaunchFolder, launch: Launch, place: Place, signals: Signals) -> int:
+        site = launch.site_spec
+        own = site.cpus_per_node if site.scheduler == "local" else None
+
+        def command(address: str) -> list[str]:
+            words = ["run", str(folder.sweep_file), "--address", address, "--results", launch.results]
+            if launch.data_root:
+                words += ["--data-root", launch.data_root]
+            return [sys.executable, "-m", "ddsweep", *words]
+
+        run = folder.run(place.job, place.restart)
+        return run_on_cluster(site, place, run, command, signals, node_limits(os.environ, own), say=_say)
+
+
+class TrialsJob(_Job):
+    """An array element that distils its share of the trials, without Ray."""
+
+    kind = "trials"
+
+    def work(self, folder: LaunchFolder, launch: Launch, place: Place, signals: Signals) -> int:
+        from ddsweep.launch.array import distil_share
+
+        return distil_share(folder, launch, self.index, place, signals)
+
+
+class EvalsJob(_Job):
+    """An array element that evaluates its share of what is distilled."""
+
+    kind = "evals"
+
+    def work(self, folder: LaunchFolder, launch: Launch, place: Place, signals: Signals) -> int:
+        from ddsweep.launch.array import evaluate_share
+
+        return evaluate_share(folder, launch, self.index, place, signals)
+
+
+class FinishJob(_Job):
+    """The last job of an array launch: sums up what the others left."""
+
+    kind = "finish"
+
+    def work(self, folder: LaunchFolder, launch: Launch, place: Place, signals: Signals) -> int:
+        from ddsweep.launch.array import finish_all
+
+        return finish_all(folder, launch)
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _place(folder: LaunchFolder) -> Place:
+    import submitit
+
+    job: Any = submitit.JobEnvironment()
+    restart = os.environ.get("SLURM_RESTART_COUNT") or 0
+    if job.cluster == "local":  # one task, and nobody counts its restarts: the folders do
+        runs = folder.root / "runs"
+        restart = 0
+        while (begun := runs / f"{job.job_id}.{restart}" / "begun").exists():
+            restart += 1
+        begun.parent.mkdir(parents=True)
+        begun.touch()
+    return Place(job.job_id, job.global_rank, tuple(job.hostnames), int(restart))
+
+
+def _note_versions(launch: Launch) -> None:
+    if launch.versions != versions():
+        _say(f"note: submitted with {launch.versions}, and now runs with {versions()}")

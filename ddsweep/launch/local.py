@@ -1,0 +1,61 @@
+"""``scheduler: local``: the jobs of a launch one after the other on this machine, through submitit.
+
+A process of its own, started by `ddsweep.launch.start`; its number stands in the record of the launch.
+SIGTERM to it (`ddsweep cancel`) drains what runs and ends the launch.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from ddsweep.launch.folder import Job, Launch, LaunchFolder, read_json
+from ddsweep.launch.jobs import ClusterJob, EvalsJob, FinishJob, TrialsJob
+from ddsweep.launch.slurm import executor
+from ddsweep.results.lock import process_start
+
+__all__ = ["run_local"]
+
+
+def run_local(folder: LaunchFolder) -> None:
+    """Run the jobs of the launch in ``folder`` to their end."""
+    told: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        told.append(number)
+
+    signal.signal(signal.SIGTERM, stop)
+    launch = Launch.read(folder)
+    own = Job(str(os.getpid()), "local", started=process_start(os.getpid()))
+    replace(launch, jobs=(own,)).write(folder)
+    root = str(folder.root)
+    if launch.mode == "cluster":
+        stages: list[Sequence[Any]] = [[ClusterJob(root)]]
+    else:
+        content = read_json(folder.shares) or {}
+        trials = [TrialsJob(root, i) for i in range(len(content["trials"]))]
+        stages = [trials, [EvalsJob(root, i) for i in range(content["evals"])], [FinishJob(root)]]
+    submitit_executor = executor(launch.site_spec, folder, launch.sweep)
+    for calls in stages:
+        for call in calls:
+            if told and not isinstance(call, FinishJob):
+                continue
+            job = submitit_executor.submit(call)
+            print(f"{call.kind} {call.index}: process {job.job_id}", flush=True)
+            asked = False
+            while not job.done():
+                if told and not asked:
+                    os.kill(int(job.job_id), signal.SIGTERM)  # submitit hands it on to the task
+                    asked = True
+                time.sleep(0.2)
+
+
+if __name__ == "__main__":
+    run_local(LaunchFolder(Path(sys.argv[1])))

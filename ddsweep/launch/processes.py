@@ -1,0 +1,119 @@
+"""Processes of a job on one node: signals that only set flags, children that die with it, none left over."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import IO
+
+__all__ = ["MARK", "Signals", "end", "kill_marked", "marked", "spawn"]
+
+MARK = "DDSWEEP_RUN"
+"""The variable in the environment by which the processes of one run are known, whoever their parent is."""
+
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Signals:
+    """What this process was told. The handlers set flags and nothing more.
+
+    ``ending``: SIGUSR2, the job's time is nearly up or it is preempted, and goes on after a requeue.
+    ``stopping``: SIGTERM or SIGINT, it was cancelled, or is killed to be requeued by somebody else.
+    submitit's own handlers, which would save and requeue from within the signal and ignore SIGTERM,
+    are replaced; `requeue` calls the one for SIGUSR2 when everything has come to rest.
+    """
+
+    def __init__(self) -> None:
+        self.ending = self.stopping = False
+        self._requeue = signal.getsignal(signal.SIGUSR2)
+        signal.signal(signal.SIGUSR2, self._end)
+        signal.signal(signal.SIGTERM, self._stop)
+        signal.signal(signal.SIGINT, self._stop)
+
+    def _end(self, number: int, frame: FrameType | None) -> None:
+        self.ending = True
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        self.stopping = True
+
+    @property
+    def any(self) -> bool:
+        return self.ending or self.stopping
+
+    def requeue(self) -> None:
+        """Hand over to submitit: it saves the call again, requeues the job and ends this process."""
+        if callable(self._requeue):
+            self._requeue(signal.SIGUSR2, None)
+
+
+def spawn(
+    command: Sequence[str], environment: Mapping[str, str], output: IO[str] | None = None
+) -> subprocess.Popen[str]:
+    """Start a child that gets SIGTERM when its parent dies, however that happens.
+
+    SIGUSR2 is ignored in it and in all that it starts: Slurm sends the warning before the time limit to
+    every process of a step, and Ray's would die of it. ``output`` takes stdout and stderr.
+    """
+    parent = os.getpid()
+
+    def in_child() -> None:
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # it died before we asked
+            os._exit(1)
+
+    return subprocess.Popen(
+        list(command),
+        env=dict(environment),
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=None if output is None else subprocess.STDOUT,
+        text=True,
+        preexec_fn=in_child,  # noqa: PLW1509 - this process has no threads yet when it starts children
+    )
+
+
+def end(process: subprocess.Popen[str], patience_s: float) -> int:
+    """SIGTERM, and SIGKILL after ``patience_s``. Returns the exit code."""
+    if process.poll() is None:
+        process.terminate()
+    try:
+        return process.wait(patience_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait()
+
+
+def marked(value: str) -> list[int]:
+    """The processes on this node in whose environment `MARK` begins with ``value``, but this one."""
+    entry = f"{MARK}={value}".encode()
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            variables = (place / "environ").read_bytes().split(b"\0")
+            if int(place.name) != os.getpid() and any(word.startswith(entry) for word in variables):
+                found.append(int(place.name))
+        except OSError:  # gone, or of another user
+            continue
+    return found
+
+
+def kill_marked(value: str, patience_s: float = 5.0) -> list[int]:
+    """SIGKILL to what `marked` finds, until nothing is left. Returns what still is after ``patience_s``: Ray
+    leaves a process behind now and then, and those whose parent was killed know nothing of the end."""
+    deadline = time.monotonic() + patience_s
+    while (left := marked(value)) and time.monotonic() < deadline:
+        for number in left:
+            try:
+                os.kill(number, signal.SIGKILL)
+            except OSError:
+                continue
+        time.sleep(0.1)
+    return left

@@ -1,0 +1,469 @@
+"""A Ray cluster over the tasks of a job, one a node, and one command run on it.
+
+The task of rank 0 starts the head, waits until it answers, and only then writes its address to a file in
+a folder that all nodes share; the others wait for that file, join, and leave when the head says that the
+work is done. `run_on_cluster` is called in every task: by the submitted job, and by
+``python -m ddsweep.launch.ray_cluster`` in slurm/ray_cluster.sbatch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ddsweep.errors import UserError
+from ddsweep.launch.folder import read_json, versions, write_json
+from ddsweep.launch.processes import MARK, Signals, end, kill_marked, spawn
+from ddsweep.launch.site import PORTS_OF_A_JOB, Site
+
+__all__ = ["LOST_HEAD", "NodeLimits", "Place", "node_limits", "ray_environment", "run_on_cluster"]
+
+LOST_HEAD = 76
+"""The exit code of a run whose Ray head died under its command: to be requeued."""
+
+DRIVER_STARTS = 3
+"""Times that the command is started before it is given up, if a signal killed it (want of memory, say)."""
+
+_LOOK_S = 0.3
+_DRAIN_S = 10.0
+_LEAVE_S = 15.0
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which task of which job this is. ``hosts`` are the nodes of the job by rank, ``restart`` says how often
+    it was requeued."""
+
+    job: str
+    rank: int
+    hosts: tuple[str, ...]
+    restart: int
+
+    @property
+    def is_head(self) -> bool:
+        return self.rank == 0
+
+
+@dataclass(frozen=True)
+class NodeLimits:
+    """What the job may use of this node: by Slurm's account, not by what the machine has. Bytes; None where
+    Slurm says nothing."""
+
+    cpus: int
+    gpus: int
+    memory: int | None
+
+
+def node_limits(environment: Mapping[str, str], cpus: int | None = None) -> NodeLimits:
+    """Read the allocation off Slurm's variables (sites fill in different ones)."""
+    given = environment.get("SLURM_CPUS_PER_TASK") or environment.get("SLURM_CPUS_ON_NODE")
+    own = cpus or int(given or os.cpu_count() or 1)
+    gpus = _gpus(environment)
+    memory = None
+    if environment.get("SLURM_MEM_PER_NODE"):
+        memory = int(environment["SLURM_MEM_PER_NODE"]) * 2**20
+    elif environment.get("SLURM_MEM_PER_CPU"):
+        memory = int(environment["SLURM_MEM_PER_CPU"]) * 2**20 * own
+    return NodeLimits(own, gpus, memory or None)
+
+
+def _gpus(environment: Mapping[str, str]) -> int:
+    visible = environment.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([device for device in visible.split(",") if device.strip()])
+    for part in environment.get("SLURM_TRES_PER_TASK", "").replace("=", ":").split(","):
+        if "gpu" in part:
+            return int(part.rpartition(":")[2])
+    on_node = environment.get("SLURM_GPUS_ON_NODE", "")
+    return int(on_node) if on_node.isdigit() else 0
+
+
+def ray_environment(site: Site, temporary: Path, token: Path) -> dict[str, str]:
+    """What every process of the cluster is told. Set explicitly wherever Ray's default differs between its
+    own commands, or would make a lost node go unnoticed for minutes."""
+    third = site.node_failure * 1000 / 3
+    return {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        "RAY_TMPDIR": str(temporary),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        # Three checks in a row must fail: each waits for its time-out, and then for the next period.
+        "RAY_health_check_failure_threshold": "3",
+        "RAY_health_check_timeout_ms": str(round(third * 0.7)),
+        "RAY_health_check_period_ms": str(round(third * 0.3)),
+        "RAY_health_check_initial_delay_ms": "2000",
+        # Without these a call to a node that was silently cut off waits for minutes.
+        "RAY_grpc_client_keepalive_time_ms": str(round(third * 1.5)),
+        "RAY_grpc_client_keepalive_timeout_ms": str(round(third * 1.5)),
+        "RAY_gcs_rpc_server_reconnect_timeout_s": str(max(5, round(site.node_failure))),
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "2",
+        # Slurm kills what takes too much memory. Ray's own monitor looks at the whole machine.
+        "RAY_memory_monitor_refresh_ms": "0",
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+# ------------------------------------------------------------------------------------- on every node
+
+
+def run_on_cluster(
+    site: Site,
+    place: Place,
+    folder: Path,
+    command: Callable[[str], Sequence[str]],
+    signals: Signals,
+    limits: NodeLimits,
+    say: Callable[[str], None] = print,
+) -> int:
+    """Run ``command(address)`` on a Ray cluster over all tasks of the job, and return its exit code.
+
+    ``folder`` is shared by the nodes and of this start of the job alone. Ranks above 0 return 0 once the work
+    is done. On ``signals.any`` the command gets one SIGTERM, to drain. Raises `UserError` if the cluster does
+    not come up; then, as always, nothing keeps running on this node.
+    """
+    temporary = Path(site.temporary) / f"dds{place.job.replace('_', '-')}"
+    token = folder / "token"
+    for earlier in range(place.restart):  # what a SIGKILL on this node may have left
+        kill_marked(f"{place.job}.{earlier}.")
+    mark = f"{place.job}.{place.restart}.{place.rank}."
+    environment = {**os.environ, **ray_environment(site, temporary, token), MARK: mark}
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    write_json(_card(folder, place.rank), {"host": socket.gethostname(), "versions": versions()})
+    try:
+        temporary.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"temporary: {temporary} on {socket.gethostname()}: {error.strerror}") from None
+    try:
+        with (folder / f"ray-{place.rank}.log").open("a", encoding="utf-8") as log:
+            node = _Node(site, place, folder, temporary, environment, limits, signals, say, log)
+            return _head(node, command) if place.is_head else _worker(node)
+    finally:
+        left = kill_marked(mark)
+        if left:
+            say(f"{socket.gethostname()}: processes that cannot be killed: {left}")
+        shutil.rmtree(temporary, ignore_errors=True)
+        if not place.is_head:
+            write_json(_left(folder, place.rank), {"host": socket.gethostname()})
+
+
+@dataclass(frozen=True)
+class _Node:
+    site: Site
+    place: Place
+    folder: Path
+    temporary: Path
+    environment: dict[str, str]
+    limits: NodeLimits
+    signals: Signals
+    say: Callable[[str], None]
+    log: Any
+
+    def start_ray(self, *options: str) -> subprocess.Popen[str]:
+        """``ray start --block``: its processes are children of this task and end with it."""
+        limits = self.limits
+        known = [f"--num-cpus={limits.cpus}", f"--num-gpus={limits.gpus}"]
+        if limits.memory is not None:
+            known.append(f"--memory={limits.memory - self.object_store()}")
+        known.append(f"--object-store-memory={self.object_store()}")
+        ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
+        return spawn([*ray, *known, *options], self.environment, self.log)
+
+    def object_store(self) -> int:
+        """Bytes: as the site says, else a fifth of the memory, and never more than shared memory has."""
+        free = shutil.disk_usage("/dev/shm").free
+        if self.site.object_store is not None:
+            wanted = int(self.site.object_store * 1e9)
+        else:
+            whole = self.limits.memory or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+            wanted = min(whole // 5, 20 * 10**9)
+        return max(100 * 2**20, min(wanted, int(free * 0.9)))
+
+
+def _card(folder: Path, rank: int) -> Path:
+    return folder / "nodes" / f"{rank:04d}.json"
+
+
+def _left(folder: Path, rank: int) -> Path:
+    return folder / "left" / f"{rank:04d}.json"
+
+
+# --------------------------------------------------------------------------------------- the head
+
+
+def _head(node: _Node, command: Callable[[str], Sequence[str]]) -> int:
+    folder, place, site = node.folder, node.place, node.site
+    _write_token(folder / "token")
+    for name, value in node.environment.items():  # GcsClient below reads it from here
+        if name.startswith("RAY_"):
+            os.environ[name] = value
+    ip = _own_ip(place.hosts)
+    port = _free_ports(ip, site, place.job)
+    address = f"{ip}:{port}"
+    ray = node.start_ray(
+        "--head",
+        f"--node-ip-address={ip}",
+        f"--port={port}",
+        f"--ray-client-server-port={port + 2}",
+        f"--dashboard-agent-listen-port={port + 3}",
+        f"--temp-dir={node.temporary}",
+        "--dashboard-host=127.0.0.1",
+        f"--dashboard-port={port + 1}",
+        f"--include-dashboard={'true' if site.dashboard else 'false'}",
+    )
+    try:
+        _wait_for_head(node, ray, address)
+        write_json(folder / "address.json", {"address": address, "port": port})
+        if not _wait_for_nodes(node, ray, address):
+            return 75
+        if site.dashboard:
+            host = socket.gethostname()
+            node.say(f"dashboard: ssh -N -L {port + 1}:127.0.0.1:{port + 1} {host}")
+            node.say(f"  then http://127.0.0.1:{port + 1}, with the token in {folder / 'token'}")
+        return _drive(node, ray, command(address))
+    finally:
+        write_json(folder / "done.json", {"at": time.time()})
+        end(ray, _DRAIN_S)
+        (folder / "token").unlink(missing_ok=True)  # it opens nothing any more
+        _wait_for_leaving(node)
+
+
+def _write_token(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(secrets.token_hex(32))
+
+
+def _own_ip(hosts: Sequence[str]) -> str:
+    """The address of this node that the others see; loopback where there are no others."""
+    if len(hosts) == 1:
+        return "127.0.0.1"
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((hosts[1], 9))  # sends nothing: the kernel only picks the interface
+        except OSError as error:
+            raise UserError(f"{hosts[1]}: cannot be found from {hosts[0]}: {error}") from None
+        return str(probe.getsockname()[0])
+
+
+def _free_ports(ip: str, site: Site, job: str) -> int:
+    """The first of four free ports in a row, from the number of the job on."""
+    blocks = site.ports // PORTS_OF_A_JOB
+    number = int("".join(filter(str.isdigit, job)) or 0)
+    for offset in range(min(blocks, 20)):
+        first = site.first_port + (number + offset) % blocks * PORTS_OF_A_JOB
+        if all(_is_free(ip, first + i) for i in range(4)):
+            return first
+    raise UserError(
+        f"first_port, ports: on {socket.gethostname()} no four ports in a row are free from "
+        f"{site.first_port + number % blocks * PORTS_OF_A_JOB} on; who listens there is shown by `ss -tlnp`"
+    )
+
+
+def _is_free(ip: str, port: int) -> bool:
+    for address in {ip, "127.0.0.1"}:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((address, port))
+            except OSError:
+                return False
+    return True
+
+
+def _wait_for_head(node: _Node, ray: subprocess.Popen[str], address: str) -> None:
+    deadline = time.monotonic() + node.site.wait_for_nodes
+    while _alive(address) is None:
+        if ray.poll() is not None or time.monotonic() > deadline:
+            why = f"ended with {ray.poll()}" if ray.poll() is not None else "does not answer"
+            raise UserError(f"Ray's head on {socket.gethostname()} {why}: {_tail(node)}")
+        if node.signals.stopping:
+            raise UserError("stopped while Ray's head was starting")
+        time.sleep(_LOOK_S)
+
+
+def _tail(node: _Node) -> str:
+    lines = (node.folder / f"ray-{node.place.rank}.log").read_text(errors="replace").strip().splitlines()
+    telling = [line.strip() for line in lines if "rror" in line]
+    return (telling or lines or ["it printed nothing"])[-1][:300]
+
+
+def _alive(address: str) -> set[str] | None:
+    """The addresses of the nodes that are up; None if the head does not answer."""
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]  # here: Ray takes a second to import
+
+    try:
+        found = GcsClient(address=address).get_all_node_info(timeout=5)
+    except Exception:  # Ray raises many kinds, all of which mean: not yet
+        return None
+    return {info.node_manager_address for info in found.values() if info.state == 0}
+
+
+def _wait_for_nodes(node: _Node, ray: subprocess.Popen[str], address: str) -> bool:
+    """Wait until all nodes have joined, or for as long as the site says: then go on with those that are
+    there, or raise `UserError` for too few, or for nodes with other versions. False: the job is to end."""
+    site, hosts = node.site, node.place.hosts
+    deadline = time.monotonic() + site.wait_for_nodes
+    while True:
+        cards = {rank: read_json(_card(node.folder, rank)) for rank in range(len(hosts))}
+        for rank, card in cards.items():
+            if card is not None and card["versions"] != versions():
+                raise UserError(_differ(card, hosts[0], rank))
+        up = len(_alive(address) or ())
+        if up >= len(hosts):
+            return True
+        if node.signals.any:
+            return False
+        if ray.poll() is not None:
+            raise UserError(f"Ray's head on {hosts[0]} ended with {ray.poll()}: {_tail(node)}")
+        if time.monotonic() > deadline:
+            break
+        time.sleep(_LOOK_S)
+    silent = [hosts[rank] for rank, card in cards.items() if card is None]
+    missing = silent or [f"{len(hosts) - up} of {', '.join(hosts[1:])}"]
+    why = "never reported (is the results folder visible there?)" if silent else "did not join Ray's head"
+    text = f"{', '.join(missing)}: {why} within {site.wait_for_nodes:.0f} s"
+    if up < site.least_nodes:
+        raise UserError(f"{text}; {up} of {len(hosts)} nodes are up, least_nodes is {site.least_nodes}")
+    node.say(f"{text}; going on with {up} of {len(hosts)} nodes, late ones may still join")
+    return True
+
+
+def _differ(card: Mapping[str, Any], head: str, rank: int) -> str:
+    other, own = card["versions"], versions()
+    told = ", ".join(
+        f"{key} {other.get(key)} (on {head}: {own[key]})" for key in own if own[key] != other.get(key)
+    )
+    return f"{card['host']} has other versions: {told}; install the same environment on all nodes"
+
+
+def _drive(node: _Node, ray: subprocess.Popen[str], command: Sequence[str]) -> int:
+    """Run the command to its end, whatever that is."""
+    for start in range(1, DRIVER_STARTS + 1):
+        driver = spawn(command, node.environment)
+        asked = False
+        while driver.poll() is None:
+            if node.signals.any and not asked:
+                driver.terminate()  # it drains: trials checkpoint and stop
+                asked = True
+            if ray.poll() is not None:
+                node.say(f"Ray's head ended with {ray.poll()} while the sweep was running: {_tail(node)}")
+                end(driver, _DRAIN_S)
+                return LOST_HEAD
+            time.sleep(_LOOK_S)
+        code = driver.returncode
+        if code >= 0:
+            return code
+        if asked:
+            return 75
+        node.say(f"the driver was killed by signal {-code} (start {start} of {DRIVER_STARTS})")
+    return 2
+
+
+def _wait_for_leaving(node: _Node) -> None:
+    """Give the other nodes time to clean up: once the job ends, Slurm kills what is left of them."""
+    came = [rank for rank in range(1, len(node.place.hosts)) if _card(node.folder, rank).exists()]
+    deadline = time.monotonic() + _LEAVE_S
+    while time.monotonic() < deadline and not all(_left(node.folder, rank).exists() for rank in came):
+        time.sleep(_LOOK_S)
+
+
+# --------------------------------------------------------------------------------------- the others
+
+
+def _worker(node: _Node) -> int:
+    folder, site = node.folder, node.site
+    done = folder / "done.json"
+    while (found := read_json(folder / "address.json")) is None:
+        if done.exists() or node.signals.stopping:
+            return 0
+        time.sleep(_LOOK_S)
+    address = str(found["address"])
+    port = int(address.rpartition(":")[2])
+    os.environ |= {name: value for name, value in node.environment.items() if name.startswith("RAY_")}
+    lonely_since = None
+    while not done.exists() and not node.signals.stopping:
+        ray = node.start_ray(f"--address={address}", f"--dashboard-agent-listen-port={port + 3}")
+        while ray.poll() is None and not done.exists() and not node.signals.stopping:
+            time.sleep(_LOOK_S)
+        if ray.poll() is None:
+            end(ray, _DRAIN_S)
+            break
+        # The head took this node for dead (its network was cut, say), or is itself gone.
+        kill_marked(node.environment[MARK])
+        if _alive(address) is not None:
+            lonely_since = None
+            node.say(f"{socket.gethostname()}: Ray ended with {ray.poll()}; joining again")
+        elif lonely_since is None:
+            lonely_since = time.monotonic()
+        elif time.monotonic() - lonely_since > 3 * site.node_failure:
+            node.say(f"{socket.gethostname()}: the head at {address} is gone")
+            return 1
+        time.sleep(2.0)
+    return 0
+
+
+# ------------------------------------------------------------------------------- from an sbatch file
+
+
+def main() -> NoReturn:
+    """``python -m ddsweep.launch.ray_cluster --site FILE --folder DIR -- COMMAND ...`` in every task of a
+    Slurm step: COMMAND runs on rank 0, with ``{address}`` in it replaced by that of the cluster."""
+    from ddsweep.launch.site import load_site
+
+    parser = argparse.ArgumentParser(prog="python -m ddsweep.launch.ray_cluster", description=main.__doc__)
+    parser.add_argument("--site", type=Path, required=True)
+    parser.add_argument("--folder", type=Path, required=True, help="shared by the nodes")
+    parser.add_argument("command", nargs="+")
+    asked = parser.parse_args()
+    signals = Signals()
+    try:
+        place = slurm_place(os.environ)
+        site = load_site(asked.site, [f"nodes={len(place.hosts)}", "least_nodes=1"])
+        run = asked.folder.resolve() / f"{place.job}.{place.restart}"
+        command = [word.replace("{address}", "\0") for word in asked.command]
+        code = run_on_cluster(
+            site,
+            place,
+            run,
+            lambda address: [word.replace("\0", address) for word in command],
+            signals,
+            node_limits(os.environ),
+            say=lambda text: print(text, flush=True),
+        )
+    except UserError as error:
+        print(f"ddsweep: {error}", file=sys.stderr)
+        sys.exit(1)
+    sys.exit(code)
+
+
+def slurm_place(environment: Mapping[str, str]) -> Place:
+    """This task by Slurm's variables. Raises `UserError` outside of a job."""
+    try:
+        listed = environment["SLURM_JOB_NODELIST"]
+        found = subprocess.run(
+            ["scontrol", "show", "hostnames", listed], capture_output=True, text=True, timeout=60, check=True
+        )
+        return Place(
+            job=environment["SLURM_JOB_ID"],
+            rank=int(environment["SLURM_PROCID"]),
+            hosts=tuple(found.stdout.split()),
+            restart=int(environment.get("SLURM_RESTART_COUNT") or 0),
+        )
+    except KeyError as error:
+        raise UserError(f"{error.args[0]} is not set: this belongs into a Slurm job, under srun") from None
+    except (OSError, subprocess.SubprocessError) as error:
+        raise UserError(f"scontrol show hostnames: {error}") from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+"""The file of a site: where jobs go and how its machines want to be asked. No torch, no Ray."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, Field, field_validator, model_validator
+
+from ddsweep.spec.files import load_model
+from ddsweep.spec.values import SECTION, Count, real, shown, whole
+
+__all__ = ["LONGEST_TEMPORARY", "PORTS_OF_A_JOB", "Site", "load_site"]
+
+LONGEST_TEMPORARY = 30
+"""Ray puts Unix sockets some 64 characters below its folder, which is ``<temporary>/dds<job>``, and their
+paths end at 107."""
+
+PORTS_OF_A_JOB = 10
+"""Ports that one job may use; those of different jobs do not meet."""
+
+_WORKER_PORTS = range(10002, 20000)
+"""Ray's own: it refuses a head port in here."""
+
+
+def _minutes(value: Any) -> int:
+    """Minutes of ``90m``, ``4h``, ``1d12h``, or Slurm's ``04:00:00`` and ``1-12:00:00`` in quotes."""
+    text = str(value).strip()
+    if isinstance(value, str):
+        if found := re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?", text):
+            days, hours, minutes = (int(part or 0) for part in found.groups())
+            total = (days * 24 + hours) * 60 + minutes
+        elif found := re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)", text):
+            days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
+            total = (days * 24 + hours) * 60 + minutes + (seconds > 0)
+        else:
+            total = 0
+        if total > 0:
+            return total
+    # YAML reads 4:00:00 without quotes as a number of seconds, and Slurm a bare number as minutes.
+    raise ValueError(f"{shown(value)} is no time; write 90m, 4h, 1d12h, or '04:00:00' in quotes")
+
+
+def _names(value: Any) -> Any:
+    if isinstance(value, str):
+        raise ValueError(f"{shown(value)} is not a list; write [{value!r}], one entry a line of the shell")
+    return value
+
+
+Text = Annotated[str, Field(min_length=1)]
+NotNegative = Annotated[int, BeforeValidator(whole), Field(ge=0)]
+Seconds = Annotated[float, BeforeValidator(real), Field(gt=0)]
+Gigabytes = Annotated[float, BeforeValidator(real), Field(gt=0)]
+
+
+class Site(BaseModel):
+    """A site file. What each key means is told in docs/cluster.md; ``--key value`` on the command line and
+    ``site.key=value`` go over it."""
+
+    model_config = SECTION
+
+    scheduler: Literal["slurm", "local"]
+    partition: Text | None = None
+    account: Text | None = None
+    qos: Text | None = None
+    constraint: Text | None = None
+    wckey: Text | None = None
+    time: Annotated[int, BeforeValidator(_minutes)] = 60
+    nodes: Count = 1
+    array_tasks: Count = 8
+    cpus_per_node: Count
+    gpus_per_node: NotNegative = 0
+    gpu_syntax: Literal["gpus-per-node", "gres"] = "gpus-per-node"
+    gpu_type: Text | None = None
+    memory_per_node: Gigabytes | None = None
+    exclusive: Annotated[bool, Field(strict=True)] = False
+    sbatch: dict[str, str | int | bool] = {}
+    setup: Annotated[tuple[str, ...], BeforeValidator(_names)] = ()
+    python: Text | None = None
+    device: Literal["auto", "cpu", "cuda"] | None = None
+    temporary: Text = "/tmp"
+    first_port: Count = 20000
+    ports: Count = 10000
+    object_store: Gigabytes | None = None
+    dashboard: Annotated[bool, Field(strict=True)] = True
+    wait_for_nodes: Seconds = 300.0
+    least_nodes: Count = 1
+    node_failure: Seconds = 30.0
+    drain: Count = 120
+    requeues: NotNegative = 5
+    poll: Seconds = 15.0
+    longest_pending: Annotated[int, BeforeValidator(_minutes)] | None = None
+
+    @field_validator("temporary")
+    @classmethod
+    def _short(cls, value: str) -> str:
+        if not value.startswith("/"):
+            raise ValueError(f"{value!r} is not an absolute path of a folder on the node itself")
+        if len(value) > LONGEST_TEMPORARY:
+            raise ValueError(
+                f"{value!r} has {len(value)} characters; at most {LONGEST_TEMPORARY}, for Ray keeps Unix "
+                "sockets below it, whose paths may not be longer than 107"
+            )
+        return value
+
+    @field_validator("sbatch", mode="after")
+    @classmethod
+    def _not_ours(cls, value: dict[str, str | int | bool]) -> dict[str, str | int | bool]:
+        ours = {
+            "nodes": "nodes",
+            "ntasks-per-node": "nodes",
+            "time": "time",
+            "partition": "partition",
+            "account": "account",
+            "signal": "drain",
+            "array": "array_tasks",
+            "output": "--results",
+            "gres": "gpus_per_node",
+            "gpus-per-node": "gpus_per_node",
+            "mem": "memory_per_node",
+            "requeue": "requeues",
+            "dependency": "--mode",
+        }
+        for key in value:
+            if key.strip("-").replace("_", "-") in ours:
+                raise ValueError(
+                    f"{key!r} is decided by {ours[key.strip('-').replace('_', '-')]}; options here are "
+                    "those of sbatch that no other key has, such as {reservation: name}"
+                )
+        return value
+
+    @model_validator(mode="after")
+    def _possible(self) -> Site:
+        last = self.first_port + self.ports - 1
+        if self.ports < PORTS_OF_A_JOB or self.first_port < 1024 or last > 65535:
+            raise ValueError(
+                f"first_port, ports: {self.first_port} to {last}; at least {PORTS_OF_A_JOB} ports between "
+                "1024 and 65535"
+            )
+        if self.first_port <= _WORKER_PORTS[-1] and last >= _WORKER_PORTS[0]:
+            raise ValueError(
+                f"first_port, ports: {self.first_port} to {last} overlaps {_WORKER_PORTS[0]} to "
+                f"{_WORKER_PORTS[-1]}, where Ray's workers listen; 20000 and above are free of them"
+            )
+        if self.least_nodes > self.nodes:
+            raise ValueError(f"least_nodes: {self.least_nodes} of {self.nodes} nodes cannot come")
+        if self.scheduler == "local" and self.nodes != 1:
+            raise ValueError("nodes: scheduler local is this one machine; nodes must be 1")
+        if self.scheduler == "slurm" and self.drain >= self.time * 60:
+            raise ValueError(
+                f"drain: {self.drain} s before the end of a job of {self.time} min is before its beginning"
+            )
+        return self
+
+
+def load_site(path: Path, overrides: Sequence[str] = ()) -> Site:
+    """The site in the YAML file ``path``, with ``key=value`` laid over it. Raises `SettingError`."""
+    return load_model(Site, path, overrides, what="site file")

@@ -1,0 +1,329 @@
+"""Submitting jobs through submitit, and asking Slurm about them.
+
+submitit's own view of a job is not used: it counts a lost node as the end though Slurm requeues the job,
+polls ever more rarely, and needs accounting. A job is asked for by ``squeue``, which knows what waits and
+runs, then by ``sacct`` and ``scontrol``, which remember what is gone.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ddsweep.errors import UserError
+from ddsweep.launch.folder import Job, LaunchFolder
+from ddsweep.launch.site import Site
+
+__all__ = ["JobState", "SubmissionError", "cancel_jobs", "check_site", "job_states", "script", "submit"]
+
+_SLURM_TIMEOUT_S = 60
+ENDED = {
+    "BOOT_FAIL",
+    "CANCELLED",
+    "COMPLETED",
+    "DEADLINE",
+    "FAILED",
+    "NODE_FAIL",
+    "OUT_OF_MEMORY",
+    "PREEMPTED",
+    "TIMEOUT",
+    "GONE",
+}
+"""States that are the end."""
+
+_DOUBTFUL = {"GONE", "NODE_FAIL", "PREEMPTED"}
+"""States that are the end only if they stay: Slurm requeues such jobs, a little later."""
+
+_LOOKS = 3
+
+
+class SubmissionError(UserError):
+    """Slurm is not there, or refused a job."""
+
+
+@dataclass(frozen=True)
+class JobState:
+    """One job, or one element of an array. ``state`` is Slurm's word, ``GONE`` if nobody remembers it;
+    ``reason`` says why it waits, ``nodes`` where it runs."""
+
+    id: str
+    state: str
+    reason: str = ""
+    nodes: str = ""
+
+    @property
+    def over(self) -> bool:
+        return self.state in ENDED
+
+
+# ---------------------------------------------------------------------------------------- submitting
+
+
+def executor(site: Site, folder: LaunchFolder, name: str, **more: Any) -> Any:
+    """submitit's executor for one job of this site; ``more`` are parameters of its own spelling."""
+    import submitit
+
+    submitit_executor: Any
+    if site.scheduler == "local":
+        submitit_executor = submitit.LocalExecutor(
+            folder=folder.logs, max_num_timeout=site.requeues, python=site.python
+        )
+        submitit_executor.update_parameters(
+            timeout_min=site.time,
+            gpus_per_node=site.gpus_per_node,
+            signal_delay_s=site.drain,
+            setup=list(site.setup) or (),
+        )
+        return submitit_executor
+    _require("sbatch")
+    submitit_executor = submitit.SlurmExecutor(
+        folder=folder.logs, max_num_timeout=site.requeues, python=site.python
+    )
+    submitit_executor.update_parameters(**_parameters(site, name), **more)
+    return submitit_executor
+
+
+def _parameters(site: Site, name: str) -> dict[str, Any]:
+    extra: dict[str, Any] = {key.strip("-"): value for key, value in site.sbatch.items()}
+    # The job outlives a node that it loses, as long as that is not the first.
+    extra |= {"no-kill": True, "requeue": site.requeues > 0}
+    if not extra["requeue"]:
+        extra |= {"no-requeue": True}
+    extra = {key: value for key, value in extra.items() if value is not False}
+    parameters: dict[str, Any] = {
+        "job_name": name,
+        "partition": site.partition,
+        "account": site.account,
+        "qos": site.qos,
+        "constraint": site.constraint,
+        "wckey": site.wckey,
+        "time": site.time,
+        "ntasks_per_node": 1,
+        "cpus_per_task": site.cpus_per_node,
+        "mem": None if site.memory_per_node is None else f"{round(site.memory_per_node * 1024)}M",
+        "exclusive": site.exclusive or None,
+        "setup": list(site.setup) or None,
+        "signal_delay_s": site.drain,
+        "additional_parameters": extra,
+        # Since Slurm 22.05 srun does not know what sbatch was asked for.
+        "srun_args": ["--no-kill", f"--cpus-per-task={site.cpus_per_node}"],
+    }
+    if site.gpus_per_node:
+        kind = f"{site.gpu_type}:" if site.gpu_type else ""
+        if site.gpu_syntax == "gres":
+            parameters["gres"] = f"gpu:{kind}{site.gpus_per_node}"
+        else:
+            parameters["gpus_per_node"] = f"{kind}{site.gpus_per_node}"
+    return {key: value for key, value in parameters.items() if value is not None} | {"wckey": site.wckey}
+
+
+def submit(
+    site: Site,
+    folder: LaunchFolder,
+    kind: str,
+    name: str,
+    calls: Sequence[Any],
+    *,
+    nodes: int = 1,
+    parallel: int | None = None,
+    after: str | None = None,
+) -> Job:
+    """Submit ``calls`` as one job of ``nodes`` nodes, or as an array of which ``parallel`` run at a time,
+    ``after`` another job. Raises `SubmissionError` with what Slurm said."""
+    import submitit
+
+    more = _more(nodes, parallel, after)
+    ready = executor(site, folder, name, **more)
+    try:
+        found = ready.submit_array(calls) if parallel is not None else [ready.submit(calls[0])]
+    except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
+        raise SubmissionError(_refusal(str(error), site)) from None
+    except subprocess.CalledProcessError as error:
+        raise SubmissionError(_refusal(f"{error}\n{error.stderr or ''}", site)) from None
+    number = str(found[0].job_id).partition("_")[0]
+    return Job(number, kind, elements=len(calls) if len(calls) > 1 else 0)
+
+
+def _more(nodes: int, parallel: int | None, after: str | None) -> dict[str, Any]:
+    more: dict[str, Any] = {"nodes": nodes}
+    if parallel is not None:
+        more["array_parallelism"] = parallel
+    if after is not None:
+        more["dependency"] = f"afterany:{after}"
+    return more
+
+
+def script(
+    site: Site,
+    folder: LaunchFolder,
+    name: str,
+    *,
+    nodes: int = 1,
+    elements: int = 0,
+    parallel: int | None = None,
+    after: str | None = None,
+) -> str:
+    """The text of the sbatch file that `submit` would hand to Slurm."""
+    ready = executor(site, folder, name, **_more(nodes, parallel, after))
+    if elements:
+        ready.parameters["map_count"] = elements
+    return str(ready._make_submission_file_text(ready._submitit_command_str, "0"))
+
+
+def _refusal(text: str, site: Site) -> str:
+    lines = [line.partition("error:")[2].strip() for line in text.splitlines() if "error:" in line]
+    said = "; ".join(dict.fromkeys(line for line in lines if line)) or " ".join(text.split())[:300]
+    hint = ""
+    if "artition" in said:
+        hint = f"; the partitions are {', '.join(partitions()) or 'none'} (partition: {site.partition})"
+    elif "ccount" in said:
+        hint = f"; set account in the site file (now {site.account}); sacctmgr lists yours"
+    elif "node configuration" in said or "resources" in said:
+        hint = "; ask for fewer nodes, cpus_per_node, gpus_per_node or memory_per_node"
+    return f"Slurm refused the job: {said}{hint}"
+
+
+# ------------------------------------------------------------------------------------- asking Slurm
+
+
+def _require(command: str) -> None:
+    if shutil.which(command) is None:
+        raise SubmissionError(
+            f"{command}: no such command: this is no login node of a Slurm cluster, or its module is not "
+            "loaded; a site with `scheduler: local` needs no Slurm"
+        )
+
+
+def ask(*command: str) -> subprocess.CompletedProcess[str]:
+    """Run one of Slurm's commands. Raises `SubmissionError` if it is not there or does not answer."""
+    _require(command[0])
+    try:
+        return subprocess.run(
+            list(command), capture_output=True, text=True, timeout=_SLURM_TIMEOUT_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise SubmissionError(f"{command[0]} did not answer within {_SLURM_TIMEOUT_S} s") from None
+
+
+def partitions() -> dict[str, str]:
+    """The partitions and whether they are ``up``."""
+    found = ask("sinfo", "-h", "-o", "%R|%a").stdout.split()
+    return dict(line.split("|", 1) for line in found)
+
+
+def check_site(site: Site) -> None:
+    """Raises `SubmissionError` for what Slurm would take, and then never start: a partition that is down."""
+    known = partitions()
+    if site.partition is None:
+        return
+    if site.partition not in known:
+        raise SubmissionError(f"partition: {site.partition!r} is not one of {', '.join(known) or 'none'}")
+    if known[site.partition] != "up":
+        raise SubmissionError(
+            f"partition: {site.partition!r} is {known[site.partition]}: jobs would wait for ever"
+        )
+
+
+def array_limit() -> int | None:
+    """The most elements that an array may have here."""
+    for line in ask("scontrol", "show", "config").stdout.splitlines():
+        key, _, value = line.partition("=")
+        if key.strip() == "MaxArraySize" and value.strip().isdigit():
+            return int(value) - 1
+    return None
+
+
+def job_states(jobs: Iterable[Job]) -> dict[str, list[JobState]]:
+    """The state of each job by its number, of an array that of each element that Slurm still tells apart."""
+    wanted = [job.id for job in jobs]
+    if not wanted:
+        return {}
+    listed = _listed(wanted)
+    found: dict[str, list[JobState]] = {}
+    for number in wanted:
+        found[number] = listed.get(number) or _remembered(number)
+    return found
+
+
+def _listed(numbers: Sequence[str]) -> dict[str, list[JobState]]:
+    """By squeue. It complains of a job that it has forgotten, and of one alone answers with an error."""
+    found: dict[str, list[JobState]] = {}
+    said = ask("squeue", "-h", "-a", "-t", "all", "-j", ",".join(numbers), "-o", "%i|%T|%r|%N")
+    for line in said.stdout.splitlines():
+        number, state, reason, nodes = [*line.strip().split("|"), "", "", ""][:4]
+        entry = JobState(number, state, "" if reason == "None" else reason, nodes)
+        found.setdefault(number.partition("_")[0], []).append(entry)
+    return found
+
+
+def _remembered(number: str) -> list[JobState]:
+    said = ask("sacct", "-X", "-n", "-P", "-D", "-j", number, "-o", "JobID,State,NodeList")
+    lines = said.stdout.splitlines() if said.returncode == 0 else []
+    found: dict[str, JobState] = {}
+    for line in lines:
+        if line.startswith(number):
+            name, state, nodes = [*line.split("|"), "", ""][:3]
+            found[name] = JobState(name, state.split()[0] if state else "GONE", "", nodes)  # the last counts
+    if found:
+        return list(found.values())
+    told = ask("scontrol", "show", "job", "-o", number).stdout
+    for line in told.splitlines():
+        fields = dict(word.split("=", 1) for word in line.split() if "=" in word)
+        if "JobState" in fields:
+            name = fields["JobId"]
+            if "ArrayTaskId" in fields:
+                name = f"{fields.get('ArrayJobId', name)}_{fields['ArrayTaskId']}"
+            found[name] = JobState(
+                name, fields["JobState"], fields.get("Reason", ""), fields.get("NodeList", "")
+            )
+    return list(found.values()) or [JobState(number, "GONE")]
+
+
+def cancel_jobs(jobs: Iterable[Job], *, signal: str | None = None, state: str | None = None) -> None:
+    """``scancel``, of those in ``state`` only; with ``signal`` they are told, and not ended."""
+    for job in jobs:
+        words = ["scancel"]
+        words += [f"--signal={signal}"] if signal else []
+        words += [f"--state={state}"] if state else []
+        ask(*words, job.id)
+
+
+def wait(
+    look: Callable[[], list[JobState]],
+    poll_s: float,
+    on_change: Callable[[JobState], None],
+    longest_pending_min: int | None,
+) -> list[JobState]:
+    """Poll until all is over, at an even pace. Raises `UserError` if something only waits for longer than
+    ``longest_pending_min``."""
+    seen: dict[str, JobState] = {}
+    begun, doubts = time.monotonic(), 0
+    while True:
+        states = look()
+        for state in states:
+            if seen.get(state.id) != state:
+                seen[state.id] = state
+                on_change(state)
+        doubts = doubts + 1 if any(state.state in _DOUBTFUL for state in states) else 0
+        if all(state.over for state in states) and (doubts == 0 or doubts >= _LOOKS):
+            return states
+        if any(state.state not in ("PENDING", "CONFIGURING") for state in states):
+            begun = time.monotonic()
+        elif longest_pending_min is not None and time.monotonic() - begun > 60 * longest_pending_min:
+            reasons = ", ".join(
+                dict.fromkeys(f"{state.id}: {state.reason}" for state in states if not state.over)
+            )
+            raise UserError(f"waited for {longest_pending_min} min and nothing started ({reasons})")
+        time.sleep(poll_s)
+
+
+def log_tail(path: Path, lines: int) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:]
+    except OSError:
+        return []

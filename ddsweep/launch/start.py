@@ -1,0 +1,224 @@
+"""Launching a sweep: everything that can be refused is refused here, before a job is submitted."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ddsweep.catalog import TrialSpec
+from ddsweep.errors import ResultsError, UserError
+from ddsweep.launch.folder import Job, Launch, LaunchFolder, launches_of, new_folder, versions, write_json
+from ddsweep.launch.jobs import ClusterJob, EvalsJob, FinishJob, TrialsJob
+from ddsweep.launch.site import Site
+from ddsweep.launch.slurm import array_limit, check_site, script, submit
+from ddsweep.launch.watch import active_jobs
+from ddsweep.results.files import write_atomic
+from ddsweep.results.layout import SweepDirectory
+from ddsweep.results.lock import SweepLock
+from ddsweep.spec import SweepSpec, resolved_yaml
+
+__all__ = ["MODES", "Request", "check_fits", "dry_run", "launch"]
+
+MODES = ("cluster", "array")
+
+_LOCAL_START_S = 30.0
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be launched. ``shares`` deals the trials that are to be distilled to the elements of an
+    array; it is empty in mode ``cluster``, and where only evaluations are missing."""
+
+    sweep: SweepSpec
+    directory: SweepDirectory
+    site: Site
+    site_file: Path
+    mode: str
+    data_root: Path | None
+    shares: Sequence[Sequence[str]] = ()
+
+    @property
+    def name(self) -> str:
+        return f"ddsweep-{self.sweep.name}"
+
+
+def check_fits(sweep: SweepSpec, trials: Sequence[TrialSpec], site: Site, mode: str) -> None:
+    """Raises `UserError` for trials that no node of the site could ever run."""
+    if mode == "array" and sweep.scheduler is not None:
+        raise UserError(
+            "scheduler: stopping trials early needs all of them in one Ray cluster; use --mode cluster, or "
+            "scheduler=null"
+        )
+    for trial in trials:
+        cpus, gpus = sweep.resources.for_trial(trial)
+        for key, asked, there in (("cpus", cpus, site.cpus_per_node), ("gpus", gpus, site.gpus_per_node)):
+            if asked > there:
+                raise UserError(
+                    f"resources.{key}: a trial asks for {asked:g}, but a node of this site has {there} "
+                    f"({key}_per_node)"
+                )
+
+
+# -------------------------------------------------------------------------------------- submitting
+
+
+def launch(request: Request) -> LaunchFolder:
+    """Write the folder of the launch and submit its jobs. Raises `UserError` if the sweep is at work already,
+    or Slurm refuses; then nothing stays behind."""
+    directory, site = request.directory, request.site
+    if site.scheduler == "slurm":
+        check_site(site)
+        _check_array(request)
+    fresh = not directory.root.exists()
+    try:
+        directory.create()
+        with SweepLock(directory.lock):
+            _refuse_if_active(directory)
+            folder = new_folder(directory, request.mode)
+            try:
+                _write(request, folder)
+                return _submit_all(request, folder) if site.scheduler == "slurm" else _start_local(folder)
+            except BaseException:
+                if not Launch.read(folder).jobs:
+                    shutil.rmtree(folder.root, ignore_errors=True)
+                raise
+    except UserError:
+        if fresh:
+            shutil.rmtree(directory.root, ignore_errors=True)
+        raise
+
+
+def _check_array(request: Request) -> None:
+    limit = array_limit() if request.mode == "array" else None
+    if limit is not None and request.site.array_tasks > limit:
+        raise UserError(
+            f"array_tasks: {request.site.array_tasks}; this Slurm takes at most {limit} in an array"
+        )
+
+
+def _refuse_if_active(directory: SweepDirectory) -> None:
+    for folder in launches_of(directory):
+        if active := active_jobs(Launch.read(folder)):
+            raise ResultsError(
+                f"{directory.root}: launch {folder.name} is still there: "
+                f"{', '.join(f'job {state.id} is {state.state}' for state in active)}; wait for it "
+                f"(ddsweep status {directory.root}) or end it (ddsweep cancel {directory.root})"
+            )
+
+
+def _write(request: Request, folder: LaunchFolder) -> None:
+    record = Launch(
+        mode=request.mode,
+        sweep=request.sweep.name,
+        site=request.site.model_dump(),
+        site_file=str(request.site_file),
+        results=str(request.directory.root.resolve().parent),
+        data_root=None if request.data_root is None else str(request.data_root.resolve()),
+        created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        versions=versions(),
+    )
+    record.write(folder)
+    text = resolved_yaml(request.sweep).encode()
+    write_atomic(folder.sweep_file, text, folder.root / ".tmp")
+    write_atomic(request.directory.sweep_file, text, request.directory.temporary)
+    if request.mode == "array":
+        content = {"trials": [list(share) for share in request.shares], "evals": request.site.array_tasks}
+        write_json(folder.shares, content)
+
+
+def _submit_all(request: Request, folder: LaunchFolder) -> LaunchFolder:
+    """Each job is in the record as soon as it is submitted; if one is refused, those before it go too."""
+    from ddsweep.launch.slurm import cancel_jobs
+
+    jobs: list[Job] = []
+    root, site = str(folder.root), request.site
+
+    def add(kind: str, calls: Sequence[object], **more: object) -> str:
+        jobs.append(submit(site, folder, kind, f"{request.name}-{kind}", calls, **more))  # type: ignore[arg-type]
+        replace(Launch.read(folder), jobs=tuple(jobs)).write(folder)
+        return jobs[-1].id
+
+    try:
+        if request.mode == "cluster":
+            add("cluster", [ClusterJob(root)], nodes=site.nodes)
+            return folder
+        before = None
+        if request.shares:
+            elements = range(len(request.shares))
+            before = add("trials", [TrialsJob(root, i) for i in elements], parallel=site.nodes)
+        evals = [EvalsJob(root, i) for i in range(site.array_tasks)]
+        before = add("evals", evals, parallel=site.nodes, after=before)
+        add("finish", [FinishJob(root)], after=before)
+    except UserError:
+        cancel_jobs(jobs)
+        replace(Launch.read(folder), jobs=()).write(folder)
+        raise
+    return folder
+
+
+def _start_local(folder: LaunchFolder) -> LaunchFolder:
+    """Hand over to a process of its own session: the launch outlives the terminal it was typed into."""
+    with (folder.logs / "local.log").open("a", encoding="utf-8") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "ddsweep.launch.local", str(folder.root)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    deadline = time.monotonic() + _LOCAL_START_S
+    while not Launch.read(folder).jobs:
+        if process.poll() is not None or time.monotonic() > deadline:
+            said = (folder.logs / "local.log").read_text(encoding="utf-8").strip().splitlines()
+            raise UserError(f"the local launch did not start: {said[-1] if said else 'it said nothing'}")
+        time.sleep(0.1)
+    return folder
+
+
+# ------------------------------------------------------------------------------------- only showing
+
+
+def dry_run(request: Request, trials: int, missing: int, say: Callable[[str], None]) -> None:
+    """Print what `launch` would submit, to the letter, and write nothing that stays."""
+    site = request.site
+    say(f"{request.sweep.name}: {missing} of {trials} trials are missing; mode {request.mode}, results in "
+        f"{request.directory.root}")  # fmt: skip
+    folder = LaunchFolder(request.directory.root.resolve() / "jobs" / "LAUNCH")
+    if site.scheduler == "local":
+        for kind, elements in _pieces(request):
+            say(f"{kind}: {max(1, elements)} x {sys.executable} -u -m submitit.core._submit {folder.logs}")
+        return
+    check_site(site)
+    _check_array(request)
+    before: str | None = None
+    there = request.directory.root.exists()
+    for kind, elements in _pieces(request):
+        options: Mapping[str, object] = {"nodes": site.nodes} if kind == "cluster" else {}
+        if kind != "cluster" and before is not None:
+            options = {**options, "after": before}
+        text = script(
+            site,
+            folder,
+            f"{request.name}-{kind}",
+            elements=elements if elements > 1 else 0,
+            parallel=site.nodes if elements else None,
+            **options,  # type: ignore[arg-type]
+        )
+        say(f"\n# {kind}: sbatch, with this file\n{text.rstrip()}")
+        before = f"<id of {kind}>"
+    if not there:  # submitit makes the folder of its logs when it is asked for anything
+        shutil.rmtree(request.directory.root, ignore_errors=True)
+    else:
+        shutil.rmtree(folder.root, ignore_errors=True)
+
+
+def _pieces(request: Request) -> list[tuple[str, int]]:
+    if request.mode == "cluster":
+        return [("cluster", 0)]
+    trials = [("trials", len(request.shares))] if request.shares else []
+    return [*trials, ("evals", request.site.array_tasks), ("finish", 0)]

@@ -1,0 +1,154 @@
+"""Looking at launches from a login node: from their folders and Slurm, without Ray."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from ddsweep.errors import ResultsError, UserError
+from ddsweep.launch.folder import Job, Launch, LaunchFolder, launches_of, read_json
+from ddsweep.launch.slurm import JobState, cancel_jobs, job_states, wait
+from ddsweep.results.layout import SweepDirectory
+from ddsweep.results.lock import process_start
+
+__all__ = ["active_jobs", "cancel", "latest", "launch_lines", "log_files", "states_of", "wait_for"]
+
+_LOOK_S = 1.0
+
+
+def latest(directory: SweepDirectory) -> LaunchFolder:
+    """The newest launch of a sweep. Raises `ResultsError` if it was never launched."""
+    found = launches_of(directory)
+    if not found:
+        raise ResultsError(f"{directory.root}: was never launched (there is no jobs/*/launch.json in it)")
+    return found[-1]
+
+
+def states_of(launch: Launch) -> list[JobState]:
+    """The state of each of its jobs."""
+    if launch.site["scheduler"] == "local":
+        return [_local_state(job) for job in launch.jobs]
+    return [state for states in job_states(launch.jobs).values() for state in states]
+
+
+def _local_state(job: Job) -> JobState:
+    running = process_start(int(job.id)) == job.started
+    return JobState(job.id, "RUNNING" if running else "COMPLETED")
+
+
+def active_jobs(launch: Launch) -> list[JobState]:
+    """What of it still waits or runs."""
+    return [state for state in states_of(launch) if not state.over]
+
+
+def launch_lines(directory: SweepDirectory) -> Iterator[str]:
+    """What there is to say of the newest launch, a line each; nothing where there was none."""
+    folders = launches_of(directory)
+    if not folders:
+        return
+    folder = folders[-1]
+    launch = Launch.read(folder)
+    yield f"launch {folder.name}: mode {launch.mode}, {launch.site_file}, {launch.created}"
+    try:
+        states = states_of(launch)
+    except UserError as error:  # Slurm is not here; the files are
+        yield f"  its jobs cannot be asked for: {error}"
+        states = []
+    kinds = {job.id: job.kind for job in launch.jobs}
+    for state in states:
+        kind = kinds.get(state.id.partition("_")[0], "")
+        where = f" on {state.nodes}" if state.nodes and not state.over else ""
+        why = f" ({state.reason})" if state.reason and state.state == "PENDING" else ""
+        yield f"  {kind} job {state.id}: {state.state.lower()}{where}{why}"
+    for path in sorted(folder.root.glob("outcomes/*.json")):
+        content = read_json(path)
+        if content and (content["message"] or content["restart"]):
+            times = f"requeued {content['restart']} times; " if content["restart"] else ""
+            yield (
+                f"  {path.stem}: {times}exit code {content['code']}{': ' if content['message'] else ''}"
+                + str(content["message"])
+            )
+
+
+def wait_for(folder: LaunchFolder, say: Callable[[str], None]) -> int:
+    """Wait until all jobs of a launch are over; returns the exit code of the sweep. Raises `UserError` if
+    they ended without a word, or only ever wait."""
+    launch = Launch.read(folder)
+    site = launch.site_spec
+    if site.scheduler == "local":
+        poll = min(site.poll, _LOOK_S)
+    else:
+        poll = site.poll
+
+    def on_change(state: JobState) -> None:
+        details = f" ({state.reason})" if state.state == "PENDING" and state.reason else ""
+        say(f"job {state.id}: {state.state.lower()}{details}{f' on {state.nodes}' if state.nodes else ''}")
+
+    try:
+        states = wait(lambda: states_of(launch), poll, on_change, site.longest_pending)
+    except UserError:
+        cancel_jobs(launch.jobs)
+        raise
+    last = "cluster" if launch.mode == "cluster" else "finish"
+    outcome = read_json(folder.outcome(last))
+    if outcome is None or outcome["requeued"]:
+        ended = ", ".join(f"job {state.id} {state.state.lower()}" for state in states)
+        raise UserError(
+            f"the launch ended without an outcome ({ended}); see ddsweep logs {launch.directory.root}; "
+            "launch it again to go on"
+        )
+    if outcome["message"]:
+        raise UserError(str(outcome["message"]))
+    return int(outcome["code"])
+
+
+def cancel(folder: LaunchFolder, patience_s: float, say: Callable[[str], None]) -> None:
+    """End a launch: what waits goes at once, what runs drains for up to ``patience_s``, then goes too."""
+    launch = Launch.read(folder)
+    if not active_jobs(launch):
+        say(f"launch {folder.name}: nothing of it waits or runs")
+        return
+    folder.stop_file.touch()
+    launch.directory.stop_file.touch()
+    local = launch.site["scheduler"] == "local"
+    if local:
+        _signal(launch, signal.SIGTERM)
+    else:
+        cancel_jobs(launch.jobs, state="PENDING")
+    deadline = time.monotonic() + patience_s
+    while active := active_jobs(launch):
+        if time.monotonic() > deadline:
+            say(
+                f"{', '.join(state.id for state in active)}: did not end within {patience_s:.0f} s, ended now"
+            )
+            if local:
+                _signal(launch, signal.SIGKILL)
+            else:
+                cancel_jobs(launch.jobs)
+            break
+        time.sleep(_LOOK_S)
+    launch.directory.stop_file.unlink(missing_ok=True)
+    say(f"launch {folder.name}: cancelled; what is done stays, and launching it again goes on")
+
+
+def _signal(launch: Launch, number: int) -> None:
+    for job in launch.jobs:
+        if process_start(int(job.id)) != job.started:
+            continue
+        if number == signal.SIGKILL:
+            os.killpg(int(job.id), number)  # it leads a session of its own
+        else:
+            os.kill(int(job.id), number)
+
+
+def log_files(folder: LaunchFolder, job: str | None = None) -> list[Path]:
+    """The logs of a launch, the newest last; of one job (``123``, or ``123_4`` of an array)."""
+    found = [
+        path
+        for path in folder.logs.glob("*_log.*")
+        if path.stat().st_size and (job is None or path.name.startswith(f"{job}_"))
+    ]
+    return sorted(found, key=lambda path: path.stat().st_mtime)

@@ -1,0 +1,61 @@
+"""What trials need before they run, whoever runs them: data and settings. No Ray here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ddsweep.catalog import TrialSpec
+from ddsweep.data.sources import Splits, load_splits
+from ddsweep.spec import SweepSpec
+from ddsweep.trial import TrialSettings
+
+__all__ = ["EVAL_GPUS", "eval_gpus", "load_all_splits", "splits_key", "trial_settings"]
+
+EVAL_GPUS = 0.1
+"""The part of a GPU that an evaluation shard asks for where trials run on GPUs."""
+
+
+def splits_key(spec: TrialSpec) -> str:
+    """Trials with the same key share data and split."""
+    return repr((spec.dataset, spec.validation_fraction, spec.split_seed, spec.whitening))
+
+
+def load_all_splits(trials: Sequence[TrialSpec], root: Path | None, *, stand_in: bool) -> dict[str, Splits]:
+    """Each data set and split that the trials need, by `splits_key`."""
+    found: dict[str, Splits] = {}
+    for trial in trials:
+        key = splits_key(trial)
+        if key not in found:
+            found[key] = load_splits(
+                trial.dataset,
+                root,
+                validation_fraction=trial.validation_fraction,
+                split_seed=trial.split_seed,
+                whitening=trial.whitening,
+                stand_in=stand_in,
+            )
+    return found
+
+
+def trial_settings(sweep: SweepSpec, trial: TrialSpec) -> TrialSettings:
+    """How ``trial`` runs, by the sweep's ``resources``."""
+    resources = sweep.resources
+    cpus, gpus = resources.for_trial(trial)
+    return TrialSettings(
+        device=resources.device,
+        threads=resources.threads or max(1, int(cpus)),
+        gpus=gpus,
+        memory_mode=resources.memory_mode,
+        segment=resources.segment,
+        checkpoint_every=resources.checkpoint_every,
+        log_every=resources.log_every,
+        rungs=sweep.scheduler.rungs(trial) if sweep.scheduler else (),
+    )
+
+
+def eval_gpus(sweep: SweepSpec, gpus: float) -> float:
+    """The part of a GPU for each evaluation shard, of a sweep whose largest trial asks for ``gpus``."""
+    if sweep.evaluate.gpus is not None:
+        return sweep.evaluate.gpus
+    return EVAL_GPUS if gpus > 0 and sweep.resources.device != "cpu" else 0.0
