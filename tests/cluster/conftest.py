@@ -53,7 +53,8 @@ def lab(
     After a test that failed, Slurm's logs are in its tmp_path.
     """
     for name in set(os.environ) - set(slurm.environment):
-        monkeypatch.delenv(name)
+        if not name.startswith("PYTEST_"):  # pytest's own, which it takes away itself
+            monkeypatch.delenv(name)
     for name, value in slurm.environment.items():
         monkeypatch.setenv(name, value)
     yield slurm

@@ -22,7 +22,7 @@ DATABASE = ["slurmdbd", "mariadbd", "mariadb-install-db"]
 SYSTEM_PATH = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
 
 # Of the one who runs the tests: not for jobs, which are to see what Slurm sets and nothing else.
-PERSONAL = ("DDSWEEP_", "RAY_", "SLURM_", "SBATCH_", "SRUN_", "SUBMITIT_", "CUDA_VISIBLE_", "LAB_")
+PERSONAL = ("DDSWEEP_", "RAY_", "SLURM_", "SBATCH_", "SRUN_", "SUBMITIT_", "CUDA_VISIBLE_", "LAB_", "PYTEST_")
 
 
 def why_not() -> str | None:

@@ -110,8 +110,9 @@ def test_another_user_is_another(lab: Lab, shared: Path) -> None:
     assert lab.exec("node1", "cat", private).stdout == "mine"
 
 
+@pytest.mark.usefixtures("slurm")
 def test_a_lab_ends_with_its_owner() -> None:
-    # The shell says its pid to the lab and waits; then it is killed, as a test run may be.
+    # The owner stands for a test run that is killed.
     owner = subprocess.Popen(["sleep", "1000"])
     other = Lab(nodes=1, accounting="shim", owner=owner.pid)
     try:

@@ -297,7 +297,7 @@ END
 }
 
 start_accounting() {
-    mariadb-install-db --no-defaults --user=root --datadir="$LAB/db" --skip-test-db --skip-name-resolve \
+    enter ctl mariadb-install-db --no-defaults --user=root --datadir="$LAB/db" --skip-test-db --skip-name-resolve \
         --auth-root-authentication-method=socket --innodb-log-file-size=8M >"$LAB/log/db-install.log" 2>&1 ||
         fail "no database:" "$LAB/log/db-install.log"
     took db-install
