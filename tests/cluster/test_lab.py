@@ -74,7 +74,8 @@ def test_two_jobs_on_a_node_get_a_gpu_each(lab: Lab, shared: Path) -> None:
 def test_a_submitit_job_gives_its_result(lab: Lab, submit: Callable[..., submitit.Job[Any]]) -> None:
     job = submit(divmod, 7, 3)
     assert job.result() == (2, 1)
-    assert lab.job(job.job_id)["JobState"] == "COMPLETED"
+    # The result lies there before Slurm has seen the end.
+    lab.wait(lambda: lab.job(job.job_id)["JobState"] == "COMPLETED", "the job is over")
     lab.wait(lambda: job.get_info(mode="force").get("State") == "COMPLETED", "sacct says so too")
 
 
