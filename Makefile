@@ -1,5 +1,6 @@
 # make quickstart   set up .venv, then run the main job on the embedded data set
 # make test         set up .venv, then the tests; `make check` adds lint, format and types
+# make cluster-deps install, as root on Debian or Ubuntu, what the tests on a Slurm of their own need
 
 # What tells whether a Python will do. A version manager may offer a name that does not run, so try each.
 PYTHON ?= $(shell for p in python3.11 python3 python; do \
@@ -8,7 +9,11 @@ BIN := .venv/bin
 # Written last: a set-up that was interrupted is done again.
 STAMP := .venv/.installed
 
-.PHONY: help venv quickstart test test-full lint format check clean
+# For tests/cluster: Slurm, its accounting, what makes nodes of namespaces, and what looks at the metrics.
+CLUSTER_PACKAGES := slurmd slurmctld slurm-client munge slurmdbd slurm-wlm-mysql-plugin mariadb-server \
+	iproute2 procps prometheus chromium
+
+.PHONY: help venv quickstart test test-full lint format check cluster-deps clean
 .DEFAULT_GOAL := help
 
 help:
@@ -45,6 +50,18 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 check: lint test
+
+cluster-deps:
+	@command -v apt-get >/dev/null && command -v dpkg-query >/dev/null || { echo "cluster-deps needs apt-get, of" \
+		"Debian or Ubuntu. Elsewhere, install what these packages are: $(CLUSTER_PACKAGES)" >&2; exit 1; }
+	@missing=; for package in $(CLUSTER_PACKAGES); do \
+		dpkg-query -W -f='$${db:Status-Status}' "$$package" 2>/dev/null | grep -qx installed || \
+			missing="$$missing $$package"; \
+	done; \
+	test -n "$$missing" || { echo "cluster-deps: everything is there"; exit 0; }; \
+	test "$$(id -u)" = 0 || { echo "cluster-deps: root has to install$$missing" >&2; exit 1; }; \
+	apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $$missing
 
 clean:
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache
