@@ -20,6 +20,7 @@ from ddsweep.evaluation.group import Group
 from ddsweep.evaluation.keys import digest, is_current
 from ddsweep.evaluation.protocol_rows import protocol_rows
 from ddsweep.pools.imagenet import pool_of
+from ddsweep.provenance import environment
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.results.parts import is_whole, part_metadata, read_parts, write_part
 from ddsweep.results.schemas import EVALS, TRIALS
@@ -143,7 +144,8 @@ def evaluate_unit(
         for source in evaluation.baselines:
             rows += baseline_rows(group, source, evaluation, directory)
     rows = [{**row, "trial_id": spec.trial_id} for row in rows]
-    write_part(path, rows, EVALS, directory.temporary, {"unit": key})
+    metadata = {"unit": key, "host": environment()["host"]}  # not a column: rows do not depend on it
+    write_part(path, rows, EVALS, directory.temporary, metadata)
     return path
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -123,7 +124,7 @@ class FinishJob(_Job):
 
 
 def _say(text: str) -> None:
-    print(text, flush=True)
+    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
 
 
 def _place(folder: LaunchFolder) -> Place:

@@ -35,6 +35,7 @@ DRIVER_STARTS = 3
 """Times that the command is started before it is given up, if a signal killed it (want of memory, say)."""
 
 _LOOK_S = 0.3
+_LOOK_AT_NODES_S = 1.0
 _DRAIN_S = 10.0
 _LEAVE_S = 15.0
 
@@ -229,7 +230,7 @@ def _head(node: _Node, command: Callable[[str], Sequence[str]]) -> int:
             host = socket.gethostname()
             node.say(f"dashboard: ssh -N -L {port + 1}:127.0.0.1:{port + 1} {host}")
             node.say(f"  then http://127.0.0.1:{port + 1}, with the token in {folder / 'token'}")
-        return _drive(node, ray, command(address))
+        return _drive(node, ray, command(address), address)
     finally:
         write_json(folder / "done.json", {"at": time.time()})
         end(ray, _DRAIN_S)
@@ -298,14 +299,14 @@ def _tail(node: _Node) -> str:
 
 
 def _alive(address: str) -> set[str] | None:
-    """The addresses of the nodes that are up; None if the head does not answer."""
+    """The names of the nodes that are up; None if the head does not answer."""
     from ray._raylet import GcsClient  # type: ignore[attr-defined]  # here: Ray takes a second to import
 
     try:
         found = GcsClient(address=address).get_all_node_info(timeout=5)
     except Exception:  # Ray raises many kinds, all of which mean: not yet
         return None
-    return {info.node_manager_address for info in found.values() if info.state == 0}
+    return {info.node_manager_hostname for info in found.values() if info.state == 0}
 
 
 def _wait_for_nodes(node: _Node, ray: subprocess.Popen[str], address: str) -> bool:
@@ -329,7 +330,7 @@ def _wait_for_nodes(node: _Node, ray: subprocess.Popen[str], address: str) -> bo
             break
         time.sleep(_LOOK_S)
     silent = [hosts[rank] for rank, card in cards.items() if card is None]
-    missing = silent or [f"{len(hosts) - up} of {', '.join(hosts[1:])}"]
+    missing = silent or sorted({card["host"] for card in cards.values() if card} - (_alive(address) or set()))
     why = "never reported (is the results folder visible there?)" if silent else "did not join Ray's head"
     text = f"{', '.join(missing)}: {why} within {site.wait_for_nodes:.0f} s"
     if up < site.least_nodes:
@@ -346,12 +347,18 @@ def _differ(card: Mapping[str, Any], head: str, rank: int) -> str:
     return f"{card['host']} has other versions: {told}; install the same environment on all nodes"
 
 
-def _drive(node: _Node, ray: subprocess.Popen[str], command: Sequence[str]) -> int:
-    """Run the command to its end, whatever that is."""
+def _drive(node: _Node, ray: subprocess.Popen[str], command: Sequence[str], address: str) -> int:
+    """Run the command to its end, whatever that is. Tells of nodes that go and come."""
+    up, looked = _alive(address) or set(), time.monotonic()
     for start in range(1, DRIVER_STARTS + 1):
         driver = spawn(command, node.environment)
         asked = False
         while driver.poll() is None:
+            if time.monotonic() - looked > _LOOK_AT_NODES_S:
+                now, looked = _alive(address), time.monotonic()
+                if now is not None and now != up:
+                    _tell_nodes(node, up, now)
+                    up = now
             if node.signals.any and not asked:
                 driver.terminate()  # it drains: trials checkpoint and stop
                 asked = True
@@ -367,6 +374,11 @@ def _drive(node: _Node, ray: subprocess.Popen[str], command: Sequence[str]) -> i
             return 75
         node.say(f"the driver was killed by signal {-code} (start {start} of {DRIVER_STARTS})")
     return 2
+
+
+def _tell_nodes(node: _Node, before: set[str], now: set[str]) -> None:
+    for name, what in [*((n, "lost") for n in before - now), *((n, "joined") for n in now - before)]:
+        node.say(f"{name}: {what}; {len(now)} of {len(node.place.hosts)} nodes are up")
 
 
 def _wait_for_leaving(node: _Node) -> None:

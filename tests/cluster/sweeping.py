@@ -1,0 +1,154 @@
+"""Sweeps that are launched on the test cluster, and what they must come to: the same as on one machine."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+import pyarrow.parquet as pq
+
+import ddsweep
+from tests.cluster.machines import Lab
+
+SITE = Path(__file__).parent / "fake_gpus.yaml"
+ROOT = Path(__file__).parents[2]
+NOT_SCIENCE = [
+    "host",
+    "wall_seconds",
+    "cpu_seconds",
+    "gpu_seconds",
+    "peak_memory_bytes",
+    "started_at",
+    "ended_at",
+]
+# git_dirty: a test that runs while somebody edits.
+NOT_SCIENCE += ["n_resumed", "git_commit", "git_dirty", "distilled_bytes"]  # its header has the host, too
+
+
+def ddsweep_command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "ddsweep", *map(str, arguments)]
+
+
+@dataclass
+class Launched:
+    """One sweep under ``results``, launched as often as the test likes."""
+
+    lab: Lab
+    results: Path
+    file: Path
+    settings: Sequence[str] = ()
+    name: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.name = self.file.stem
+
+    @property
+    def folder(self) -> Path:
+        return self.results / self.name
+
+    def launch(self, *more: object) -> subprocess.CompletedProcess[str]:
+        """``ddsweep launch`` to its end, which without --wait is the submission."""
+        words = ["launch", self.file, "--site", SITE, "--results", self.results, *self.settings, *more]
+        return self.run(*words)
+
+    def run(self, *arguments: object, timeout: float = 900) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ddsweep_command(*arguments),
+            cwd=ROOT,
+            env=self.lab.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    def wait(self, condition: object, what: str, seconds: float = 300) -> float:
+        """Seconds until ``condition()``; with the logs in the message if it never comes true."""
+        begun = time.monotonic()
+        try:
+            self.lab.wait(condition, what, seconds, every=0.5)  # type: ignore[arg-type]
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.logs()}") from None
+        return time.monotonic() - begun
+
+    def wait_until_over(self, seconds: float = 600) -> None:
+        self.wait(lambda: not self.lab.jobs(), "the launch is over", seconds)
+
+    def logs(self, lines: int = 60) -> str:
+        return self.run("logs", self.folder, "--lines", lines).stdout
+
+    def log_of(self, text: str) -> list[str]:
+        return [
+            line
+            for path in sorted(self.folder.glob("jobs/*/logs/*.out"))
+            for line in _lines(path)
+            if text in line
+        ]
+
+    # --- what must be so
+
+    def assert_complete(self, alone: Path) -> None:
+        """Every row that one machine made, once, with the same values and images, and nothing besides."""
+        mine, other = ddsweep.load_results(self.folder), ddsweep.load_results(alone)
+        for table, key in (
+            ("trials", ["trial_id"]),
+            ("history", ["trial_id", "outer_step"]),
+            ("evals", ["trial_id", "source", "protocol", "network", "model_seed", "inner_step"]),
+        ):
+            ours, theirs = getattr(mine, table), getattr(other, table)
+            ours = ours.drop(columns=[c for c in [*NOT_SCIENCE, "seconds"] if c in ours])
+            theirs = theirs.drop(columns=[c for c in [*NOT_SCIENCE, "seconds"] if c in theirs])
+            order = [column for column in ours.columns if column in key] + [
+                c for c in ours.columns if c not in key
+            ]
+            ours, theirs = (f[order].sort_values(order).reset_index(drop=True) for f in (ours, theirs))
+            pd.testing.assert_frame_equal(ours, theirs, obj=table)
+            assert not ours.duplicated(order).any()
+        assert not list(self.folder.glob("failures/*.parquet"))
+
+    def assert_nothing_runs(self) -> None:
+        for node in self.lab.nodes:
+            left = [command for _, command in self.lab.processes(node)]
+            assert not left, (node, left)
+            leftovers = self.lab.exec(node, "sh", "-c", "ls -d /tmp/dds* 2>/dev/null").stdout.split()
+            assert not leftovers, (node, leftovers)
+
+    def hosts(self) -> tuple[set[str], set[str]]:
+        """The nodes that distilled and those that evaluated."""
+        distilled = set(ddsweep.load_results(self.folder).trials["host"])
+        parts = self.folder.glob("evals/*.parquet")
+        evaluated = {pq.read_schema(part).metadata[b"host"].decode() for part in parts}
+        return distilled, evaluated
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(errors="replace").splitlines()
+
+
+def run_alone(folder: Path, file: Path, settings: Sequence[str]) -> Path:
+    """The same sweep on one machine, with the same execution plan."""
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "SLURM_"))
+    }
+    done = subprocess.run(
+        ddsweep_command(
+            "run", file, "--results", folder, *settings, "resources.device=cpu", "resources.gpus=0"
+        ),
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    return folder / file.stem

@@ -1,0 +1,304 @@
+"""What can happen to a sweep on a cluster: it ends with the tables that it would have had anyway.
+
+Each test prints its figures (seconds to notice, to recover, steps done twice) for docs/reliability.md.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+import ddsweep
+from tests.cluster.machines import Lab
+from tests.cluster.sweeping import Launched, run_alone
+
+SWEEP = """
+name: faults
+base:
+  dataset: digits
+  network: convnet(width=16)
+  init: random
+  image_init: real
+  inner_lr: 1.0
+  outer_lr: 0.05
+  outer_steps: 400
+  real_batch: 256
+  models_per_step: 2
+  images_per_class: 2
+  images_per_class_per_step: 1
+  inner_epochs: 2
+  validate_every: 100
+seeds: 6
+evaluate:
+  networks: 8
+  group_size: 4
+  shards: 3
+  baselines: [random_real]
+resources:
+  checkpoint_every: 20
+  log_every: 20
+"""
+GPUS = ["resources.gpus=0.5"]
+
+
+@pytest.fixture(scope="session")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("sweep") / "faults.yaml"
+    path.write_text(SWEEP)
+    return path
+
+
+@pytest.fixture(scope="session")
+def alone(slurm: Lab, file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run_alone(tmp_path_factory.mktemp("alone"), file, ["evaluate.shards=2"])
+
+
+@pytest.fixture
+def sweep(lab: Lab, shared: Path, file: Path) -> Launched:
+    return Launched(lab, shared, file, GPUS)
+
+
+# ----------------------------------------------------------------------------------------- helpers
+
+
+def workers_on(lab: Lab, node: str) -> list[str]:
+    """Trials at work on a node; idle workers of Ray have another name."""
+    return [
+        command for _, command in lab.processes(node) if "distil" in command.lower() and "ray::" in command
+    ]
+
+
+def checkpoints(sweep: Launched) -> int:
+    return len(list(sweep.folder.glob("artifacts/*/checkpoint.safetensors")))
+
+
+def wait_for_work(sweep: Launched, node: str) -> None:
+    """Until a trial runs on ``node`` and something has been saved."""
+    sweep.wait(lambda: checkpoints(sweep) >= 2 and workers_on(sweep.lab, node), f"trials run on {node}", 400)
+
+
+def clock(line: str) -> float:
+    """Seconds of the day of a line of the log."""
+    found = re.match(r"(\d\d):(\d\d):(\d\d) ", line)
+    assert found, line
+    hours, minutes, seconds = map(int, found.groups())
+    return 3600.0 * hours + 60 * minutes + seconds
+
+
+def now() -> float:
+    moment = datetime.now()
+    return 3600.0 * moment.hour + 60 * moment.minute + moment.second + moment.microsecond / 1e6
+
+
+def resumed(sweep: Launched) -> int:
+    """Trials that went on from a checkpoint in another process than they began in."""
+    return int((ddsweep.load_results(sweep.folder).trials["n_resumed"] > 0).sum())
+
+
+def figures(**found: object) -> None:
+    print("FIGURES", json.dumps(found, default=lambda value: round(value, 1)))
+
+
+def restarts(lab: Lab, job: str) -> int:
+    return int(lab.job(job)["Restarts"])
+
+
+def job_of(sweep: Launched, place: int = -1) -> str:
+    record = sorted(sweep.folder.glob("jobs/*/launch.json"))[place]
+    return str(json.loads(record.read_text())["jobs"][0]["id"])
+
+
+def outcome(sweep: Launched) -> dict[str, object]:
+    found: dict[str, object] = json.loads(sorted(sweep.folder.glob("jobs/*/outcomes/*.json"))[-1].read_text())
+    return found
+
+
+def end_well(sweep: Launched, alone: Path) -> None:
+    sweep.wait_until_over()
+    assert outcome(sweep)["code"] == 0, sweep.logs()
+    sweep.assert_nothing_runs()
+    sweep.assert_complete(alone)
+
+
+# ------------------------------------------------------------------------------------------- faults
+
+
+@pytest.mark.timeout(1200)
+def test_a_node_loses_power(lab: Lab, sweep: Launched, alone: Path) -> None:
+    assert sweep.launch().returncode == 0
+    wait_for_work(sweep, "node3")
+    lost, at, begun = len(workers_on(lab, "node3")), now(), time.monotonic()
+    lab.power_off("node3")
+    sweep.wait(lambda: sweep.log_of("node3: lost"), "the loss is noticed", 120)
+    noticed = clock(sweep.log_of("node3: lost")[-1]) - at
+    sweep.wait_until_over()
+    over = time.monotonic() - begun
+    lab.power_on("node3")
+    assert outcome(sweep)["code"] == 0, sweep.logs()
+    sweep.assert_nothing_runs()
+    sweep.assert_complete(alone)
+    assert resumed(sweep) >= 1
+    figures(fault="power", trials_on_it=lost, noticed_s=noticed, resumed=resumed(sweep), over_after_s=over)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_network_is_cut_and_mended(lab: Lab, sweep: Launched, alone: Path) -> None:
+    assert sweep.launch().returncode == 0
+    wait_for_work(sweep, "node3")
+    lost, at, begun = len(workers_on(lab, "node3")), now(), time.monotonic()
+    lab.cut("node3")
+    sweep.wait(lambda: sweep.log_of("node3: lost"), "the loss is noticed", 120)
+    noticed = clock(sweep.log_of("node3: lost")[-1]) - at
+    lab.mend("node3")
+    mended = now()
+    sweep.wait(
+        lambda: sweep.log_of("node3: joined") or not lab.jobs(), "the node is back, or all is over", 300
+    )
+    back = [clock(line) - mended for line in sweep.log_of("node3: joined")]
+    end_well(sweep, alone)
+    figures(
+        fault="network",
+        trials_on_it=lost,
+        noticed_s=noticed,
+        back_s=back[-1] if back else None,
+        resumed=resumed(sweep),
+        over_after_s=time.monotonic() - begun,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_slurmd_is_killed(lab: Lab, sweep: Launched, alone: Path) -> None:
+    """Slurm takes the node for lost and ends the step on it; the job goes on without it."""
+    assert sweep.launch().returncode == 0
+    wait_for_work(sweep, "node3")
+    begun = time.monotonic()
+    lab.kill_slurmd("node3")
+    sweep.wait(lambda: "down" in lab.node_state("node3") or not lab.jobs(), "Slurm has noticed", 120)
+    noticed = time.monotonic() - begun
+    sweep.wait_until_over()
+    lab.start_slurmd("node3")
+    assert outcome(sweep)["code"] == 0, sweep.logs()
+    sweep.assert_complete(alone)
+    sweep.wait(lambda: not lab.processes("node3"), "nothing is left on it", 60)
+    figures(fault="slurmd", noticed_s=noticed, resumed=resumed(sweep), over_after_s=time.monotonic() - begun)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_the_job_is_requeued_by_somebody(lab: Lab, sweep: Launched, alone: Path) -> None:
+    assert sweep.launch().returncode == 0
+    wait_for_work(sweep, "node2")
+    job, at, begun = job_of(sweep), now(), time.monotonic()
+    lab.sh("scontrol", "requeue", job)
+    sweep.wait(
+        lambda: restarts(lab, job) == 1 and lab.job(job)["JobState"] == "RUNNING", "it runs again", 120
+    )
+    running = time.monotonic() - begun
+    end_well(sweep, alone)
+    assert resumed(sweep) >= 1
+    again = [clock(line) - at for line in sweep.log_of("dashboard:")][-1]
+    figures(fault="requeue", running_s=running, head_up_s=again, resumed=resumed(sweep))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_time_limit_shorter_than_the_sweep(lab: Lab, shared: Path, file: Path, alone: Path) -> None:
+    """A minute, of which it drains in the last 25 s; as often as it takes."""
+    sweep = Launched(lab, shared, file, [*GPUS, "site.drain=25", "site.time=2m", "site.requeues=20"])
+    done = sweep.launch("--wait", "outer_steps=1200")
+    assert done.returncode == 0, done.stdout + sweep.logs()
+    job = job_of(sweep)
+    assert restarts(lab, job) >= 1
+    sweep.assert_nothing_runs()
+    longer = run_alone(alone.parent / "longer", file, ["evaluate.shards=2", "outer_steps=1200"])
+    sweep.assert_complete(longer)
+    figures(fault="time limit", requeued=restarts(lab, job), resumed=resumed(sweep))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_requeues_are_bounded(lab: Lab, shared: Path, file: Path) -> None:
+    sweep = Launched(lab, shared, file, [*GPUS, "site.drain=50", "site.time=1m", "site.requeues=1"])
+    done = sweep.launch("--wait", "outer_steps=100000", "site.nodes=1")
+    assert (done.returncode, "not requeued again, after 1 times" in done.stdout) == (1, True), done.stdout
+    assert "launch it again" in done.stdout
+    sweep.assert_nothing_runs()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_the_head_node_is_lost(lab: Lab, sweep: Launched, alone: Path) -> None:
+    """The batch script dies with it: Slurm requeues the job, elsewhere if it must."""
+    assert sweep.launch().returncode == 0
+    wait_for_work(sweep, "node2")
+    job, at, begun = job_of(sweep), now(), time.monotonic()
+    lab.power_off("node1")
+    sweep.wait(lambda: "PENDING" in lab.jobs().values() or restarts(lab, job) >= 1, "Slurm has noticed", 200)
+    noticed = time.monotonic() - begun
+    lab.power_on("node1")
+    sweep.wait(lambda: len(sweep.log_of("dashboard:")) >= 2, "a new head is up", 300)
+    head = clock(sweep.log_of("dashboard:")[-1]) - at
+    end_well(sweep, alone)
+    assert restarts(lab, job) >= 1
+    figures(fault="head", noticed_s=noticed, head_up_s=head, resumed=resumed(sweep))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_the_driver_is_killed(lab: Lab, sweep: Launched, alone: Path) -> None:
+    """By want of memory, say: the head starts it again."""
+    assert sweep.launch().returncode == 0
+    wait_for_work(sweep, "node2")
+    drivers = [pid for pid, command in lab.processes("node1") if " -m ddsweep run " in command]
+    assert len(drivers) == 1
+    lab.exec("node1", "kill", "-KILL", drivers[0])
+    end_well(sweep, alone)
+    assert sweep.log_of("the driver was killed by signal 9")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_an_element_of_an_array_loses_its_node(lab: Lab, sweep: Launched, alone: Path) -> None:
+    assert sweep.launch("--mode", "array").returncode == 0
+    sweep.wait(lambda: checkpoints(sweep) >= 3, "trials run", 300)
+    begun = time.monotonic()
+    lab.power_off("node2")
+    sweep.wait(
+        lambda: "PENDING" in [s for j, s in lab.jobs().items() if "_" in j and "[" not in j], "requeued", 200
+    )
+    noticed = time.monotonic() - begun
+    lab.power_on("node2")
+    end_well(sweep, alone)
+    assert resumed(sweep) >= 1
+    figures(
+        fault="array element",
+        noticed_s=noticed,
+        resumed=resumed(sweep),
+        over_after_s=time.monotonic() - begun,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_node_never_comes(lab: Lab, shared: Path, file: Path, alone: Path) -> None:
+    """Slurm gives it, but its results folder is not there, so it never reports."""
+    sweep = Launched(lab, shared, file, [*GPUS, "site.wait_for_nodes=40"])
+    hidden = lab.exec("node3", "mount", "-t", "tmpfs", "tmpfs", shared)
+    assert hidden.returncode == 0, hidden.stdout
+    try:
+        assert sweep.launch().returncode == 0
+        sweep.wait(lambda: sweep.log_of("node3"), "the missing node is named", 200)
+        told = sweep.log_of("node3")[0]
+        assert "never reported" in told and "going on with 2 of 3 nodes" in told
+        sweep.wait_until_over()
+        assert outcome(sweep)["code"] == 0, sweep.logs()
+        sweep.assert_complete(alone)
+    finally:
+        lab.exec("node3", "umount", shared)
