@@ -118,10 +118,10 @@ def outcome(sweep: Launched) -> dict[str, object]:
     return found
 
 
-def end_well(sweep: Launched, alone: Path) -> None:
+def end_well(sweep: Launched, alone: Path, *, lost: str | None = None) -> None:
     sweep.wait_until_over()
     assert outcome(sweep)["code"] == 0, sweep.logs()
-    sweep.assert_nothing_runs()
+    sweep.assert_nothing_runs(lost=lost)
     sweep.assert_complete(alone)
 
 
@@ -140,7 +140,7 @@ def test_a_node_loses_power(lab: Lab, sweep: Launched, alone: Path) -> None:
     over = time.monotonic() - begun
     lab.power_on("node3")
     assert outcome(sweep)["code"] == 0, sweep.logs()
-    sweep.assert_nothing_runs()
+    sweep.assert_nothing_runs(lost="node3")
     sweep.assert_complete(alone)
     assert resumed(sweep) >= 1
     figures(fault="power", trials_on_it=lost, noticed_s=noticed, resumed=resumed(sweep), over_after_s=over)
@@ -245,7 +245,7 @@ def test_the_head_node_is_lost(lab: Lab, sweep: Launched, alone: Path) -> None:
     lab.power_on("node1")
     sweep.wait(lambda: len(sweep.log_of("dashboard:")) >= 2, "a new head is up", 300)
     head = clock(sweep.log_of("dashboard:")[-1]) - at
-    end_well(sweep, alone)
+    end_well(sweep, alone, lost="node1")
     assert restarts(lab, job) >= 1
     figures(fault="head", noticed_s=noticed, head_up_s=head, resumed=resumed(sweep))
 
