@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-__all__ = ["CheckpointError", "DataError", "DivergedError", "ResultsError", "SettingError", "UserError"]
+__all__ = [
+    "CheckpointError",
+    "DataError",
+    "DivergedError",
+    "ResultsError",
+    "SettingError",
+    "TooLargeError",
+    "UserError",
+]
 
 
 class UserError(Exception):
@@ -23,6 +31,10 @@ class ResultsError(UserError):
 
 class CheckpointError(UserError):
     """A checkpoint or distilled set that cannot be read: truncated, altered, or of another trial."""
+
+
+class TooLargeError(UserError):
+    """Work that does not fit the memory it was given, computed in the most frugal way there is."""
 
 
 class DivergedError(Exception):

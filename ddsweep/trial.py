@@ -7,9 +7,10 @@ checkpoint and, on the same kind of machine, ends with the same bits.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +37,13 @@ from ddsweep.core.distill import (
     selection_seeds,
 )
 from ddsweep.core.evaluate import evaluate_networks
-from ddsweep.core.execution import ExecutionPlan, choose_plan
+from ddsweep.core.execution import ExecutionPlan, choose_plan, more_frugal
+from ddsweep.core.memory import is_out_of_memory, keep_to_share, release_memory
 from ddsweep.core.networks import build_network
-from ddsweep.cost import choose_memory
+from ddsweep.cost import choose_memory, estimate
 from ddsweep.data.sources import Splits
 from ddsweep.distilled import DistilledSet
-from ddsweep.errors import CheckpointError, DivergedError, UserError
+from ddsweep.errors import CheckpointError, DivergedError, TooLargeError, UserError
 from ddsweep.pools.imagenet import pool_of
 from ddsweep.provenance import Meter, device_name, environment, utc_now
 from ddsweep.results.artifacts import image_grid, load_tensors, save_tensors
@@ -104,6 +106,7 @@ class _Run:
     n_skipped: int = 0
     peak: int | None = None
     n_resumed: int = 0
+    n_replans: int = 0
 
 
 def pick_device(setting: str, gpus: float) -> torch.device:
@@ -130,9 +133,25 @@ def distil_trial(
 ) -> bool:
     """Distil ``spec``, or go on with it, until its distilled set is on disk.
 
-    Returns True when it is, False if ``should_stop`` asked to drain (then a checkpoint is). Raises
-    `DivergedError` when the trial cannot go on, and `UserError` for a device that is not there.
+    Returns True when it is, False if ``should_stop`` asked to drain (then a checkpoint is). An outer step
+    that runs out of memory is taken again by a more frugal plan, which is kept. Raises `DivergedError` when
+    the trial cannot go on, `TooLargeError` when there is no such plan left, and `UserError` for a device
+    that is not there.
     """
+    try:
+        return _distil(spec, splits, directory, settings, should_stop, on_progress)
+    finally:
+        release_memory()  # the process may live on, idle or with the next trial, beside others on the GPU
+
+
+def _distil(
+    spec: TrialSpec,
+    splits: Splits,
+    directory: SweepDirectory,
+    settings: TrialSettings,
+    should_stop: Callable[[], bool],
+    on_progress: Callable[[Progress], None],
+) -> bool:
     if is_distilled(spec, directory):
         return True
     if (spec.whitening == "none") != (splits.whitening is None):
@@ -151,18 +170,23 @@ def distil_trial(
         plan = run.plan
         _check_device(plan, spec, directory)
     torch.set_num_threads(plan.threads)
+    keep_to_share(plan.device, settings.gpus)
     data = (splits.train_images, splits.train_labels, splits.mean, splits.std)
     problem = Problem.of(spec, plan, *data, training_networks(spec, directory))
     if run is None:
         run = _Run(initial_state(problem, _start_images(spec, splits)), [], plan, utc_now().isoformat())
     run.state = _to_device(run.state, plan.device)
     meter = Meter(plan.device, run.wall, run.cpu, run.peak)
+
+    def save() -> None:
+        _save_run(run, spec, splits, directory, settings, meter)
+
     while run.state.step < spec.outer_steps:
         if should_stop():
-            _save_run(run, spec, splits, directory, settings, meter)
+            save()
             return False
         try:
-            run.state, report = outer_step(problem, run.state)
+            problem, report = _step_in_memory(run, problem, settings, save)
         except DivergedError:
             if (healthy := rolled_back(run.state, spec)) is None:
                 raise
@@ -181,11 +205,50 @@ def distil_trial(
         if logged:
             run.history.append(_history_row(run.state, report, score, meter))
         if decisive or step % settings.checkpoint_every == 0:
-            _save_run(run, spec, splits, directory, settings, meter)
+            save()
         if logged:  # last, for a trial that is stopped never comes back from it
             on_progress(Progress(step, report.loss, score, meter.wall_seconds()))
     _finish_distillation(run, problem, splits, directory, settings, meter)
     return True
+
+
+def _step_in_memory(
+    run: _Run, problem: Problem, settings: TrialSettings, save: Callable[[], None]
+) -> tuple[Problem, StepReport]:
+    """One outer step of ``run``, taken again from the same state by ever more frugal plans where memory runs
+    out; each is checkpointed at once, so that a kill does not bring the old one back. Returns the problem
+    with the plan that did it."""
+    while True:
+        try:
+            run.state, report = outer_step(problem, run.state)
+            return problem, report
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            spec, plan = problem.spec, run.plan
+            _, segment = choose_memory(spec, "recompute")
+            frugal = more_frugal(plan, segment, spec.models_per_step, spec.real_batch)
+            if frugal is None:
+                raise TooLargeError(_too_large(run, spec, settings, error)) from error
+        release_memory()  # not before: the error held what the step had allocated
+        run.plan, run.n_replans = frugal, run.n_replans + 1
+        problem = replace(problem, plan=frugal)
+        save()
+
+
+def _too_large(run: _Run, spec: TrialSpec, settings: TrialSettings, error: Exception) -> str:
+    plan = run.plan
+    needed = estimate(spec, 1, memory_mode=plan.memory_mode, segment=plan.segment).memory_bytes
+    on_gpu = plan.device == "cuda"
+    where = f"{settings.gpus:g} of a GPU" if on_gpu and 0 < settings.gpus < 1 else plan.device
+    more = "a larger resources.gpus" if on_gpu else "a smaller resources.max_concurrent"
+    said = " ".join(str(error).split())[:200] or type(error).__name__
+    return (
+        f"outer step {run.state.step} does not fit the memory of {where}, not even with memory_mode: "
+        f"{plan.memory_mode}, segment: {plan.segment} and {plan.real_chunk} real images at a time, where the "
+        f"trial needs about {needed / 1e9:.2g} GB by estimate; set {more}, or fewer models_per_step, "
+        f"inner_steps or images_per_class ({said})"
+    )
 
 
 def training_networks(spec: TrialSpec, directory: SweepDirectory) -> Pool | None:
@@ -313,6 +376,7 @@ def _save_run(
         "cpu": meter.cpu_seconds(),
         "n_skipped": run.n_skipped,
         "n_resumed": run.n_resumed,
+        "n_replans": run.n_replans,
         "peak": meter.peak_memory_bytes(),
         "provenance": _provenance(run, spec, splits, directory, settings, meter),
     }
@@ -349,6 +413,7 @@ def _load_run(spec: TrialSpec, splits: Splits, directory: SweepDirectory) -> _Ru
         n_skipped=header["n_skipped"],
         peak=header["peak"],
         n_resumed=header["n_resumed"] + 1,
+        n_replans=header.get("n_replans", 0),  # checkpoints of before have none
     )
 
 
@@ -483,6 +548,8 @@ def _provenance(
         "device_name": device_name(run.plan.device),
         "threads": run.plan.threads,
         "memory_mode": run.plan.memory_mode,
+        "execution_plan": json.dumps(run.plan.to_dict()),
+        "n_replans": run.n_replans,
         "started_at": run.started_at,
         "ended_at": utc_now().isoformat(),
     }

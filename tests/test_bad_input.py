@@ -893,12 +893,12 @@ def test_cpus_beyond_the_machine_are_refused_before_any_trial(tmp_path: Path, pr
 def test_gpus_that_are_not_there_are_refused(
     settings: list[str], gpus: int, message: str, tmp_path: Path
 ) -> None:
-    from ddsweep.sweep.runner import check_placement
-    from ddsweep.sweep.session import RaySession
+    from ddsweep.sweep.placement import check_placement
+    from ddsweep.sweep.session import Node, RaySession
 
     (tmp_path / "tiny.yaml").write_text(TINY)
     sweep = load_sweep(tmp_path / "tiny.yaml", settings)
-    session = RaySession(dashboard="", token=None, cpus=2, gpus=gpus, memory=8e9)
+    session = RaySession(dashboard="", token=None, nodes=(Node("here", 2, gpus, 8e9),))
     with pytest.raises(UserError) as caught:
         check_placement(sweep, trials_of(tmp_path / "tiny.yaml"), session)
     assert message in str(caught.value)

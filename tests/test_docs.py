@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from ddsweep.catalog import DATASETS, TrialSpec
+from ddsweep.launch.site import Site
 from ddsweep.pools.file import PoolFile
 from ddsweep.results.schemas import TABLES
 from ddsweep.spec import AshaSpec, EvaluateSpec, ResourcesSpec, SearchSpec, SweepSpec
@@ -41,6 +42,11 @@ def test_every_setting_is_documented_and_no_other() -> None:
     assert words_of_first_column(section(text, "`scheduler`")) == set(AshaSpec.model_fields)
     assert words_of_first_column(section(text, "`evaluate`")) == set(EvaluateSpec.model_fields)
     assert words_of_first_column(section(text, "`resources`")) == set(ResourcesSpec.model_fields)
+
+
+def test_every_key_of_a_site_file_is_documented_and_no_other() -> None:
+    text = section((ROOT / "docs/cluster.md").read_text(), "Site files")
+    assert words_of_first_column(text) == set(Site.model_fields)
 
 
 def test_every_data_set_is_documented_as_it_is() -> None:

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ddsweep.core.derivatives import derivatives_of
-from ddsweep.core.execution import ExecutionPlan
+from ddsweep.core.execution import ExecutionPlan, smaller_test
 from ddsweep.core.images import normalise
 from ddsweep.core.inner import Rate
 from ddsweep.core.layers import Params
+from ddsweep.core.memory import is_out_of_memory, release_memory
 from ddsweep.core.order import rate_index
 from ddsweep.core.unroll import InnerLoop, train_networks
 
@@ -68,8 +69,32 @@ def count_right(
     and ``[K, classes, classes + 1]``.
 
     ``pixels [N, c, h, w]`` uint8 and ``labels [N]`` on the device of ``params``; images are normalised
-    and passed on in batches of ``plan.real_chunk``, to ``plan.test_block`` networks at a time.
+    and passed on in batches of ``plan.real_chunk``, to ``plan.test_block`` networks at a time; fewer where
+    memory runs out. Counts are exact, and logits equal up to rounding however many go through at a time: an
+    answer could only change where two logits are as close as that.
     """
+    while True:
+        try:
+            return _count_right(network, params, pixels, labels, mean, std, plan)
+        except Exception as error:
+            count = len(next(iter(params.values())))
+            smaller = smaller_test(plan, count, len(labels)) if is_out_of_memory(error) else None
+            if smaller is None:
+                raise
+        release_memory()  # not before: the error held what had been allocated
+        plan = smaller
+
+
+def _count_right(
+    network: nn.Module,
+    params: Params,
+    pixels: Tensor,
+    labels: Tensor,
+    mean: Sequence[float],
+    std: Sequence[float],
+    plan: ExecutionPlan,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`count_right` as the plan says, whatever it takes."""
     weight = next(iter(params.values()))
     math, count = derivatives_of(network, plan.real_batching), len(weight)
     blocks = [slice(first, first + plan.test_block) for first in range(0, count, plan.test_block)]

@@ -6,13 +6,16 @@ same bits. That is why a resumed trial takes its plan from the checkpoint.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
-__all__ = ["ExecutionPlan", "choose_plan"]
+__all__ = ["ExecutionPlan", "choose_plan", "more_frugal", "smaller_test"]
+
+SMALLEST_CHUNK = 8
+"""Real images at a time: fewer would take ever more time and save no memory to speak of."""
 
 
 @dataclass(frozen=True)
@@ -65,3 +68,29 @@ def choose_plan(
     if explicit:
         return ExecutionPlan("cpu", threads, memory_mode, "explicit", "explicit", 32, 4, segment, 16)
     return ExecutionPlan("cpu", threads, memory_mode, "loop", "loop", 128, 1, segment)
+
+
+def more_frugal(plan: ExecutionPlan, segment: int, networks: int, images: int) -> ExecutionPlan | None:
+    """The next plan for outer steps that ran out of memory under ``plan``; None after the last one.
+
+    Inner steps first, then the real images, then the networks that see them: ``recompute``, with ``segment``
+    (that which takes the least memory); half the chunk of the ``images`` of a real batch, again and again;
+    half the block of the ``networks``. Each is the one before it up to rounding.
+    """
+    if plan.memory_mode == "store" or plan.segment != segment:
+        return replace(plan, memory_mode="recompute", segment=segment)
+    if (chunk := min(plan.real_chunk, images)) > SMALLEST_CHUNK:
+        return replace(plan, real_chunk=max(SMALLEST_CHUNK, chunk // 2))
+    if (block := min(plan.real_block, networks)) > 1:
+        return replace(plan, real_block=block // 2)
+    return None
+
+
+def smaller_test(plan: ExecutionPlan, networks: int, images: int) -> ExecutionPlan | None:
+    """The next plan for a test pass of ``networks`` over ``images`` that ran out of memory under ``plan``:
+    half the images at a time, then half the networks; None after the last one."""
+    if (chunk := min(plan.real_chunk, images)) > SMALLEST_CHUNK:
+        return replace(plan, real_chunk=max(SMALLEST_CHUNK, chunk // 2))
+    if (block := min(plan.test_block, networks)) > 1:
+        return replace(plan, test_block=block // 2)
+    return None

@@ -11,10 +11,11 @@ import torch
 
 from ddsweep.catalog import SPEC_VERSION, EvaluationSpec, EvalUnit, TrialSpec
 from ddsweep.core.execution import choose_plan
+from ddsweep.core.memory import is_out_of_memory
 from ddsweep.core.networks import build_network
 from ddsweep.data.sources import Splits
 from ddsweep.distilled import DistilledSet
-from ddsweep.errors import ResultsError
+from ddsweep.errors import ResultsError, TooLargeError
 from ddsweep.evaluation.baseline_rows import baseline_rows
 from ddsweep.evaluation.group import Group
 from ddsweep.evaluation.keys import digest, is_current
@@ -125,7 +126,8 @@ def evaluate_unit(
     """Compute one unit of a distilled trial, baselines included, and write its part.
 
     Returns the part's path; does nothing if the part is current. Raises `CheckpointError` if the
-    distilled set is missing or torn.
+    distilled set is missing or torn, and `TooLargeError` if the group does not fit the memory there is:
+    only its test pass can be taken in smaller pieces, for rows depend on who is trained together.
     """
     distilled = read_distilled(spec, directory)
     key, path = _unit_key(distilled, evaluation, unit), _part(directory, spec, unit)
@@ -136,17 +138,39 @@ def evaluate_unit(
     network = build_network(used.network_spec, used.dataset.shape, used.dataset.classes)
     plan, pool = choose_plan(device, THREADS, network), pool_of(used, directory.pools)
     group = Group(used, unit, splits, plan, network, pool)
-    if unit.changes is not None:
-        rows = protocol_rows(group, unit.changes, distilled, evaluation.steps(spec, unit.changes))
-    else:
-        result = group.test_distilled(distilled, evaluation.steps(spec))
-        rows = group.rows(result, "distilled", unit.protocol)
-        for source in evaluation.baselines:
-            rows += baseline_rows(group, source, evaluation, directory)
+    try:
+        rows = _rows(spec, group, distilled, evaluation, directory)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        said = " ".join(str(error).split())[:200] or type(error).__name__
+        more = "a larger evaluate.gpus" if device.type == "cuda" else "fewer evaluate.shards"
+        raise TooLargeError(
+            f"evaluation of {spec.trial_id} under {unit.protocol}: {len(group.indices)} networks that are "
+            f"trained together do not fit the memory of {device.type}; set {more} or a smaller "
+            f"evaluate.group_size ({said})"
+        ) from error
     rows = [{**row, "trial_id": spec.trial_id} for row in rows]
     metadata = {"unit": key, "host": environment()["host"]}  # not a column: rows do not depend on it
     write_part(path, rows, EVALS, directory.temporary, metadata)
     return path
+
+
+def _rows(
+    spec: TrialSpec,
+    group: Group,
+    distilled: DistilledSet,
+    evaluation: EvaluationSpec,
+    directory: SweepDirectory,
+) -> list[dict[str, Any]]:
+    unit = group.unit
+    if unit.changes is not None:
+        return protocol_rows(group, unit.changes, distilled, evaluation.steps(spec, unit.changes))
+    result = group.test_distilled(distilled, evaluation.steps(spec))
+    rows = group.rows(result, "distilled", unit.protocol)
+    for source in evaluation.baselines:
+        rows += baseline_rows(group, source, evaluation, directory)
+    return rows
 
 
 # --------------------------------------------------------------------------------------- summing up

@@ -257,7 +257,8 @@ def _provenance(row: Mapping[str, Any]) -> list[tuple[str, str]]:
         None if row["git_commit"] is None else row["git_commit"] + (" (changed)" if row["git_dirty"] else "")
     )
     times = [_time(row["started_at"]), _time(row["ended_at"])]
-    again = [(n, row[c]) for n, c in (("resumed", "n_resumed"), ("torn checkpoints", "n_torn_checkpoints"))]
+    counts = {"resumed": "n_resumed", "torn checkpoints": "n_torn_checkpoints", "out of memory": "n_replans"}
+    again = [(name, row[column]) for name, column in counts.items()]
     items = [
         ("on", ", ".join(where) if row["host"] else None),
         ("when", " to ".join(times) if row["started_at"] else None),

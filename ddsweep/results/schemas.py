@@ -118,6 +118,9 @@ TRIALS = pa.schema(
         ("device_name", _TEXT),
         ("threads", _COUNT),
         ("memory_mode", _TEXT),
+        # JSON: how it was computed at the end, after so many changes because memory ran out.
+        ("execution_plan", _TEXT),
+        ("n_replans", _COUNT),
         ("host", _TEXT),
         ("started_at", _TIME),
         ("ended_at", _TIME),

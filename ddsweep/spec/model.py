@@ -87,7 +87,7 @@ class EvaluateSpec(_Model):
     ``protocols`` are what `ddsweep.catalog.Protocol` is made of."""
 
     networks: Count = 64
-    shards: Count = 2
+    shards: Count | None = None
     group_size: Count = 16
     protocols: Annotated[
         tuple[str | dict[str, Any], ...], BeforeValidator(protocols_of), Field(min_length=1)

@@ -9,20 +9,23 @@ from __future__ import annotations
 import threading
 import warnings
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import ray
 import torch
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ddsweep.catalog import EvaluationSpec, EvalUnit, TrialSpec
+from ddsweep.core.memory import keep_to_share
 from ddsweep.data.sources import Splits
 from ddsweep.errors import UserError
 from ddsweep.evaluation import evaluate_unit, finish, missing_units
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.sweep.observe import State
+from ddsweep.sweep.placement import check_gpus_seen
 from ddsweep.sweep.prepare import splits_key
 from ddsweep.trial import pick_device, record_failure
 
@@ -85,20 +88,33 @@ class EvalShard:
         self._splits: dict[str, Splits] = {}
         self._evaluation = evaluation
         self._directory = directory
-        self._device = pick_device(device, gpus)
+        self._asked = device, gpus
+        self._device: torch.device | None = None
 
     def __repr__(self) -> str:  # what the dashboard and the logs call it
         return self._label
 
     def ready(self) -> str:
+        """Raises `UserError` without the GPU that was asked for. (A constructor that did would leave its
+        caller with the news that the actor died.)"""
+        self._on_device()
         return self._label
+
+    def _on_device(self) -> torch.device:
+        if self._device is None:
+            setting, gpus = self._asked
+            check_gpus_seen(gpus, self._label)
+            device = pick_device(setting, gpus)
+            keep_to_share(device.type, gpus)
+            self._device = device
+        return self._device
 
     def evaluate(self, spec: TrialSpec, unit: EvalUnit, shared: SharedSplits) -> None:
         # The data comes with each call: what a constructor was given may be gone when Ray restarts an actor.
-        key = splits_key(spec)
+        device, key = self._on_device(), splits_key(spec)
         if key not in self._splits:
             self._splits[key] = get_splits(shared)
-        evaluate_unit(spec, unit, self._evaluation, self._splits[key], self._directory, self._device)
+        evaluate_unit(spec, unit, self._evaluation, self._splits[key], self._directory, device)
 
 
 @dataclass
@@ -109,7 +125,8 @@ class _Task:
 
 
 class EvalPool:
-    """Evaluates distilled trials on ``shards`` actors while other trials still run.
+    """Evaluates distilled trials while other trials still run, on one actor for each entry of ``nodes``: the
+    node that it lives on. Where that is lost, Ray restarts the actor on another.
 
     ``submit`` returns at once. ``on_state(trial_id, state)`` is called from the pool's own thread with
     ``evaluating``, ``done`` or ``failed``. Actors ask for no CPU, so they fit beside any trial, and for
@@ -119,7 +136,7 @@ class EvalPool:
     def __init__(
         self,
         sweep: str,
-        shards: int,
+        nodes: Sequence[str],
         shared: dict[str, SharedSplits],
         evaluation: EvaluationSpec,
         directory: SweepDirectory,
@@ -134,12 +151,18 @@ class EvalPool:
         self._actors = [
             ray.remote(EvalShard)
             .options(
-                name=f"eval-{sweep}-{shard}", num_cpus=0, num_gpus=gpus, max_restarts=-1, max_task_retries=0
+                name=f"eval-{sweep}-{shard}",
+                num_cpus=0,
+                num_gpus=gpus,
+                memory=1,  # byte: Ray would not look at the strategy of an actor that asks for nothing
+                max_restarts=-1,
+                max_task_retries=0,
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=True),
             )
             .remote(f"eval shard {shard} of {sweep}", evaluation, directory, device, gpus)
-            for shard in range(shards)
+            for shard, node in enumerate(nodes)
         ]
-        self._waiting: list[deque[_Task]] = [deque() for _ in range(shards)]
+        self._waiting: list[deque[_Task]] = [deque() for _ in nodes]
         self._running: dict[Any, tuple[int, _Task]] = {}
         self._left: dict[str, int] = {}
         self._lock = threading.Condition()

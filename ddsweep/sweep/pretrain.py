@@ -9,6 +9,7 @@ from pathlib import Path
 import ray
 
 from ddsweep.catalog import POOL_FRACTION
+from ddsweep.core.memory import keep_to_share
 from ddsweep.data.sources import Splits, load_splits
 from ddsweep.errors import UserError
 from ddsweep.pools.file import PoolFile
@@ -17,6 +18,7 @@ from ddsweep.pools.store import write_index
 from ddsweep.pools.train import PoolGroup, check_parts, missing_groups, train_group
 from ddsweep.results.layout import PoolDirectory
 from ddsweep.sweep.drain import drain_on_signal
+from ddsweep.sweep.placement import check_gpus_seen
 from ddsweep.sweep.pool import SharedSplits, get_splits, put_splits
 from ddsweep.sweep.session import ray_session
 from ddsweep.trial import pick_device
@@ -103,7 +105,9 @@ def train_pool(
 def _train_in_worker(
     pool: PoolFile, recipe: PoolRecipe, group: PoolGroup, shared: SharedSplits, directory: PoolDirectory
 ) -> bool:
+    check_gpus_seen(pool.gpus, group.label)
     device = pick_device(pool.device, pool.gpus)
+    keep_to_share(device.type, pool.gpus)
     return train_group(
         pool.name,
         recipe,

@@ -27,8 +27,9 @@ from ddsweep.spec import AshaSpec, SweepSpec, is_smoke
 from ddsweep.sweep.asha import StratifiedAsha
 from ddsweep.sweep.drain import drain_on_signal
 from ddsweep.sweep.observe import Board
+from ddsweep.sweep.placement import check_gpus_seen, check_placement
 from ddsweep.sweep.pool import EvalPool, SharedSplits, get_splits, put_splits
-from ddsweep.sweep.prepare import eval_gpus, load_all_splits, splits_key, trial_settings
+from ddsweep.sweep.prepare import load_all_splits, splits_key, trial_settings
 from ddsweep.sweep.session import RaySession, ray_session
 from ddsweep.trial import Progress, TrialSettings, distil_trial, is_distilled, record_failure
 
@@ -57,53 +58,6 @@ class Outcome:
         if self.left:
             return 75
         return 2 if self.failed else 0
-
-
-# -------------------------------------------------------------------------------- before the work
-
-
-def check_placement(sweep: SweepSpec, trials: Sequence[TrialSpec], session: RaySession) -> float:
-    """The part of a GPU for each evaluation shard. Raises `UserError` for trials or shards that could
-    never be placed: all shards must fit beside the largest trial."""
-    needs = [sweep.resources.for_trial(trial) for trial in trials]
-    cpus, gpus = max(c for c, _ in needs), max(g for _, g in needs)
-    if isinstance(sweep.resources.memory, float) and sweep.resources.memory * 1e9 > session.memory:
-        raise UserError(
-            f"resources.memory: a trial asks for {sweep.resources.memory:g} GB, but Ray found "
-            f"{session.memory / 1e9:.3g}; ask for less, or for auto"
-        )
-    share = eval_gpus(sweep, gpus)
-    if cpus > session.cpus:
-        raise UserError(
-            f"resources.cpus: a trial asks for {cpus:g} CPUs, but there are {session.cpus:g}; ask for less, "
-            "or set resources.total_cpus to what may be used"
-        )
-    if gpus > session.gpus:
-        raise UserError(
-            f"resources.gpus: a trial asks for {gpus:g} GPUs, but Ray found {session.gpus:g}; set "
-            "resources.gpus=0 to run on the CPU"
-        )
-    shards = sweep.evaluate.shards
-    if not _shards_fit(shards, share, gpus, int(session.gpus)):
-        raise UserError(
-            f"evaluate: {shards} shards of {share:g} GPU each cannot be placed beside a trial of "
-            f"{gpus:g} on {session.gpus:g} GPUs; ask for fewer evaluate.shards, or a smaller "
-            "evaluate.gpus or resources.gpus"
-        )
-    return share
-
-
-def _shards_fit(shards: int, share: float, trial: float, devices: int) -> bool:
-    """Whether ``shards`` parts of ``share`` fit on GPUs of which the trial takes ``trial`` (a part of one
-    GPU, or whole ones): a part never spans two GPUs."""
-    if share == 0:
-        return True
-    tiny = 1e-9
-    per_device = int((1 + tiny) / share)
-    if trial >= 1:
-        return shards <= (devices - int(trial)) * per_device
-    beside = int((1 - trial + tiny) / share)
-    return devices > 0 and shards <= (devices - 1) * per_device + beside
 
 
 # ------------------------------------------------------------------------------------- one trial
@@ -143,6 +97,7 @@ def _distil_in_worker(work: _Work, trial_id: str) -> None:
         )
 
     try:
+        check_gpus_seen(work.settings[trial_id].gpus, f"trial {trial_id}")
         distilled = distil_trial(
             spec,
             get_splits(work.shared[splits_key(spec)]),
@@ -293,19 +248,19 @@ def run_sweep(
         gpus=resources.total_gpus,
         dashboard=resources.dashboard,
     ) as session:
-        shard_gpus = check_placement(sweep, missing, session)
+        placement = check_placement(sweep, missing, session)
         on_ready()
         if session.dashboard:
             board.say(_dashboard_line(session))
         shared = {key: put_splits(value) for key, value in splits.items()}
         pool = EvalPool(
             sweep.name,
-            sweep.evaluate.shards,
+            placement.nodes,
             shared,
             evaluation,
             directory,
             device=resources.device,
-            gpus=shard_gpus,
+            gpus=placement.gpus,
             on_state=board.set_state,
         )
         pool.start()
@@ -363,10 +318,11 @@ def _request(sweep: SweepSpec, trial: TrialSpec, session: RaySession) -> dict[st
     request = {"CPU": cpus}
     if gpus:
         request["GPU"] = gpus
-    if resources.memory == "auto" and session.memory:
+    most = max(node.memory for node in session.nodes if cpus <= node.cpus and gpus <= node.gpus)
+    if resources.memory == "auto" and most:
         mode, segment = choose_memory(trial, resources.memory_mode, resources.segment)
         bytes_ = PROCESS_BYTES + estimate(trial, 1, memory_mode=mode, segment=segment).memory_bytes
-        request["memory"] = int(min(bytes_, session.memory))
+        request["memory"] = int(min(bytes_, most))
     elif isinstance(resources.memory, float):
         request["memory"] = int(resources.memory * 1e9)
     return request

@@ -17,10 +17,14 @@ from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-d
 
 from ddsweep.errors import UserError
 
-__all__ = ["RaySession", "ray_session"]
+__all__ = ["Node", "RaySession", "ray_session"]
 
 _LONGEST_TEMPORARY = 43
 """Ray puts Unix sockets some 64 characters below its folder, and their paths end at 107."""
+
+_KEPT_BYTES = 2**20
+"""Of a node's memory, for actors that ask for a byte so that Ray places them where they are told to be: it
+puts one that asks for nothing anywhere."""
 
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -38,15 +42,37 @@ _ENVIRONMENT = {
 
 
 @dataclass(frozen=True)
-class RaySession:
-    """``dashboard`` is its address or empty, ``token`` the file that holds the token to log in with;
-    ``memory`` is in bytes."""
+class Node:
+    """A machine of the session, by its id in Ray, and what trials may use of it; ``memory`` is in bytes."""
 
-    dashboard: str
-    token: Path | None
+    name: str
     cpus: float
     gpus: float
     memory: float
+
+
+@dataclass(frozen=True)
+class RaySession:
+    """``dashboard`` is its address or empty, ``token`` the file that holds the token to log in with."""
+
+    dashboard: str
+    token: Path | None
+    nodes: tuple[Node, ...]
+
+    @property
+    def cpus(self) -> float:
+        """The most that one node has, and so the most that one trial can ask for."""
+        return max((node.cpus for node in self.nodes), default=0.0)
+
+    @property
+    def gpus(self) -> float:
+        """As `cpus`."""
+        return max((node.gpus for node in self.nodes), default=0.0)
+
+    @property
+    def memory(self) -> float:
+        """As `cpus`, in bytes."""
+        return max((node.memory for node in self.nodes), default=0.0)
 
 
 @contextmanager
@@ -84,19 +110,22 @@ def ray_session(
     except Exception as error:  # Ray raises ConnectionError, ValueError, RuntimeError, ...
         raise UserError(f"Ray {ray.__version__} did not start: {' '.join(str(error).split())}") from error
     try:
-        resources = ray.cluster_resources()
         url = context.dashboard_url
-        yield RaySession(
-            dashboard=f"http://{url}" if url else "",
-            token=token,
-            cpus=resources.get("CPU", 0.0),
-            gpus=resources.get("GPU", 0.0),
-            memory=resources.get("memory", 0.0),
-        )
+        yield RaySession(dashboard=f"http://{url}" if url else "", token=token, nodes=_nodes())
     finally:
         ray.shutdown()
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _nodes() -> tuple[Node, ...]:
+    """The nodes that are alive, in an order that is the same for every caller."""
+    alive = sorted((node for node in ray.nodes() if node["Alive"]), key=lambda node: str(node["NodeID"]))
+    there = [(node["NodeID"], node["Resources"]) for node in alive]
+    return tuple(
+        Node(name, has.get("CPU", 0.0), has.get("GPU", 0.0), max(0.0, has.get("memory", 0.0) - _KEPT_BYTES))
+        for name, has in there
+    )
 
 
 def _temporary_folder() -> Path:

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from ddsweep.catalog import parse_network
-from ddsweep.core.execution import ExecutionPlan, choose_plan
+from ddsweep.core.execution import ExecutionPlan, choose_plan, more_frugal, smaller_test
+from ddsweep.core.memory import is_out_of_memory, keep_to_share
 from ddsweep.core.networks import build_network
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -35,3 +36,53 @@ def test_a_plan_that_is_none_is_refused() -> None:
         ExecutionPlan(memory_mode="forget")
     with pytest.raises(ValueError, match="real_batching: 'compiled' is not one of explicit, vmap, loop"):
         ExecutionPlan(real_batching="compiled")
+
+
+def ladder(step, plan: ExecutionPlan) -> list[ExecutionPlan]:
+    plans = []
+    while (plan := step(plan)) is not None:
+        plans.append(plan)
+    return plans
+
+
+def test_ever_more_frugal_plans_for_outer_steps() -> None:
+    """Of a GPU: all networks at once, of which there are 5, and real batches of 100 images."""
+    plan = ExecutionPlan("cuda", 1, "store", "vmap", "vmap", 1024, 2**31)
+    plans = ladder(lambda plan: more_frugal(plan, 4, 5, 100), plan)
+    assert [(p.memory_mode, p.segment) for p in plans] == [("recompute", 4)] * 7
+    assert [p.real_chunk for p in plans] == [1024, 50, 25, 12, 8, 8, 8], "from the batch, not from 1024"
+    assert [p.real_block for p in plans] == [2**31] * 5 + [2, 1]
+    assert all(p.test_block == plan.test_block and p.inner_batching == "vmap" for p in plans)
+
+
+def test_a_segment_of_ones_own_gives_way_to_that_of_the_least_memory() -> None:
+    plan = ExecutionPlan(memory_mode="recompute", segment=30, real_chunk=8)
+    assert [p.segment for p in ladder(lambda plan: more_frugal(plan, 4, 1, 100), plan)] == [4]
+
+
+def test_ever_smaller_test_passes() -> None:
+    plan = ExecutionPlan("cuda", 1, "store", "vmap", "vmap", 1024, 2**31, 1, 2**31)
+    plans = ladder(lambda plan: smaller_test(plan, 4, 30), plan)
+    assert [(p.real_chunk, p.test_block) for p in plans] == [(15, 2**31), (8, 2**31), (8, 2), (8, 1)]
+    assert {p.memory_mode for p in plans} == {"store"}
+
+
+def test_want_of_memory_is_told_from_other_errors() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(10**15)  # four petabytes: the real thing
+    assert is_out_of_memory(caught.value)
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory")) and is_out_of_memory(MemoryError())
+    assert is_out_of_memory(
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`")
+    )
+    with pytest.raises(RuntimeError) as caught:
+        torch.ones(2) @ torch.ones(3)
+    assert not is_out_of_memory(caught.value) and not is_out_of_memory(ValueError("out of memory"))
+
+
+def test_the_share_of_a_gpu_is_set_anew_for_each_trial_and_never_without_one(monkeypatch) -> None:
+    said: list[float] = []
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", said.append)
+    for device, gpus in (("cuda", 0.25), ("cpu", 0.5), ("cuda", 2), ("cuda", 0.5), ("cuda", 0)):
+        keep_to_share(device, gpus)
+    assert said == [0.25, 1.0, 0.5, 1.0]

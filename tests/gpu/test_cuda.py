@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -21,6 +22,7 @@ from ddsweep.core.distill import (
 from ddsweep.core.evaluate import count_right, evaluate_networks
 from ddsweep.core.execution import ExecutionPlan, choose_plan
 from ddsweep.core.init import draw_networks
+from ddsweep.core.memory import is_out_of_memory, keep_to_share, release_memory
 from ddsweep.core.networks import build_network
 from ddsweep.core.pretrain import Course, train_on_real
 from ddsweep.core.unroll import outer_gradient, raw_rates
@@ -206,3 +208,79 @@ def test_recompute_needs_much_less_memory_than_store_at_thirty_steps() -> None:
     """store keeps the graphs of 30 steps, recompute the weights of 30 steps and the graph of one."""
     peak_memory("store")  # the first call also pays for cuDNN's workspaces
     assert peak_memory("recompute") < 0.5 * peak_memory("store")
+
+
+GPU_BYTES = 2**30
+
+
+@pytest.fixture
+def small_share() -> Iterator[float]:
+    """This process may allocate a GiB more than it has; all of the GPU again afterwards."""
+    release_memory()
+    total = torch.cuda.get_device_properties(0).total_memory
+    share = (torch.cuda.memory_reserved() + GPU_BYTES) / total
+    keep_to_share("cuda", share)
+    yield share
+    keep_to_share("cuda", 0)
+
+
+def test_a_part_of_a_gpu_is_that_part_of_its_memory_until_it_is_set_anew(small_share) -> None:
+    with pytest.raises(torch.OutOfMemoryError) as caught:
+        torch.empty(2 * GPU_BYTES, dtype=torch.uint8, device="cuda")
+    assert is_out_of_memory(caught.value)
+    keep_to_share("cuda", 1)  # the next trial of this process was granted the whole
+    assert torch.empty(2 * GPU_BYTES, dtype=torch.uint8, device="cuda").numel() == 2 * GPU_BYTES
+
+
+def test_what_one_trial_cached_is_there_for_others_after_it() -> None:
+    held = torch.empty(GPU_BYTES, dtype=torch.uint8, device="cuda")
+    before = torch.cuda.memory_reserved()
+    del held
+    assert torch.cuda.memory_reserved() == before, "torch keeps it"
+    release_memory()
+    assert torch.cuda.memory_reserved() <= before - GPU_BYTES
+
+
+def test_a_test_pass_that_does_not_fit_takes_fewer_images_at_a_time(small_share) -> None:
+    """16 networks x 1024 images of 3 x 32 x 32 take gigabytes at once."""
+    shape = (3, 32, 32)
+    generator = torch.Generator().manual_seed(1)
+    pixels = torch.randint(256, (2048, *shape), generator=generator, dtype=torch.uint8).cuda()
+    targets = torch.randint(10, (2048,), generator=generator).cuda()
+    network, params, *_ = problem("convnet", shape, CUDA, count=16, dtype=torch.float64)
+    data = (pixels, targets, (0.5,) * 3, (0.3,) * 3)
+    plan = choose_plan(CUDA, 1, network)
+    torch.cuda.reset_peak_memory_stats()
+    found = count_right(network, params, *data, plan)
+    assert torch.cuda.max_memory_allocated() <= small_share * torch.cuda.get_device_properties(0).total_memory
+    expected = count_right(network, params, *data, replace(plan, real_chunk=16, test_block=2))
+    assert torch.equal(found[3], expected[3])
+    torch.testing.assert_close(found[1], expected[1], rtol=1e-9, atol=0)
+
+
+def test_a_trial_that_runs_out_of_its_part_goes_on_and_ends_as_without_a_limit(tmp_path) -> None:
+    """40 inner steps of 8 networks on 100 images: some 2 GiB under ``store``, 0.2 under ``recompute``."""
+    from ddsweep.data.sources import Splits, load_splits
+    from ddsweep.results.layout import SweepDirectory
+    from ddsweep.trial import TrialSettings, distil_trial, read_distilled
+
+    spec = TrialSpec(
+        dataset=DATASETS["digits"],
+        network="convnet(depth=1,width=64,norm=none)",
+        **{"images_per_class": 100, "inner_steps": 10, "inner_epochs": 4, "inner_lr": 0.01},
+        **{"outer_steps": 3, "models_per_step": 8, "real_batch": 64, "selection_networks": 1},
+        **{"validate_every": 3, "dtype": "float64"},
+    )
+    splits: Splits = load_splits(spec.dataset, None, validation_fraction=0.1, split_seed=0)
+    total = torch.cuda.get_device_properties(0).total_memory
+    found = []
+    for name, share in (("free", 0.9), ("limited", (torch.cuda.memory_reserved() + GPU_BYTES) / total)):
+        directory = SweepDirectory(tmp_path / name)
+        settings = TrialSettings(device="cuda", gpus=share, memory_mode="store")
+        assert distil_trial(spec, splits, directory, settings)
+        found.append(read_distilled(spec, directory))
+    keep_to_share("cuda", 0)
+    free, limited = found
+    assert (free.provenance["memory_mode"], free.provenance["n_replans"]) == ("store", 0)
+    assert limited.provenance["memory_mode"] == "recompute" and limited.provenance["n_replans"] >= 1
+    assert relative(limited.images, free.images) < 1e-6

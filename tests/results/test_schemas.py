@@ -38,7 +38,7 @@ GOLDEN = {
         dataset_fingerprint string, dataset_stand_in bool, spec_version int32, evaluation_id string,
         outer_loss double, n_skipped int64, n_rollbacks int32, n_resumed int32,
         n_torn_checkpoints int32, device string, device_name string, threads int32, memory_mode string,
-        host string,
+        execution_plan string, n_replans int32, host string,
         started_at timestamp[us; tz=UTC], ended_at timestamp[us; tz=UTC], ddsweep_version string,
         git_commit string, git_dirty bool, python_version string, torch_version string,
         ray_version string""",

@@ -1,0 +1,40 @@
+"""A device that runs out of memory: how that shows, and how to give back and keep to a part of it."""
+
+from __future__ import annotations
+
+import gc
+
+import torch
+
+__all__ = ["is_out_of_memory", "keep_to_share", "release_memory"]
+
+_WORDS = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+"""How torch says so in errors of no class of their own."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether ``error`` says that the GPU, or this machine, had no memory left to give."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _WORDS)
+
+
+def release_memory() -> None:
+    """Give back what nobody holds any more, torch's cache of freed GPU memory included. Of no use while the
+    error is being handled: its traceback holds the tensors."""
+    gc.collect()
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.empty_cache()
+
+
+def keep_to_share(device: str, gpus: float) -> None:
+    """On CUDA, let this process allocate the granted part of the GPU's memory and no more; all of it where
+    whole GPUs were granted, or nobody grants any (0). Undoes what was set before."""
+    if device == "cuda":
+        release_memory()
+        torch.cuda.set_per_process_memory_fraction(gpus if 0 < gpus < 1 else 1.0)

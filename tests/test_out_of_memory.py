@@ -1,0 +1,285 @@
+"""A trial that runs out of memory goes on, more frugally, and says so; one that cannot says what it needs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import ddsweep.core.distill
+import ddsweep.core.evaluate
+from ddsweep.catalog import DATASETS, EvaluationSpec, TrialSpec
+from ddsweep.core.execution import ExecutionPlan
+from ddsweep.data.sources import Splits, load_splits
+from ddsweep.errors import TooLargeError
+from ddsweep.evaluation import evaluate_unit, finish
+from ddsweep.results.artifacts import load_tensors, save_tensors
+from ddsweep.results.layout import SweepDirectory
+from ddsweep.results.parts import read_part
+from ddsweep.results.schemas import TRIALS
+from ddsweep.trial import TrialSettings, distil_trial, read_distilled, record_failure
+
+SPEC = TrialSpec(
+    dataset=DATASETS["digits"],
+    **{"network": "convnet(depth=1,width=8,norm=none)", "images_per_class": 2, "inner_steps": 2},
+    **{"inner_epochs": 3, "inner_lr": 0.1, "outer_steps": 8, "models_per_step": 3, "real_batch": 64},
+    **{"selection_networks": 2, "validate_every": 4, "dtype": "float64"},
+)
+SETTINGS = TrialSettings(checkpoint_every=100, log_every=1)
+EVALUATION = EvaluationSpec(networks=4, group_size=4, baselines=())
+
+
+@pytest.fixture(scope="module")
+def splits() -> Splits:
+    return load_splits(DATASETS["digits"], None, validation_fraction=0.1, split_seed=0)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, splits: Splits) -> SweepDirectory:
+    directory = SweepDirectory(tmp_path_factory.mktemp("undisturbed"))
+    assert distil_trial(SPEC, splits, directory, SETTINGS)
+    return directory
+
+
+def run_out(
+    monkeypatch: pytest.MonkeyPatch, when: Callable[[int, ExecutionPlan], bool], error: Exception
+) -> list[ExecutionPlan]:
+    """From now on ``error`` is raised inside outer step s (from 0), after its real work, if
+    ``when(s, plan)``. Returns the plans of all steps that are tried, as they come."""
+    real, tried = ddsweep.core.distill.outer_gradient, []
+    done = [0]
+
+    def outer_gradient(*arguments: Any, **more: Any) -> Any:
+        plan = arguments[7]
+        tried.append(plan)
+        found = real(*arguments, **more)
+        if when(done[0], plan):
+            raise error
+        done[0] += 1
+        return found
+
+    monkeypatch.setattr(ddsweep.core.distill, "outer_gradient", outer_gradient)
+    return tried
+
+
+def checkpoint_of(directory: SweepDirectory) -> dict[str, Any]:
+    return load_tensors(directory.checkpoint(SPEC.trial_id))[1]
+
+
+def assert_same_set(found: SweepDirectory, expected: SweepDirectory, tolerance: float) -> None:
+    ours, theirs = (read_distilled(SPEC, directory) for directory in (found, expected))
+    assert (ours.images - theirs.images).abs().max() <= tolerance * theirs.images.abs().max()
+    assert (ours.rates - theirs.rates).abs().max() <= tolerance * theirs.rates.abs().max()
+
+
+ERRORS = {
+    "CUDA": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    "CPU": RuntimeError("[enforce fail] . DefaultCPUAllocator: can't allocate memory: you tried to"),
+    "Python": MemoryError(),
+}
+
+
+@pytest.mark.parametrize("error", ERRORS.values(), ids=ERRORS)
+def test_a_step_that_ran_out_of_memory_is_taken_again_and_nothing_else_changes(
+    error, monkeypatch, tmp_path, splits, undisturbed
+) -> None:
+    directory = SweepDirectory(tmp_path)
+    tried = run_out(monkeypatch, lambda step, plan: step >= 3 and plan.memory_mode == "store", error)
+    assert distil_trial(SPEC, splits, directory, SETTINGS)
+    assert [plan.memory_mode for plan in tried] == ["store"] * 4 + ["recompute"] * 5
+    assert_same_set(directory, undisturbed, 1e-9)
+    steps = [row["outer_step"] for row in read_part(directory.history_part(SPEC.trial_id)).to_pylist()]
+    assert steps == list(range(1, 9)), "no step is logged twice or left out"
+
+
+def test_the_plan_a_trial_ended_with_is_in_its_row(monkeypatch, tmp_path, splits, undisturbed) -> None:
+    directory = SweepDirectory(tmp_path)
+    out = torch.OutOfMemoryError("CUDA out of memory")
+    run_out(monkeypatch, lambda step, plan: plan.real_chunk > 8 or plan.memory_mode == "store", out)
+    assert distil_trial(SPEC, splits, directory, SETTINGS)
+    for found, replans, mode, chunk in ((directory, 3, "recompute", 8), (undisturbed, 0, "store", 32)):
+        for unit in EVALUATION.units(SPEC):
+            evaluate_unit(SPEC, unit, EVALUATION, splits, found, torch.device("cpu"))
+        assert finish(SPEC, EVALUATION, found, "a sweep")
+        (row,) = read_part(found.trials_part(SPEC.trial_id)).to_pylist()
+        plan = ExecutionPlan.from_dict(json.loads(row["execution_plan"]))
+        assert (row["n_replans"], row["memory_mode"], plan.memory_mode) == (replans, mode, mode)
+        assert (plan.real_chunk, plan.device) == (chunk, "cpu")
+    assert {"n_replans", "execution_plan"} <= set(TRIALS.names)
+    assert_same_set(directory, undisturbed, 1e-9)
+
+
+def test_a_new_plan_is_checkpointed_at_once_and_taken_up_again(
+    monkeypatch, tmp_path, splits, undisturbed
+) -> None:
+    """The trial is stopped right after the step that ran out; what goes on from there is the same plan, bit
+    for bit what it would have been."""
+    directory, other = SweepDirectory(tmp_path / "stopped"), SweepDirectory(tmp_path / "whole")
+    out = torch.OutOfMemoryError("CUDA out of memory")
+
+    def when(step: int, plan: ExecutionPlan) -> bool:
+        return step == 3 and plan.memory_mode == "store"
+
+    class Killed(BaseException):
+        pass
+
+    def killed(step: int, plan: ExecutionPlan) -> bool:
+        if step == 3 and plan.memory_mode == "recompute":
+            raise Killed
+        return when(step, plan)
+
+    with monkeypatch.context() as patch:
+        run_out(patch, killed, out)
+        with pytest.raises(Killed):
+            distil_trial(SPEC, splits, directory, SETTINGS)
+    header = checkpoint_of(directory)
+    assert (header["counters"]["step"], header["n_replans"]) == (3, 1)
+    assert header["plan"]["memory_mode"] == "recompute"
+    tried = run_out(monkeypatch, lambda step, plan: False, out)
+    assert distil_trial(SPEC, splits, directory, SETTINGS)
+    assert [plan.memory_mode for plan in tried] == ["recompute"] * 5
+    assert read_distilled(SPEC, directory).provenance["n_replans"] == 1
+    with monkeypatch.context() as patch:
+        run_out(patch, when, out)
+        assert distil_trial(SPEC, splits, other, SETTINGS)
+    assert_same_set(directory, other, 0.0)
+
+
+def test_a_checkpoint_from_before_the_count_goes_on(tmp_path, splits, monkeypatch) -> None:
+    directory, left = SweepDirectory(tmp_path), iter(range(2))
+    assert not distil_trial(SPEC, splits, directory, SETTINGS, should_stop=lambda: next(left, None) is None)
+    tensors, header = load_tensors(directory.checkpoint(SPEC.trial_id))
+    del header["n_replans"]
+    save_tensors(directory.checkpoint(SPEC.trial_id), tensors, header, directory.temporary)
+    assert distil_trial(SPEC, splits, directory, SETTINGS)
+    assert read_distilled(SPEC, directory).provenance["n_replans"] == 0
+
+
+def test_a_trial_that_fits_in_no_way_says_what_it_needs_and_what_to_set(
+    monkeypatch, tmp_path, splits
+) -> None:
+    directory = SweepDirectory(tmp_path)
+    out = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    tried = run_out(monkeypatch, lambda step, plan: step == 2, out)
+    with pytest.raises(TooLargeError) as caught:
+        distil_trial(SPEC, splits, directory, SETTINGS)
+    plans = [(p.memory_mode, p.real_chunk, p.real_block) for p in tried[2:]]
+    assert plans == [
+        *(("store", 32, 4), ("recompute", 32, 4), ("recompute", 16, 4), ("recompute", 8, 4)),
+        ("recompute", 8, 1),
+    ]
+    words = str(caught.value)
+    for part in ("outer step 2 does not fit the memory of cpu", "memory_mode: recompute", "segment: "):
+        assert part in words
+    for part in ("GB by estimate", "models_per_step", "resources.", "Tried to allocate 2.00 GiB"):
+        assert part in words
+    record_failure(directory, SPEC, "a sweep", caught.value, "distillation", 1)
+    (row,) = read_part(directory.failure_part(SPEC.trial_id)).to_pylist()
+    assert (row["error_class"], row["status"], row["message"]) == ("TooLargeError", "failed", words)
+    assert checkpoint_of(directory)["counters"]["step"] == 2, "what was done is not lost"
+
+
+def test_an_error_of_another_kind_is_not_taken_for_want_of_memory(monkeypatch, tmp_path, splits) -> None:
+    tried = run_out(monkeypatch, lambda step, plan: True, RuntimeError("expected scalar type Float"))
+    with pytest.raises(RuntimeError, match="expected scalar type"):
+        distil_trial(SPEC, splits, SweepDirectory(tmp_path), SETTINGS)
+    assert len(tried) == 1
+
+
+LIMITED = """
+import json, resource, sys
+from pathlib import Path
+import torch
+from ddsweep.catalog import DATASETS, TrialSpec
+from ddsweep.data.sources import load_splits
+from ddsweep.results.layout import SweepDirectory
+from ddsweep.trial import TrialSettings, distil_trial, read_distilled
+
+spec = TrialSpec(dataset=DATASETS["digits"], network="convnet(depth=1,width=32,norm=none)", outer_steps=2,
+                 images_per_class=20, inner_steps=2, inner_epochs=40, inner_lr=0.01, models_per_step=4,
+                 real_batch=64, selection_networks=1)
+splits = load_splits(spec.dataset, None, validation_fraction=0.1, split_seed=0)
+# What torch and its threads take at their first use is there before the limit.
+small = TrialSpec(**{**{k: getattr(spec, k) for k in ("dataset", "network", "real_batch", "inner_lr")},
+                     "outer_steps": 1, "images_per_class": 2, "inner_steps": 2})
+directory = SweepDirectory(Path(sys.argv[1]))
+distil_trial(small, splits, directory, TrialSettings())
+for name in ("free", "limited"):
+    if name == "limited":
+        now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (now + 350 * 2**20,) * 2)
+    directory = SweepDirectory(Path(sys.argv[1]) / name)
+    distil_trial(spec, splits, directory, TrialSettings(memory_mode="store"))
+    found = read_distilled(spec, directory)
+    print(json.dumps([found.provenance["memory_mode"], found.provenance["n_replans"], found.sha256]))
+"""
+
+
+def test_memory_that_really_runs_out_on_the_cpu(tmp_path: Path, environment: dict[str, str]) -> None:
+    """350 MiB more lie between what ``store`` (520) and ``recompute`` (20) take of this trial."""
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=250,
+        check=False,
+        # glibc would keep what is freed in pieces that may fit nothing; above this size it gives it back.
+        env={**environment, "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"},
+    )
+    assert done.returncode == 0, done.stderr
+    free, limited = map(json.loads, done.stdout.splitlines()[-2:])
+    assert (free[:2], limited[:2]) == (["store", 0], ["recompute", 1])
+    assert limited[2] == free[2], "with derivatives written out, the same steps again are the same bits"
+
+
+# ---------------------------------------------------------------------------------------- evaluation
+
+
+def run_out_in_tests(monkeypatch: pytest.MonkeyPatch, most: int) -> list[int]:
+    """Test passes of more than ``most`` images at a time run out; returns the sizes that were tried."""
+    real, tried = ddsweep.core.evaluate._count_right, []
+
+    def count_right(*arguments: Any) -> Any:
+        tried.append(arguments[-1].real_chunk)
+        if arguments[-1].real_chunk > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return real(*arguments)
+
+    monkeypatch.setattr(ddsweep.core.evaluate, "_count_right", count_right)
+    return tried
+
+
+def test_the_test_pass_halves_its_batch_and_the_rows_stay(monkeypatch, tmp_path, splits, undisturbed) -> None:
+    directory = SweepDirectory(tmp_path)
+    directory.artifacts(SPEC.trial_id).mkdir(parents=True)
+    for path in undisturbed.artifacts(SPEC.trial_id).iterdir():
+        directory.artifacts(SPEC.trial_id).joinpath(path.name).write_bytes(path.read_bytes())
+    (unit,) = (unit for unit in EVALUATION.units(SPEC) if unit.protocol == "as_distilled")
+    arguments = (SPEC, unit, EVALUATION, splits)
+    expected = read_part(evaluate_unit(*arguments, undisturbed, torch.device("cpu"))).to_pylist()
+    tried = run_out_in_tests(monkeypatch, 8)
+    found = read_part(evaluate_unit(*arguments, directory, torch.device("cpu"))).to_pylist()
+    assert tried[:3] == [32, 16, 8]
+    assert len(found) == len(expected) > 0
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-9)
+        assert {k: v for k, v in ours.items() if k != "loss"} == {
+            k: v for k, v in theirs.items() if k != "loss"
+        }
+
+
+def test_a_group_that_fits_in_no_way_names_its_settings(monkeypatch, tmp_path, splits, undisturbed) -> None:
+    tried = run_out_in_tests(monkeypatch, 0)
+    evaluation = EvaluationSpec(networks=8, group_size=8, baselines=())
+    (unit,) = (unit for unit in evaluation.units(SPEC) if unit.protocol == "as_distilled")
+    with pytest.raises(TooLargeError) as caught:
+        evaluate_unit(SPEC, unit, evaluation, splits, undisturbed, torch.device("cpu"))
+    assert tried == [32, 16, 8, 8, 8, 8], "then half the networks at a time, down to one"
+    for part in (SPEC.trial_id, "as_distilled", "8 networks", "evaluate.group_size", "2.00 GiB"):
+        assert part in str(caught.value)
