@@ -25,7 +25,7 @@ from ddsweep.results.layout import SweepDirectory
 from ddsweep.sweep.observe import State
 from ddsweep.trial import pick_device, record_failure
 
-__all__ = ["EvalPool", "SharedSplits", "get_splits", "put_splits", "splits_key"]
+__all__ = ["EvalPool", "Load", "SharedSplits", "get_splits", "put_splits", "splits_key"]
 
 MAX_ATTEMPTS = 5
 """Times that one unit is tried on actors that die under it before its trial is said to have failed."""
@@ -112,6 +112,17 @@ class _Task:
     attempts: int = 0
 
 
+@dataclass(frozen=True)
+class Load:
+    """Units that wait here, units that actors have; held-out networks evaluated so far, and how often a unit
+    was tried again after its actor died."""
+
+    waiting: int
+    in_flight: int
+    networks: int
+    retries: int
+
+
 class EvalPool:
     """Evaluates distilled trials on ``shards`` actors while other trials still run.
 
@@ -146,6 +157,7 @@ class EvalPool:
         self._waiting: list[deque[_Task]] = [deque() for _ in range(shards)]
         self._running: dict[Any, tuple[int, _Task]] = {}
         self._left: dict[str, int] = {}
+        self._networks = self._retries = 0
         self._lock = threading.Condition()
         self._closing = self._draining = False
         self._broken: Exception | None = None
@@ -201,6 +213,11 @@ class EvalPool:
             for waiting in self._waiting:
                 waiting.clear()
 
+    def load(self) -> Load:
+        with self._lock:
+            waiting = sum(map(len, self._waiting))
+            return Load(waiting, len(self._running), self._networks, self._retries)
+
     # ------------------------------------------------------------------------ the pool's own thread
 
     def _work(self) -> None:
@@ -245,6 +262,7 @@ class EvalPool:
             self._try_elsewhere(shard, task, error)
             return
         with self._lock:
+            self._networks += len(task.unit.indices)
             left = self._left.get(task.spec.trial_id)
             if left is None:
                 return  # another unit of this trial failed
@@ -259,6 +277,7 @@ class EvalPool:
             return
         with self._lock:
             if not self._draining:
+                self._retries += 1
                 self._waiting[(shard + 1) % len(self._actors)].appendleft(task)
 
     def _finish(self, spec: TrialSpec) -> None:

@@ -28,6 +28,7 @@ from ddsweep.results.parts import read_part
 from ddsweep.spec import AshaSpec, SweepSpec, is_smoke
 from ddsweep.sweep.asha import StratifiedAsha
 from ddsweep.sweep.drain import drain_on_signal
+from ddsweep.sweep.metrics import exported
 from ddsweep.sweep.observe import Board
 from ddsweep.sweep.pool import EvalPool, SharedSplits, get_splits, put_splits, splits_key
 from ddsweep.sweep.session import RaySession, ray_session
@@ -160,6 +161,7 @@ def _distil_in_worker(work: _Work, trial_id: str) -> None:
             {
                 "state": "running",
                 "outer_step": progress.outer_step,
+                "steps_taken": progress.steps_taken,
                 "outer_loss": progress.outer_loss,
                 "val_score": progress.val_score,
             }
@@ -233,13 +235,17 @@ class _Watcher(tune.Callback):
     ) -> None:
         trial_id, state = trial.config["trial_id"], result.get("state")
         if state == "running":
-            self._board.progress(trial_id, result["outer_step"], result["outer_loss"], result["val_score"])
+            said = ("outer_step", "steps_taken", "outer_loss", "val_score")
+            self._board.progress(trial_id, *(result[name] for name in said))
             if result.get("done"):  # that was the decision of the scheduler: the worker never comes back
                 self._on_stopped(self._trials[trial_id])
         elif state == "distilled":
             self._on_distilled(self._trials[trial_id])
         elif state in ("failed", "drained"):
             self._board.set_state(trial_id, state)
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._board.retried(trial.config["trial_id"])
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         trial_id = trial.config["trial_id"]
@@ -311,6 +317,7 @@ def run_sweep(
         board.say(f"{name} is not here: small stand-in data take its place, and the numbers mean nothing")
     resources = sweep.resources
     with ray_session(
+        job=f"{'evaluate' if only_evaluate else 'sweep'} {sweep.name}",
         address=address,
         cpus=resources.total_cpus,
         gpus=resources.total_gpus,
@@ -339,7 +346,7 @@ def run_sweep(
             pool_drain.start()  # a signal handler must not wait for a lock that its own thread may hold
             board.say(f"{cause}: draining; trials checkpoint and stop (again to stop at once)")
 
-        with drain_on_signal(drain):
+        with exported(sweep.name, board, pool.load, directory), drain_on_signal(drain):
             for trial in distilled:
                 pool.submit(trial)
             for trial in to_distil:

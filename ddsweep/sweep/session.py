@@ -7,14 +7,16 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import ray
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+from ray.job_config import JobConfig
 
+from ddsweep.dashboards import provision
 from ddsweep.errors import UserError
 
 __all__ = ["RaySession", "ray_session"]
@@ -51,19 +53,23 @@ class RaySession:
 
 @contextmanager
 def ray_session(
-    *, address: str | None, cpus: int | None, gpus: float | None, dashboard: bool
+    *, job: str, address: str | None, cpus: int | None, gpus: float | None, dashboard: bool
 ) -> Iterator[RaySession]:
-    """A local Ray of ``cpus`` and ``gpus`` (all there are if None), or the cluster at ``address``.
+    """A local Ray of ``cpus`` and ``gpus`` (all there are if None), or the cluster at ``address``. ``job`` is
+    what the dashboard calls this driver.
 
     Raises `UserError` if it cannot be started or reached.
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    provisioned: dict[str, str] = {}
     if address is None:
         # An address in the environment would quietly send the sweep to another cluster.
         os.environ.pop("RAY_ADDRESS", None)
         temporary = _temporary_folder()
         token = _use_token(temporary)
+        if dashboard:
+            provisioned = provision(temporary)
         options = {
             "address": "local",
             "num_cpus": cpus,
@@ -78,9 +84,14 @@ def ray_session(
         options = {"address": address}
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the outcome of trials is told by ddsweep
     try:
-        context = ray.init(
-            log_to_driver=False, logging_level=logging.ERROR, configure_logging=True, **options
-        )
+        with _environment(provisioned):
+            context = ray.init(
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                configure_logging=True,
+                job_config=JobConfig(metadata={"job_name": job}),
+                **options,
+            )
     except Exception as error:  # Ray raises ConnectionError, ValueError, RuntimeError, ...
         raise UserError(f"Ray {ray.__version__} did not start: {' '.join(str(error).split())}") from error
     try:
@@ -97,6 +108,21 @@ def ray_session(
         ray.shutdown()
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """``variables`` for the processes that are started meanwhile, and not for those of a later Ray."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _temporary_folder() -> Path:
