@@ -12,7 +12,7 @@ import sys
 import threading
 from collections import Counter as Count
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import fmean
@@ -81,9 +81,12 @@ class Score:
     test_accuracy: float | None
 
 
-def measure(sweep: str, seen: Sequence[Seen], load: Load, scores: Mapping[str, Score]) -> dict[Series, float]:
-    """All there is to say now, counters as sums. ``scores`` are those of trials at their end, by id."""
-    states = Count(one.state for one in seen)
+def measure(
+    sweep: str, seen: Mapping[str, Seen], load: Load, scores: Mapping[str, Score]
+) -> dict[Series, float]:
+    """All there is to say now, counters as sums, of what was ``seen`` of each trial and of the ``scores`` of
+    those at their end, both by id."""
+    states = Count(one.state for one in seen.values())
     found: dict[Series, float] = {
         ("ddsweep_trials", (sweep, state)): states[state] for state in get_args(State)
     }
@@ -92,16 +95,16 @@ def measure(sweep: str, seen: Sequence[Seen], load: Load, scores: Mapping[str, S
         ("ddsweep_eval_units", (sweep, "in_flight")): load.in_flight,
         ("ddsweep_networks_evaluated", (sweep,)): load.networks,
         ("ddsweep_eval_retries", (sweep,)): load.retries,
-        ("ddsweep_trial_retries", (sweep,)): sum(one.retries for one in seen),
-        ("ddsweep_outer_steps", (sweep,)): sum(one.steps_taken for one in seen),
+        ("ddsweep_trial_retries", (sweep,)): sum(one.retries for one in seen.values()),
+        ("ddsweep_outer_steps", (sweep,)): sum(one.steps_taken for one in seen.values()),
     }
-    kinds: defaultdict[tuple[str, str, str], list[Seen]] = defaultdict(list)
-    for one in seen:
-        kinds[sweep, str(one.spec.images_per_class), one.spec.init].append(one)
-    for kind, trials in kinds.items():
-        running = [one for one in trials if one.state == "running"]
-        ended = [scores[one.spec.trial_id] for one in trials if one.spec.trial_id in scores]
-        validated = [*(one.val_score for one in trials), *(score.val_score for score in ended)]
+    kinds: defaultdict[tuple[str, str, str], list[str]] = defaultdict(list)
+    for trial_id, one in seen.items():
+        kinds[sweep, str(one.spec.images_per_class), one.spec.init].append(trial_id)
+    for kind, ids in kinds.items():
+        running = [seen[trial_id] for trial_id in ids if seen[trial_id].state == "running"]
+        ended = [scores[trial_id] for trial_id in ids if trial_id in scores]
+        validated = [*(seen[trial_id].val_score for trial_id in ids), *(score.val_score for score in ended)]
         of_kind = {
             "ddsweep_outer_loss": _mean(one.outer_loss for one in running),
             "ddsweep_val_score_mean": _mean(one.val_score for one in running),
@@ -158,8 +161,8 @@ class Exporter:
                 sink(growth, tags)
             self._counted[series] = value
 
-    def _read_scores(self, seen: Sequence[Seen]) -> None:
-        ended = [one.spec.trial_id for one in seen if one.state in ("done", "stopped")]
+    def _read_scores(self, seen: Mapping[str, Seen]) -> None:
+        ended = [trial_id for trial_id, one in seen.items() if one.state in ("done", "stopped")]
         for trial_id in [trial_id for trial_id in ended if trial_id not in self._scores][:READ_AT_ONCE]:
             try:
                 row = read_part(self._directory.trials_part(trial_id)).to_pylist()[0]

@@ -74,10 +74,10 @@ class Board:
         with self._lock:
             return Counter(seen.state for seen in self._trials.values())
 
-    def seen(self) -> list[Seen]:
-        """All trials, as they are now."""
+    def seen(self) -> dict[str, Seen]:
+        """All trials by their id, as they are now."""
         with self._lock:
-            return list(self._trials.values())
+            return dict(self._trials)
 
     def set_state(self, trial_id: str, state: State) -> None:
         before, seen = self._change(trial_id, lambda seen: replace(seen, state=state))

@@ -207,6 +207,7 @@ def _trainable(
         def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
             return tune.PlacementGroupFactory([requests[config["trial_id"]]])
 
+    Distil.__qualname__ = Distil.__name__  # the dashboard's name of the class, without that of this function
     return Distil
 
 

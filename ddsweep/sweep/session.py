@@ -21,8 +21,11 @@ from ddsweep.errors import UserError
 
 __all__ = ["RaySession", "ray_session"]
 
-_LONGEST_TEMPORARY = 43
+_LONGEST_BASE = 43 - len("/dds-12345678/ray")
 """Ray puts Unix sockets some 64 characters below its folder, and their paths end at 107."""
+
+_RAY_FOLDER = "ray"
+"""Below the private folder: Ray lets everybody write into its own, where the token would not be safe."""
 
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -76,7 +79,7 @@ def ray_session(
             "num_gpus": gpus,
             "include_dashboard": dashboard,
             "dashboard_host": "127.0.0.1",
-            "_temp_dir": str(temporary),
+            "_temp_dir": str(temporary / _RAY_FOLDER),
         }
     else:
         temporary, token = None, None
@@ -128,10 +131,10 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 def _temporary_folder() -> Path:
     """A private folder with a short name, of this run alone: users cannot share Ray's default one."""
     for base in (tempfile.gettempdir(), "/tmp"):
-        if len(base) + len("/dds-12345678") <= _LONGEST_TEMPORARY and os.access(base, os.W_OK):
+        if len(base) <= _LONGEST_BASE and os.access(base, os.W_OK):
             return Path(tempfile.mkdtemp(prefix="dds-", dir=base))
     raise UserError(
-        f"no temporary folder with a path of at most {_LONGEST_TEMPORARY - 13} characters can be written: "
+        f"no temporary folder with a path of at most {_LONGEST_BASE} characters can be written: "
         "set TMPDIR to one (Ray keeps its sockets there)"
     )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import signal
@@ -121,6 +120,57 @@ def test_provision_keeps_to_the_folder_of_the_user(tmp_path: Path, monkeypatch: 
         provision(tmp_path / "ray")
 
 
+def filled(expression: str) -> str:
+    """A query of the dashboard with Grafana's variables filled in."""
+    query = expression.replace("$sweep", "watched").replace("$__rate_interval", "40s")
+    assert "$" not in query
+    return query
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool (Debian's prometheus) is not on PATH")
+def test_gpus_are_shown_where_there_are_some_and_nodes_of_another_ray_are_not(tmp_path: Path) -> None:
+    nodes = {
+        'ray_ddsweep_trials{SessionName="a",sweep="watched",state="running"}': 2,
+        'ray_ddsweep_trials{SessionName="b",sweep="other",state="running"}': 2,
+        'ray_node_cpu_utilization{SessionName="a",ip="n1"}': 50,
+        'ray_node_cpu_utilization{SessionName="b",ip="n2"}': 60,
+        'ray_node_gpus_utilization{SessionName="a",ip="n1",GpuIndex="0"}': 20,
+        'ray_node_gpus_utilization{SessionName="a",ip="n1",GpuIndex="1"}': 40,
+        'ray_node_mem_used{SessionName="a",ip="n1"}': 1000,
+        'ray_node_gram_used{SessionName="a",ip="n1",GpuIndex="0"}': 1,
+        'ray_node_gram_used{SessionName="a",ip="n1",GpuIndex="1"}': 2,
+    }
+    expected = {
+        "CPU and GPU use": {
+            'ray_node_cpu_utilization{SessionName="a",ip="n1",what="CPU"}': 50,
+            '{SessionName="a",ip="n1",what="GPU"}': 30,
+        },
+        "Memory in use": {
+            'ray_node_mem_used{SessionName="a",ip="n1",what="main"}': 1000,
+            '{SessionName="a",ip="n1",what="GPU"}': 3 * 2**20,
+        },
+    }
+    queries = dict(QUERIES)
+    case = {
+        "interval": "10s",
+        "input_series": [{"series": name, "values": f"{value}x10"} for name, value in nodes.items()],
+        "promql_expr_test": [
+            {
+                "expr": filled(queries[title]),
+                "eval_time": "60s",
+                "exp_samples": [{"labels": labels, "value": value} for labels, value in samples.items()],
+            }
+            for title, samples in expected.items()
+        ],
+    }
+    file = tmp_path / "queries.yml"
+    file.write_text(yaml.safe_dump({"evaluation_interval": "10s", "tests": [case]}))
+    result = subprocess.run(
+        ["promtool", "test", "rules", str(file)], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
 # ----------------------------------------------------------------------- a sweep, Ray and Prometheus
 
 
@@ -164,10 +214,8 @@ class Prometheus:
             raise AssertionError(f"{parameters}: {error.read().decode()}") from error
 
     def query(self, expression: str) -> list[dict[str, Any]]:
-        """The series of an expression now, its Grafana variables filled in."""
-        filled = expression.replace("$sweep", "watched").replace("$__rate_interval", "40s")
-        assert "$" not in filled
-        return list(self.ask("query", query=filled)["result"])
+        """The series of an expression now."""
+        return list(self.ask("query", query=filled(expression))["result"])
 
     def number(self, expression: str) -> float:
         series = self.query(expression)
@@ -183,7 +231,7 @@ class Prometheus:
 
 @pytest.fixture
 def watched(tmp_path: Path, environment: dict[str, str]) -> Iterator[Driver]:
-    driver = Driver(tmp_path, environment)
+    driver = Driver(tmp_path, {**environment, "RAY_PROMETHEUS_HOST": "http://127.0.0.1:9"})
     driver.file = tmp_path / "watched.yaml"
     driver.file.write_text(WATCHED)
     driver.results = tmp_path / "results" / "watched"
@@ -198,7 +246,8 @@ def test_prometheus_answers_every_query_of_the_dashboard(watched: Driver, tmp_pa
     pattern = r"Ray dashboard: (http://127\.0\.0\.1:\d+) \(log in with the token in (.*)/token\)"
     found = driver.until(lambda: re.search(pattern, driver.log.read_text()), "the dashboard's address")
     folder = Path(found[2])
-    discovery = folder / "prom_metrics_service_discovery.json"
+    assert folder.stat().st_mode & 0o777 == 0o700, "Ray opens its own folder to everybody: this is above it"
+    discovery = folder / "ray" / "prom_metrics_service_discovery.json"
     driver.until(discovery.exists, "the targets of Prometheus")
     prometheus = Prometheus(tmp_path, discovery)
     try:
@@ -237,7 +286,7 @@ def test_prometheus_answers_every_query_of_the_dashboard(watched: Driver, tmp_pa
 
 def assert_provisioned(folder: Path) -> None:
     """Ray's own settings for Grafana load a folder in which ours lies beside Ray's."""
-    grafana = folder / "session_latest" / "metrics" / "grafana" / "provisioning"
+    grafana = folder / "ray" / "session_latest" / "metrics" / "grafana" / "provisioning"
     settings = grafana / "dashboards" / "default.yml"
     deadline = time.monotonic() + 60
     while not (settings.exists() and (provider := yaml.safe_load(settings.read_text()))):
@@ -248,7 +297,8 @@ def assert_provisioned(folder: Path) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.1)
     assert (dashboards / "ddsweep.json").read_bytes() == DASHBOARD.read_bytes()
-    assert OUTPUT_DIR not in os.environ
+    source = yaml.safe_load((grafana / "datasources" / "default.yml").read_text())["datasources"][0]
+    assert source["url"] == "http://127.0.0.1:9", "the user's own RAY_PROMETHEUS_HOST"
 
 
 def assert_job_is_named(url: str, token: str) -> None:

@@ -22,6 +22,8 @@ from ddsweep.sweep.metrics import METRICS, Exporter, Score, exported, measure
 from ddsweep.sweep.observe import Board, State
 from ddsweep.sweep.pool import Load
 
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "dashboard.md"
+
 IDLE = Load(waiting=0, in_flight=0, networks=0, retries=0)
 
 
@@ -147,6 +149,12 @@ def test_only_metrics_that_are_declared_with_their_tags_and_no_trial_among_them(
         "images_per_class",
         "init",
     }
+
+
+def test_the_table_of_metrics_is_documented_as_it_is() -> None:
+    rows = [line for line in DOCUMENT.read_text().splitlines() if line.startswith("| `ddsweep_")]
+    tags = {metric.name: " ".join(f"`{tag}`" for tag in metric.tags) for metric in METRICS}
+    assert rows == [f"| `{m.name}` | {m.type} | {tags[m.name]} | {m.meaning} |" for m in METRICS]
 
 
 def test_gauges_are_set_every_time_and_counters_grow_by_what_is_new(board: Board, tmp_path: Path) -> None:
