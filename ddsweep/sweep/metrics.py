@@ -31,8 +31,8 @@ __all__ = ["METRICS", "Exporter", "Metric", "Score", "exported", "measure"]
 REFRESH_S = 5.0
 """Below the 10 s after which a Ray process reports its metrics: each report has all gauges."""
 
-READ_AT_ONCE = 50
-"""Rows of trials done that are read in one refresh: a tenth of a second of the driver's time at most."""
+READ_AT_ONCE = 20
+"""Rows of trials done that are read in one refresh: about a tenth of a second of one core."""
 
 _KIND = ("sweep", "images_per_class", "init")
 
