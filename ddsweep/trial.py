@@ -85,9 +85,11 @@ class TrialSettings:
 
 @dataclass(frozen=True)
 class Progress:
-    """What a running trial says of itself at each logged outer step."""
+    """What a running trial says of itself at each logged outer step. ``steps_taken`` counts since it last
+    said something, steps that are taken again after a rollback included."""
 
     outer_step: int
+    steps_taken: int
     outer_loss: float | None
     val_score: float | None
     seconds: float
@@ -181,6 +183,7 @@ def _distil(
     def save() -> None:
         _save_run(run, spec, splits, directory, settings, meter)
 
+    taken = 0
     while run.state.step < spec.outer_steps:
         if should_stop():
             save()
@@ -194,6 +197,7 @@ def _distil(
             run.history = [row for row in run.history if row["outer_step"] <= healthy.step]
             continue
         run.n_skipped += report.n_skipped
+        taken += 1
         step = run.state.step
         decisive = step == spec.outer_steps or step in settings.rungs
         validated = decisive or step % spec.validate_every == 0
@@ -207,7 +211,8 @@ def _distil(
         if decisive or step % settings.checkpoint_every == 0:
             save()
         if logged:  # last, for a trial that is stopped never comes back from it
-            on_progress(Progress(step, report.loss, score, meter.wall_seconds()))
+            on_progress(Progress(step, taken, report.loss, score, meter.wall_seconds()))
+            taken = 0
     _finish_distillation(run, problem, splits, directory, settings, meter)
     return True
 

@@ -16,7 +16,7 @@ LEVELS = (
     ("errors",),
     ("seeds", "catalog"),
     ("core",),
-    ("data", "results", "baselines", "spec", "cost", "provenance"),
+    ("data", "results", "baselines", "spec", "cost", "provenance", "dashboards"),
     ("distilled", "pools"),
     ("trial",),
     ("evaluation",),

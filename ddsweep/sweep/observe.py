@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Literal
 
@@ -17,7 +17,7 @@ from rich.text import Text
 
 from ddsweep.catalog import TrialSpec
 
-__all__ = ["Board", "State"]
+__all__ = ["Board", "Seen", "State"]
 
 State = Literal["pending", "running", "evaluating", "done", "stopped", "failed", "drained"]
 _ORDER: tuple[State, ...] = ("running", "evaluating", "failed", "drained", "pending", "stopped", "done")
@@ -25,16 +25,18 @@ _SHOWN = 20
 _LINE_EVERY_S = 15.0
 
 
-@dataclass
-class _Seen:
-    """The last that is known of one trial."""
+@dataclass(frozen=True)
+class Seen:
+    """The last that is known of one trial. ``steps_taken`` and ``retries`` (how often Tune tried it again
+    after its worker died) are of this run alone."""
 
     spec: TrialSpec
     label: str
     state: State = "pending"
     outer_step: int = 0
     started_step: int | None = None
-    started_at: float = 0.0
+    steps_taken: int = 0
+    retries: int = 0
     outer_loss: float | None = None
     val_score: float | None = None
 
@@ -48,7 +50,7 @@ class Board:
 
     def __init__(self, console: Console, labels: dict[str, str], trials: Sequence[TrialSpec]) -> None:
         self._console = console
-        self._trials = {spec.trial_id: _Seen(spec, labels[spec.trial_id]) for spec in trials}
+        self._trials = {spec.trial_id: Seen(spec, labels[spec.trial_id]) for spec in trials}
         self._lock = threading.Lock()
         self._started = self._last_line = time.monotonic()
         self._live = Live(get_renderable=self._render, console=console, refresh_per_second=2, transient=True)
@@ -72,26 +74,50 @@ class Board:
         with self._lock:
             return Counter(seen.state for seen in self._trials.values())
 
-    def set_state(self, trial_id: str, state: State) -> None:
+    def seen(self) -> dict[str, Seen]:
+        """All trials by their id, as they are now."""
         with self._lock:
-            seen = self._trials[trial_id]
-            changed, seen.state = seen.state != state, state
-        if changed and not self._console.is_terminal:
+            return dict(self._trials)
+
+    def set_state(self, trial_id: str, state: State) -> None:
+        before, seen = self._change(trial_id, lambda seen: replace(seen, state=state))
+        if before.state != state and not self._console.is_terminal:
             self._print_line(seen)
 
     def progress(
-        self, trial_id: str, outer_step: int, outer_loss: float | None, val_score: float | None
+        self,
+        trial_id: str,
+        outer_step: int,
+        steps_taken: int,
+        outer_loss: float | None,
+        val_score: float | None,
     ) -> None:
-        """A logged outer step of a running trial."""
-        with self._lock:
-            seen = self._trials[trial_id]
-            if seen.started_step is None:
-                seen.started_step, seen.started_at = outer_step, time.monotonic()
-            seen.state, seen.outer_step, seen.outer_loss = "running", outer_step, outer_loss
-            seen.val_score = val_score if val_score is not None else seen.val_score
+        """A logged outer step of a running trial, and how many it took since the last one."""
+        _, seen = self._change(
+            trial_id,
+            lambda before: replace(
+                before,
+                state="running",
+                outer_step=outer_step,
+                started_step=outer_step if before.started_step is None else before.started_step,
+                steps_taken=before.steps_taken + steps_taken,
+                outer_loss=outer_loss,
+                val_score=before.val_score if val_score is None else val_score,
+            ),
+        )
         overdue = time.monotonic() - self._last_line > _LINE_EVERY_S
         if overdue and not self._console.is_terminal:
             self._print_line(seen)
+
+    def retried(self, trial_id: str) -> None:
+        """Its worker died, and Tune starts the trial again."""
+        self._change(trial_id, lambda before: replace(before, retries=before.retries + 1))
+
+    def _change(self, trial_id: str, change: Callable[[Seen], Seen]) -> tuple[Seen, Seen]:
+        with self._lock:
+            before = self._trials[trial_id]
+            after = self._trials[trial_id] = change(before)
+        return before, after
 
     def say(self, text: str) -> None:
         """A line for the reader, above the live table."""
@@ -99,11 +125,11 @@ class Board:
 
     # ------------------------------------------------------------------------------------- drawing
 
-    def _print_line(self, seen: _Seen) -> None:
+    def _print_line(self, seen: Seen) -> None:
         self._last_line = time.monotonic()
         self._console.print(f"{self._summary()} | {seen.label}: {self._words(seen)}", highlight=False)
 
-    def _words(self, seen: _Seen) -> str:
+    def _words(self, seen: Seen) -> str:
         words: list[str] = [seen.state]
         if seen.outer_step:
             words.append(f"step {seen.outer_step}/{seen.spec.outer_steps}")

@@ -29,7 +29,7 @@ from ddsweep.sweep.placement import check_gpus_seen
 from ddsweep.sweep.prepare import splits_key
 from ddsweep.trial import pick_device, record_failure
 
-__all__ = ["EvalPool", "SharedSplits", "get_splits", "put_splits"]
+__all__ = ["EvalPool", "Load", "SharedSplits", "get_splits", "put_splits"]
 
 MAX_ATTEMPTS = 5
 """Times that one unit is tried on actors that die under it before its trial is said to have failed."""
@@ -124,6 +124,17 @@ class _Task:
     attempts: int = 0
 
 
+@dataclass(frozen=True)
+class Load:
+    """Units that wait here, units that actors have; held-out networks evaluated so far, and how often a unit
+    was tried again after its actor died."""
+
+    waiting: int
+    in_flight: int
+    networks: int
+    retries: int
+
+
 class EvalPool:
     """Evaluates distilled trials while other trials still run, on one actor for each entry of ``nodes``: the
     node that it lives on. Where that is lost, Ray restarts the actor on another.
@@ -165,6 +176,7 @@ class EvalPool:
         self._waiting: list[deque[_Task]] = [deque() for _ in nodes]
         self._running: dict[Any, tuple[int, _Task]] = {}
         self._left: dict[str, int] = {}
+        self._networks = self._retries = 0
         self._lock = threading.Condition()
         self._closing = self._draining = False
         self._broken: Exception | None = None
@@ -220,6 +232,11 @@ class EvalPool:
             for waiting in self._waiting:
                 waiting.clear()
 
+    def load(self) -> Load:
+        with self._lock:
+            waiting = sum(map(len, self._waiting))
+            return Load(waiting, len(self._running), self._networks, self._retries)
+
     # ------------------------------------------------------------------------ the pool's own thread
 
     def _work(self) -> None:
@@ -264,6 +281,7 @@ class EvalPool:
             self._try_elsewhere(shard, task, error)
             return
         with self._lock:
+            self._networks += len(task.unit.indices)
             left = self._left.get(task.spec.trial_id)
             if left is None:
                 return  # another unit of this trial failed
@@ -278,6 +296,7 @@ class EvalPool:
             return
         with self._lock:
             if not self._draining:
+                self._retries += 1
                 self._waiting[(shard + 1) % len(self._actors)].appendleft(task)
 
     def _finish(self, spec: TrialSpec) -> None:

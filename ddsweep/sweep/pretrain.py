@@ -61,7 +61,13 @@ def train_pool(
     splits = load_pool_splits(recipe, data_root, stand_in=stand_in)
     check_parts(directory, recipe, splits)
     directory.stop_file.unlink(missing_ok=True)
-    with ray_session(address=address, cpus=pool.total_cpus, gpus=pool.total_gpus, dashboard=False) as session:
+    with ray_session(
+        job=f"pretrain {pool.name}",
+        address=address,
+        cpus=pool.total_cpus,
+        gpus=pool.total_gpus,
+        dashboard=False,
+    ) as session:
         for name, asked, there in (("cpus", pool.cpus, session.cpus), ("gpus", pool.gpus, session.gpus)):
             if asked > there:
                 raise UserError(f"{name}: a group of networks asks for {asked:g}, but there are {there:g}")

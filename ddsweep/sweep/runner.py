@@ -26,6 +26,7 @@ from ddsweep.results.parts import read_part
 from ddsweep.spec import AshaSpec, SweepSpec, is_smoke
 from ddsweep.sweep.asha import StratifiedAsha
 from ddsweep.sweep.drain import drain_on_signal
+from ddsweep.sweep.metrics import exported
 from ddsweep.sweep.observe import Board
 from ddsweep.sweep.placement import check_gpus_seen, check_placement
 from ddsweep.sweep.pool import EvalPool, SharedSplits, get_splits, put_splits
@@ -91,6 +92,7 @@ def _distil_in_worker(work: _Work, trial_id: str) -> None:
             {
                 "state": "running",
                 "outer_step": progress.outer_step,
+                "steps_taken": progress.steps_taken,
                 "outer_loss": progress.outer_loss,
                 "val_score": progress.val_score,
             }
@@ -137,6 +139,7 @@ def _trainable(
         def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
             return tune.PlacementGroupFactory([requests[config["trial_id"]]])
 
+    Distil.__qualname__ = Distil.__name__  # the dashboard's name of the class, without that of this function
     return Distil
 
 
@@ -165,13 +168,17 @@ class _Watcher(tune.Callback):
     ) -> None:
         trial_id, state = trial.config["trial_id"], result.get("state")
         if state == "running":
-            self._board.progress(trial_id, result["outer_step"], result["outer_loss"], result["val_score"])
+            said = ("outer_step", "steps_taken", "outer_loss", "val_score")
+            self._board.progress(trial_id, *(result[name] for name in said))
             if result.get("done"):  # that was the decision of the scheduler: the worker never comes back
                 self._on_stopped(self._trials[trial_id])
         elif state == "distilled":
             self._on_distilled(self._trials[trial_id])
         elif state in ("failed", "drained"):
             self._board.set_state(trial_id, state)
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._board.retried(trial.config["trial_id"])
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         trial_id = trial.config["trial_id"]
@@ -243,6 +250,7 @@ def run_sweep(
         board.say(f"{name} is not here: small stand-in data take its place, and the numbers mean nothing")
     resources = sweep.resources
     with ray_session(
+        job=f"{'evaluate' if only_evaluate else 'sweep'} {sweep.name}",
         address=address,
         cpus=resources.total_cpus,
         gpus=resources.total_gpus,
@@ -270,7 +278,10 @@ def run_sweep(
             pool.begin_drain()
             board.say(f"{cause}: draining; trials checkpoint and stop (again to stop at once)")
 
-        with drain_on_signal(drain, directory.stop_file):
+        with (
+            exported(sweep.name, board, pool.load, directory),
+            drain_on_signal(drain, directory.stop_file),
+        ):
             for trial in distilled:
                 pool.submit(trial)
             for trial in to_distil:

@@ -7,24 +7,29 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import ray
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+from ray.job_config import JobConfig
 
+from ddsweep.dashboards import provision
 from ddsweep.errors import UserError
 
 __all__ = ["Node", "RaySession", "ray_session"]
 
-_LONGEST_TEMPORARY = 43
+_LONGEST_BASE = 43 - len("/dds-12345678/ray")
 """Ray puts Unix sockets some 64 characters below its folder, and their paths end at 107."""
 
 _KEPT_BYTES = 2**20
 """Of a node's memory, for actors that ask for a byte so that Ray places them where they are told to be: it
 puts one that asks for nothing anywhere."""
+
+_RAY_FOLDER = "ray"
+"""Below the private folder: Ray lets everybody write into its own, where the token would not be safe."""
 
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -77,26 +82,30 @@ class RaySession:
 
 @contextmanager
 def ray_session(
-    *, address: str | None, cpus: int | None, gpus: float | None, dashboard: bool
+    *, job: str, address: str | None, cpus: int | None, gpus: float | None, dashboard: bool
 ) -> Iterator[RaySession]:
-    """A local Ray of ``cpus`` and ``gpus`` (all there are if None), or the cluster at ``address``.
+    """A local Ray of ``cpus`` and ``gpus`` (all there are if None), or the cluster at ``address``. ``job`` is
+    what the dashboard calls this driver.
 
     Raises `UserError` if it cannot be started or reached.
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    provisioned: dict[str, str] = {}
     if address is None:
         # An address in the environment would quietly send the sweep to another cluster.
         os.environ.pop("RAY_ADDRESS", None)
         temporary = _temporary_folder()
         token = _use_token(temporary)
+        if dashboard:
+            provisioned = provision(temporary)
         options = {
             "address": "local",
             "num_cpus": cpus,
             "num_gpus": gpus,
             "include_dashboard": dashboard,
             "dashboard_host": "127.0.0.1",
-            "_temp_dir": str(temporary),
+            "_temp_dir": str(temporary / _RAY_FOLDER),
         }
     else:
         temporary, token = None, None
@@ -104,9 +113,14 @@ def ray_session(
         options = {"address": address}
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the outcome of trials is told by ddsweep
     try:
-        context = ray.init(
-            log_to_driver=False, logging_level=logging.ERROR, configure_logging=True, **options
-        )
+        with _environment(provisioned):
+            context = ray.init(
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                configure_logging=True,
+                job_config=JobConfig(metadata={"job_name": job}),
+                **options,
+            )
     except Exception as error:  # Ray raises ConnectionError, ValueError, RuntimeError, ...
         raise UserError(f"Ray {ray.__version__} did not start: {' '.join(str(error).split())}") from error
     try:
@@ -128,13 +142,28 @@ def _nodes() -> tuple[Node, ...]:
     )
 
 
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """``variables`` for the processes that are started meanwhile, and not for those of a later Ray."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
 def _temporary_folder() -> Path:
     """A private folder with a short name, of this run alone: users cannot share Ray's default one."""
     for base in (tempfile.gettempdir(), "/tmp"):
-        if len(base) + len("/dds-12345678") <= _LONGEST_TEMPORARY and os.access(base, os.W_OK):
+        if len(base) <= _LONGEST_BASE and os.access(base, os.W_OK):
             return Path(tempfile.mkdtemp(prefix="dds-", dir=base))
     raise UserError(
-        f"no temporary folder with a path of at most {_LONGEST_TEMPORARY - 13} characters can be written: "
+        f"no temporary folder with a path of at most {_LONGEST_BASE} characters can be written: "
         "set TMPDIR to one (Ray keeps its sockets there)"
     )
 
