@@ -10,9 +10,11 @@ from __future__ import annotations
 import ctypes
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import time
+import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -25,10 +27,10 @@ from typing import Any
 from ddsweep.catalog import TrialSpec
 from ddsweep.data.files import data_root, resolve_dataset
 from ddsweep.errors import DivergedError, UserError
-from ddsweep.evaluation import evaluate_unit, finish, missing_units, trial_is_done
+from ddsweep.evaluation import evaluate_unit, finish, forget_stop, missing_units, trial_is_done
 from ddsweep.launch.folder import Launch, LaunchFolder, read_json
 from ddsweep.launch.processes import Signals
-from ddsweep.launch.ray_cluster import NodeLimits, Place, node_limits
+from ddsweep.launch.ray_cluster import DRAINED, NodeLimits, Place, node_limits
 from ddsweep.pools.file import resolve_pool
 from ddsweep.results.lock import SweepLock
 from ddsweep.spec import Plan, SweepSpec, expand, is_smoke, load_sweep
@@ -37,8 +39,8 @@ from ddsweep.trial import distil_trial, is_distilled, pick_device, record_failur
 
 __all__ = ["deal", "distil_share", "evaluate_share", "finish_all"]
 
-DRAINED = 75
 _LOOK_S = 0.5
+_TINY = 1e-9
 
 
 def deal(trials: Sequence[TrialSpec], seconds: Mapping[str, float], elements: int) -> list[list[str]]:
@@ -90,6 +92,7 @@ def distil_share(folder: LaunchFolder, launch: Launch, index: int, place: Place,
         todo = [trial for trial in trials if not is_distilled(trial, directory)]
         for trial in todo:
             directory.failure_part(trial.trial_id).unlink(missing_ok=True)
+            forget_stop(trial, directory)  # there is no scheduler any more: it goes on
         if not todo:
             return 0
         needs = [work.sweep.resources.for_trial(trial) for trial in todo]
@@ -122,9 +125,9 @@ def evaluate_share(folder: LaunchFolder, launch: Launch, index: int, place: Plac
             if is_distilled(trial, directory) and not trial_is_done(trial, evaluation, directory):
                 missing = missing_units(trial, evaluation, directory)
                 mine += [
-                    (trial.trial_id, place)
-                    for place, unit in enumerate(units)
-                    if unit in missing and (number + place) % elements == index
+                    (trial.trial_id, n)
+                    for n, unit in enumerate(units)
+                    if unit in missing and (number + n) % elements == index
                 ]
             number += len(units)
         largest = max(work.sweep.resources.for_trial(trial)[1] for trial in work.plan.trials)
@@ -183,6 +186,10 @@ def _limits(launch: Launch) -> NodeLimits:
 # ------------------------------------------------------------------------- processes of one element
 
 
+class WorkerError(Exception):
+    """The process of a trial was killed, more often than ``max_failures`` allows."""
+
+
 @dataclass(frozen=True)
 class _Crew:
     """As many processes side by side as ``cpus`` and ``gpus`` of each fit into the node's limits."""
@@ -197,12 +204,13 @@ class _Crew:
 
     @property
     def slots(self) -> int:
-        by_cpu = int(self.limits.cpus / self.cpus) if self.cpus else self.limits.cpus
+        by_cpu = int(self.limits.cpus / self.cpus + _TINY) if self.cpus else self.limits.cpus
         if not self.gpus:
             return max(1, by_cpu)
-        by_gpu = (
-            int(1 / self.gpus) * self.limits.gpus if self.gpus < 1 else self.limits.gpus // int(self.gpus)
-        )
+        if self.gpus < 1:
+            by_gpu = int(1 / self.gpus + _TINY) * self.limits.gpus
+        else:
+            by_gpu = self.limits.gpus // int(self.gpus)
         if by_cpu < 1 or by_gpu < 1:
             raise UserError(
                 f"resources: a trial asks for {self.cpus:g} CPUs and {self.gpus:g} GPUs, but an element of "
@@ -212,9 +220,11 @@ class _Crew:
 
     def devices(self) -> list[str]:
         """``CUDA_VISIBLE_DEVICES`` for each process: those that share a GPU see the same one."""
-        seen = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
         if not self.gpus:
             return [""] * self.slots
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").replace("NoDevFiles", "")
+        seen = [name.strip() for name in visible.split(",") if name.strip()]
+        seen = seen or [str(number) for number in range(self.limits.gpus)]  # Slurm only counts them
         if self.gpus >= 1:
             each = int(self.gpus)
             return [",".join(seen[i * each : (i + 1) * each]) for i in range(self.slots)]
@@ -226,62 +236,94 @@ class _Crew:
         items: Sequence[tuple[Any, ...]],
         broken: Callable[[str, Exception, int], None],
     ) -> int:
-        """``call(folder, stop file, *item)`` for each item, whose first word is a trial. A process that dies
-        takes its fellows with it; all are tried again, ``attempts`` times each."""
+        """``call(folder, stop file, *item)`` for each item, whose first word is a trial. One that raises, or
+        whose process dies, is tried ``attempts`` times in all, and ``broken`` hears of the last.
+
+        Each process is a pool of its own: if it is killed, its fellows know nothing of it.
+        """
         stop_file = self.folder.root / "stops" / self.name
         stop_file.parent.mkdir(exist_ok=True)
         stop_file.unlink(missing_ok=True)
+        devices = self.devices()[: len(items)]
+        crew = [_new_process(device) for device in devices]
+        free = deque(range(len(crew)))
         waiting, tried, failed, drained = deque(items), Counter[tuple[Any, ...]](), 0, False
-        while waiting and not drained:
-            running: dict[Future[str], tuple[Any, ...]] = {}
-            spawned = multiprocessing.get_context("spawn")
-            places = spawned.Queue()
-            for device in self.devices():
-                places.put(device)
-            with ProcessPoolExecutor(self.slots, spawned, _begin, (places, os.getpid())) as pool:
-                while waiting or running:
-                    if not drained and (self.signals.any or self.folder.stop_file.exists()):
-                        drained = True
-                        stop_file.touch()
-                        waiting.clear()
-                        print(f"{self.name}: draining", flush=True)
-                    while waiting and len(running) < self.slots:
-                        item = waiting.popleft()
-                        tried[item] += 1
-                        running[pool.submit(call, str(self.folder.root), str(stop_file), *item)] = item
-                    finished, _ = wait(running, _LOOK_S, FIRST_COMPLETED)
-                    dead = False
-                    for future in finished:
-                        item = running.pop(future)
-                        try:
-                            state = future.result()
-                        except Exception as error:
-                            dead = dead or isinstance(error, BrokenProcessPool)
-                            if drained:
-                                continue
-                            if tried[item] < self.attempts:
-                                waiting.append(item)
-                                continue
+        running: dict[Future[str], tuple[int, tuple[Any, ...]]] = {}
+        try:
+            while waiting or running:
+                if not drained and self.signals.any:
+                    drained = True
+                    stop_file.touch()
+                    waiting.clear()
+                    print(f"{self.name}: draining", flush=True)
+                while waiting and free:
+                    item, slot = waiting.popleft(), free.popleft()
+                    tried[item] += 1
+                    words = (call, str(self.folder.root), str(stop_file), *item)
+                    try:
+                        future = crew[slot].submit(_call, *words)
+                    except BrokenProcessPool:  # it was killed while it had nothing to do
+                        crew[slot] = _new_process(devices[slot])
+                        future = crew[slot].submit(_call, *words)
+                    running[future] = (slot, item)
+                for future in wait(running, _LOOK_S, FIRST_COMPLETED).done:
+                    slot, item = running.pop(future)
+                    free.append(slot)
+                    try:
+                        state = future.result()
+                    except Exception as raised:
+                        error: Exception = raised
+                        if isinstance(raised, BrokenProcessPool):
+                            error = WorkerError("the process was killed")
+                            crew[slot] = _new_process(devices[slot])
+                        if drained:
+                            state = str(error)
+                        elif tried[item] < self.attempts:
+                            waiting.append(item)
+                            state = f"{error}; it will be tried again"
+                        else:
                             broken(item[0], error, tried[item])
                             state = "failed"
-                        failed += state == "failed"
-                        print(f"{self.name}: {' '.join(map(str, item))}: {state}", flush=True)
-                    if dead:
-                        waiting.extend(item for item in running.values() if not drained)
-                        break
+                    failed += state == "failed"
+                    print(f"{self.name}: {' '.join(map(str, item))}: {state}", flush=True)
+        except BaseException:
+            stop_file.touch()  # else the end of the others would be waited for
+            raise
+        finally:
+            for process in crew:
+                process.shutdown()
         if drained:
             return DRAINED
         return 2 if failed else 0
 
 
-def _begin(places: Any, parent: int) -> None:
+def _new_process(device: str) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _begin, (device, os.getpid()))
+
+
+def _begin(device: str, parent: int) -> None:
     """In each process of a crew: end with the element, see one's own GPU only, and leave signals to it."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
     for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
-    os.environ["CUDA_VISIBLE_DEVICES"] = places.get()
+    os.environ["CUDA_VISIBLE_DEVICES"] = device
+
+
+def _call(call: Callable[..., str], *words: Any) -> str:
+    """In each process of a crew. What it raises must survive pickling, or it would break the pool."""
+    try:
+        return call(*words)
+    except BaseException as error:
+        traceback.print_exc()
+        try:
+            keeps = isinstance(error, Exception) and type(pickle.loads(pickle.dumps(error))) is type(error)
+        except Exception:
+            keeps = False
+        if keeps:
+            raise
+        raise RuntimeError(f"{type(error).__name__}: {error}") from None
 
 
 @cache
