@@ -204,10 +204,10 @@ def _refusal(text: str, site: Site) -> str:
     lines = [line.partition("error:")[2].strip() for line in text.splitlines() if "error:" in line]
     said = "; ".join(dict.fromkeys(line for line in lines if line)) or " ".join(text.split())[:300]
     hint = ""
-    if "artition" in said:
-        hint = f"; the partitions are {', '.join(partitions()) or 'none'} (partition: {site.partition})"
-    elif "ccount" in said:
+    if "ccount" in said:  # first: Slurm says "account or account/partition combination"
         hint = f"; set account in the site file (now {site.account}); sacctmgr lists yours"
+    elif "artition" in said:
+        hint = f"; the partitions are {', '.join(partitions()) or 'none'} (partition: {site.partition})"
     elif "node configuration" in said or "resources" in said:
         hint = "; ask for fewer nodes, cpus_per_node, gpus_per_node or memory_per_node"
     return f"Slurm refused the job: {said}{hint}"
