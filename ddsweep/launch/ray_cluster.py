@@ -225,13 +225,13 @@ def _left(folder: Path, rank: int) -> Path:
 
 def _head(node: _Node, command: Callable[[str], Sequence[str]]) -> int:
     folder, place, site = node.folder, node.place, node.site
-    _write_token(folder / "token")
     for name, value in node.environment.items():  # GcsClient below reads it from here
         if name.startswith("RAY_"):
             os.environ[name] = value
     ip = _own_ip(place.hosts)
     port = _free_ports(ip, site, place.job)
     address = f"{ip}:{port}"
+    _write_token(folder / "token")
     ray = node.start_ray(
         "--head",
         f"--node-ip-address={ip}",
