@@ -483,8 +483,9 @@ def launch(
     shares: list[list[str]] = []
     if mode == "array":
         from ddsweep.launch.array import deal
+        from ddsweep.trial import is_distilled
 
-        to_distil = [t for t in missing if not directory.distilled(t.trial_id).is_file()]
+        to_distil = [trial for trial in missing if not is_distilled(trial, directory)]
         shares = deal(to_distil, _seconds(plan, sweep), place.array_tasks)
     request = start.Request(sweep, directory, place, site, mode, root, shares)
     if dry_run:

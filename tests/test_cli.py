@@ -46,6 +46,12 @@ OPTIONS = {
     "pretrain": ["--results", "--data-root", "--smoke", "--address"],
     "run": ["--results", "--data-root", "--smoke", "--address"],
     "eval": ["--data-root", "--address"],
+    "launch": [
+        *("--site", "--mode", "--nodes", "--gpus-per-node", "--time", "--partition", "--account"),
+        *("--dry-run", "--wait", "--results", "--data-root"),
+    ],
+    "cancel": ["--grace"],
+    "logs": ["--job", "--lines"],
     "status": ["--data-root"],
     "show": ["--results"],
     "collect": [],

@@ -7,16 +7,10 @@ start, so that an element that was requeued, or a second launch, does only what 
 
 from __future__ import annotations
 
-import ctypes
-import multiprocessing
 import os
-import signal
 import sys
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -25,10 +19,11 @@ from typing import Any
 from ddsweep.catalog import TrialSpec
 from ddsweep.data.files import data_root, resolve_dataset
 from ddsweep.errors import DivergedError, UserError
-from ddsweep.evaluation import evaluate_unit, finish, missing_units, trial_is_done
+from ddsweep.evaluation import evaluate_unit, finish, forget_stop, missing_units, trial_is_done
+from ddsweep.launch.crew import Crew
 from ddsweep.launch.folder import Launch, LaunchFolder, read_json
 from ddsweep.launch.processes import Signals
-from ddsweep.launch.ray_cluster import NodeLimits, Place, node_limits
+from ddsweep.launch.ray_cluster import DRAINED, NodeLimits, Place, node_limits
 from ddsweep.pools.file import resolve_pool
 from ddsweep.results.lock import SweepLock
 from ddsweep.spec import Plan, SweepSpec, expand, is_smoke, load_sweep
@@ -36,9 +31,6 @@ from ddsweep.sweep.prepare import eval_gpus, load_all_splits, splits_key, trial_
 from ddsweep.trial import distil_trial, is_distilled, pick_device, record_failure
 
 __all__ = ["deal", "distil_share", "evaluate_share", "finish_all"]
-
-DRAINED = 75
-_LOOK_S = 0.5
 
 
 def deal(trials: Sequence[TrialSpec], seconds: Mapping[str, float], elements: int) -> list[list[str]]:
@@ -90,10 +82,11 @@ def distil_share(folder: LaunchFolder, launch: Launch, index: int, place: Place,
         todo = [trial for trial in trials if not is_distilled(trial, directory)]
         for trial in todo:
             directory.failure_part(trial.trial_id).unlink(missing_ok=True)
+            forget_stop(trial, directory)  # there is no scheduler any more: it goes on
         if not todo:
             return 0
         needs = [work.sweep.resources.for_trial(trial) for trial in todo]
-        crew = _Crew(
+        crew = Crew(
             folder,
             f"trials-{index}",
             signals,
@@ -122,13 +115,13 @@ def evaluate_share(folder: LaunchFolder, launch: Launch, index: int, place: Plac
             if is_distilled(trial, directory) and not trial_is_done(trial, evaluation, directory):
                 missing = missing_units(trial, evaluation, directory)
                 mine += [
-                    (trial.trial_id, place)
-                    for place, unit in enumerate(units)
-                    if unit in missing and (number + place) % elements == index
+                    (trial.trial_id, n)
+                    for n, unit in enumerate(units)
+                    if unit in missing and (number + n) % elements == index
                 ]
             number += len(units)
         largest = max(work.sweep.resources.for_trial(trial)[1] for trial in work.plan.trials)
-        crew = _Crew(
+        crew = Crew(
             folder,
             f"evals-{index}",
             signals,
@@ -180,108 +173,7 @@ def _limits(launch: Launch) -> NodeLimits:
     return node_limits(os.environ, launch.site["cpus_per_node"] if local else None)
 
 
-# ------------------------------------------------------------------------- processes of one element
-
-
-@dataclass(frozen=True)
-class _Crew:
-    """As many processes side by side as ``cpus`` and ``gpus`` of each fit into the node's limits."""
-
-    folder: LaunchFolder
-    name: str
-    signals: Signals
-    limits: NodeLimits
-    cpus: float
-    gpus: float
-    attempts: int
-
-    @property
-    def slots(self) -> int:
-        by_cpu = int(self.limits.cpus / self.cpus) if self.cpus else self.limits.cpus
-        if not self.gpus:
-            return max(1, by_cpu)
-        by_gpu = (
-            int(1 / self.gpus) * self.limits.gpus if self.gpus < 1 else self.limits.gpus // int(self.gpus)
-        )
-        if by_cpu < 1 or by_gpu < 1:
-            raise UserError(
-                f"resources: a trial asks for {self.cpus:g} CPUs and {self.gpus:g} GPUs, but an element of "
-                f"the array has {self.limits.cpus} and {self.limits.gpus}"
-            )
-        return min(by_cpu, by_gpu)
-
-    def devices(self) -> list[str]:
-        """``CUDA_VISIBLE_DEVICES`` for each process: those that share a GPU see the same one."""
-        seen = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
-        if not self.gpus:
-            return [""] * self.slots
-        if self.gpus >= 1:
-            each = int(self.gpus)
-            return [",".join(seen[i * each : (i + 1) * each]) for i in range(self.slots)]
-        return [seen[i % len(seen)] for i in range(self.slots)]
-
-    def run(
-        self,
-        call: Callable[..., str],
-        items: Sequence[tuple[Any, ...]],
-        broken: Callable[[str, Exception, int], None],
-    ) -> int:
-        """``call(folder, stop file, *item)`` for each item, whose first word is a trial. A process that dies
-        takes its fellows with it; all are tried again, ``attempts`` times each."""
-        stop_file = self.folder.root / "stops" / self.name
-        stop_file.parent.mkdir(exist_ok=True)
-        stop_file.unlink(missing_ok=True)
-        waiting, tried, failed, drained = deque(items), Counter[tuple[Any, ...]](), 0, False
-        while waiting and not drained:
-            running: dict[Future[str], tuple[Any, ...]] = {}
-            spawned = multiprocessing.get_context("spawn")
-            places = spawned.Queue()
-            for device in self.devices():
-                places.put(device)
-            with ProcessPoolExecutor(self.slots, spawned, _begin, (places, os.getpid())) as pool:
-                while waiting or running:
-                    if not drained and (self.signals.any or self.folder.stop_file.exists()):
-                        drained = True
-                        stop_file.touch()
-                        waiting.clear()
-                        print(f"{self.name}: draining", flush=True)
-                    while waiting and len(running) < self.slots:
-                        item = waiting.popleft()
-                        tried[item] += 1
-                        running[pool.submit(call, str(self.folder.root), str(stop_file), *item)] = item
-                    finished, _ = wait(running, _LOOK_S, FIRST_COMPLETED)
-                    dead = False
-                    for future in finished:
-                        item = running.pop(future)
-                        try:
-                            state = future.result()
-                        except Exception as error:
-                            dead = dead or isinstance(error, BrokenProcessPool)
-                            if drained:
-                                continue
-                            if tried[item] < self.attempts:
-                                waiting.append(item)
-                                continue
-                            broken(item[0], error, tried[item])
-                            state = "failed"
-                        failed += state == "failed"
-                        print(f"{self.name}: {' '.join(map(str, item))}: {state}", flush=True)
-                    if dead:
-                        waiting.extend(item for item in running.values() if not drained)
-                        break
-        if drained:
-            return DRAINED
-        return 2 if failed else 0
-
-
-def _begin(places: Any, parent: int) -> None:
-    """In each process of a crew: end with the element, see one's own GPU only, and leave signals to it."""
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
-    for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
-    os.environ["CUDA_VISIBLE_DEVICES"] = places.get()
+# ------------------------------------------------------------------- in the processes of one element
 
 
 @cache

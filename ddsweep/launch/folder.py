@@ -120,7 +120,9 @@ class Launch:
             raise ResultsError(f"{folder.record}: no record of a launch")
         try:
             jobs = tuple(Job(**job) for job in content.pop("jobs"))
-            return cls(**content, jobs=jobs)
+            found = cls(**content, jobs=jobs)
+            found.site["scheduler"]  # the one key that all who read it count on
+            return found
         except (TypeError, KeyError) as error:
             raise ResultsError(f"{folder.record}: not a record that this version reads ({error})") from None
 

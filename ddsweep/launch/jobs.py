@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,14 +17,13 @@ from typing import TYPE_CHECKING, Any
 from ddsweep.errors import UserError
 from ddsweep.launch.folder import Launch, LaunchFolder, versions, write_json
 from ddsweep.launch.processes import Signals
-from ddsweep.launch.ray_cluster import LOST_HEAD, Place, node_limits, run_on_cluster
+from ddsweep.launch.ray_cluster import DRAINED, LOST_HEAD, Place, node_limits, run_on_cluster
+from ddsweep.results.lock import process_start
 
 if TYPE_CHECKING:
     import submitit
 
 __all__ = ["ClusterJob", "EvalsJob", "FinishJob", "TrialsJob"]
-
-DRAINED = 75
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,8 @@ class _Job:
         place = _place(folder)
         try:
             launch = Launch.read(folder)
+            if place.is_head:
+                signals.stop_when(_told_to_stop(folder, launch))
             _note_versions(launch)
             code = self.work(folder, launch, place, signals)
             told = ""
@@ -50,6 +52,7 @@ class _Job:
         if not place.is_head:
             return
         again = code == LOST_HEAD or (code == DRAINED and signals.ending)
+        again = again and not folder.stop_file.exists()
         if again and place.restart >= launch.site["requeues"]:
             told = f"not requeued again, after {place.restart} times (requeues); launch it again to go on"
             again, code = False, DRAINED
@@ -57,7 +60,14 @@ class _Job:
         write_json(folder.outcome(self.kind, self.index), outcome)
         if again:
             print(f"requeued: {place.restart + 1} of at most {launch.site['requeues']} times", flush=True)
-            signals.requeue()
+            try:
+                signals.requeue()
+            except Exception as error:  # Slurm does not answer, or will not
+                told = f"could not be requeued ({error}); launch it again to go on"
+                print(f"ddsweep: {told}", file=sys.stderr, flush=True)
+                write_json(
+                    folder.outcome(self.kind, self.index), {**outcome, "requeued": False, "message": told}
+                )
         if code:
             sys.exit(code)  # Slurm's own record says FAILED then, with this code
 
@@ -137,9 +147,24 @@ def _place(folder: LaunchFolder) -> Place:
         restart = 0
         while (begun := runs / f"{job.job_id}.{restart}" / "begun").exists():
             restart += 1
-        begun.parent.mkdir(parents=True)
+        begun.parent.mkdir(parents=True, exist_ok=True)
         begun.touch()
     return Place(job.job_id, job.global_rank, tuple(job.hostnames), int(restart))
+
+
+def _told_to_stop(folder: LaunchFolder, launch: Launch) -> Callable[[], bool]:
+    """``ddsweep cancel`` leaves a file. A local job also ends with the processes that started it: nobody else
+    would know of it any more."""
+    parent = os.getppid()
+
+    def told() -> bool:
+        if folder.stop_file.exists():
+            return True
+        if launch.site["scheduler"] != "local":
+            return False
+        return os.getppid() != parent or any(process_start(int(job.id)) != job.started for job in launch.jobs)
+
+    return told
 
 
 def _note_versions(launch: Launch) -> None:

@@ -49,11 +49,9 @@ def run_local(folder: LaunchFolder) -> None:
                 continue
             job = submitit_executor.submit(call)
             print(f"{call.kind} {call.index}: process {job.job_id}", flush=True)
-            asked = False
             while not job.done():
-                if told and not asked:
-                    os.kill(int(job.job_id), signal.SIGTERM)  # submitit hands it on to the task
-                    asked = True
+                if told:  # by the file, and not by a signal: submitit's controller does not always hand it on
+                    folder.stop_file.touch()
                 time.sleep(0.2)
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import subprocess
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import IO
@@ -18,20 +18,21 @@ MARK = "DDSWEEP_RUN"
 """The variable in the environment by which the processes of one run are known, whoever their parent is."""
 
 _PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Signals:
     """What this process was told. The handlers set flags and nothing more.
 
     ``ending``: SIGUSR2, the job's time is nearly up or it is preempted, and goes on after a requeue.
-    ``stopping``: SIGTERM or SIGINT, it was cancelled, or is killed to be requeued by somebody else.
+    ``stopping``: SIGTERM or SIGINT, it was cancelled, or is killed to be requeued by somebody else; or what
+    was given to `stop_when` says so.
     submitit's own handlers, which would save and requeue from within the signal and ignore SIGTERM,
     are replaced; `requeue` calls the one for SIGUSR2 when everything has come to rest.
     """
 
     def __init__(self) -> None:
-        self.ending = self.stopping = False
+        self.ending = self._stopped = False
+        self._told_otherwise: Callable[[], bool] = lambda: False
         self._requeue = signal.getsignal(signal.SIGUSR2)
         signal.signal(signal.SIGUSR2, self._end)
         signal.signal(signal.SIGTERM, self._stop)
@@ -41,7 +42,16 @@ class Signals:
         self.ending = True
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
-        self.stopping = True
+        self._stopped = True
+
+    def stop_when(self, told: Callable[[], bool]) -> None:
+        """A cause besides signals, asked whenever somebody looks."""
+        self._told_otherwise = told
+
+    @property
+    def stopping(self) -> bool:
+        self._stopped = self._stopped or self._told_otherwise()
+        return self._stopped
 
     @property
     def any(self) -> bool:
@@ -61,23 +71,26 @@ def spawn(
     SIGUSR2 is ignored in it and in all that it starts: Slurm sends the warning before the time limit to
     every process of a step, and Ray's would die of it. ``output`` takes stdout and stderr.
     """
-    parent = os.getpid()
-
-    def in_child() -> None:
-        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
-        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:  # it died before we asked
-            os._exit(1)
-
     return subprocess.Popen(
-        list(command),
+        [sys.executable, "-I", "-S", "-c", _LEASH, str(os.getpid()), *command],
         env=dict(environment),
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=None if output is None else subprocess.STDOUT,
         text=True,
-        preexec_fn=in_child,  # noqa: PLW1509 - this process has no threads yet when it starts children
     )
+
+
+_LEASH = f"""
+import ctypes, os, signal, sys
+signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+ctypes.CDLL(None).prctl({_PR_SET_PDEATHSIG}, {int(signal.SIGTERM)})
+if os.getppid() != int(sys.argv[1]):  # it died before we asked
+    sys.exit(1)
+os.execvp(sys.argv[2], sys.argv[2:])
+"""
+# What the child is before it becomes the command. Not a preexec_fn, which may run only in a process without
+# threads: Ray has started some in this one by the time that it starts the driver.
 
 
 def end(process: subprocess.Popen[str], patience_s: float) -> int:

@@ -13,6 +13,7 @@ import os
 import secrets
 import shutil
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -26,7 +27,10 @@ from ddsweep.launch.folder import read_json, versions, write_json
 from ddsweep.launch.processes import MARK, Signals, end, kill_marked, spawn
 from ddsweep.launch.site import PORTS_OF_A_JOB, Site
 
-__all__ = ["LOST_HEAD", "NodeLimits", "Place", "node_limits", "ray_environment", "run_on_cluster"]
+__all__ = ["DRAINED", "LOST_HEAD", "NodeLimits", "Place", "node_limits", "ray_environment", "run_on_cluster"]
+
+DRAINED = 75
+"""The exit code of a run that came to rest before its end."""
 
 LOST_HEAD = 76
 """The exit code of a run whose Ray head died under its command: to be requeued."""
@@ -80,7 +84,7 @@ def node_limits(environment: Mapping[str, str], cpus: int | None = None) -> Node
 
 def _gpus(environment: Mapping[str, str]) -> int:
     visible = environment.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
+    if visible is not None and visible != "NoDevFiles":  # what Slurm writes where it knows none
         return len([device for device in visible.split(",") if device.strip()])
     for part in environment.get("SLURM_TRES_PER_TASK", "").replace("=", ":").split(","):
         if "gpu" in part:
@@ -141,20 +145,34 @@ def run_on_cluster(
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     write_json(_card(folder, place.rank), {"host": socket.gethostname(), "versions": versions()})
     try:
-        temporary.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"temporary: {temporary} on {socket.gethostname()}: {error.strerror}") from None
-    try:
-        with (folder / f"ray-{place.rank}.log").open("a", encoding="utf-8") as log:
-            node = _Node(site, place, folder, temporary, environment, limits, signals, say, log)
-            return _head(node, command) if place.is_head else _worker(node)
+        _make_temporary(temporary)
+        try:
+            with (folder / f"ray-{place.rank}.log").open("a", encoding="utf-8") as log:
+                node = _Node(site, place, folder, temporary, environment, limits, signals, say, log)
+                return _head(node, command) if place.is_head else _worker(node)
+        finally:
+            left = kill_marked(mark)
+            if left:
+                say(f"{socket.gethostname()}: processes that cannot be killed: {left}")
+            shutil.rmtree(temporary, ignore_errors=True)
     finally:
-        left = kill_marked(mark)
-        if left:
-            say(f"{socket.gethostname()}: processes that cannot be killed: {left}")
-        shutil.rmtree(temporary, ignore_errors=True)
-        if not place.is_head:
-            write_json(_left(folder, place.rank), {"host": socket.gethostname()})
+        # If the head fails before it has begun, the others must not wait for its address for ever.
+        said = _done(folder) if place.is_head else _left(folder, place.rank)
+        write_json(said, {"host": socket.gethostname()})
+
+
+def _make_temporary(folder: Path) -> None:
+    """Its name can be guessed, so it may be there already: only one of our own will do."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = folder.lstat()
+    except OSError as error:
+        raise UserError(f"temporary: {folder} on {socket.gethostname()}: {error.strerror}") from None
+    if found.st_uid != os.getuid() or not stat.S_ISDIR(found.st_mode) or found.st_mode & 0o077:
+        raise UserError(
+            f"temporary: {folder} on {socket.gethostname()} is there already, and not a folder that is yours "
+            "alone; remove it, or name another temporary"
+        )
 
 
 @dataclass(frozen=True)
@@ -194,6 +212,10 @@ def _card(folder: Path, rank: int) -> Path:
     return folder / "nodes" / f"{rank:04d}.json"
 
 
+def _done(folder: Path) -> Path:
+    return folder / "done.json"
+
+
 def _left(folder: Path, rank: int) -> Path:
     return folder / "left" / f"{rank:04d}.json"
 
@@ -203,13 +225,13 @@ def _left(folder: Path, rank: int) -> Path:
 
 def _head(node: _Node, command: Callable[[str], Sequence[str]]) -> int:
     folder, place, site = node.folder, node.place, node.site
-    _write_token(folder / "token")
     for name, value in node.environment.items():  # GcsClient below reads it from here
         if name.startswith("RAY_"):
             os.environ[name] = value
     ip = _own_ip(place.hosts)
     port = _free_ports(ip, site, place.job)
     address = f"{ip}:{port}"
+    _write_token(folder / "token")
     ray = node.start_ray(
         "--head",
         f"--node-ip-address={ip}",
@@ -222,17 +244,18 @@ def _head(node: _Node, command: Callable[[str], Sequence[str]]) -> int:
         f"--include-dashboard={'true' if site.dashboard else 'false'}",
     )
     try:
-        _wait_for_head(node, ray, address)
+        if not _wait_for_head(node, ray, address):
+            return DRAINED
         write_json(folder / "address.json", {"address": address, "port": port})
         if not _wait_for_nodes(node, ray, address):
-            return 75
+            return DRAINED
         if site.dashboard:
             host = socket.gethostname()
             node.say(f"dashboard: ssh -N -L {port + 1}:127.0.0.1:{port + 1} {host}")
             node.say(f"  then http://127.0.0.1:{port + 1}, with the token in {folder / 'token'}")
         return _drive(node, ray, command(address), address)
     finally:
-        write_json(folder / "done.json", {"at": time.time()})
+        write_json(_done(folder), {"host": socket.gethostname()})
         end(ray, _DRAIN_S)
         (folder / "token").unlink(missing_ok=True)  # it opens nothing any more
         _wait_for_leaving(node)
@@ -281,15 +304,17 @@ def _is_free(ip: str, port: int) -> bool:
     return True
 
 
-def _wait_for_head(node: _Node, ray: subprocess.Popen[str], address: str) -> None:
+def _wait_for_head(node: _Node, ray: subprocess.Popen[str], address: str) -> bool:
+    """Wait until it answers. False: the job is to end. Raises `UserError` if it does not come up."""
     deadline = time.monotonic() + node.site.wait_for_nodes
     while _alive(address) is None:
         if ray.poll() is not None or time.monotonic() > deadline:
             why = f"ended with {ray.poll()}" if ray.poll() is not None else "does not answer"
             raise UserError(f"Ray's head on {socket.gethostname()} {why}: {_tail(node)}")
-        if node.signals.stopping:
-            raise UserError("stopped while Ray's head was starting")
+        if node.signals.any:
+            return False
         time.sleep(_LOOK_S)
+    return True
 
 
 def _tail(node: _Node) -> str:
@@ -319,11 +344,11 @@ def _wait_for_nodes(node: _Node, ray: subprocess.Popen[str], address: str) -> bo
         for rank, card in cards.items():
             if card is not None and card["versions"] != versions():
                 raise UserError(_differ(card, hosts[0], rank))
+        if node.signals.any:
+            return False
         up = len(_alive(address) or ())
         if up >= len(hosts):
             return True
-        if node.signals.any:
-            return False
         if ray.poll() is not None:
             raise UserError(f"Ray's head on {hosts[0]} ended with {ray.poll()}: {_tail(node)}")
         if time.monotonic() > deadline:
@@ -371,7 +396,7 @@ def _drive(node: _Node, ray: subprocess.Popen[str], command: Sequence[str], addr
         if code >= 0:
             return code
         if asked:
-            return 75
+            return DRAINED
         node.say(f"the driver was killed by signal {-code} (start {start} of {DRIVER_STARTS})")
     return 2
 
@@ -394,7 +419,7 @@ def _wait_for_leaving(node: _Node) -> None:
 
 def _worker(node: _Node) -> int:
     folder, site = node.folder, node.site
-    done = folder / "done.json"
+    done = _done(folder)
     while (found := read_json(folder / "address.json")) is None:
         if done.exists() or node.signals.stopping:
             return 0

@@ -21,6 +21,9 @@ paths end at 107."""
 PORTS_OF_A_JOB = 10
 """Ports that one job may use; those of different jobs do not meet."""
 
+_LOCAL_REQUEUES = 5
+"""What the controller of submitit's local executor does, whatever it is told."""
+
 _WORKER_PORTS = range(10002, 20000)
 """Ray's own: it refuses a head port in here."""
 
@@ -148,7 +151,12 @@ class Site(BaseModel):
             raise ValueError(f"least_nodes: {self.least_nodes} of {self.nodes} nodes cannot come")
         if self.scheduler == "local" and self.nodes != 1:
             raise ValueError("nodes: scheduler local is this one machine; nodes must be 1")
-        if self.scheduler == "slurm" and self.drain >= self.time * 60:
+        if self.scheduler == "local" and self.requeues > _LOCAL_REQUEUES:
+            raise ValueError(
+                f"requeues: scheduler local starts a job again at most {_LOCAL_REQUEUES} times; ask for a "
+                "longer time"
+            )
+        if self.drain >= self.time * 60:
             raise ValueError(
                 f"drain: {self.drain} s before the end of a job of {self.time} min is before its beginning"
             )

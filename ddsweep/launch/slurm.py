@@ -7,6 +7,7 @@ runs, then by ``sacct`` and ``scontrol``, which remember what is gone.
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import time
@@ -19,7 +20,17 @@ from ddsweep.errors import UserError
 from ddsweep.launch.folder import Job, LaunchFolder
 from ddsweep.launch.site import Site
 
-__all__ = ["JobState", "SubmissionError", "cancel_jobs", "check_site", "job_states", "script", "submit"]
+__all__ = [
+    "JobState",
+    "SilentError",
+    "SubmissionError",
+    "active",
+    "cancel_jobs",
+    "check_site",
+    "job_states",
+    "script",
+    "submit",
+]
 
 _SLURM_TIMEOUT_S = 60
 ENDED = {
@@ -36,14 +47,19 @@ ENDED = {
 }
 """States that are the end."""
 
-_DOUBTFUL = {"GONE", "NODE_FAIL", "PREEMPTED"}
+_DOUBTFUL = {"BOOT_FAIL", "GONE", "NODE_FAIL", "PREEMPTED"}
 """States that are the end only if they stay: Slurm requeues such jobs, a little later."""
 
 _LOOKS = 3
+_SILENCE_S = 600.0
 
 
 class SubmissionError(UserError):
     """Slurm is not there, or refused a job."""
+
+
+class SilentError(SubmissionError):
+    """Slurm is there and does not answer: its controller may be starting again."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +82,7 @@ class JobState:
 
 def executor(site: Site, folder: LaunchFolder, name: str, **more: Any) -> Any:
     """submitit's executor for one job of this site; ``more`` are parameters of its own spelling."""
+    os.environ["SUBMITIT_PREEMPT_SIGNAL"] = "USR2"  # what our jobs listen to, whatever the user's shell says
     import submitit
 
     submitit_executor: Any
@@ -76,6 +93,7 @@ def executor(site: Site, folder: LaunchFolder, name: str, **more: Any) -> Any:
         submitit_executor.update_parameters(
             timeout_min=site.time,
             gpus_per_node=site.gpus_per_node,
+            visible_gpus=_own_gpus(site.gpus_per_node),
             signal_delay_s=site.drain,
             setup=list(site.setup) or (),
         )
@@ -86,6 +104,13 @@ def executor(site: Site, folder: LaunchFolder, name: str, **more: Any) -> Any:
     )
     submitit_executor.update_parameters(**_parameters(site, name), **more)
     return submitit_executor
+
+
+def _own_gpus(count: int) -> tuple[int, ...]:
+    """The first of those that this process may use; submitit would take the machine's first."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    numbers = tuple(int(name) for name in visible if name.strip().isdigit())
+    return numbers[:count] if len(numbers) >= count else ()
 
 
 def _parameters(site: Site, name: str) -> dict[str, Any]:
@@ -179,10 +204,10 @@ def _refusal(text: str, site: Site) -> str:
     lines = [line.partition("error:")[2].strip() for line in text.splitlines() if "error:" in line]
     said = "; ".join(dict.fromkeys(line for line in lines if line)) or " ".join(text.split())[:300]
     hint = ""
-    if "artition" in said:
-        hint = f"; the partitions are {', '.join(partitions()) or 'none'} (partition: {site.partition})"
-    elif "ccount" in said:
+    if "ccount" in said:  # first: Slurm says "account or account/partition combination"
         hint = f"; set account in the site file (now {site.account}); sacctmgr lists yours"
+    elif "artition" in said:
+        hint = f"; the partitions are {', '.join(partitions()) or 'none'} (partition: {site.partition})"
     elif "node configuration" in said or "resources" in said:
         hint = "; ask for fewer nodes, cpus_per_node, gpus_per_node or memory_per_node"
     return f"Slurm refused the job: {said}{hint}"
@@ -207,13 +232,20 @@ def ask(*command: str) -> subprocess.CompletedProcess[str]:
             list(command), capture_output=True, text=True, timeout=_SLURM_TIMEOUT_S, check=False
         )
     except subprocess.TimeoutExpired:
-        raise SubmissionError(f"{command[0]} did not answer within {_SLURM_TIMEOUT_S} s") from None
+        raise SilentError(f"{command[0]} did not answer within {_SLURM_TIMEOUT_S} s") from None
+
+
+def _silent(said: subprocess.CompletedProcess[str]) -> SilentError:
+    text = " ".join(said.stderr.split()) or f"exit code {said.returncode}"
+    return SilentError(f"Slurm does not answer: {said.args[0]}: {text}")
 
 
 def partitions() -> dict[str, str]:
     """The partitions and whether they are ``up``."""
-    found = ask("sinfo", "-h", "-o", "%R|%a").stdout.split()
-    return dict(line.split("|", 1) for line in found)
+    said = ask("sinfo", "-h", "-o", "%R|%a")
+    if said.returncode:
+        raise _silent(said)
+    return dict(line.split("|", 1) for line in said.stdout.split())
 
 
 def check_site(site: Site) -> None:
@@ -250,10 +282,20 @@ def job_states(jobs: Iterable[Job]) -> dict[str, list[JobState]]:
     return found
 
 
+def active(jobs: Iterable[Job]) -> list[JobState]:
+    """What of them waits or runs."""
+    wanted = [job.id for job in jobs]
+    listed = _listed(wanted).values() if wanted else ()
+    return [state for states in listed for state in states if not state.over]
+
+
 def _listed(numbers: Sequence[str]) -> dict[str, list[JobState]]:
-    """By squeue. It complains of a job that it has forgotten, and of one alone answers with an error."""
+    """By squeue. It complains of a job that it has forgotten, and of one alone answers with an error. Raises
+    `SilentError` if that is another error: a job is not gone because nobody answers."""
     found: dict[str, list[JobState]] = {}
     said = ask("squeue", "-h", "-a", "-t", "all", "-j", ",".join(numbers), "-o", "%i|%T|%r|%N")
+    if said.returncode and "Invalid job id" not in said.stderr:
+        raise _silent(said)
     for line in said.stdout.splitlines():
         number, state, reason, nodes = [*line.strip().split("|"), "", "", ""][:4]
         entry = JobState(number, state, "" if reason == "None" else reason, nodes)
@@ -262,13 +304,18 @@ def _listed(numbers: Sequence[str]) -> dict[str, list[JobState]]:
 
 
 def _remembered(number: str) -> list[JobState]:
-    said = ask("sacct", "-X", "-n", "-P", "-D", "-j", number, "-o", "JobID,State,NodeList")
-    lines = said.stdout.splitlines() if said.returncode == 0 else []
+    """By sacct, where there is accounting, else by scontrol."""
+    lines: list[str] = []
+    if shutil.which("sacct") is not None:
+        said = ask("sacct", "-X", "-n", "-P", "-D", "-j", number, "-o", "JobID,State,NodeList")
+        lines = said.stdout.splitlines() if said.returncode == 0 else []
     found: dict[str, JobState] = {}
     for line in lines:
         if line.startswith(number):
             name, state, nodes = [*line.split("|"), "", ""][:3]
-            found[name] = JobState(name, state.split()[0] if state else "GONE", "", nodes)  # the last counts
+            state = state.partition(" ")[0]  # CANCELLED by 1000
+            # Its last line counts. What it takes for running, and squeue does not know, never runs again.
+            found[name] = JobState(name, state if state in ENDED else "GONE", "", nodes)
     if found:
         return list(found.values())
     told = ask("scontrol", "show", "job", "-o", number).stdout
@@ -278,19 +325,18 @@ def _remembered(number: str) -> list[JobState]:
             name = fields["JobId"]
             if "ArrayTaskId" in fields:
                 name = f"{fields.get('ArrayJobId', name)}_{fields['ArrayTaskId']}"
-            found[name] = JobState(
-                name, fields["JobState"], fields.get("Reason", ""), fields.get("NodeList", "")
+            reason, nodes = (
+                "" if text in ("None", "(null)") else text
+                for text in (fields.get("Reason", ""), fields.get("NodeList", ""))
             )
+            found[name] = JobState(name, fields["JobState"], reason, nodes)
     return list(found.values()) or [JobState(number, "GONE")]
 
 
-def cancel_jobs(jobs: Iterable[Job], *, signal: str | None = None, state: str | None = None) -> None:
-    """``scancel``, of those in ``state`` only; with ``signal`` they are told, and not ended."""
+def cancel_jobs(jobs: Iterable[Job], *, state: str | None = None) -> None:
+    """``scancel``, of those in ``state`` only."""
     for job in jobs:
-        words = ["scancel"]
-        words += [f"--signal={signal}"] if signal else []
-        words += [f"--state={state}"] if state else []
-        ask(*words, job.id)
+        ask("scancel", *([f"--state={state}"] if state else []), job.id)
 
 
 def wait(
@@ -300,11 +346,19 @@ def wait(
     longest_pending_min: int | None,
 ) -> list[JobState]:
     """Poll until all is over, at an even pace. Raises `UserError` if something only waits for longer than
-    ``longest_pending_min``."""
+    ``longest_pending_min``, and `SilentError` if Slurm has not answered for ten minutes."""
     seen: dict[str, JobState] = {}
     begun, doubts = time.monotonic(), 0
+    answered = begun
     while True:
-        states = look()
+        try:
+            states = look()
+        except SilentError:
+            if time.monotonic() - answered > _SILENCE_S:
+                raise
+            time.sleep(poll_s)
+            continue
+        answered = time.monotonic()
         for state in states:
             if seen.get(state.id) != state:
                 seen[state.id] = state

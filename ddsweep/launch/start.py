@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ddsweep.catalog import TrialSpec
 from ddsweep.errors import ResultsError, UserError
-from ddsweep.launch.folder import Job, Launch, LaunchFolder, launches_of, new_folder, versions, write_json
+from ddsweep.launch.folder import (
+    Job,
+    Launch,
+    LaunchFolder,
+    launches_of,
+    new_folder,
+    read_json,
+    versions,
+    write_json,
+)
 from ddsweep.launch.jobs import ClusterJob, EvalsJob, FinishJob, TrialsJob
 from ddsweep.launch.site import Site
-from ddsweep.launch.slurm import array_limit, check_site, script, submit
+from ddsweep.launch.slurm import array_limit, cancel_jobs, check_site, script, submit
 from ddsweep.launch.watch import active_jobs
-from ddsweep.results.files import write_atomic
+from ddsweep.results.files import results_error, write_atomic
 from ddsweep.results.layout import SweepDirectory
-from ddsweep.results.lock import SweepLock
+from ddsweep.results.lock import SweepLock, live_holder
 from ddsweep.spec import SweepSpec, resolved_yaml
 
 __all__ = ["MODES", "Request", "check_fits", "dry_run", "launch"]
@@ -75,22 +87,24 @@ def launch(request: Request) -> LaunchFolder:
         check_site(site)
         _check_array(request)
     fresh = not directory.root.exists()
-    try:
-        directory.create()
+    directory.create()
+    with SweepLock(directory.launch_lock):
+        # Nobody is at work; and it is free again for the jobs, which may start before all are submitted.
         with SweepLock(directory.lock):
             _refuse_if_active(directory)
+        try:
             folder = new_folder(directory, request.mode)
             try:
                 _write(request, folder)
                 return _submit_all(request, folder) if site.scheduler == "slurm" else _start_local(folder)
             except BaseException:
-                if not Launch.read(folder).jobs:
+                if not (read_json(folder.record) or {}).get("jobs"):
                     shutil.rmtree(folder.root, ignore_errors=True)
                 raise
-    except UserError:
-        if fresh:
-            shutil.rmtree(directory.root, ignore_errors=True)
-        raise
+        except UserError:
+            if fresh and not launches_of(directory) and live_holder(directory.lock) is None:
+                shutil.rmtree(directory.root, ignore_errors=True)
+            raise
 
 
 def _check_array(request: Request) -> None:
@@ -103,7 +117,11 @@ def _check_array(request: Request) -> None:
 
 def _refuse_if_active(directory: SweepDirectory) -> None:
     for folder in launches_of(directory):
-        if active := active_jobs(Launch.read(folder)):
+        try:
+            earlier = Launch.read(folder)
+        except ResultsError:  # of another version; if it is at work, it has the lock
+            continue
+        if active := active_jobs(earlier):
             raise ResultsError(
                 f"{directory.root}: launch {folder.name} is still there: "
                 f"{', '.join(f'job {state.id} is {state.state}' for state in active)}; wait for it "
@@ -133,8 +151,6 @@ def _write(request: Request, folder: LaunchFolder) -> None:
 
 def _submit_all(request: Request, folder: LaunchFolder) -> LaunchFolder:
     """Each job is in the record as soon as it is submitted; if one is refused, those before it go too."""
-    from ddsweep.launch.slurm import cancel_jobs
-
     jobs: list[Job] = []
     root, site = str(folder.root), request.site
 
@@ -154,7 +170,7 @@ def _submit_all(request: Request, folder: LaunchFolder) -> LaunchFolder:
         evals = [EvalsJob(root, i) for i in range(site.array_tasks)]
         before = add("evals", evals, parallel=site.nodes, after=before)
         add("finish", [FinishJob(root)], after=before)
-    except UserError:
+    except BaseException:
         cancel_jobs(jobs)
         replace(Launch.read(folder), jobs=()).write(folder)
         raise
@@ -174,6 +190,9 @@ def _start_local(folder: LaunchFolder) -> LaunchFolder:
     deadline = time.monotonic() + _LOCAL_START_S
     while not Launch.read(folder).jobs:
         if process.poll() is not None or time.monotonic() > deadline:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
             said = (folder.logs / "local.log").read_text(encoding="utf-8").strip().splitlines()
             raise UserError(f"the local launch did not start: {said[-1] if said else 'it said nothing'}")
         time.sleep(0.1)
@@ -196,25 +215,36 @@ def dry_run(request: Request, trials: int, missing: int, say: Callable[[str], No
     check_site(site)
     _check_array(request)
     before: str | None = None
-    there = request.directory.root.exists()
     for kind, elements in _pieces(request):
         options: Mapping[str, object] = {"nodes": site.nodes} if kind == "cluster" else {}
         if kind != "cluster" and before is not None:
             options = {**options, "after": before}
-        text = script(
-            site,
-            folder,
-            f"{request.name}-{kind}",
-            elements=elements if elements > 1 else 0,
-            parallel=site.nodes if elements else None,
-            **options,  # type: ignore[arg-type]
-        )
+        with _only_for_now(folder.logs):  # submitit makes it whatever it is asked for
+            text = script(
+                site,
+                folder,
+                f"{request.name}-{kind}",
+                elements=elements if elements > 1 else 0,
+                parallel=site.nodes if elements else None,
+                **options,  # type: ignore[arg-type]
+            )
         say(f"\n# {kind}: sbatch, with this file\n{text.rstrip()}")
         before = f"<id of {kind}>"
-    if not there:  # submitit makes the folder of its logs when it is asked for anything
-        shutil.rmtree(request.directory.root, ignore_errors=True)
-    else:
-        shutil.rmtree(folder.root, ignore_errors=True)
+
+
+@contextmanager
+def _only_for_now(folder: Path) -> Iterator[None]:
+    """Make a folder, and remove it and what else had to be made above it."""
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise results_error(error, folder) from error
+    finally:
+        with suppress(OSError):
+            for place in made:
+                place.rmdir()
 
 
 def _pieces(request: Request) -> list[tuple[str, int]]:

@@ -10,12 +10,14 @@ from pathlib import Path
 
 from ddsweep.errors import ResultsError, UserError
 from ddsweep.launch.folder import Job, Launch, LaunchFolder, launches_of, read_json
-from ddsweep.launch.slurm import JobState, cancel_jobs, job_states, wait
+from ddsweep.launch.processes import kill_marked
+from ddsweep.launch.slurm import JobState, SubmissionError, active, cancel_jobs, job_states, wait
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.results.lock import process_start
 
 __all__ = ["active_jobs", "cancel", "latest", "launch_lines", "log_files", "states_of", "wait_for"]
 
+DRAINED = 75
 _LOOK_S = 1.0
 
 
@@ -41,7 +43,9 @@ def _local_state(job: Job) -> JobState:
 
 def active_jobs(launch: Launch) -> list[JobState]:
     """What of it still waits or runs."""
-    return [state for state in states_of(launch) if not state.over]
+    if launch.site["scheduler"] == "local":
+        return [state for state in states_of(launch) if not state.over]
+    return active(launch.jobs)
 
 
 def launch_lines(directory: SweepDirectory) -> Iterator[str]:
@@ -50,7 +54,11 @@ def launch_lines(directory: SweepDirectory) -> Iterator[str]:
     if not folders:
         return
     folder = folders[-1]
-    launch = Launch.read(folder)
+    try:
+        launch = Launch.read(folder)
+    except UserError as error:  # of another version; the tables are not
+        yield f"launch {folder.name}: {error}"
+        return
     yield f"launch {folder.name}: mode {launch.mode}, {launch.site_file}, {launch.created}"
     try:
         states = states_of(launch)
@@ -89,11 +97,17 @@ def wait_for(folder: LaunchFolder, say: Callable[[str], None]) -> int:
 
     try:
         states = wait(lambda: states_of(launch), poll, on_change, site.longest_pending)
-    except UserError:
+    except SubmissionError:
+        raise
+    except UserError:  # nothing ever started
         cancel_jobs(launch.jobs)
         raise
     last = "cluster" if launch.mode == "cluster" else "finish"
     outcome = read_json(folder.outcome(last))
+    ended_early = outcome is None or (outcome["code"] == DRAINED and not outcome["message"])
+    if folder.stop_file.exists() and ended_early:
+        say(f"cancelled; ddsweep launch goes on with what is missing of {launch.directory.root}")
+        return DRAINED
     if outcome is None or outcome["requeued"]:
         ended = ", ".join(f"job {state.id} {state.state.lower()}" for state in states)
         raise UserError(
@@ -119,16 +133,18 @@ def cancel(folder: LaunchFolder, patience_s: float, say: Callable[[str], None]) 
     else:
         cancel_jobs(launch.jobs, state="PENDING")
     deadline = time.monotonic() + patience_s
-    while active := active_jobs(launch):
+    while left := active_jobs(launch):
         if time.monotonic() > deadline:
-            say(
-                f"{', '.join(state.id for state in active)}: did not end within {patience_s:.0f} s, ended now"
-            )
+            say(f"{', '.join(state.id for state in left)}: did not end within {patience_s:.0f} s, ended now")
             if local:
                 _signal(launch, signal.SIGKILL)
+                for run in folder.root.glob("runs/*"):  # Ray's workers lead sessions of their own
+                    kill_marked(f"{run.name}.")
             else:
                 cancel_jobs(launch.jobs)
             break
+        if not local and any(state.state == "PENDING" for state in left):  # requeued a moment ago
+            cancel_jobs(launch.jobs, state="PENDING")
         time.sleep(_LOOK_S)
     launch.directory.stop_file.unlink(missing_ok=True)
     say(f"launch {folder.name}: cancelled; what is done stays, and launching it again goes on")
@@ -146,9 +162,10 @@ def _signal(launch: Launch, number: int) -> None:
 
 def log_files(folder: LaunchFolder, job: str | None = None) -> list[Path]:
     """The logs of a launch, the newest last; of one job (``123``, or ``123_4`` of an array)."""
+    own = [*folder.logs.glob("local.log")] if job is None else []
     found = [
         path
-        for path in folder.logs.glob("*_log.*")
+        for path in [*own, *folder.logs.glob("*_log.*")]
         if path.stat().st_size and (job is None or path.name.startswith(f"{job}_"))
     ]
     return sorted(found, key=lambda path: path.stat().st_mtime)

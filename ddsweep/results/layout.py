@@ -92,6 +92,11 @@ class SweepDirectory:
         return self.root / ".lock"
 
     @property
+    def launch_lock(self) -> Path:
+        """Held while jobs are submitted: the first of them may want the other lock before the last is."""
+        return self.root / ".launch.lock"
+
+    @property
     def stop_file(self) -> Path:
         """Once it is there, the driver drains."""
         return self.temporary / "STOP"

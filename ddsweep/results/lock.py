@@ -50,7 +50,8 @@ class SweepLock:
     ) -> None:
         self.sweep_lock = path
         self.launch = launch
-        member = f"{socket.gethostname()}-{os.getpid()}"
+        # The job, for containers on one node may count their processes from 1 each.
+        member = f"{socket.gethostname()}-{os.environ.get('SLURM_JOB_ID', '0')}-{os.getpid()}"
         self.path = path if launch is None else _members(path) / member
         self.heartbeat_s = heartbeat_s
         self.stale_s = stale_s
@@ -91,7 +92,7 @@ class SweepLock:
         others = [self.sweep_lock] if self.launch is not None else []
         others += [path for path in _members(self.sweep_lock).glob("*") if path != self.path]
         for other in others:
-            holder = read_lock(other)
+            holder = _settled(other)
             if self.launch is None or holder is None or holder.get("launch") != self.launch:
                 _clear_if_stale(other, self.stale_s)
 
@@ -183,6 +184,17 @@ def read_lock(path: Path) -> dict[str, Any] | None:
         return {**content, "host": str(content["host"]), "pid": int(content["pid"])}
     except (ValueError, KeyError, TypeError):
         return {"heartbeat": datetime.fromtimestamp(modified, UTC).isoformat(timespec="microseconds")}
+
+
+def _settled(path: Path) -> dict[str, Any] | None:
+    """`read_lock` once there is something to read: where the file system has no flock, somebody may have
+    made the file a moment ago."""
+    for _ in range(20):
+        holder = read_lock(path)
+        if holder is None or "host" in holder:
+            break
+        time.sleep(0.05)
+    return holder
 
 
 def _clear_if_stale(path: Path, stale_s: float) -> None:

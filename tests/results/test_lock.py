@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from ddsweep.errors import ResultsError
-from ddsweep.results.lock import SweepLock, read_lock
+from ddsweep.results.lock import SweepLock, live_holder, read_lock
 
 HOLD = """
 import sys
@@ -192,3 +192,125 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ResultsError, match="a file is in the way"), SweepLock(tmp_path / "file" / ".lock"):
         pass
+
+
+# ------------------------------------------------------------------------- shared by one launch
+
+
+def share(path: Path, launch: str) -> SweepLock:
+    return SweepLock(path, launch=launch)
+
+
+HOLD_SHARED = HOLD.replace("SweepLock(Path(sys.argv[1]))", "SweepLock(Path(sys.argv[1]), launch=sys.argv[2])")
+
+
+def test_elements_of_one_launch_share_it(path: Path, run_python: Start) -> None:
+    with run_python(HOLD_SHARED, path, "a") as first:
+        assert line(first) == "held\n"
+        with share(path, "a"):
+            assert len(list(path.with_name(".lock.d").iterdir())) == 2
+            holder = live_holder(path)
+            assert holder is not None and holder["launch"] == "a"
+        assert live_holder(path) is not None, "one of them left, the other is at work"
+        tell(first)
+    assert live_holder(path) is None
+    assert list(path.with_name(".lock.d").iterdir()) == [] and not path.exists()
+
+
+def test_another_launch_and_a_driver_are_refused(path: Path, run_python: Start) -> None:
+    with run_python(HOLD_SHARED, path, "a") as first:
+        assert line(first) == "held\n"
+        for other in (share(path, "b"), SweepLock(path)):
+            with pytest.raises(ResultsError, match=f"another driver .* pid {first.pid},"), other:
+                pass
+        assert not path.exists(), "who is refused leaves no lock"
+        assert len(list(path.with_name(".lock.d").iterdir())) == 1
+        tell(first)
+    with share(path, "b"):
+        pass
+
+
+def test_a_driver_keeps_elements_out(path: Path, run_python: Start) -> None:
+    with run_python(HOLD, path) as driver:
+        assert line(driver) == "held\n"
+        with pytest.raises(ResultsError, match=f"pid {driver.pid},"), share(path, "a"):
+            pass
+        assert list(path.with_name(".lock.d").iterdir()) == []
+        tell(driver)
+
+
+def test_elements_that_are_gone_keep_nobody_out(path: Path, run_python: Start) -> None:
+    first = run_python(HOLD_SHARED, path, "a")
+    assert line(first) == "held\n"
+    first.kill()
+    first.wait()
+    members = path.with_name(".lock.d")
+    foreign(members / "another-node-7-1", age_s=400, launch="a")
+    assert len(list(members.iterdir())) == 2
+    with SweepLock(path):
+        assert list(members.iterdir()) == []
+    foreign(members / "another-node-7-1", age_s=100, launch="a")  # still believed
+    with pytest.raises(ResultsError, match="another-node"), SweepLock(path):
+        pass
+    with share(path, "a"):  # but its fellows go on beside it
+        pass
+    first.communicate()
+
+
+@pytest.mark.parametrize("launch", [None, "a"])
+def test_a_job_takes_over_from_itself_before_its_requeue(
+    path: Path, monkeypatch: pytest.MonkeyPatch, launch: str | None
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    for restart, age in (("1", 1), ("2", 1)):
+        foreign(path, age_s=age, job="77", restart=int(restart) - 1)
+        monkeypatch.setenv("SLURM_RESTART_COUNT", restart)
+        with SweepLock(path, launch=launch) as lock:
+            content = json.loads(lock.path.read_text())
+            assert (content["job"], content["restart"]) == ("77", int(restart))
+        assert not path.exists()
+    for job, restart in (("77", 2), ("77", 3), ("78", 0)):  # itself, its successor, somebody else
+        foreign(path, age_s=1, job=job, restart=restart)
+        with pytest.raises(ResultsError, match="another driver"), SweepLock(path, launch=launch):
+            pass
+        path.unlink()
+
+
+def test_a_driver_and_an_element_that_start_at_once_are_never_both_let_in(path: Path) -> None:
+    both = 0
+    for _ in range(20):
+        barrier, held = threading.Barrier(2), []
+        over = threading.Event()
+
+        def start(launch: str | None, barrier: threading.Barrier, held: list[int], over: Any) -> None:
+            barrier.wait()
+            try:
+                with SweepLock(path, launch=launch):
+                    held.append(1)
+                    over.wait(5)
+            except ResultsError:
+                held.append(0)
+
+        threads = [threading.Thread(target=start, args=(who, barrier, held, over)) for who in (None, "a")]
+        for thread in threads:
+            thread.start()
+        while len(held) < 2:
+            time.sleep(0.001)
+        over.set()
+        for thread in threads:
+            thread.join()
+        both += sum(held) == 2
+    assert both == 0
+
+
+def test_a_fellow_that_is_just_writing_its_name_is_waited_for(path: Path) -> None:
+    """Where there is no flock: its file may be seen before its content."""
+    members = path.with_name(".lock.d")
+    members.mkdir()
+    young = members / "another-node-7-1"
+    young.touch()
+    writer = threading.Timer(0.2, foreign, (young, 0), {"launch": "a"})
+    writer.start()
+    with share(path, "a"):
+        pass
+    writer.join()

@@ -1,0 +1,166 @@
+"""The processes of one array element: as many as its node holds, each with its own part of the GPUs."""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import pickle
+import signal
+import traceback
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from typing import Any
+
+from ddsweep.errors import UserError
+from ddsweep.launch.folder import LaunchFolder
+from ddsweep.launch.processes import Signals
+from ddsweep.launch.ray_cluster import DRAINED, NodeLimits
+
+__all__ = ["Crew", "WorkerError"]
+
+_LOOK_S = 0.5
+_TINY = 1e-9
+
+
+class WorkerError(Exception):
+    """The process of a trial was killed, more often than ``max_failures`` allows."""
+
+
+@dataclass(frozen=True)
+class Crew:
+    """As many processes side by side as ``cpus`` and ``gpus`` of each fit into the node's limits."""
+
+    folder: LaunchFolder
+    name: str
+    signals: Signals
+    limits: NodeLimits
+    cpus: float
+    gpus: float
+    attempts: int
+
+    @property
+    def slots(self) -> int:
+        by_cpu = int(self.limits.cpus / self.cpus + _TINY) if self.cpus else self.limits.cpus
+        if not self.gpus:
+            return max(1, by_cpu)
+        if self.gpus < 1:
+            by_gpu = int(1 / self.gpus + _TINY) * self.limits.gpus
+        else:
+            by_gpu = self.limits.gpus // int(self.gpus)
+        if by_cpu < 1 or by_gpu < 1:
+            raise UserError(
+                f"resources: a trial asks for {self.cpus:g} CPUs and {self.gpus:g} GPUs, but an element of "
+                f"the array has {self.limits.cpus} and {self.limits.gpus}"
+            )
+        return min(by_cpu, by_gpu)
+
+    def devices(self) -> list[str]:
+        """``CUDA_VISIBLE_DEVICES`` for each process: those that share a GPU see the same one."""
+        if not self.gpus:
+            return [""] * self.slots
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").replace("NoDevFiles", "")
+        seen = [name.strip() for name in visible.split(",") if name.strip()]
+        seen = seen or [str(number) for number in range(self.limits.gpus)]  # Slurm only counts them
+        if self.gpus >= 1:
+            each = int(self.gpus)
+            return [",".join(seen[i * each : (i + 1) * each]) for i in range(self.slots)]
+        return [seen[i % len(seen)] for i in range(self.slots)]
+
+    def run(
+        self,
+        call: Callable[..., str],
+        items: Sequence[tuple[Any, ...]],
+        broken: Callable[[str, Exception, int], None],
+    ) -> int:
+        """``call(folder, stop file, *item)`` for each item, whose first word is a trial. One that raises, or
+        whose process dies, is tried ``attempts`` times in all, and ``broken`` hears of the last.
+
+        Each process is a pool of its own: if it is killed, its fellows know nothing of it.
+        """
+        stop_file = self.folder.root / "stops" / self.name
+        stop_file.parent.mkdir(exist_ok=True)
+        stop_file.unlink(missing_ok=True)
+        devices = self.devices()[: len(items)]
+        crew = [_new_process(device) for device in devices]
+        free = deque(range(len(crew)))
+        waiting, tried, failed, drained = deque(items), Counter[tuple[Any, ...]](), 0, False
+        running: dict[Future[str], tuple[int, tuple[Any, ...]]] = {}
+        try:
+            while waiting or running:
+                if not drained and self.signals.any:
+                    drained = True
+                    stop_file.touch()
+                    waiting.clear()
+                    print(f"{self.name}: draining", flush=True)
+                while waiting and free:
+                    item, slot = waiting.popleft(), free.popleft()
+                    tried[item] += 1
+                    words = (call, str(self.folder.root), str(stop_file), *item)
+                    try:
+                        future = crew[slot].submit(_call, *words)
+                    except BrokenProcessPool:  # it was killed while it had nothing to do
+                        crew[slot] = _new_process(devices[slot])
+                        future = crew[slot].submit(_call, *words)
+                    running[future] = (slot, item)
+                for future in wait(running, _LOOK_S, FIRST_COMPLETED).done:
+                    slot, item = running.pop(future)
+                    free.append(slot)
+                    try:
+                        state = future.result()
+                    except Exception as raised:
+                        error: Exception = raised
+                        if isinstance(raised, BrokenProcessPool):
+                            error = WorkerError("the process was killed")
+                            crew[slot] = _new_process(devices[slot])
+                        if drained:
+                            state = str(error)
+                        elif tried[item] < self.attempts:
+                            waiting.append(item)
+                            state = f"{error}; it will be tried again"
+                        else:
+                            broken(item[0], error, tried[item])
+                            state = "failed"
+                    failed += state == "failed"
+                    print(f"{self.name}: {' '.join(map(str, item))}: {state}", flush=True)
+        except BaseException:
+            stop_file.touch()  # else the end of the others would be waited for
+            raise
+        finally:
+            for process in crew:
+                process.shutdown()
+        if drained:
+            return DRAINED
+        return 2 if failed else 0
+
+
+def _new_process(device: str) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _begin, (device, os.getpid()))
+
+
+def _begin(device: str, parent: int) -> None:
+    """In each process of a crew: end with the element, see one's own GPU only, and leave signals to it."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+    for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    os.environ["CUDA_VISIBLE_DEVICES"] = device
+
+
+def _call(call: Callable[..., str], *words: Any) -> str:
+    """In each process of a crew. What it raises must survive pickling, or it would break the pool."""
+    try:
+        return call(*words)
+    except BaseException as error:
+        traceback.print_exc()
+        try:
+            keeps = isinstance(error, Exception) and type(pickle.loads(pickle.dumps(error))) is type(error)
+        except Exception:
+            keeps = False
+        if keeps:
+            raise
+        raise RuntimeError(f"{type(error).__name__}: {error}") from None

@@ -1,0 +1,276 @@
+"""The processes of an array element, and their ends."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ddsweep.errors import DivergedError, UserError
+from ddsweep.launch.crew import Crew
+from ddsweep.launch.folder import LaunchFolder
+from ddsweep.launch.processes import Signals
+from ddsweep.launch.ray_cluster import NodeLimits
+
+# --------------------------------------------------------------------------------- slots and devices
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    numbers = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def crew(tmp_path: Path, handlers: None) -> Crew:
+    folder = LaunchFolder(tmp_path / "a launch")
+    folder.root.mkdir()
+    return Crew(folder, "trials-0", Signals(), NodeLimits(2, 0, None), cpus=1.0, gpus=0.0, attempts=2)
+
+
+def placed(crew: Crew, cpus: int, gpus: int, each_cpus: float, each_gpus: float) -> list[str]:
+    one = replace(crew, limits=NodeLimits(cpus, gpus, None), cpus=each_cpus, gpus=each_gpus)
+    assert len(one.devices()) == one.slots
+    return one.devices()
+
+
+def test_slots_by_cpus(crew: Crew) -> None:
+    assert placed(crew, 8, 0, 1, 0) == [""] * 8
+    assert placed(crew, 8, 4, 3, 0) == [""] * 2, "who asks for no GPU sees none"
+    assert placed(crew, 3, 0, 0.3, 0) == [""] * 10
+    assert placed(crew, 2, 0, 0, 0) == [""] * 2
+
+
+def test_slots_by_gpus_and_who_sees_which(crew: Crew, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    assert placed(crew, 16, 2, 1, 0.5) == ["4", "7", "4", "7"]
+    assert placed(crew, 32, 2, 1, 0.1).count("4") == 10
+    assert placed(crew, 3, 2, 1, 0.5) == ["4", "7", "4"]
+    assert placed(crew, 16, 2, 1, 0.7) == ["4", "7"]
+    assert placed(crew, 16, 2, 1, 1) == ["4", "7"]
+    assert placed(crew, 16, 2, 1, 2) == ["4,7"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b")
+    assert placed(crew, 16, 2, 1, 1) == ["GPU-a", "GPU-b"]
+
+
+@pytest.mark.parametrize("visible", [None, "NoDevFiles"])
+def test_gpus_that_slurm_only_counts_have_the_first_numbers(
+    crew: Crew, monkeypatch: pytest.MonkeyPatch, visible: str | None
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert placed(crew, 16, 2, 1, 0.5) == ["0", "1", "0", "1"]
+
+
+@pytest.mark.parametrize(("cpus", "gpus"), [(4.0, 1.0), (1.0, 2.0)])
+def test_what_never_fits_is_refused(crew: Crew, cpus: float, gpus: float) -> None:
+    with pytest.raises(UserError, match=rf"asks for {cpus:g} CPUs and {gpus:g} GPUs, but .* has 2 and 1"):
+        placed(crew, 2, 1, cpus, gpus)
+
+
+# ------------------------------------------------------------------------------------- the processes
+
+
+def note(folder: str, name: str, text: str = "") -> None:
+    """A file for each start: which process it was and what it saw."""
+    place = Path(folder) / "notes"
+    place.mkdir(exist_ok=True)
+    (place / f"{name}.{time.monotonic_ns()}").write_text(f"{os.getpid()} {text}")
+
+
+def notes(crew: Crew, name: str) -> list[list[str]]:
+    found = sorted((crew.folder.root / "notes").glob(f"{name}.*"))
+    return [path.read_text().split(" ", 1) for path in found]
+
+
+def quick(folder: str, stop_file: str, name: str) -> str:
+    note(folder, name, os.environ["CUDA_VISIBLE_DEVICES"])
+    return "done"
+
+
+def until_told(folder: str, stop_file: str, name: str) -> str:
+    """Works for ever, or until the test says go, or until it is to drain."""
+    note(folder, name)
+    while not Path(stop_file).exists():
+        if Path(folder, "go").exists():
+            return "done"
+        time.sleep(0.02)
+    note(folder, f"drained-{name}")
+    return "drained"
+
+
+def deadly(folder: str, stop_file: str, name: str) -> str:
+    note(folder, name, os.environ["CUDA_VISIBLE_DEVICES"])
+    if name.startswith("deadly"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(0.5)
+    return "done"
+
+
+class Unpicklable(Exception):
+    def __init__(self, one: int, two: int) -> None:
+        super().__init__(f"{one} and {two}")
+        self.lock = threading.Lock()
+
+
+def raising(folder: str, stop_file: str, name: str) -> str:
+    note(folder, name)
+    if name == "exits":
+        raise SystemExit(3)
+    if name == "odd":
+        raise Unpicklable(1, 2)
+    if name == "plain":
+        raise DivergedError("no longer finite")
+    return "failed" if name == "known" else "done"
+
+
+class Broken(list[tuple[str, str, str, int]]):
+    """What a crew says of what it gave up."""
+
+    def __call__(self, trial_id: str, error: Exception, attempts: int) -> None:
+        self.append((trial_id, type(error).__name__, str(error), attempts))
+
+
+def when(condition: Callable[[], object], then: Callable[[], object]) -> threading.Thread:
+    def work() -> None:
+        deadline = time.monotonic() + 120
+        while not condition() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        then()
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    return thread
+
+
+def children() -> list[Any]:
+    return [child for child in multiprocessing.active_children() if child.is_alive()]
+
+
+def test_everything_is_done_once_and_nothing_is_left(
+    crew: Crew, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5")
+    whole = replace(crew, limits=NodeLimits(2, 1, None), gpus=0.5)
+    broken = Broken()
+    assert whole.run(quick, [(f"t{n}",) for n in range(5)], broken) == 0
+    assert broken == [] and children() == []
+    seen = [notes(crew, f"t{n}") for n in range(5)]
+    assert [len(one) for one in seen] == [1] * 5
+    assert {one[0][1] for one in seen} == {"5"}
+    assert len({one[0][0] for one in seen}) <= 2, "two processes, used again"
+    assert sorted(capsys.readouterr().out.splitlines()) == [f"trials-0: t{n}: done" for n in range(5)]
+
+
+def test_a_killed_process_costs_its_own_item_only_and_is_given_up_after_its_attempts(
+    crew: Crew, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two that die, at the same time, beside others; each again on the device of its place."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    pair = replace(crew, limits=NodeLimits(2, 2, None), gpus=1.0)
+    broken = Broken()
+    items = [("deadly0",), ("deadly1",), ("a",), ("b",), ("c",)]
+    assert pair.run(deadly, items, broken) == 2
+    told = ("WorkerError", "the process was killed", 2)
+    assert sorted(broken) == [("deadly0", *told), ("deadly1", *told)]
+    for name in "abc":
+        assert len(notes(crew, name)) == 1, "its fellows know nothing of it"
+    for name in ("deadly0", "deadly1"):
+        starts = notes(crew, name)
+        assert len(starts) == 2 and starts[0][0] != starts[1][0]
+        assert {device for _, device in starts} <= {"4", "7"}
+    assert children() == []
+
+
+def test_a_process_that_somebody_kills_is_replaced_and_the_item_done(
+    crew: Crew, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def kill() -> None:
+        os.kill(int(notes(crew, "a")[0][0]), signal.SIGTERM)  # as Slurm sends it to all: not for them
+        time.sleep(0.3)
+        os.kill(int(notes(crew, "a")[0][0]), signal.SIGKILL)
+        when(lambda: len(notes(crew, "a")) == 2, (crew.folder.root / "go").touch)
+
+    killer = when(lambda: notes(crew, "a") and notes(crew, "b"), kill)
+    broken = Broken()
+    assert crew.run(until_told, [("a",), ("b",)], broken) == 0
+    killer.join()
+    assert broken == []
+    assert (len(notes(crew, "a")), len(notes(crew, "b"))) == (2, 1)
+    out = capsys.readouterr().out
+    assert "trials-0: a: the process was killed; it will be tried again\n" in out
+
+
+def test_whatever_is_raised_comes_back_as_something_that_can_be_told(crew: Crew) -> None:
+    broken = Broken()
+    names = ["plain", "odd", "exits", "known", "fine"]
+    assert crew.run(raising, [(name,) for name in names], broken) == 2
+    assert sorted(broken) == [
+        ("exits", "RuntimeError", "SystemExit: 3", 2),
+        ("odd", "RuntimeError", "Unpicklable: 1 and 2", 2),
+        ("plain", "DivergedError", "no longer finite", 2),
+    ]
+    assert [len(notes(crew, name)) for name in names] == [2, 2, 2, 1, 1]
+
+
+@pytest.mark.parametrize("cause", ["warning", "cancelled", "stop file"])
+def test_draining_ends_what_runs_and_begins_nothing(crew: Crew, cause: str) -> None:
+    stop = crew.folder.stop_file
+    crew.signals.stop_when(stop.exists)
+
+    def tell() -> None:
+        if cause == "stop file":
+            stop.touch()
+        else:
+            os.kill(os.getpid(), signal.SIGUSR2 if cause == "warning" else signal.SIGTERM)
+
+    when(lambda: notes(crew, "a") and notes(crew, "b"), tell)
+    broken = Broken()
+    assert crew.run(until_told, [("a",), ("b",), ("c",)], broken) == 75
+    assert notes(crew, "drained-a") and notes(crew, "drained-b") and not notes(crew, "c")
+    assert broken == [] and children() == []
+    assert crew.signals.ending == (cause == "warning")
+
+
+def test_an_element_that_is_told_before_it_begins_begins_nothing(crew: Crew) -> None:
+    crew.folder.stop_file.touch()
+    crew.signals.stop_when(crew.folder.stop_file.exists)
+    assert crew.run(quick, [("a",)], Broken()) == 75
+    assert not (crew.folder.root / "notes").exists()
+
+
+def test_the_stop_of_an_earlier_start_is_forgotten(crew: Crew) -> None:
+    (crew.folder.root / "stops").mkdir()
+    (crew.folder.root / "stops" / "trials-0").touch()
+    assert crew.run(quick, [("a",)], Broken()) == 0
+
+
+def test_an_error_of_its_own_does_not_wait_for_the_others(crew: Crew) -> None:
+    def full_disk(trial_id: str, error: Exception, attempts: int) -> None:
+        raise UserError("no space left")
+
+    once = replace(crew, attempts=1)
+    with pytest.raises(UserError, match="no space left"):
+        once.run(mixed, [("runs",), ("deadly",)], full_disk)
+    assert notes(crew, "drained-runs") and children() == []
+
+
+def mixed(folder: str, stop_file: str, name: str) -> str:
+    if name == "runs":
+        return until_told(folder, stop_file, name)
+    deadline = time.monotonic() + 60
+    while not list(Path(folder).glob("notes/runs.*")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return deadly(folder, stop_file, name)

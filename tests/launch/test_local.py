@@ -1,0 +1,317 @@
+"""``scheduler: local``: the whole of a launch on this machine, in both modes, and what may happen to it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+import ddsweep
+from ddsweep.launch.folder import Launch, LaunchFolder, launches_of, read_json
+from ddsweep.launch.processes import MARK
+from ddsweep.results.layout import SweepDirectory
+
+SITE = Path(__file__).parents[2] / "slurm" / "local.yaml"
+SWEEP = """
+name: small
+base:
+  dataset: digits
+  network: convnet(width=8)
+  inner_lr: 1.0
+  outer_lr: 0.05
+  outer_steps: 60
+  real_batch: 128
+  models_per_step: 2
+  images_per_class: 2
+  inner_steps: 2
+  validate_every: 20
+grid:
+  init: [fixed, random]
+evaluate:
+  networks: 4
+  group_size: 2
+  shards: 1
+  baselines: [random_real]
+resources:
+  checkpoint_every: 4
+  log_every: 4
+  dashboard: false
+"""
+LONG = "outer_steps=1500"
+"""Some tens of seconds of work for a trial: long enough to be hit in the middle."""
+
+UNEQUAL = ["started_at", "ended_at", "wall_seconds", "cpu_seconds", "gpu_seconds", "peak_memory_bytes"]
+UNEQUAL += ["n_resumed", "distilled_bytes", "git_dirty", "git_commit"]
+
+
+class Sweep:
+    """One sweep in a folder of its own, run or launched as a user does."""
+
+    def __init__(self, folder: Path, environment: dict[str, str], *settings: str) -> None:
+        folder.mkdir(exist_ok=True)
+        self.results = folder / "all results"
+        self.file = folder / "small.yaml"
+        self.file.write_text(SWEEP)
+        self.settings = settings
+        self.environment = environment
+        self.directory = SweepDirectory(self.results / "small")
+
+    def __call__(self, *words: object, timeout: float = 600) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "ddsweep", *map(str, words)],
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    def run(self) -> subprocess.CompletedProcess[str]:
+        return self("run", self.file, *self.settings, "--results", self.results)
+
+    def launch(self, mode: str, *more: str) -> subprocess.CompletedProcess[str]:
+        words = ["launch", self.file, *self.settings, *more, "--site", SITE, "--mode", mode]
+        return self(*words, "--results", self.results, "site.dashboard=false", "site.object_store=0.1")
+
+    @property
+    def folder(self) -> LaunchFolder:
+        return launches_of(self.directory)[-1]
+
+    def outcome(self, kind: str) -> dict[str, Any] | None:
+        return read_json(self.folder.outcome(kind))
+
+    def processes(self) -> dict[int, str]:
+        """What belongs to the newest launch, by its session and by the mark that Ray's processes have."""
+        if not launches_of(self.directory):
+            return {}
+        sessions = {job.id for job in Launch.read(self.folder).jobs}
+        marks = [f"{MARK}={path.name}.".encode() for path in self.folder.root.glob("runs/*")]
+        found = {}
+        for place in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                state, _, _, session, *_ = (place / "stat").read_text().rpartition(")")[2].split()
+                words = (place / "environ").read_bytes().split(b"\0")
+                marked = any(word.startswith(mark) for word in words for mark in marks)
+                if state not in "ZX" and (session in sessions or marked):
+                    command = (place / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                    found[int(place.name)] = command
+        return found
+
+    def pids(self, text: str) -> list[int]:
+        return [pid for pid, command in self.processes().items() if text in command]
+
+    def until(self, what: Callable[[], object], description: str, seconds: float = 240) -> None:
+        deadline = time.monotonic() + seconds
+        while not what():
+            assert time.monotonic() < deadline, f"never: {description}\n{self.told()}"
+            time.sleep(0.1)
+
+    def until_in_the_middle(self) -> None:
+        self.until(
+            lambda: list(self.directory.root.glob("artifacts/*/checkpoint.safetensors")), "a checkpoint"
+        )
+
+    def until_nothing_runs(self, seconds: float = 120) -> None:
+        self.until(lambda: not self.processes(), f"nothing runs: {self.processes()}", seconds)
+
+    def told(self) -> str:
+        return self("logs", self.directory.root, "--lines", 30).stdout + "\n".join(self.processes().values())
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        found = ddsweep.load_results(self.directory.root)
+        keys = {
+            "trials": ["trial_id"],
+            "evals": ["trial_id", "source", "protocol", "group", "model_seed", "inner_step"],
+            "history": ["trial_id", "outer_step"],
+        }
+        tables = {}
+        for name, key in keys.items():
+            table = getattr(found, name)
+            assert not table.duplicated(key).any(), f"{name}: a row twice"
+            table = table.drop(columns=[c for c in [*UNEQUAL, "seconds"] if c in table])
+            tables[name] = table.sort_values(key, ignore_index=True)
+        return tables
+
+    def assert_equal_to(self, other: Sweep) -> None:
+        mine = self.tables()
+        for name, theirs in other.tables().items():
+            pd.testing.assert_frame_equal(mine[name], theirs, check_exact=True, obj=name)
+        assert "distilled_sha256" in mine["trials"] and len(mine["trials"]) == 2
+        assert not list(self.directory.root.glob("failures/*"))
+
+    def end(self) -> None:
+        for pid in self.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def sweep(tmp_path: Path, environment: dict[str, str]) -> Iterator[Callable[..., Sweep]]:
+    made = []
+
+    def make(*settings: str) -> Sweep:
+        made.append(Sweep(tmp_path, environment, *settings))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.end()
+
+
+def alone(folder: Path, environment: dict[str, str], settings: Sequence[str]) -> Sweep:
+    made = Sweep(folder, environment, *settings)
+    done = made.run()
+    assert done.returncode == 0, done.stdout
+    return made
+
+
+@pytest.fixture(scope="session")
+def short(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) -> Sweep:
+    """What `ddsweep run` makes of it."""
+    return alone(tmp_path_factory.mktemp("short"), environment, [])
+
+
+@pytest.fixture(scope="session")
+def long(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) -> Sweep:
+    return alone(tmp_path_factory.mktemp("long"), environment, [LONG])
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    ("mode", "elements"),
+    [("array", 1), ("cluster", 1), pytest.param("array", 2, marks=pytest.mark.slow)],
+)
+def test_a_launch_makes_what_a_run_makes(
+    short: Sweep, sweep: Callable[..., Sweep], mode: str, elements: int
+) -> None:
+    here = sweep()
+    done = here.launch(mode, "--wait", f"site.array_tasks={elements}")
+    assert done.returncode == 0, done.stdout + here.told()
+    here.assert_equal_to(short)
+    assert re.search(rf"launched \S+-{mode}-\w+: local \d+; 2 of 2 trials are missing", done.stdout)
+    here.until_nothing_runs(10)
+    assert not here.directory.lock.exists() and not list(here.folder.root.glob("runs/*/token"))
+    kinds = {path.name for path in here.folder.root.glob("outcomes/*.json")}
+    ran = {f"{kind}-000{n}.json" for kind in ("trials", "evals") for n in range(elements)}
+    assert kinds == (ran | {"finish-0000.json"} if mode == "array" else {"cluster-0000.json"})
+    again = here.launch(mode)
+    assert again.returncode == 0 and "all 2 trials are done" in again.stdout
+    assert len(launches_of(here.directory)) == 1
+
+
+def test_a_dry_run_leaves_nothing(sweep: Callable[..., Sweep]) -> None:
+    here = sweep()
+    done = here.launch("cluster", "--dry-run")
+    assert done.returncode == 0 and "2 of 2 trials are missing" in done.stdout
+    assert not here.results.exists()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("mode", ["array", "cluster"])
+@pytest.mark.parametrize("victim", ["task", "launcher"])
+def test_a_kill_in_the_middle(long: Sweep, sweep: Callable[..., Sweep], mode: str, victim: str) -> None:
+    """Of the job itself, or of the process that runs the jobs: all that belonged to it ends by itself, and
+    launching again goes on from the checkpoints."""
+    here = sweep(LONG)
+    assert here.launch(mode).returncode == 0
+    here.until_in_the_middle()
+    pids = here.pids("submitit.core._submit" if victim == "task" else "ddsweep.launch.local")
+    assert len(pids) == 1, here.processes()
+    os.kill(pids[0], signal.SIGKILL)
+    here.until_nothing_runs()
+    again = here.launch(mode, "--wait")
+    assert again.returncode == 0, again.stdout + here.told()
+    here.assert_equal_to(long)
+    assert ddsweep.load_results(here.directory.root).trials["n_resumed"].max() >= 1
+    here.until_nothing_runs(10)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("mode", ["array", "cluster"])
+def test_cancelling_drains_and_launching_goes_on(long: Sweep, sweep: Callable[..., Sweep], mode: str) -> None:
+    here = sweep(LONG)
+    assert here.launch(mode).returncode == 0
+    refused = here.launch(mode)
+    assert refused.returncode == 1 and "is still there: job" in refused.stdout
+    here.until_in_the_middle()
+    cancelled = here("cancel", here.directory.root, "--grace", 120)
+    assert cancelled.returncode == 0 and "did not end" not in cancelled.stdout, cancelled.stdout
+    here.until_nothing_runs(10)
+    assert not here.directory.stop_file.exists() and not here.directory.lock.exists()
+    assert (here.outcome("cluster" if mode == "cluster" else "finish") or {})["code"] == 75
+    assert not list(here.directory.root.glob("trials/part-*"))
+    assert "nothing of it waits or runs" in here("cancel", here.directory.root).stdout
+    again = here.launch(mode, "--wait")
+    assert again.returncode == 0, again.stdout + here.told()
+    here.assert_equal_to(long)
+    trials = ddsweep.load_results(here.directory.root).trials
+    assert trials["n_resumed"].max() >= 1
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_what_is_cancelled_before_it_has_begun_does_not_begin(sweep: Callable[..., Sweep]) -> None:
+    here = sweep(LONG)
+    assert here.launch("cluster").returncode == 0
+    cancelled = here("cancel", here.directory.root, "--grace", 120)
+    assert cancelled.returncode == 0 and "did not end" not in cancelled.stdout, cancelled.stdout
+    here.until_nothing_runs(10)
+    assert not list(here.directory.root.glob("artifacts/*"))
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("mode", ["array", "cluster"])
+def test_what_does_not_drain_in_time_is_killed_with_all_that_belongs_to_it(
+    sweep: Callable[..., Sweep], mode: str
+) -> None:
+    here = sweep(LONG)
+    assert here.launch(mode).returncode == 0
+    here.until_in_the_middle()
+    task = here.pids("submitit.core._submit")
+    os.kill(task[0], signal.SIGSTOP)
+    cancelled = here("cancel", here.directory.root, "--grace", 0.5)
+    assert "did not end" in cancelled.stdout, cancelled.stdout
+    here.until_nothing_runs(20)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("mode", ["array", "cluster"])
+def test_a_time_limit_shorter_than_the_sweep(
+    tmp_path_factory: pytest.TempPathFactory,
+    environment: dict[str, str],
+    sweep: Callable[..., Sweep],
+    mode: str,
+) -> None:
+    """A minute, of which it drains in the last 20 s: it goes on by itself."""
+    steps = "outer_steps=8000"
+    here = sweep(steps)
+    done = here.launch(mode, "--wait", "--time", "1m", "site.drain=20")
+    assert done.returncode == 0, done.stdout + here.told()
+    outcomes = [read_json(path) for path in here.folder.root.glob("outcomes/*.json")]
+    assert max(found["restart"] for found in outcomes if found) >= 1, (
+        "the limit came too late to test anything"
+    )
+    assert ddsweep.load_results(here.directory.root).trials["n_resumed"].max() >= 1
+    here.until_nothing_runs(10)
+    here.assert_equal_to(alone(tmp_path_factory.mktemp("whole"), environment, [steps]))

@@ -1,0 +1,115 @@
+"""What a node may use, and a head that cannot begin. The cluster itself is tested in tests/cluster."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ddsweep.errors import UserError
+from ddsweep.launch.processes import Signals
+from ddsweep.launch.ray_cluster import NodeLimits, Place, node_limits, run_on_cluster, slurm_place
+from ddsweep.launch.site import Site
+
+GIB = 2**30
+
+
+@pytest.mark.parametrize(
+    ("environment", "cpus", "gpus", "memory"),
+    [
+        ({"SLURM_CPUS_PER_TASK": "4", "SLURM_CPUS_ON_NODE": "16"}, 4, 0, None),
+        ({"SLURM_CPUS_ON_NODE": "16", "SLURM_MEM_PER_NODE": "2048"}, 16, 0, 2 * GIB),
+        ({"SLURM_CPUS_ON_NODE": "4", "SLURM_MEM_PER_CPU": "1024"}, 4, 0, 4 * GIB),
+        ({"SLURM_CPUS_ON_NODE": "4", "SLURM_MEM_PER_NODE": "0"}, 4, 0, None),
+        ({"SLURM_CPUS_ON_NODE": "4", "CUDA_VISIBLE_DEVICES": "0,3", "SLURM_GPUS_ON_NODE": "4"}, 4, 2, None),
+        ({"SLURM_CPUS_ON_NODE": "4", "CUDA_VISIBLE_DEVICES": "", "SLURM_GPUS_ON_NODE": "4"}, 4, 0, None),
+        ({"SLURM_CPUS_ON_NODE": "4", "CUDA_VISIBLE_DEVICES": "NoDevFiles"}, 4, 0, None),
+        (
+            {"SLURM_CPUS_ON_NODE": "4", "CUDA_VISIBLE_DEVICES": "NoDevFiles", "SLURM_GPUS_ON_NODE": "2"},
+            4,
+            2,
+            None,
+        ),
+        ({"SLURM_CPUS_ON_NODE": "4", "SLURM_TRES_PER_TASK": "cpu=4,gres/gpu:a100=2"}, 4, 2, None),
+        ({"SLURM_CPUS_ON_NODE": "4", "SLURM_TRES_PER_TASK": "cpu:4,gres/gpu:3"}, 4, 3, None),
+    ],
+)
+def test_limits_are_those_of_the_allocation(
+    environment: dict[str, str], cpus: int, gpus: int, memory: int | None
+) -> None:
+    assert node_limits(environment) == NodeLimits(cpus, gpus, memory)
+
+
+def test_limits_without_slurm_are_those_asked_for() -> None:
+    assert node_limits({}, 3) == NodeLimits(3, 0, None)
+
+
+def test_outside_of_a_job_there_is_no_place() -> None:
+    with pytest.raises(UserError, match="SLURM_JOB_NODELIST is not set"):
+        slurm_place({})
+
+
+@pytest.fixture
+def signals() -> Iterator[Signals]:
+    numbers = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
+    before = [signal.getsignal(number) for number in numbers]
+    yield Signals()
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
+def head(tmp_path: Path, signals: Signals, **keys: object) -> int:
+    site = Site.model_validate({"scheduler": "local", "cpus_per_node": 1, **keys})
+    place = Place("4711", 0, (socket.gethostname(),), 0)
+    return run_on_cluster(
+        site, place, tmp_path / "run", lambda address: ["true"], signals, NodeLimits(1, 0, None)
+    )
+
+
+@pytest.fixture
+def short(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    path = Path(f"/tmp/t{os.getpid()}")
+    path.mkdir()
+    yield path
+    for made in path.iterdir():
+        made.rmdir()
+    path.rmdir()
+
+
+def test_a_head_without_ports_says_so_and_sets_the_others_free(
+    tmp_path: Path, short: Path, signals: Signals
+) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        first = taken.getsockname()[1]
+        with pytest.raises(UserError, match=f"no four ports in a row are free from {first} on"):
+            head(tmp_path, signals, first_port=first, ports=10, temporary=str(short))
+    assert (tmp_path / "run" / "done.json").exists(), "the other nodes wait for this or an address"
+    assert list(short.iterdir()) == []
+    assert not (tmp_path / "run" / "token").exists()
+
+
+@pytest.mark.parametrize("what", ["open to others", "a link", "a file"])
+def test_a_temporary_folder_of_somebody_else_is_not_used(
+    tmp_path: Path, short: Path, signals: Signals, what: str
+) -> None:
+    there = short / "dds4711"
+    if what == "open to others":
+        there.mkdir()
+        there.chmod(0o777)
+    elif what == "a link":
+        (short / "other").mkdir(mode=0o700)
+        there.symlink_to(short / "other")
+    else:
+        there.touch()
+    with pytest.raises(UserError, match=f"^temporary: {there} on "):
+        head(tmp_path, signals, temporary=str(short))
+    assert there.exists(), "and not removed"
+    assert (tmp_path / "run" / "done.json").exists()
+    if what != "open to others":
+        there.unlink()

@@ -1,0 +1,270 @@
+"""Status, logs and the end of launches, from their folders and a Slurm that answers what it is told."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ddsweep.errors import ResultsError, UserError
+from ddsweep.launch.folder import Job, Launch, LaunchFolder, write_json
+from ddsweep.launch.site import Site
+from ddsweep.launch.start import Request, launch
+from ddsweep.launch.watch import active_jobs, cancel, latest, launch_lines, log_files, wait_for
+from ddsweep.results.layout import SweepDirectory
+from ddsweep.results.lock import SweepLock, process_start
+from ddsweep.spec import load_sweep
+from tests.launch.conftest import FakeSlurm, make_launch, make_site
+
+JOBS = (Job("12", "trials", 3), Job("13", "evals", 3), Job("14", "finish"))
+LOCAL = Site.model_validate({"scheduler": "local", "cpus_per_node": 2})
+
+
+def outcome(folder: LaunchFolder, kind: str, index: int = 0, **content: object) -> None:
+    whole = {"code": 0, "restart": 0, "requeued": False, "message": "", **content}
+    write_json(folder.outcome(kind, index), whole)
+
+
+@pytest.fixture
+def folder(directory: SweepDirectory) -> LaunchFolder:
+    return make_launch(directory, make_site(poll=0.01), *JOBS)
+
+
+# ------------------------------------------------------------------------------------------- status
+
+
+def test_status_says_what_waits_runs_and_came_of_it(slurm: FakeSlurm, folder: LaunchFolder) -> None:
+    slurm.says("squeue", "12_[1-2%1]|PENDING|Resources|\n12_0|RUNNING|None|node1\n13|PENDING|Dependency|\n")
+    slurm.says("sacct", "14|COMPLETED|node2\n")
+    outcome(folder, "trials", 0, restart=2)
+    outcome(folder, "trials", 1)
+    outcome(folder, "trials", 2, code=1, message="no data")
+    directory = Launch.read(folder).directory
+    assert list(launch_lines(directory)) == [
+        f"launch {folder.name}: mode array, slurm/mine.yaml, 2026-01-01T00:00:00Z",
+        "  trials job 12_[1-2%1]: pending (Resources)",
+        "  trials job 12_0: running on node1",
+        "  evals job 13: pending (Dependency)",
+        "  finish job 14: completed",
+        "  trials-0000: requeued 2 times; exit code 0",
+        "  trials-0002: exit code 1: no data",
+    ]
+
+
+def test_status_without_slurm_or_with_another_version_still_works(
+    folder: LaunchFolder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    directory = Launch.read(folder).directory
+    _, line = launch_lines(directory)
+    assert line.startswith("  its jobs cannot be asked for: squeue: no such command")
+    folder.record.write_text("{}")
+    (line,) = launch_lines(directory)
+    assert "not a record that this version reads" in line
+
+
+def test_a_sweep_that_was_never_launched(directory: SweepDirectory) -> None:
+    assert list(launch_lines(directory)) == []
+    with pytest.raises(ResultsError, match="was never launched"):
+        latest(directory)
+
+
+def test_the_newest_launch_counts(directory: SweepDirectory) -> None:
+    first, second = (make_launch(directory, LOCAL) for _ in range(2))
+    os.rename(first.root, first.root.with_name("20200101-000000-array-0000"))
+    assert latest(directory).name == second.name
+
+
+# --------------------------------------------------------------------------------------------- logs
+
+
+def test_logs_of_all_and_of_one_job_the_newest_last(folder: LaunchFolder) -> None:
+    for age, name in (
+        (30, "12_10_0_log.err"),
+        (20, "12_1_0_log.out"),
+        (10, "local.log"),
+        (5, "123_0_log.out"),
+    ):
+        path = folder.logs / name
+        path.write_text("x")
+        os.utime(path, (time.time() - age,) * 2)
+    (folder.logs / "12_2_0_log.out").touch()  # empty
+    (folder.logs / "12_1_submitted.pkl").write_text("x")
+    assert [path.name for path in log_files(folder)] == [
+        "12_10_0_log.err",
+        "12_1_0_log.out",
+        "local.log",
+        "123_0_log.out",
+    ]
+    assert [path.name for path in log_files(folder, "12_1")] == ["12_1_0_log.out"]
+    assert [path.name for path in log_files(folder, "12")] == ["12_10_0_log.err", "12_1_0_log.out"]
+    assert log_files(folder, "9") == []
+
+
+# ------------------------------------------------------------------------------------------- waiting
+
+
+def waited(folder: LaunchFolder) -> tuple[int, list[str]]:
+    said: list[str] = []
+    return wait_for(folder, said.append), said
+
+
+def test_the_code_of_a_launch_is_that_of_its_last_job(slurm: FakeSlurm, folder: LaunchFolder) -> None:
+    slurm.says("squeue", "14|COMPLETED|None|node1\n")
+    slurm.says("sacct", "12_0|COMPLETED|node1\n")
+    outcome(folder, "trials", 0, code=2)
+    outcome(folder, "finish", code=2)
+    assert waited(folder)[0] == 2
+
+
+@pytest.mark.parametrize("content", [None, {"code": 75, "requeued": True}])
+def test_a_launch_without_an_outcome_is_an_error(
+    slurm: FakeSlurm, folder: LaunchFolder, content: dict[str, object] | None
+) -> None:
+    slurm.says("sacct", "")
+    slurm.says("squeue", "12|TIMEOUT|None|\n13|CANCELLED|None|\n14|CANCELLED|None|\n")
+    if content:
+        outcome(folder, "finish", **content)
+    with pytest.raises(UserError, match=r"without an outcome \(job 12 timeout, job 13 .*launch it again"):
+        waited(folder)
+
+
+def test_who_waits_for_a_launch_that_is_cancelled_is_told_so(slurm: FakeSlurm, folder: LaunchFolder) -> None:
+    slurm.says("squeue", "12|COMPLETED|None|\n13|CANCELLED|None|\n14|CANCELLED|None|\n")
+    folder.stop_file.touch()
+    code, said = waited(folder)
+    assert code == 75 and said[-1].startswith("cancelled; ")
+    outcome(folder, "finish", code=0)
+    assert waited(folder)[0] == 0, "it was done before it heard of that"
+
+
+def test_a_message_of_the_last_job_is_the_error(slurm: FakeSlurm, folder: LaunchFolder) -> None:
+    slurm.says("squeue", "12|COMPLETED|None|\n13|COMPLETED|None|\n14|FAILED|NonZeroExitCode|\n")
+    outcome(folder, "finish", code=1, message="the disk is full")
+    with pytest.raises(UserError, match=r"^the disk is full$"):
+        waited(folder)
+
+
+def test_what_never_starts_is_cancelled_but_not_what_nobody_can_ask_for(
+    slurm: FakeSlurm, directory: SweepDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = make_site(poll=0.01).model_copy(update={"longest_pending": 0})
+    folder = make_launch(directory, site, Job("12", "cluster"), mode="cluster")
+    monkeypatch.setattr("ddsweep.launch.slurm._SILENCE_S", 0.05)
+    slurm.says("squeue", error="Unable to contact slurm controller\n", code=1)
+    with pytest.raises(UserError, match="Slurm does not answer"):
+        waited(folder)
+    assert slurm.asked("scancel") == []
+    slurm.says("squeue", "12|PENDING|Priority|\n")
+    with pytest.raises(UserError, match=r"nothing started \(12: Priority\)"):
+        waited(folder)
+    assert slurm.asked("scancel") == ["scancel 12"]
+
+
+# ---------------------------------------------------------------------------------------- cancelling
+
+
+def test_cancelling_ends_what_waits_and_drains_what_runs(slurm: FakeSlurm, folder: LaunchFolder) -> None:
+    directory = Launch.read(folder).directory
+    slurm.says("squeue", "12|RUNNING|None|node1\n13|PENDING|Dependency|\n")
+    # As a job does that sees the file: it ends, and Slurm forgets it.
+    squeue = slurm.folder / "squeue"
+    squeue.write_text(squeue.read_text().replace("cat", f'test -e "{folder.stop_file}" && exit 0\ncat', 1))
+    said: list[str] = []
+    cancel(folder, 30, said.append)
+    assert folder.stop_file.exists() and not directory.stop_file.exists()
+    assert slurm.asked("scancel") == [f"scancel --state=PENDING {job.id}" for job in JOBS]
+    assert said == [f"launch {folder.name}: cancelled; what is done stays, and launching it again goes on"]
+    cancel(folder, 30, said.append)
+    assert said[-1] == f"launch {folder.name}: nothing of it waits or runs"
+
+
+def test_what_does_not_drain_in_time_is_ended_and_what_was_requeued_too(
+    slurm: FakeSlurm, folder: LaunchFolder
+) -> None:
+    slurm.says("squeue", "12_0|RUNNING|None|node1\n12_1|PENDING|BeginTime|\n")
+    said: list[str] = []
+    cancel(folder, 1.5, said.append)
+    assert said[0] == "12_0, 12_1: did not end within 2 s, ended now"
+    asked = slurm.asked("scancel")
+    assert asked[-3:] == ["scancel 12", "scancel 13", "scancel 14"]
+    assert asked.count("scancel --state=PENDING 12") >= 2, "again, for it was requeued meanwhile"
+
+
+def test_a_local_launch_is_told_by_a_signal_and_killed_with_its_session(directory: SweepDirectory) -> None:
+    deaf = "import signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True)"
+    with subprocess.Popen(
+        [sys.executable, "-c", f"{deaf}; time.sleep(600)"], stdout=subprocess.PIPE, start_new_session=True
+    ) as process:
+        assert process.stdout is not None and process.stdout.readline()
+        job = Job(str(process.pid), "local", started=process_start(process.pid))
+        folder = make_launch(directory, LOCAL, job)
+        assert [state.state for state in active_jobs(Launch.read(folder))] == ["RUNNING"]
+        said: list[str] = []
+        cancel(folder, 0.5, said.append)
+        assert process.wait(30) == -9 and "ended now" in said[0]
+    assert active_jobs(Launch.read(folder)) == []
+    gone = make_launch(directory, LOCAL, Job(str(os.getpid()), "local", started="1"))
+    assert active_jobs(Launch.read(gone)) == [], "the same number, another process"
+
+
+# ---------------------------------------------------------------------------------------- submitting
+
+
+@pytest.fixture
+def request_(directory: SweepDirectory, tmp_path: Path) -> Request:
+    file = tmp_path / "small.yaml"
+    file.write_text(
+        "name: small\nbase: {dataset: digits, init: fixed, images_per_class: 1, inner_steps: 1}\n"
+    )
+    site = make_site(partition="main", array_tasks=2, nodes=2)
+    return Request(load_sweep(file), directory, site, tmp_path / "s.yaml", "array", None, [["a"], ["b"]])
+
+
+def test_jobs_may_start_before_the_last_is_submitted(slurm: FakeSlurm, request_: Request) -> None:
+    """The sweep is not locked by the launcher while sbatch works."""
+    slurm.says("sbatch", "Submitted batch job 12\n")
+    sbatch = slurm.folder / "sbatch"
+    lock = request_.directory.lock
+    sbatch.write_text(sbatch.read_text().replace("cat", f'test -e "{lock}" && exit 9\ncat', 1))
+    folder = launch(request_)
+    jobs = Launch.read(folder).jobs
+    assert [(job.kind, job.elements) for job in jobs] == [("trials", 2), ("evals", 2), ("finish", 0)]
+    assert len(slurm.asked("sbatch")) == 3
+    assert not request_.directory.launch_lock.exists()
+
+
+def test_a_second_launch_is_refused_while_the_first_is_there(slurm: FakeSlurm, request_: Request) -> None:
+    slurm.says("sbatch", "Submitted batch job 12\n")
+    first = launch(request_)
+    slurm.says("squeue", "12|PENDING|Priority|\n")
+    with pytest.raises(ResultsError, match=f"launch {first.name} is still there: job 12 is PENDING"):
+        launch(request_)
+    slurm.says("squeue", error="Unable to contact slurm controller\n", code=1)
+    with pytest.raises(UserError, match="Slurm does not answer"):
+        launch(request_)
+    slurm.says("squeue")
+    with SweepLock(request_.directory.lock), pytest.raises(ResultsError, match="another driver"):
+        launch(request_)
+    assert list(first.root.parent.iterdir()) == [first.root]
+    first.record.write_text("{}")  # of another version
+    launch(request_)
+
+
+def test_what_is_refused_takes_back_what_went_before_and_leaves_nothing(
+    slurm: FakeSlurm, request_: Request
+) -> None:
+    slurm.says("sbatch", "Submitted batch job 12\n")
+    sbatch = slurm.folder / "sbatch"
+    third = (
+        '[ $(grep -c ^sbatch "$here/asked") = 3 ] && echo "sbatch: error: QOSMaxSubmit" >&2 && exit 1\ncat'
+    )
+    sbatch.write_text(sbatch.read_text().replace("cat", third, 1))
+    with pytest.raises(UserError, match="Slurm refused the job: QOSMaxSubmit"):
+        launch(request_)
+    assert slurm.asked("scancel") == ["scancel 12", "scancel 12"]
+    assert list(request_.directory.root.glob("jobs/*")) == []
