@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import threading
 import time
 from collections import Counter
@@ -31,12 +32,29 @@ class _Seen:
 
     spec: TrialSpec
     label: str
+    place: int
     state: State = "pending"
     outer_step: int = 0
     started_step: int | None = None
     started_at: float = 0.0
     outer_loss: float | None = None
     val_score: float | None = None
+
+
+@dataclass
+class _Steps:
+    """Outer steps of all trials: that are to be done in all, were done before this run, and are done."""
+
+    total: int = 0
+    before: int = 0
+    done: int = 0
+
+    def add(self, seen: _Seen, sign: int) -> None:
+        """Count a trial in (1) or out (-1)."""
+        self.total += sign * (seen.outer_step if seen.state == "stopped" else seen.spec.outer_steps)
+        self.before += sign * (seen.started_step or 0)
+        ended = seen.state in ("done", "evaluating", "failed")
+        self.done += sign * (seen.spec.outer_steps if ended else seen.outer_step)
 
 
 class Board:
@@ -48,7 +66,14 @@ class Board:
 
     def __init__(self, console: Console, labels: dict[str, str], trials: Sequence[TrialSpec]) -> None:
         self._console = console
-        self._trials = {spec.trial_id: _Seen(spec, labels[spec.trial_id]) for spec in trials}
+        self._trials = {
+            spec.trial_id: _Seen(spec, labels[spec.trial_id], place) for place, spec in enumerate(trials)
+        }
+        # Of 100,000 trials nothing may be counted anew at each event: sums are kept as they change.
+        self._in: dict[State, dict[str, _Seen]] = {state: {} for state in _ORDER}
+        self._steps = _Steps()
+        for seen in self._trials.values():
+            self._enter(seen)
         self._lock = threading.Lock()
         self._started = self._last_line = time.monotonic()
         self._live = Live(get_renderable=self._render, console=console, refresh_per_second=2, transient=True)
@@ -70,12 +95,15 @@ class Board:
 
     def counts(self) -> Counter[State]:
         with self._lock:
-            return Counter(seen.state for seen in self._trials.values())
+            return Counter({state: len(trials) for state, trials in self._in.items() if trials})
 
     def set_state(self, trial_id: str, state: State) -> None:
         with self._lock:
             seen = self._trials[trial_id]
-            changed, seen.state = seen.state != state, state
+            changed = seen.state != state
+            self._leave(seen)
+            seen.state = state
+            self._enter(seen)
         if changed and not self._console.is_terminal:
             self._print_line(seen)
 
@@ -85,13 +113,23 @@ class Board:
         """A logged outer step of a running trial."""
         with self._lock:
             seen = self._trials[trial_id]
+            self._leave(seen)
             if seen.started_step is None:
                 seen.started_step, seen.started_at = outer_step, time.monotonic()
             seen.state, seen.outer_step, seen.outer_loss = "running", outer_step, outer_loss
             seen.val_score = val_score if val_score is not None else seen.val_score
+            self._enter(seen)
         overdue = time.monotonic() - self._last_line > _LINE_EVERY_S
         if overdue and not self._console.is_terminal:
             self._print_line(seen)
+
+    def _enter(self, seen: _Seen) -> None:
+        self._in[seen.state][seen.spec.trial_id] = seen
+        self._steps.add(seen, 1)
+
+    def _leave(self, seen: _Seen) -> None:
+        del self._in[seen.state][seen.spec.trial_id]
+        self._steps.add(seen, -1)
 
     def say(self, text: str) -> None:
         """A line for the reader, above the live table."""
@@ -129,15 +167,7 @@ class Board:
     def _eta(self, elapsed: float) -> float | None:
         """Seconds left, if trials go on as they went: by the share of outer steps that are done."""
         with self._lock:
-            total = sum(
-                seen.outer_step if seen.state == "stopped" else seen.spec.outer_steps
-                for seen in self._trials.values()
-            )
-            before = sum(seen.started_step or 0 for seen in self._trials.values())
-            done = sum(
-                seen.spec.outer_steps if seen.state in ("done", "evaluating", "failed") else seen.outer_step
-                for seen in self._trials.values()
-            )
+            total, before, done = self._steps.total, self._steps.before, self._steps.done
         gained = done - before
         if gained <= 0 or done >= total:
             return None
@@ -148,9 +178,12 @@ class Board:
         table.add_column("trial", no_wrap=True)
         for heading in ("state", "outer step", "loss", "validation"):
             table.add_column(heading, justify="right", no_wrap=True)
+        shown: list[_Seen] = []
         with self._lock:
-            ranked = sorted(self._trials.values(), key=lambda seen: _ORDER.index(seen.state))
-        for seen in ranked[:_SHOWN]:
+            for state in _ORDER:
+                wanted = _SHOWN - len(shown)
+                shown += heapq.nsmallest(wanted, self._in[state].values(), key=lambda seen: seen.place)
+        for seen in shown:
             table.add_row(
                 seen.label,
                 seen.state,
@@ -158,7 +191,7 @@ class Board:
                 "" if seen.outer_loss is None else f"{seen.outer_loss:.3f}",
                 "" if seen.val_score is None else f"{100 * seen.val_score:.1f} %",
             )
-        hidden = len(ranked) - _SHOWN
+        hidden = len(self._trials) - len(shown)
         more = [Text(f"and {hidden} more")] if hidden > 0 else []
         return Group(table, *more, Text(self._summary(), style="bold"))
 
