@@ -230,7 +230,7 @@ def _run(
 ) -> None:
     from ddsweep.data.layout import require_files
     from ddsweep.report.attack_table import attack_matrix, attack_table
-    from ddsweep.report.console import report_console
+    from ddsweep.report.console import MOST_LISTED, report_console
     from ddsweep.report.summary import summarise
     from ddsweep.report.summary_table import summary_table
     from ddsweep.report.transfer_table import transfer_table
@@ -281,16 +281,20 @@ def _run(
         except (Interrupted, KeyboardInterrupt):
             console.print("stopped at once; the same command goes on from the last checkpoints")
             raise typer.Exit(EXIT_INTERRUPTED) from None
+    ended = [trial for trial in plan.trials if directory.trials_part(trial.trial_id).exists()]
+    listed = ended[:MOST_LISTED]
     summaries = summarise(
         directory,
-        [trial.trial_id for trial in plan.trials],
+        [trial.trial_id for trial in listed],
         evaluation=sweep.evaluate.spec(),
         on_torn=lambda path: console.print(f"{path}: torn, left out; run the sweep again to redo it"),
     )
     if summaries:
         console.print(summary_table(summaries, console.width))
+    if len(ended) > len(listed):
+        console.print(f"These are the first {len(listed)} of {len(ended)}; the tables have them all.")
     # Torn parts have been named by now.
-    asked = (directory, plan.trials, sweep.evaluate.spec(), lambda path: None)
+    asked = (directory, listed, sweep.evaluate.spec(), lambda path: None)
     for table in (transfer_table(*asked, console.width), attack_table(*asked)):
         if table is not None:
             console.print()
@@ -582,7 +586,7 @@ def show(
 @app.command()
 def collect(directory: ResultsDir) -> None:
     """Compact the parts of each table into one file under tables/. The parts stay."""
-    from ddsweep.results.parts import compact
+    from ddsweep.results.collect import compact
 
     found = _existing(directory)
     for name, rows in compact(found).items():

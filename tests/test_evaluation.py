@@ -36,6 +36,7 @@ from ddsweep.evaluation import (
 )
 from ddsweep.evaluation.units import _unit_key as unit_key
 from ddsweep.results.artifacts import save_tensors
+from ddsweep.results.known import KnownParts
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.results.parts import read_part, read_table
 from ddsweep.results.reader import load_results
@@ -641,9 +642,13 @@ def test_a_trial_with_a_torn_part_is_not_done(
 ) -> None:
     sweep = new_sweep()
     sweep.complete(RANDOM, NO_BASELINES)
+    known = KnownParts()
+    assert trial_is_done(RANDOM, NO_BASELINES, sweep.directory, known)
+    assert not trial_is_done(RANDOM, replace(NO_BASELINES, networks=3), sweep.directory, known)
     part = sorted(sweep.directory.parts(table).iterdir())[0]
     part.write_bytes(damage(part.read_bytes()))
     assert not trial_is_done(RANDOM, NO_BASELINES, sweep.directory)
+    assert not trial_is_done(RANDOM, NO_BASELINES, sweep.directory, known)
     sweep.complete(RANDOM, NO_BASELINES)
     assert trial_is_done(RANDOM, NO_BASELINES, sweep.directory)
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any
 
 from ddsweep.catalog.datasets import DatasetSpec, base_name
@@ -298,7 +299,7 @@ class TrialSpec:
     def network_spec(self) -> NetworkSpec:
         return parse_network(self.network, self.dataset.shape)
 
-    @property
+    @cached_property
     def trial_id(self) -> str:
         """10 hex digits over the settings that differ from their defaults, and the spec version."""
         settings: dict[str, Any] = {"dataset": self.dataset.identity(), "spec_version": SPEC_VERSION}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ddsweep.errors import ResultsError
-from ddsweep.results.parts import is_whole, part_metadata
+from ddsweep.results.parts import read_whole
 
 __all__ = ["digest", "is_current"]
 
@@ -20,6 +20,6 @@ def digest(*parts: Any) -> str:
 
 def is_current(path: Path, key: str) -> bool:
     try:
-        return path.exists() and part_metadata(path).get("unit") == key and is_whole(path)
+        return path.exists() and read_whole(path)[1].get("unit") == key
     except ResultsError:
         return False

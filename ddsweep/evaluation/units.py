@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,9 @@ from ddsweep.evaluation.keys import digest, is_current
 from ddsweep.evaluation.protocol_rows import protocol_rows
 from ddsweep.pools.imagenet import pool_of
 from ddsweep.provenance import environment
+from ddsweep.results.known import KnownParts
 from ddsweep.results.layout import SweepDirectory
-from ddsweep.results.parts import is_whole, part_metadata, read_parts, write_part
+from ddsweep.results.parts import part_metadata, read_parts, write_part
 from ddsweep.results.schemas import EVALS, TRIALS
 from ddsweep.results.statistics import mean_std_ci
 from ddsweep.trial import checkpoint_provenance, read_distilled
@@ -45,27 +46,28 @@ THREADS = 1
 # ------------------------------------------------------------------------------------ what is there
 
 
-def trial_is_done(spec: TrialSpec, evaluation: EvaluationSpec, directory: SweepDirectory) -> bool:
-    """Whether the trial's row was made for this very evaluation and all of its parts are whole."""
-    if recorded_evaluation(spec.trial_id, directory) != evaluation.evaluation_id(spec):
+def trial_is_done(
+    spec: TrialSpec, evaluation: EvaluationSpec, directory: SweepDirectory, known: KnownParts | None = None
+) -> bool:
+    """Whether the trial's row was made for this very evaluation and all of its parts are whole.
+
+    Parts that ``known`` has as whole, and that are the same files still, are not read again.
+    """
+    known = known or KnownParts()
+    row = known.metadata(directory.trials_part(spec.trial_id))
+    if row is None or row.get("evaluation_id") != evaluation.evaluation_id(spec):
         return False
     evals = [_part(directory, spec, unit) for unit in evaluation.units(spec)]
-    return all(
-        is_whole(path)
-        for path in (directory.trials_part(spec.trial_id), directory.history_part(spec.trial_id), *evals)
-    )
+    return all(map(known.is_whole, (directory.history_part(spec.trial_id), *evals)))
 
 
-def trial_is_stopped(spec: TrialSpec, directory: SweepDirectory) -> bool:
-    """Whether a scheduler stopped the trial, and its row and history are whole."""
-    return _recorded(spec.trial_id, directory).get("status") == "stopped" and all(
-        map(is_whole, (directory.trials_part(spec.trial_id), directory.history_part(spec.trial_id)))
-    )
-
-
-def recorded_evaluation(trial_id: str, directory: SweepDirectory) -> str | None:
-    """The evaluation id in the ``trials`` part; None if there is no such part or it is torn."""
-    return _recorded(trial_id, directory).get("evaluation_id")
+def trial_is_stopped(spec: TrialSpec, directory: SweepDirectory, known: KnownParts | None = None) -> bool:
+    """Whether a scheduler stopped the trial, and its row and history are whole (see `trial_is_done`)."""
+    known = known or KnownParts()
+    row = known.metadata(directory.trials_part(spec.trial_id))
+    if row is None or row.get("status") != "stopped":
+        return False
+    return known.is_whole(directory.history_part(spec.trial_id))
 
 
 def _recorded(trial_id: str, directory: SweepDirectory) -> dict[str, str]:
@@ -176,16 +178,23 @@ def _rows(
 # --------------------------------------------------------------------------------------- summing up
 
 
-def finish(spec: TrialSpec, evaluation: EvaluationSpec, directory: SweepDirectory, sweep: str) -> bool:
+def finish(
+    spec: TrialSpec,
+    evaluation: EvaluationSpec,
+    directory: SweepDirectory,
+    sweep: str,
+    earlier: Sequence[Path] | None = None,
+) -> bool:
     """Write the ``trials`` part once all wanted evaluations are there; True if they are. Idempotent.
 
     Evaluation parts of groups and protocols that are no longer wanted go: readers of the folder would
-    count their rows.
+    count their rows. ``earlier`` are those that the trial had before its evaluation began; left out, the
+    folder is listed, which takes longer the more trials there are.
     """
     if missing_units(spec, evaluation, directory):
         return False
     wanted = {_part(directory, spec, unit) for unit in evaluation.units(spec)}
-    for path in directory.evals_parts(spec.trial_id):
+    for path in directory.evals_parts(spec.trial_id) if earlier is None else earlier:
         if path not in wanted:
             path.unlink(missing_ok=True)
     row = _done_row(spec, evaluation, directory, sweep)

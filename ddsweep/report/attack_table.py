@@ -36,12 +36,14 @@ def attack_table(
     table.caption, table.caption_justify, table.caption_style = _CAPTION, "left", "dim"
     for title in ("trial", "attack", "images", "fooled", "others", "networks"):
         table.add_column(title, justify="left" if title in ("trial", "attack", "images") else "right")
-    for trial in (trial for trial in trials if trial.objective == "attack"):
+    attacks = [trial for trial in trials if trial.objective == "attack"]
+    parts = directory.evals_by_trial() if attacks else {}
+    for trial in attacks:
         row = trial_row(directory, trial.trial_id, on_torn)
         if row is None or row["status"] != "done":
             continue
         found: dict[str, list[dict[str, Any]]] = defaultdict(list)
-        for item in eval_rows(directory, row, evaluation, on_torn):
+        for item in eval_rows(directory, row, evaluation, on_torn, parts.get(trial.trial_id, [])):
             if item["protocol"] != "as_distilled" or item["attack_success"] is None:
                 continue
             if item["source"] != "distilled":

@@ -7,10 +7,15 @@ from typing import IO
 
 from rich.console import Console
 
-__all__ = ["PLAIN_WIDTH", "report_console"]
+__all__ = ["MOST_LISTED", "PLAIN_WIDTH", "report_console"]
 
 PLAIN_WIDTH = 160
 """Columns of a table that goes to a file or pipe, where nobody says how wide it may be."""
+
+
+MOST_LISTED = 1000
+"""Trials that a table for people has a line for; of more it says how many. Laying out a line takes longer
+than all else that is done for a trial."""
 
 
 def report_console(file: IO[str] | None = None) -> Console:

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ddsweep.cost import CostEstimate
+from ddsweep.report.console import MOST_LISTED
 from ddsweep.report.formats import NONE, duration, size
 from ddsweep.report.settings import setting_cells, setting_headings, settings_of, varying
 
@@ -42,7 +43,8 @@ def plan_table(
     table.add_column("state", no_wrap=True)
     table.add_column("about", justify="right", no_wrap=True)
     table.add_column("memory", justify="right", no_wrap=True)
-    for trial, cells in zip(plan.trials, setting_cells(settings, names), strict=True):
+    listed = plan.trials[:MOST_LISTED]
+    for trial, cells in zip(listed, setting_cells(settings[:MOST_LISTED], names), strict=True):
         state, cost = states.get(trial.trial_id, "missing"), estimates.get(trial.trial_id)
         table.add_row(
             trial.trial_id,
@@ -51,7 +53,8 @@ def plan_table(
             duration(cost.seconds_cpu) if cost else NONE,
             size(cost.memory_bytes) if cost else NONE,
         )
-    return Group(table, Text(_totals(plan, states, estimates, threads, scheduler)))
+    more = [Text(f"and {hidden} more")] if (hidden := len(plan.trials) - len(listed)) else []
+    return Group(table, *more, Text(_totals(plan, states, estimates, threads, scheduler)))
 
 
 def _totals(

@@ -15,12 +15,14 @@ from rich.text import Text
 
 from ddsweep.catalog import EvaluationSpec, TrialSpec
 from ddsweep.errors import ResultsError
+from ddsweep.report.console import MOST_LISTED
 from ddsweep.report.formats import NONE, duration, percent
 from ddsweep.report.settings import setting_cells, setting_headings, settings_of, varying
 from ddsweep.report.sweep_file import require_sweep, seen_trials
+from ddsweep.results.known import KnownParts
 from ddsweep.results.layout import PART_FOLDERS, SweepDirectory
 from ddsweep.results.lock import live_holder
-from ddsweep.results.parts import list_parts, part_metadata, read_parts
+from ddsweep.results.parts import list_parts, read_parts
 from ddsweep.results.schemas import FAILURES, HISTORY
 
 __all__ = [
@@ -102,8 +104,9 @@ def trial_states(
 
     Without a scheduler stopped trials do not stay stopped: ``missing``, for a run goes on with them.
     """
+    known = KnownParts.load(directory)
     states = {
-        trial.trial_id: _ended(directory.trials_part(trial.trial_id), trial, evaluation, [])
+        trial.trial_id: _ended(directory.trials_part(trial.trial_id), trial, evaluation, [], known)
         for trial in trials
     }
     ends = ("done", "stopped") if stopped_stay else ("done",)
@@ -123,15 +126,20 @@ def status(
     Raises `ResultsError` for a folder that is not there or holds no sweep.
     """
     require_sweep(directory)
-    driver = live_driver(directory)
-    torn = [path for table in PART_FOLDERS for path in list_parts(directory.parts(table)) if _truncated(path)]
+    driver, known = live_driver(directory), KnownParts.load(directory)
+    torn = [
+        path
+        for table in PART_FOLDERS
+        for path in list_parts(directory.parts(table))
+        if not known.is_same(path) and _truncated(path)
+    ]
     asked = (
         {trial.trial_id: trial for trial in trials}
         if trials is not None
         else dict.fromkeys(seen_trials(directory))
     )
     found = tuple(
-        trial_status(directory, trial_id, trial, evaluation, driver, torn)
+        trial_status(directory, trial_id, trial, evaluation, driver, torn, known)
         for trial_id, trial in asked.items()
     )
     return SweepStatus(
@@ -157,13 +165,15 @@ def trial_status(
     evaluation: EvaluationSpec | None,
     driver: Mapping[str, Any] | None,
     torn: list[Path],
+    known: KnownParts | None = None,
 ) -> TrialStatus:
-    """The state of one trial. Parts that cannot be read are added to ``torn``.
+    """The state of one trial. Parts that cannot be read are added to ``torn``; of those that are ``known``,
+    less is read.
 
     Without ``trial`` and ``evaluation`` any ``trials`` part counts as current.
     """
     history = read_history(directory, trial_id, torn)
-    state = _state(directory, trial_id, trial, evaluation, driver, torn)
+    state = _state(directory, trial_id, trial, evaluation, driver, torn, known or KnownParts())
     last = history[-1] if history else {}
     scores = [row["val_score"] for row in history if row["val_score"] is not None]
     return TrialStatus(
@@ -191,8 +201,9 @@ def _state(
     evaluation: EvaluationSpec | None,
     driver: Mapping[str, Any] | None,
     torn: list[Path],
+    known: KnownParts,
 ) -> str:
-    if ended := _ended(directory.trials_part(trial_id), trial, evaluation, torn):
+    if ended := _ended(directory.trials_part(trial_id), trial, evaluation, torn, known):
         return ended
     # A file from before the driver started says what an earlier one left, not what this one is doing.
     since = _since(driver)
@@ -209,13 +220,17 @@ def _state(
 
 
 def _ended(
-    path: Path, trial: TrialSpec | None, evaluation: EvaluationSpec | None, torn: list[Path]
+    path: Path,
+    trial: TrialSpec | None,
+    evaluation: EvaluationSpec | None,
+    torn: list[Path],
+    known: KnownParts,
 ) -> str | None:
     """``done`` or ``stopped`` if the ``trials`` part says so; None if the trial has not come to its end."""
     if not path.exists():
         return None
     try:
-        recorded = part_metadata(path)
+        recorded = known.footer(path)
     except ResultsError:
         torn.append(path)
         return None
@@ -298,9 +313,13 @@ def status_table(found: SweepStatus) -> RenderableType:
     counts = ", ".join(f"{count} {state}" for state, count in found.counts.items() if count)
     head = Text.assemble((found.name, "bold"), f": {len(found.trials)} trials, {counts or 'none yet'}")
     parts: list[RenderableType] = [head, Text(driver_text(found))]
-    if found.trials:
-        parts += [Text(), _table(found)]
-    below = [Text(f"failed {t.trial_id}: {t.message}", "red") for t in found.trials if t.message]
+    listed = _listed(found.trials)
+    if listed:
+        parts += [Text(), _table(listed)]
+    if rest := Counter(t.state for t in found.trials) - Counter(t.state for t in listed):
+        others = ", ".join(f"{rest[state]} {state}" for state in STATES if rest[state])
+        parts.append(Text(f"and {rest.total()} more: {others}"))
+    below = [Text(f"failed {t.trial_id}: {t.message}", "red") for t in listed if t.message]
     below += [Text(f"torn part, to be made again by `ddsweep run`: {path}", "red") for path in found.torn]
     if found.note:
         below.append(Text(found.note, "yellow"))
@@ -327,8 +346,17 @@ def driver_text(found: SweepStatus) -> str:
     return f"{text}; all distilled in about {duration(found.eta_seconds)}"
 
 
-def _table(found: SweepStatus) -> Table:
-    names = varying([t.settings for t in found.trials if t.settings])
+def _listed(trials: Sequence[TrialStatus]) -> Sequence[TrialStatus]:
+    """As many as a person reads, in their order: of too many, those first in which something happens."""
+    if len(trials) <= MOST_LISTED:
+        return trials
+    settled = ("done", "stopped", "pending")
+    order = sorted(range(len(trials)), key=lambda place: trials[place].state in settled)
+    return [trials[place] for place in sorted(order[:MOST_LISTED])]
+
+
+def _table(trials: Sequence[TrialStatus]) -> Table:
+    names = varying([t.settings for t in trials if t.settings])
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("trial", no_wrap=True)
     for title in setting_headings(names):
@@ -336,8 +364,8 @@ def _table(found: SweepStatus) -> Table:
     table.add_column("state", no_wrap=True)
     for title in ("outer step", "loss", "val. score", "time"):
         table.add_column(title, justify="right", no_wrap=True)
-    cells = setting_cells([trial.settings for trial in found.trials], names)
-    for trial, own in zip(found.trials, cells, strict=True):
+    cells = setting_cells([trial.settings for trial in trials], names)
+    for trial, own in zip(trials, cells, strict=True):
         table.add_row(
             trial.trial_id,
             *own,

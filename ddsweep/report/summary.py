@@ -113,13 +113,17 @@ def eval_rows(
     row: Mapping[str, Any],
     evaluation: EvaluationSpec | None = None,
     on_torn: OnTorn = _warn,
+    parts: Sequence[Path] | None = None,
 ) -> list[dict[str, Any]]:
     """The ``evals`` rows of the trial of ``row`` on networks of its own kind, each measurement once.
 
-    With ``evaluation`` only the groups and networks that it asks for: parts of an earlier evaluation
-    stay in the folder. Of two measurements of one thing the newer part counts. Torn parts are left out.
+    ``parts`` are its evals parts; left out, the folder is listed. With ``evaluation`` only the groups and
+    networks that it asks for: parts of an earlier evaluation stay in the folder. Of two measurements of one
+    thing the newer part counts. Torn parts are left out.
     """
-    newest_last = sorted(directory.evals_parts(row["trial_id"]), key=_modified)
+    if parts is None:
+        parts = directory.evals_parts(row["trial_id"])
+    newest_last = sorted(parts, key=_modified)
     wanted = None if evaluation is None else _wanted(evaluation, row)
     kept: dict[tuple[Any, ...], dict[str, Any]] = {}
     for item in _rows(newest_last, EVALS, on_torn):
@@ -213,11 +217,12 @@ def summarise(
     found = _rows(paths, TRIALS, on_torn)
     settings = {row["trial_id"]: settings_of_row(row) for row in found}
     names = varying(list(settings.values()), ALWAYS_SHOWN)
+    parts = directory.evals_by_trial()
     return [
         _summary(
             row,
             {name: settings[row["trial_id"]].get(name) for name in names},
-            eval_rows(directory, row, evaluation, on_torn),
+            eval_rows(directory, row, evaluation, on_torn, parts.get(row["trial_id"], [])),
         )
         for row in found
     ]

@@ -42,6 +42,7 @@ def transfer(
     is called with each).
     """
     found: Transfer = {}
+    parts = directory.evals_by_trial()
     for trial in trials:
         if not _evaluated(directory, trial, evaluation):
             continue
@@ -51,7 +52,7 @@ def transfer(
             for index in unit.indices
         }
         by_protocol: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
-        for path in directory.evals_parts(trial.trial_id):
+        for path in parts.get(trial.trial_id, []):
             try:
                 rows = read_parts([path], EVALS).to_pylist()
             except ResultsError:

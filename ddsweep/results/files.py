@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ddsweep.errors import ResultsError
 
-__all__ = ["remove_leftovers", "results_error", "write_atomic"]
+__all__ = ["partial_path", "remove_leftovers", "results_error", "write_atomic"]
 
 _SUFFIX = ".partial"
 _ELSEWHERE = "choose another folder with --results or DDSWEEP_RESULTS"
@@ -44,8 +44,7 @@ def write_atomic(path: Path, write: Callable[[Path], None] | bytes, temporary: P
     both folders are created. Whatever happens short of a kill, nothing stays behind in
     ``temporary``. An ``OSError`` becomes a `ResultsError` that names ``path``.
     """
-    unique = f"{path.name}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}{_SUFFIX}"
-    partial = temporary / unique
+    partial = partial_path(path, temporary)
     try:
         temporary.mkdir(parents=True, exist_ok=True)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -61,6 +60,12 @@ def write_atomic(path: Path, write: Callable[[Path], None] | bytes, temporary: P
     finally:
         with suppress(OSError):  # gone by the rename, or never made; the first error is the one to tell
             partial.unlink()
+
+
+def partial_path(path: Path, temporary: Path) -> Path:
+    """A unique name in ``temporary`` for what is to become ``path``; `remove_leftovers` knows it."""
+    unique = f"{path.name}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}{_SUFFIX}"
+    return temporary / unique
 
 
 def remove_leftovers(temporary: Path, older_than_s: float = 86400.0) -> int:

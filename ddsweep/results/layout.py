@@ -46,6 +46,14 @@ class SweepDirectory:
         """All evals parts of one trial that are there, sorted by name."""
         return sorted(self.parts("evals").glob(f"part-{trial_id}-*.parquet"))
 
+    def evals_by_trial(self) -> dict[str, list[Path]]:
+        """All evals parts that are there, sorted by name, by trial: one listing of the folder, which has a
+        few files for each trial, where `evals_parts` takes one for each."""
+        found: dict[str, list[Path]] = {}
+        for path in sorted(self.parts("evals").glob("part-*-*.parquet")):
+            found.setdefault(path.name.split("-", 2)[1], []).append(path)
+        return found
+
     def history_part(self, trial_id: str) -> Path:
         return self.parts("history") / f"part-{trial_id}.parquet"
 

@@ -12,20 +12,25 @@ import pyarrow.parquet as pq
 
 from ddsweep.errors import ResultsError
 from ddsweep.results.files import write_atomic
-from ddsweep.results.layout import SweepDirectory
-from ddsweep.results.schemas import SORT_KEYS, TABLES
 
 __all__ = [
-    "compact",
+    "conform",
+    "is_whole",
     "list_parts",
     "part_metadata",
     "read_part",
     "read_parts",
     "read_table",
+    "read_whole",
+    "torn_error",
     "torn_parts",
     "write_atomic",
     "write_part",
+    "write_part_table",
 ]
+
+_TOGETHER = 1000
+"""As many parts become one piece of memory: a table keeps some kilobytes for each of its pieces."""
 
 
 # ---------------------------------------------------------------------------------------- writing
@@ -47,17 +52,24 @@ def write_part(
     unknown = sorted({name for row in rows for name in row if name not in known})
     if unknown:
         raise ValueError(f"{path.name}: columns that the schema does not have: {', '.join(unknown)}")
-    table = pa.Table.from_pylist([dict(row) for row in rows], schema=schema)
-    _write_table(path, table, temporary, metadata or {})
+    write_part_table(
+        path, pa.Table.from_pylist([dict(row) for row in rows], schema=schema), temporary, metadata
+    )
 
 
-def _write_table(path: Path, table: pa.Table, temporary: Path, metadata: Mapping[str, str]) -> None:
-    merged = {**_text(table.schema.metadata), **metadata}
+def write_part_table(
+    path: Path, table: pa.Table, temporary: Path, metadata: Mapping[str, str] | None = None
+) -> None:
+    """`write_part` for rows that are a table of the schema already."""
+    merged = {**_text(table.schema.metadata), **(metadata or {})}
     buffer = io.BytesIO()
     pq.write_table(
         table.replace_schema_metadata(merged),
         buffer,
-        compression="zstd",
+        # A part of many columns and a row or two: what is set up for each column takes the time.
+        compression="snappy",
+        use_dictionary=table.num_rows > 1,
+        write_statistics=False,
         write_page_checksum=True,  # so that altered bytes are seen and not read as numbers
     )
     write_atomic(path, buffer.getvalue(), temporary)
@@ -73,13 +85,21 @@ def list_parts(directory: Path) -> list[Path]:
 
 def read_part(path: Path) -> pa.Table:
     """One part as it was written. Raises `ResultsError` if it is torn or gone."""
+    return read_whole(path)[0]
+
+
+def read_whole(path: Path) -> tuple[pa.Table, dict[str, str]]:
+    """One part and its key-value metadata, every byte checked. Raises `ResultsError` if torn or gone."""
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            return file.read(use_threads=False)  # threads cost more than they save on files this small
+        # In one go: column by column it is a hundred reads, on a network file system too. And without
+        # threads, which cost more than they save on files this small.
+        content = pa.BufferReader(path.read_bytes())
+        with pq.ParquetFile(content, page_checksum_verification=True) as file:
+            return file.read(use_threads=False), _text(file.metadata.metadata)
     except FileNotFoundError:
         raise ResultsError(f"{path}: no such part") from None
     except (pa.ArrowException, OSError) as error:
-        raise _torn([path], str(error)) from error
+        raise torn_error([path], str(error)) from error
 
 
 def part_metadata(path: Path) -> dict[str, str]:
@@ -89,7 +109,7 @@ def part_metadata(path: Path) -> dict[str, str]:
     except FileNotFoundError:
         raise ResultsError(f"{path}: no such part") from None
     except (pa.ArrowException, OSError) as error:
-        raise _torn([path], str(error)) from error
+        raise torn_error([path], str(error)) from error
 
 
 def read_parts(paths: Iterable[Path], schema: pa.Schema) -> pa.Table:
@@ -99,14 +119,17 @@ def read_parts(paths: Iterable[Path], schema: pa.Schema) -> pa.Table:
     that vanished since it was listed (a failure that succeeded) is skipped. File by file and not
     through ``pyarrow.dataset``: that imports pandas, and does not say which file is torn.
     """
-    tables = [pa.Table.from_batches([], schema=schema)]
+    tables, few = [pa.Table.from_batches([], schema=schema)], []
     for path in paths:
         try:
-            tables.append(_conform(read_part(path), schema, path))
+            few.append(conform(read_part(path), schema, path))
         except ResultsError:
             if path.exists():
                 raise
-    return pa.concat_tables(tables)
+        if len(few) == _TOGETHER:
+            tables.append(pa.concat_tables(few).combine_chunks())
+            few = []
+    return pa.concat_tables([*tables, *few])
 
 
 def read_table(directory: Path, schema: pa.Schema) -> pa.Table:
@@ -135,7 +158,8 @@ def torn_parts(directory: Path) -> list[Path]:
     return torn
 
 
-def _conform(table: pa.Table, schema: pa.Schema, path: Path) -> pa.Table:
+def conform(table: pa.Table, schema: pa.Schema, path: Path) -> pa.Table:
+    """A part as a table of exactly ``schema`` (see `read_parts`). Raises `ResultsError` for another type."""
     if table.schema.equals(schema, check_metadata=False):
         return table.replace_schema_metadata(schema.metadata)
     names, columns = set(table.schema.names), []
@@ -153,7 +177,8 @@ def _conform(table: pa.Table, schema: pa.Schema, path: Path) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=schema)
 
 
-def _torn(paths: Sequence[Path], reason: str) -> ResultsError:
+def torn_error(paths: Sequence[Path], reason: str) -> ResultsError:
+    """The `ResultsError` that names torn parts, says why, and what to do."""
     what = "torn part" if len(paths) == 1 else f"{len(paths)} torn parts"
     where = ", ".join(str(path) for path in paths)
     return ResultsError(
@@ -166,24 +191,3 @@ def _text(metadata: Mapping[bytes, bytes] | None) -> dict[str, str]:
     # ARROW:schema is pyarrow's own copy of the schema, of no use to a reader of our keys.
     items = (metadata or {}).items()
     return {key.decode(): value.decode() for key, value in items if key != b"ARROW:schema"}
-
-
-# ------------------------------------------------------------------------------------- compaction
-
-
-def compact(sweep_dir: SweepDirectory) -> dict[str, int]:
-    """Write each table as one file, ``tables/<name>.parquet``; returns its number of rows.
-
-    The parts stay: they are the truth, and the same parts give the same bytes whatever the order in
-    which they were written. Raises `ResultsError` naming every torn part before anything is written.
-    """
-    torn = [path for name in TABLES for path in torn_parts(sweep_dir.parts(name))]
-    if torn:
-        raise _torn(torn, "truncated or altered")
-    counts = {}
-    for name, schema in TABLES.items():
-        table = read_table(sweep_dir.parts(name), schema).combine_chunks()
-        table = table.sort_by([(key, "ascending") for key in SORT_KEYS[name]])
-        _write_table(sweep_dir.table(name), table, sweep_dir.temporary, {})
-        counts[name] = table.num_rows
-    return counts

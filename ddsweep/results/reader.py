@@ -11,8 +11,10 @@ import pandas as pd
 import pyarrow as pa
 
 from ddsweep.errors import ResultsError
+from ddsweep.results.collect import sorted_rows
+from ddsweep.results.known import is_collected
 from ddsweep.results.layout import SweepDirectory
-from ddsweep.results.parts import list_parts, read_parts, torn_parts
+from ddsweep.results.parts import conform, list_parts, read_part
 from ddsweep.results.schemas import TABLES
 
 __all__ = ["Results", "load_results"]
@@ -43,9 +45,10 @@ class Results:
 def load_results(directory: str | os.PathLike[str]) -> Results:
     """The results of one sweep, ``results/<sweep>``, as pandas frames.
 
-    Reads the parts, which are the truth; a table without a folder of parts is read from
-    ``tables/<name>.parquet``. Torn parts are left out, with a warning each. Raises `ResultsError`
-    for a folder that is not there or holds no sweep.
+    Reads the parts, which are the truth; where ``ddsweep collect`` has seen these very parts, or their
+    folder is gone, ``tables/<name>.parquet``, which has the same rows in the same order (`SORT_KEYS`). Torn
+    parts are left out, with a warning each. Raises `ResultsError` for a folder that is not there or holds no
+    sweep.
     """
     root = Path(directory)
     if not root.is_dir():
@@ -58,9 +61,7 @@ def load_results(directory: str | os.PathLike[str]) -> Results:
     frames: dict[str, pd.DataFrame] = {}
     torn: list[Path] = []
     for name, schema in TABLES.items():
-        table, unreadable = _read(_sources(sweep, name), schema)
-        frames[name] = table.to_pandas(types_mapper=_NULLABLE.get)
-        torn += unreadable
+        frames[name] = _read(sweep, name, schema, torn).to_pandas(types_mapper=_NULLABLE.get)
     for path in torn:
         warnings.warn(f"{path} is torn and left out; `ddsweep run` makes it again", stacklevel=2)
     return Results(**frames, torn=tuple(torn))
@@ -72,12 +73,14 @@ def _sources(sweep: SweepDirectory, name: str) -> list[Path]:
     return [sweep.table(name)] if sweep.table(name).exists() else []
 
 
-def _read(paths: list[Path], schema: pa.Schema) -> tuple[pa.Table, list[Path]]:
-    try:
-        return read_parts(paths, schema), []
-    except ResultsError:
-        torn = [path for folder in {path.parent for path in paths} for path in torn_parts(folder)]
-        torn = sorted(set(torn) & set(paths))
-        if not torn:  # readable, but not as this table: nothing that can be left out silently
-            raise
-        return read_parts([path for path in paths if path not in torn], schema), torn
+def _read(sweep: SweepDirectory, name: str, schema: pa.Schema, torn: list[Path]) -> pa.Table:
+    parts, collected = _sources(sweep, name), sweep.table(name)
+    if parts == [collected] or (parts and is_collected(sweep, name, parts)):
+        try:
+            table = read_part(collected)
+        except ResultsError:
+            if parts == [collected]:
+                torn.append(collected)
+        else:
+            return conform(table, schema, collected)
+    return pa.concat_tables([schema.empty_table(), *sorted_rows(sweep, name, torn.append)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import threading
 import time
 from collections import Counter
@@ -32,6 +33,7 @@ class Seen:
 
     spec: TrialSpec
     label: str
+    place: int
     state: State = "pending"
     outer_step: int = 0
     started_step: int | None = None
@@ -39,6 +41,22 @@ class Seen:
     retries: int = 0
     outer_loss: float | None = None
     val_score: float | None = None
+
+
+@dataclass
+class _Steps:
+    """Outer steps of all trials: that are to be done in all, were done before this run, and are done."""
+
+    total: int = 0
+    before: int = 0
+    done: int = 0
+
+    def add(self, seen: Seen, sign: int) -> None:
+        """Count a trial in (1) or out (-1)."""
+        self.total += sign * (seen.outer_step if seen.state == "stopped" else seen.spec.outer_steps)
+        self.before += sign * (seen.started_step or 0)
+        ended = seen.state in ("done", "evaluating", "failed")
+        self.done += sign * (seen.spec.outer_steps if ended else seen.outer_step)
 
 
 class Board:
@@ -50,7 +68,14 @@ class Board:
 
     def __init__(self, console: Console, labels: dict[str, str], trials: Sequence[TrialSpec]) -> None:
         self._console = console
-        self._trials = {spec.trial_id: Seen(spec, labels[spec.trial_id]) for spec in trials}
+        self._trials = {
+            spec.trial_id: Seen(spec, labels[spec.trial_id], place) for place, spec in enumerate(trials)
+        }
+        # Of 100,000 trials nothing may be counted anew at each event: sums are kept as they change.
+        self._in: dict[State, dict[str, Seen]] = {state: {} for state in _ORDER}
+        self._steps = _Steps()
+        for seen in self._trials.values():
+            self._enter(seen)
         self._lock = threading.Lock()
         self._started = self._last_line = time.monotonic()
         self._live = Live(get_renderable=self._render, console=console, refresh_per_second=2, transient=True)
@@ -72,7 +97,7 @@ class Board:
 
     def counts(self) -> Counter[State]:
         with self._lock:
-            return Counter(seen.state for seen in self._trials.values())
+            return Counter({state: len(trials) for state, trials in self._in.items() if trials})
 
     def seen(self) -> dict[str, Seen]:
         """All trials by their id, as they are now."""
@@ -117,7 +142,14 @@ class Board:
         with self._lock:
             before = self._trials[trial_id]
             after = self._trials[trial_id] = change(before)
+            del self._in[before.state][trial_id]
+            self._steps.add(before, -1)
+            self._enter(after)
         return before, after
+
+    def _enter(self, seen: Seen) -> None:
+        self._in[seen.state][seen.spec.trial_id] = seen
+        self._steps.add(seen, 1)
 
     def say(self, text: str) -> None:
         """A line for the reader, above the live table."""
@@ -155,15 +187,7 @@ class Board:
     def _eta(self, elapsed: float) -> float | None:
         """Seconds left, if trials go on as they went: by the share of outer steps that are done."""
         with self._lock:
-            total = sum(
-                seen.outer_step if seen.state == "stopped" else seen.spec.outer_steps
-                for seen in self._trials.values()
-            )
-            before = sum(seen.started_step or 0 for seen in self._trials.values())
-            done = sum(
-                seen.spec.outer_steps if seen.state in ("done", "evaluating", "failed") else seen.outer_step
-                for seen in self._trials.values()
-            )
+            total, before, done = self._steps.total, self._steps.before, self._steps.done
         gained = done - before
         if gained <= 0 or done >= total:
             return None
@@ -174,9 +198,12 @@ class Board:
         table.add_column("trial", no_wrap=True)
         for heading in ("state", "outer step", "loss", "validation"):
             table.add_column(heading, justify="right", no_wrap=True)
+        shown: list[Seen] = []
         with self._lock:
-            ranked = sorted(self._trials.values(), key=lambda seen: _ORDER.index(seen.state))
-        for seen in ranked[:_SHOWN]:
+            for state in _ORDER:
+                wanted = _SHOWN - len(shown)
+                shown += heapq.nsmallest(wanted, self._in[state].values(), key=lambda seen: seen.place)
+        for seen in shown:
             table.add_row(
                 seen.label,
                 seen.state,
@@ -184,7 +211,7 @@ class Board:
                 "" if seen.outer_loss is None else f"{seen.outer_loss:.3f}",
                 "" if seen.val_score is None else f"{100 * seen.val_score:.1f} %",
             )
-        hidden = len(ranked) - _SHOWN
+        hidden = len(self._trials) - len(shown)
         more = [Text(f"and {hidden} more")] if hidden > 0 else []
         return Group(table, *more, Text(self._summary(), style="bold"))
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -141,7 +142,7 @@ class EvalPool:
 
     ``submit`` returns at once. ``on_state(trial_id, state)`` is called from the pool's own thread with
     ``evaluating``, ``done`` or ``failed``. Actors ask for no CPU, so they fit beside any trial, and for
-    ``gpus`` of a GPU each.
+    ``gpus`` of a GPU each. ``earlier`` are the evals parts of each trial that are there already.
     """
 
     def __init__(
@@ -155,7 +156,9 @@ class EvalPool:
         device: str,
         gpus: float,
         on_state: Callable[[str, State], None],
+        earlier: Mapping[str, Sequence[Path]] | None = None,
     ) -> None:
+        self._earlier = earlier or {}
         self._sweep, self._evaluation, self._directory = sweep, evaluation, directory
         self._shared = shared
         self._on_state = on_state
@@ -256,18 +259,20 @@ class EvalPool:
                     continue
                 references = list(self._running)
             finished, _ = ray.wait(references, num_returns=1, timeout=0.5)
+            if finished:  # and whatever else has: each round goes over all that is running
+                finished, _ = ray.wait(references, num_returns=len(references), timeout=0)
             for reference in finished:
                 self._collect(reference)
 
     def _give_out(self) -> None:
-        busy = [shard for shard, _ in self._running.values()]
+        busy = Counter(shard for shard, _ in self._running.values())
         for shard, waiting in enumerate(self._waiting):
-            while waiting and busy.count(shard) < IN_FLIGHT:
+            while waiting and busy[shard] < IN_FLIGHT:
                 task = waiting.popleft()
                 shared = self._shared[splits_key(task.spec)]
                 reference = self._actors[shard].evaluate.remote(task.spec, task.unit, shared)
                 self._running[reference] = (shard, task)
-                busy.append(shard)
+                busy[shard] += 1
 
     def _collect(self, reference: Any) -> None:
         with self._lock:
@@ -301,7 +306,8 @@ class EvalPool:
 
     def _finish(self, spec: TrialSpec) -> None:
         try:
-            complete = finish(spec, self._evaluation, self._directory, self._sweep)
+            earlier = self._earlier.get(spec.trial_id, ())
+            complete = finish(spec, self._evaluation, self._directory, self._sweep, earlier)
         except Exception as error:  # a full disk, say: this trial failed, the sweep goes on
             record_failure(self._directory, spec, self._sweep, error, "evaluation", 1)
             complete = False

@@ -21,6 +21,7 @@ from ddsweep.cost import choose_memory, estimate
 from ddsweep.errors import DivergedError, ResultsError, UserError
 from ddsweep.evaluation import forget_stop, record_stop, trial_is_done, trial_is_stopped
 from ddsweep.pools.imagenet import ready_pool
+from ddsweep.results.known import KnownParts
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.results.parts import read_part
 from ddsweep.spec import AshaSpec, SweepSpec, is_smoke
@@ -65,20 +66,47 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class _Trial:
+    """One trial for a worker, and its name in the dashboard."""
+
+    spec: TrialSpec
+    settings: TrialSettings
+    label: str
+
+
+@dataclass(frozen=True)
 class _Work:
-    """What a worker process needs to run any trial of the sweep."""
+    """What a worker process needs to run any trial of the sweep: ``trials`` are references to handfuls of
+    them, for a worker fetches what it needs anew for each trial, and there may be 100,000."""
 
     sweep: str
-    trials: Mapping[str, TrialSpec]
-    settings: Mapping[str, TrialSettings]
+    trials: Mapping[str, Any]
     shared: Mapping[str, SharedSplits]
     directory: SweepDirectory
+
+    def trial(self, trial_id: str) -> _Trial:
+        handful: dict[str, _Trial] = ray.get(self.trials[_handful(trial_id)])
+        return handful[trial_id]
+
+
+def _handful(trial_id: str) -> str:
+    """The ids are hashes: 256 handfuls of about the same size."""
+    return trial_id[:2]
+
+
+def _put(trials: Sequence[_Trial]) -> dict[str, Any]:
+    """``trials`` in Ray's object store, by the handful."""
+    handfuls: dict[str, dict[str, _Trial]] = {}
+    for trial in trials:
+        handfuls.setdefault(_handful(trial.spec.trial_id), {})[trial.spec.trial_id] = trial
+    return {key: ray.put(handful) for key, handful in handfuls.items()}
 
 
 def _distil_in_worker(work: _Work, trial_id: str) -> None:
     """Runs in a Tune worker. Errors that a retry cannot mend are recorded and end the trial at once; any
     other is raised, and Tune tries again."""
-    spec = work.trials[trial_id]
+    trial = work.trial(trial_id)
+    spec = trial.spec
 
     def should_stop() -> bool:
         return work.directory.stop_file.exists()
@@ -99,12 +127,12 @@ def _distil_in_worker(work: _Work, trial_id: str) -> None:
         )
 
     try:
-        check_gpus_seen(work.settings[trial_id].gpus, f"trial {trial_id}")
+        check_gpus_seen(trial.settings.gpus, f"trial {trial_id}")
         distilled = distil_trial(
             spec,
             get_splits(work.shared[splits_key(spec)]),
             work.directory,
-            work.settings[trial_id],
+            trial.settings,
             should_stop=should_stop,
             on_progress=on_progress,
         )
@@ -116,14 +144,11 @@ def _distil_in_worker(work: _Work, trial_id: str) -> None:
 
 
 def _trainable(
-    work: _Work,
-    requests: Mapping[str, dict[str, float]],
-    name: str,
-    labels: Mapping[str, str] | None,
+    work: _Work, requests: Mapping[str, dict[str, float]], name: str | None
 ) -> type[tune.Trainable]:
-    """A Tune trainable whose actors have readable names in the dashboard: that of their trial, or, where
-    workers are reused, that of the sweep (Ray asks an actor for its name only once). ``requests`` has the
-    CPUs and GPUs of each trial."""
+    """A Tune trainable whose actors have readable names in the dashboard: that of their trial, or ``name``
+    where workers are reused (Ray asks an actor for its name only once). ``requests`` has the CPUs and GPUs of
+    each trial."""
     reference = ray.put(work)
 
     def distil(config: dict[str, Any]) -> None:
@@ -133,7 +158,7 @@ def _trainable(
 
     class Distil(wrapped):
         def __repr__(self) -> str:
-            return name if labels is None else f"distil {labels[self.config['trial_id']]}"
+            return name or f"distil {ray.get(reference).trial(self.config['trial_id']).label}"
 
         @classmethod
         def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
@@ -225,14 +250,15 @@ def run_sweep(
     """
     directory = SweepDirectory(directory.root.resolve())  # workers may run in another folder
     evaluation = sweep.evaluate.spec()
-    missing = []
+    missing, known = [], KnownParts.load(directory)
     for trial in trials:
-        if trial_is_done(trial, evaluation, directory):
+        if trial_is_done(trial, evaluation, directory, known):
             board.set_state(trial.trial_id, "done")
-        elif sweep.scheduler and trial_is_stopped(trial, directory):
+        elif sweep.scheduler and trial_is_stopped(trial, directory, known):
             board.set_state(trial.trial_id, "stopped")
         else:
             missing.append(trial)
+    known.save(directory)
     if not missing:
         on_ready()
         return _outcome(board)
@@ -240,7 +266,8 @@ def run_sweep(
     for trial in missing:
         directory.failure_part(trial.trial_id).unlink(missing_ok=True)
     distilled = [trial for trial in missing if is_distilled(trial, directory)]
-    to_distil = [] if only_evaluate else [trial for trial in missing if trial not in distilled]
+    there = {trial.trial_id for trial in distilled}
+    to_distil = [] if only_evaluate else [trial for trial in missing if trial.trial_id not in there]
     if not distilled and not to_distil:
         raise UserError(f"{directory.root}: no trial is distilled yet; run the sweep first")
     for own in dict.fromkeys(trial.pool for trial in missing if trial.pool is not None):
@@ -270,6 +297,7 @@ def run_sweep(
             device=resources.device,
             gpus=placement.gpus,
             on_state=board.set_state,
+            earlier=_earlier_evals(missing, directory),
         )
         pool.start()
 
@@ -288,18 +316,21 @@ def run_sweep(
                 forget_stop(trial, directory)  # there is no scheduler any more: it goes on
             if to_distil:
                 asha = _asha(sweep.scheduler, trials, directory) if sweep.scheduler else None
-                work = _Work(
-                    sweep=sweep.name,
-                    trials={trial.trial_id: trial for trial in to_distil},
-                    settings={trial.trial_id: trial_settings(sweep, trial) for trial in to_distil},
-                    shared=shared,
-                    directory=directory,
-                )
-                _tune(sweep, work, session, board, pool, asha, seconds, labels)
+                given = [
+                    _Trial(trial, trial_settings(sweep, trial), labels[trial.trial_id]) for trial in to_distil
+                ]
+                work = _Work(sweep.name, _put(given), shared, directory)
+                _tune(sweep, to_distil, work, session, board, pool, asha, seconds)
             draining = directory.stop_file.exists()
             pool.close(drain=draining)
     directory.stop_file.unlink(missing_ok=True)
     return _outcome(board)
+
+
+def _earlier_evals(trials: Sequence[TrialSpec], directory: SweepDirectory) -> dict[str, list[Path]]:
+    """The evals parts that ``trials`` have already."""
+    ids = {trial.trial_id for trial in trials}
+    return {trial_id: paths for trial_id, paths in directory.evals_by_trial().items() if trial_id in ids}
 
 
 def _outcome(board: Board) -> Outcome:
@@ -339,6 +370,15 @@ def _request(sweep: SweepSpec, trial: TrialSpec, session: RaySession) -> dict[st
     return request
 
 
+def _requests(
+    sweep: SweepSpec, trials: Sequence[TrialSpec], session: RaySession
+) -> dict[str, dict[str, float]]:
+    """What each trial asks for. Equal requests are one object: they travel to every worker process."""
+    same: dict[str, dict[str, float]] = {}
+    requests = ((trial.trial_id, _request(sweep, trial, session)) for trial in trials)
+    return {trial_id: same.setdefault(repr(request), request) for trial_id, request in requests}
+
+
 def _dashboard_line(session: RaySession) -> str:
     where = f"Ray dashboard: {session.dashboard}"
     return f"{where} (log in with the token in {session.token})" if session.token else where
@@ -346,18 +386,17 @@ def _dashboard_line(session: RaySession) -> str:
 
 def _tune(
     sweep: SweepSpec,
+    trials: Sequence[TrialSpec],
     work: _Work,
     session: RaySession,
     board: Board,
     pool: EvalPool,
     asha: StratifiedAsha | None,
     seconds: Mapping[str, float],
-    labels: Mapping[str, str],
 ) -> None:
-    resources, ids = sweep.resources, list(work.trials)
-    reuse = max(seconds[trial_id] for trial_id in ids) < REUSE_BELOW_S
-    requests = {trial_id: _request(sweep, work.trials[trial_id], session) for trial_id in ids}
-    trainable = _trainable(work, requests, f"distil {sweep.name}", None if reuse else labels)
+    resources, by_id = sweep.resources, {trial.trial_id: trial for trial in trials}
+    reuse = max(seconds[trial_id] for trial_id in by_id) < REUSE_BELOW_S
+    trainable = _trainable(work, _requests(sweep, trials, session), f"distil {sweep.name}" if reuse else None)
 
     def broken(spec: TrialSpec, error_file: Path | None) -> None:
         error = WorkerError(_last_line(error_file))
@@ -374,7 +413,7 @@ def _tune(
 
     tuner = tune.Tuner(
         trainable,
-        param_space={"trial_id": tune.grid_search(ids)},
+        param_space={"trial_id": tune.grid_search(list(by_id))},
         tune_config=tune.TuneConfig(
             max_concurrent_trials=resources.max_concurrent,
             reuse_actors=reuse,
@@ -388,7 +427,7 @@ def _tune(
             storage_path=str((work.directory.temporary / "tune").resolve()),
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=resources.max_failures),
-            callbacks=[_Watcher(work.trials, board, pool.submit, stopped, broken)],
+            callbacks=[_Watcher(by_id, board, pool.submit, stopped, broken)],
         ),
     )
     try:

@@ -42,6 +42,15 @@ def test_states_costs_and_totals() -> None:
     assert "1 dropped as impossible (skip_invalid): inner_steps=3: images_per_class" in flat
 
 
+def test_of_too_many_trials_the_first_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ddsweep.report.plan_table.MOST_LISTED", 2)
+    trials = tuple(spec(seed=seed) for seed in range(5))
+    lines = text(plan_table(Plan(trials), {}, {trial.trial_id: HOUR for trial in trials})).splitlines()
+    assert [line.split()[0] for line in lines[:4]] == ["trial", trials[0].trial_id, trials[1].trial_id, "and"]
+    assert lines[3] == "and 3 more"
+    assert lines[4].startswith("5 trials, 0 done; the other 5 take about 5.0 CPU-hours")
+
+
 def test_nothing_left_and_unknown_costs() -> None:
     trial = spec()
     assert "nothing is left to do" in " ".join(

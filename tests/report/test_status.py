@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,10 +20,11 @@ from ddsweep.errors import DataError, ResultsError
 from ddsweep.report.status import SweepStatus, live_driver, status_table, trial_states
 from ddsweep.report.status import status as status_of
 from ddsweep.report.sweep_file import Resolve, asked_of, from_catalog
+from ddsweep.results.collect import compact
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.results.lock import SweepLock
 
-from .conftest import Folder, resolve, spec, text
+from .conftest import EVALUATION, Folder, resolve, spec, text
 
 
 def trials_of_sweep() -> list[TrialSpec]:
@@ -35,6 +38,43 @@ def status(directory: SweepDirectory, resolve: Resolve) -> SweepStatus:
 
 def states(folder: Folder) -> list[str]:
     return [trial.state for trial in status(folder.directory, resolve).trials]
+
+
+def test_of_too_many_trials_those_are_listed_in_which_something_happens(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder.asked()
+    done, distilled, also_done, _ = trials_of_sweep()
+    for trial in (done, also_done):
+        folder.evaluated(trial)
+    folder.distilled(distilled)
+    found = status(folder.directory, resolve)
+    monkeypatch.setattr("ddsweep.report.status.MOST_LISTED", 2)
+    shown = text(status_table(found)).splitlines()
+    listed = [line.split()[0] for line in shown if line.startswith(tuple(t.trial_id for t in found.trials))]
+    assert listed == [done.trial_id, distilled.trial_id]
+    assert "and 2 more: 1 done, 1 pending" in shown
+    assert "small: 4 trials, 2 done, 1 distilled, 1 pending" in shown
+
+
+def test_the_states_are_the_same_for_parts_that_are_known(folder: Folder) -> None:
+    folder.asked()
+    done, stopped, torn, _ = trials = trials_of_sweep()
+    folder.evaluated(done)
+    folder.stopped(stopped)
+    folder.evaluated(torn)
+    compact(folder.directory)
+    before = states(folder)
+    assert before == ["done", "stopped", "done", "pending"]
+    shutil.rmtree(folder.directory.cache)
+    assert states(folder) == before
+    compact(folder.directory)
+    part = folder.directory.trials_part(torn.trial_id)
+    part.write_bytes(part.read_bytes()[:-9])
+    found = status(folder.directory, resolve)
+    assert found.torn == (part,) and found.trials[2].state != "done"
+    other = replace(EVALUATION, networks=2)
+    assert set(trial_states(folder.directory, trials, other).values()) == {"missing", "stopped"}
 
 
 def test_states_without_a_driver(folder: Folder) -> None:

@@ -44,6 +44,19 @@ def test_evals_parts_are_those_of_one_trial(tmp_path: Path) -> None:
     ]
 
 
+def test_evals_by_trial_lists_what_is_listed_for_each(tmp_path: Path) -> None:
+    sweep = SweepDirectory(tmp_path)
+    assert sweep.evals_by_trial() == {}
+    sweep.create()
+    for trial_id, protocol in (("cd", "p"), ("ab", "order=shuffled,inner_lr=0.1"), ("ab", "on-its-own")):
+        for group in (1, 0):
+            sweep.evals_part(trial_id, protocol, "xavier", group).touch()
+    (sweep.parts("evals") / ".part-ab-p-xavier-g000.parquet").touch()
+    found = sweep.evals_by_trial()
+    assert found == {trial_id: sweep.evals_parts(trial_id) for trial_id in ("ab", "cd")}
+    assert len(found["ab"]) == 4
+
+
 @pytest.mark.parametrize("where", ["results", "results/demo", "results/demo/evals"])
 def test_a_file_in_the_way(tmp_path: Path, where: str) -> None:
     path = tmp_path / where

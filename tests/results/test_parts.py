@@ -15,10 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from ddsweep.errors import ResultsError
+from ddsweep.results.collect import compact
 from ddsweep.results.files import remove_leftovers
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.results.parts import (
-    compact,
     part_metadata,
     read_part,
     read_table,
@@ -47,7 +47,7 @@ def test_a_part_is_read_back_as_written(sweep: SweepDirectory) -> None:
     assert table.schema.equals(TRIALS)
     assert table.to_pylist() == [{**dict.fromkeys(TRIALS.names), **row}]
     assert part_metadata(path) == {"schema_version": "1", "evaluation_id": "xyz"}
-    assert pq.ParquetFile(path).metadata.row_group(0).column(0).compression == "ZSTD"
+    assert pq.ParquetFile(path).metadata.row_group(0).column(0).compression == "SNAPPY"
 
 
 def test_no_rows_is_a_part_too(sweep: SweepDirectory) -> None:

@@ -11,8 +11,9 @@ import pytest
 
 from ddsweep import load_results
 from ddsweep.errors import ResultsError
+from ddsweep.results.collect import compact
 from ddsweep.results.layout import SweepDirectory
-from ddsweep.results.parts import compact, write_part
+from ddsweep.results.parts import write_part
 from ddsweep.results.schemas import FAILURES
 
 from .conftest import write_trial
