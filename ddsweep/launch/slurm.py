@@ -19,7 +19,16 @@ from ddsweep.errors import UserError
 from ddsweep.launch.folder import Job, LaunchFolder
 from ddsweep.launch.site import Site
 
-__all__ = ["JobState", "SubmissionError", "cancel_jobs", "check_site", "job_states", "script", "submit"]
+__all__ = [
+    "JobState",
+    "SubmissionError",
+    "cancel_jobs",
+    "check_site",
+    "job_states",
+    "script",
+    "srun_options",
+    "submit",
+]
 
 _SLURM_TIMEOUT_S = 60
 ENDED = {
@@ -120,6 +129,21 @@ def _parameters(site: Site, name: str) -> dict[str, Any]:
         else:
             parameters["gpus_per_node"] = f"{kind}{site.gpus_per_node}"
     return {key: value for key, value in parameters.items() if value is not None} | {"wckey": site.wckey}
+
+
+_OF_SBATCH = {"job_name", "time", "setup", "signal_delay_s", "additional_parameters", "srun_args", "wckey"}
+
+
+def srun_options(site: Site, *, minutes: int, nodes: int) -> list[str]:
+    """The site's own options for one ``srun`` outside of a job, of one task a node."""
+    asked = {key: value for key, value in _parameters(site, "").items() if key not in _OF_SBATCH}
+    asked |= {"time": minutes, "nodes": nodes, "wckey": site.wckey}
+    asked |= {key.strip("-"): value for key, value in site.sbatch.items() if value is not False}
+    return [
+        f"--{key.replace('_', '-')}" + ("" if value is True else f"={value}")
+        for key, value in asked.items()
+        if value is not None
+    ]
 
 
 def submit(

@@ -54,6 +54,12 @@ def check_fits(sweep: SweepSpec, trials: Sequence[TrialSpec], site: Site, mode: 
             "scheduler: stopping trials early needs all of them in one Ray cluster; use --mode cluster, or "
             "scheduler=null"
         )
+    memory, there_is = sweep.resources.memory, site.memory_per_node
+    if isinstance(memory, float) and there_is is not None and memory > there_is:
+        raise UserError(
+            f"resources.memory: a trial asks for {memory:g} GB, but a node of this site has {there_is:g} "
+            "(memory_per_node)"
+        )
     for trial in trials:
         cpus, gpus = sweep.resources.for_trial(trial)
         for key, asked, there in (("cpus", cpus, site.cpus_per_node), ("gpus", gpus, site.gpus_per_node)):

@@ -40,7 +40,7 @@ _ENVIRONMENT = {
 @dataclass(frozen=True)
 class RaySession:
     """``dashboard`` is its address or empty, ``token`` the file that holds the token to log in with;
-    ``memory`` is in bytes."""
+    ``memory`` is that of the node that has most, in bytes: no trial may ask for more."""
 
     dashboard: str
     token: Path | None
@@ -91,7 +91,9 @@ def ray_session(
             token=token,
             cpus=resources.get("CPU", 0.0),
             gpus=resources.get("GPU", 0.0),
-            memory=resources.get("memory", 0.0),
+            memory=max(
+                (node["Resources"].get("memory", 0.0) for node in ray.nodes() if node["Alive"]), default=0
+            ),
         )
     finally:
         ray.shutdown()
