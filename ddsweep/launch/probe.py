@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -145,8 +146,9 @@ def folder_trouble(folder: Path) -> str:
     except Exception as error:  # of write_atomic, which says it for people
         return str(error)
     finally:
-        target.unlink(missing_ok=True)
-        guard.unlink(missing_ok=True)
+        for path in (target, guard):
+            with suppress(OSError):
+                path.unlink()
 
 
 def token_trouble(path: Path) -> str:

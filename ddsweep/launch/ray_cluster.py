@@ -318,6 +318,7 @@ def _wait_for_head(node: _Node, ray: subprocess.Popen[str], address: str) -> Non
             raise UserError(f"Ray's head on {socket.gethostname()} {why}: {_tail(node)}")
         if node.signals.stopping:
             raise UserError("stopped while Ray's head was starting")
+        _cards(node)
         time.sleep(_LOOK_S)
 
 
@@ -344,16 +345,11 @@ def _wait_for_nodes(node: _Node, ray: subprocess.Popen[str], address: str) -> bo
     site, hosts = node.site, node.place.hosts
     deadline = time.monotonic() + site.wait_for_nodes
     while True:
-        cards = {rank: read_json(_card(node.folder, rank)) for rank in range(len(hosts))}
-        for card in cards.values():
-            if card is not None and card["versions"] != versions():
-                raise UserError(_differ(card, {"versions": versions()}, hosts[0]))
+        cards = _cards(node)
         up = len(_alive(address) or ())
         if up >= len(hosts):
             return True
-        trouble = [
-            f"{card['host']}: {card['trouble']}" for card in cards.values() if card and card["trouble"]
-        ]
+        trouble = [card["trouble"] for card in cards.values() if card and card["trouble"]]
         if trouble and up + len(trouble) >= len(hosts):
             break  # nobody else will come
         if node.signals.any:
@@ -368,6 +364,15 @@ def _wait_for_nodes(node: _Node, ray: subprocess.Popen[str], address: str) -> bo
         raise UserError(f"{text}; {up} of {len(hosts)} nodes are up, least_nodes is {site.least_nodes}")
     node.say(f"{text}; going on with {up} of {len(hosts)} nodes, late ones may still join")
     return True
+
+
+def _cards(node: _Node) -> dict[int, dict[str, Any] | None]:
+    """What each node said of itself, None if nothing yet. Raises `UserError` for one with other versions."""
+    cards = {rank: read_json(_card(node.folder, rank)) for rank in range(len(node.place.hosts))}
+    for card in cards.values():
+        if card is not None and card["versions"] != versions():
+            raise UserError(_differ(card, {"versions": versions()}, node.place.hosts[0]))
+    return cards
 
 
 def _silence(node: _Node, cards: Mapping[int, Any], up: int) -> str:

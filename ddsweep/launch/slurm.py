@@ -11,7 +11,9 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import redirect_stderr
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ __all__ = [
     "JobState",
     "SubmissionError",
     "cancel_jobs",
+    "check_nodes",
     "check_site",
     "job_states",
     "script",
@@ -47,6 +50,10 @@ ENDED = {
 
 _DOUBTFUL = {"GONE", "NODE_FAIL", "PREEMPTED"}
 """States that are the end only if they stay: Slurm requeues such jobs, a little later."""
+
+_HOPELESS = {"BadConstraints", "InvalidAccount", "InvalidQOS", "PartitionConfig", "PartitionNodeLimit"}
+_HOPELESS |= {"PartitionTimeLimit"}
+"""Reasons for waiting that no time mends."""
 
 _LOOKS = 3
 
@@ -164,7 +171,8 @@ def submit(
     more = _more(nodes, parallel, after)
     ready = executor(site, folder, name, **more)
     try:
-        found = ready.submit_array(calls) if parallel is not None else [ready.submit(calls[0])]
+        with redirect_stderr(StringIO()):  # submitit prints what Slurm said, and then raises with it
+            found = ready.submit_array(calls) if parallel is not None else [ready.submit(calls[0])]
     except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
         raise SubmissionError(_refusal(str(error), site)) from None
     except subprocess.CalledProcessError as error:
@@ -203,10 +211,10 @@ def _refusal(text: str, site: Site) -> str:
     lines = [line.partition("error:")[2].strip() for line in text.splitlines() if "error:" in line]
     said = "; ".join(dict.fromkeys(line for line in lines if line)) or " ".join(text.split())[:300]
     hint = ""
-    if "artition" in said:
-        hint = f"; the partitions are {', '.join(partitions()) or 'none'} (partition: {site.partition})"
-    elif "ccount" in said:
+    if "ccount" in said:  # "Invalid account or account/partition combination specified"
         hint = f"; set account in the site file (now {site.account}); sacctmgr lists yours"
+    elif "artition" in said:
+        hint = f"; the partitions are {', '.join(partitions()) or 'none'} (partition: {site.partition})"
     elif "node configuration" in said or "resources" in said:
         hint = "; ask for fewer nodes, cpus_per_node, gpus_per_node or memory_per_node"
     return f"Slurm refused the job: {said}{hint}"
@@ -251,6 +259,18 @@ def check_site(site: Site) -> None:
         raise SubmissionError(
             f"partition: {site.partition!r} is {known[site.partition]}: jobs would wait for ever"
         )
+
+
+def check_nodes(site: Site) -> None:
+    """Raises `SubmissionError` for a job of more nodes than the partition has: many a Slurm takes it."""
+    there: dict[str, int] = {}
+    for line in ask("sinfo", "-h", "-o", "%P|%D").stdout.split():
+        name, _, nodes = line.partition("|")
+        if name.rstrip("*") == site.partition or (site.partition is None and name.endswith("*")):
+            there[name] = there.get(name, 0) + int(nodes)
+    if there and site.nodes > max(there.values()):
+        name, most = next(iter(there.items()))
+        raise SubmissionError(f"nodes: {site.nodes}; partition {name.rstrip('*')!r} has {most}")
 
 
 def array_limit() -> int | None:
@@ -323,8 +343,8 @@ def wait(
     on_change: Callable[[JobState], None],
     longest_pending_min: int | None,
 ) -> list[JobState]:
-    """Poll until all is over, at an even pace. Raises `UserError` if something only waits for longer than
-    ``longest_pending_min``."""
+    """Poll until all is over, at an even pace. Raises `UserError` if something waits for what never comes, or
+    nothing starts for ``longest_pending_min``."""
     seen: dict[str, JobState] = {}
     begun, doubts = time.monotonic(), 0
     while True:
@@ -336,6 +356,9 @@ def wait(
         doubts = doubts + 1 if any(state.state in _DOUBTFUL for state in states) else 0
         if all(state.over for state in states) and (doubts == 0 or doubts >= _LOOKS):
             return states
+        for state in states:
+            if state.state == "PENDING" and state.reason in _HOPELESS:
+                raise UserError(f"job {state.id} would wait for ever: {state.reason}")
         if any(state.state not in ("PENDING", "CONFIGURING") for state in states):
             begun = time.monotonic()
         elif longest_pending_min is not None and time.monotonic() - begun > 60 * longest_pending_min:

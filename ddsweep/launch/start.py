@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from ddsweep.errors import ResultsError, UserError
 from ddsweep.launch.folder import Job, Launch, LaunchFolder, launches_of, new_folder, versions, write_json
 from ddsweep.launch.jobs import ClusterJob, EvalsJob, FinishJob, TrialsJob
 from ddsweep.launch.site import Site
-from ddsweep.launch.slurm import array_limit, check_site, script, submit
+from ddsweep.launch.slurm import array_limit, check_nodes, check_site, script, submit
 from ddsweep.launch.watch import active_jobs
 from ddsweep.results.files import write_atomic
 from ddsweep.results.layout import SweepDirectory
@@ -78,9 +79,8 @@ def launch(request: Request) -> LaunchFolder:
     or Slurm refuses; then nothing stays behind."""
     directory, site = request.directory, request.site
     if site.scheduler == "slurm":
-        check_site(site)
-        _check_array(request)
-    fresh = not directory.root.exists()
+        _check_with_slurm(request)
+    made = [place for place in (directory.root, directory.root.parent) if not place.exists()]
     try:
         directory.create()
         with SweepLock(directory.lock):
@@ -94,12 +94,18 @@ def launch(request: Request) -> LaunchFolder:
                     shutil.rmtree(folder.root, ignore_errors=True)
                 raise
     except UserError:
-        if fresh:
+        if directory.root in made:
             shutil.rmtree(directory.root, ignore_errors=True)
+        for place in made[1:]:
+            with suppress(OSError):  # there is another sweep in it by now
+                place.rmdir()
         raise
 
 
-def _check_array(request: Request) -> None:
+def _check_with_slurm(request: Request) -> None:
+    check_site(request.site)
+    if request.mode == "cluster":
+        check_nodes(request.site)
     limit = array_limit() if request.mode == "array" else None
     if limit is not None and request.site.array_tasks > limit:
         raise UserError(
@@ -192,6 +198,8 @@ def _start_local(folder: LaunchFolder) -> LaunchFolder:
 def dry_run(request: Request, trials: int, missing: int, say: Callable[[str], None]) -> None:
     """Print what `launch` would submit, to the letter, and write nothing that stays."""
     site = request.site
+    if site.scheduler == "slurm":
+        _check_with_slurm(request)
     say(f"{request.sweep.name}: {missing} of {trials} trials are missing; mode {request.mode}, results in "
         f"{request.directory.root}")  # fmt: skip
     folder = LaunchFolder(request.directory.root.resolve() / "jobs" / "LAUNCH")
@@ -199,8 +207,6 @@ def dry_run(request: Request, trials: int, missing: int, say: Callable[[str], No
         for kind, elements in _pieces(request):
             say(f"{kind}: {max(1, elements)} x {sys.executable} -u -m submitit.core._submit {folder.logs}")
         return
-    check_site(site)
-    _check_array(request)
     before: str | None = None
     there = request.directory.root.exists()
     for kind, elements in _pieces(request):
