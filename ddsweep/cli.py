@@ -510,6 +510,41 @@ def launch(
 
 
 @app.command()
+def doctor(
+    file: Annotated[
+        Path | None, typer.Argument(metavar="[FILE]", help="A sweep file: are its data there?")
+    ] = None,
+    site: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A site file; left out, this machine alone is looked at."),
+    ] = None,
+    patience: Annotated[
+        float, typer.Option(help="Seconds that the short job on the nodes may wait in the queue.")
+    ] = 60.0,
+    results: ResultsRoot = None,
+    data_root: DataRoot = None,
+) -> None:
+    """Look for what goes wrong, one line each: on this machine, or with a Slurm site on its nodes too."""
+    from rich.text import Text
+
+    from ddsweep.launch.doctor import examine
+    from ddsweep.launch.site import load_site
+    from ddsweep.report.console import report_console
+    from ddsweep.spec import load_sweep
+
+    place = None if site is None else load_site(site)
+    sweep = None if file is None else load_sweep(file)
+    console, failed = report_console(), False
+    colours = {"ok": "green", "warn": "yellow", "FAIL": "bold red"}
+    for finding in examine(place, _results_root(results), _root(data_root), sweep, patience):
+        line = Text(f"{finding.state:<4} ", style=colours[finding.state])
+        console.print(line + Text(f"{finding.name}: {finding.text}", style="default"), soft_wrap=True)
+        failed = failed or finding.state == "FAIL"
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
 def cancel(
     directory: ResultsDir,
     grace: Annotated[float, typer.Option(help="Seconds in which what runs may drain.")] = 60.0,

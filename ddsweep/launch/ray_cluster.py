@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from ddsweep.dashboards import provision
 from ddsweep.errors import UserError
 from ddsweep.launch.folder import read_json, versions, write_json
 from ddsweep.launch.processes import MARK, Signals, end, kill_marked, spawn
@@ -37,6 +38,9 @@ LOST_HEAD = 76
 
 DRIVER_STARTS = 3
 """Times that the command is started before it is given up, if a signal killed it (want of memory, say)."""
+
+_RAY = "ray"
+"""The folder of Ray itself, inside of the one that only its owner may enter."""
 
 _LOOK_S = 0.3
 _LOOK_AT_NODES_S = 1.0
@@ -141,38 +145,48 @@ def run_on_cluster(
     for earlier in range(place.restart):  # what a SIGKILL on this node may have left
         kill_marked(f"{place.job}.{earlier}.")
     mark = f"{place.job}.{place.restart}.{place.rank}."
-    environment = {**os.environ, **ray_environment(site, temporary, token), MARK: mark}
+    environment = {**os.environ, **ray_environment(site, temporary / _RAY, token), MARK: mark}
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    write_json(_card(folder, place.rank), {"host": socket.gethostname(), "versions": versions()})
+    card = {"host": socket.gethostname(), "versions": versions(), "trouble": ""}
     try:
-        _make_temporary(temporary)
-        try:
-            with (folder / f"ray-{place.rank}.log").open("a", encoding="utf-8") as log:
-                node = _Node(site, place, folder, temporary, environment, limits, signals, say, log)
-                return _head(node, command) if place.is_head else _worker(node)
-        finally:
-            left = kill_marked(mark)
-            if left:
-                say(f"{socket.gethostname()}: processes that cannot be killed: {left}")
-            shutil.rmtree(temporary, ignore_errors=True)
+        _make_private(temporary)
+        write_json(_card(folder, place.rank), card)
+        with (folder / f"ray-{place.rank}.log").open("a", encoding="utf-8") as log:
+            node = _Node(site, place, folder, temporary / _RAY, environment, limits, signals, say, log)
+            return _head(node, command) if place.is_head else _worker(node)
+    except UserError as error:
+        write_json(_card(folder, place.rank), {**card, "trouble": str(error)})
+        raise
     finally:
+        left = kill_marked(mark)
+        if left:
+            say(f"{socket.gethostname()}: processes that cannot be killed: {left}")
+        if _is_own(temporary):
+            shutil.rmtree(temporary, ignore_errors=True)
         # If the head fails before it has begun, the others must not wait for its address for ever.
         said = _done(folder) if place.is_head else _left(folder, place.rank)
         write_json(said, {"host": socket.gethostname()})
 
 
-def _make_temporary(folder: Path) -> None:
-    """Its name can be guessed, so it may be there already: only one of our own will do."""
+def _make_private(folder: Path) -> None:
+    """For Ray to be in: its own folder it opens to everybody (mode 777), sockets and all. The name can be
+    guessed, so somebody else may have been here first. Raises `UserError`."""
+    host = socket.gethostname()
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = folder.lstat()
+        if not _is_own(folder):
+            raise UserError(f"temporary: {folder} on {host} belongs to somebody else; set another folder")
+        folder.chmod(0o700)
     except OSError as error:
-        raise UserError(f"temporary: {folder} on {socket.gethostname()}: {error.strerror}") from None
-    if found.st_uid != os.getuid() or not stat.S_ISDIR(found.st_mode) or found.st_mode & 0o077:
-        raise UserError(
-            f"temporary: {folder} on {socket.gethostname()} is there already, and not a folder that is yours "
-            "alone; remove it, or name another temporary"
-        )
+        raise UserError(f"temporary: {folder} on {host}: {error.strerror}") from None
+
+
+def _is_own(folder: Path) -> bool:
+    try:
+        found = folder.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
 
 
 @dataclass(frozen=True)
@@ -232,6 +246,8 @@ def _head(node: _Node, command: Callable[[str], Sequence[str]]) -> int:
     port = _free_ports(ip, site, place.job)
     address = f"{ip}:{port}"
     _write_token(folder / "token")
+    if site.dashboard:
+        node.environment.update(provision(node.temporary.parent))
     ray = node.start_ray(
         "--head",
         f"--node-ip-address={ip}",
@@ -313,6 +329,7 @@ def _wait_for_head(node: _Node, ray: subprocess.Popen[str], address: str) -> boo
             raise UserError(f"Ray's head on {socket.gethostname()} {why}: {_tail(node)}")
         if node.signals.any:
             return False
+        _cards(node)
         time.sleep(_LOOK_S)
     return True
 
@@ -340,32 +357,47 @@ def _wait_for_nodes(node: _Node, ray: subprocess.Popen[str], address: str) -> bo
     site, hosts = node.site, node.place.hosts
     deadline = time.monotonic() + site.wait_for_nodes
     while True:
-        cards = {rank: read_json(_card(node.folder, rank)) for rank in range(len(hosts))}
-        for rank, card in cards.items():
-            if card is not None and card["versions"] != versions():
-                raise UserError(_differ(card, hosts[0], rank))
-        if node.signals.any:
-            return False
+        cards = _cards(node)
         up = len(_alive(address) or ())
         if up >= len(hosts):
             return True
+        trouble = [card["trouble"] for card in cards.values() if card and card["trouble"]]
+        if trouble and up + len(trouble) >= len(hosts):
+            break  # nobody else will come
+        if node.signals.any:
+            return False
         if ray.poll() is not None:
             raise UserError(f"Ray's head on {hosts[0]} ended with {ray.poll()}: {_tail(node)}")
         if time.monotonic() > deadline:
             break
         time.sleep(_LOOK_S)
-    silent = [hosts[rank] for rank, card in cards.items() if card is None]
-    missing = silent or sorted({card["host"] for card in cards.values() if card} - (_alive(address) or set()))
-    why = "never reported (is the results folder visible there?)" if silent else "did not join Ray's head"
-    text = f"{', '.join(missing)}: {why} within {site.wait_for_nodes:.0f} s"
+    text = "; ".join(trouble) or _silence(node, cards, up)
     if up < site.least_nodes:
         raise UserError(f"{text}; {up} of {len(hosts)} nodes are up, least_nodes is {site.least_nodes}")
     node.say(f"{text}; going on with {up} of {len(hosts)} nodes, late ones may still join")
     return True
 
 
-def _differ(card: Mapping[str, Any], head: str, rank: int) -> str:
-    other, own = card["versions"], versions()
+def _cards(node: _Node) -> dict[int, dict[str, Any] | None]:
+    """What each node said of itself, None if nothing yet. Raises `UserError` for one with other versions."""
+    cards = {rank: read_json(_card(node.folder, rank)) for rank in range(len(node.place.hosts))}
+    for card in cards.values():
+        if card is not None and card["versions"] != versions():
+            raise UserError(_differ(card, {"versions": versions()}, node.place.hosts[0]))
+    return cards
+
+
+def _silence(node: _Node, cards: Mapping[int, Any], up: int) -> str:
+    """Of nodes that did not come and did not say why."""
+    hosts = node.place.hosts
+    silent = [hosts[rank] for rank, card in cards.items() if card is None]
+    missing = silent or [f"{len(hosts) - up} of {', '.join(hosts[1:])}"]
+    why = "never reported (is the results folder visible there?)" if silent else "did not join Ray's head"
+    return f"{', '.join(missing)}: {why} within {node.site.wait_for_nodes:.0f} s"
+
+
+def _differ(card: Mapping[str, Any], head_card: Mapping[str, Any], head: str) -> str:
+    other, own = card["versions"], head_card["versions"]
     told = ", ".join(
         f"{key} {other.get(key)} (on {head}: {own[key]})" for key in own if own[key] != other.get(key)
     )
@@ -426,6 +458,10 @@ def _worker(node: _Node) -> int:
         time.sleep(_LOOK_S)
     address = str(found["address"])
     port = int(address.rpartition(":")[2])
+    head = read_json(_card(folder, 0))
+    if head is not None and head["versions"] != versions():  # one that comes late the head does not see
+        own = {"host": socket.gethostname(), "versions": versions()}
+        raise UserError(_differ(own, head, node.place.hosts[0]))
     os.environ |= {name: value for name, value in node.environment.items() if name.startswith("RAY_")}
     lonely_since = None
     while not done.exists() and not node.signals.stopping:

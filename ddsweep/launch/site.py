@@ -14,9 +14,9 @@ from ddsweep.spec.values import SECTION, Count, real, shown, whole
 
 __all__ = ["LONGEST_TEMPORARY", "PORTS_OF_A_JOB", "Site", "load_site"]
 
-LONGEST_TEMPORARY = 30
-"""Ray puts Unix sockets some 64 characters below its folder, which is ``<temporary>/dds<job>``, and their
-paths end at 107."""
+LONGEST_TEMPORARY = 26
+"""Ray puts Unix sockets some 64 characters below its folder, which is ``<temporary>/dds<job>/ray``, and
+their paths end at 107."""
 
 PORTS_OF_A_JOB = 10
 """Ports that one job may use; those of different jobs do not meet."""

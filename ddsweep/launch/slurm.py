@@ -12,7 +12,9 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import redirect_stderr
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +28,11 @@ __all__ = [
     "SubmissionError",
     "active",
     "cancel_jobs",
+    "check_nodes",
     "check_site",
     "job_states",
     "script",
+    "srun_options",
     "submit",
 ]
 
@@ -49,6 +53,10 @@ ENDED = {
 
 _DOUBTFUL = {"BOOT_FAIL", "GONE", "NODE_FAIL", "PREEMPTED"}
 """States that are the end only if they stay: Slurm requeues such jobs, a little later."""
+
+_HOPELESS = {"BadConstraints", "InvalidAccount", "InvalidQOS", "PartitionConfig", "PartitionNodeLimit"}
+_HOPELESS |= {"PartitionTimeLimit"}
+"""Reasons for waiting that no time mends."""
 
 _LOOKS = 3
 _SILENCE_S = 600.0
@@ -147,6 +155,21 @@ def _parameters(site: Site, name: str) -> dict[str, Any]:
     return {key: value for key, value in parameters.items() if value is not None} | {"wckey": site.wckey}
 
 
+_OF_SBATCH = {"job_name", "time", "setup", "signal_delay_s", "additional_parameters", "srun_args", "wckey"}
+
+
+def srun_options(site: Site, *, minutes: int, nodes: int) -> list[str]:
+    """The site's own options for one ``srun`` outside of a job, of one task a node."""
+    asked = {key: value for key, value in _parameters(site, "").items() if key not in _OF_SBATCH}
+    asked |= {"time": minutes, "nodes": nodes, "wckey": site.wckey}
+    asked |= {key.strip("-"): value for key, value in site.sbatch.items() if value is not False}
+    return [
+        f"--{key.replace('_', '-')}" + ("" if value is True else f"={value}")
+        for key, value in asked.items()
+        if value is not None
+    ]
+
+
 def submit(
     site: Site,
     folder: LaunchFolder,
@@ -165,7 +188,8 @@ def submit(
     more = _more(nodes, parallel, after)
     ready = executor(site, folder, name, **more)
     try:
-        found = ready.submit_array(calls) if parallel is not None else [ready.submit(calls[0])]
+        with redirect_stderr(StringIO()):  # submitit prints what Slurm said, and then raises with it
+            found = ready.submit_array(calls) if parallel is not None else [ready.submit(calls[0])]
     except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
         raise SubmissionError(_refusal(str(error), site)) from None
     except subprocess.CalledProcessError as error:
@@ -261,6 +285,18 @@ def check_site(site: Site) -> None:
         )
 
 
+def check_nodes(site: Site) -> None:
+    """Raises `SubmissionError` for a job of more nodes than the partition has: many a Slurm takes it."""
+    there: dict[str, int] = {}
+    for line in ask("sinfo", "-h", "-o", "%P|%D").stdout.split():
+        name, _, nodes = line.partition("|")
+        if name.rstrip("*") == site.partition or (site.partition is None and name.endswith("*")):
+            there[name] = there.get(name, 0) + int(nodes)
+    if there and site.nodes > max(there.values()):
+        name, most = next(iter(there.items()))
+        raise SubmissionError(f"nodes: {site.nodes}; partition {name.rstrip('*')!r} has {most}")
+
+
 def array_limit() -> int | None:
     """The most elements that an array may have here."""
     for line in ask("scontrol", "show", "config").stdout.splitlines():
@@ -345,8 +381,8 @@ def wait(
     on_change: Callable[[JobState], None],
     longest_pending_min: int | None,
 ) -> list[JobState]:
-    """Poll until all is over, at an even pace. Raises `UserError` if something only waits for longer than
-    ``longest_pending_min``, and `SilentError` if Slurm has not answered for ten minutes."""
+    """Poll until all is over, at an even pace. Raises `UserError` if something waits for what never comes, or
+    nothing starts for ``longest_pending_min``; `SilentError` if Slurm has not answered for ten minutes."""
     seen: dict[str, JobState] = {}
     begun, doubts = time.monotonic(), 0
     answered = begun
@@ -366,6 +402,9 @@ def wait(
         doubts = doubts + 1 if any(state.state in _DOUBTFUL for state in states) else 0
         if all(state.over for state in states) and (doubts == 0 or doubts >= _LOOKS):
             return states
+        for state in states:
+            if state.state == "PENDING" and state.reason in _HOPELESS:
+                raise UserError(f"job {state.id} would wait for ever: {state.reason}")
         if any(state.state not in ("PENDING", "CONFIGURING") for state in states):
             begun = time.monotonic()
         elif longest_pending_min is not None and time.monotonic() - begun > 60 * longest_pending_min:

@@ -27,7 +27,7 @@ from ddsweep.launch.folder import (
 )
 from ddsweep.launch.jobs import ClusterJob, EvalsJob, FinishJob, TrialsJob
 from ddsweep.launch.site import Site
-from ddsweep.launch.slurm import array_limit, cancel_jobs, check_site, script, submit
+from ddsweep.launch.slurm import array_limit, cancel_jobs, check_nodes, check_site, script, submit
 from ddsweep.launch.watch import active_jobs
 from ddsweep.results.files import results_error, write_atomic
 from ddsweep.results.layout import SweepDirectory
@@ -66,6 +66,12 @@ def check_fits(sweep: SweepSpec, trials: Sequence[TrialSpec], site: Site, mode: 
             "scheduler: stopping trials early needs all of them in one Ray cluster; use --mode cluster, or "
             "scheduler=null"
         )
+    memory, there_is = sweep.resources.memory, site.memory_per_node
+    if isinstance(memory, float) and there_is is not None and memory > there_is:
+        raise UserError(
+            f"resources.memory: a trial asks for {memory:g} GB, but a node of this site has {there_is:g} "
+            "(memory_per_node)"
+        )
     for trial in trials:
         cpus, gpus = sweep.resources.for_trial(trial)
         for key, asked, there in (("cpus", cpus, site.cpus_per_node), ("gpus", gpus, site.gpus_per_node)):
@@ -84,9 +90,8 @@ def launch(request: Request) -> LaunchFolder:
     or Slurm refuses; then nothing stays behind."""
     directory, site = request.directory, request.site
     if site.scheduler == "slurm":
-        check_site(site)
-        _check_array(request)
-    fresh = not directory.root.exists()
+        _check_with_slurm(request)
+    made = [place for place in (directory.root, directory.root.parent) if not place.exists()]
     directory.create()
     with SweepLock(directory.launch_lock):
         # Nobody is at work; and it is free again for the jobs, which may start before all are submitted.
@@ -102,12 +107,18 @@ def launch(request: Request) -> LaunchFolder:
                     shutil.rmtree(folder.root, ignore_errors=True)
                 raise
         except UserError:
-            if fresh and not launches_of(directory) and live_holder(directory.lock) is None:
+            if directory.root in made and not launches_of(directory) and live_holder(directory.lock) is None:
                 shutil.rmtree(directory.root, ignore_errors=True)
+                for place in made[1:]:
+                    with suppress(OSError):  # there is another sweep in it by now
+                        place.rmdir()
             raise
 
 
-def _check_array(request: Request) -> None:
+def _check_with_slurm(request: Request) -> None:
+    check_site(request.site)
+    if request.mode == "cluster":
+        check_nodes(request.site)
     limit = array_limit() if request.mode == "array" else None
     if limit is not None and request.site.array_tasks > limit:
         raise UserError(
@@ -205,6 +216,8 @@ def _start_local(folder: LaunchFolder) -> LaunchFolder:
 def dry_run(request: Request, trials: int, missing: int, say: Callable[[str], None]) -> None:
     """Print what `launch` would submit, to the letter, and write nothing that stays."""
     site = request.site
+    if site.scheduler == "slurm":
+        _check_with_slurm(request)
     say(f"{request.sweep.name}: {missing} of {trials} trials are missing; mode {request.mode}, results in "
         f"{request.directory.root}")  # fmt: skip
     folder = LaunchFolder(request.directory.root.resolve() / "jobs" / "LAUNCH")
@@ -212,8 +225,6 @@ def dry_run(request: Request, trials: int, missing: int, say: Callable[[str], No
         for kind, elements in _pieces(request):
             say(f"{kind}: {max(1, elements)} x {sys.executable} -u -m submitit.core._submit {folder.logs}")
         return
-    check_site(site)
-    _check_array(request)
     before: str | None = None
     for kind, elements in _pieces(request):
         options: Mapping[str, object] = {"nodes": site.nodes} if kind == "cluster" else {}

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from ddsweep.errors import ResultsError, UserError
@@ -65,6 +66,8 @@ def launch_lines(directory: SweepDirectory) -> Iterator[str]:
     except UserError as error:  # Slurm is not here; the files are
         yield f"  its jobs cannot be asked for: {error}"
         states = []
+    if states and (unseen := _unseen(folder, launch, states)):
+        yield f"  {unseen}"
     kinds = {job.id: job.kind for job in launch.jobs}
     for state in states:
         kind = kinds.get(state.id.partition("_")[0], "")
@@ -101,6 +104,7 @@ def wait_for(folder: LaunchFolder, say: Callable[[str], None]) -> int:
         raise
     except UserError:  # nothing ever started
         cancel_jobs(launch.jobs)
+        _discard(folder, launch)
         raise
     last = "cluster" if launch.mode == "cluster" else "finish"
     outcome = read_json(folder.outcome(last))
@@ -108,6 +112,9 @@ def wait_for(folder: LaunchFolder, say: Callable[[str], None]) -> int:
     if folder.stop_file.exists() and ended_early:
         say(f"cancelled; ddsweep launch goes on with what is missing of {launch.directory.root}")
         return DRAINED
+    if outcome is None and (unseen := _unseen(folder, launch, states)):
+        _discard(folder, launch)
+        raise UserError(unseen)
     if outcome is None or outcome["requeued"]:
         ended = ", ".join(f"job {state.id} {state.state.lower()}" for state in states)
         raise UserError(
@@ -117,6 +124,29 @@ def wait_for(folder: LaunchFolder, say: Callable[[str], None]) -> int:
     if outcome["message"]:
         raise UserError(str(outcome["message"]))
     return int(outcome["code"])
+
+
+def _unseen(folder: LaunchFolder, launch: Launch, states: Sequence[JobState]) -> str:
+    """What to say of jobs that are over and of which no node could write a log; empty if one did."""
+    if any(folder.logs.glob("*_log.*")) or not all(state.over for state in states):
+        return ""
+    where = ", ".join(dict.fromkeys(state.nodes for state in states if state.nodes)) or "the nodes"
+    ended = ", ".join(f"job {state.id} {state.state.lower()}" for state in states)
+    return (
+        f"{where} wrote no log ({ended}): is {launch.results} the same folder there as here? "
+        f"ddsweep doctor --site {launch.site_file} --results {launch.results} looks"
+    )
+
+
+def _discard(folder: LaunchFolder, launch: Launch) -> None:
+    """Remove a launch of which nothing ever ran, and the sweep's folder if nothing else was in it."""
+    if any(folder.logs.glob("*_log.*")):
+        return
+    shutil.rmtree(folder.root, ignore_errors=True)
+    directory = launch.directory
+    empty = {directory.sweep_file, *directory.root.glob(f"{directory.lock.name}*")}
+    if all(path in empty for path in directory.root.rglob("*") if not path.is_dir()):
+        shutil.rmtree(directory.root, ignore_errors=True)
 
 
 def cancel(folder: LaunchFolder, patience_s: float, say: Callable[[str], None]) -> None:

@@ -165,6 +165,21 @@ class Lab:
             raise RuntimeError(f"{' '.join(map(str, command))}: exit code {done.returncode}\n{done.stderr}")
         return done.stdout.strip()
 
+    def ddsweep(
+        self, *arguments: object, timeout: float = 240, **more: str
+    ) -> subprocess.CompletedProcess[str]:
+        """The project's command line as typed on a login node, whatever its code; ``more`` is environment."""
+        return subprocess.run(
+            [sys.executable, "-m", "ddsweep", *map(str, arguments)],
+            cwd=REPOSITORY,
+            env={**self.environment, **more},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
     def start(
         self,
         node: str,

@@ -1,0 +1,130 @@
+"""What a launch refuses before Slurm is asked: one message, exit code 1, and no file touched.
+
+What only a cluster can refuse is in tests/cluster/test_bad_input.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ddsweep.cli import _exit_code
+
+SWEEP = """
+name: small
+base: {dataset: digits, network: convnet(width=4), outer_steps: 2, real_batch: 32}
+grid: {init: [fixed, random]}
+evaluate: {networks: 2, group_size: 1}
+"""
+SITE = """
+scheduler: slurm
+cpus_per_node: 2
+gpus_per_node: 1
+memory_per_node: 4
+"""
+
+Refuse = Callable[..., str]
+
+
+@pytest.fixture
+def refuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Refuse:
+    """``refuse(*arguments, sweep=, site=)``: the message with which ``ddsweep launch`` refuses that."""
+    for name in ("DDSWEEP_RESULTS", "DDSWEEP_DATA"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))  # a machine without Slurm
+    monkeypatch.chdir(tmp_path)
+
+    def run(
+        *arguments: str, sweep: str = "", site: str = "", options: tuple[str, ...] = ("--site", "site.yaml")
+    ) -> str:
+        (tmp_path / "small.yaml").write_text(SWEEP + sweep)
+        (tmp_path / "site.yaml").write_text(SITE + site)
+        before = sorted(tmp_path.rglob("*"))
+        capsys.readouterr()
+        code = _exit_code(["launch", "small.yaml", *options, *arguments])
+        out, err = capsys.readouterr()
+        assert (code, out) == (1, ""), out + err
+        assert err.startswith("ddsweep") and "Traceback" not in err
+        assert sorted(tmp_path.rglob("*")) == before, "nothing is left behind"
+        return err
+
+    return run
+
+
+@pytest.mark.parametrize("mode", ["cluster", "array"])
+@pytest.mark.parametrize("more", [(), ("--dry-run",), ("--wait",)])
+def test_no_slurm(refuse: Refuse, mode: str, more: tuple[str, ...]) -> None:
+    said = refuse("--mode", mode, *more)
+    assert "sinfo: no such command: this is no login node of a Slurm cluster" in said
+    assert "`scheduler: local` needs no Slurm" in said
+
+
+def test_no_site(refuse: Refuse) -> None:
+    assert "--site: name a site file, such as slurm/generic.yaml, or slurm/local.yaml" in refuse(options=())
+    assert "other.yaml: no such site file" in refuse(options=("--site", "other.yaml"))
+
+
+def test_a_mode_that_is_none(refuse: Refuse) -> None:
+    assert "--mode: 'clusters' is not one of cluster, array" in refuse("--mode", "clusters")
+
+
+def test_an_option_that_is_none(refuse: Refuse) -> None:
+    assert "No such option: --node" in refuse("--node", "2")
+    assert "Invalid value for '--nodes'" in refuse("--nodes", "two")
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (("--nodes", "0"), "nodes: 0 must be at least 1 (from 'nodes=0')"),
+        (("--gpus-per-node", "-1"), "gpus_per_node: -1 must be at least 0"),
+        (("--time", "90"), "time: '90' is no time; write 90m, 4h"),
+        (("--time", "1m"), "drain: 120 s before the end of a job of 1 min"),
+        (("site.partitoin=gpu",), "unknown key 'partitoin' (did you mean partition?)"),
+        (("site.first_port=12000",), "overlaps 10002 to 19999, where Ray's workers listen"),
+        (("site.temporary=/a/folder/that/is/far/too/long",), "at most 26, for Ray keeps Unix sockets"),
+        (("site.sbatch={nodes: 3}",), "'nodes' is decided by nodes"),
+        (("outer_stepz=3",), "unknown key 'outer_stepz' (did you mean outer_steps?)"),
+    ],
+)
+def test_what_is_said_on_the_command_line(refuse: Refuse, option: tuple[str, ...], message: str) -> None:
+    assert message in refuse(*option)
+
+
+def test_keys_of_the_site_file(refuse: Refuse) -> None:
+    assert "gpus: unknown key 'gpus'; allowed are scheduler, partition" in refuse(site="gpus: 2\n")
+    assert "time: 14400 is no time" in refuse(site="time: 4:00:00\n")
+    assert "'--gres' is decided by gpus_per_node" in refuse(site="sbatch: {--gres: gpu}\n")
+
+
+@pytest.mark.parametrize("mode", ["cluster", "array"])
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ("cpus: 3", "resources.cpus: a trial asks for 3, but a node of this site has 2 (cpus_per_node)"),
+        ("gpus: 2", "resources.gpus: a trial asks for 2, but a node of this site has 1 (gpus_per_node)"),
+        ("memory: 5", "resources.memory: a trial asks for 5 GB, but a node of this site has 4"),
+    ],
+)
+def test_a_trial_that_no_node_can_take(refuse: Refuse, mode: str, asked: str, message: str) -> None:
+    assert message in refuse("--mode", mode, sweep=f"resources: {{{asked}}}\n")
+
+
+def test_a_scheduler_needs_all_trials_in_one_place(refuse: Refuse) -> None:
+    said = refuse("--mode", "array", sweep="scheduler: {grace: 1}\n")
+    assert "scheduler: stopping trials early needs all of them in one Ray cluster" in said
+    assert "use --mode cluster, or scheduler=null" in said
+
+
+def test_data_that_are_not_there(refuse: Refuse) -> None:
+    assert "mnist" in refuse("dataset=mnist")
+    assert "mnist" in refuse("dataset=mnist", "--data-root", "nowhere")
+
+
+def test_a_results_folder_that_cannot_be(refuse: Refuse, tmp_path: Path) -> None:
+    # Of the local scheduler, for nothing else is looked at first.
+    (tmp_path / "file").touch()
+    said = refuse("--results", "file", "site.scheduler=local")
+    assert "a file is in the way of a results folder" in said
