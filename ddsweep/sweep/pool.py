@@ -1,7 +1,7 @@
-"""EvalPool: named Ray actors, each with a shard of the held-out networks, and the queue that feeds them.
+"""EvalPool: named Ray actors, the shards, and the one queue that feeds them groups of held-out networks.
 
-Group g of every trial belongs to shard g mod the number of shards. An actor that dies is restarted by
-Ray, and its work goes to the next one meanwhile; rows do not depend on who computes them.
+Whichever shard is free takes the next group. An actor that dies is restarted by Ray, and its work goes to
+another one meanwhile; rows do not depend on who computes them.
 """
 
 from __future__ import annotations
@@ -123,6 +123,7 @@ class _Task:
     spec: TrialSpec
     unit: EvalUnit
     attempts: int = 0
+    died_on: int | None = None
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,7 @@ class EvalPool:
             .remote(f"eval shard {shard} of {sweep}", evaluation, directory, device, gpus)
             for shard, node in enumerate(nodes)
         ]
-        self._waiting: list[deque[_Task]] = [deque() for _ in nodes]
+        self._waiting: deque[_Task] = deque()
         self._running: dict[Any, tuple[int, _Task]] = {}
         self._left: dict[str, int] = {}
         self._networks = self._retries = 0
@@ -209,8 +210,7 @@ class EvalPool:
             return
         with self._lock:
             self._left[spec.trial_id] = len(tasks)
-            for task in tasks:
-                self._waiting[task.unit.group % len(self._actors)].append(task)
+            self._waiting.extend(tasks)
             self._lock.notify()
 
     def close(self, *, drain: bool) -> None:
@@ -218,8 +218,7 @@ class EvalPool:
         with self._lock:
             self._closing, self._draining = True, drain
             if drain:
-                for waiting in self._waiting:
-                    waiting.clear()
+                self._waiting.clear()
             self._lock.notify()
         while self._thread.is_alive():
             self._thread.join(0.5)  # in pieces: a join without limit would hold back signals
@@ -232,13 +231,11 @@ class EvalPool:
         """Give out no more work; safe to call at any time."""
         with self._lock:
             self._draining = True
-            for waiting in self._waiting:
-                waiting.clear()
+            self._waiting.clear()
 
     def load(self) -> Load:
         with self._lock:
-            waiting = sum(map(len, self._waiting))
-            return Load(waiting, len(self._running), self._networks, self._retries)
+            return Load(len(self._waiting), len(self._running), self._networks, self._retries)
 
     # ------------------------------------------------------------------------ the pool's own thread
 
@@ -266,13 +263,22 @@ class EvalPool:
 
     def _give_out(self) -> None:
         busy = Counter(shard for shard, _ in self._running.values())
-        for shard, waiting in enumerate(self._waiting):
-            while waiting and busy[shard] < IN_FLIGHT:
-                task = waiting.popleft()
+        for place in range(IN_FLIGHT):  # one for each before a second for any
+            for shard in range(len(self._actors)):
+                if busy[shard] > place or (task := self._next_for(shard)) is None:
+                    continue
                 shared = self._shared[splits_key(task.spec)]
                 reference = self._actors[shard].evaluate.remote(task.spec, task.unit, shared)
                 self._running[reference] = (shard, task)
                 busy[shard] += 1
+
+    def _next_for(self, shard: int) -> _Task | None:
+        """The first that waits, but for those under which this very shard died: it may not be back yet."""
+        for place, task in enumerate(self._waiting):
+            if task.died_on != shard or len(self._actors) == 1:
+                del self._waiting[place]
+                return task
+        return None
 
     def _collect(self, reference: Any) -> None:
         with self._lock:
@@ -302,7 +308,8 @@ class EvalPool:
         with self._lock:
             if not self._draining:
                 self._retries += 1
-                self._waiting[(shard + 1) % len(self._actors)].appendleft(task)
+                task.died_on = shard
+                self._waiting.appendleft(task)
 
     def _finish(self, spec: TrialSpec) -> None:
         try:
@@ -317,8 +324,7 @@ class EvalPool:
         spec = task.spec
         with self._lock:
             self._left.pop(spec.trial_id, None)
-            for waiting in self._waiting:
-                for other in [other for other in waiting if other.spec.trial_id == spec.trial_id]:
-                    waiting.remove(other)
+            others = [other for other in self._waiting if other.spec.trial_id != spec.trial_id]
+            self._waiting = deque(others)
         record_failure(self._directory, spec, self._sweep, error, "evaluation", task.attempts + 1)
         self._on_state(spec.trial_id, "failed")
