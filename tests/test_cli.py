@@ -49,6 +49,7 @@ OPTIONS = {
     "status": ["--data-root"],
     "show": ["--results"],
     "collect": [],
+    "doctor": ["--site", "--patience", "--results", "--data-root"],
     "data list": ["--data-root"],
     "data fetch": ["--data-root"],
 }
