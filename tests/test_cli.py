@@ -55,6 +55,7 @@ OPTIONS = {
     "status": ["--data-root"],
     "show": ["--results"],
     "collect": [],
+    "doctor": ["--site", "--patience", "--results", "--data-root"],
     "data list": ["--data-root"],
     "data fetch": ["--data-root"],
 }

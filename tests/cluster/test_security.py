@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.cluster.machines import Lab
 
 SITE = """
@@ -29,12 +31,13 @@ poll: 0.5
 
 # Runs as somebody else: [[port's address, ...]] -> what each answered, by gRPC and by HTTP, without a token.
 KNOCK = """
-import json, sys, urllib.error, urllib.request
+import http.client, json, sys, urllib.error, urllib.request
 from concurrent.futures import ThreadPoolExecutor
 import grpc
 
-METHODS = ["NodeInfoGcsService/GetAllNodeInfo", "NodeManagerService/GetNodeStats", "ObjectManagerService/Push",
-           "CoreWorkerService/GetCoreWorkerStats", "RayletDriver/ClusterInfo", "ReporterService/GetTraceback"]
+METHODS = ["NodeInfoGcsService/GetAllNodeInfo", "NodeManagerService/GetNodeStats",
+           "ObjectManagerService/Push", "CoreWorkerService/GetCoreWorkerStats",
+           "RayletDriver/ClusterInfo", "ReporterService/GetTraceback"]
 PATHS = ["/metrics", "/api/version", "/get_runtime_envs_info"]
 
 def call(address, method):
@@ -52,7 +55,7 @@ def get(address, path):
             return answer.status
     except urllib.error.HTTPError as error:
         return error.code
-    except OSError:
+    except (OSError, http.client.HTTPException):  # it does not speak HTTP/1
         return 0
 
 def knock(address):
@@ -68,7 +71,7 @@ JOIN = "import ray, sys; ray.init(sys.argv[1]); print('joined', ray.cluster_reso
 
 @dataclass(frozen=True)
 class Running:
-    """A launch that runs: its folder, that of the cluster in it, the number of the job, and the head's port."""
+    """A launch that runs: its folder, that of the cluster in it, the job's number, the head's port."""
 
     launch: Path
     cluster: Path
@@ -84,7 +87,7 @@ def launched(lab: Lab, shared: Path) -> Running:
     site = shared / "site.yaml"
     site.write_text(SITE)
     said = lab.ddsweep(
-        *("launch", "sweeps/quickstart.yaml", "outer_steps=100000", "checkpoint_every=1"),
+        *("launch", "sweeps/quickstart.yaml", "outer_steps=100000"),
         *("--site", site, "--results", shared / "results"),
     )
     assert said.returncode == 0, said.stderr
@@ -92,7 +95,7 @@ def launched(lab: Lab, shared: Path) -> Running:
     assert found is not None
     launch = shared / "results/quickstart/jobs" / found[1]
     log = launch / "logs" / f"{found[2]}_0_log.out"
-    lab.wait(lambda: log.exists() and " running" in log.read_text(), "trials run", 280, every=1)
+    lab.wait(lambda: log.exists() and re.search("[1-9] running", log.read_text()), "trials run", 280, every=1)
     cluster = launch / "runs" / f"{found[2]}.0"
     return Running(launch, cluster, found[2], json.loads((cluster / "address.json").read_text())["port"])
 
@@ -116,6 +119,7 @@ def request(lab: Lab, node: str, url: str, *more: str, user: str | None = "nobod
     return said.stdout[-3:]
 
 
+@pytest.mark.slow
 def test_another_user_gets_nothing_without_the_token(lab: Lab, shared: Path) -> None:
     run = launched(lab, shared)
     knock = shared / "knock.py"
@@ -178,7 +182,7 @@ def test_another_user_gets_nothing_without_the_token(lab: Lab, shared: Path) -> 
         assert done.returncode != 0, (words, done.stdout)
         assert "joined" not in done.stdout
         assert "uthentication" in done.stdout or "onnection" in done.stdout, (words, done.stdout)
-    assert "uthentication" in refused[0].stdout + refused[2].stdout
+    assert "InvalidAuthToken" in refused[0].stdout
     kinds = {address: kind_of(answer) for address, answer in said.items()}
     assert set(kinds.values()) <= {"token by gRPC", "token by HTTP", "metrics, open"}, kinds
     open_to_all = [asked[address] for address, kind in kinds.items() if kind == "metrics, open"]
@@ -189,19 +193,18 @@ def test_another_user_gets_nothing_without_the_token(lab: Lab, shared: Path) -> 
         "ray::DashboardA",
         "ray::DashboardA",
     ]
-    assert [kinds[f"{ip}:{run.port}"] for ip in ("10.213.0.11",)] == ["token by gRPC"]
-    by_gRPC = [address for address, kind in kinds.items() if kind == "token by gRPC"]
-    assert {name for address in by_gRPC for name in asked[address]} >= {"gcs_server", "raylet", "python"}
+    asks = {name for address, kind in kinds.items() if kind != "metrics, open" for name in asked[address]}
+    assert asks >= {"gcs_server", "raylet", "python", "ray::RuntimeEnv", "ray::DashboardA", "ray::EvalShard"}
 
     # The same door opens for who has the token: it is that which was missing.
     opened = lab.exec(
-        "node3",
+        "node2",
         *(sys.executable, "-c", JOIN, head),
         RAY_AUTH_MODE="token",
         RAY_AUTH_TOKEN_PATH=str(run.cluster / "token"),
         timeout=120,
     )
-    assert "Authentication" not in opened.stdout, opened.stdout
+    assert "joined" in opened.stdout, opened.stdout
 
     said_at_end = lab.ddsweep("cancel", shared / "results/quickstart", "--grace", "30")
     assert said_at_end.returncode == 0, said_at_end.stderr
