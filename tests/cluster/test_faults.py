@@ -8,12 +8,15 @@ from __future__ import annotations
 import json
 import re
 import time
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
 import pytest
 
 import ddsweep
+from ddsweep.errors import CheckpointError
+from ddsweep.results.artifacts import load_tensors
 from tests.cluster.machines import Lab
 from tests.cluster.sweeping import Launched, run_alone
 
@@ -73,13 +76,23 @@ def workers_on(lab: Lab, node: str) -> list[str]:
     ]
 
 
-def checkpoints(sweep: Launched) -> int:
-    return len(list(sweep.folder.glob("artifacts/*/checkpoint.safetensors")))
+def checkpoints(sweep: Launched, node: str | None = None) -> int:
+    """Trials that have saved something and are not distilled yet; of ``node`` only."""
+    hosts = []
+    for path in sweep.folder.glob("artifacts/*/checkpoint.safetensors"):
+        if not path.with_name("distilled.safetensors").exists():
+            with suppress(CheckpointError):  # it was distilled meanwhile
+                hosts.append(load_tensors(path)[1]["provenance"]["host"])
+    return len(hosts) if node is None else hosts.count(node)
 
 
 def wait_for_work(sweep: Launched, node: str) -> None:
-    """Until a trial runs on ``node`` and something has been saved."""
-    sweep.wait(lambda: checkpoints(sweep) >= 2 and workers_on(sweep.lab, node), f"trials run on {node}", 400)
+    """Until a trial at work on ``node`` has saved something."""
+
+    def at_work() -> bool:
+        return checkpoints(sweep, node) > 0 and bool(workers_on(sweep.lab, node))
+
+    sweep.wait(at_work, f"trials run on {node}", 400)
 
 
 def clock(line: str) -> float:
