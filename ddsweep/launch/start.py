@@ -94,9 +94,11 @@ def launch(request: Request) -> LaunchFolder:
     made = [place for place in (directory.root, directory.root.parent) if not place.exists()]
     directory.create()
     with SweepLock(directory.launch_lock):
-        # Nobody is at work; and it is free again for the jobs, which may start before all are submitted.
+        _refuse_if_active(directory)
+        # Nobody else is at work either; and it is free again for the jobs, which may start before all are
+        # submitted.
         with SweepLock(directory.lock):
-            _refuse_if_active(directory)
+            pass
         try:
             folder = new_folder(directory, request.mode)
             try:

@@ -123,6 +123,11 @@ def wait_for(folder: LaunchFolder, say: Callable[[str], None]) -> int:
         )
     if outcome["message"]:
         raise UserError(str(outcome["message"]))
+    if outcome["code"]:  # why is told by the elements of the array
+        for path in sorted(folder.root.glob("outcomes/*.json")):
+            content = read_json(path) or outcome
+            if content["message"]:
+                say(f"{path.stem}: {content['message']}")
     return int(outcome["code"])
 
 
@@ -144,7 +149,10 @@ def _discard(folder: LaunchFolder, launch: Launch) -> None:
         return
     shutil.rmtree(folder.root, ignore_errors=True)
     directory = launch.directory
-    empty = {directory.sweep_file, *directory.root.glob(f"{directory.lock.name}*")}
+    locks = [
+        path for one in (directory.lock, directory.launch_lock) for path in one.parent.glob(f"{one.name}*")
+    ]
+    empty = {directory.sweep_file, *locks}
     if all(path in empty for path in directory.root.rglob("*") if not path.is_dir()):
         shutil.rmtree(directory.root, ignore_errors=True)
 

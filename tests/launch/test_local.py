@@ -47,8 +47,8 @@ resources:
   log_every: 4
   dashboard: false
 """
-LONG = "outer_steps=1500"
-"""Some tens of seconds of work for a trial: long enough to be hit in the middle."""
+LONG = "outer_steps=3000"
+"""A minute or so of work for a trial: long enough to be hit in the middle."""
 
 UNEQUAL = ["started_at", "ended_at", "wall_seconds", "cpu_seconds", "gpu_seconds", "peak_memory_bytes"]
 UNEQUAL += ["n_resumed", "distilled_bytes", "git_dirty", "git_commit"]
@@ -297,21 +297,24 @@ def test_what_does_not_drain_in_time_is_killed_with_all_that_belongs_to_it(
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("mode", ["array", "cluster"])
-def test_a_time_limit_shorter_than_the_sweep(
-    tmp_path_factory: pytest.TempPathFactory,
-    environment: dict[str, str],
-    sweep: Callable[..., Sweep],
-    mode: str,
-) -> None:
-    """A minute, of which it drains in the last 20 s: it goes on by itself."""
-    steps = "outer_steps=8000"
-    here = sweep(steps)
-    done = here.launch(mode, "--wait", "--time", "1m", "site.drain=20")
-    assert done.returncode == 0, done.stdout + here.told()
-    outcomes = [read_json(path) for path in here.folder.root.glob("outcomes/*.json")]
-    assert max(found["restart"] for found in outcomes if found) >= 1, (
-        "the limit came too late to test anything"
+def test_a_time_limit_shorter_than_the_sweep(long: Sweep, sweep: Callable[..., Sweep], mode: str) -> None:
+    """A minute, in whose last 45 s it drains and is started again, once; the rest is for another launch."""
+    here = sweep(LONG)
+    done = here.launch(mode, "--wait", "--time", "1m", "site.drain=45", "site.requeues=1")
+    assert "not requeued again, after 1 times (requeues); launch it again to go on" in done.stdout, (
+        here.told()
     )
-    assert ddsweep.load_results(here.directory.root).trials["n_resumed"].max() >= 1
+    assert done.returncode == (75 if mode == "array" else 1)
+    outcome = here.outcome("trials" if mode == "array" else "cluster")
+    assert outcome is not None and (outcome["code"], outcome["restart"], outcome["requeued"]) == (
+        75,
+        1,
+        False,
+    )
     here.until_nothing_runs(10)
-    here.assert_equal_to(alone(tmp_path_factory.mktemp("whole"), environment, [steps]))
+    assert not here.directory.lock.exists() and not list(here.directory.root.glob("trials/part-*"))
+    again = here.launch(mode, "--wait")
+    assert again.returncode == 0, again.stdout + here.told()
+    here.assert_equal_to(long)
+    if mode == "array":  # a Ray may take all of the first 15 s to start
+        assert ddsweep.load_results(here.directory.root).trials["n_resumed"].max() >= 1

@@ -117,15 +117,17 @@ def test_the_code_of_a_launch_is_that_of_its_last_job(slurm: FakeSlurm, folder: 
     slurm.says("squeue", "14|COMPLETED|None|node1\n")
     slurm.says("sacct", "12_0|COMPLETED|node1\n")
     outcome(folder, "trials", 0, code=2)
-    outcome(folder, "finish", code=2)
-    assert waited(folder)[0] == 2
+    outcome(folder, "trials", 1, code=75, message="not requeued again")
+    outcome(folder, "finish", code=75)
+    code, said = waited(folder)
+    assert (code, said[-1]) == (75, "trials-0001: not requeued again")
 
 
 @pytest.mark.parametrize("content", [None, {"code": 75, "requeued": True}])
 def test_a_launch_without_an_outcome_is_an_error(
     slurm: FakeSlurm, folder: LaunchFolder, content: dict[str, object] | None
 ) -> None:
-    slurm.says("sacct", "")
+    folder.log("12_0").touch()
     slurm.says("squeue", "12|TIMEOUT|None|\n13|CANCELLED|None|\n14|CANCELLED|None|\n")
     if content:
         outcome(folder, "finish", **content)
@@ -160,9 +162,12 @@ def test_what_never_starts_is_cancelled_but_not_what_nobody_can_ask_for(
         waited(folder)
     assert slurm.asked("scancel") == []
     slurm.says("squeue", "12|PENDING|Priority|\n")
+    with SweepLock(directory.launch_lock):  # as launching does, which leaves a file beside it
+        pass
     with pytest.raises(UserError, match=r"nothing started \(12: Priority\)"):
         waited(folder)
     assert slurm.asked("scancel") == ["scancel 12"]
+    assert not directory.root.exists(), "nothing was ever in it"
 
 
 # ---------------------------------------------------------------------------------------- cancelling
