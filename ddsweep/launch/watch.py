@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -68,12 +69,7 @@ def launch_lines(directory: SweepDirectory) -> Iterator[str]:
         states = []
     if states and (unseen := _unseen(folder, launch, states)):
         yield f"  {unseen}"
-    kinds = {job.id: job.kind for job in launch.jobs}
-    for state in states:
-        kind = kinds.get(state.id.partition("_")[0], "")
-        where = f" on {state.nodes}" if state.nodes and not state.over else ""
-        why = f" ({state.reason})" if state.reason and state.state == "PENDING" else ""
-        yield f"  {kind} job {state.id}: {state.state.lower()}{where}{why}"
+    yield from _job_lines(launch, states)
     for path in sorted(folder.root.glob("outcomes/*.json")):
         content = read_json(path)
         if content and (content["message"] or content["restart"]):
@@ -82,6 +78,27 @@ def launch_lines(directory: SweepDirectory) -> Iterator[str]:
                 f"  {path.stem}: {times}exit code {content['code']}{': ' if content['message'] else ''}"
                 + str(content["message"])
             )
+
+
+def _job_lines(launch: Launch, states: Sequence[JobState]) -> Iterator[str]:
+    """A line for each job; of an array, how many of its elements are in which state."""
+    for job in launch.jobs:
+        own = [state for state in states if state.id.partition("_")[0] == job.id]
+        if not job.elements:
+            for state in own:
+                where = f" on {state.nodes}" if state.nodes and not state.over else ""
+                why = f" ({state.reason})" if state.reason and state.state == "PENDING" else ""
+                yield f"  {job.kind} job {job.id}: {state.state.lower()}{where}{why}"
+            continue
+        # Elements that wait are one line of Slurm's, such as 7_[4-9], or 7 if it is all of them.
+        apart = [state for state in own if state.id[-1] != "]" and "_" in state.id]
+        waiting = [state for state in own if state not in apart]
+        told = [f"{count} {state}" for state, count in Counter(s.state.lower() for s in apart).items()]
+        if waiting:
+            reason = f" ({waiting[0].reason})" if waiting[0].reason else ""
+            told.append(f"{job.elements - len(apart)} {waiting[0].state.lower()}{reason}")
+        if told:
+            yield f"  {job.kind} job {job.id}: {', '.join(told)} of {job.elements}"
 
 
 def wait_for(folder: LaunchFolder, say: Callable[[str], None]) -> int:

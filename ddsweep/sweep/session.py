@@ -1,4 +1,4 @@
-"""One Ray, started for one sweep or joined: quiet, on loopback, with a token, and gone afterwards."""
+"""One Ray, started for one sweep or joined: quiet, closed by a token, and gone afterwards."""
 
 from __future__ import annotations
 

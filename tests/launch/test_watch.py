@@ -46,9 +46,8 @@ def test_status_says_what_waits_runs_and_came_of_it(slurm: FakeSlurm, folder: La
     directory = Launch.read(folder).directory
     assert list(launch_lines(directory)) == [
         f"launch {folder.name}: mode array, slurm/mine.yaml, 2026-01-01T00:00:00Z",
-        "  trials job 12_[1-2%1]: pending (Resources)",
-        "  trials job 12_0: running on node1",
-        "  evals job 13: pending (Dependency)",
+        "  trials job 12: 1 running, 2 pending (Resources) of 3",
+        "  evals job 13: 3 pending (Dependency) of 3",
         "  finish job 14: completed",
         "  trials-0000: requeued 2 times; exit code 0",
         "  trials-0002: exit code 1: no data",
