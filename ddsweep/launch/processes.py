@@ -69,7 +69,8 @@ def spawn(
     """Start a child that gets SIGTERM when its parent dies, however that happens.
 
     SIGUSR2 is ignored in it and in all that it starts: Slurm sends the warning before the time limit to
-    every process of a step, and Ray's would die of it. ``output`` takes stdout and stderr.
+    every process of a step, and Ray's would die of it. No core dumps either: a Ray node that was taken for
+    dead aborts, and would leave gigabytes. ``output`` takes stdout and stderr.
     """
     return subprocess.Popen(
         [sys.executable, "-I", "-S", "-c", _LEASH, str(os.getpid()), *command],
@@ -82,7 +83,8 @@ def spawn(
 
 
 _LEASH = f"""
-import ctypes, os, signal, sys
+import ctypes, os, resource, signal, sys
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 signal.signal(signal.SIGUSR2, signal.SIG_IGN)
 ctypes.CDLL(None).prctl({_PR_SET_PDEATHSIG}, {int(signal.SIGTERM)})
 if os.getppid() != int(sys.argv[1]):  # it died before we asked

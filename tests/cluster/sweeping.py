@@ -119,8 +119,14 @@ class Launched:
         for node in self.lab.nodes:
             left = [command for _, command in self.lab.processes(node)]
             assert not left, (node, left)
-            leftovers = self.lab.exec(node, "sh", "-c", "ls -d /tmp/dds* 2>/dev/null").stdout.split()
+            there = self.lab.exec(node, "ls", "/tmp").stdout.split()
+            leftovers = [name for name in there if name in self.temporary_names()]
             assert node == lost or not leftovers, (node, leftovers)
+
+    def temporary_names(self) -> set[str]:
+        """Of the folders that the jobs of this sweep have on a node; a lost one keeps those of others."""
+        jobs = [run.name.partition(".")[0] for run in self.folder.glob("jobs/*/runs/*")]
+        return {f"dds{job.replace('_', '-')}" for job in jobs}
 
     def hosts(self) -> tuple[set[str], set[str]]:
         """The nodes that distilled and those that evaluated."""
