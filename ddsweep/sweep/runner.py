@@ -6,7 +6,9 @@ trial's function returns as soon as the stop file is there, so draining is the s
 
 from __future__ import annotations
 
+import math
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +45,12 @@ REUSE_BELOW_S = 120.0
 PROCESS_BYTES = 2**30
 """What a worker takes beside its trial: mostly the libraries of torch and Ray."""
 
+REPORTS_PER_S = 200
+"""Outer steps that the driver hears of in a second, of all trials together: one takes it some 2 ms."""
+
+LOOK_EVERY_S = 1.0
+"""How often a trial looks for the stop file: not at each outer step, for 4,000 trials ask one file system."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -62,6 +70,15 @@ class Outcome:
         return 2 if self.failed else 0
 
 
+def side_by_side(sweep: SweepSpec, trials: Sequence[TrialSpec], session: RaySession) -> float:
+    """How many trials run at a time, at most."""
+    by_cpus, by_gpus = 0.0, 0.0
+    for cpus, gpus in (sweep.resources.for_trial(trial) for trial in trials):
+        by_cpus = max(by_cpus, sum(node.cpus for node in session.nodes) / cpus if cpus else math.inf)
+        by_gpus = max(by_gpus, sum(node.gpus for node in session.nodes) / gpus if gpus else math.inf)
+    return min(len(trials), sweep.resources.max_concurrent or math.inf, by_cpus, by_gpus)
+
+
 # ------------------------------------------------------------------------------------- one trial
 
 
@@ -77,12 +94,15 @@ class _Trial:
 @dataclass(frozen=True)
 class _Work:
     """What a worker process needs to run any trial of the sweep: ``trials`` are references to handfuls of
-    them, for a worker fetches what it needs anew for each trial, and there may be 100,000."""
+    them, for a worker fetches what it needs anew for each trial, and there may be 100,000. ``report_every``
+    is in seconds: a logged outer step that comes sooner after the last one is not reported unless it has a
+    score."""
 
     sweep: str
     trials: Mapping[str, Any]
     shared: Mapping[str, SharedSplits]
     directory: SweepDirectory
+    report_every: float
 
     def trial(self, trial_id: str) -> _Trial:
         handful: dict[str, _Trial] = ray.get(self.trials[_handful(trial_id)])
@@ -108,14 +128,24 @@ def _distil_in_worker(work: _Work, trial_id: str) -> None:
     trial = work.trial(trial_id)
     spec = trial.spec
 
+    looked = reported = -math.inf
+    stop = False
+
     def should_stop() -> bool:
-        return work.directory.stop_file.exists()
+        nonlocal looked, stop
+        if not stop and time.monotonic() - looked >= LOOK_EVERY_S:
+            stop, looked = work.directory.stop_file.exists(), time.monotonic()
+        return stop
 
     if should_stop():
         tune.report({"state": "drained"})
         return
 
     def on_progress(progress: Progress) -> None:
+        nonlocal reported
+        if progress.val_score is None and time.monotonic() - reported < work.report_every:
+            return
+        reported = time.monotonic()
         tune.report(
             {
                 "state": "running",
@@ -319,7 +349,8 @@ def run_sweep(
                 given = [
                     _Trial(trial, trial_settings(sweep, trial), labels[trial.trial_id]) for trial in to_distil
                 ]
-                work = _Work(sweep.name, _put(given), shared, directory)
+                report_every = side_by_side(sweep, to_distil, session) / REPORTS_PER_S
+                work = _Work(sweep.name, _put(given), shared, directory, report_every)
                 _tune(sweep, to_distil, work, session, board, pool, asha, seconds)
             draining = directory.stop_file.exists()
             pool.close(drain=draining)

@@ -40,7 +40,8 @@ _ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a worker that was granted no GPU sees none
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # the runner drains instead
-    "TUNE_GLOBAL_CHECKPOINT_S": "600",  # the parts are the truth; Tune's own state is never read back
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # all of its state anew each time, and it is never read back
+    "TUNE_MAX_PENDING_TRIALS_PG": "200",  # Tune's own number on a large cluster is that of its CPUs
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "TUNE_WARN_THRESHOLD_S": "1000",
 }

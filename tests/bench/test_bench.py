@@ -133,3 +133,42 @@ def test_noise(tmp_path: Path) -> None:
     failed = run(tmp_path, "noise.py", str(tmp_path / "none.safetensors"))
     assert failed.returncode == 1 and "none.safetensors" in failed.stderr
     assert "Traceback" not in failed.stderr
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_driver(tmp_path: Path) -> None:
+    command = [sys.executable, "bench/driver.py", "--trials", "20", "--in-ray", "10", "--json"]
+    environment = {
+        key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "DDSWEEP_"))
+    }
+    result = subprocess.run(
+        [*command, "--out", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=environment,
+        timeout=1100,
+        check=False,
+    )
+    rows = report(result)["rows"]
+    found = {(row["trials"], row["stage"], row.get("state")): row for row in rows}
+    assert [found[20, "resume", state]["done"] for state in ("nothing", "half", "all")] == [0, 10, 20]
+    assert found[20, "expand", "half"]["done"] == 10
+    for stage in ("load", "load again"):
+        assert found[20, stage, "all"]["rows"] == {"trials": 20, "evals": 20 * 145}
+    folders = found[20, "files", None]["by_folder"]
+    assert [folders[name]["files"] for name in ("trials", "evals", "history", "artifacts")] == [
+        20,
+        20,
+        20,
+        60,
+    ]
+    timed = {stage for _, stage, _ in found} - {"files"}
+    assert timed >= {"write", "plan", "status", "collect", "summary", "board", "finish", "tune", "reports"}
+    assert all(row["seconds"] > 0 for row in rows if row["stage"] in timed)
+    assert found[10, "tune", "nothing"]["cpu_per_trial"] > 0
+    assert found[10, "reports", "nothing"]["reports"] == 10 * 400
+    failed = run(tmp_path, "driver.py", "--trials", "15")
+    assert failed.returncode == 1 and "15 is not a multiple of ten" in failed.stderr

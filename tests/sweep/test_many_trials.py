@@ -1,0 +1,142 @@
+"""What keeps the load of the driver and of each worker apart from the number of trials."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ddsweep.catalog import DATASETS, TrialSpec
+from ddsweep.results.layout import SweepDirectory
+from ddsweep.spec import SweepSpec
+from ddsweep.sweep import runner
+from ddsweep.sweep.session import Node, RaySession
+from ddsweep.trial import Progress, TrialSettings
+
+TRIALS = [TrialSpec(DATASETS["digits"], seed=seed) for seed in range(3000)]
+
+
+def sweep(**resources: Any) -> SweepSpec:
+    return SweepSpec(name="many", base={"dataset": "digits"}, resources=resources)
+
+
+def session(cpus: float, gpus: float = 0.0) -> RaySession:
+    """Two nodes that have this together."""
+    nodes = tuple(Node(name, cpus / 2, gpus / 2, 0.0) for name in ("first", "second"))
+    return RaySession(dashboard="", token=None, nodes=nodes)
+
+
+def test_how_many_trials_run_side_by_side() -> None:
+    assert runner.side_by_side(sweep(), TRIALS[:5], session(2)) == 2
+    assert runner.side_by_side(sweep(), TRIALS[:5], session(8)) == 5
+    assert runner.side_by_side(sweep(gpus=0.25), TRIALS, session(16_000, 1000)) == 3000
+    assert runner.side_by_side(sweep(gpus=0.5), TRIALS, session(16_000, 1000)) == 2000
+    assert runner.side_by_side(sweep(cpus=8, gpus=0.25), TRIALS, session(16_000, 1000)) == 2000
+    assert runner.side_by_side(sweep(gpus=0.25, max_concurrent=100), TRIALS, session(16_000, 1000)) == 100
+
+
+class Store:
+    """In place of Ray's object store: what was put, as bytes."""
+
+    def __init__(self) -> None:
+        self.bytes: list[bytes] = []
+
+    def put(self, value: Any) -> int:
+        self.bytes.append(pickle.dumps(value))
+        return len(self.bytes) - 1
+
+    def get(self, reference: int) -> Any:
+        return pickle.loads(self.bytes[reference])
+
+
+@pytest.fixture
+def store(monkeypatch: pytest.MonkeyPatch) -> Store:
+    store = Store()
+    monkeypatch.setattr(runner.ray, "put", store.put)
+    monkeypatch.setattr(runner.ray, "get", store.get)
+    return store
+
+
+def work(directory: Path, report_every: float = 0.0) -> runner._Work:
+    given = [runner._Trial(trial, TrialSettings(), f"name {trial.seed}") for trial in TRIALS]
+    return runner._Work("many", runner._put(given), {}, SweepDirectory(directory), report_every)
+
+
+def test_a_worker_fetches_a_handful_of_the_trials(store: Store, tmp_path: Path) -> None:
+    every = work(tmp_path)
+    for trial in TRIALS:
+        found = every.trial(trial.trial_id)
+        assert (found.spec, found.label) == (trial, f"name {trial.seed}")
+    assert len(store.bytes) == 256
+    assert max(map(len, store.bytes)) < sum(map(len, store.bytes)) / 50
+
+
+@pytest.fixture
+def reports(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    monkeypatch.setattr(runner.tune, "report", found.append)
+    monkeypatch.setattr(runner, "get_splits", lambda shared: None)
+    return found
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[float], None]]:
+    now = 0.0
+
+    def forward(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    monkeypatch.setattr(runner.time, "monotonic", lambda: now)
+    yield forward
+    monkeypatch.undo()
+
+
+def test_steps_that_come_too_soon_are_not_reported_unless_they_have_a_score(
+    store: Store,
+    reports: list[dict[str, Any]],
+    clock: Callable[[float], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def distil(*given: Any, on_progress: Callable[[Progress], None], **more: Any) -> bool:
+        for step in range(1, 101):
+            clock(1.0)
+            on_progress(Progress(step, 0.5, 0.9 if step in (42, 100) else None, float(step)))
+        return True
+
+    monkeypatch.setattr(runner, "distil_trial", distil)
+    every = work(tmp_path, report_every=20.0)
+    object.__setattr__(every, "shared", {runner.splits_key(TRIALS[0]): None})
+    runner._distil_in_worker(every, TRIALS[0].trial_id)
+    steps = [report.get("outer_step") for report in reports]
+    assert steps == [1, 21, 41, 42, 62, 82, 100, None]
+    assert reports[-1] == {"state": "distilled"}
+
+
+def test_the_stop_file_is_looked_for_once_a_second(
+    store: Store,
+    reports: list[dict[str, Any]],
+    clock: Callable[[float], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    every = work(tmp_path)
+    seen: list[bool] = []
+
+    def distil(*given: Any, should_stop: Callable[[], bool], **more: Any) -> bool:
+        every.directory.temporary.mkdir()
+        every.directory.stop_file.touch()
+        for _ in range(12):
+            clock(0.125)
+            seen.append(should_stop())
+        return False
+
+    monkeypatch.setattr(runner, "distil_trial", distil)
+    object.__setattr__(every, "shared", {runner.splits_key(TRIALS[0]): None})
+    runner._distil_in_worker(every, TRIALS[0].trial_id)
+    assert seen == [False] * 7 + [True] * 5
+    assert reports == [{"state": "drained"}]
