@@ -129,6 +129,7 @@ def _distil_in_worker(work: _Work, trial_id: str) -> None:
     spec = trial.spec
 
     looked = reported = -math.inf
+    taken = 0
     stop = False
 
     def should_stop() -> bool:
@@ -142,7 +143,8 @@ def _distil_in_worker(work: _Work, trial_id: str) -> None:
         return
 
     def on_progress(progress: Progress) -> None:
-        nonlocal reported
+        nonlocal reported, taken
+        taken += progress.steps_taken
         if progress.val_score is None and time.monotonic() - reported < work.report_every:
             return
         reported = time.monotonic()
@@ -150,11 +152,12 @@ def _distil_in_worker(work: _Work, trial_id: str) -> None:
             {
                 "state": "running",
                 "outer_step": progress.outer_step,
-                "steps_taken": progress.steps_taken,
+                "steps_taken": taken,
                 "outer_loss": progress.outer_loss,
                 "val_score": progress.val_score,
             }
         )
+        taken = 0
 
     try:
         check_gpus_seen(trial.settings.gpus, f"trial {trial_id}")

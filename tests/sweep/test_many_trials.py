@@ -105,7 +105,7 @@ def test_steps_that_come_too_soon_are_not_reported_unless_they_have_a_score(
     def distil(*given: Any, on_progress: Callable[[Progress], None], **more: Any) -> bool:
         for step in range(1, 101):
             clock(1.0)
-            on_progress(Progress(step, 0.5, 0.9 if step in (42, 100) else None, float(step)))
+            on_progress(Progress(step, 1, 0.5, 0.9 if step in (42, 100) else None, float(step)))
         return True
 
     monkeypatch.setattr(runner, "distil_trial", distil)
@@ -114,6 +114,7 @@ def test_steps_that_come_too_soon_are_not_reported_unless_they_have_a_score(
     runner._distil_in_worker(every, TRIALS[0].trial_id)
     steps = [report.get("outer_step") for report in reports]
     assert steps == [1, 21, 41, 42, 62, 82, 100, None]
+    assert sum(report.get("steps_taken", 0) for report in reports) == 100
     assert reports[-1] == {"state": "distilled"}
 
 
