@@ -216,7 +216,7 @@ def test_the_job_is_requeued_by_somebody(lab: Lab, sweep: Launched, alone: Path)
     running = time.monotonic() - begun
     end_well(sweep, alone)
     assert resumed(sweep) >= 1
-    again = [clock(line) - at for line in sweep.log_of("dashboard:")][-1]
+    again = [clock(line) - at for line in sweep.log_of(" dashboard: ssh")][-1]
     figures(fault="requeue", running_s=running, head_up_s=again, resumed=resumed(sweep))
 
 
@@ -256,8 +256,8 @@ def test_the_head_node_is_lost(lab: Lab, sweep: Launched, alone: Path) -> None:
     sweep.wait(lambda: "PENDING" in lab.jobs().values() or restarts(lab, job) >= 1, "Slurm has noticed", 200)
     noticed = time.monotonic() - begun
     lab.power_on("node1")
-    sweep.wait(lambda: len(sweep.log_of("dashboard:")) >= 2, "a new head is up", 300)
-    head = clock(sweep.log_of("dashboard:")[-1]) - at
+    sweep.wait(lambda: len(sweep.log_of(" dashboard: ssh")) >= 2, "a new head is up", 300)
+    head = clock(sweep.log_of(" dashboard: ssh")[-1]) - at
     end_well(sweep, alone, lost="node1")
     assert restarts(lab, job) >= 1
     figures(fault="head", noticed_s=noticed, head_up_s=head, resumed=resumed(sweep))
