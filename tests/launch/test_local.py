@@ -47,7 +47,7 @@ resources:
   log_every: 4
   dashboard: false
 """
-LONG = "outer_steps=3000"
+LONG = "outer_steps=2500"
 """A minute or so of work for a trial: long enough to be hit in the middle."""
 
 UNEQUAL = ["started_at", "ended_at", "wall_seconds", "cpu_seconds", "gpu_seconds", "peak_memory_bytes"]
@@ -298,9 +298,10 @@ def test_what_does_not_drain_in_time_is_killed_with_all_that_belongs_to_it(
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("mode", ["array", "cluster"])
 def test_a_time_limit_shorter_than_the_sweep(long: Sweep, sweep: Callable[..., Sweep], mode: str) -> None:
-    """A minute, in whose last 45 s it drains and is started again, once; the rest is for another launch."""
+    """A minute, in whose last 50 s it drains and is started again, once; the rest is for another launch. (How
+    much is done in the first 10 s depends on the machine: maybe nothing.)"""
     here = sweep(LONG)
-    done = here.launch(mode, "--wait", "--time", "1m", "site.drain=45", "site.requeues=1")
+    done = here.launch(mode, "--wait", "--time", "1m", "site.drain=50", "site.requeues=1")
     assert "not requeued again, after 1 times (requeues); launch it again to go on" in done.stdout, (
         here.told()
     )
@@ -313,8 +314,8 @@ def test_a_time_limit_shorter_than_the_sweep(long: Sweep, sweep: Callable[..., S
     )
     here.until_nothing_runs(10)
     assert not here.directory.lock.exists() and not list(here.directory.root.glob("trials/part-*"))
+    begun = len(list(here.directory.root.glob("artifacts/*/checkpoint.safetensors")))
     again = here.launch(mode, "--wait")
     assert again.returncode == 0, again.stdout + here.told()
     here.assert_equal_to(long)
-    if mode == "array":  # a Ray may take all of the first 15 s to start
-        assert ddsweep.load_results(here.directory.root).trials["n_resumed"].max() >= 1
+    assert (ddsweep.load_results(here.directory.root).trials["n_resumed"] > 0).sum() == begun
