@@ -223,8 +223,8 @@ def test_the_job_is_requeued_by_somebody(lab: Lab, sweep: Launched, alone: Path)
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_a_time_limit_shorter_than_the_sweep(lab: Lab, shared: Path, file: Path, alone: Path) -> None:
-    """A minute, of which it drains in the last 25 s; as often as it takes."""
-    sweep = Launched(lab, shared, file, [*GPUS, "site.drain=25", "site.time=2m", "site.requeues=20"])
+    """Three minutes, of which it drains in the last 60 s; as often as it takes."""
+    sweep = Launched(lab, shared, file, [*GPUS, "site.drain=60", "site.time=3m", "site.requeues=20"])
     done = sweep.launch("--wait", "outer_steps=1200")
     assert done.returncode == 0, done.stdout + sweep.logs()
     job = job_of(sweep)
