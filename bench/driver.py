@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import itertools
 import json
 import os
 import subprocess
@@ -213,14 +214,15 @@ def _load(file: Path, directory: SweepDirectory) -> dict[str, Any]:
 
 def _summary(file: Path, directory: SweepDirectory) -> dict[str, Any]:
     """The table that ``run`` prints at its end."""
-    from ddsweep.report.console import report_console
+    from ddsweep.report.console import MOST_LISTED, report_console
     from ddsweep.report.summary import summarise
     from ddsweep.report.summary_table import summary_table
 
     sweep, plan = _planned(file)
 
     def work() -> None:
-        ids = [trial.trial_id for trial in plan.trials]
+        ended = (t.trial_id for t in plan.trials if directory.trials_part(t.trial_id).exists())
+        ids = list(itertools.islice(ended, MOST_LISTED))
         summaries = summarise(directory, ids, evaluation=sweep.evaluate.spec())
         report_console().print(summary_table(summaries))
 

@@ -135,6 +135,12 @@ def test_noise(tmp_path: Path) -> None:
     assert "Traceback" not in failed.stderr
 
 
+def test_a_number_of_trials_that_is_no_sweep() -> None:
+    command = [sys.executable, "bench/driver.py", "--trials", "15"]
+    failed = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=200, check=False)
+    assert failed.returncode == 1 and failed.stderr == "error: --trials: 15 is not a multiple of ten\n"
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
@@ -170,5 +176,3 @@ def test_driver(tmp_path: Path) -> None:
     assert all(row["seconds"] > 0 for row in rows if row["stage"] in timed)
     assert found[10, "tune", "nothing"]["cpu_per_trial"] > 0
     assert found[10, "reports", "nothing"]["reports"] == 10 * 400
-    failed = run(tmp_path, "driver.py", "--trials", "15")
-    assert failed.returncode == 1 and "15 is not a multiple of ten" in failed.stderr
