@@ -18,7 +18,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -28,7 +27,6 @@ from ddsweep.errors import UserError
 from ddsweep.launch.folder import read_json, versions, write_json
 from ddsweep.launch.processes import MARK, Signals, end, kill_marked, spawn
 from ddsweep.launch.site import PORTS_OF_A_JOB, Site
-from ddsweep.launch.slurm import SubmissionError, ask, node_is_down
 
 __all__ = ["DRAINED", "LOST_HEAD", "NodeLimits", "Place", "node_limits", "ray_environment", "run_on_cluster"]
 
@@ -48,7 +46,6 @@ _LOOK_S = 0.3
 _LOOK_AT_NODES_S = 1.0
 _DRAIN_S = 10.0
 _LEAVE_S = 15.0
-_HEAD_LOST_S = 900.0
 
 
 @dataclass(frozen=True)
@@ -483,29 +480,9 @@ def _worker(node: _Node) -> int:
             lonely_since = time.monotonic()
         elif time.monotonic() - lonely_since > 3 * site.node_failure:
             node.say(f"{socket.gethostname()}: the head at {address} is gone")
-            _end_without_head(node)
             return 1
         time.sleep(2.0)
     return 0
-
-
-def _end_without_head(node: _Node) -> None:
-    """Requeue the job, once Slurm as well has lost the head's node: its batch script went with that, and as a
-    job that outlives lost nodes it would hold the others until its time limit. Of several nodes that ask for
-    it, the first is heard."""
-    place, head = node.place, node.place.hosts[0]
-    deadline = time.monotonic() + _HEAD_LOST_S
-    while time.monotonic() < deadline and not node.signals.stopping:
-        with suppress(SubmissionError):
-            if node_is_down(head):
-                if place.restart < node.site.requeues:
-                    node.say(f"{head} is down and was the head: requeued")
-                    ask("scontrol", "requeue", place.job)
-                else:
-                    node.say(f"{head} is down and was the head: ended, after {place.restart} requeues")
-                    ask("scancel", place.job)
-                return
-        time.sleep(5.0)
 
 
 # ------------------------------------------------------------------------------- from an sbatch file

@@ -27,12 +27,10 @@ __all__ = [
     "SilentError",
     "SubmissionError",
     "active",
-    "ask",
     "cancel_jobs",
     "check_nodes",
     "check_site",
     "job_states",
-    "node_is_down",
     "script",
     "srun_options",
     "submit",
@@ -297,12 +295,6 @@ def check_nodes(site: Site) -> None:
     if there and site.nodes > max(there.values()):
         name, most = next(iter(there.items()))
         raise SubmissionError(f"nodes: {site.nodes}; partition {name.rstrip('*')!r} has {most}")
-
-
-def node_is_down(name: str) -> bool:
-    """Whether Slurm has lost a node, or does not hear of it any more."""
-    states = ask("sinfo", "-h", "-N", "-n", name, "-o", "%T").stdout.split()
-    return any("down" in state or state.endswith("*") for state in states)
 
 
 def array_limit() -> int | None:
