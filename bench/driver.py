@@ -244,8 +244,8 @@ def _board(file: Path, directory: SweepDirectory) -> dict[str, Any]:
     def work() -> None:
         for spec in heard:
             board.set_state(spec.trial_id, "running")
-            board.progress(spec.trial_id, 200, 1.0, None)
-            board.progress(spec.trial_id, 400, 0.9, 0.5)
+            board.progress(spec.trial_id, 200, 200, 1.0, None)
+            board.progress(spec.trial_id, 400, 200, 0.9, 0.5)
             board.set_state(spec.trial_id, "evaluating")
             board.set_state(spec.trial_id, "done")
 

@@ -248,14 +248,15 @@ def test_requeues_are_bounded(lab: Lab, shared: Path, file: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_the_head_node_is_lost(lab: Lab, sweep: Launched, alone: Path) -> None:
-    """The batch script dies with it: Slurm requeues the job, elsewhere if it must."""
+    """The batch script dies with it. The job outlives lost nodes, so Slurm requeues it when the node is back."""
     assert sweep.launch().returncode == 0
     wait_for_work(sweep, "node2")
     job, at, begun = job_of(sweep), now(), time.monotonic()
     lab.power_off("node1")
+    time.sleep(6)
+    lab.power_on("node1")
     sweep.wait(lambda: "PENDING" in lab.jobs().values() or restarts(lab, job) >= 1, "Slurm has noticed", 200)
     noticed = time.monotonic() - begun
-    lab.power_on("node1")
     sweep.wait(lambda: len(sweep.log_of(" dashboard: ssh")) >= 2, "a new head is up", 300)
     head = clock(sweep.log_of(" dashboard: ssh")[-1]) - at
     end_well(sweep, alone, lost="node1")
