@@ -248,7 +248,7 @@ def test_requeues_are_bounded(lab: Lab, shared: Path, file: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_the_head_node_is_lost(lab: Lab, sweep: Launched, alone: Path) -> None:
-    """The batch script dies with it. The job outlives lost nodes, so Slurm requeues it when the node is back."""
+    """The batch script dies with it. Slurm requeues the job when the node is back: it outlives lost nodes."""
     assert sweep.launch().returncode == 0
     wait_for_work(sweep, "node2")
     job, at, begun = job_of(sweep), now(), time.monotonic()
