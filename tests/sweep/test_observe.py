@@ -38,7 +38,7 @@ def test_counts_and_what_is_drawn_are_those_of_all_events(board: Board) -> None:
     for _ in range(500):
         trial_id = draw.choice(IDS)
         if draw.random() < 0.5:
-            board.progress(trial_id, draw.randrange(1, 100), 0.5, None)
+            board.progress(trial_id, draw.randrange(1, 100), 1, 0.5, None)
             state[trial_id] = "running"
         else:
             word: Any = draw.choice(["evaluating", "done", "stopped", "failed", "drained"])
@@ -63,7 +63,7 @@ def test_the_time_left_goes_by_the_share_of_outer_steps(
     for trial_id in IDS[:10]:
         board.set_state(trial_id, "done")  # 1000 steps of 4000 in a minute
     assert _drawn(board)[-1].endswith("10/40 done, 0 running, 0 evaluating, 1:00, about 3:00 left")
-    board.progress(IDS[10], 50, 0.5, None)  # it went on from there: of an earlier run
+    board.progress(IDS[10], 50, 1, 0.5, None)  # it went on from there: of an earlier run
     assert _drawn(board)[-1].endswith("1 running, 0 evaluating, 1:00, about 2:57 left")
     for trial_id in IDS[20:]:
         board.set_state(trial_id, "stopped")  # 2000 steps less to do
