@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import ddsweep
-from ddsweep.errors import UserError
+from ddsweep.errors import EXIT_DRAINED, UserError
 
 if TYPE_CHECKING:
     from ddsweep.catalog import DatasetSpec
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 __all__ = ["app", "main"]
 
-EXIT_DRAINED = 75
 EXIT_INTERRUPTED = 130
 
 app = typer.Typer(
@@ -443,6 +442,7 @@ def launch(
     KEY=VALUE are settings of the sweep, and with site. before them of the site file.
     """
     from ddsweep.data.layout import require_files
+    from ddsweep.launch.folder import MODES
     from ddsweep.launch.site import load_site
     from ddsweep.report.console import report_console
     from ddsweep.report.status import trial_states
@@ -450,8 +450,8 @@ def launch(
 
     if site is None:
         raise UserError("--site: name a site file, such as slurm/generic.yaml, or slurm/local.yaml")
-    if mode not in ("cluster", "array"):
-        raise UserError(f"--mode: {mode!r} is not one of cluster, array")
+    if mode not in MODES:
+        raise UserError(f"--mode: {mode!r} is not one of {', '.join(MODES)}")
     given = settings or []
     flags = {
         "nodes": nodes,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 __all__ = [
+    "EXIT_DRAINED",
     "CheckpointError",
     "DataError",
     "DivergedError",
@@ -11,6 +12,9 @@ __all__ = [
     "TooLargeError",
     "UserError",
 ]
+
+EXIT_DRAINED = 75
+"""The exit code of a run that came to rest before its end, and goes on when it is started again."""
 
 
 class UserError(Exception):

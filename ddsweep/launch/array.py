@@ -10,20 +10,21 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 from ddsweep.catalog import TrialSpec
+from ddsweep.core.memory import keep_to_share
 from ddsweep.data.files import data_root, resolve_dataset
-from ddsweep.errors import DivergedError, UserError
+from ddsweep.errors import EXIT_DRAINED, DivergedError, UserError
 from ddsweep.evaluation import evaluate_unit, finish, forget_stop, missing_units, trial_is_done
 from ddsweep.launch.crew import Crew
 from ddsweep.launch.folder import Launch, LaunchFolder, read_json
 from ddsweep.launch.processes import Signals
-from ddsweep.launch.ray_cluster import DRAINED, NodeLimits, Place, node_limits
+from ddsweep.launch.ray_cluster import node_limits
 from ddsweep.pools.file import resolve_pool
 from ddsweep.results.lock import SweepLock
 from ddsweep.spec import Plan, SweepSpec, expand, is_smoke, load_sweep
@@ -57,6 +58,50 @@ class _Work:
     plan: Plan
     data_root: Path | None
 
+    @cached_property
+    def _by_id(self) -> dict[str, TrialSpec]:
+        return {trial.trial_id: trial for trial in self.plan.trials}
+
+    def trial(self, trial_id: str) -> TrialSpec:
+        """Raises `UserError` for one that the sweep has no more: its data changed under the launch."""
+        if trial_id not in self._by_id:
+            raise UserError(
+                f"{self.folder.shares}: trial {trial_id} is none of this sweep's: its data is no longer what "
+                "was launched; launch it again"
+            )
+        return self._by_id[trial_id]
+
+    @property
+    def eval_gpus(self) -> float:
+        """The part of a GPU that each evaluation asks for."""
+        resources = self.sweep.resources
+        return eval_gpus(self.sweep, max(resources.for_trial(trial)[1] for trial in self.plan.trials))
+
+    def run(
+        self,
+        call: Callable[..., str],
+        items: Sequence[tuple[Any, ...]],
+        *,
+        name: str,
+        signals: Signals,
+        needs: tuple[float, float],
+        phase: str,
+    ) -> int:
+        """A crew's work on ``items``, which need so many CPUs and GPUs each. What breaks for good is recorded
+        as failed in ``phase``."""
+        if not items:
+            return 0
+        local = self.launch.site["scheduler"] == "local"
+
+        def broken(trial_id: str, error: Exception, attempts: int) -> None:
+            trial = self.trial(trial_id)
+            record_failure(self.launch.directory, trial, self.sweep.name, error, phase, attempts)
+
+        limits = node_limits(os.environ, self.launch.site["cpus_per_node"] if local else None)
+        attempts = self.sweep.resources.max_failures + 1
+        crew = Crew(self.folder, name, signals, limits, cpus=needs[0], gpus=needs[1], attempts=attempts)
+        return crew.run(call, items, broken)
+
 
 @cache
 def _work(folder: str) -> _Work:
@@ -72,38 +117,28 @@ def _work(folder: str) -> _Work:
     return _Work(place, launch, sweep, plan, root)
 
 
-def distil_share(folder: LaunchFolder, launch: Launch, index: int, place: Place, signals: Signals) -> int:
+def distil_share(folder: LaunchFolder, launch: Launch, index: int, signals: Signals) -> int:
     """Distil the trials of element ``index`` that are missing. 0 all distilled, 2 some failed, 75 drained."""
     work, directory = _work(str(folder.root)), launch.directory
     shares = (read_json(folder.shares) or {}).get("trials", [])
-    mine = set(shares[index])
-    trials = [trial for trial in work.plan.trials if trial.trial_id in mine]
+    trials = [work.trial(trial_id) for trial_id in shares[index]]
     with SweepLock(directory.lock, launch=folder.name):
         todo = [trial for trial in trials if not is_distilled(trial, directory)]
         for trial in todo:
             directory.failure_part(trial.trial_id).unlink(missing_ok=True)
             forget_stop(trial, directory)  # there is no scheduler any more: it goes on
-        if not todo:
-            return 0
-        needs = [work.sweep.resources.for_trial(trial) for trial in todo]
-        crew = Crew(
-            folder,
-            f"trials-{index}",
-            signals,
-            _limits(launch),
-            cpus=max(cpus for cpus, _ in needs),
-            gpus=max(gpus for _, gpus in needs),
-            attempts=work.sweep.resources.max_failures + 1,
+        needs = [work.sweep.resources.for_trial(trial) for trial in trials]
+        return work.run(
+            _distil,
+            [(trial.trial_id,) for trial in todo],
+            name=f"trials-{index}",
+            signals=signals,
+            needs=(max(cpus for cpus, _ in needs), max(gpus for _, gpus in needs)),
+            phase="worker",
         )
 
-        def broken(trial_id: str, error: Exception, attempts: int) -> None:
-            spec = next(trial for trial in todo if trial.trial_id == trial_id)
-            record_failure(directory, spec, work.sweep.name, error, "worker", attempts)
 
-        return crew.run(_distil, [(trial.trial_id,) for trial in todo], broken)
-
-
-def evaluate_share(folder: LaunchFolder, launch: Launch, index: int, place: Place, signals: Signals) -> int:
+def evaluate_share(folder: LaunchFolder, launch: Launch, index: int, signals: Signals) -> int:
     """Evaluate element ``index``'s part of all units of the distilled trials, and finish what is whole."""
     work, directory = _work(str(folder.root)), launch.directory
     evaluation = work.sweep.evaluate.spec()
@@ -120,22 +155,10 @@ def evaluate_share(folder: LaunchFolder, launch: Launch, index: int, place: Plac
                     if unit in missing and (number + n) % elements == index
                 ]
             number += len(units)
-        largest = max(work.sweep.resources.for_trial(trial)[1] for trial in work.plan.trials)
-        crew = Crew(
-            folder,
-            f"evals-{index}",
-            signals,
-            _limits(launch),
-            cpus=1,
-            gpus=eval_gpus(work.sweep, largest),
-            attempts=work.sweep.resources.max_failures + 1,
+        needs = (1, work.eval_gpus)
+        code = work.run(
+            _evaluate, mine, name=f"evals-{index}", signals=signals, needs=needs, phase="evaluation"
         )
-
-        def broken(trial_id: str, error: Exception, attempts: int) -> None:
-            spec = next(trial for trial in work.plan.trials if trial.trial_id == trial_id)
-            record_failure(directory, spec, work.sweep.name, error, "evaluation", attempts)
-
-        code = crew.run(_evaluate, mine, broken) if mine else 0
         _finish(work)
         return code
 
@@ -153,7 +176,7 @@ def finish_all(folder: LaunchFolder, launch: Launch) -> int:
     left = len(work.plan.trials) - len(done) - failed
     print(f"{len(done)} trials done, {failed} failed, {left} left: {directory.root}", flush=True)
     if left:
-        return DRAINED
+        return EXIT_DRAINED
     return 2 if failed else 0
 
 
@@ -168,11 +191,6 @@ def _finish(work: _Work) -> set[str]:
     return done
 
 
-def _limits(launch: Launch) -> NodeLimits:
-    local = launch.site["scheduler"] == "local"
-    return node_limits(os.environ, launch.site["cpus_per_node"] if local else None)
-
-
 # ------------------------------------------------------------------- in the processes of one element
 
 
@@ -185,8 +203,7 @@ def _splits(folder: str, key: str) -> Any:
 
 def _distil(folder: str, stop_file: str, trial_id: str) -> str:
     work = _work(folder)
-    directory = work.launch.directory
-    spec = next(trial for trial in work.plan.trials if trial.trial_id == trial_id)
+    directory, spec = work.launch.directory, work.trial(trial_id)
 
     def should_stop() -> bool:
         return Path(stop_file).exists()
@@ -209,10 +226,9 @@ def _evaluate(folder: str, stop_file: str, trial_id: str, number: int) -> str:
     if Path(stop_file).exists():
         return "drained"
     work = _work(folder)
-    spec = next(trial for trial in work.plan.trials if trial.trial_id == trial_id)
-    evaluation = work.sweep.evaluate.spec()
-    largest = max(work.sweep.resources.for_trial(trial)[1] for trial in work.plan.trials)
-    device = pick_device(work.sweep.resources.device, eval_gpus(work.sweep, largest))
+    spec, evaluation = work.trial(trial_id), work.sweep.evaluate.spec()
+    device = pick_device(work.sweep.resources.device, work.eval_gpus)
+    keep_to_share(device.type, work.eval_gpus)
     unit, splits = evaluation.units(spec)[number], _splits(folder, splits_key(spec))
     evaluate_unit(spec, unit, evaluation, splits, work.launch.directory, device)
     return "evaluated"

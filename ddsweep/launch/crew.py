@@ -15,10 +15,10 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any
 
-from ddsweep.errors import UserError
+from ddsweep.errors import EXIT_DRAINED, UserError
 from ddsweep.launch.folder import LaunchFolder
 from ddsweep.launch.processes import Signals
-from ddsweep.launch.ray_cluster import DRAINED, NodeLimits
+from ddsweep.launch.ray_cluster import NodeLimits
 
 __all__ = ["Crew", "WorkerError"]
 
@@ -133,7 +133,7 @@ class Crew:
             for process in crew:
                 process.shutdown()
         if drained:
-            return DRAINED
+            return EXIT_DRAINED
         return 2 if failed else 0
 
 

@@ -26,6 +26,7 @@ from ddsweep.results.files import results_error, write_atomic
 from ddsweep.results.layout import SweepDirectory
 
 __all__ = [
+    "MODES",
     "Job",
     "Launch",
     "LaunchFolder",
@@ -35,6 +36,9 @@ __all__ = [
     "versions",
     "write_json",
 ]
+
+MODES = ("cluster", "array")
+"""One allocation with a Ray cluster over its nodes, or a job array without Ray."""
 
 
 @dataclass(frozen=True)

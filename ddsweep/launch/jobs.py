@@ -9,15 +9,16 @@ from __future__ import annotations
 import os
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ddsweep.errors import UserError
+from ddsweep.errors import EXIT_DRAINED, UserError
 from ddsweep.launch.folder import Launch, LaunchFolder, versions, write_json
 from ddsweep.launch.processes import Signals
-from ddsweep.launch.ray_cluster import DRAINED, LOST_HEAD, Place, node_limits, run_on_cluster
+from ddsweep.launch.ray_cluster import LOST_HEAD, Place, node_limits, run_on_cluster
 from ddsweep.results.lock import process_start
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ __all__ = ["ClusterJob", "EvalsJob", "FinishJob", "TrialsJob"]
 
 
 @dataclass(frozen=True)
-class _Job:
+class _Job(ABC):
     """``folder`` is that of the launch, ``index`` the element of an array."""
 
     folder: str
@@ -51,11 +52,11 @@ class _Job:
             code, told = 1, str(error)
         if not place.is_head:
             return
-        again = code == LOST_HEAD or (code == DRAINED and signals.ending)
+        again = code == LOST_HEAD or (code == EXIT_DRAINED and signals.ending)
         again = again and not folder.stop_file.exists()
         if again and place.restart >= launch.site["requeues"]:
             told = f"not requeued again, after {place.restart} times (requeues); launch it again to go on"
-            again, code = False, DRAINED
+            again, code = False, EXIT_DRAINED
         outcome = {"code": code, "restart": place.restart, "requeued": again, "message": told}
         write_json(folder.outcome(self.kind, self.index), outcome)
         if again:
@@ -71,8 +72,9 @@ class _Job:
         if code:
             sys.exit(code)  # Slurm's own record says FAILED then, with this code
 
+    @abstractmethod
     def work(self, folder: LaunchFolder, launch: Launch, place: Place, signals: Signals) -> int:
-        raise NotImplementedError
+        """Returns the exit code."""
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
         """For submitit: what a requeued job runs. All that was done is on disk."""
@@ -108,7 +110,7 @@ class TrialsJob(_Job):
     def work(self, folder: LaunchFolder, launch: Launch, place: Place, signals: Signals) -> int:
         from ddsweep.launch.array import distil_share
 
-        return distil_share(folder, launch, self.index, place, signals)
+        return distil_share(folder, launch, self.index, signals)
 
 
 class EvalsJob(_Job):
@@ -119,7 +121,7 @@ class EvalsJob(_Job):
     def work(self, folder: LaunchFolder, launch: Launch, place: Place, signals: Signals) -> int:
         from ddsweep.launch.array import evaluate_share
 
-        return evaluate_share(folder, launch, self.index, place, signals)
+        return evaluate_share(folder, launch, self.index, signals)
 
 
 class FinishJob(_Job):

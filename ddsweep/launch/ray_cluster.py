@@ -23,15 +23,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ddsweep.dashboards import provision
-from ddsweep.errors import UserError
+from ddsweep.errors import EXIT_DRAINED, UserError
 from ddsweep.launch.folder import read_json, versions, write_json
 from ddsweep.launch.processes import MARK, Signals, end, kill_marked, spawn
 from ddsweep.launch.site import PORTS_OF_A_JOB, Site
 
-__all__ = ["DRAINED", "LOST_HEAD", "NodeLimits", "Place", "node_limits", "ray_environment", "run_on_cluster"]
-
-DRAINED = 75
-"""The exit code of a run that came to rest before its end."""
+__all__ = ["LOST_HEAD", "NodeLimits", "Place", "node_limits", "ray_environment", "run_on_cluster"]
 
 LOST_HEAD = 76
 """The exit code of a run whose Ray head died under its command: to be requeued."""
@@ -261,10 +258,10 @@ def _head(node: _Node, command: Callable[[str], Sequence[str]]) -> int:
     )
     try:
         if not _wait_for_head(node, ray, address):
-            return DRAINED
+            return EXIT_DRAINED
         write_json(folder / "address.json", {"address": address, "port": port})
         if not _wait_for_nodes(node, ray, address):
-            return DRAINED
+            return EXIT_DRAINED
         if site.dashboard:
             host = socket.gethostname()
             node.say(f"dashboard: ssh -N -L {port + 1}:127.0.0.1:{port + 1} {host}")
@@ -428,7 +425,7 @@ def _drive(node: _Node, ray: subprocess.Popen[str], command: Sequence[str], addr
         if code >= 0:
             return code
         if asked:
-            return DRAINED
+            return EXIT_DRAINED
         node.say(f"the driver was killed by signal {-code} (start {start} of {DRIVER_STARTS})")
     return 2
 

@@ -31,6 +31,8 @@ __all__ = [
     "check_nodes",
     "check_site",
     "job_states",
+    "lost_head",
+    "requeue",
     "script",
     "srun_options",
     "submit",
@@ -124,9 +126,7 @@ def _own_gpus(count: int) -> tuple[int, ...]:
 def _parameters(site: Site, name: str) -> dict[str, Any]:
     extra: dict[str, Any] = {key.strip("-"): value for key, value in site.sbatch.items()}
     # The job outlives a node that it loses, as long as that is not the first.
-    extra |= {"no-kill": True, "requeue": site.requeues > 0}
-    if not extra["requeue"]:
-        extra |= {"no-requeue": True}
+    extra |= {"no-kill": True, "requeue" if site.requeues else "no-requeue": True}
     extra = {key: value for key, value in extra.items() if value is not False}
     parameters: dict[str, Any] = {
         "job_name": name,
@@ -354,9 +354,7 @@ def _remembered(number: str) -> list[JobState]:
             found[name] = JobState(name, state if state in ENDED else "GONE", "", nodes)
     if found:
         return list(found.values())
-    told = ask("scontrol", "show", "job", "-o", number).stdout
-    for line in told.splitlines():
-        fields = dict(word.split("=", 1) for word in line.split() if "=" in word)
+    for fields in _shown(number):
         if "JobState" in fields:
             name = fields["JobId"]
             if "ArrayTaskId" in fields:
@@ -367,6 +365,30 @@ def _remembered(number: str) -> list[JobState]:
             )
             found[name] = JobState(name, fields["JobState"], reason, nodes)
     return list(found.values()) or [JobState(number, "GONE")]
+
+
+def _shown(number: str) -> list[dict[str, str]]:
+    """By scontrol: the fields of a job, or of each element of an array."""
+    told = ask("scontrol", "show", "job", "-o", number).stdout
+    return [dict(word.split("=", 1) for word in line.split() if "=" in word) for line in told.splitlines()]
+
+
+def lost_head(number: str) -> str:
+    """The node of a running job's batch script, if the job goes on without it (``--no-kill``): then nothing
+    of it is at work any more, and nobody requeues it. Empty if all is well."""
+    for fields in _shown(number):
+        host = fields.get("BatchHost", "")
+        if fields.get("JobState") == "RUNNING" and host:
+            there = ask("scontrol", "show", "hostnames", fields.get("NodeList", "")).stdout.split()
+            return "" if host in there else host
+    return ""
+
+
+def requeue(number: str) -> None:
+    """Raises `SubmissionError` with what Slurm says against it."""
+    said = ask("scontrol", "requeue", number)
+    if said.returncode:
+        raise SubmissionError(f"job {number} could not be requeued: {' '.join(said.stderr.split())}")
 
 
 def cancel_jobs(jobs: Iterable[Job], *, state: str | None = None) -> None:

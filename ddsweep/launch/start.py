@@ -34,9 +34,7 @@ from ddsweep.results.layout import SweepDirectory
 from ddsweep.results.lock import SweepLock, live_holder
 from ddsweep.spec import SweepSpec, resolved_yaml
 
-__all__ = ["MODES", "Request", "check_fits", "dry_run", "launch"]
-
-MODES = ("cluster", "array")
+__all__ = ["Request", "check_fits", "dry_run", "launch"]
 
 _LOCAL_START_S = 30.0
 
@@ -220,8 +218,10 @@ def dry_run(request: Request, trials: int, missing: int, say: Callable[[str], No
     site = request.site
     if site.scheduler == "slurm":
         _check_with_slurm(request)
-    say(f"{request.sweep.name}: {missing} of {trials} trials are missing; mode {request.mode}, results in "
-        f"{request.directory.root}")  # fmt: skip
+    say(
+        f"{request.sweep.name}: {missing} of {trials} trials are missing; mode {request.mode}, "
+        f"results in {request.directory.root}"
+    )
     folder = LaunchFolder(request.directory.root.resolve() / "jobs" / "LAUNCH")
     if site.scheduler == "local":
         for kind, elements in _pieces(request):

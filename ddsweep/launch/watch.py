@@ -10,16 +10,24 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from ddsweep.errors import ResultsError, UserError
+from ddsweep.errors import EXIT_DRAINED, ResultsError, UserError
 from ddsweep.launch.folder import Job, Launch, LaunchFolder, launches_of, read_json
 from ddsweep.launch.processes import kill_marked
-from ddsweep.launch.slurm import JobState, SubmissionError, active, cancel_jobs, job_states, wait
+from ddsweep.launch.slurm import (
+    JobState,
+    SubmissionError,
+    active,
+    cancel_jobs,
+    job_states,
+    lost_head,
+    requeue,
+    wait,
+)
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.results.lock import process_start
 
 __all__ = ["active_jobs", "cancel", "latest", "launch_lines", "log_files", "states_of", "wait_for"]
 
-DRAINED = 75
 _LOOK_S = 1.0
 
 
@@ -69,6 +77,8 @@ def launch_lines(directory: SweepDirectory) -> Iterator[str]:
         states = []
     if states and (unseen := _unseen(folder, launch, states)):
         yield f"  {unseen}"
+    for number, node in _without_head(launch, states):
+        yield f"  job {number}: {node}, where its driver was, is lost; `scontrol requeue {number}` goes on"
     yield from _job_lines(launch, states)
     for path in sorted(folder.root.glob("outcomes/*.json")):
         content = read_json(path)
@@ -101,6 +111,14 @@ def _job_lines(launch: Launch, states: Sequence[JobState]) -> Iterator[str]:
             yield f"  {job.kind} job {job.id}: {', '.join(told)} of {job.elements}"
 
 
+def _without_head(launch: Launch, states: Sequence[JobState]) -> Iterator[tuple[str, str]]:
+    """Jobs of a cluster whose batch script was lost with its node, and that node."""
+    if launch.mode == "cluster" and launch.site["scheduler"] == "slurm" and launch.site["nodes"] > 1:
+        for state in states:
+            if state.state == "RUNNING" and (node := lost_head(state.id)):
+                yield state.id, node
+
+
 def wait_for(folder: LaunchFolder, say: Callable[[str], None]) -> int:
     """Wait until all jobs of a launch are over; returns the exit code of the sweep. Raises `UserError` if
     they ended without a word, or only ever wait."""
@@ -115,8 +133,15 @@ def wait_for(folder: LaunchFolder, say: Callable[[str], None]) -> int:
         details = f" ({state.reason})" if state.state == "PENDING" and state.reason else ""
         say(f"job {state.id}: {state.state.lower()}{details}{f' on {state.nodes}' if state.nodes else ''}")
 
+    def look() -> list[JobState]:
+        states = states_of(launch)
+        for number, node in _without_head(launch, states):
+            say(f"job {number}: {node}, where its driver was, is lost; requeued")
+            requeue(number)
+        return states
+
     try:
-        states = wait(lambda: states_of(launch), poll, on_change, site.longest_pending)
+        states = wait(look, poll, on_change, site.longest_pending)
     except SubmissionError:
         raise
     except UserError:  # nothing ever started
@@ -125,10 +150,10 @@ def wait_for(folder: LaunchFolder, say: Callable[[str], None]) -> int:
         raise
     last = "cluster" if launch.mode == "cluster" else "finish"
     outcome = read_json(folder.outcome(last))
-    ended_early = outcome is None or (outcome["code"] == DRAINED and not outcome["message"])
+    ended_early = outcome is None or (outcome["code"] == EXIT_DRAINED and not outcome["message"])
     if folder.stop_file.exists() and ended_early:
         say(f"cancelled; ddsweep launch goes on with what is missing of {launch.directory.root}")
-        return DRAINED
+        return EXIT_DRAINED
     if outcome is None and (unseen := _unseen(folder, launch, states)):
         _discard(folder, launch)
         raise UserError(unseen)

@@ -54,8 +54,10 @@ class Launched:
 
     def launch(self, *more: object) -> subprocess.CompletedProcess[str]:
         """``ddsweep launch`` to its end, which without --wait is the submission."""
-        words = ["launch", self.file, "--site", SITE, "--results", self.results, *self.settings, *more]
-        return self.run(*words)
+        return self.run(*self.words(*more))
+
+    def words(self, *more: object) -> list[object]:
+        return ["launch", self.file, "--site", SITE, "--results", self.results, *self.settings, *more]
 
     def run(self, *arguments: object, timeout: float = 900) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import time
 from contextlib import suppress
 from datetime import datetime
@@ -18,7 +19,7 @@ import ddsweep
 from ddsweep.errors import CheckpointError
 from ddsweep.results.artifacts import load_tensors
 from tests.cluster.machines import Lab
-from tests.cluster.sweeping import Launched, run_alone
+from tests.cluster.sweeping import ROOT, Launched, ddsweep_command, run_alone
 
 SWEEP = """
 name: faults
@@ -262,6 +263,29 @@ def test_the_head_node_is_lost(lab: Lab, sweep: Launched, alone: Path) -> None:
     end_well(sweep, alone, lost="node1")
     assert restarts(lab, job) >= 1
     figures(fault="head", noticed_s=noticed, head_up_s=head, resumed=resumed(sweep))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_the_head_node_is_lost_for_good(lab: Lab, sweep: Launched, alone: Path) -> None:
+    """Nothing on the cluster would requeue the job: who waits for it does."""
+    words = sweep.words("--wait", "site.nodes=2")
+    with subprocess.Popen(
+        ddsweep_command(*words), env=lab.environment, cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as waiting:
+        wait_for_work(sweep, "node2")
+        job, begun = job_of(sweep), time.monotonic()
+        lab.power_off("node1")
+        sweep.wait(lambda: restarts(lab, job) == 1, "it is requeued", 120)
+        noticed = time.monotonic() - begun
+        printed = waiting.communicate(timeout=600)[0]
+    lab.power_on("node1")
+    assert waiting.returncode == 0, printed + sweep.logs()
+    assert f"job {job}: node1, where its driver was, is lost; requeued" in printed
+    sweep.assert_nothing_runs(lost="node1")
+    sweep.assert_complete(alone)
+    assert resumed(sweep) >= 1
+    figures(fault="head for good", noticed_s=noticed, resumed=resumed(sweep))
 
 
 @pytest.mark.slow

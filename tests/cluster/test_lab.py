@@ -48,8 +48,9 @@ def test_each_node_is_a_machine(lab: Lab, shared: Path) -> None:
 
 
 def test_tmp_is_a_node_s_own(lab: Lab, shared: Path, tmp_path: Path) -> None:
-    lab.exec("node1", "touch", "/tmp/of-node1", "/root/of-node1", "/dev/shm/of-node1", shared / "of-all")
-    for folder in ("/tmp", "/root", "/dev/shm"):
+    own = ("/tmp", "/root", "/dev/shm")
+    lab.exec("node1", "touch", *(f"{folder}/of-node1" for folder in own), shared / "of-all")
+    for folder in own:
         assert "of-node1" in lab.exec("node1", "ls", folder).stdout
         assert "of-node1" not in lab.exec("node2", "ls", folder).stdout
         assert not Path(folder, "of-node1").exists()
