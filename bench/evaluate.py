@@ -41,7 +41,7 @@ from ddsweep.seeds import derive_seed
 TOLERANCE = 0.01
 STANDARD_BATCH = 1024
 BATCHES = (64, 128, 256, 512, 1024, 2048, 4096, 10000)
-PROBE_NETWORKS = 2
+PROBE_NETWORKS = 4
 QUICK = {
     **{"networks": 4, "group_size": 2, "baseline_networks": 1, "test_images": 200, "repeats": 1},
     **{"inner_steps": 2, "inner_epochs": 2, "threads": 1},

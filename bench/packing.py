@@ -9,7 +9,7 @@ import argparse
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from baseline import (
@@ -22,7 +22,7 @@ from baseline import (
     visible_cores,
 )
 
-from ddsweep.catalog import TrialSpec
+from ddsweep.catalog import DatasetSpec, TrialSpec
 from ddsweep.core.distill import Problem, initial_state, outer_step
 from ddsweep.core.execution import choose_plan
 from ddsweep.core.networks import build_network
@@ -46,6 +46,19 @@ def _work(argv: Sequence[str]) -> int:
         models_per_step=o.networks,
         real_batch=o.real_batch,
     )
+    steps = warm_trial(spec, dataset, device, o.threads)
+    print("warm", flush=True)
+    sys.stdin.readline()
+    start = time.perf_counter()
+    steps(o.outer_steps)
+    print(time.perf_counter() - start, flush=True)
+    return 0
+
+
+def warm_trial(
+    spec: TrialSpec, dataset: DatasetSpec, device: torch.device, threads: int
+) -> Callable[[int], None]:
+    """A trial on random images that has taken its first outer step, to take as many more as it is told."""
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(256, (4096, *dataset.shape), generator=generator, dtype=torch.int16)
     labels = torch.arange(4096) % dataset.classes
@@ -53,22 +66,23 @@ def _work(argv: Sequence[str]) -> int:
     channels = dataset.shape[0]
     problem = Problem.of(
         spec,
-        choose_plan(device, o.threads, network),
+        choose_plan(device, threads, network),
         pixels.to(torch.uint8),
         labels,
         (0.5,) * channels,
         (0.25,) * channels,
     )
-    state, _ = outer_step(problem, initial_state(problem))
-    print("warm", flush=True)
-    sys.stdin.readline()
-    start = time.perf_counter()
-    for _ in range(o.outer_steps):
-        state, _ = outer_step(problem, state)
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    print(time.perf_counter() - start, flush=True)
-    return 0
+
+    def steps(number: int) -> None:
+        nonlocal state
+        for _ in range(number):
+            state, _ = outer_step(problem, state)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    state = initial_state(problem)
+    steps(1)
+    return steps
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -12,7 +12,7 @@ from tests.conftest import Run
 pytestmark = pytest.mark.ray
 
 SWEEPS = Path(__file__).resolve().parents[1] / "sweeps"
-OFTEN = ("adapt_usps_mnist", "attack_mnist", "cifar10_random")
+OFTEN = ("attack_mnist",)
 """With every commit; the others with `make test-full`."""
 WITH_SMOKE = sorted(path.stem for path in SWEEPS.glob("*.yaml") if "\nsmoke:" in path.read_text())
 

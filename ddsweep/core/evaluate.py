@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from ddsweep.core.inner import Rate
 from ddsweep.core.layers import Params
 from ddsweep.core.memory import is_out_of_memory, release_memory
 from ddsweep.core.order import rate_index
+from ddsweep.core.teams import in_teams
 from ddsweep.core.unroll import InnerLoop, train_networks
 
 __all__ = ["Evaluation", "count_right", "evaluate_networks"]
@@ -158,6 +159,38 @@ def evaluate_networks(
     ``targets`` as in `count_right`.
     """
     loop = InnerLoop() if loop is None else loop
+    own, course = images.dim() == 6, loop.course
+
+    def of(module: nn.Module, share: slice) -> Evaluation:
+        return _evaluate(
+            module,
+            {name: value[share] for name, value in params.items()},
+            images[share] if own else images,
+            labels,
+            [rate[share] if isinstance(rate, Tensor) else rate for rate in rates],
+            steps,
+            lambda weights: count_right(module, weights, pixels, targets, mean, std, plan),
+            plan.inner_batching,
+            replace(loop, course=None if course is None else course.of(share)),
+        )
+
+    parts = in_teams(plan, network, len(next(iter(params.values()))), of)
+    columns = [(part.accuracy, part.loss, part.diverged, part.confusion) for part in parts]
+    return Evaluation(tuple(steps), *(torch.cat(column, 1) for column in zip(*columns, strict=True)))
+
+
+def _evaluate(
+    network: nn.Module,
+    params: Params,
+    images: Tensor,
+    labels: Tensor,
+    rates: Sequence[Rate],
+    steps: Sequence[int],
+    count: Callable[[Params], tuple[Tensor, Tensor, Tensor, Tensor]],
+    batching: str,
+    loop: InnerLoop,
+) -> Evaluation:
+    """`evaluate_networks`, of the networks of one team."""
     weight = next(iter(params.values()))
     inner_steps, done, slots = labels.shape[0], 0, None
     found = []
@@ -165,8 +198,8 @@ def evaluate_networks(
         if step > done:
             todo = [_rate_at(rates, inner_steps, t, loop, weight) for t in range(done, step)]
             params, slots = train_networks(
-                network, params, images, labels, todo, plan.inner_batching, done, loop=loop, slots=slots
+                network, params, images, labels, todo, batching, done, loop=loop, slots=slots
             )
             done = step
-        found.append(count_right(network, params, pixels, targets, mean, std, plan))
+        found.append(count(params))
     return Evaluation(tuple(steps), *(torch.stack(part) for part in zip(*found, strict=True)))

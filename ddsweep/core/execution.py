@@ -27,7 +27,8 @@ class ExecutionPlan:
     the large real batches: ``explicit`` (derivatives written out), or autograd under ``vmap`` or in a
     ``loop``. ``real_block`` networks and ``real_chunk`` real images go through at a time. ``threads`` is
     the number of CPU threads, ``device`` a torch device type. Without gradients, in the test pass, as many
-    as ``test_block`` networks go through at a time.
+    as ``test_block`` networks go through at a time. The networks are dealt out to ``teams``, each with its
+    part of the threads.
     """
 
     device: str = "cpu"
@@ -39,6 +40,7 @@ class ExecutionPlan:
     real_block: int = 1
     segment: int = 1
     test_block: int = 1
+    teams: int = 1
 
     def __post_init__(self) -> None:
         if self.memory_mode not in ("store", "recompute"):
@@ -66,8 +68,8 @@ def choose_plan(
         way = "explicit" if explicit else "vmap"
         return ExecutionPlan("cuda", threads, memory_mode, way, way, 1024, 2**31, segment, 2**31)
     if explicit:
-        return ExecutionPlan("cpu", threads, memory_mode, "explicit", "explicit", 32, 4, segment, 16)
-    return ExecutionPlan("cpu", threads, memory_mode, "loop", "loop", 128, 1, segment)
+        return ExecutionPlan("cpu", threads, memory_mode, "explicit", "explicit", 32, 4, segment, 16, threads)
+    return ExecutionPlan("cpu", threads, memory_mode, "loop", "loop", 128, 1, segment, teams=threads)
 
 
 def more_frugal(plan: ExecutionPlan, segment: int, networks: int, images: int) -> ExecutionPlan | None:
@@ -75,7 +77,8 @@ def more_frugal(plan: ExecutionPlan, segment: int, networks: int, images: int) -
 
     Inner steps first, then the real images, then the networks that see them: ``recompute``, with ``segment``
     (that which takes the least memory); half the chunk of the ``images`` of a real batch, again and again;
-    half the block of the ``networks``. Each is the one before it up to rounding.
+    half the block of the ``networks``; at last one team instead of several side by side. Each is the one
+    before it up to rounding.
     """
     if plan.memory_mode == "store" or plan.segment != segment:
         return replace(plan, memory_mode="recompute", segment=segment)
@@ -83,7 +86,7 @@ def more_frugal(plan: ExecutionPlan, segment: int, networks: int, images: int) -
         return replace(plan, real_chunk=max(SMALLEST_CHUNK, chunk // 2))
     if (block := min(plan.real_block, networks)) > 1:
         return replace(plan, real_block=block // 2)
-    return None
+    return replace(plan, teams=1) if plan.teams > 1 else None
 
 
 def smaller_test(plan: ExecutionPlan, networks: int, images: int) -> ExecutionPlan | None:

@@ -120,11 +120,12 @@ def _convolve(weight: Tensor, columns: _Columns) -> Tensor:
 
 def _by_weight(g: Tensor, columns: _Columns, shape: Sequence[int]) -> Tensor:
     """The derivative by the weights, ``[K, o, c, size, size]``, from that by the outputs ``g``."""
+    # Columns @ g^T, and not g @ columns^T: with few outputs half as fast again on the CPU.
+    parts = [_times_transposed(columns.part(i), g).transpose(1, 2) for i in range(columns.parts)]
     if columns.parts == 1:
-        return _times_transposed(g, columns.part(0)).view(tuple(shape))
-    _, outputs, channels, size, _ = shape
-    rows = [_times_transposed(g, columns.part(i)).view(-1, outputs, channels, size) for i in range(size)]
-    return torch.stack(rows, 3)
+        return parts[0].reshape(tuple(shape))
+    channels, size = shape[2:4]
+    return torch.stack([part.reshape(*part.shape[:2], channels, size) for part in parts], 3)
 
 
 def _by_images(weight: Tensor, g: Tensor, shape: Sequence[int]) -> Tensor:
@@ -158,11 +159,12 @@ def _add_times(y: Tensor, w: Tensor, x: Tensor) -> None:
         y.baddbmm_(w, x)
 
 
-def _times_transposed(g: Tensor, x: Tensor) -> Tensor:
-    """``g [K, o, n] @ x^T`` with ``x [K or 1, i, n]``."""
+def _times_transposed(x: Tensor, g: Tensor) -> Tensor:
+    """``x [K or 1, i, n] @ g^T`` with ``g [K, o, n]``: ``[K, i, o]``."""
     if x.shape[0] == 1 and g.shape[0] > 1:
-        return (g.reshape(-1, g.shape[2]) @ x[0].t()).view(g.shape[0], g.shape[1], -1)
-    return torch.bmm(g, x.transpose(1, 2))
+        product = x[0] @ g.reshape(-1, g.shape[2]).t()
+        return product.view(x.shape[1], g.shape[0], g.shape[1]).transpose(0, 1)
+    return torch.bmm(x, g.transpose(1, 2))
 
 
 # ----------------------------------------------------------------------------------------- layers
@@ -249,11 +251,14 @@ class Linear:
 
     def backward(self, params: Params, g: Tensor, tape: Tape, grads: Params, inputs: bool) -> Tensor:
         tape["g"] = g
-        grads[f"{self.name}.weight"] = _times_transposed(g, tape["x"])
+        grads[f"{self.name}.weight"] = self._by_weight(g, tape["x"])
         grads[f"{self.name}.bias"] = g.sum(2)
         if not inputs:
             return g
         return self._to_inputs(params[f"{self.name}.weight"].transpose(1, 2) @ g, tape)
+
+    def _by_weight(self, g: Tensor, x: Tensor) -> Tensor:
+        return torch.bmm(g, x.expand(g.shape[0], *x.shape[1:]).transpose(1, 2))
 
     def _to_inputs(self, g: Tensor, tape: Tape) -> Tensor:
         return g.view(g.shape[0], *tape["shape"][1:])
@@ -269,7 +274,7 @@ class Linear:
 
     def tangent_backward(self, params: Params, v: Params, g: Tensor, tape: Tape, grads: Params) -> Tensor:
         before, moved = tape["g"], tape["tangent"]
-        by_weight = _times_transposed(g, tape["x"])
+        by_weight = self._by_weight(g, tape["x"])
         if moved is not None:
             by_weight.baddbmm_(before, moved.transpose(1, 2))
         grads[f"{self.name}.weight"] = by_weight
@@ -370,7 +375,11 @@ class BiasReLU:
 @dataclass(frozen=True)
 class MaxPool(_Selection):
     """2x2 max-pool: the larger of two neighbours in a row, then of two such rows. Of equal maxima the
-    first one counts, as in torch."""
+    first one counts, as in torch.
+
+    Which one it was is kept as 1 or 0 in the type of the activations: products with these, and `lerp`
+    between two, are exact for finite numbers, and ten times as fast on the CPU as `where`.
+    """
 
     def forward(self, params: Params, x: Tensor, tape: Tape) -> Tensor:
         left, right = self._columns(x)
@@ -387,15 +396,17 @@ class MaxPool(_Selection):
         return x[:, :, 0::2], x[:, :, 1::2]
 
     def _choices(self, tape: Tape) -> tuple[Tensor, Tensor]:
-        """Where the left one of two columns was taken, and where the upper one of two rows."""
+        """1 where the left one of two columns was taken, and where the upper one of two rows; else 0."""
         if "left" not in tape:
-            (left, right), (upper, lower) = self._columns(tape.pop("x")), self._rows(tape.pop("larger"))
-            tape.update(left=left >= right, upper=upper >= lower)
+            columns, rows = self._columns(tape.pop("x")), self._rows(tape.pop("larger"))
+            tape.update(left=_first_is_larger(*columns), upper=_first_is_larger(*rows))
         return tape.tensor("left"), tape.tensor("upper")
 
     def _apply(self, x: Tensor, tape: Tape) -> Tensor:
         left, upper = self._choices(tape)
-        return torch.where(upper, *self._rows(torch.where(left, *self._columns(x))))
+        first, second = self._columns(x)
+        first, second = self._rows(torch.lerp(second, first, left))
+        return torch.lerp(second, first, upper)
 
     def _transpose(self, g: Tensor, tape: Tape) -> Tensor:
         left, upper = self._choices(tape)
@@ -408,9 +419,14 @@ class MaxPool(_Selection):
         return out
 
 
+def _first_is_larger(first: Tensor, second: Tensor) -> Tensor:
+    """1 or 0, written at once: converting what is true or false would take as long again."""
+    return torch.ge(first, second, out=torch.empty_like(first))
+
+
 def _split(g: Tensor, first: Tensor, to_first: Tensor, to_second: Tensor) -> None:
     """Write ``g`` to one of two places, and 0 to the other."""
-    torch.where(first, g, g.new_zeros(()), out=to_first)
+    torch.mul(g, first, out=to_first)
     torch.sub(g, to_first, out=to_second)
 
 

@@ -26,6 +26,10 @@ class Course:
     def shared(self) -> bool:
         return self.batches.shape[1] == 1
 
+    def of(self, share: slice) -> Course:
+        """That of some of the networks."""
+        return self if self.shared else Course(self.batches[:, share], self.rates[:, share])
+
 
 def rate_index(t: int, inner_steps: int, steps: int) -> int:
     """Which of T = ``steps`` rates step ``t`` has: beyond T those of the last epoch repeat."""

@@ -20,7 +20,7 @@ not mix, so one that diverges spoils no other. Rates are softplus(raw).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -32,6 +32,7 @@ from ddsweep.core.execution import ExecutionPlan
 from ddsweep.core.inner import InnerOptimizer, Rate, Slots
 from ddsweep.core.layers import Params
 from ddsweep.core.order import Course, fixed_course
+from ddsweep.core.teams import in_teams
 
 __all__ = [
     "InnerLoop",
@@ -288,6 +289,42 @@ def outer_gradient(
     loop = InnerLoop() if loop is None else loop
     course = fixed_course(inner_steps, labels.shape[1], total) if loop.course is None else loop.course
     window = Window(0, total) if window is None else window
+    own = real_labels.dim() == 2
+
+    def of(module: nn.Module, share: slice) -> OuterGradient:
+        weights = {name: value[share] for name, value in params.items()}
+        real = (real_images[share], real_labels[share]) if own else (real_images, real_labels)
+        theirs = replace(loop, course=course.of(share))
+        return _outer_gradient(module, weights, images, labels, raw, *real, plan, theirs, window)
+
+    return _joined(in_teams(plan, network, len(next(iter(params.values()))), of))
+
+
+def _joined(parts: Sequence[OuterGradient]) -> OuterGradient:
+    labels = [part.labels for part in parts if part.labels is not None]
+    return OuterGradient(
+        losses=torch.cat([part.losses for part in parts]),
+        images=torch.cat([part.images for part in parts]),
+        raw_rates=torch.cat([part.raw_rates for part in parts]),
+        labels=torch.cat(labels) if labels else None,
+    )
+
+
+def _outer_gradient(
+    network: nn.Module,
+    params: Params,
+    images: Tensor,
+    labels: Tensor,
+    raw: Tensor,
+    real_images: Tensor,
+    real_labels: Tensor,
+    plan: ExecutionPlan,
+    loop: InnerLoop,
+    window: Window,
+) -> OuterGradient:
+    """Of the networks of one team. ``loop`` has a course."""
+    assert loop.course is not None
+    course, total = loop.course, raw.shape[0]
     count = next(iter(params.values())).shape[0]
     rates = F.softplus(raw.detach())
     batches = _Batches(images, labels, loop, course)

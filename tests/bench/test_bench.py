@@ -135,6 +135,21 @@ def test_noise(tmp_path: Path) -> None:
     assert "Traceback" not in failed.stderr
 
 
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    "options", [("--seconds", "0.5"), pytest.param(("--steps", "20"), marks=pytest.mark.slow)], ids=" ".join
+)
+@pytest.mark.timeout(300)
+def test_nodes(options: tuple[str, ...]) -> None:
+    command = [sys.executable, "bench/nodes.py", "--slots", "2", "--trials", "4", "--reports", "2", *options]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=280, check=False)
+    found = report(result)
+    assert (found["nodes"], found["slots"], found["trials"]) == (1, 2, 4)
+    assert 0 < found["efficiency"] == pytest.approx(found["ideal_s"] / found["wall_s"], abs=0.02)
+    if "--seconds" in options:
+        assert found["ideal_s"] == 1.0 < found["wall_s"]
+
+
 def test_a_number_of_trials_that_is_no_sweep() -> None:
     command = [sys.executable, "bench/driver.py", "--trials", "15"]
     failed = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=200, check=False)

@@ -234,6 +234,8 @@ def test_networks_in_orders_of_their_own_are_what_they_are_alone(
         return evaluate_networks(network, weights, images, labels, rates, (0, 2, 4, 7), *split, loop=loop)
 
     together = evaluated([7, 8, 9], params)
+    plan = replace(plan, threads=2, teams=2)
+    assert_same(evaluated([7, 8, 9], params), together)
     for k in range(3):
         alone = evaluated([7 + k], rows(params, [k]))
         assert torch.equal(alone.accuracy[:, 0], together.accuracy[:, k])

@@ -28,6 +28,7 @@ def test_how_networks_are_computed(network, shape, device, way, networks_at_once
     plan = choose_plan(device, 2, module, "recompute", 5)
     assert (plan.inner_batching, plan.real_batching, plan.real_block) == (way, way, networks_at_once)
     assert (plan.device, plan.threads, plan.memory_mode, plan.segment) == (device.type, 2, "recompute", 5)
+    assert plan.teams == (2 if device == CPU else 1)
     assert ExecutionPlan.from_dict(plan.to_dict()) == plan
 
 
@@ -56,8 +57,9 @@ def test_ever_more_frugal_plans_for_outer_steps() -> None:
 
 
 def test_a_segment_of_ones_own_gives_way_to_that_of_the_least_memory() -> None:
-    plan = ExecutionPlan(memory_mode="recompute", segment=30, real_chunk=8)
-    assert [p.segment for p in ladder(lambda plan: more_frugal(plan, 4, 1, 100), plan)] == [4]
+    plan = ExecutionPlan(memory_mode="recompute", segment=30, real_chunk=8, threads=2, teams=2)
+    plans = ladder(lambda plan: more_frugal(plan, 4, 1, 100), plan)
+    assert [(p.segment, p.teams) for p in plans] == [(4, 2), (4, 1)]
 
 
 def test_ever_smaller_test_passes() -> None:

@@ -188,6 +188,8 @@ ALL_PLANS = [
             ("vmap", "explicit", 64, 4),
         )
     ),
+    ExecutionPlan("cpu", 2, "store", "explicit", "explicit", 7, 2, teams=2),
+    ExecutionPlan("cpu", 2, "recompute", "vmap", "loop", 7, 2, teams=2),
 ]
 
 

@@ -220,6 +220,10 @@ PLANS = [
         (("explicit", 4, 2), ("vmap", 9, 3), ("loop", 9, 3)),
     )
 ]
+PLANS += [
+    ExecutionPlan("cpu", 2, "store", "explicit", "explicit", 4, 2, teams=2),
+    ExecutionPlan("cpu", 4, "recompute", "loop", "loop", 9, 3, 3, teams=4),  # more than networks
+]
 EXPLICIT = PLANS[0]
 ALL_PARTS = ("shift", "rotate", "scale", "flip", "cutout")
 

@@ -194,7 +194,9 @@ def test_a_sweep_is_packed_on_gpus_that_are_none(tmp_path: Path, ddsweep: Run) -
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize(("gpus", "code"), [("0.1", 1), ("0", 2)], ids=["shards", "trials"])
+@pytest.mark.parametrize(
+    ("gpus", "code"), [("0.1", 1), pytest.param("0", 2, marks=pytest.mark.slow)], ids=["shards", "trials"]
+)
 def test_workers_that_all_see_the_same_gpus_fail_with_a_message(
     gpus: str, code: int, tmp_path: Path, ddsweep: Run
 ) -> None:

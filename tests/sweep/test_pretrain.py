@@ -158,6 +158,7 @@ def check_attacks(directory: Path, said: str) -> None:
     assert os.fspath(directory / "attack.png").endswith(said.rpartition("Attacks: ")[2].strip())
 
 
+@pytest.mark.slow
 def test_other_settings_under_the_same_name_are_refused(tmp_path: Path, ddsweep: Run) -> None:
     file = write(tmp_path / "tiny.yaml", POOL.format(epochs=1))
     assert ddsweep("pretrain", file, "train=1", "heldout=1", cwd=tmp_path).returncode == 0

@@ -1,0 +1,55 @@
+"""Networks dealt out to teams of CPU threads, which go their own ways side by side.
+
+Threads inside of one operation wait for each other after each of them, and the operations of a small
+network are short: two such threads make an outer step of LeNet 1.4 times as fast. Networks do not mix, so
+each team can take some of them from the first step to the last.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from itertools import pairwise
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from ddsweep.core.execution import ExecutionPlan
+
+__all__ = ["in_teams"]
+
+T = TypeVar("T")
+
+
+def in_teams(
+    plan: ExecutionPlan, network: nn.Module, count: int, work: Callable[[nn.Module, slice], T]
+) -> list[T]:
+    """``work(network, share)`` for consecutive shares of ``count`` networks, one share a team of ``plan``, in
+    order. Which team is the faster one changes nothing in what comes out.
+
+    Each team has a ``network`` of its own (with the same tensors): ``torch.func.functional_call`` puts
+    the weights of a call into the module while it lasts.
+    """
+    teams = min(plan.teams, count)
+    if teams <= 1:
+        return [work(network, slice(0, count))]
+    ends = [count * i // teams for i in range(teams + 1)]
+    grad = torch.is_grad_enabled()  # a thread's own affair
+
+    def as_here(module: nn.Module, share: slice) -> T:
+        with torch.set_grad_enabled(grad):
+            return work(module, share)
+
+    tensors = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
+    modules = [copy.deepcopy(network, dict(tensors)) for _ in range(teams)]
+    pool = _pool(plan.teams, plan.threads // plan.teams)
+    return list(pool.map(as_here, modules, [slice(*pair) for pair in pairwise(ends)]))
+
+
+@cache
+def _pool(teams: int, threads: int) -> ThreadPoolExecutor:
+    """The number of threads of torch is one of the Python thread that sets it, once both have begun."""
+    return ThreadPoolExecutor(teams, "team", torch.set_num_threads, (threads,))
