@@ -37,13 +37,15 @@ if [[ $name != ctl ]]; then
     private /root 755 # a Python below /root is for all users of a node
 fi
 
+# A pipe that never says anything, to wait by without a child of its own: `ps` would show that.
+mkfifo "$folder/never" 2>/dev/null || true
+exec 3<>"$folder/never"
+
 ip link set lo up
 touch "$folder/ready" # slurm-lab.sh plugs in eth0 now
-until [[ -e $folder/wired ]]; do sleep 0.02; done
+until [[ -e $folder/wired ]]; do read -r -t 0.02 -u 3 || true; done
 
 if [[ $name != ctl ]]; then slurmd -N "$name" -c; fi # -c: forget an earlier life
 
-# Wait for ever, without a child of its own. Bash reaps meanwhile what was orphaned.
-mkfifo "$folder/never" 2>/dev/null || true
-exec 3<>"$folder/never"
+# Wait for ever. Bash reaps meanwhile what was orphaned.
 while :; do read -r -u 3 || true; done
