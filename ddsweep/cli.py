@@ -681,7 +681,12 @@ def _exit_code(arguments: Sequence[str] | None) -> int:
         return 1
     except (Abort, KeyboardInterrupt):
         return EXIT_INTERRUPTED
-    except (BrokenPipeError, SystemExit):  # ddsweep ... | head: rich turns the first into the second
+    except (BrokenPipeError, SystemExit) as error:
+        if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
+            # Ray's own handler of SIGTERM, until ours is there: the sweep has not begun.
+            typer.echo("ddsweep: stopped before it began; the same command goes on", err=True)
+            return EXIT_DRAINED
+        # ddsweep ... | head: rich turns the first into the second
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left in the buffer goes nowhere
         return 0
     return code if isinstance(code, int) else 0
