@@ -241,6 +241,7 @@ def watched(tmp_path: Path, environment: dict[str, str]) -> Iterator[Driver]:
 
 @pytest.mark.ray
 @pytest.mark.skipif(shutil.which("prometheus") is None, reason="prometheus (Debian's package) is not on PATH")
+@pytest.mark.slow
 def test_prometheus_answers_every_query_of_the_dashboard(watched: Driver, tmp_path: Path) -> None:
     driver = watched.start()
     pattern = r"Ray dashboard: (http://127\.0\.0\.1:\d+) \(log in with the token in (.*)/token\)"

@@ -76,6 +76,7 @@ def until(done: Callable[[], bool], process: subprocess.Popen[bytes], log: Path)
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_a_pool_survives_what_happens_to_it_and_serves_a_sweep(
     tmp_path: Path, environment: dict[str, str], ddsweep: Run
 ) -> None:
