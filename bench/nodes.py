@@ -1,6 +1,6 @@
 """What scheduling costs: trials that only sleep, or compute, packed by Ray Tune on the CPUs of a cluster.
 
-    python bench/nodes.py --slots 2 --steps 40
+    python bench/nodes.py --slots 2 --trials 8 --steps 10
     python -m ddsweep.launch.ray_cluster --site SITE --folder DIR -- python bench/nodes.py --address {address}
 
 the second in every task of a Slurm step. The trials go through Tune as those of `ddsweep run` do: workers
