@@ -1,8 +1,8 @@
 """Networks dealt out to teams of CPU threads, which go their own ways side by side.
 
 Threads inside of one operation wait for each other after each of them, and the operations of a small
-network are short: two such threads make an outer step of LeNet 1.4 times as fast. Networks do not mix, so
-each team can take some of them from the first step to the last.
+network are short. Networks do not mix, so each team can take some of them from the first step to the last
+(what it gains: docs/performance.md).
 """
 
 from __future__ import annotations
