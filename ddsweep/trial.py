@@ -8,6 +8,7 @@ checkpoint and, on the same kind of machine, ends with the same bits.
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from ddsweep import baselines
 from ddsweep.catalog import TrialSpec
+from ddsweep.compilation import compiles, prepare_compilation
 from ddsweep.core.distill import (
     DistillState,
     Learned,
@@ -40,6 +42,8 @@ from ddsweep.core.evaluate import evaluate_networks
 from ddsweep.core.execution import ExecutionPlan, choose_plan, more_frugal
 from ddsweep.core.memory import is_out_of_memory, keep_to_share, release_memory
 from ddsweep.core.networks import build_network
+from ddsweep.core.precision import precision_of
+from ddsweep.core.steps import is_compile_error
 from ddsweep.cost import choose_memory, estimate
 from ddsweep.data.sources import Splits
 from ddsweep.distilled import DistilledSet
@@ -62,6 +66,8 @@ __all__ = [
     "record_failure",
 ]
 
+_log = logging.getLogger(__name__)
+
 _HISTORY_COLUMNS = tuple(name for name in HISTORY.names if name != "trial_id")
 
 
@@ -78,6 +84,8 @@ class TrialSettings:
     gpus: float = 0.0
     memory_mode: str = "auto"
     segment: int | None = None
+    compile: str = "auto"
+    channels_last: bool = False
     checkpoint_every: int = 50
     log_every: int = 10
     rungs: tuple[int, ...] = ()
@@ -124,6 +132,28 @@ def pick_device(setting: str, gpus: float) -> torch.device:
     return torch.device("cuda")
 
 
+def _first_plan(spec: TrialSpec, settings: TrialSettings) -> ExecutionPlan:
+    device = pick_device(settings.device, settings.gpus)
+    if spec.dtype == "tf32" and device.type != "cuda":
+        raise UserError(
+            f"dtype: tf32: trial {spec.trial_id} runs on the {device.type}, which has no TF32; grant it a "
+            "GPU (resources.gpus), or set dtype: float32"
+        )
+    network = build_network(spec.network_spec, spec.dataset.shape, spec.dataset.classes)
+    mode, segment = choose_memory(spec, settings.memory_mode, settings.segment)
+    return choose_plan(
+        device,
+        settings.threads,
+        network,
+        mode,
+        segment,
+        networks=spec.models_per_step,
+        compile=compiles(settings.compile, device, spec.outer_steps * spec.steps),
+        precision=precision_of(spec.dtype),
+        channels_last=settings.channels_last,
+    )
+
+
 def distil_trial(
     spec: TrialSpec,
     splits: Splits,
@@ -164,13 +194,12 @@ def _distil(
         _write_history(run, spec, directory)
         return True
     if run is None:
-        device = pick_device(settings.device, settings.gpus)
-        network = build_network(spec.network_spec, spec.dataset.shape, spec.dataset.classes)
-        mode, segment = choose_memory(spec, settings.memory_mode, settings.segment)
-        plan = choose_plan(device, settings.threads, network, mode, segment)
+        plan = _first_plan(spec, settings)
     else:
         plan = run.plan
         _check_device(plan, spec, directory)
+    if plan.compile:
+        prepare_compilation()
     torch.set_num_threads(plan.threads)
     keep_to_share(plan.device, settings.gpus)
     data = (splits.train_images, splits.train_labels, splits.mean, splits.std)
@@ -221,20 +250,25 @@ def _step_in_memory(
     run: _Run, problem: Problem, settings: TrialSettings, save: Callable[[], None]
 ) -> tuple[Problem, StepReport]:
     """One outer step of ``run``, taken again from the same state by ever more frugal plans where memory runs
-    out; each is checkpointed at once, so that a kill does not bring the old one back. Returns the problem
-    with the plan that did it."""
+    out, and without compiling where that fails; each is checkpointed at once, so that a kill does not bring
+    the old one back. Returns the problem with the plan that did it."""
     while True:
         try:
             run.state, report = outer_step(problem, run.state)
             return problem, report
         except Exception as error:
-            if not is_out_of_memory(error):
-                raise
             spec, plan = problem.spec, run.plan
-            _, segment = choose_memory(spec, "recompute")
-            frugal = more_frugal(plan, segment, spec.models_per_step, spec.real_batch)
-            if frugal is None:
-                raise TooLargeError(_too_large(run, spec, settings, error)) from error
+            if plan.compile and is_compile_error(error):
+                _log.warning("trial %s is not compiled, for torch could not: %s", spec.trial_id, _said(error))
+                frugal = replace(plan, compile=False)
+            elif not is_out_of_memory(error):
+                raise
+            else:
+                _, segment = choose_memory(spec, "recompute")
+                smaller = more_frugal(plan, segment, spec.models_per_step, spec.real_batch)
+                if smaller is None:
+                    raise TooLargeError(_too_large(run, spec, settings, error)) from error
+                frugal = smaller
         release_memory()  # not before: the error held what the step had allocated
         run.plan, run.n_replans = frugal, run.n_replans + 1
         problem = replace(problem, plan=frugal)
@@ -247,13 +281,16 @@ def _too_large(run: _Run, spec: TrialSpec, settings: TrialSettings, error: Excep
     on_gpu = plan.device == "cuda"
     where = f"{settings.gpus:g} of a GPU" if on_gpu and 0 < settings.gpus < 1 else plan.device
     more = "a larger resources.gpus" if on_gpu else "a smaller resources.max_concurrent"
-    said = " ".join(str(error).split())[:200] or type(error).__name__
     return (
         f"outer step {run.state.step} does not fit the memory of {where}, not even with memory_mode: "
         f"{plan.memory_mode}, segment: {plan.segment} and {plan.real_chunk} real images at a time, where the "
         f"trial needs about {needed / 1e9:.2g} GB by estimate; set {more}, or fewer models_per_step, "
-        f"inner_steps or images_per_class ({said})"
+        f"inner_steps or images_per_class ({_said(error)})"
     )
+
+
+def _said(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def training_networks(spec: TrialSpec, directory: SweepDirectory) -> Pool | None:

@@ -16,7 +16,7 @@ LEVELS = (
     ("errors",),
     ("seeds", "catalog"),
     ("core",),
-    ("data", "results", "baselines", "spec", "cost", "provenance", "dashboards"),
+    ("data", "results", "baselines", "spec", "cost", "compilation", "provenance", "dashboards"),
     ("distilled", "pools"),
     ("trial",),
     ("evaluation",),

@@ -41,7 +41,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "outer_schedule": ("constant", "step", "cosine"),
     "on_nonfinite": ("stop", "skip"),
     "keep": ("last", "best"),
-    "dtype": ("float32", "float64"),
+    "dtype": ("float32", "float64", "tf32", "bf16"),
 }
 """The settings of `TrialSpec` that are one of a few words."""
 

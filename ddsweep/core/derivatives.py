@@ -14,12 +14,13 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.func import grad, vjp
 
 from ddsweep.core.layers import Layer, Tape
 from ddsweep.core.networks import Params, forward_networks
 from ddsweep.core.objective import losses_per_network
 
-__all__ = ["Autograd", "Derivatives", "Explicit", "Pulled", "derivatives_of"]
+__all__ = ["Autograd", "Derivatives", "Explicit", "Functional", "Pulled", "derivatives_of"]
 
 
 @dataclass(frozen=True)
@@ -49,13 +50,14 @@ class Derivatives(Protocol):
         ...
 
 
-def derivatives_of(network: nn.Module, batching: str) -> Derivatives:
-    """``batching``: ``explicit``, or autograd under ``vmap`` or in a ``loop`` over networks.
+def derivatives_of(network: nn.Module, batching: str, channels_last: bool = False) -> Derivatives:
+    """``batching``: ``explicit``, or autograd under ``vmap`` or in a ``loop`` over networks, whose images may
+    have their channels innermost in memory (``channels_last``); where layers are written out that is settled.
 
     Raises ``ValueError`` for ``explicit`` and a network whose layers are not written out.
     """
     if batching != "explicit":
-        return Autograd(network, batching)
+        return Autograd(network, batching, channels_last)
     layers = getattr(network, "layers", None)
     if layers is None:
         raise ValueError(f"batching explicit: {type(network).__name__} has no layers written out")
@@ -65,12 +67,19 @@ def derivatives_of(network: nn.Module, batching: str) -> Derivatives:
 # --------------------------------------------------------------------------------------- autograd
 
 
+def _channels_innermost(images: Tensor) -> Tensor:
+    """The same ``[..., c, h, w]``, in memory ``[..., h, w, c]``."""
+    return images.movedim(-3, -1).contiguous().movedim(-1, -3)
+
+
 @dataclass(frozen=True)
 class Autograd:
     network: nn.Module
     batching: str
+    channels_last: bool = False
 
     def logits(self, params: Params, images: Tensor) -> Tensor:
+        images = _channels_innermost(images) if self.channels_last else images
         return forward_networks(self.network, params, images, self.batching)
 
     def gradient(self, params: Params, images: Tensor, targets: Tensor, keep: bool) -> tuple[Params, Any]:
@@ -100,6 +109,45 @@ class Autograd:
         return losses.detach(), dict(zip(params, gradient, strict=True))
 
 
+@dataclass(frozen=True)
+class Functional:
+    """The same as `Autograd` by ``torch.func``, which ``torch.compile`` can follow from end to end."""
+
+    network: nn.Module
+    batching: str
+    channels_last: bool = False
+
+    def logits(self, params: Params, images: Tensor) -> Tensor:
+        images = _channels_innermost(images) if self.channels_last else images
+        return forward_networks(self.network, params, images, self.batching)
+
+    def _losses(self, params: Params, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        losses = losses_per_network(self.logits(params, images), targets)
+        return losses.sum(), losses
+
+    def gradient(self, params: Params, images: Tensor, targets: Tensor, keep: bool) -> tuple[Params, Any]:
+        if not keep:
+            return grad(self._losses, has_aux=True)(params, images, targets)[0], None
+        count = next(iter(params.values())).shape[0]
+        images = images.expand(count, *images.shape[-4:])
+        soft = (targets.expand(count, *targets.shape[-2:]),) if targets.is_floating_point() else ()
+
+        def by_weights(weights: Params, x: Tensor, *y: Tensor) -> Params:
+            found: Params = grad(self._losses, has_aux=True)(weights, x, *(y or (targets,)))[0]
+            return found
+
+        found, back = vjp(by_weights, params, images, *soft)[:2]
+        return found, back
+
+    def pull(self, params: Params, kept: Any, v: Params) -> Pulled:
+        weights, images, *targets = kept(v)
+        return Pulled(weights, images, targets[0] if targets else None)
+
+    def loss_and_gradient(self, params: Params, images: Tensor, targets: Tensor) -> tuple[Tensor, Params]:
+        gradient, losses = grad(self._losses, has_aux=True)(params, images, targets)
+        return losses, gradient
+
+
 # --------------------------------------------------------------------------------------- explicit
 
 
@@ -118,6 +166,11 @@ def _images_last(images: Tensor) -> Tensor:
     if images.dim() == 4:
         images = images[None]
     return images.permute(0, 2, 3, 4, 1).contiguous()
+
+
+def _wide(x: Tensor) -> Tensor:
+    """``x`` in a type that a loss can be computed in: not in bfloat16."""
+    return x.float() if x.dtype == torch.bfloat16 else x
 
 
 @dataclass(frozen=True)
@@ -150,7 +203,7 @@ class Explicit:
         for layer, tape in zip(self.layers, tapes, strict=True):
             x = layer.forward(params, x, tape)
         count, _, total = x.shape
-        logs = x.log_softmax(1)
+        logs = _wide(x).log_softmax(1)
         probabilities, mass = logs.exp(), None
         if targets.is_floating_point():
             targets = targets.transpose(-1, -2)
@@ -160,7 +213,8 @@ class Explicit:
         else:
             index = targets.expand(count, total)[:, None]
             losses = -logs.gather(1, index).mean((1, 2))
-            g = probabilities.scatter_add(1, index, x.new_full((count, 1, total), -1)) / total
+            g = probabilities.scatter_add(1, index, logs.new_full((count, 1, total), -1)) / total
+        g = g.to(x.dtype)
         found: Params = {}
         for i in range(len(self.layers) - 1, -1, -1):
             g = self.layers[i].backward(params, g, tapes[i], found, i > 0)
@@ -172,11 +226,12 @@ class Explicit:
         for layer, tape in zip(self.layers, kept.tapes, strict=True):
             x = layer.tangent(params, v, x, tape)
         assert x is not None
-        total = x.shape[2]
+        total, dtype, x = x.shape[2], x.dtype, _wide(x)
         by_log = x - (kept.probabilities * x).sum(1, keepdim=True)
         g = kept.probabilities * by_log / total
         if kept.mass is not None:
             g = g * kept.mass
+        g = g.to(dtype)
         found: Params = {}
         for layer, tape in zip(reversed(self.layers), reversed(kept.tapes), strict=True):
             g = layer.tangent_backward(params, v, g, tape, found)

@@ -28,6 +28,7 @@ from ddsweep.core.inner import InnerOptimizer
 from ddsweep.core.networks import Params, build_network, stack_networks
 from ddsweep.core.objective import rewritten
 from ddsweep.core.order import Course, draw_course
+from ddsweep.core.precision import stored_dtype
 from ddsweep.core.unroll import InnerLoop, OuterGradient, Window, outer_gradient, raw_rates
 from ddsweep.errors import DivergedError
 from ddsweep.seeds import derive_seed
@@ -117,7 +118,7 @@ class Problem:
 
     @property
     def dtype(self) -> torch.dtype:
-        return torch.float64 if self.spec.dtype == "float64" else torch.float32
+        return stored_dtype(self.spec.dtype)
 
     def networks(self, seeds: Sequence[int]) -> Params:
         """Fresh networks ``[K, ...]`` of the trial's law, one for each seed; or, with a pool, its training

@@ -16,6 +16,7 @@ from ddsweep.core.inner import Rate
 from ddsweep.core.layers import Params
 from ddsweep.core.memory import is_out_of_memory, release_memory
 from ddsweep.core.order import rate_index
+from ddsweep.core.precision import products
 from ddsweep.core.teams import in_teams
 from ddsweep.core.unroll import InnerLoop, train_networks
 
@@ -76,7 +77,8 @@ def count_right(
     """
     while True:
         try:
-            return _count_right(network, params, pixels, labels, mean, std, plan)
+            with products(plan.device):
+                return _count_right(network, params, pixels, labels, mean, std, plan)
         except Exception as error:
             count = len(next(iter(params.values())))
             smaller = smaller_test(plan, count, len(labels)) if is_out_of_memory(error) else None
@@ -174,7 +176,8 @@ def evaluate_networks(
             replace(loop, course=None if course is None else course.of(share)),
         )
 
-    parts = in_teams(plan, network, len(next(iter(params.values()))), of)
+    with products(plan.device):
+        parts = in_teams(plan, network, len(next(iter(params.values()))), of)
     columns = [(part.accuracy, part.loss, part.diverged, part.confusion) for part in parts]
     return Evaluation(tuple(steps), *(torch.cat(column, 1) for column in zip(*columns, strict=True)))
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["ExecutionPlan", "choose_plan", "more_frugal", "smaller_test"]
+__all__ = ["ExecutionPlan", "choose_plan", "more_frugal", "pays_to_compile", "smaller_test"]
 
 SMALLEST_CHUNK = 8
 """Real images at a time: fewer would take ever more time and save no memory to speak of."""
@@ -23,13 +23,15 @@ class ExecutionPlan:
     """``memory_mode``: ``store`` keeps what going back through each inner step needs, ``recompute`` only the
     weights of every ``segment``-th one.
 
-    ``inner_batching`` and ``real_batching`` say how K networks are computed on the small synthetic and on
-    the large real batches: ``explicit`` (derivatives written out), or autograd under ``vmap`` or in a
-    ``loop``. ``real_block`` networks and ``real_chunk`` real images go through at a time. ``threads`` is
-    the number of CPU threads, ``device`` a torch device type. Without gradients, in the test pass, as many
-    as ``test_block`` networks go through at a time. The networks are dealt out to ``teams``, each with its
-    part of the threads.
-    """
+    ``inner_batching`` and ``real_batching`` say how K networks are computed on the small synthetic and on the
+    large real batches: ``explicit`` (derivatives written out), or autograd under ``vmap`` or in a ``loop``.
+    ``real_block`` networks and ``real_chunk`` real images go through at a time. ``threads`` is the number of
+    CPU threads, ``device`` a torch device type. Without gradients, in the test pass, as many as
+    ``test_block`` networks go through at a time. The networks are dealt out to ``teams``, each with its part
+    of the threads. With ``compile`` each inner step, the way back through it and the pass over real images
+    are compiled (`ddsweep.core.steps`), and nothing is kept of a step but where it began. ``precision`` is
+    ``full``, ``tf32`` or ``bf16`` (`ddsweep.core.precision`); with ``channels_last`` autograd's images have
+    their channels innermost in memory."""
 
     device: str = "cpu"
     threads: int = 1
@@ -41,6 +43,9 @@ class ExecutionPlan:
     segment: int = 1
     test_block: int = 1
     teams: int = 1
+    compile: bool = False
+    precision: str = "full"
+    channels_last: bool = False
 
     def __post_init__(self) -> None:
         if self.memory_mode not in ("store", "recompute"):
@@ -48,6 +53,8 @@ class ExecutionPlan:
         for name in ("inner_batching", "real_batching"):
             if getattr(self, name) not in ("explicit", "vmap", "loop"):
                 raise ValueError(f"{name}: {getattr(self, name)!r} is not one of explicit, vmap, loop")
+        if self.precision not in ("full", "tf32", "bf16"):
+            raise ValueError(f"precision: {self.precision!r} is not one of full, tf32, bf16")
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -58,18 +65,60 @@ class ExecutionPlan:
 
 
 def choose_plan(
-    device: torch.device, threads: int, network: nn.Module, memory_mode: str = "store", segment: int = 1
+    device: torch.device,
+    threads: int,
+    network: nn.Module,
+    memory_mode: str = "store",
+    segment: int = 1,
+    *,
+    networks: int = 4,
+    compile: bool = False,
+    precision: str = "full",
+    channels_last: bool = False,
 ) -> ExecutionPlan:
     """The static rule. Networks whose layers are written out are computed so, a few at a time on the real
-    images of the CPU, whose cache they then fit. Other networks have wide convolutions, with which the CPU
-    is busy one network at a time; a GPU takes all at once."""
+    images of the CPU, whose cache they then fit: four with 32 images, or fewer ``networks`` with more. Other
+    networks have wide convolutions, with which the CPU is busy one network at a time; a GPU takes all at
+    once. Compiled code is one team's, for each has modules of its own."""
     explicit = hasattr(network, "layers")
+    how = ExecutionPlan(
+        device=device.type,
+        threads=threads,
+        memory_mode=memory_mode,
+        segment=segment,
+        compile=compile,
+        precision=precision,
+        channels_last=channels_last,
+    )
     if device.type == "cuda":
         way = "explicit" if explicit else "vmap"
-        return ExecutionPlan("cuda", threads, memory_mode, way, way, 1024, 2**31, segment, 2**31)
+        return replace(
+            how, inner_batching=way, real_batching=way, real_chunk=1024, real_block=2**31, test_block=2**31
+        )
+    how = replace(how, teams=1 if compile else threads)
     if explicit:
-        return ExecutionPlan("cpu", threads, memory_mode, "explicit", "explicit", 32, 4, segment, 16, threads)
-    return ExecutionPlan("cpu", threads, memory_mode, "loop", "loop", 128, 1, segment, teams=threads)
+        chunk = 128 // min(4, networks)
+        return replace(
+            how,
+            inner_batching="explicit",
+            real_batching="explicit",
+            real_chunk=chunk,
+            real_block=4,
+            test_block=16,
+        )
+    return replace(how, inner_batching="loop", real_batching="loop", real_chunk=128)
+
+
+COMPILE_FROM = 200_000
+"""Inner steps ahead of a trial from which ``compile: auto`` compiles them on a GPU: its kernels are so short
+that starting them takes most of the time, some 300 for a step and the way back at 5 microseconds each by
+estimate, and compiling takes minutes."""
+
+
+def pays_to_compile(device: torch.device, inner_steps: int) -> bool:
+    """``compile: auto``: on a GPU with much work ahead. On the CPU compiled steps were not the faster ones
+    for any network (docs/performance.md)."""
+    return device.type == "cuda" and inner_steps >= COMPILE_FROM
 
 
 def more_frugal(plan: ExecutionPlan, segment: int, networks: int, images: int) -> ExecutionPlan | None:

@@ -426,6 +426,10 @@ def _first_is_larger(first: Tensor, second: Tensor) -> Tensor:
 
 def _split(g: Tensor, first: Tensor, to_first: Tensor, to_second: Tensor) -> None:
     """Write ``g`` to one of two places, and 0 to the other."""
+    if torch.compiler.is_compiling():  # which knows no ``out`` that is strided
+        to_first.copy_(g * first)
+        to_second.copy_(g - to_first)
+        return
     torch.mul(g, first, out=to_first)
     torch.sub(g, to_first, out=to_second)
 

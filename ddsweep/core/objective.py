@@ -28,6 +28,8 @@ def losses_per_network(logits: Tensor, targets: Tensor) -> Tensor:
     ``[K, N, classes]``, which need not sum to one.
     """
     count, images, classes = logits.shape
+    if logits.dtype == torch.bfloat16:  # of a loss, three digits are too few
+        logits = logits.float()
     if targets.is_floating_point():
         return -(targets * logits.log_softmax(-1)).sum(-1).mean(-1)
     labels = targets.expand(count, images).reshape(-1)

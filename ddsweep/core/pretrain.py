@@ -16,6 +16,7 @@ from ddsweep.core.distill import adam
 from ddsweep.core.execution import ExecutionPlan
 from ddsweep.core.images import normalise
 from ddsweep.core.layers import Params
+from ddsweep.core.precision import products
 from ddsweep.core.unroll import loss_and_gradient
 
 __all__ = ["Course", "train_on_real"]
@@ -65,7 +66,8 @@ def train_on_real(
                 return None
             picks = order[:, start : start + course.batch]
             images = normalise(pixels[picks], mean, std, next(iter(params.values())).dtype)
-            _, gradient = loss_and_gradient(math, params, images, labels[picks], plan)
+            with products(plan.device):
+                _, gradient = loss_and_gradient(math.loss_and_gradient, params, images, labels[picks], plan)
             updates += 1
             for name, piece in gradient.items():
                 params[name], m[name], v[name] = adam(params[name], piece, m[name], v[name], updates, lr)

@@ -27,11 +27,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ddsweep.core.derivatives import Derivatives, derivatives_of
+from ddsweep.core.derivatives import derivatives_of
 from ddsweep.core.execution import ExecutionPlan
 from ddsweep.core.inner import InnerOptimizer, Rate, Slots
 from ddsweep.core.layers import Params
 from ddsweep.core.order import Course, fixed_course
+from ddsweep.core.precision import products
+from ddsweep.core.steps import Back, LossAndGradient, Steps, begin_outer_step, loss_and_gradient_of, steps_of
 from ddsweep.core.teams import in_teams
 
 __all__ = [
@@ -96,7 +98,6 @@ class _Step:
     """A step taken, with what going back through it needs."""
 
     before: _Point
-    gradient: Params
     kept: Any
 
 
@@ -178,7 +179,7 @@ def train_networks(
 
 
 def loss_and_gradient(
-    math: Derivatives, params: Params, images: Tensor, labels: Tensor, plan: ExecutionPlan
+    passes: LossAndGradient, params: Params, images: Tensor, labels: Tensor, plan: ExecutionPlan
 ) -> tuple[Tensor, Params]:
     """Outer loss ``[K]`` on real images ``[N, ...]`` or ``[K, N, ...]`` and its gradient by the weights.
 
@@ -197,7 +198,7 @@ def loss_and_gradient(
             x, y = images[..., chunk, :, :, :], labels[..., chunk]
             if x.dim() == 5:
                 x, y = x[block], y[block]
-            part, pieces = math.loss_and_gradient(weights, x, y)
+            part, pieces = passes(weights, x, y)
             share = y.shape[-1] / total
             loss = part * share if loss is None else loss + part * share
             for name, piece in pieces.items():
@@ -215,29 +216,33 @@ class _Unroll:
 
     def __init__(
         self,
-        math: Derivatives,
+        steps: Steps,
         batches: _Batches,
-        loop: InnerLoop,
         course: Course,
         rates: Tensor,
         plan: ExecutionPlan,
     ) -> None:
-        self.math, self.batches, self.optimizer = math, batches, loop.optimizer
-        self.course, self.rates = course, rates
+        self.steps, self.batches = steps, batches
+        self.course, self.rates, self.numbers = course, rates, rates.tolist()
         self.keep_all = plan.memory_mode == "store"
         self.segment = plan.segment
 
     def rate(self, t: int) -> Rate:
         """The rate of step ``t``: one number, or ``[K]``."""
-        picked = self.rates[self.course.rates[t].to(self.rates.device)]
-        return float(picked) if len(picked) == 1 else picked
+        which = self.course.rates[t]
+        return self.numbers[int(which)] if len(which) == 1 else self.rates[which.to(self.rates.device)]
 
     def step(self, point: _Point, keep: bool) -> tuple[_Point, _Step]:
-        gradient, kept = self.math.gradient(point.weights, *self.batches.at(point.step), keep)
-        weights, slots = self.optimizer.update(
-            point.weights, point.slots, gradient, self.rate(point.step), point.step
+        t = point.step
+        weights, slots, kept = self.steps.forward(
+            point.weights, point.slots, *self.batches.at(t), self.rate(t), t, keep
         )
-        return _Point(weights, slots, point.step + 1), _Step(point, gradient, kept)
+        return _Point(weights, slots, t + 1), _Step(point, kept)
+
+    def back(self, step: _Step, v: Params, by_slots: Slots) -> Back:
+        before = step.before
+        t = before.step
+        return self.steps.back(before.weights, before.slots, step.kept, v, by_slots, self.rate(t), t)
 
     def forward(self, point: _Point, stop: int) -> tuple[_Point, list[_Step | _Point]]:
         """The point after step ``stop``, and a tape: the steps, or the first point of each segment."""
@@ -290,6 +295,7 @@ def outer_gradient(
     course = fixed_course(inner_steps, labels.shape[1], total) if loop.course is None else loop.course
     window = Window(0, total) if window is None else window
     own = real_labels.dim() == 2
+    begin_outer_step(plan)
 
     def of(module: nn.Module, share: slice) -> OuterGradient:
         weights = {name: value[share] for name, value in params.items()}
@@ -297,7 +303,8 @@ def outer_gradient(
         theirs = replace(loop, course=course.of(share))
         return _outer_gradient(module, weights, images, labels, raw, *real, plan, theirs, window)
 
-    return _joined(in_teams(plan, network, len(next(iter(params.values()))), of))
+    with products(plan.device, plan.precision):
+        return _joined(in_teams(plan, network, len(next(iter(params.values()))), of))
 
 
 def _joined(parts: Sequence[OuterGradient]) -> OuterGradient:
@@ -328,14 +335,14 @@ def _outer_gradient(
     count = next(iter(params.values())).shape[0]
     rates = F.softplus(raw.detach())
     batches = _Batches(images, labels, loop, course)
-    unroll = _Unroll(derivatives_of(network, plan.inner_batching), batches, loop, course, rates, plan)
+    unroll = _Unroll(steps_of(network, loop.optimizer, plan), batches, course, rates, plan)
 
     point = _Point({name: value.detach() for name, value in params.items()}, loop.optimizer.start(params), 0)
     while point.step < window.start:
         point, _ = unroll.step(point, False)
     point, tape = unroll.forward(point, window.stop)
     losses, v = loss_and_gradient(
-        derivatives_of(network, plan.real_batching), point.weights, real_images, real_labels, plan
+        loss_and_gradient_of(network, loop.optimizer, plan), point.weights, real_images, real_labels, plan
     )
 
     by_images = images.new_zeros(count, *batches.images.shape)
@@ -348,15 +355,12 @@ def _outer_gradient(
         stop = steps[0].before.step
         while steps:
             step = steps.pop()
-            before, t = step.before, step.before.step
-            update = loop.optimizer.pull(v, by_slots, before.slots, step.gradient, unroll.rate(t), t)
-            by_rates[networks, course.rates[t].to(by_rates.device)] += update.rate
-            pulled = unroll.math.pull(before.weights, step.kept, update.gradient)
-            batches.add_to(by_images, batches.back_through_augment(pulled.images, t), t)
-            if by_labels is not None and pulled.targets is not None:
-                batches.add_to(by_labels, pulled.targets, t)
-            v = {name: a + pulled.weights[name] for name, a in v.items()}
-            by_slots = update.slots
+            t, back = step.before.step, unroll.back(step, v, by_slots)
+            by_rates[networks, course.rates[t].to(by_rates.device)] += back.rate
+            batches.add_to(by_images, batches.back_through_augment(back.images, t), t)
+            if by_labels is not None and back.targets is not None:
+                batches.add_to(by_labels, back.targets, t)
+            v, by_slots = back.weights, back.slots
     return OuterGradient(
         losses=losses,
         images=by_images.view(count, *images.shape),

@@ -17,6 +17,7 @@ from ddsweep.core.execution import ExecutionPlan
 from ddsweep.core.init import draw_networks
 from ddsweep.core.inner import InnerOptimizer
 from ddsweep.core.networks import Params, stack_networks
+from ddsweep.core.precision import stored_dtype
 from ddsweep.core.unroll import InnerLoop
 from ddsweep.data.sources import Splits
 from ddsweep.distilled import DistilledSet
@@ -55,7 +56,7 @@ class Group:
 
     @property
     def dtype(self) -> torch.dtype:
-        return torch.float64 if self.spec.dtype == "float64" else torch.float32
+        return stored_dtype(self.spec.dtype)
 
     def networks(self, role: str, indices: Sequence[int]) -> Params:
         """Networks ``[K, ...]`` for a role: ``heldout``, or ``selection``, which a pool has none of but its

@@ -128,6 +128,13 @@ def _gigabytes(value: Any) -> float | str | None:
     return number
 
 
+def _switch(value: Any) -> str:
+    """``auto``, ``on`` or ``off``, of which YAML 1.1 reads the last two as true and false."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return word(value, ("auto", "on", "off"))
+
+
 class ResourcesSpec(_Model):
     """Where and how fast trials run; nothing here changes a trial's id or its rows.
 
@@ -144,6 +151,8 @@ class ResourcesSpec(_Model):
         "auto"
     )
     segment: Count | None = None
+    compile: Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)] = "auto"
+    channels_last: Annotated[bool, Field(strict=True)] = False
     memory: Annotated[float | str | None, BeforeValidator(_gigabytes)] = "auto"
     threads: Count | None = None
     total_cpus: Count | None = None

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import ray
 
 from ddsweep.catalog import TrialSpec
+from ddsweep.compilation import check_compiler
 from ddsweep.errors import UserError
 from ddsweep.spec import SweepSpec
 from ddsweep.sweep.prepare import eval_gpus
@@ -34,6 +35,7 @@ def check_placement(sweep: SweepSpec, trials: Sequence[TrialSpec], session: RayS
     """Where the evaluation shards go. Raises `UserError` for trials or shards that could never be placed:
     each trial must fit one node, and all shards beside the largest trial."""
     resources, evaluate = sweep.resources, sweep.evaluate
+    check_compiler(resources.compile)
     one = " on one machine" if len(session.nodes) > 1 else ""
     needs = {resources.for_trial(trial) for trial in trials}
     if isinstance(resources.memory, float) and resources.memory * 1e9 > session.memory:
@@ -41,6 +43,12 @@ def check_placement(sweep: SweepSpec, trials: Sequence[TrialSpec], session: RayS
             f"resources.memory: a trial asks for {resources.memory:g} GB, but Ray found "
             f"{session.memory / 1e9:.3g}{one}; ask for less, or for auto"
         )
+    for trial in trials:
+        if trial.dtype == "tf32" and (resources.device == "cpu" or not resources.for_trial(trial)[1]):
+            raise UserError(
+                f"dtype: tf32: trial {trial.trial_id} would run on the CPU, which has no TF32; grant it a "
+                "GPU (resources.gpus), or set dtype=float32"
+            )
     for cpus, gpus in sorted(needs, reverse=True):
         if cpus > session.cpus:
             raise UserError(

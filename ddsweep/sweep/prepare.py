@@ -48,6 +48,8 @@ def trial_settings(sweep: SweepSpec, trial: TrialSpec) -> TrialSettings:
         gpus=gpus,
         memory_mode=resources.memory_mode,
         segment=resources.segment,
+        compile=resources.compile,
+        channels_last=resources.channels_last,
         checkpoint_every=resources.checkpoint_every,
         log_every=resources.log_every,
         rungs=sweep.scheduler.rungs(trial) if sweep.scheduler else (),

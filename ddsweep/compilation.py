@@ -1,0 +1,69 @@
+"""Whether a trial's inner steps are compiled, and where what was compiled is kept.
+
+torch keeps compiled code, and pickles that tell of it, in a folder that the next process takes them from. By
+default that is in the machine's temporary folder; here it is one of the user's own, closed to others.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from pathlib import Path
+
+import torch
+
+from ddsweep.core.execution import pays_to_compile
+from ddsweep.errors import UserError
+
+__all__ = ["check_compiler", "compiles", "prepare_compilation"]
+
+_COMPILERS = ("c++", "g++", "clang++")
+
+
+def _compiler() -> str | None:
+    own = os.environ.get("CXX")
+    return next((path for name in ([own] if own else _COMPILERS) if (path := shutil.which(name))), None)
+
+
+def check_compiler(setting: str) -> None:
+    """Raises `UserError` if ``resources.compile`` is ``on`` and there is no C++ compiler here."""
+    if setting == "on" and _compiler() is None:
+        looked = f"CXX, {os.environ['CXX']!r}" if os.environ.get("CXX") else ", ".join(_COMPILERS)
+        raise UserError(
+            f"resources.compile: on, but there is no C++ compiler here (looked for {looked}); install one "
+            "or set compile: off"
+        )
+
+
+def compiles(setting: str, device: torch.device, inner_steps: int) -> bool:
+    """Whether a trial with so many inner steps ahead compiles them. ``auto`` is a static rule, and no where
+    there is no C++ compiler; ``on`` raises `UserError` there."""
+    check_compiler(setting)
+    if setting == "auto":
+        return pays_to_compile(device, inner_steps) and _compiler() is not None
+    return setting == "on"
+
+
+def prepare_compilation() -> None:
+    """Have torch keep compiled code in the user's own cache folder, unless its variables say otherwise.
+    Raises `UserError` for a folder that others may write to: what lies there is run."""
+    if "TORCHINDUCTOR_CACHE_DIR" in os.environ:
+        return
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = base / "ddsweep" / "compiled"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = folder.stat()
+    except OSError as error:
+        raise UserError(
+            f"resources.compile: {folder} cannot be made ({error.strerror}); set XDG_CACHE_HOME or "
+            "TORCHINDUCTOR_CACHE_DIR to a folder of your own, or compile: off"
+        ) from error
+    if found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o077:
+        raise UserError(
+            f"resources.compile: {folder} is open to others, and what lies there is run; `chmod 700` it, set "
+            "TORCHINDUCTOR_CACHE_DIR to a folder of your own, or compile: off"
+        )
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
+    os.environ.setdefault("TRITON_CACHE_DIR", str(folder / "triton"))
