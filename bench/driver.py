@@ -34,7 +34,8 @@ from ddsweep.results.layout import SweepDirectory
 from ddsweep.results.parts import part_metadata, read_part, write_part_table
 from ddsweep.results.schemas import HISTORY
 from ddsweep.spec import Plan, SweepSpec, expand, load_sweep
-from ddsweep.trial import TrialSettings, distil_trial, read_distilled
+from ddsweep.trial import distil_trial, read_distilled
+from ddsweep.trial_plan import TrialSettings
 
 COMMAND_LINE = """
 import json, sys, time

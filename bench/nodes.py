@@ -19,25 +19,25 @@ from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
 
-import torch
 from baseline import positive
-from packing import warm_trial
 
 from ddsweep.catalog import DATASETS, TrialSpec
+from ddsweep.packing import warm_step
+from ddsweep.trial_plan import TrialSettings
 
 Part = Callable[[], object]
 """What a trial does between two reports."""
 
 
 @cache
-def _trial() -> Callable[[int], None]:
-    torch.set_num_threads(1)
+def _trial() -> Callable[[], None]:
     spec = TrialSpec(DATASETS["digits"], images_per_class=2, inner_steps=2, models_per_step=2, real_batch=256)
-    return warm_trial(spec, spec.dataset, torch.device("cpu"), 1)
+    return warm_step(spec, TrialSettings(device="cpu"))
 
 
 def _compute(steps: int) -> None:
-    _trial()(steps)
+    for _ in range(steps):
+        _trial()()
 
 
 def _bare(trials: int, slots: int, steps: int) -> float:

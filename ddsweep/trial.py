@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ddsweep import baselines
 from ddsweep.catalog import TrialSpec
-from ddsweep.compilation import compiles, prepare_compilation
+from ddsweep.compilation import prepare_compilation
 from ddsweep.core.distill import (
     DistillState,
     Learned,
@@ -39,10 +39,8 @@ from ddsweep.core.distill import (
     selection_seeds,
 )
 from ddsweep.core.evaluate import evaluate_networks
-from ddsweep.core.execution import ExecutionPlan, choose_plan, more_frugal
+from ddsweep.core.execution import ExecutionPlan, more_frugal
 from ddsweep.core.memory import is_out_of_memory, keep_to_share, release_memory
-from ddsweep.core.networks import build_network
-from ddsweep.core.precision import precision_of
 from ddsweep.core.steps import is_compile_error
 from ddsweep.cost import choose_memory, estimate
 from ddsweep.data.sources import Splits
@@ -54,14 +52,13 @@ from ddsweep.results.artifacts import image_grid, load_tensors, save_tensors
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.results.parts import is_whole, write_part
 from ddsweep.results.schemas import FAILURES, HISTORY
+from ddsweep.trial_plan import TrialSettings, first_plan
 
 __all__ = [
     "Progress",
-    "TrialSettings",
     "checkpoint_provenance",
     "distil_trial",
     "is_distilled",
-    "pick_device",
     "read_distilled",
     "record_failure",
 ]
@@ -69,26 +66,6 @@ __all__ = [
 _log = logging.getLogger(__name__)
 
 _HISTORY_COLUMNS = tuple(name for name in HISTORY.names if name != "trial_id")
-
-
-@dataclass(frozen=True)
-class TrialSettings:
-    """How a trial runs, none of which enters its id. ``gpus`` is the granted fraction of a GPU.
-
-    After each of the outer steps ``rungs`` the trial is validated and checkpointed before it says so: it
-    may be stopped there for good.
-    """
-
-    device: str = "auto"
-    threads: int = 1
-    gpus: float = 0.0
-    memory_mode: str = "auto"
-    segment: int | None = None
-    compile: str = "auto"
-    channels_last: bool = False
-    checkpoint_every: int = 50
-    log_every: int = 10
-    rungs: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -117,41 +94,6 @@ class _Run:
     peak: int | None = None
     n_resumed: int = 0
     n_replans: int = 0
-
-
-def pick_device(setting: str, gpus: float) -> torch.device:
-    """``auto`` is CUDA if and only if a GPU was granted; one that torch does not see is an error."""
-    if setting == "cpu" or (setting == "auto" and gpus == 0):
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        asked = "device: cuda" if setting == "cuda" else f"gpus: {gpus:g}"
-        raise UserError(
-            f"resources: {asked}, but torch {torch.__version__} sees no GPU here; set device: cpu and "
-            "gpus: 0, or use a machine with a CUDA driver"
-        )
-    return torch.device("cuda")
-
-
-def _first_plan(spec: TrialSpec, settings: TrialSettings) -> ExecutionPlan:
-    device = pick_device(settings.device, settings.gpus)
-    if spec.dtype == "tf32" and device.type != "cuda":
-        raise UserError(
-            f"dtype: tf32: trial {spec.trial_id} runs on the {device.type}, which has no TF32; grant it a "
-            "GPU (resources.gpus), or set dtype: float32"
-        )
-    network = build_network(spec.network_spec, spec.dataset.shape, spec.dataset.classes)
-    mode, segment = choose_memory(spec, settings.memory_mode, settings.segment)
-    return choose_plan(
-        device,
-        settings.threads,
-        network,
-        mode,
-        segment,
-        networks=spec.models_per_step,
-        compile=compiles(settings.compile, device, spec.outer_steps * spec.steps),
-        precision=precision_of(spec.dtype),
-        channels_last=settings.channels_last,
-    )
 
 
 def distil_trial(
@@ -194,7 +136,7 @@ def _distil(
         _write_history(run, spec, directory)
         return True
     if run is None:
-        plan = _first_plan(spec, settings)
+        plan = first_plan(spec, settings)
     else:
         plan = run.plan
         _check_device(plan, spec, directory)

@@ -793,7 +793,8 @@ def run_without_ray(file: Path, root: Path) -> SweepDirectory:
 
     from ddsweep.data.sources import load_splits
     from ddsweep.evaluation import evaluate_unit, finish
-    from ddsweep.trial import TrialSettings, distil_trial
+    from ddsweep.trial import distil_trial
+    from ddsweep.trial_plan import TrialSettings
 
     sweep, directory = load_sweep(file), SweepDirectory(root)
     directory.create()

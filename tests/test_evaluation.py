@@ -42,7 +42,8 @@ from ddsweep.results.parts import read_part, read_table
 from ddsweep.results.reader import load_results
 from ddsweep.results.schemas import EVALS
 from ddsweep.seeds import derive_seed
-from ddsweep.trial import Progress, TrialSettings, distil_trial, record_failure
+from ddsweep.trial import Progress, distil_trial, record_failure
+from ddsweep.trial_plan import TrialSettings
 
 CPU = torch.device("cpu")
 TEST_IMAGES = 120

@@ -23,7 +23,8 @@ from ddsweep.results.artifacts import load_tensors, save_tensors
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.results.parts import read_part
 from ddsweep.results.schemas import TRIALS
-from ddsweep.trial import TrialSettings, distil_trial, read_distilled, record_failure
+from ddsweep.trial import distil_trial, read_distilled, record_failure
+from ddsweep.trial_plan import TrialSettings
 
 SPEC = TrialSpec(
     dataset=DATASETS["digits"],
@@ -199,7 +200,8 @@ import torch
 from ddsweep.catalog import DATASETS, TrialSpec
 from ddsweep.data.sources import load_splits
 from ddsweep.results.layout import SweepDirectory
-from ddsweep.trial import TrialSettings, distil_trial, read_distilled
+from ddsweep.trial import distil_trial, read_distilled
+from ddsweep.trial_plan import TrialSettings
 
 spec = TrialSpec(dataset=DATASETS["digits"], network="convnet(depth=1,width=32,norm=none)", outer_steps=2,
                  images_per_class=20, inner_steps=2, inner_epochs=40, inner_lr=0.01, models_per_step=4,

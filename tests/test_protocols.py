@@ -25,7 +25,8 @@ from ddsweep.results.layout import SweepDirectory
 from ddsweep.results.parts import read_part, read_table, write_part
 from ddsweep.results.schemas import EVALS
 from ddsweep.seeds import derive_seed
-from ddsweep.trial import TrialSettings, distil_trial
+from ddsweep.trial import distil_trial
+from ddsweep.trial_plan import TrialSettings
 
 SMALL, OTHER = "convnet(depth=1,width=4,norm=none)", "convnet(depth=2,width=3,norm=instance)"
 

@@ -11,7 +11,8 @@ from torch import nn
 from ddsweep.catalog import DATASETS, TrialSpec
 from ddsweep.data.sources import load_splits
 from ddsweep.results.layout import SweepDirectory
-from ddsweep.trial import TrialSettings, distil_trial
+from ddsweep.trial import distil_trial
+from ddsweep.trial_plan import TrialSettings
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -291,7 +291,8 @@ from pathlib import Path
 from ddsweep.catalog import TrialSpec
 from ddsweep.data.sources import load_splits
 from ddsweep.results.layout import SweepDirectory
-from ddsweep.trial import TrialSettings, distil_trial
+from ddsweep.trial import distil_trial
+from ddsweep.trial_plan import TrialSettings
 
 spec = TrialSpec.from_dict(json.loads(sys.argv[1]))
 splits = load_splits(spec.dataset, None, validation_fraction=0.1, split_seed=0)

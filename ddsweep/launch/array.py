@@ -29,7 +29,8 @@ from ddsweep.pools.file import resolve_pool
 from ddsweep.results.lock import SweepLock
 from ddsweep.spec import Plan, SweepSpec, expand, is_smoke, load_sweep
 from ddsweep.sweep.prepare import eval_gpus, load_all_splits, splits_key, trial_settings
-from ddsweep.trial import distil_trial, is_distilled, pick_device, record_failure
+from ddsweep.trial import distil_trial, is_distilled, record_failure
+from ddsweep.trial_plan import pick_device
 
 __all__ = ["deal", "distil_share", "evaluate_share", "finish_all"]
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from ddsweep.catalog import SMOKE
 from ddsweep.errors import SettingError
-from ddsweep.spec.model import EvaluateSpec, ResourcesSpec, SweepSpec
+from ddsweep.spec.model import EvaluateSpec, ResourcesSpec, SweepSpec, spelled_out
 from ddsweep.spec.scheduler import AshaSpec
 from ddsweep.spec.search import SearchSpec
 from ddsweep.spec.values import KINDS, SCIENCE_SETTINGS, Problem, like, shown, unknown
@@ -186,7 +186,7 @@ def _laid_over(
             f"allowed are {', '.join(model.model_fields)}{hint}"
         )
     origins[key] = override
-    return _placed(raw, parts, value, override)
+    return _placed(spelled_out(raw), parts, value, override)
 
 
 def _placed(tree: Any, parts: list[str], value: Any, override: str) -> dict[Any, Any]:

@@ -55,8 +55,16 @@ from ddsweep.spec.values import (
 POOLS = "pools"
 """The folder of trained networks, beside the results of sweeps."""
 
-Cpus = Annotated[float | dict[Any, Any], BeforeValidator(amount)]
-Gpus = Annotated[float | dict[Any, Any], BeforeValidator(lambda value: amount(value, shared=True))]
+AUTO = "auto"
+"""An amount that is to be measured when the sweep runs."""
+
+
+def _measured_or(value: Any, shared: bool) -> float | dict[Any, Any] | str:
+    return AUTO if value == AUTO else amount(value, shared=shared)
+
+
+Cpus = Annotated[float | dict[Any, Any] | Literal["auto"], BeforeValidator(lambda v: _measured_or(v, False))]
+Gpus = Annotated[float | dict[Any, Any] | Literal["auto"], BeforeValidator(lambda v: _measured_or(v, True))]
 
 
 def _one_of(*allowed: str) -> BeforeValidator:
@@ -138,9 +146,9 @@ def _switch(value: Any) -> str:
 class ResourcesSpec(_Model):
     """Where and how fast trials run; nothing here changes a trial's id or its rows.
 
-    ``cpus``, ``gpus`` (a fraction of one GPU) and ``memory`` (GB; ``auto`` is the estimate) are per trial.
-    ``checkpoint_every`` and ``log_every`` are in outer steps; ``max_failures`` is how often a trial is
-    tried again.
+    ``cpus``, ``gpus`` (a fraction of one GPU) and ``memory`` (GB; ``auto`` is the estimate) are per trial;
+    the first two may be ``auto``, which `ddsweep.packing` measures. ``checkpoint_every`` and ``log_every``
+    are in outer steps; ``max_failures`` is how often a trial is tried again.
     """
 
     cpus: Cpus = 1.0
@@ -163,11 +171,24 @@ class ResourcesSpec(_Model):
     dashboard: Annotated[bool, Field(strict=True)] = True
 
     def for_trial(self, trial: TrialSpec) -> tuple[float, float]:
-        """(CPUs, GPUs) of ``trial``. Raises `SettingError` where a mapping has no entry for it."""
+        """(CPUs, GPUs) of ``trial``; as by default where they are still to be measured. Raises `SettingError`
+        where a mapping has no entry for it."""
         return _amount_of("cpus", self.cpus, trial), _amount_of("gpus", self.gpus, trial)
 
+    @property
+    def to_be_measured(self) -> bool:
+        return AUTO in (self.cpus, self.gpus)
 
-def _amount_of(key: str, amount: float | dict[Any, Any], trial: TrialSpec) -> float:
+    @model_validator(mode="after")
+    def _auto(self) -> ResourcesSpec:
+        if self.cpus == AUTO and self.gpus not in (AUTO, 0.0):
+            raise ValueError("cpus: auto is measured together with gpus; give a number, or gpus: auto too")
+        return self
+
+
+def _amount_of(key: str, amount: float | dict[Any, Any] | str, trial: TrialSpec) -> float:
+    if isinstance(amount, str):
+        return {"cpus": 1.0, "gpus": 0.0}[key]
     if not isinstance(amount, dict):
         return amount
     by = amount["by"]
@@ -193,6 +214,11 @@ def _amount_of(key: str, amount: float | dict[Any, Any], trial: TrialSpec) -> fl
     return float(amount["default"])
 
 
+def spelled_out(raw: dict[Any, Any]) -> dict[Any, Any]:
+    """A sweep file with ``resources: auto`` as the section that it is short for."""
+    return {**raw, "resources": {"cpus": AUTO, "gpus": AUTO}} if raw.get("resources") == AUTO else raw
+
+
 class SweepSpec(_Model):
     """A sweep file. Every point of ``points``, every combination of ``grid``, every sample of ``search``
     and all ``seeds`` are crossed with each other."""
@@ -216,6 +242,11 @@ class SweepSpec(_Model):
         if name == POOLS:
             raise ValueError(f"{name!r} is the folder of trained networks beside the results of sweeps")
         return name
+
+    @field_validator("resources", mode="before")
+    @classmethod
+    def _resources(cls, value: Any) -> Any:
+        return spelled_out({"resources": value})["resources"]
 
     @field_validator("base", mode="before")
     @classmethod

@@ -28,7 +28,8 @@ from ddsweep.results.layout import SweepDirectory
 from ddsweep.sweep.observe import State
 from ddsweep.sweep.placement import check_gpus_seen
 from ddsweep.sweep.prepare import splits_key
-from ddsweep.trial import pick_device, record_failure
+from ddsweep.trial import record_failure
+from ddsweep.trial_plan import pick_device
 
 __all__ = ["EvalPool", "Load", "SharedSplits", "get_splits", "put_splits"]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from ddsweep.catalog import TrialSpec
 from ddsweep.data.sources import Splits, load_splits
 from ddsweep.spec import SweepSpec
-from ddsweep.trial import TrialSettings
+from ddsweep.trial_plan import TrialSettings
 
 __all__ = ["EVAL_GPUS", "eval_gpus", "load_all_splits", "splits_key", "trial_settings"]
 

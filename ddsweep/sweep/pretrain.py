@@ -21,7 +21,7 @@ from ddsweep.sweep.drain import drain_on_signal
 from ddsweep.sweep.placement import check_gpus_seen
 from ddsweep.sweep.pool import SharedSplits, get_splits, put_splits
 from ddsweep.sweep.session import ray_session
-from ddsweep.trial import pick_device
+from ddsweep.trial_plan import pick_device
 
 __all__ = ["train_pool"]
 

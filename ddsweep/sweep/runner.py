@@ -22,6 +22,7 @@ from ddsweep.catalog import TrialSpec
 from ddsweep.cost import choose_memory, estimate
 from ddsweep.errors import DivergedError, ResultsError, UserError
 from ddsweep.evaluation import forget_stop, record_stop, trial_is_done, trial_is_stopped
+from ddsweep.packing import best, measured
 from ddsweep.pools.imagenet import ready_pool
 from ddsweep.results.known import KnownParts
 from ddsweep.results.layout import SweepDirectory
@@ -35,7 +36,8 @@ from ddsweep.sweep.placement import check_gpus_seen, check_placement
 from ddsweep.sweep.pool import EvalPool, SharedSplits, get_splits, put_splits
 from ddsweep.sweep.prepare import load_all_splits, splits_key, trial_settings
 from ddsweep.sweep.session import RaySession, ray_session
-from ddsweep.trial import Progress, TrialSettings, distil_trial, is_distilled, record_failure
+from ddsweep.trial import Progress, distil_trial, is_distilled, record_failure
+from ddsweep.trial_plan import TrialSettings
 
 __all__ = ["Outcome", "run_sweep"]
 
@@ -316,6 +318,9 @@ def run_sweep(
         gpus=resources.total_gpus,
         dashboard=resources.dashboard,
     ) as session:
+        if sweep.resources.to_be_measured:
+            sweep = _with_measured_resources(sweep, to_distil, session, directory, board, seconds)
+            resources = sweep.resources
         placement = check_placement(sweep, missing, session)
         on_ready()
         if session.dashboard:
@@ -359,6 +364,49 @@ def run_sweep(
             pool.close(drain=draining)
     directory.stop_file.unlink(missing_ok=True)
     return _outcome(board)
+
+
+def _with_measured_resources(
+    sweep: SweepSpec,
+    trials: Sequence[TrialSpec],
+    session: RaySession,
+    directory: SweepDirectory,
+    board: Board,
+    seconds: Mapping[str, float],
+) -> SweepSpec:
+    """``sweep`` with numbers for ``auto``: those with which most gets done of the trial that costs most by
+    estimate, on this machine. Without trials to distil there is nothing to measure, and no matter."""
+    resources = sweep.resources
+    by_hand = resources.cpus if isinstance(resources.cpus, float) else None
+    if not trials:
+        return _with_resources(sweep, by_hand or 1.0, 0.0)
+    costliest = max(trials, key=lambda trial: seconds[trial.trial_id])
+    gpus = 0.0 if resources.gpus != "auto" or resources.device == "cpu" else session.gpus
+    most = min(len(trials), resources.max_concurrent or len(trials))
+    board.say(f"resources: auto: measuring trial {costliest.trial_id} side by side with its like")
+    found = measured(
+        costliest,
+        trial_settings(sweep, costliest),
+        int(session.cpus),
+        gpus,
+        most,
+        directory.cache,
+        directory.temporary,
+    )
+    chosen = best(found)
+    for packed in found:
+        board.say(
+            f"  {packed.count} at a time, {packed.cpus:g} CPUs and {packed.gpus:g} GPUs each: "
+            f"{packed.steps_per_second * 3600:,.0f} outer steps an hour"
+            f"{' (chosen)' if packed is chosen else ''}"
+        )
+    return _with_resources(sweep, by_hand or chosen.cpus, chosen.gpus)
+
+
+def _with_resources(sweep: SweepSpec, cpus: float, gpus: float) -> SweepSpec:
+    return sweep.model_copy(
+        update={"resources": sweep.resources.model_copy(update={"cpus": cpus, "gpus": gpus})}
+    )
 
 
 def _earlier_evals(trials: Sequence[TrialSpec], directory: SweepDirectory) -> dict[str, list[Path]]:

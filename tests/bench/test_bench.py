@@ -14,7 +14,8 @@ import pytest
 from ddsweep.catalog import DATASETS, TrialSpec
 from ddsweep.data.sources import load_splits
 from ddsweep.results.layout import SweepDirectory
-from ddsweep.trial import TrialSettings, distil_trial
+from ddsweep.trial import distil_trial
+from ddsweep.trial_plan import TrialSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 NOT_NEEDED = ("ray", "pydantic", "typer")
@@ -87,8 +88,8 @@ def test_memory(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_packing(tmp_path: Path) -> None:
     found = report(run(tmp_path, "packing.py", "--quick", "--packed", "1", "2", "--json"))
-    assert [row["packed"] for row in found["rows"]] == [1, 2]
-    assert all(row["trials_per_hour"] > 0 and len(row["seconds"]) == row["packed"] for row in found["rows"])
+    assert [row["count"] for row in found["rows"]] == [1, 2]
+    assert all(row["trials_per_hour"] == row["steps_per_second"] * 3.6 > 0 for row in found["rows"])
 
 
 def test_options(tmp_path: Path) -> None:

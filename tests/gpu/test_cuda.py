@@ -262,7 +262,8 @@ def test_a_trial_that_runs_out_of_its_part_goes_on_and_ends_as_without_a_limit(t
     """40 inner steps of 8 networks on 100 images: some 2 GiB under ``store``, 0.2 under ``recompute``."""
     from ddsweep.data.sources import Splits, load_splits
     from ddsweep.results.layout import SweepDirectory
-    from ddsweep.trial import TrialSettings, distil_trial, read_distilled
+    from ddsweep.trial import distil_trial, read_distilled
+    from ddsweep.trial_plan import TrialSettings
 
     spec = TrialSpec(
         dataset=DATASETS["digits"],

@@ -28,7 +28,8 @@ from ddsweep.pools.store import TrainedPool, open_pool
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.results.parts import read_part, read_table
 from ddsweep.results.schemas import EVALS
-from ddsweep.trial import TrialSettings, distil_trial, training_networks
+from ddsweep.trial import distil_trial, training_networks
+from ddsweep.trial_plan import TrialSettings
 from tests.pools.conftest import NAME, NETWORK
 
 CPU = torch.device("cpu")

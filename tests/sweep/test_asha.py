@@ -244,7 +244,8 @@ def test_without_the_scheduler_stopped_trials_go_on_to_their_end(stopped: Driver
 def distilled_alone(spec: TrialSpec, folder: Path) -> DistilledSet:
     import torch
 
-    from ddsweep.trial import TrialSettings, distil_trial, read_distilled
+    from ddsweep.trial import distil_trial, read_distilled
+    from ddsweep.trial_plan import TrialSettings
 
     threads = torch.get_num_threads()
     splits = load_splits(spec.dataset, None, validation_fraction=0.1, split_seed=0)

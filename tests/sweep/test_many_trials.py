@@ -14,7 +14,8 @@ from ddsweep.results.layout import SweepDirectory
 from ddsweep.spec import SweepSpec
 from ddsweep.sweep import runner
 from ddsweep.sweep.session import Node, RaySession
-from ddsweep.trial import Progress, TrialSettings
+from ddsweep.trial import Progress
+from ddsweep.trial_plan import TrialSettings
 
 TRIALS = [TrialSpec(DATASETS["digits"], seed=seed) for seed in range(3000)]
 

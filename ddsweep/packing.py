@@ -1,0 +1,247 @@
+"""How many trials side by side get the most done on one machine or GPU: measured, for ``resources: auto``.
+
+A trial that keeps a part of a device busy should not own it. For a few numbers of trials side by side, as
+many processes take outer steps of the same trial on random images at the same time; the number with which
+most steps are taken is chosen. Nothing here depends on what the images show, so neither data nor pools are
+read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import select
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ddsweep.catalog import TrialSpec
+from ddsweep.core.distill import Problem, initial_state, outer_step
+from ddsweep.core.init import draw_network
+from ddsweep.core.memory import keep_to_share
+from ddsweep.core.networks import build_network
+from ddsweep.errors import UserError
+from ddsweep.provenance import device_name, environment
+from ddsweep.results.files import write_atomic
+from ddsweep.trial_plan import TrialSettings, first_plan
+
+__all__ = ["Packed", "best", "candidates", "measure", "measured", "warm_step"]
+
+SECONDS = 3.0
+"""That the trials side by side take steps for, or the time of three steps if that is longer."""
+
+LEAST_STEPS = 3
+PATIENCE_S = 600.0
+"""In which a trial has to take its first steps; the first of all may compile them."""
+
+NEARLY = 0.97
+"""Fewer trials that get as large a part of the most done are preferred: they take less memory."""
+
+_FEWEST_IMAGES = 512
+
+
+@dataclass(frozen=True)
+class Packed:
+    """``count`` trials side by side, each with ``cpus`` and ``gpus``, and the outer steps that all of them
+    take in a second."""
+
+    count: int
+    cpus: float
+    gpus: float
+    steps_per_second: float
+
+
+def candidates(cores: int, gpus: float, most: int) -> list[tuple[int, float, float]]:
+    """(trials side by side, CPUs of each, GPUs of each) that are worth measuring, for at most ``most``
+    trials: on one GPU, where each has its part of the ``cores`` that belong to it; or on the CPU, down to
+    one core each."""
+    if gpus:
+        own = cores / gpus
+        return [(n, max(0.1, int(own / n * 10) / 10), 1 / n) for n in (1, 2, 4, 8) if n <= most]
+    counts = [n for n in (1, 2, 4, 8, 16, 32, 64, 128) if n < cores]
+    return [(n, float(cores // n), 0.0) for n in [*counts, cores] if n <= max(1, most)]
+
+
+def best(found: Sequence[Packed]) -> Packed:
+    """The one that gets most done; of those that get nearly as much done the one with the fewest trials."""
+    most = max(packed.steps_per_second for packed in found)
+    return min((p for p in found if p.steps_per_second >= NEARLY * most), key=lambda packed: packed.count)
+
+
+def measured(
+    spec: TrialSpec,
+    settings: TrialSettings,
+    cores: int,
+    gpus: float,
+    most: int,
+    cache: Path,
+    temporary: Path,
+) -> list[Packed]:
+    """`measure` for ``spec``, or what was measured of the like of it on such a machine before: kept in
+    ``cache``."""
+    device = "cuda" if gpus else "cpu"
+    kind = replace(spec, seed=0, on_nonfinite="skip")
+    what = [kind.to_dict(), settings.memory_mode, settings.segment, settings.compile, settings.channels_last]
+    where = [device_name(device), cores, gpus, environment()["torch_version"]]
+    key = hashlib.sha256(json.dumps([what, where], sort_keys=True).encode()).hexdigest()[:16]
+    tried = candidates(cores, gpus, most)
+    path = cache / "packing.json"
+    known = _read(path)
+    if key in known and known[key]["tried"] == [count for count, *_ in tried]:
+        return [Packed(**row) for row in known[key]["found"]]
+    found = measure(kind, settings, device, tried)
+    known[key] = {"tried": [count for count, *_ in tried], "found": [asdict(packed) for packed in found]}
+    write_atomic(path, json.dumps(known, indent=1).encode(), temporary)
+    return found
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """What was measured before; nothing if that cannot be read: then it is measured again."""
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def measure(
+    spec: TrialSpec,
+    settings: TrialSettings,
+    device: str,
+    tried: Sequence[tuple[int, float, float]],
+    seconds: float = SECONDS,
+) -> list[Packed]:
+    """Each of ``tried`` in turn, as processes of their own. A number that does not fit (the memory, most
+    likely) and larger ones are left out. Raises `UserError` if not even the first one runs."""
+    found: list[Packed] = []
+    for count, cpus, gpus in tried:
+        how = replace(settings, device=device, threads=max(1, int(cpus)), gpus=gpus)
+        try:
+            rate = _side_by_side(count, spec, how, seconds)
+        except UserError as error:
+            if not found:
+                raise UserError(f"resources: auto: a trial could not be measured: {error}") from error
+            break
+        found.append(Packed(count, cpus, gpus, rate))
+    return found
+
+
+def _side_by_side(count: int, spec: TrialSpec, settings: TrialSettings, seconds: float) -> float:
+    """Outer steps in a second of ``count`` trials together: all begin once all are warm."""
+    job = json.dumps({"spec": spec.to_dict(), "settings": asdict(settings), "seconds": seconds})
+    command = [sys.executable, "-m", "ddsweep.packing"]
+    running: list[_Process] = []
+    try:
+        for _ in range(count):
+            running.append(_Process(command))
+        for process in running:
+            process.say(job)
+        for process in running:
+            process.hear()  # that it is warm
+        for process in running:
+            process.say("go")
+        return sum(float(process.hear()) for process in running)
+    finally:
+        for process in running:
+            process.end()
+
+
+class _Process:
+    """One of the trials. What it says of its own accord (warnings, an error) goes to a file, so that it
+    never waits for a reader."""
+
+    def __init__(self, command: Sequence[str]) -> None:
+        self.said = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        pipe = subprocess.PIPE
+        self.popen = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=self.said, text=True)
+
+    def say(self, line: str) -> None:
+        assert self.popen.stdin is not None
+        with suppress(BrokenPipeError):  # it has ended: `hear` tells why
+            self.popen.stdin.write(line + "\n")
+            self.popen.stdin.flush()
+
+    def hear(self) -> str:
+        """Its next line. Raises `UserError` with its last words if it ends without."""
+        assert self.popen.stdout is not None
+        ready = select.select([self.popen.stdout], [], [], PATIENCE_S)[0]
+        line = self.popen.stdout.readline().strip() if ready else ""
+        if line:
+            return line
+        if not ready:
+            raise UserError(f"it took no step in {PATIENCE_S:g} s")
+        code = self.popen.wait()
+        self.said.seek(0)
+        words = self.said.read().strip().splitlines()
+        raise UserError(words[-1] if words else f"it ended with code {code}")
+
+    def end(self) -> None:
+        self.popen.kill()
+        self.popen.communicate()
+        self.said.close()
+
+
+# ---------------------------------------------------------------------------- one trial of several
+
+
+def _random_problem(spec: TrialSpec, settings: TrialSettings) -> Problem:
+    """``spec`` on random images, and with random networks in the place of those of a pool."""
+    plan, data = first_plan(spec, settings), spec.dataset
+    torch.set_num_threads(plan.threads)
+    keep_to_share(plan.device, settings.gpus)
+    generator = torch.Generator().manual_seed(0)
+    number = max(_FEWEST_IMAGES, spec.real_batch)
+    pixels = torch.randint(256, (number, *data.shape), generator=generator, dtype=torch.uint8)
+    labels = torch.arange(number) % data.classes
+    network = build_network(spec.network_spec, data.shape, data.classes)
+    channels = data.shape[0]
+
+    def pool(numbers: Sequence[int]) -> list[dict[str, torch.Tensor]]:
+        drawn = (draw_network(network, "xavier", 1.0, number) for number in numbers)
+        return [{name: value.float() for name, value in weights.items()} for weights in drawn]
+
+    own = pool if spec.pool is not None else None
+    return Problem.of(spec, plan, pixels, labels, (0.5,) * channels, (0.25,) * channels, own)
+
+
+def warm_step(spec: TrialSpec, settings: TrialSettings) -> Callable[[], None]:
+    """What takes an outer step of ``spec``, on random images, and has done so once. Always the same step:
+    what it costs is asked, and a course over random images may lead anywhere."""
+    problem = _random_problem(spec, settings)
+    generator = torch.Generator().manual_seed(1)
+    start = torch.randn(*problem.labels.shape, *spec.dataset.shape, generator=generator)
+    state = initial_state(problem, start)
+
+    def step() -> None:
+        outer_step(problem, state)
+        if problem.plan.device == "cuda":
+            torch.cuda.synchronize()
+
+    step()
+    return step
+
+
+def _work(job: dict[str, Any]) -> None:
+    step = warm_step(TrialSpec.from_dict(job["spec"]), TrialSettings(**job["settings"]))
+    print("warm", flush=True)
+    sys.stdin.readline()
+    began, steps, passed = time.perf_counter(), 0, 0.0
+    while passed < job["seconds"] or steps < LEAST_STEPS:
+        step()
+        steps, passed = steps + 1, time.perf_counter() - began
+    print(steps / passed, flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        _work(json.loads(sys.stdin.readline()))
+    except Exception as error:
+        sys.exit(" ".join(f"{type(error).__name__}: {error}".split()))

@@ -1,0 +1,73 @@
+"""How a trial runs, as opposed to what it is: settings that do not enter its id, and its execution plan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ddsweep.catalog import TrialSpec
+from ddsweep.compilation import compiles
+from ddsweep.core.execution import ExecutionPlan, choose_plan
+from ddsweep.core.networks import build_network
+from ddsweep.core.precision import precision_of
+from ddsweep.cost import choose_memory
+from ddsweep.errors import UserError
+
+__all__ = ["TrialSettings", "first_plan", "pick_device"]
+
+
+@dataclass(frozen=True)
+class TrialSettings:
+    """How a trial runs, none of which enters its id. ``gpus`` is the granted fraction of a GPU.
+
+    After each of the outer steps ``rungs`` the trial is validated and checkpointed before it says so: it
+    may be stopped there for good.
+    """
+
+    device: str = "auto"
+    threads: int = 1
+    gpus: float = 0.0
+    memory_mode: str = "auto"
+    segment: int | None = None
+    compile: str = "auto"
+    channels_last: bool = False
+    checkpoint_every: int = 50
+    log_every: int = 10
+    rungs: tuple[int, ...] = ()
+
+
+def pick_device(setting: str, gpus: float) -> torch.device:
+    """``auto`` is CUDA if and only if a GPU was granted; one that torch does not see is an error."""
+    if setting == "cpu" or (setting == "auto" and gpus == 0):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        asked = "device: cuda" if setting == "cuda" else f"gpus: {gpus:g}"
+        raise UserError(
+            f"resources: {asked}, but torch {torch.__version__} sees no GPU here; set device: cpu and "
+            "gpus: 0, or use a machine with a CUDA driver"
+        )
+    return torch.device("cuda")
+
+
+def first_plan(spec: TrialSpec, settings: TrialSettings) -> ExecutionPlan:
+    """The plan that a trial begins with. Raises `UserError` for a device or a compiler that is not there."""
+    device = pick_device(settings.device, settings.gpus)
+    if spec.dtype == "tf32" and device.type != "cuda":
+        raise UserError(
+            f"dtype: tf32: trial {spec.trial_id} runs on the {device.type}, which has no TF32; grant it a "
+            "GPU (resources.gpus), or set dtype: float32"
+        )
+    network = build_network(spec.network_spec, spec.dataset.shape, spec.dataset.classes)
+    mode, segment = choose_memory(spec, settings.memory_mode, settings.segment)
+    return choose_plan(
+        device,
+        settings.threads,
+        network,
+        mode,
+        segment,
+        networks=spec.models_per_step,
+        compile=compiles(settings.compile, device, spec.outer_steps * spec.steps),
+        precision=precision_of(spec.dtype),
+        channels_last=settings.channels_last,
+    )

@@ -1,0 +1,112 @@
+"""Whether a trial's inner steps are compiled, where the code is kept, and what becomes of a failure."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+
+import pytest
+import torch
+
+import ddsweep.core.distill
+from ddsweep.catalog import DATASETS, TrialSpec
+from ddsweep.compilation import check_compiler, compiles, prepare_compilation
+from ddsweep.core.execution import COMPILE_FROM
+from ddsweep.data.sources import load_splits
+from ddsweep.errors import UserError
+from ddsweep.results.artifacts import load_tensors
+from ddsweep.results.layout import SweepDirectory
+from ddsweep.trial import distil_trial, read_distilled
+from ddsweep.trial_plan import TrialSettings
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+def no_compiler(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    monkeypatch.setenv("PATH", str(folder))
+    monkeypatch.delenv("CXX", raising=False)
+
+
+def test_auto_is_a_static_rule_on_the_work_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler = tmp_path / "c++"
+    compiler.touch(mode=0o755)
+    no_compiler(monkeypatch, tmp_path)
+    assert compiles("auto", CUDA, COMPILE_FROM) and not compiles("auto", CUDA, COMPILE_FROM - 1)
+    assert not compiles("auto", CPU, 10**9), "it does not pay there"
+    assert compiles("on", CPU, 1) and not compiles("off", CUDA, 10**9)
+    compiler.unlink()
+    assert not compiles("auto", CUDA, 10**9) and not compiles("off", CPU, 1)
+    for here in (lambda: compiles("on", CPU, 1), lambda: check_compiler("on")):
+        with pytest.raises(UserError, match=r"resources\.compile: on, but there is no C\+\+ compiler here"):
+            here()
+    monkeypatch.setenv("CXX", "my-c++")
+    with pytest.raises(UserError, match="looked for CXX, 'my-c\\+\\+'"):
+        check_compiler("on")
+
+
+def test_compiled_code_is_kept_in_a_folder_of_ones_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    prepare_compilation()
+    folder = tmp_path / "ddsweep" / "compiled"
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(folder)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    folder.chmod(0o770)
+    with pytest.raises(UserError, match="is open to others, and what lies there is run; `chmod 700` it"):
+        prepare_compilation()
+    folder.rmdir()
+    folder.touch()
+    with pytest.raises(UserError, match=r"compiled cannot be made \(File exists\); set XDG_CACHE_HOME"):
+        prepare_compilation()
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "elsewhere")
+    prepare_compilation()
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "elsewhere", "it is the user's to say"
+
+
+SPEC = TrialSpec(
+    dataset=DATASETS["digits"],
+    **{"network": "convnet(depth=1,width=4,norm=none)", "inner_epochs": 2, "outer_steps": 4},
+    **{"models_per_step": 2, "real_batch": 32, "selection_networks": 1, "dtype": "float64"},
+)
+
+
+def test_a_trial_that_torch_cannot_compile_goes_on_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch._dynamo.exc import BackendCompilerFailed
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    real, plans = ddsweep.core.distill.outer_gradient, []
+
+    def outer_gradient(*arguments, **more):
+        plans.append(arguments[7].compile)
+        if arguments[7].compile:
+            raise BackendCompilerFailed(print, RuntimeError("no such instruction"), None)
+        return real(*arguments, **more)
+
+    monkeypatch.setattr(ddsweep.core.distill, "outer_gradient", outer_gradient)
+    splits = load_splits(SPEC.dataset, None, validation_fraction=0.1, split_seed=0)
+    compiled, plain = SweepDirectory(tmp_path / "compiled"), SweepDirectory(tmp_path / "plain")
+    assert distil_trial(SPEC, splits, compiled, TrialSettings(compile="on"))
+    assert plans == [True, *[False] * 4]
+    _, header = load_tensors(compiled.checkpoint(SPEC.trial_id))
+    assert header["plan"]["compile"] is False and header["n_replans"] == 1
+    assert distil_trial(SPEC, splits, plain, TrialSettings(compile="off"))
+    found, expected = (read_distilled(SPEC, directory) for directory in (compiled, plain))
+    assert torch.equal(found.images, expected.images)
+    assert json.loads(found.provenance["execution_plan"])["compile"] is False
+
+
+def test_tf32_is_for_a_gpu(tmp_path: Path) -> None:
+    spec = TrialSpec(dataset=DATASETS["digits"], dtype="tf32")
+    splits = load_splits(spec.dataset, None, validation_fraction=0.1, split_seed=0)
+    with pytest.raises(UserError, match="runs on the cpu, which has no TF32; grant it a GPU"):
+        distil_trial(spec, splits, SweepDirectory(tmp_path), TrialSettings())
