@@ -45,6 +45,7 @@ TOLERANCE_MEDIAN = {"float32": 1e-3, "float64": 1e-8}
 TOLERANCE_FLOAT64 = 1e-8
 CHECKED_IN_FLOAT64 = 2
 QUICK = {"networks": 2, "inner_steps": 2, "inner_epochs": 2, "real_batch": 64, "repeats": 1, "threads": 1}
+COMPILED = "compiled"
 Plain = list[tuple[Tensor, Tensor, Tensor]]
 
 
@@ -61,13 +62,14 @@ class Work:
     real_labels: Tensor
 
     def engine(self, mode: str, threads: int, _repeat: int = 0) -> OuterGradient:
+        """``mode``: a memory mode, or ``compiled``."""
+        count, compiled = len(next(iter(self.params.values()))), mode == COMPILED
+        memory_mode = "store" if compiled else mode
+        device = self.images.device
+        plan = choose_plan(device, threads, self.network, memory_mode, networks=count, compile=compiled)
         return outer_gradient(
             *(self.network, self.params, self.images, self.labels, self.raw),
-            *(
-                self.real_images,
-                self.real_labels,
-                choose_plan(self.images.device, threads, self.network, mode),
-            ),
+            *(self.real_images, self.real_labels, plan),
         )
 
     def plain(self, count: int, _repeat: int = 0) -> Plain:
@@ -116,6 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--real-batch", type=positive, default=1024, help="real images, for all networks")
     parser.add_argument("--memory-mode", choices=("both", "store", "recompute"), default="both")
+    parser.add_argument("--compile", action="store_true", help="measure compiled inner steps as well")
     o, dataset = parse_options(parser, argv, QUICK)
     plain_count = min(o.baseline_networks or o.networks, o.networks)
     device, dtype = prepare_device(o.device), getattr(torch, o.dtype)
@@ -143,6 +146,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"of {labels.shape[1]} images, {len(real_labels)} real images per network (shared)",
     )
     modes = ("store", "recompute") if o.memory_mode == "both" else (o.memory_mode,)
+    if o.compile:
+        modes = (*modes, COMPILED)
     threads = best_threads(partial(work.engine, modes[0]), device, o.threads)
     plain_threads = best_threads(lambda _: work.plain(1), device, o.threads)
     contenders = [Contender(m, threads, o.networks, partial(work.engine, m, threads)) for m in modes]
