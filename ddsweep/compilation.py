@@ -6,6 +6,7 @@ default that is in the machine's temporary folder; here it is one of the user's 
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import stat
@@ -13,10 +14,17 @@ from pathlib import Path
 
 import torch
 
-from ddsweep.core.execution import pays_to_compile
+from ddsweep.catalog import TrialSpec, forward_flops
 from ddsweep.errors import UserError
 
-__all__ = ["check_compiler", "compiles", "prepare_compilation"]
+__all__ = ["check_compiler", "compiles", "pays_to_compile", "prepare_compilation"]
+
+FROM_STEPS = {"cpu": 50_000, "cuda": 200_000}
+"""Inner steps ahead of a trial from which compiling them, which takes one to three minutes, is worth it."""
+
+SMALL_PASS = 15e6
+"""Operations of a forward pass of all networks over one distilled batch, on the CPU: where they are fewer,
+the calls between them take most of the time."""
 
 _COMPILERS = ("c++", "g++", "clang++")
 
@@ -36,12 +44,29 @@ def check_compiler(setting: str) -> None:
         )
 
 
-def compiles(setting: str, device: torch.device, inner_steps: int) -> bool:
-    """Whether a trial with so many inner steps ahead compiles them. ``auto`` is a static rule, and no where
-    there is no C++ compiler; ``on`` raises `UserError` there."""
+def pays_to_compile(device: torch.device, trial: TrialSpec) -> bool:
+    """The static rule of ``compile: auto``, on the work ahead of ``trial``.
+
+    On the CPU it was measured (docs/performance.md): small ConvNets with their norms gain, other networks
+    lose. On a GPU it is arithmetic: kernels of small networks are so short that starting them takes most of
+    the time, some 300 for a step and the way back at 5 microseconds each.
+    """
+    if trial.outer_steps * trial.steps < FROM_STEPS.get(device.type, math.inf):
+        return False
+    if device.type == "cuda":
+        return True
+    network, data = trial.network_spec, trial.dataset
+    images = trial.models_per_step * trial.images_per_class_per_step * data.classes
+    small = images * forward_flops(network, data.shape, data.classes) <= SMALL_PASS
+    return network.kind == "convnet" and network.norm == "instance" and small
+
+
+def compiles(setting: str, device: torch.device, trial: TrialSpec) -> bool:
+    """Whether ``trial`` compiles its inner steps. ``auto`` is a static rule, and no where there is no C++
+    compiler; ``on`` raises `UserError` there."""
     check_compiler(setting)
     if setting == "auto":
-        return pays_to_compile(device, inner_steps) and _compiler() is not None
+        return pays_to_compile(device, trial) and _compiler() is not None
     return setting == "on"
 
 

@@ -67,7 +67,7 @@ def first_plan(spec: TrialSpec, settings: TrialSettings) -> ExecutionPlan:
         mode,
         segment,
         networks=spec.models_per_step,
-        compile=compiles(settings.compile, device, spec.outer_steps * spec.steps),
+        compile=compiles(settings.compile, device, spec),
         precision=precision_of(spec.dtype),
         channels_last=settings.channels_last,
     )

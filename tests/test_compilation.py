@@ -6,39 +6,59 @@ import json
 import os
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import ddsweep.core.distill
 from ddsweep.catalog import DATASETS, TrialSpec
-from ddsweep.compilation import check_compiler, compiles, prepare_compilation
-from ddsweep.core.execution import COMPILE_FROM
+from ddsweep.compilation import check_compiler, compiles, pays_to_compile, prepare_compilation
 from ddsweep.data.sources import load_splits
 from ddsweep.errors import UserError
 from ddsweep.results.artifacts import load_tensors
 from ddsweep.results.layout import SweepDirectory
+from ddsweep.spec import expand, load_sweep
 from ddsweep.trial import distil_trial, read_distilled
 from ddsweep.trial_plan import TrialSettings
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
-def no_compiler(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    monkeypatch.setenv("PATH", str(folder))
-    monkeypatch.delenv("CXX", raising=False)
+def trial(network: str, **settings: Any) -> TrialSpec:
+    dataset = DATASETS["mnist" if network == "lenet" else "digits"]
+    return TrialSpec(dataset, network=network, **{"outer_steps": 50_000, "models_per_step": 4} | settings)
 
 
-def test_auto_is_a_static_rule_on_the_work_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    compiler = tmp_path / "c++"
+def test_auto_is_a_static_rule_on_the_work_ahead() -> None:
+    """On the CPU compiled steps are the faster ones for small networks with norms alone."""
+    small = trial("convnet(depth=2,width=32)")
+    assert pays_to_compile(CPU, small)
+    assert not pays_to_compile(CPU, trial("convnet(depth=2,width=32)", outer_steps=49_999))
+    assert pays_to_compile(CPU, trial("convnet(depth=2,width=32)", outer_steps=25_000, inner_epochs=2))
+    assert not pays_to_compile(CPU, trial("convnet(depth=2,width=32)", models_per_step=8))
+    assert not pays_to_compile(CPU, trial("convnet(depth=2,width=32,norm=none)"))
+    assert not pays_to_compile(CPU, trial("lenet", init="fixed"))
+    assert pays_to_compile(CUDA, trial("lenet", inner_epochs=4)) and not pays_to_compile(CUDA, trial("lenet"))
+    assert not pays_to_compile(torch.device("mps"), small)
+
+
+def test_no_trial_of_the_quickstart_is_compiled() -> None:
+    sweep = load_sweep(Path(__file__).parents[1] / "sweeps" / "quickstart.yaml")
+    found = expand(sweep, lambda name: DATASETS[name]).trials
+    assert found and not any(pays_to_compile(CPU, one) for one in found)
+
+
+def test_without_a_compiler_nothing_is_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler, small = tmp_path / "c++", trial("convnet(depth=2,width=32)")
     compiler.touch(mode=0o755)
-    no_compiler(monkeypatch, tmp_path)
-    assert compiles("auto", CUDA, COMPILE_FROM) and not compiles("auto", CUDA, COMPILE_FROM - 1)
-    assert not compiles("auto", CPU, 10**9), "it does not pay there"
-    assert compiles("on", CPU, 1) and not compiles("off", CUDA, 10**9)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    assert compiles("auto", CPU, small) and not compiles("off", CPU, small)
+    assert compiles("on", CPU, trial("lenet"))
     compiler.unlink()
-    assert not compiles("auto", CUDA, 10**9) and not compiles("off", CPU, 1)
-    for here in (lambda: compiles("on", CPU, 1), lambda: check_compiler("on")):
+    assert not compiles("auto", CPU, small) and not compiles("off", CPU, small)
+    for here in (lambda: compiles("on", CPU, small), lambda: check_compiler("on")):
         with pytest.raises(UserError, match=r"resources\.compile: on, but there is no C\+\+ compiler here"):
             here()
     monkeypatch.setenv("CXX", "my-c++")

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["ExecutionPlan", "choose_plan", "more_frugal", "pays_to_compile", "smaller_test"]
+__all__ = ["ExecutionPlan", "choose_plan", "more_frugal", "smaller_test"]
 
 SMALLEST_CHUNK = 8
 """Real images at a time: fewer would take ever more time and save no memory to speak of."""
@@ -107,18 +107,6 @@ def choose_plan(
             test_block=16,
         )
     return replace(how, inner_batching="loop", real_batching="loop", real_chunk=128)
-
-
-COMPILE_FROM = 200_000
-"""Inner steps ahead of a trial from which ``compile: auto`` compiles them on a GPU: its kernels are so short
-that starting them takes most of the time, some 300 for a step and the way back at 5 microseconds each by
-estimate, and compiling takes minutes."""
-
-
-def pays_to_compile(device: torch.device, inner_steps: int) -> bool:
-    """``compile: auto``: on a GPU with much work ahead. On the CPU compiled steps were not the faster ones
-    for any network (docs/performance.md)."""
-    return device.type == "cuda" and inner_steps >= COMPILE_FROM
 
 
 def more_frugal(plan: ExecutionPlan, segment: int, networks: int, images: int) -> ExecutionPlan | None:
