@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
@@ -14,11 +12,7 @@ if not torch.cuda.is_available():
 
 
 @pytest.fixture(autouse=True)
-def exact_arithmetic() -> Iterator[None]:
-    """TF32 off, so that float32 means float32; memory peaks counted from here."""
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+def from_nothing() -> None:
+    """Memory peaks are counted from here."""
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    yield
-    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before

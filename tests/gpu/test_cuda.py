@@ -22,10 +22,11 @@ from ddsweep.core.distill import (
 from ddsweep.core.evaluate import count_right, evaluate_networks
 from ddsweep.core.execution import ExecutionPlan, choose_plan
 from ddsweep.core.init import draw_networks
+from ddsweep.core.inner import InnerOptimizer
 from ddsweep.core.memory import is_out_of_memory, keep_to_share, release_memory
 from ddsweep.core.networks import build_network
 from ddsweep.core.pretrain import Course, train_on_real
-from ddsweep.core.unroll import outer_gradient, raw_rates
+from ddsweep.core.unroll import InnerLoop, outer_gradient, raw_rates
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 NETWORKS = [
@@ -92,6 +93,52 @@ def test_the_ways_to_batch_networks_agree_on_cuda(batching) -> None:
     )
     assert relative(found.images, expected.images.cpu()) < 1e-9
     assert relative(found.raw_rates, expected.raw_rates.cpu()) < 1e-9
+
+
+@pytest.mark.parametrize("optimizer", ["gd", "adam"])
+@pytest.mark.parametrize(("text", "shape", "rate"), NETWORKS)
+def test_compiled_steps_and_their_cuda_graphs_are_the_same_steps(
+    text, shape, rate, optimizer, tmp_path, monkeypatch
+) -> None:
+    """Several outer steps: the first ones compile and record, the later ones replay what was recorded."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "triton"))
+    loop = InnerLoop(InnerOptimizer(optimizer))
+    plan = choose_plan(CUDA, 1, problem(text, shape, CUDA)[0])
+    for turn in range(4):
+        arguments = list(problem(text, shape, CUDA, rate=rate * (1 + 0.1 * turn)))
+        expected = outer_gradient(*arguments, plan, loop=loop)
+        found = outer_gradient(*arguments, replace(plan, compile=True), loop=loop)
+        assert relative(found.losses, expected.losses.cpu()) < 1e-9, turn
+        assert relative(found.images, expected.images.cpu()) < 1e-8, turn
+        assert relative(found.raw_rates, expected.raw_rates.cpu()) < 1e-8, turn
+
+
+@pytest.mark.parametrize(("text", "shape", "rate"), NETWORKS)
+def test_float32_is_exact_and_tf32_is_not(text, shape, rate) -> None:
+    """One step: what is seen is the rounding of products. torch's default would have convolutions in TF32."""
+    sizes = {"rate": rate, "inner_steps": 1, "inner_epochs": 1, "count": 8}
+    exact = problem(text, shape, CUDA, **sizes)
+    single = problem(text, shape, CUDA, dtype=torch.float32, **sizes)
+    plan = choose_plan(CUDA, 1, exact[0])
+    expected = outer_gradient(*exact, plan).images.cpu()
+    flags = torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision
+    apart = {}
+    for precision in ("full", "tf32", "bf16"):
+        found = outer_gradient(*single, replace(plan, precision=precision)).images.cpu().double()
+        apart[precision] = float(((found - expected).flatten(1).norm(dim=1) / expected.norm()).median())
+    assert apart["full"] < 1e-4 < apart["tf32"] < apart["bf16"] < 0.5, apart
+    assert (torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision) == flags
+
+
+def test_trials_are_measured_side_by_side_on_one_gpu() -> None:
+    from ddsweep.packing import candidates, measure
+    from ddsweep.trial_plan import TrialSettings
+
+    spec = TrialSpec(DATASETS["digits"], network="convnet(width=16)", real_batch=64)
+    found = measure(spec, TrialSettings(), "cuda", candidates(4, 1, 2), 0.5)
+    assert [(packed.count, packed.gpus) for packed in found] == [(1, 1.0), (2, 0.5)]
+    assert all(packed.steps_per_second > 0 for packed in found)
 
 
 @pytest.mark.parametrize(("text", "shape", "rate"), NETWORKS)
