@@ -15,7 +15,7 @@ import ddsweep.core.distill
 from ddsweep.catalog import DATASETS, TrialSpec
 from ddsweep.compilation import check_compiler, compiles, pays_to_compile, prepare_compilation
 from ddsweep.data.sources import load_splits
-from ddsweep.errors import UserError
+from ddsweep.errors import SettingError, UserError
 from ddsweep.results.artifacts import load_tensors
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.spec import expand, load_sweep
@@ -64,6 +64,20 @@ def test_without_a_compiler_nothing_is_compiled(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("CXX", "my-c++")
     with pytest.raises(UserError, match="looked for CXX, 'my-c\\+\\+'"):
         check_compiler("on")
+
+
+def test_on_and_off_in_a_sweep_file(tmp_path: Path) -> None:
+    """YAML 1.1 reads them as true and false."""
+    file = tmp_path / "sweep.yaml"
+    for text, expected in (("on", "on"), ("off", "off"), ("auto", "auto"), ("'on'", "on")):
+        file.write_text(
+            "name: one\nbase: {dataset: digits, images_per_class: 1, inner_steps: 1}\n"
+            f"resources: {{compile: {text}}}\n"
+        )
+        assert load_sweep(file).resources.compile == expected
+        assert load_sweep(file, ["resources.compile=off"]).resources.compile == "off"
+    with pytest.raises(SettingError, match=r"resources\.compile: 'always' is not one of auto, on, off"):
+        load_sweep(file, ["resources.compile=always"])
 
 
 def test_compiled_code_is_kept_in_a_folder_of_ones_own(

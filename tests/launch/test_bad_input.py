@@ -112,6 +112,12 @@ def test_a_trial_that_no_node_can_take(refuse: Refuse, mode: str, asked: str, me
     assert message in refuse("--mode", mode, sweep=f"resources: {{{asked}}}\n")
 
 
+def test_the_elements_of_an_array_are_told_their_resources_beforehand(refuse: Refuse) -> None:
+    said = refuse("--mode", "array", sweep="resources: auto\n")
+    assert "resources: auto is measured where the trials run" in said
+    assert "use --mode cluster, or give resources.cpus and resources.gpus" in said
+
+
 def test_a_scheduler_needs_all_trials_in_one_place(refuse: Refuse) -> None:
     said = refuse("--mode", "array", sweep="scheduler: {grace: 1}\n")
     assert "scheduler: stopping trials early needs all of them in one Ray cluster" in said

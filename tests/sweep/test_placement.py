@@ -101,6 +101,18 @@ def test_a_trial_must_fit_one_machine(resources, gpus, cpus, message, tmp_path: 
         check_placement(sweep, trials, session_of(*gpus, cpus=cpus))
 
 
+def test_what_no_trial_could_run_with_is_told_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = "base: {dataset: digits, images_per_class: 1, inner_steps: 1, dtype: tf32}"
+    for resources in ("{gpus: 0}", "{gpus: 1, device: cpu}"):
+        sweep, trials = trials_of(tmp_path, base, f"resources: {resources}")
+        with pytest.raises(UserError, match=r"dtype: tf32: trial .* would run on the CPU, which has no TF32"):
+            check_placement(sweep, trials, session_of(1))
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    sweep, trials = trials_of(tmp_path, base, "resources: {compile: on}")
+    with pytest.raises(UserError, match=r"resources\.compile: on, but there is no C\+\+ compiler here"):
+        check_placement(sweep, trials, session_of(1))
+
+
 def test_a_machine_must_have_both_cpus_and_gpus(tmp_path: Path) -> None:
     base = "base: {dataset: digits, images_per_class: 1, inner_steps: 1}"
     sweep, trials = trials_of(tmp_path, base, "resources: {cpus: 4, gpus: 1}")
