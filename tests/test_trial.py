@@ -34,15 +34,8 @@ from ddsweep.results.artifacts import load_tensors
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.results.parts import read_part
 from ddsweep.seeds import derive_seed
-from ddsweep.trial import (
-    Progress,
-    TrialSettings,
-    checkpoint_provenance,
-    distil_trial,
-    pick_device,
-    read_distilled,
-    record_failure,
-)
+from ddsweep.trial import Progress, checkpoint_provenance, distil_trial, read_distilled, record_failure
+from ddsweep.trial_plan import TrialSettings, pick_device
 
 SETTINGS = TrialSettings(checkpoint_every=3, log_every=5)
 
