@@ -100,6 +100,9 @@ def data_of(shared: Any) -> dict[str, Any]:
 
 
 def main(folder: Path) -> None:
+    # Ray writes the address of a cluster below this folder, which it takes for granted.
+    os.environ["RAY_TMPDIR"] = str(folder)
+    (folder / "ray").mkdir()
     cluster, found = Cluster(), {}
     own = {"num_cpus": 1, "num_gpus": 2, "include_dashboard": False, "temp_dir": str(folder)}
     try:
