@@ -97,7 +97,7 @@ def measured(
     known = _read(path)
     if key in known and known[key]["tried"] == [count for count, *_ in tried]:
         return [Packed(**row) for row in known[key]["found"]]
-    found = measure(kind, settings, device, tried)
+    found = measure(kind, settings, device, tried, SECONDS)
     known[key] = {"tried": [count for count, *_ in tried], "found": [asdict(packed) for packed in found]}
     write_atomic(path, json.dumps(known, indent=1).encode(), temporary)
     return found

@@ -77,9 +77,9 @@ def choose_plan(
     channels_last: bool = False,
 ) -> ExecutionPlan:
     """The static rule. Networks whose layers are written out are computed so, a few at a time on the real
-    images of the CPU, whose cache they then fit: four with 32 images, or fewer ``networks`` with more. Other
-    networks have wide convolutions, with which the CPU is busy one network at a time; a GPU takes all at
-    once. Compiled code is one team's, for each has modules of its own."""
+    images of the CPU, whose cache they then fit: four with 32 images, one or two ``networks`` with more.
+    Other networks have wide convolutions, with which the CPU is busy one network at a time; a GPU takes all
+    at once. Compiled code is one team's, for each has modules of its own."""
     explicit = hasattr(network, "layers")
     how = ExecutionPlan(
         device=device.type,
@@ -97,7 +97,7 @@ def choose_plan(
         )
     how = replace(how, teams=1 if compile else threads)
     if explicit:
-        chunk = 128 // min(4, networks)
+        chunk = 32 * max(1, 4 // networks)
         return replace(
             how,
             inner_batching="explicit",

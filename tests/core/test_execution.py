@@ -32,6 +32,13 @@ def test_how_networks_are_computed(network, shape, device, way, networks_at_once
     assert ExecutionPlan.from_dict(plan.to_dict()) == plan
 
 
+@pytest.mark.parametrize(("networks", "images"), [(1, 128), (2, 64), (3, 32), (4, 32), (8, 32)])
+def test_few_networks_see_more_real_images_at_a_time(networks: int, images: int) -> None:
+    lenet = build_network(parse_network("lenet", (1, 28, 28)), (1, 28, 28), 10)
+    assert choose_plan(CPU, 1, lenet, networks=networks).real_chunk == images
+    assert choose_plan(CPU, 1, lenet).real_chunk == 32, "evaluation: rows depend on it"
+
+
 def test_a_plan_that_is_none_is_refused() -> None:
     with pytest.raises(ValueError, match="memory_mode: 'forget' is not one of store, recompute"):
         ExecutionPlan(memory_mode="forget")
