@@ -31,7 +31,7 @@ from ddsweep.core.networks import build_network
 from ddsweep.errors import UserError
 from ddsweep.provenance import device_name, environment
 from ddsweep.results.files import write_atomic
-from ddsweep.trial_plan import TrialSettings, first_plan
+from ddsweep.trial_plan import TrialSettings, first_plan, pick_device
 
 __all__ = ["Packed", "best", "candidates", "measure", "measured", "warm_step"]
 
@@ -59,13 +59,14 @@ class Packed:
     steps_per_second: float
 
 
-def candidates(cores: int, gpus: float, most: int) -> list[tuple[int, float, float]]:
+def candidates(cores: int, gpus: float, most: int, shard: float = 0.0) -> list[tuple[int, float, float]]:
     """(trials side by side, CPUs of each, GPUs of each) that are worth measuring, for at most ``most``
-    trials: on one GPU, where each has its part of the ``cores`` that belong to it; or on the CPU, down to
-    one core each."""
+    trials: on one GPU, beside an evaluation shard that has ``shard`` of it, where each has its part of the
+    ``cores`` that belong to the GPU; or on the CPU, down to one core each."""
     if gpus:
-        own = cores / gpus
-        return [(n, max(0.1, int(own / n * 10) / 10), 1 / n) for n in (1, 2, 4, 8) if n <= most]
+        own, free = cores / gpus, 1 - shard
+        parts = [(n, int(free / n * 10_000 + 1e-6) / 10_000) for n in (1, 2, 4, 8) if n <= most]
+        return [(n, max(0.1, int(own / n * 10) / 10), part) for n, part in parts if part > 0]
     counts = [n for n in (1, 2, 4, 8, 16, 32, 64, 128) if n < cores]
     return [(n, float(cores // n), 0.0) for n in [*counts, cores] if n <= max(1, most)]
 
@@ -84,21 +85,22 @@ def measured(
     most: int,
     cache: Path,
     temporary: Path,
+    shard: float = 0.0,
 ) -> list[Packed]:
-    """`measure` for ``spec``, or what was measured of the like of it on such a machine before: kept in
-    ``cache``."""
-    device = "cuda" if gpus else "cpu"
+    """`measure` of the `candidates` for ``spec``, or what was measured of the like of it on such a machine
+    before: kept in ``cache``. Raises `UserError` where GPUs are to be used and torch sees none."""
+    device = pick_device("cuda" if gpus else "cpu", gpus).type
     kind = replace(spec, seed=0, on_nonfinite="skip")
     what = [kind.to_dict(), settings.memory_mode, settings.segment, settings.compile, settings.channels_last]
     where = [device_name(device), cores, gpus, environment()["torch_version"]]
     key = hashlib.sha256(json.dumps([what, where], sort_keys=True).encode()).hexdigest()[:16]
-    tried = candidates(cores, gpus, most)
+    tried = candidates(cores, gpus, most, shard)
     path = cache / "packing.json"
     known = _read(path)
-    if key in known and known[key]["tried"] == [count for count, *_ in tried]:
+    if key in known and known[key]["tried"] == [list(candidate) for candidate in tried]:
         return [Packed(**row) for row in known[key]["found"]]
     found = measure(kind, settings, device, tried, SECONDS)
-    known[key] = {"tried": [count for count, *_ in tried], "found": [asdict(packed) for packed in found]}
+    known[key] = {"tried": tried, "found": [asdict(packed) for packed in found]}
     write_atomic(path, json.dumps(known, indent=1).encode(), temporary)
     return found
 

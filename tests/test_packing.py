@@ -27,6 +27,8 @@ def test_what_is_worth_measuring() -> None:
     assert candidates(6, 0, 3) == [(1, 6, 0), (2, 3, 0)] and candidates(1, 0, 9) == [(1, 1, 0)]
     assert candidates(16, 2, 100) == [(1, 8, 1), (2, 4, 0.5), (4, 2, 0.25), (8, 1, 0.125)], "of one GPU"
     assert candidates(2, 1, 100)[-1] == (8, 0.2, 0.125) and len(candidates(2, 1, 2)) == 2
+    beside_a_shard = [part for _, _, part in candidates(16, 1, 100, 0.1)]
+    assert beside_a_shard == [0.9, 0.45, 0.225, 0.1125], "one GPU alone has room for its evaluations too"
 
 
 def test_the_best_is_that_with_the_most_steps_and_of_the_like_that_with_the_fewest_trials() -> None:
@@ -52,6 +54,13 @@ def test_trials_are_measured_side_by_side_once(tmp_path: Path, monkeypatch: pyte
     assert measured(*arguments) == found[:1], "torn: measured again"
     monkeypatch.setattr(packing, "measure", lambda *a, **k: pytest.fail("measured again"))
     assert measured(*arguments) == found[:1], "that only one of two fitted is known too"
+
+
+def test_gpus_that_torch_does_not_see_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray may be told of any number of them."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(UserError, match="sees no GPU here"):
+        measured(SPEC, TrialSettings(), 2, 1.0, 10, tmp_path, tmp_path)
 
 
 def test_numbers_that_do_not_fit_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:

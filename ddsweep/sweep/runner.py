@@ -34,7 +34,7 @@ from ddsweep.sweep.metrics import exported
 from ddsweep.sweep.observe import Board
 from ddsweep.sweep.placement import check_gpus_seen, check_placement
 from ddsweep.sweep.pool import EvalPool, SharedSplits, get_splits, put_splits
-from ddsweep.sweep.prepare import load_all_splits, splits_key, trial_settings
+from ddsweep.sweep.prepare import eval_gpus, load_all_splits, splits_key, trial_settings
 from ddsweep.sweep.session import RaySession, ray_session
 from ddsweep.trial import Progress, distil_trial, is_distilled, record_failure
 from ddsweep.trial_plan import TrialSettings
@@ -375,13 +375,13 @@ def _with_measured_resources(
     seconds: Mapping[str, float],
 ) -> SweepSpec:
     """``sweep`` with numbers for ``auto``: those with which most gets done of the trial that costs most by
-    estimate, on this machine. Without trials to distil there is nothing to measure, and no matter."""
+    estimate, on this machine."""
     resources = sweep.resources
     by_hand = resources.cpus if isinstance(resources.cpus, float) else None
-    if not trials:
-        return _with_resources(sweep, by_hand or 1.0, 0.0)
-    costliest = max(trials, key=lambda trial: seconds[trial.trial_id])
     gpus = 0.0 if resources.gpus != "auto" or resources.device == "cpu" else session.gpus
+    if not trials:  # what is left are evaluations, which go where trials would
+        return _with_resources(sweep, by_hand or 1.0, min(gpus, 0.5))
+    costliest = max(trials, key=lambda trial: seconds[trial.trial_id])
     most = min(len(trials), resources.max_concurrent or len(trials))
     board.say(f"resources: auto: measuring trial {costliest.trial_id} side by side with its like")
     found = measured(
@@ -392,6 +392,7 @@ def _with_measured_resources(
         most,
         directory.cache,
         directory.temporary,
+        eval_gpus(sweep, gpus),
     )
     chosen = best(found)
     for packed in found:
