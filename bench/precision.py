@@ -63,6 +63,24 @@ class RoundedProducts(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+def _row(what: str, steps: int, got: Tensor, exact: Tensor) -> dict[str, Any]:
+    """How far ``got`` is from ``exact``, both ``[K, values]``; printed as well."""
+    finite = torch.isfinite(got).all(1) & torch.isfinite(exact).all(1)
+    row: dict[str, Any] = {"what": what, "steps": steps, "cosine": None, "relative": None}
+    row["finite"] = int(finite.sum())
+    said = "no network is finite"
+    if row["finite"]:
+        got, exact = got[finite], exact[finite]
+        row["cosine"] = float(F.cosine_similarity(got, exact).median())
+        row["relative"] = float(((got - exact).norm(dim=1) / exact.norm(dim=1)).median())
+        said = (
+            f"cosine {row['cosine']:.6f}, relative difference {row['relative']:.1e} "
+            f"(median of {row['finite']} networks)"
+        )
+    print(f"T={steps:<4} {what:<28} {said}", flush=True)
+    return row
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print, for several numbers of inner steps."""
     parser = make_parser("gradients of an outer step in lower precision, against float64")
@@ -127,22 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for what, (how, context) in ways.items():
             with context():
                 got = gradient(torch.float32, how, steps)
-            finite = torch.isfinite(got).all(1)
-            cosine = F.cosine_similarity(got[finite], exact[finite]).median() if finite.any() else torch.nan
-            apart = (got - exact)[finite].norm(dim=1) / exact[finite].norm(dim=1)
-            row = {
-                "what": what,
-                "steps": steps,
-                "cosine": float(cosine),
-                "relative": float(apart.median()) if finite.any() else None,
-                "finite": int(finite.sum()),
-            }
-            rows.append(row)
-            print(
-                f"T={steps:<4} {what:<28} cosine {row['cosine']:.6f}, relative difference "
-                f"{float(apart.median()):.1e} (median of {row['finite']} networks)",
-                flush=True,
-            )
+            rows.append(_row(what, steps, got, exact))
     if o.json:
         print_json(device, {"bench": "precision", "network": str(o.network), "rows": rows})
     return 0

@@ -14,7 +14,7 @@ from ddsweep.core.precision import precision_of
 from ddsweep.cost import choose_memory
 from ddsweep.errors import UserError
 
-__all__ = ["TrialSettings", "first_plan", "pick_device"]
+__all__ = ["TrialSettings", "check_dtype", "first_plan", "pick_device"]
 
 
 @dataclass(frozen=True)
@@ -50,14 +50,19 @@ def pick_device(setting: str, gpus: float) -> torch.device:
     return torch.device("cuda")
 
 
+def check_dtype(spec: TrialSpec, *, on_gpu: bool) -> None:
+    """Raises `UserError` for a ``dtype`` that the device does not have."""
+    if spec.dtype == "tf32" and not on_gpu:
+        raise UserError(
+            f"dtype: tf32: trial {spec.trial_id} would run on the CPU, which has no TF32; grant it a GPU "
+            "(resources.gpus), or set dtype=float32"
+        )
+
+
 def first_plan(spec: TrialSpec, settings: TrialSettings) -> ExecutionPlan:
     """The plan that a trial begins with. Raises `UserError` for a device or a compiler that is not there."""
     device = pick_device(settings.device, settings.gpus)
-    if spec.dtype == "tf32" and device.type != "cuda":
-        raise UserError(
-            f"dtype: tf32: trial {spec.trial_id} runs on the {device.type}, which has no TF32; grant it a "
-            "GPU (resources.gpus), or set dtype: float32"
-        )
+    check_dtype(spec, on_gpu=device.type == "cuda")
     network = build_network(spec.network_spec, spec.dataset.shape, spec.dataset.classes)
     mode, segment = choose_memory(spec, settings.memory_mode, settings.segment)
     return choose_plan(

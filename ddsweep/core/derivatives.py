@@ -109,17 +109,8 @@ class Autograd:
         return losses.detach(), dict(zip(params, gradient, strict=True))
 
 
-@dataclass(frozen=True)
-class Functional:
-    """The same as `Autograd` by ``torch.func``, which ``torch.compile`` can follow from end to end."""
-
-    network: nn.Module
-    batching: str
-    channels_last: bool = False
-
-    def logits(self, params: Params, images: Tensor) -> Tensor:
-        images = _channels_innermost(images) if self.channels_last else images
-        return forward_networks(self.network, params, images, self.batching)
+class Functional(Autograd):
+    """The same by ``torch.func``, which ``torch.compile`` can follow from end to end."""
 
     def _losses(self, params: Params, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         losses = losses_per_network(self.logits(params, images), targets)

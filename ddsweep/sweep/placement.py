@@ -14,6 +14,7 @@ from ddsweep.errors import UserError
 from ddsweep.spec import SweepSpec
 from ddsweep.sweep.prepare import eval_gpus
 from ddsweep.sweep.session import RaySession
+from ddsweep.trial_plan import check_dtype
 
 __all__ = ["Placement", "check_gpus_seen", "check_placement", "place_shards"]
 
@@ -44,11 +45,7 @@ def check_placement(sweep: SweepSpec, trials: Sequence[TrialSpec], session: RayS
             f"{session.memory / 1e9:.3g}{one}; ask for less, or for auto"
         )
     for trial in trials:
-        if trial.dtype == "tf32" and (resources.device == "cpu" or not resources.for_trial(trial)[1]):
-            raise UserError(
-                f"dtype: tf32: trial {trial.trial_id} would run on the CPU, which has no TF32; grant it a "
-                "GPU (resources.gpus), or set dtype=float32"
-            )
+        check_dtype(trial, on_gpu=resources.device != "cpu" and resources.for_trial(trial)[1] > 0)
     for cpus, gpus in sorted(needs, reverse=True):
         if cpus > session.cpus:
             raise UserError(
