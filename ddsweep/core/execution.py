@@ -90,7 +90,7 @@ def choose_plan(
         precision=precision,
         channels_last=channels_last,
     )
-    if device.type == "cuda":
+    if device.type != "cpu":
         way = "explicit" if explicit else "vmap"
         return replace(
             how, inner_batching=way, real_batching=way, real_chunk=1024, real_block=2**31, test_block=2**31

@@ -1,0 +1,167 @@
+"""The engine on a GPU: the numbers of the CPU."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from ddsweep.catalog import DATASETS, TrialSpec
+from ddsweep.core.distill import (
+    Problem,
+    evaluation_loop,
+    initial_state,
+    labels_of,
+    outer_step,
+    presented,
+    rates_of,
+)
+from ddsweep.core.evaluate import count_right, evaluate_networks
+from ddsweep.core.execution import choose_plan
+from ddsweep.core.networks import build_network
+from ddsweep.core.pretrain import Course, train_on_real
+from ddsweep.core.unroll import outer_gradient
+from ddsweep.data.sources import load_splits
+from ddsweep.results.layout import SweepDirectory
+from ddsweep.trial import distil_trial, read_distilled
+from ddsweep.trial_plan import TrialSettings
+from tests.gpu.problems import CPU, DEVICE, NETWORKS, problem, relative
+
+
+@pytest.mark.parametrize("real", ["shared", "per_network"])
+@pytest.mark.parametrize("mode", ["store", "recompute"])
+@pytest.mark.parametrize(("text", "shape", "rate"), NETWORKS)
+def test_gradients_on_the_device_are_those_on_the_cpu(text, shape, rate, mode, real) -> None:
+    here, there = (problem(text, shape, device, rate=rate, real=real) for device in (CPU, DEVICE))
+    on_cpu = outer_gradient(*here, choose_plan(CPU, 1, here[0], mode))
+    on_device = outer_gradient(*there, choose_plan(DEVICE, 1, there[0], mode))
+    assert on_device.images.device.type == DEVICE.type
+    assert relative(on_device.losses, on_cpu.losses) < 1e-9
+    assert relative(on_device.images, on_cpu.images) < 1e-9
+    assert relative(on_device.raw_rates, on_cpu.raw_rates) < 1e-9
+
+
+@pytest.mark.parametrize("batching", ["explicit", "vmap", "loop"])
+def test_the_ways_to_batch_networks_agree_on_the_device(batching) -> None:
+    arguments = problem("lenet", (1, 28, 28), DEVICE)
+    plan = choose_plan(DEVICE, 1, arguments[0])
+    expected = outer_gradient(*arguments, plan)
+    found = outer_gradient(
+        *arguments, replace(plan, inner_batching=batching, real_batching=batching, real_chunk=7)
+    )
+    assert relative(found.images, expected.images.cpu()) < 1e-9
+    assert relative(found.raw_rates, expected.raw_rates.cpu()) < 1e-9
+
+
+@pytest.mark.parametrize(("text", "shape", "rate"), NETWORKS)
+def test_accuracies_on_the_device_are_those_on_the_cpu(text, shape, rate) -> None:
+    """float64: no logit is close enough to another for rounding to turn an answer."""
+    generator = torch.Generator().manual_seed(1)
+    pixels = torch.randint(256, (500, *shape), generator=generator, dtype=torch.uint8)
+    targets = torch.randint(10, (500,), generator=generator)
+    mean, std = (0.5,) * shape[0], (0.3,) * shape[0]
+    found = []
+    for device in (CPU, DEVICE):
+        network, params, images, labels, *_ = problem(text, shape, device, count=4)
+        data = (pixels.to(device), targets.to(device), mean, std)
+        plan = replace(choose_plan(device, 1, network), real_chunk=64)
+        found.append(
+            evaluate_networks(network, params, images, labels, [rate] * 4, (0, 2, 4, 6), *data, plan)
+        )
+    on_cpu, on_device = found
+    assert torch.equal(on_device.accuracy, on_cpu.accuracy)
+    assert torch.equal(on_device.diverged, on_cpu.diverged)
+    torch.testing.assert_close(on_device.loss, on_cpu.loss, rtol=1e-9, atol=0)
+
+
+def test_training_on_real_images_on_the_device_is_that_on_the_cpu() -> None:
+    """What pools are made by, and how many images of a class are called what."""
+    generator = torch.Generator().manual_seed(2)
+    pixels = torch.randint(256, (100, 1, 28, 28), generator=generator, dtype=torch.uint8)
+    targets = torch.randint(10, (100,), generator=generator)
+    course, found = Course(epochs=2, batch=32, lr=1e-3, decay_epochs=1, decay_factor=0.5), []
+    for device in (CPU, DEVICE):
+        network, params, *_ = problem("lenet", (1, 28, 28), device)
+        data, plan = (pixels.to(device), targets.to(device), (0.5,), (0.3,)), choose_plan(device, 1, network)
+        trained = train_on_real(network, params, *data, course, lambda epoch: [epoch, 7, 8], plan)
+        assert trained is not None
+        found.append((trained, count_right(network, trained, *data, plan)))
+    (on_cpu, counts), (on_device, other_counts) = found
+    for name, value in on_cpu.items():
+        assert relative(on_device[name], value) < 1e-9, name
+    assert torch.equal(other_counts[3], counts[3]) and int(counts[3].sum()) == 300
+
+
+ALL_WAYS = {
+    "as before": {},
+    "shuffled": {
+        **{"order": "shuffled", "inner_optimizer": "momentum", "labels": "soft", "window": 4},
+        **{"inner_augment": "shift+cutout", "outer_augment": "rotate", "clip_running": 2.0, "ema": 0.5},
+        **{"trim": 0.3, "max_rollbacks": 1, "image_init": "real"},
+    },
+    "sampled": {
+        "order": "sampled",
+        "inner_optimizer": "adam",
+        "inner_lr": 0.02,
+        "real_batch_mode": "per_network",
+    },
+}
+
+
+@pytest.mark.parametrize("settings", ALL_WAYS.values(), ids=ALL_WAYS)
+def test_a_few_outer_steps_on_the_device_are_those_on_the_cpu(settings) -> None:
+    """The same networks, orders, real batches and first images on both, and so the same distilled set, which
+    does the same to other networks."""
+    generator = torch.Generator().manual_seed(2)
+    pixels = torch.randint(256, (200, 1, 8, 8), generator=generator, dtype=torch.uint8)
+    targets = torch.arange(200) % 10
+    spec = TrialSpec(
+        dataset=DATASETS["digits"],
+        network="convnet(width=16)",
+        **{"inner_steps": 2, "images_per_class": 2, "inner_epochs": 3, "real_batch": 64, "dtype": "float64"},
+        **({"inner_lr": 0.2} | settings),
+    )
+    states, accuracies = [], []
+    for device in (CPU, DEVICE):
+        network = build_network(spec.network_spec, spec.dataset.shape, 10)
+        made = Problem.of(spec, choose_plan(device, 1, network), pixels, targets, (0.5,), (0.3,))
+        state = initial_state(made)
+        for _ in range(3):
+            state, report = outer_step(made, state)
+            assert report.n_skipped == 0
+        states.append(state)
+        learned = presented(state)
+        found = evaluate_networks(
+            *(network, made.networks([1, 2, 3]), learned["images"], labels_of(learned, made)),
+            *(rates_of(learned, spec).tolist(), (0, 4, 8), made.real_images, made.real_labels),
+            *((0.5,), (0.3,), made.plan),
+            loop=evaluation_loop(spec, "heldout", range(3), 8),
+        )
+        accuracies.append(found.accuracy)
+    # Adam divides by the gradient's own size: where that is rounding, so is the direction of the step.
+    assert relative(states[1].images, states[0].images) < 1e-6
+    assert relative(states[1].raw, states[0].raw) < 1e-6
+    torch.testing.assert_close(accuracies[1], accuracies[0], rtol=0, atol=0.011)
+
+
+def test_a_trial_on_the_device_is_that_on_the_cpu(tmp_path, monkeypatch) -> None:
+    """Whole, with its choice by validation, and in two goes through a checkpoint."""
+    spec = TrialSpec(
+        dataset=DATASETS["digits"],
+        network="convnet(width=16)",
+        **{"images_per_class": 2, "inner_epochs": 2, "inner_lr": 0.2, "outer_steps": 4, "validate_every": 2},
+        **{"selection_networks": 2, "keep": "best", "ema": 0.5, "image_init": "kmeans", "dtype": "float64"},
+    )
+    splits = load_splits(spec.dataset, None, validation_fraction=0.1, split_seed=0)
+    found = []
+    for device in (CPU, DEVICE):
+        monkeypatch.setattr("ddsweep.trial_plan.pick_device", lambda *_, device=device: device)
+        directory = SweepDirectory(tmp_path / device.type)
+        settings = TrialSettings(device="auto", checkpoint_every=1)
+        asked = iter([False, False])
+        assert not distil_trial(spec, splits, directory, settings, should_stop=lambda a=asked: next(a, True))
+        assert directory.checkpoint(spec.trial_id).exists()
+        assert distil_trial(spec, splits, directory, settings)
+        found.append(read_distilled(spec, directory))
+    assert relative(found[1].images, found[0].images) < 1e-6
