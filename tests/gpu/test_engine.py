@@ -105,6 +105,10 @@ ALL_WAYS = {
         "inner_optimizer": "adam",
         "inner_lr": 0.02,
         "real_batch_mode": "per_network",
+        "outer_cutoff": 3,
+        "clip_median": 2.0,
+        "outer_lr_rates": 0.001,
+        "image_centre": True,
     },
 }
 
