@@ -191,7 +191,7 @@ def long(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) 
 @pytest.mark.ray
 @pytest.mark.parametrize(
     ("mode", "elements"),
-    [("array", 1), ("cluster", 1), pytest.param("array", 2, marks=pytest.mark.slow)],
+    [("array", 1), *(pytest.param(*more, marks=pytest.mark.slow) for more in (("cluster", 1), ("array", 2)))],
 )
 def test_a_launch_makes_what_a_run_makes(
     short: Sweep, sweep: Callable[..., Sweep], mode: str, elements: int
