@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
-from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 NAME = "pretended"
 _CROSSING = {torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default}
@@ -22,6 +21,9 @@ _CROSSING = {torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default}
 
 def register() -> torch.device:
     """The device, known to torch from now on. Once a process."""
+    # Here, for a GPU needs none of it, and torch before 2.15 may not have it.
+    from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+
     _setup_privateuseone_for_python_backend(NAME)
     # torch.tensor(numbers, device=...) then makes a tensor on the CPU and copies it, which is seen below.
     torch._C._set_only_lift_cpu_tensors(True)
