@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}  # torch takes one kind of accelerator at a time
 
 
 def on_pretended_device(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -22,7 +23,7 @@ def on_pretended_device(*arguments: str) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         cwd=ROOT,
-        env={**os.environ, "DDSWEEP_TEST_DEVICE": "pretended"},
+        env={**os.environ, **NO_GPU, "DDSWEEP_TEST_DEVICE": "pretended"},
         check=False,
     )
 
@@ -72,6 +73,11 @@ with PretendedDevice():
         raise AssertionError("not refused")
 """
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=False
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, **NO_GPU},
+        check=False,
     )
     assert done.returncode == 0, done.stderr
