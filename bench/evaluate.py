@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def engine(count: int, threads: int, repeat: int = 0) -> Evaluation:
         start = repeat % groups * size
         some = {name: value[start : start + count] for name, value in params.items()}
-        plan = choose_plan(device, threads, network)
+        plan = choose_plan(device, threads, network, graph=True)
         return evaluate_networks(
             *(network, some, images, labels, rates, [steps], pixels, targets, data.mean, data.std, plan)
         )

@@ -45,7 +45,10 @@ TOLERANCE_MEDIAN = {"float32": 1e-3, "float64": 1e-8}
 TOLERANCE_FLOAT64 = 1e-8
 CHECKED_IN_FLOAT64 = 2
 QUICK = {"networks": 2, "inner_steps": 2, "inner_epochs": 2, "real_batch": 64, "repeats": 1, "threads": 1}
+MEMORY_MODES = ("store", "recompute")
 COMPILED = "compiled"
+NO_GRAPH = "no graph"
+"""On a GPU: operations started one by one, and not replayed as a CUDA graph."""
 Plain = list[tuple[Tensor, Tensor, Tensor]]
 
 
@@ -62,11 +65,16 @@ class Work:
     real_labels: Tensor
 
     def engine(self, mode: str, threads: int, _repeat: int = 0) -> OuterGradient:
-        """``mode``: a memory mode, or ``compiled``."""
-        count, compiled = len(next(iter(self.params.values()))), mode == COMPILED
-        memory_mode = "store" if compiled else mode
-        device = self.images.device
-        plan = choose_plan(device, threads, self.network, memory_mode, networks=count, compile=compiled)
+        """``mode``: a memory mode, ``compiled``, or ``no graph``."""
+        plan = choose_plan(
+            self.images.device,
+            threads,
+            self.network,
+            mode if mode in MEMORY_MODES else "store",
+            networks=len(next(iter(self.params.values()))),
+            compile=mode == COMPILED,
+            graph=mode != NO_GRAPH,
+        )
         return outer_gradient(
             *(self.network, self.params, self.images, self.labels, self.raw),
             *(self.real_images, self.real_labels, plan),
@@ -117,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--baseline-networks", type=positive, help="networks that the plain loop runs (default: all K)"
     )
     parser.add_argument("--real-batch", type=positive, default=1024, help="real images, for all networks")
-    parser.add_argument("--memory-mode", choices=("both", "store", "recompute"), default="both")
+    parser.add_argument("--memory-mode", choices=("both", *MEMORY_MODES), default="both")
     parser.add_argument("--compile", action="store_true", help="measure compiled inner steps as well")
     o, dataset = parse_options(parser, argv, QUICK)
     plain_count = min(o.baseline_networks or o.networks, o.networks)
@@ -145,7 +153,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"{o.network}, K={o.networks} networks, S={o.inner_steps} x E={o.inner_epochs} = {steps} inner steps "
         f"of {labels.shape[1]} images, {len(real_labels)} real images per network (shared)",
     )
-    modes = ("store", "recompute") if o.memory_mode == "both" else (o.memory_mode,)
+    modes = MEMORY_MODES if o.memory_mode == "both" else (o.memory_mode,)
+    if device.type == "cuda":
+        modes = (*modes, NO_GRAPH)
     if o.compile:
         modes = (*modes, COMPILED)
     threads = best_threads(partial(work.engine, modes[0]), device, o.threads)

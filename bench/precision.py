@@ -1,4 +1,4 @@
-"""What TF32, bfloat16 and memory layouts do to the gradient of an outer step, against float64.
+"""What TF32, bfloat16 and memory layouts do to an outer step: its gradient, against float64, and its time.
 
 Run from the repository: ``python bench/precision.py [--json]``. See bench/README.md.
 """
@@ -9,12 +9,15 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from baseline import (
+    Contender,
     load_data,
     make_parser,
+    measure,
     parse_options,
     positive,
     prepare_device,
@@ -26,6 +29,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ddsweep.core.execution import ExecutionPlan, choose_plan
+from ddsweep.core.graphs import forget_recordings
 from ddsweep.core.images import class_labels, normalise
 from ddsweep.core.init import draw_networks
 from ddsweep.core.networks import build_network
@@ -63,10 +67,15 @@ class RoundedProducts(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def _row(what: str, steps: int, got: Tensor, exact: Tensor) -> dict[str, Any]:
+def _again(arguments: tuple[Any, ...], plan: ExecutionPlan, _repeat: int) -> None:
+    outer_gradient(*arguments, plan)
+
+
+def _row(what: str, steps: int, got: Tensor, exact: Tensor, seconds: float | None) -> dict[str, Any]:
     """How far ``got`` is from ``exact``, both ``[K, values]``; printed as well."""
     finite = torch.isfinite(got).all(1) & torch.isfinite(exact).all(1)
     row: dict[str, Any] = {"what": what, "steps": steps, "cosine": None, "relative": None}
+    row["seconds"] = seconds
     row["finite"] = int(finite.sum())
     said = "no network is finite"
     if row["finite"]:
@@ -77,6 +86,8 @@ def _row(what: str, steps: int, got: Tensor, exact: Tensor) -> dict[str, Any]:
             f"cosine {row['cosine']:.6f}, relative difference {row['relative']:.1e} "
             f"(median of {row['finite']} networks)"
         )
+    if seconds is not None:
+        said += f", {1000 * seconds:.1f} ms"
     print(f"T={steps:<4} {what:<28} {said}", flush=True)
     return row
 
@@ -98,23 +109,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     picks = torch.stack([ids[torch.arange(labels.shape[0]) % len(ids)] for ids in of_class], 1)
     picks = picks.repeat(1, o.images_per_class_per_step)
 
-    def gradient(dtype: torch.dtype, plan: ExecutionPlan, steps: int) -> Tensor:
+    def problem(dtype: torch.dtype, steps: int) -> tuple[Any, ...]:
         def ready(images: Tensor) -> Tensor:
             return normalise(images.to(device), data.mean, data.std, dtype)
 
-        params = draw_networks(
-            network,
-            o.init_law,
-            1.0,
-            [derive_seed("outer", "bench", 0, k) for k in range(o.networks)],
-            device=device,
-            dtype=dtype,
-        )
+        seeds = [derive_seed("outer", "bench", 0, k) for k in range(o.networks)]
+        params = draw_networks(network, o.init_law, 1.0, seeds, device=device, dtype=dtype)
         images = ready(data.train_images[picks.flatten()]).view(*labels.shape, *dataset.shape)
         real = ready(data.train_images[: o.real_batch]), data.train_labels[: o.real_batch].to(device)
-        raw = raw_rates(o.inner_lr, steps).to(device, dtype)
-        found = outer_gradient(network, params, images, labels, raw, *real, plan)
-        return found.images.flatten(1).double().cpu()
+        return network, params, images, labels, raw_rates(o.inner_lr, steps).to(device, dtype), *real
+
+    def gradient(arguments: tuple[Any, ...], plan: ExecutionPlan) -> Tensor:
+        return outer_gradient(*arguments, plan).images.flatten(1).double().cpu()
 
     print_setting(
         "precision: derivatives by the images, against float64",
@@ -124,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"{o.network}, K={o.networks} networks, {o.inner_steps} steps x epochs, rate {o.inner_lr:g}, "
         f"{o.real_batch} real images",
     )
-    plan = replace(choose_plan(device, o.threads or 1, network), teams=1)
+    plan = replace(choose_plan(device, o.threads or 1, network, graph=True), teams=1)
     way = "vmap" if device.type == "cuda" else "loop"
     autograd = replace(plan, inner_batching=way, real_batching=way)
     real_tf32 = device.type == "cuda"
@@ -141,11 +147,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = []
     for epochs in o.epochs:
         steps = o.inner_steps * epochs
-        exact = gradient(torch.float64, plan, steps)
+        exact = gradient(problem(torch.float64, steps), plan)
+        arguments = problem(torch.float32, steps)
         for what, (how, context) in ways.items():
             with context():
-                got = gradient(torch.float32, how, steps)
-            rows.append(_row(what, steps, got, exact))
+                got = gradient(arguments, how)
+            # Emulated products take as long as the emulation does.
+            timed = (
+                []
+                if context is not nullcontext
+                else [Contender(what, o.threads or 1, 1, partial(_again, arguments, how))]
+            )
+            seconds = measure(timed, o.repeats, device)[what].median if timed else None
+            rows.append(_row(what, steps, got, exact, seconds))
+            forget_recordings()
     if o.json:
         print_json(device, {"bench": "precision", "network": str(o.network), "rows": rows})
     return 0

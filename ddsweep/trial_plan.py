@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ddsweep.catalog import TrialSpec
+from ddsweep.catalog import TrialSpec, augmentation_parts
 from ddsweep.compilation import compiles
 from ddsweep.core.execution import ExecutionPlan, choose_plan
 from ddsweep.core.networks import build_network
@@ -75,4 +75,13 @@ def first_plan(spec: TrialSpec, settings: TrialSettings) -> ExecutionPlan:
         compile=compiles(settings.compile, device, spec),
         precision=precision_of(spec.dtype),
         channels_last=settings.channels_last,
+        graph=_records_a_graph(spec),
+    )
+
+
+def _records_a_graph(spec: TrialSpec) -> bool:
+    """Whether all outer steps of ``spec`` are the same work on other numbers: a window lies somewhere else in
+    each of them, and an augmentation is another one."""
+    return spec.window is None and not augmentation_parts(
+        "inner_augment", spec.inner_augment, spec.dataset.name
     )

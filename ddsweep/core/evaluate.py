@@ -121,9 +121,11 @@ def _count_right(
             each = F.cross_entropy(logits.flatten(0, 1).double(), y.reshape(-1), reduction="none")
             loss += each.view(y.shape).sum(1)
     assert confusion is not None
+    confusion, loss, finite = confusion.cpu(), loss.cpu(), finite.cpu()
     right = confusion.diagonal(dim1=1, dim2=2).sum(1)
+    # Divided on the CPU: a GPU multiplies by the inverse, and would find another last bit.
     loss = torch.where(finite, loss / len(labels), torch.nan)
-    return (right.double() / len(labels)).cpu(), loss.cpu(), ~finite.cpu(), confusion.cpu()
+    return right.double() / len(labels), loss, ~finite, confusion
 
 
 def _counts(labels: Tensor, answers: Tensor, classes: int) -> Tensor:
@@ -172,7 +174,7 @@ def evaluate_networks(
             [rate[share] if isinstance(rate, Tensor) else rate for rate in rates],
             steps,
             lambda weights: count_right(module, weights, pixels, targets, mean, std, plan),
-            plan.inner_batching,
+            plan,
             replace(loop, course=None if course is None else course.of(share)),
         )
 
@@ -190,7 +192,7 @@ def _evaluate(
     rates: Sequence[Rate],
     steps: Sequence[int],
     count: Callable[[Params], tuple[Tensor, Tensor, Tensor, Tensor]],
-    batching: str,
+    plan: ExecutionPlan,
     loop: InnerLoop,
 ) -> Evaluation:
     """`evaluate_networks`, of the networks of one team."""
@@ -201,7 +203,10 @@ def _evaluate(
         if step > done:
             todo = [_rate_at(rates, inner_steps, t, loop, weight) for t in range(done, step)]
             params, slots = train_networks(
-                network, params, images, labels, todo, batching, done, loop=loop, slots=slots
+                *(network, params, images, labels, todo, plan.inner_batching, done),
+                loop=loop,
+                slots=slots,
+                graph=plan.graph,
             )
             done = step
         found.append(count(params))

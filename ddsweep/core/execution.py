@@ -31,7 +31,8 @@ class ExecutionPlan:
     of the threads. With ``compile`` each inner step, the way back through it and the pass over real images
     are compiled (`ddsweep.core.steps`), and nothing is kept of a step but where it began. ``precision`` is
     ``full``, ``tf32`` or ``bf16`` (`ddsweep.core.precision`); with ``channels_last`` autograd's images have
-    their channels innermost in memory."""
+    their channels innermost in memory. With ``graph`` a GPU records an outer gradient once and replays it
+    (`ddsweep.core.graphs`)."""
 
     device: str = "cpu"
     threads: int = 1
@@ -46,6 +47,7 @@ class ExecutionPlan:
     compile: bool = False
     precision: str = "full"
     channels_last: bool = False
+    graph: bool = False
 
     def __post_init__(self) -> None:
         if self.memory_mode not in ("store", "recompute"):
@@ -75,11 +77,13 @@ def choose_plan(
     compile: bool = False,
     precision: str = "full",
     channels_last: bool = False,
+    graph: bool = False,
 ) -> ExecutionPlan:
     """The static rule. Networks whose layers are written out are computed so, a few at a time on the real
     images of the CPU, whose cache they then fit: four with 32 images, one or two ``networks`` with more.
     Other networks have wide convolutions, with which the CPU is busy one network at a time; a GPU takes all
-    at once. Compiled code is one team's, for each has modules of its own."""
+    at once. Compiled code is one team's, for each has modules of its own. Only CUDA has graphs: elsewhere
+    ``graph`` is without effect."""
     explicit = hasattr(network, "layers")
     how = ExecutionPlan(
         device=device.type,
@@ -89,6 +93,7 @@ def choose_plan(
         compile=compile,
         precision=precision,
         channels_last=channels_last,
+        graph=graph and device.type == "cuda",
     )
     if device.type != "cpu":
         way = "explicit" if explicit else "vmap"

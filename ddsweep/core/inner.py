@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ddsweep.core.layers import Params
 
-__all__ = ["InnerOptimizer", "PulledUpdate", "Rate", "Slots"]
+__all__ = ["InnerOptimizer", "PulledUpdate", "Rate", "Slots", "added"]
 
 Rate = float | Tensor
 """One for all networks, or ``[K]``, one for each."""
@@ -45,8 +45,26 @@ def _per_network(rate: Rate, like: Tensor) -> Rate:
     return rate.view(-1, *[1] * (like.dim() - 1)) if isinstance(rate, Tensor) else rate
 
 
+def _scaled(values: Params, rate: Rate) -> Params:
+    """``rate`` times ``values``, each network's by its own."""
+    if isinstance(rate, Tensor):
+        if rate.numel() > 1:
+            return {n: _per_network(rate, value) * value for n, value in values.items()}
+        rate = rate.view(())
+    return dict(zip(values, torch._foreach_mul(list(values.values()), rate), strict=True))
+
+
+def added(left: Params, right: Params) -> Params:
+    """``left + right``."""
+    total = torch._foreach_add(list(left.values()), [right[n] for n in left])
+    return dict(zip(left, total, strict=True))
+
+
 def _dot(left: Params, right: Params) -> Tensor:
     """Inner product of each network, ``[K]``."""
+    if next(iter(left.values())).is_cuda:  # four kernels, not one and more for each tensor
+        a, b = (torch.cat([value.flatten(1) for value in side.values()], 1) for side in (left, right))
+        return (a * b).sum(1)
     products = [torch.bmm(left[n].flatten(1)[:, None], right[n].flatten(1)[:, :, None]) for n in left]
     return torch.stack(products).sum(0).view(-1)
 
@@ -61,6 +79,11 @@ class InnerOptimizer:
     BETAS = (0.9, 0.999)
     EPSILON = 1e-8
 
+    @property
+    def counts_steps(self) -> bool:
+        """Whether an update depends on the number of its step."""
+        return self.kind == "adam"
+
     def start(self, params: Params) -> Slots:
         """Slots before the first step: zeros."""
         count = {"gd": 0, "momentum": 1, "adam": 2}[self.kind]
@@ -71,10 +94,10 @@ class InnerOptimizer:
     ) -> tuple[Params, Slots]:
         """Weights and slots after step ``step`` (from 0)."""
         slots = self._slots_after(slots, gradient)
-        return {
-            n: w - _per_network(rate, w) * self._direction(n, slots, gradient, step)
-            for n, w in params.items()
-        }, slots
+        directions = {n: self._direction(n, slots, gradient, step) for n in params}
+        moved = _scaled(directions, rate)
+        after = torch._foreach_sub(list(params.values()), list(moved.values()))
+        return dict(zip(params, after, strict=True)), slots
 
     def _slots_after(self, slots: Slots, gradient: Params) -> Slots:
         if self.kind == "gd":
@@ -108,8 +131,7 @@ class InnerOptimizer:
         """Back through one update. ``v`` and ``by_slots``: derivatives by weights and slots after the
         step; ``slots`` those before it."""
         if self.kind == "gd":
-            by_gradient = {n: -_per_network(rate, a) * a for n, a in v.items()}
-            return PulledUpdate(by_gradient, (), -_dot(v, gradient))
+            return PulledUpdate(_scaled(v, -rate), (), -_dot(v, gradient))
         after = self._slots_after(slots, gradient)
         if self.kind == "momentum":
             by_gradient = {n: by_slots[0][n] - _per_network(rate, a) * a for n, a in v.items()}

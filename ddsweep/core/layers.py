@@ -22,6 +22,7 @@ that all networks share are ``[1, c, h, w, N]``, and their windows are gathered 
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -59,6 +60,15 @@ class Layer(Protocol):
 _ROWS_FROM = 16
 """Channels x size from which the rows of windows, and not whole windows, are made into columns."""
 
+_WHOLE_UP_TO = 2**24
+"""Numbers in whole windows that a GPU makes into columns whatever the channels."""
+
+_LONG = 64
+"""Images from which each pixel of the outputs, and not each row of them, is a piece of a GPU's product."""
+
+_PIECES_UP_TO = 2**28
+"""Numbers in whole windows that are gathered at once for such a product."""
+
 
 @dataclass(frozen=True)
 class _Columns:
@@ -67,9 +77,11 @@ class _Columns:
     With ``parts`` = 1 the one matrix ``[K, c*size*size, h'*w'*N]`` has whole windows: ``size`` squared
     times as much memory as the images. Otherwise ``matrix [K, c*size, h*w'*N]`` has the rows of windows,
     ``size`` times as much, and the columns for row i of the weights are those from image row i on.
+    ``images`` are what they were gathered from.
     """
 
     matrix: Tensor
+    images: tuple[Tensor, ...]
     parts: int
     row: int
     length: int
@@ -82,7 +94,7 @@ class _Columns:
         """Those of the first or the second of two images that were gathered together."""
         channels = self.matrix.shape[1] // 2
         matrix = self.matrix[:, which * channels : (which + 1) * channels]
-        return _Columns(matrix, self.parts, self.row, self.length)
+        return _Columns(matrix, (self.images[which],), self.parts, self.row, self.length)
 
 
 def _gather(images: Sequence[Tensor], size: int) -> _Columns:
@@ -90,6 +102,8 @@ def _gather(images: Sequence[Tensor], size: int) -> _Columns:
     count, channels, h, w, n = images[0].shape
     high, wide = h - size + 1, w - size + 1
     whole = channels * size < _ROWS_FROM
+    if images[0].is_cuda:  # fewer kernels, as long as that is what takes the time
+        whole = whole or count * channels * size**2 * high * wide * n * len(images) <= _WHOLE_UP_TO
     shape = (count, channels, size, size, high, wide, n) if whole else (count, channels, size, h, wide, n)
     views = []
     for x in images:
@@ -102,7 +116,7 @@ def _gather(images: Sequence[Tensor], size: int) -> _Columns:
         for place, view in enumerate(views):
             joined[:, place] = view
         joined = joined.view(count, 2 * channels * shape[2] * (size if whole else 1), -1)
-    return _Columns(joined, 1 if whole else size, wide * n, high * wide * n)
+    return _Columns(joined, tuple(images), 1 if whole else size, wide * n, high * wide * n)
 
 
 def _weight_part(weight: Tensor, i: int, parts: int) -> Tensor:
@@ -120,12 +134,51 @@ def _convolve(weight: Tensor, columns: _Columns) -> Tensor:
 
 def _by_weight(g: Tensor, columns: _Columns, shape: Sequence[int]) -> Tensor:
     """The derivative by the weights, ``[K, o, c, size, size]``, from that by the outputs ``g``."""
+    if g.is_cuda:
+        return _by_weight_in_pieces(g, columns.images[0], shape)
     # Columns @ g^T, and not g @ columns^T: with few outputs half as fast again on the CPU.
     parts = [_times_transposed(columns.part(i), g).transpose(1, 2) for i in range(columns.parts)]
     if columns.parts == 1:
         return parts[0].reshape(tuple(shape))
     channels, size = shape[2:4]
     return torch.stack([part.reshape(*part.shape[:2], channels, size) for part in parts], 3)
+
+
+def _by_weight_in_pieces(g: Tensor, x: Tensor, shape: Sequence[int]) -> Tensor:
+    """`_by_weight` for a GPU, from the images ``x [K or 1, c, h, w, N]``: a product of long rows with few
+    results would keep few of its processors busy, so it is taken in pieces, which are summed."""
+    count, out, channels, size = shape[:4]
+    k, _, h, w, n = x.shape
+    a, b = x.stride()[2:4]
+    high, wide = h - size + 1, w - size + 1
+    by_pixel = n >= _LONG
+    # Of a piece and of what is summed in it: how many there are along each axis, and how far apart they lie.
+    pieces, piece_strides = ((high, wide), (a, b)) if by_pixel else ((high,), (a,))
+    length, strides = ((n,), x.stride()[4:]) if by_pixel else ((wide, n), x.stride()[3:])
+    total = math.prod(pieces)
+    g = g.view(count, out, total, -1)
+    shared = k < count
+    g = g.permute(2, 0, 1, 3).reshape(total, count * out, -1) if shared else g.transpose(1, 2).flatten(0, 1)
+    rows = 1 if k * channels * size**2 * high * wide * n <= _PIECES_UP_TO else size
+    parts = []
+    for i in range(rows):
+        # All rows of the windows at once, or row i of each.
+        window, window_strides = ((size, size), (a, b)) if rows == 1 else ((size,), (b,))
+        windows = (
+            x[:, :, i:]
+            .as_strided(
+                (k, *pieces, channels, *window, *length),
+                (x.stride(0), *piece_strides, x.stride(1), *window_strides, *strides),
+            )
+            .reshape(k * total, channels * math.prod(window), -1)
+        )
+        product = torch.bmm(windows, g.transpose(1, 2))
+        if shared:
+            part = product.sum(0).view(-1, count, out).permute(1, 2, 0)
+        else:
+            part = product.view(count, total, *product.shape[1:]).sum(1).transpose(1, 2)
+        parts.append(part.reshape(count, out, channels, *window))
+    return parts[0] if rows == 1 else torch.stack(parts, 3)
 
 
 def _by_images(weight: Tensor, g: Tensor, shape: Sequence[int]) -> Tensor:

@@ -6,6 +6,8 @@ import gc
 
 import torch
 
+from ddsweep.core.graphs import forget_recordings
+
 __all__ = ["is_out_of_memory", "keep_to_share", "release_memory"]
 
 _WORDS = (
@@ -25,8 +27,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def release_memory() -> None:
-    """Give back what nobody holds any more, torch's cache of freed GPU memory included. Of no use while the
-    error is being handled: its traceback holds the tensors."""
+    """Give back what nobody holds any more, with recorded graphs and torch's cache of freed GPU memory. Of no
+    use while the error is being handled: its traceback holds the tensors."""
+    forget_recordings()
     gc.collect()
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.empty_cache()

@@ -1,7 +1,7 @@
 """One inner step and the way back through it: operation by operation, or each compiled as a whole.
 
 Compiled, the way back takes the step's gradient once more, so that nothing of it has to be kept: a few
-tensors go in, a few come out, which is also what CUDA graphs need. The mathematics is the same.
+tensors go in, a few come out. The mathematics is the same.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_map_only
 
 from ddsweep.core.derivatives import Autograd, Derivatives, Functional, derivatives_of
 from ddsweep.core.execution import ExecutionPlan
-from ddsweep.core.inner import InnerOptimizer, Rate, Slots
+from ddsweep.core.inner import InnerOptimizer, Rate, Slots, added
 from ddsweep.core.layers import Params
 from ddsweep.core.precision import in_precision
 
@@ -26,7 +26,6 @@ __all__ = [
     "Back",
     "LossAndGradient",
     "Steps",
-    "begin_outer_step",
     "is_compile_error",
     "loss_and_gradient_of",
     "steps_of",
@@ -81,8 +80,7 @@ class _Eager:
         gradient, passes = kept
         update = self.optimizer.pull(v, by_slots, slots, gradient, rate, t)
         pulled = self.math.pull(weights, passes, update.gradient)
-        by_weights = {name: a + pulled.weights[name] for name, a in v.items()}
-        return Back(by_weights, update.slots, update.rate, pulled.images, pulled.targets)
+        return Back(added(v, pulled.weights), update.slots, update.rate, pulled.images, pulled.targets)
 
 
 # --------------------------------------------------------------------------------------- compiled
@@ -115,14 +113,13 @@ def _numbers(rate: Rate, t: int, like: Tensor) -> tuple[Tensor, Tensor]:
     """``rate [1 or K]``, and the number of the step in float64, in which Adam's corrections are exact."""
     if not isinstance(rate, Tensor):
         rate = torch.tensor([rate], dtype=torch.float64)
-    return rate.to(like), torch.tensor(t, dtype=torch.float64, device=like.device)
+    return rate.to(like), torch.full((), t, dtype=torch.float64, device=like.device)
 
 
 @lru_cache(maxsize=8)
 def _compiled(network: nn.Module, batching: str, optimizer: InnerOptimizer, plan: ExecutionPlan) -> _Compiled:
     """Compiled once for each of these; torch compiles again for every other shape."""
     math = _math(network, batching, plan)
-    cuda = plan.device == "cuda"
     eager = _Eager(math, optimizer)
 
     def step(weights: Params, slots: Slots, images: Tensor, targets: Tensor, rate: Tensor, t: Any) -> Any:
@@ -145,7 +142,7 @@ def _compiled(network: nn.Module, batching: str, optimizer: InnerOptimizer, plan
     def loss_and_gradient(weights: Params, images: Tensor, targets: Tensor) -> Any:
         return _contiguous(math.loss_and_gradient(weights, images, targets))
 
-    return _Compiled(_whole(step, cuda), _whole(way_back, cuda), _whole(loss_and_gradient, cuda))
+    return _Compiled(_whole(step), _whole(way_back), _whole(loss_and_gradient))
 
 
 def _contiguous(values: Any) -> Any:
@@ -158,13 +155,12 @@ def _contiguous(values: Any) -> Any:
     return tree_map_only(Tensor, plain, values)
 
 
-def _whole(function: Any, cuda: bool) -> Callable[..., Any]:
-    """Compiled in one piece or not at all; on a GPU its kernels are launched together, as a CUDA graph."""
-    mode = "reduce-overhead" if cuda else None
+def _whole(function: Any) -> Callable[..., Any]:
+    """Compiled in one piece or not at all."""
     # A code object of its own: torch counts against a limit how often it has compiled one.
     code = function.__code__.replace()
     function = FunctionType(code, function.__globals__, function.__name__, None, function.__closure__)
-    return torch.compile(function, fullgraph=True, dynamic=False, mode=mode)
+    return torch.compile(function, fullgraph=True, dynamic=False)
 
 
 # ------------------------------------------------------------------------------------ by the plan
@@ -191,12 +187,6 @@ def loss_and_gradient_of(
     if plan.compile:
         return _compiled(network, plan.real_batching, optimizer, plan).loss_and_gradient
     return _math(network, plan.real_batching, plan).loss_and_gradient
-
-
-def begin_outer_step(plan: ExecutionPlan) -> None:
-    """Says that what compiled passes returned before is no longer needed: CUDA graphs write it anew."""
-    if plan.compile and plan.device == "cuda":
-        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
 
 
 def is_compile_error(error: Exception) -> bool:

@@ -27,13 +27,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ddsweep.core.derivatives import derivatives_of
+from ddsweep.core.derivatives import Derivatives, derivatives_of
 from ddsweep.core.execution import ExecutionPlan
+from ddsweep.core.graphs import replayed
 from ddsweep.core.inner import InnerOptimizer, Rate, Slots
 from ddsweep.core.layers import Params
 from ddsweep.core.order import Course, fixed_course
 from ddsweep.core.precision import products
-from ddsweep.core.steps import Back, LossAndGradient, Steps, begin_outer_step, loss_and_gradient_of, steps_of
+from ddsweep.core.steps import Back, LossAndGradient, Steps, loss_and_gradient_of, steps_of
 from ddsweep.core.teams import in_teams
 
 __all__ = [
@@ -45,6 +46,9 @@ __all__ = [
     "raw_rates",
     "train_networks",
 ]
+
+RECORDED_STEPS = 50
+"""Inner steps without a way back that are recorded as one graph."""
 
 Augment = Callable[[Tensor, int], Tensor]
 """A linear map of images ``[..., n, c, h, w]`` that is the same for all networks; the int is the step."""
@@ -116,7 +120,7 @@ class _Batches:
         self.images = images.detach().flatten(first, first + 1)
         self.labels = labels.detach().flatten(0, 1)
         self.shared, self.augment = course.shared, loop.augment
-        self._picks = course.batches.to(images.device)
+        self._picks, self._rates = course.batches.to(images.device), course.rates.to(images.device)
 
     def at(self, t: int) -> tuple[Tensor, Tensor]:
         """Images ``[n, ...]`` (or ``[K, n, ...]``) and targets of step ``t``."""
@@ -129,6 +133,10 @@ class _Batches:
         else:
             images = self.images[torch.arange(len(picks), device=picks.device)[:, None], picks]
         return images if self.augment is None else self.augment(images, t), self.labels[picks]
+
+    def rate_of(self, t: int) -> Tensor:
+        """Which rate step ``t`` has: int64 ``[1]`` or ``[K]``, on the device of the images."""
+        return self._rates[t]
 
     def add_to(self, total: Tensor, part: Tensor, t: int) -> None:
         """Add the derivatives ``part [K, n, ...]`` of step ``t`` to ``total [K, S*n, ...]``."""
@@ -158,24 +166,88 @@ def train_networks(
     *,
     loop: InnerLoop | None = None,
     slots: Slots | None = None,
+    graph: bool = False,
 ) -> tuple[Params, Slots]:
     """``params [K, ...]`` and the optimiser's slots after one step per entry of ``rates``.
 
     ``images [S, n, c, h, w]`` (or ``[K, S, n, c, h, w]``, a set for each network), ``labels [S, n]`` (or
     probabilities ``[S, n, classes]``). Steps are counted from ``start``, with the ``slots`` that were
-    returned for it. In fixed order step t uses batch t mod S.
+    returned for it. In fixed order step t uses batch t mod S. With ``graph`` a GPU replays recordings of up
+    to `RECORDED_STEPS` steps.
     """
     loop = InnerLoop() if loop is None else loop
     course = loop.course
     if course is None:
         course = fixed_course(labels.shape[0], labels.shape[1], start + len(rates))
-    math = derivatives_of(network, batching)
     slots = loop.optimizer.start(params) if slots is None else slots
+    if graph:
+        for first in range(0, len(rates), RECORDED_STEPS):
+            some = rates[first : first + RECORDED_STEPS]
+            params, slots = _train_recorded(
+                network, params, images, labels, some, batching, start + first, loop, course, slots
+            )
+        return params, slots
+    math = derivatives_of(network, batching)
     batches = _Batches(images, labels, loop, course)
-    for t, rate in enumerate(rates, start):
-        gradient, _ = math.gradient(params, *batches.at(t), False)
-        params, slots = loop.optimizer.update(params, slots, gradient, rate, t)
+    return _take_steps(math, batches, loop.optimizer, params, slots, rates, start, start)
+
+
+def _take_steps(
+    math: Derivatives,
+    batches: _Batches,
+    optimizer: InnerOptimizer,
+    params: Params,
+    slots: Slots,
+    rates: Sequence[Rate],
+    start: int,
+    number: int,
+) -> tuple[Params, Slots]:
+    """Steps on the batches from ``start`` on; for the optimiser they are steps ``number`` and after."""
+    for i, rate in enumerate(rates):
+        gradient, _ = math.gradient(params, *batches.at(start + i), False)
+        params, slots = optimizer.update(params, slots, gradient, rate, number + i)
     return params, slots
+
+
+def _train_recorded(
+    network: nn.Module,
+    params: Params,
+    images: Tensor,
+    labels: Tensor,
+    rates: Sequence[Rate],
+    batching: str,
+    start: int,
+    loop: InnerLoop,
+    course: Course,
+    slots: Slots,
+) -> tuple[Params, Slots]:
+    """`train_networks` from step ``start`` on, as one CUDA graph."""
+    if loop.augment is not None:
+        raise ValueError("graph: an augmentation is another one in every step and cannot be recorded")
+    names, weight, sets = list(params), next(iter(params.values())), 1 + len(slots)
+    number = start if loop.optimizer.counts_steps else 0
+
+    def work(*tensors: Tensor) -> list[Tensor]:
+        *values, x, y, picks, numbers = tensors
+        weights, *state = (
+            dict(zip(names, values[i * len(names) : (i + 1) * len(names)], strict=True)) for i in range(sets)
+        )
+        batches = _Batches(x, y, loop, Course(picks, picks.new_zeros(len(picks), 1)))
+        rate_of_step = [numbers[i].view(-1) for i in range(len(numbers))]
+        weights, after = _take_steps(
+            derivatives_of(network, batching),
+            *(batches, loop.optimizer, weights, tuple(state), rate_of_step, 0, number),
+        )
+        return [value for part in (weights, *after) for value in part.values()]
+
+    one_each = [torch.as_tensor(rate, dtype=weight.dtype) for rate in rates]
+    inputs = [value for part in (params, *slots) for value in part.values()]
+    picks = course.batches[start : start + len(rates)]
+    inputs += [images, labels, picks.to(weight.device), torch.stack(one_each).to(weight.device)]
+    what = ("train", network, batching, loop.optimizer, number)
+    found = iter(replayed(what, work, [value.detach() for value in inputs]))
+    weights, *after = ({name: next(found) for name in names} for _ in range(sets))
+    return weights, tuple(after)
 
 
 def loss_and_gradient(
@@ -223,14 +295,18 @@ class _Unroll:
         plan: ExecutionPlan,
     ) -> None:
         self.steps, self.batches = steps, batches
-        self.course, self.rates, self.numbers = course, rates, rates.tolist()
+        self.course, self.rates = course, rates
+        # A number is one for every replay of a recording.
+        self.numbers = None if plan.graph else rates.tolist()
         self.keep_all = plan.memory_mode == "store"
         self.segment = plan.segment
 
     def rate(self, t: int) -> Rate:
         """The rate of step ``t``: one number, or ``[K]``."""
         which = self.course.rates[t]
-        return self.numbers[int(which)] if len(which) == 1 else self.rates[which.to(self.rates.device)]
+        if self.numbers is not None and len(which) == 1:
+            return float(self.numbers[int(which)])
+        return self.rates[self.batches.rate_of(t)]
 
     def step(self, point: _Point, keep: bool) -> tuple[_Point, _Step]:
         t = point.step
@@ -286,7 +362,8 @@ def outer_gradient(
     multiple of S. ``real_images [N, c, h, w]`` with ``real_labels [N]`` for all networks, or
     ``[K, N, ...]`` and ``[K, N]`` with a real batch for each. With a ``window``, the derivative of the
     loss after its last step by what its steps use, the point before it held fixed. Raises
-    ``ValueError`` if T is not a multiple of S.
+    ``ValueError`` if T is not a multiple of S, or for an augmentation, which is another one in every outer
+    step, where ``plan`` records a graph.
     """
     inner_steps, total = labels.shape[0], raw.shape[0]
     if total % inner_steps:
@@ -295,7 +372,11 @@ def outer_gradient(
     course = fixed_course(inner_steps, labels.shape[1], total) if loop.course is None else loop.course
     window = Window(0, total) if window is None else window
     own = real_labels.dim() == 2
-    begin_outer_step(plan)
+    if plan.graph:
+        with products(plan.device, plan.precision):
+            real = real_images, real_labels
+            whole = replace(loop, course=course)
+            return _recorded(network, params, images, labels, raw, *real, plan, whole, window)
 
     def of(module: nn.Module, share: slice) -> OuterGradient:
         weights = {name: value[share] for name, value in params.items()}
@@ -305,6 +386,38 @@ def outer_gradient(
 
     with products(plan.device, plan.precision):
         return _joined(in_teams(plan, network, len(next(iter(params.values()))), of))
+
+
+def _recorded(
+    network: nn.Module,
+    params: Params,
+    images: Tensor,
+    labels: Tensor,
+    raw: Tensor,
+    real_images: Tensor,
+    real_labels: Tensor,
+    plan: ExecutionPlan,
+    loop: InnerLoop,
+    window: Window,
+) -> OuterGradient:
+    """`_outer_gradient` of all networks, as a CUDA graph."""
+    if loop.augment is not None:
+        raise ValueError("graph: an augmentation is another one in every outer step and cannot be recorded")
+    assert loop.course is not None
+    names, device = list(params), images.device
+
+    def work(*tensors: Tensor) -> list[Tensor]:
+        weights = dict(zip(names, tensors, strict=False))
+        x, y, raw_of_all, real_x, real_y, batches, rates = tensors[len(names) :]
+        theirs = replace(loop, course=Course(batches, rates))
+        found = _outer_gradient(network, weights, x, y, raw_of_all, real_x, real_y, plan, theirs, window)
+        parts = (found.losses, found.images, found.raw_rates, found.labels)
+        return [part for part in parts if part is not None]
+
+    course = loop.course.batches.to(device), loop.course.rates.to(device)
+    inputs = [*params.values(), images, labels, raw, real_images, real_labels, *course]
+    what = ("outer gradient", network, tuple(names), plan, loop.optimizer, window)
+    return OuterGradient(*replayed(what, work, [value.detach() for value in inputs]))
 
 
 def _joined(parts: Sequence[OuterGradient]) -> OuterGradient:
@@ -345,7 +458,7 @@ def _outer_gradient(
         loss_and_gradient_of(network, loop.optimizer, plan), point.weights, real_images, real_labels, plan
     )
 
-    by_images = images.new_zeros(count, *batches.images.shape)
+    by_images = images.new_zeros(count, *batches.images.shape[-4:])
     by_labels = batches.labels.new_zeros(count, *batches.labels.shape) if labels.is_floating_point() else None
     by_rates, networks = images.new_zeros(count, total), torch.arange(count, device=images.device)
     by_slots = tuple({name: torch.zeros_like(a) for name, a in v.items()} for _ in point.slots)
@@ -356,14 +469,14 @@ def _outer_gradient(
         while steps:
             step = steps.pop()
             t, back = step.before.step, unroll.back(step, v, by_slots)
-            by_rates[networks, course.rates[t].to(by_rates.device)] += back.rate
+            by_rates[networks, batches.rate_of(t)] += back.rate
             batches.add_to(by_images, batches.back_through_augment(back.images, t), t)
             if by_labels is not None and back.targets is not None:
                 batches.add_to(by_labels, back.targets, t)
             v, by_slots = back.weights, back.slots
     return OuterGradient(
         losses=losses,
-        images=by_images.view(count, *images.shape),
+        images=by_images.view(count, *images.shape[-5:]),
         raw_rates=by_rates * torch.sigmoid(raw),
         labels=None if by_labels is None else by_labels.view(count, *labels.shape),
     )

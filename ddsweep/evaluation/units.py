@@ -138,7 +138,7 @@ def evaluate_unit(
     torch.set_num_threads(THREADS)
     used = spec if unit.changes is None else unit.changes.applied_to(spec)
     network = build_network(used.network_spec, used.dataset.shape, used.dataset.classes)
-    plan, pool = choose_plan(device, THREADS, network), pool_of(used, directory.pools)
+    plan, pool = choose_plan(device, THREADS, network, graph=True), pool_of(used, directory.pools)
     group = Group(used, unit, splits, plan, network, pool)
     try:
         rows = _rows(spec, group, distilled, evaluation, directory)
