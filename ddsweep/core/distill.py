@@ -79,7 +79,8 @@ class Problem:
     """What stays the same during one distillation, on its device: settings, data, labels and plan.
 
     ``real_images [N, c, h, w]`` uint8 and ``real_labels [N]`` int64 are the training part. ``pool`` gives
-    training networks of the trial's pool by their numbers.
+    training networks of the trial's pool by their numbers. ``known`` holds the networks of a ``fixed`` trial,
+    which are the same in every step, once they were drawn.
     """
 
     spec: TrialSpec
@@ -91,6 +92,7 @@ class Problem:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     pool: Pool | None = None
+    known: dict[tuple[int, ...], Params] = field(default_factory=dict, compare=False)
 
     @classmethod
     def of(
@@ -123,8 +125,14 @@ class Problem:
     def networks(self, seeds: Sequence[int]) -> Params:
         """Fresh networks ``[K, ...]`` of the trial's law, one for each seed; or, with a pool, its training
         networks of these numbers."""
-        spec = self.spec
-        device = torch.device(self.plan.device)
+        if self.spec.init != "fixed":
+            return self._drawn(seeds)
+        if tuple(seeds) not in self.known:
+            self.known[tuple(seeds)] = self._drawn(seeds)
+        return self.known[tuple(seeds)]
+
+    def _drawn(self, seeds: Sequence[int]) -> Params:
+        spec, device = self.spec, torch.device(self.plan.device)
         if self.pool is not None:
             stacked = stack_networks(self.pool(seeds))
             return {name: value.to(device, self.dtype) for name, value in stacked.items()}
@@ -309,6 +317,22 @@ def _course(spec: TrialSpec, seeds: Sequence[int], total: int) -> Course:
     return draw_course(spec.order, *sizes, seeds, total)
 
 
+def _seen(problem: Problem, state: DistillState) -> Tensor:
+    """The images as networks of the next outer step see them: as they are, or ``[K, S, n, c, h, w]``, with
+    noise of its own for each of K.
+
+    Gradients of steps jump where a ReLU or a max-pool turns, and with few networks so does the outer loss.
+    Its mean over noise is a smooth function of the images (Duchi, Bartlett and Wainwright 2012, Randomized
+    smoothing for stochastic optimization), and this is its gradient at some draws.
+    """
+    spec, images = problem.spec, state.images
+    if spec.image_noise is None:
+        return images
+    generator = torch.Generator().manual_seed(derive_seed("image_noise", spec.trial_id, state.step))
+    noise = torch.randn(spec.models_per_step, *images.shape, generator=generator)
+    return images + spec.image_noise * noise.to(images)
+
+
 def _inner_loop(problem: Problem, step: int) -> InnerLoop:
     """How the networks of outer step ``step`` are trained."""
     spec = problem.spec
@@ -346,9 +370,9 @@ def selection_seeds(spec: TrialSpec) -> list[int]:
 
 def network_seeds(spec: TrialSpec, step: int) -> list[int]:
     """What names the networks of one outer step: seeds of fresh ones, numbers in their pool (drawn without
-    replacement), or the one known network of ``fixed``."""
+    replacement), or the one known network of ``fixed`` (more than once where there is ``image_noise``)."""
     if spec.init == "fixed":
-        return [known_seed(spec)]
+        return [known_seed(spec)] * spec.models_per_step
     if spec.pool is not None:
         generator = torch.Generator().manual_seed(derive_seed("pool_draw", spec.trial_id, step))
         return torch.randperm(spec.pool.train, generator=generator)[: spec.models_per_step].tolist()
@@ -414,7 +438,7 @@ def outer_step(problem: Problem, state: DistillState) -> tuple[DistillState, Ste
     gradient = outer_gradient(
         problem.network,
         networks,
-        state.images,
+        _seen(problem, state),
         labels_of(learned, problem),
         state.raw.expand(spec.steps),
         real_images,

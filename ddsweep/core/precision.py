@@ -41,17 +41,21 @@ def in_precision(math: Derivatives, precision: str) -> Derivatives:
 @contextmanager
 def products(device: str, precision: str = "full") -> Iterator[None]:
     """Products and convolutions of float32 tensors on a GPU: in TF32, or else exactly as torch's default
-    would not have it. As before afterwards. Other devices know no difference."""
+    would not have it; and in an order that is always the same, so that a trial that goes on ends with the
+    same bits. As before afterwards. Other devices know no difference."""
     if device != "cuda":
         yield
         return
     flags = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
     before = [flag.fp32_precision for flag in flags]
+    any_order = torch.backends.cudnn.deterministic
     try:
+        torch.backends.cudnn.deterministic = True
         for flag in flags:
             flag.fp32_precision = "tf32" if precision == "tf32" else "ieee"
         yield
     finally:
+        torch.backends.cudnn.deterministic = any_order
         for flag, value in zip(flags, before, strict=True):
             flag.fp32_precision = value
 

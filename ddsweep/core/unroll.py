@@ -357,7 +357,8 @@ def outer_gradient(
 ) -> OuterGradient:
     """The outer loss of K networks and its exact derivative w.r.t. images, raw rates and soft labels.
 
-    ``params``: initial weights ``[K, ...]``, left untouched. ``images [S, n, c, h, w]``; ``labels [S, n]``
+    ``params``: initial weights ``[K, ...]``, left untouched. ``images [S, n, c, h, w]``, or ``[K, S, n, c, h,
+    w]`` with a set for each; ``labels [S, n]``
     int64, or probabilities ``[S, n, classes]``, which are then differentiated too; ``raw [T]`` with T a
     multiple of S. ``real_images [N, c, h, w]`` with ``real_labels [N]`` for all networks, or
     ``[K, N, ...]`` and ``[K, N]`` with a real batch for each. With a ``window``, the derivative of the
@@ -382,7 +383,8 @@ def outer_gradient(
         weights = {name: value[share] for name, value in params.items()}
         real = (real_images[share], real_labels[share]) if own else (real_images, real_labels)
         theirs = replace(loop, course=course.of(share))
-        return _outer_gradient(module, weights, images, labels, raw, *real, plan, theirs, window)
+        seen = images[share] if images.dim() == 6 else images
+        return _outer_gradient(module, weights, seen, labels, raw, *real, plan, theirs, window)
 
     with products(plan.device, plan.precision):
         return _joined(in_teams(plan, network, len(next(iter(params.values()))), of))

@@ -77,6 +77,18 @@ def test_recordings_of_windows_are_apart_and_what_was_returned_stays() -> None:
     forget_recordings()
 
 
+@pytest.mark.parametrize("graph", [False, True], ids=["no graph", "graph"])
+@pytest.mark.parametrize(("text", "shape", "rate"), NETWORKS)
+def test_the_same_outer_gradient_has_the_same_bits(text, shape, rate, graph) -> None:
+    """What a trial that goes on bit for bit rests on; kernels that add up in any order would be faster."""
+    arguments = problem(text, shape, DEVICE, rate=rate, dtype=torch.float32)
+    plan = choose_plan(DEVICE, 1, arguments[0], graph=graph)
+    first, *others = (outer_gradient(*arguments, plan) for _ in range(3))
+    for other in others:
+        assert torch.equal(other.images, first.images) and torch.equal(other.raw_rates, first.raw_rates)
+    forget_recordings()
+
+
 @pytest.mark.parametrize("optimizer", ["gd", "adam"])
 @pytest.mark.parametrize(("text", "shape", "rate"), NETWORKS)
 def test_training_by_graphs_is_training(text, shape, rate, optimizer, monkeypatch) -> None:
@@ -97,14 +109,15 @@ def test_training_by_graphs_is_training(text, shape, rate, optimizer, monkeypatc
 def test_forgotten_recordings_give_their_memory_back() -> None:
     arguments = changing("lenet", (1, 28, 28), 0, 0.1)
     plan, reserved = choose_plan(DEVICE, 1, arguments[0], graph=True), []
-    for _ in range(3):  # the first one also pays for workspaces, which stay
+    for _ in range(4):
         outer_gradient(*arguments, plan)
         torch.cuda.empty_cache()
         held = torch.cuda.memory_reserved()
         release_memory()
         reserved.append(torch.cuda.memory_reserved())
         assert reserved[-1] < held
-    assert reserved[2] == reserved[1]
+    workspace = 2**25  # of the matrix library, for each stream that is new; torch has a pool of those
+    assert reserved[-1] <= reserved[0] + 3 * workspace
 
 
 def test_what_cannot_be_recorded_says_so_and_leaves_the_gpu_usable() -> None:
