@@ -6,7 +6,6 @@ default that is in the machine's temporary folder; here it is one of the user's 
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 import stat
@@ -19,7 +18,7 @@ from ddsweep.errors import UserError
 
 __all__ = ["check_compiler", "compiles", "pays_to_compile", "prepare_compilation"]
 
-FROM_STEPS = {"cpu": 50_000, "cuda": 200_000}
+FROM_STEPS = 50_000
 """Inner steps ahead of a trial from which compiling them, which takes one to three minutes, is worth it."""
 
 SMALL_PASS = 15e6
@@ -47,14 +46,11 @@ def check_compiler(setting: str) -> None:
 def pays_to_compile(device: torch.device, trial: TrialSpec) -> bool:
     """The static rule of ``compile: auto``, on the work ahead of ``trial``.
 
-    On the CPU it was measured (docs/performance.md): small ConvNets with their norms gain, other networks
-    lose. On a GPU it is arithmetic: kernels of small networks are so short that starting them takes most of
-    the time, some 300 for a step and the way back at 5 microseconds each.
+    As measured (docs/performance.md): on the CPU small ConvNets with their norms gain, other networks lose;
+    on a GPU a recorded graph is as fast without.
     """
-    if trial.outer_steps * trial.steps < FROM_STEPS.get(device.type, math.inf):
+    if device.type != "cpu" or trial.outer_steps * trial.steps < FROM_STEPS:
         return False
-    if device.type == "cuda":
-        return True
     network, data = trial.network_spec, trial.dataset
     images = trial.models_per_step * trial.images_per_class_per_step * data.classes
     small = images * forward_flops(network, data.shape, data.classes) <= SMALL_PASS

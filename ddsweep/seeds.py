@@ -15,7 +15,6 @@ Roles in use
 ``window``       (trial, step)             where the window of one outer step lies
 ``augment``      (trial, which, step)      the augmentation of one outer step
 ``image_init``   (trial,)                  the synthetic images before the first outer step
-``image_noise``  (trial, step)             the noise that the networks of one outer step see on the images
 ``split``        (dataset, split_seed)     the validation split
 ``baseline``     (source, dataset, i)      the draw of real images for held-out network i
 ``baseline_selection``  (source, dataset, i)  the same for selection network i
@@ -45,7 +44,6 @@ ROLES = frozenset(
         "window",
         "augment",
         "image_init",
-        "image_noise",
         "split",
         "baseline",
         "baseline_selection",

@@ -40,7 +40,6 @@ from ddsweep.core.distill import (
 )
 from ddsweep.core.evaluate import evaluate_networks
 from ddsweep.core.execution import ExecutionPlan, more_frugal
-from ddsweep.core.graphs import RecordingError
 from ddsweep.core.memory import is_out_of_memory, keep_to_share, release_memory
 from ddsweep.core.steps import is_compile_error
 from ddsweep.cost import choose_memory, estimate
@@ -193,8 +192,8 @@ def _step_in_memory(
     run: _Run, problem: Problem, settings: TrialSettings, save: Callable[[], None]
 ) -> tuple[Problem, StepReport]:
     """One outer step of ``run``, taken again from the same state by ever more frugal plans where memory runs
-    out, and without compiling or a graph where that fails; each is checkpointed at once, so that a kill does
-    not bring the old one back. Returns the problem with the plan that did it."""
+    out, and without compiling where that fails; each is checkpointed at once, so that a kill does not bring
+    the old one back. Returns the problem with the plan that did it."""
     while True:
         try:
             run.state, report = outer_step(problem, run.state)
@@ -204,9 +203,6 @@ def _step_in_memory(
             if plan.compile and is_compile_error(error):
                 _log.warning("trial %s is not compiled, for torch could not: %s", spec.trial_id, _said(error))
                 frugal = replace(plan, compile=False)
-            elif plan.graph and isinstance(error, RecordingError):
-                _log.warning("trial %s is computed without a CUDA graph: %s", spec.trial_id, _said(error))
-                frugal = replace(plan, graph=False)
             elif not is_out_of_memory(error):
                 raise
             else:

@@ -220,7 +220,6 @@ def test_digits_of_every_kind_are_never_flipped_and_objects_may_be(name: str) ->
         {"outer_lr_labels": 0.001},
         {"whitening": "zca"},
         {"outer_cutoff": 7.0},
-        {"image_noise": 0.01},
         {"init": "pretrained", "pool": POOL},
         {"init": "fixed", "pool": POOL},
         {"objective": "attack", "attack_class": 0, "target_class": 1},

@@ -39,8 +39,7 @@ def test_auto_is_a_static_rule_on_the_work_ahead() -> None:
     assert not pays_to_compile(CPU, trial("convnet(depth=2,width=32)", models_per_step=8))
     assert not pays_to_compile(CPU, trial("convnet(depth=2,width=32,norm=none)"))
     assert not pays_to_compile(CPU, trial("lenet", init="fixed"))
-    assert pays_to_compile(CUDA, trial("lenet", inner_epochs=4)) and not pays_to_compile(CUDA, trial("lenet"))
-    assert not pays_to_compile(torch.device("mps"), small)
+    assert not pays_to_compile(CUDA, small), "a recorded graph is as fast"
 
 
 def test_no_trial_of_the_quickstart_is_compiled() -> None:

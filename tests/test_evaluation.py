@@ -318,7 +318,7 @@ def test_the_trials_row_carries_settings_cost_and_provenance(
     null = {name for name, value in row.items() if value is None}
     assert null <= {
         *("pool", "clip_norm", "clip_median", "clip_running", "window", "ema"),
-        *("outer_lr_rates", "outer_lr_labels", "outer_cutoff", "image_noise"),
+        *("outer_lr_rates", "outer_lr_labels", "outer_cutoff"),
         *("source_dataset", "pool_recipe", "pool_train", "attack_class", "target_class"),
         *("test_accuracy_std", "test_accuracy_ci95", "test_accuracy_before_std"),
         *(f"test_attack_success_{what}" for what in ("mean", "std", "ci95", "before_mean")),

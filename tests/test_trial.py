@@ -25,6 +25,7 @@ from ddsweep.core.execution import ExecutionPlan
 from ddsweep.core.images import normalise
 from ddsweep.core.init import draw_network
 from ddsweep.core.networks import build_network
+from ddsweep.core.steps import _compiled
 from ddsweep.data.sources import Splits, load_splits
 from ddsweep.distilled import DistilledSet, apply
 from ddsweep.errors import DivergedError, UserError
@@ -289,13 +290,15 @@ from ddsweep.trial_plan import TrialSettings
 
 spec = TrialSpec.from_dict(json.loads(sys.argv[1]))
 splits = load_splits(spec.dataset, None, validation_fraction=0.1, split_seed=0)
-distil_trial(spec, splits, SweepDirectory(Path(sys.argv[2])), TrialSettings(checkpoint_every=4, log_every=5))
+settings = TrialSettings(checkpoint_every=4, log_every=5, compile=sys.argv[3])
+distil_trial(spec, splits, SweepDirectory(Path(sys.argv[2])), settings)
 """
 
 
-def run_and_kill(trial: Trial, after: int) -> None:
+def run_and_kill(trial: Trial, after: int, compile: str = "off") -> None:
     """Run the trial in a process of its own and kill it once its checkpoint has passed a step."""
-    command = [sys.executable, "-c", CHILD, json.dumps(trial.spec.to_dict()), str(trial.directory.root)]
+    spec = json.dumps(trial.spec.to_dict())
+    command = [sys.executable, "-c", CHILD, spec, str(trial.directory.root), compile]
     child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while not (trial.checkpoint.exists() and trial.step() > after):
@@ -322,6 +325,31 @@ def test_a_trial_killed_again_and_again_ends_with_the_bits_of_one_that_was_not(
     assert_same_bits(killed, whole)
     said = killed.result().provenance
     assert (said["n_resumed"], said["n_torn_checkpoints"]) == (2, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.filterwarnings("ignore")  # torch compiles
+def test_a_compiled_trial_that_was_killed_ends_with_the_bits_of_one_that_was_not(
+    trial_of: Callable[..., Trial], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each process has its compiled code from torch: made anew, or from the cache of the one before."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    spec = spec_of(outer_steps=400, validate_every=100, models_per_step=1)
+    killed, whole = trial_of(spec), trial_of(spec)
+    for after in (1, 150):
+        run_and_kill(killed, after, "on")
+        assert not killed.distilled.exists()
+    settings = TrialSettings(checkpoint_every=50, log_every=5, compile="on")
+    assert killed.run(settings)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "another"))
+    _compiled.cache_clear()
+    torch.compiler.reset()
+    assert whole.run(settings)
+    _compiled.cache_clear()
+    assert_same_bits(killed, whole)
+    said = killed.result().provenance
+    assert said["n_resumed"] == 2 and json.loads(said["execution_plan"])["compile"]
 
 
 def test_a_kill_between_the_last_checkpoint_and_its_history_loses_no_rows(

@@ -52,7 +52,6 @@ _AT_LEAST_ONE = (
 _POSITIVE = (
     *("init_param", "inner_lr", "outer_lr", "outer_decay_factor", "clip_norm", "clip_median"),
     *("clip_running", "rate_limit", "image_scale", "outer_lr_rates", "outer_lr_labels", "outer_cutoff"),
-    "image_noise",
 )
 
 MOST_WHITENED = 4096
@@ -92,8 +91,7 @@ class TrialSpec:
 
     A value exists only if it is possible: the constructor raises `SettingError`, naming the setting,
     what it got and what is allowed. It also writes ``network`` in full, and ``models_per_step`` of a
-    ``fixed`` trial as 1, for it has one known network (number ``seed`` of its law), unless its copies see
-    images with noise of their own.
+    ``fixed`` trial as 1, for it has one known network (number ``seed`` of its law).
     """
 
     dataset: DatasetSpec
@@ -144,7 +142,6 @@ class TrialSpec:
     outer_lr_labels: float | None = None
     whitening: str = "none"
     outer_cutoff: float | None = None
-    image_noise: float | None = None
     pool: PoolSpec | None = None
     attack_class: int | None = None
     target_class: int | None = None
@@ -180,7 +177,7 @@ class TrialSpec:
         self._check_attack()
         if self.clip_norm is not None and self.clip_median is not None:
             raise SettingError("clip_norm and clip_median exclude each other: give one of them")
-        if self.init == "fixed" and self.image_noise is None:
+        if self.init == "fixed":
             object.__setattr__(self, "models_per_step", 1)
         object.__setattr__(self, "network", str(parse_network(self.network, self.dataset.shape)))
         self._check_pool()

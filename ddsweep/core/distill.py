@@ -317,22 +317,6 @@ def _course(spec: TrialSpec, seeds: Sequence[int], total: int) -> Course:
     return draw_course(spec.order, *sizes, seeds, total)
 
 
-def _seen(problem: Problem, state: DistillState) -> Tensor:
-    """The images as networks of the next outer step see them: as they are, or ``[K, S, n, c, h, w]``, with
-    noise of its own for each of K.
-
-    Gradients of steps jump where a ReLU or a max-pool turns, and with few networks so does the outer loss.
-    Its mean over noise is a smooth function of the images (Duchi, Bartlett and Wainwright 2012, Randomized
-    smoothing for stochastic optimization), and this is its gradient at some draws.
-    """
-    spec, images = problem.spec, state.images
-    if spec.image_noise is None:
-        return images
-    generator = torch.Generator().manual_seed(derive_seed("image_noise", spec.trial_id, state.step))
-    noise = torch.randn(spec.models_per_step, *images.shape, generator=generator)
-    return images + spec.image_noise * noise.to(images)
-
-
 def _inner_loop(problem: Problem, step: int) -> InnerLoop:
     """How the networks of outer step ``step`` are trained."""
     spec = problem.spec
@@ -370,9 +354,9 @@ def selection_seeds(spec: TrialSpec) -> list[int]:
 
 def network_seeds(spec: TrialSpec, step: int) -> list[int]:
     """What names the networks of one outer step: seeds of fresh ones, numbers in their pool (drawn without
-    replacement), or the one known network of ``fixed`` (more than once where there is ``image_noise``)."""
+    replacement), or the one known network of ``fixed``."""
     if spec.init == "fixed":
-        return [known_seed(spec)] * spec.models_per_step
+        return [known_seed(spec)]
     if spec.pool is not None:
         generator = torch.Generator().manual_seed(derive_seed("pool_draw", spec.trial_id, step))
         return torch.randperm(spec.pool.train, generator=generator)[: spec.models_per_step].tolist()
@@ -438,7 +422,7 @@ def outer_step(problem: Problem, state: DistillState) -> tuple[DistillState, Ste
     gradient = outer_gradient(
         problem.network,
         networks,
-        _seen(problem, state),
+        state.images,
         labels_of(learned, problem),
         state.raw.expand(spec.steps),
         real_images,

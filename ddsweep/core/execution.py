@@ -81,9 +81,9 @@ def choose_plan(
 ) -> ExecutionPlan:
     """The static rule. Networks whose layers are written out are computed so, a few at a time on the real
     images of the CPU, whose cache they then fit: four with 32 images, one or two ``networks`` with more.
-    Other networks have wide convolutions, with which the CPU is busy one network at a time; a GPU takes all
-    at once. Compiled code is one team's, for each has modules of its own. Only CUDA has graphs: elsewhere
-    ``graph`` is without effect."""
+    Other networks have wide convolutions, with which the CPU is busy one network at a time, and so is a GPU
+    on the many real images; the few distilled ones it takes for all networks at once. Compiled code is one
+    team's, for each has modules of its own. Only CUDA has graphs: elsewhere ``graph`` has no effect."""
     explicit = hasattr(network, "layers")
     how = ExecutionPlan(
         device=device.type,
@@ -96,9 +96,13 @@ def choose_plan(
         graph=graph and device.type == "cuda",
     )
     if device.type != "cpu":
-        way = "explicit" if explicit else "vmap"
         return replace(
-            how, inner_batching=way, real_batching=way, real_chunk=1024, real_block=2**31, test_block=2**31
+            how,
+            inner_batching="explicit" if explicit else "vmap",
+            real_batching="explicit" if explicit else "loop",
+            real_chunk=1024,
+            real_block=2**31,
+            test_block=2**31,
         )
     how = replace(how, teams=1 if compile else threads)
     if explicit:

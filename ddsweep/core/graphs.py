@@ -6,28 +6,30 @@ them at once. They are the same kernels in the same order, so what comes out is 
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 
 import torch
 from torch import Tensor
 
-__all__ = ["RecordingError", "forget_recordings", "replayed"]
+__all__ = ["forget_recordings", "replayed"]
 
 MOST_KEPT = 8
 """Recordings of a process; each holds the memory of what it records."""
 
+_log = logging.getLogger(__name__)
 
-class RecordingError(RuntimeError):
-    """Some operation cannot be part of a CUDA graph."""
+Work = Callable[..., Sequence[Tensor]]
 
 
 class _Recording:
-    def __init__(self, work: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -> None:
+    """Raises `RuntimeError` for work that cannot be part of a CUDA graph."""
+
+    def __init__(self, work: Work, inputs: Sequence[Tensor]) -> None:
         self.inputs = [torch.empty_like(value, memory_format=torch.contiguous_format) for value in inputs]
         torch._foreach_copy_(self.inputs, list(inputs))
-        beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        here = torch.cuda.current_stream()
+        here, beside = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
         beside.wait_stream(here)
         with torch.cuda.stream(beside):  # loads kernels, makes handles and workspaces, compiles
             work(*self.inputs)
@@ -37,11 +39,8 @@ class _Recording:
             # Another thread may use the GPU meanwhile: that is none of this recording.
             with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
                 self.outputs = list(work(*self.inputs))
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
+        finally:
             torch.cuda.set_stream(here)  # torch leaves that of a recording that failed
-            raise RecordingError(f"no CUDA graph could be recorded: {error}") from error
 
     def replay(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         torch._foreach_copy_(self.inputs, list(inputs))
@@ -49,23 +48,35 @@ class _Recording:
         return [value.clone() for value in self.outputs]
 
 
-_recordings: OrderedDict[Hashable, _Recording] = OrderedDict()
+_recordings: OrderedDict[Hashable, _Recording | None] = OrderedDict()
+"""None for work that could not be recorded."""
 
 
-def replayed(what: Hashable, work: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -> list[Tensor]:
+def replayed(what: Hashable, work: Work, inputs: Sequence[Tensor]) -> list[Tensor]:
     """``work(*inputs)``, recorded when ``what`` is asked for with inputs of these shapes for the first time.
 
     ``work`` takes all that changes from call to call as a tensor, has no choice that depends on their values,
-    and does not move tensors between devices. Raises `RecordingError` if it cannot be recorded.
+    and does not move tensors between devices. Where it cannot be recorded all the same, it is done without.
     """
     key = (what, tuple((value.shape, value.dtype, value.device) for value in inputs))
-    recording = _recordings.get(key)
-    if recording is None:
+    if key not in _recordings:
         while len(_recordings) >= MOST_KEPT:
             _recordings.popitem(last=False)
-        recording = _recordings[key] = _Recording(work, inputs)
+        _recordings[key] = _record(work, inputs)
     _recordings.move_to_end(key)
-    return recording.replay(inputs)
+    recording = _recordings[key]
+    return list(work(*inputs)) if recording is None else recording.replay(inputs)
+
+
+def _record(work: Work, inputs: Sequence[Tensor]) -> _Recording | None:
+    try:
+        return _Recording(work, inputs)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        said = " ".join(str(error).split())[:200]
+        _log.warning("no CUDA graph could be recorded, kernels are started one by one: %s", said)
+        return None
 
 
 def forget_recordings() -> None:

@@ -90,6 +90,12 @@ class _Columns:
         start = i * self.row if self.parts > 1 else 0
         return self.matrix[:, :, start : start + self.length]
 
+    def kept(self) -> _Columns:
+        """What `_by_weight` needs of them: on a GPU the images alone."""
+        if not self.matrix.is_cuda:
+            return self
+        return _Columns(self.matrix.new_empty(1, 0, 0), self.images, self.parts, self.row, self.length)
+
     def half(self, which: int) -> _Columns:
         """Those of the first or the second of two images that were gathered together."""
         channels = self.matrix.shape[1] // 2
@@ -251,7 +257,7 @@ class Conv:
     def forward(self, params: Params, x: Tensor, tape: Tape) -> Tensor:
         weight, x = self._weight(params), self._pad(x)
         columns = _gather([x], weight.shape[-1])
-        tape.update(x=x, columns=columns)
+        tape.update(x=x, columns=columns.kept())
         return self._shaped(self._add_bias(params, _convolve(weight, columns)), x, weight.shape[-1])
 
     def backward(self, params: Params, g: Tensor, tape: Tape, grads: Params, inputs: bool) -> Tensor:
@@ -271,7 +277,7 @@ class Conv:
         else:  # w x' + v x, as one product
             columns = _gather([self._pad(x), before.expand(weight.shape[0], *before.shape[1:])], size)
             along = torch.cat([weight, along], 2)
-        tape.update(columns=columns, moved=x is not None)
+        tape.update(columns=columns.kept(), moved=x is not None)
         return self._shaped(self._add_bias(v, _convolve(along, columns)), before, size)
 
     def tangent_backward(self, params: Params, v: Params, g: Tensor, tape: Tape, grads: Params) -> Tensor:

@@ -357,8 +357,7 @@ def outer_gradient(
 ) -> OuterGradient:
     """The outer loss of K networks and its exact derivative w.r.t. images, raw rates and soft labels.
 
-    ``params``: initial weights ``[K, ...]``, left untouched. ``images [S, n, c, h, w]``, or ``[K, S, n, c, h,
-    w]`` with a set for each; ``labels [S, n]``
+    ``params``: initial weights ``[K, ...]``, left untouched. ``images [S, n, c, h, w]``; ``labels [S, n]``
     int64, or probabilities ``[S, n, classes]``, which are then differentiated too; ``raw [T]`` with T a
     multiple of S. ``real_images [N, c, h, w]`` with ``real_labels [N]`` for all networks, or
     ``[K, N, ...]`` and ``[K, N]`` with a real batch for each. With a ``window``, the derivative of the
@@ -383,8 +382,7 @@ def outer_gradient(
         weights = {name: value[share] for name, value in params.items()}
         real = (real_images[share], real_labels[share]) if own else (real_images, real_labels)
         theirs = replace(loop, course=course.of(share))
-        seen = images[share] if images.dim() == 6 else images
-        return _outer_gradient(module, weights, seen, labels, raw, *real, plan, theirs, window)
+        return _outer_gradient(module, weights, images, labels, raw, *real, plan, theirs, window)
 
     with products(plan.device, plan.precision):
         return _joined(in_teams(plan, network, len(next(iter(params.values()))), of))
@@ -460,7 +458,7 @@ def _outer_gradient(
         loss_and_gradient_of(network, loop.optimizer, plan), point.weights, real_images, real_labels, plan
     )
 
-    by_images = images.new_zeros(count, *batches.images.shape[-4:])
+    by_images = images.new_zeros(count, *batches.images.shape)
     by_labels = batches.labels.new_zeros(count, *batches.labels.shape) if labels.is_floating_point() else None
     by_rates, networks = images.new_zeros(count, total), torch.arange(count, device=images.device)
     by_slots = tuple({name: torch.zeros_like(a) for name, a in v.items()} for _ in point.slots)
@@ -478,7 +476,7 @@ def _outer_gradient(
             v, by_slots = back.weights, back.slots
     return OuterGradient(
         losses=losses,
-        images=by_images.view(count, *images.shape[-5:]),
+        images=by_images.view(count, *images.shape),
         raw_rates=by_rates * torch.sigmoid(raw),
         labels=None if by_labels is None else by_labels.view(count, *labels.shape),
     )

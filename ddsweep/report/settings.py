@@ -53,11 +53,11 @@ def settings_of_row(row: Mapping[str, Any]) -> dict[str, Any]:
 def varying(settings: Sequence[Mapping[str, Any]], always: Sequence[str] = ()) -> list[str]:
     """The settings in which trials differ, and those of ``always``, in the order of `NAMES`.
 
-    A ``fixed`` trial without noise has one model per step whatever is asked: beside ``random`` trials that
-    all have the same number, that is no difference of its own.
+    A ``fixed`` trial has one model per step whatever is asked: beside ``random`` trials that all have
+    the same number, that is no difference of its own.
     """
     names = [name for name in NAMES if name in always or _differ(settings, name)]
-    free = [item for item in settings if not _has_one_network(item)]
+    free = [item for item in settings if item.get("init") != "fixed"]
     if "models_per_step" not in always and not _differ(free, "models_per_step"):
         names = [name for name in names if name != "models_per_step"]
     return names
@@ -91,11 +91,6 @@ def setting_cells(settings: Sequence[Mapping[str, Any]], names: Sequence[str]) -
     ]
 
 
-def _has_one_network(settings: Mapping[str, Any]) -> bool:
-    """Whether its outer steps have one network, whatever is asked."""
-    return settings.get("init") == "fixed" and settings.get("image_noise") is None
-
-
 def _differ(settings: Sequence[Mapping[str, Any]], name: str) -> bool:
     return len({repr(item.get(name)) for item in settings}) > 1
 
@@ -106,7 +101,7 @@ def changed(settings: Mapping[str, Any]) -> list[str]:
 
 
 def _default(name: str, settings: Mapping[str, Any]) -> Any:
-    if name == "models_per_step" and _has_one_network(settings):
+    if name == "models_per_step" and settings.get("init") == "fixed":
         return 1
     if name == "network" and isinstance(settings.get("dataset"), str):
         try:  # a trial has its network in full, and the default depends on the size of the images

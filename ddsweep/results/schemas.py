@@ -73,7 +73,6 @@ TRIALS = pa.schema(
         ("outer_lr_labels", _REAL),
         ("whitening", _TEXT),
         ("outer_cutoff", _REAL),
-        ("image_noise", _REAL),
         ("source_dataset", _TEXT),
         ("pool_recipe", _TEXT),
         ("pool_train", _COUNT),

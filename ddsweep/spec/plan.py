@@ -199,8 +199,8 @@ def _add(sweep: SweepSpec, trials: dict[str, _Made], made: _Made) -> bool:
         )
     if made.sample != before.sample:
         return False
-    hint = trial.init == "fixed" and trial.image_noise is None and before.text != made.text
-    why = " (a fixed trial without image_noise has models_per_step 1)" if hint else ""
+    hint = trial.init == "fixed" and before.text != made.text
+    why = " (a fixed trial has models_per_step 1)" if hint else ""
     raise SettingError(f"{both} are the same trial, {trial.trial_id}{why}; leave one of them out")
 
 

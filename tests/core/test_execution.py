@@ -14,19 +14,20 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
 @pytest.mark.parametrize(
-    ("network", "shape", "device", "way", "networks_at_once"),
+    ("network", "shape", "device", "ways", "networks_at_once"),
     [
-        ("lenet", (1, 28, 28), CPU, "explicit", 4),
-        ("convnet", (3, 32, 32), CPU, "explicit", 4),
-        ("alexcifarnet", (3, 32, 32), CPU, "loop", 1),
-        ("lenet", (1, 28, 28), CUDA, "explicit", 2**31),
-        ("alexcifarnet", (3, 32, 32), CUDA, "vmap", 2**31),
+        ("lenet", (1, 28, 28), CPU, ("explicit", "explicit"), 4),
+        ("convnet", (3, 32, 32), CPU, ("explicit", "explicit"), 4),
+        ("alexcifarnet", (3, 32, 32), CPU, ("loop", "loop"), 1),
+        ("lenet", (1, 28, 28), CUDA, ("explicit", "explicit"), 2**31),
+        ("alexcifarnet", (3, 32, 32), CUDA, ("vmap", "loop"), 2**31),
     ],
 )
-def test_how_networks_are_computed(network, shape, device, way, networks_at_once) -> None:
+def test_how_networks_are_computed(network, shape, device, ways, networks_at_once) -> None:
     module = build_network(parse_network(network, shape), shape, 10)
     plan = choose_plan(device, 2, module, "recompute", 5)
-    assert (plan.inner_batching, plan.real_batching, plan.real_block) == (way, way, networks_at_once)
+    assert (plan.inner_batching, plan.real_batching, plan.real_block) == (*ways, networks_at_once)
+    assert choose_plan(device, 2, module, graph=True).graph == (device == CUDA) and not plan.graph
     assert (plan.device, plan.threads, plan.memory_mode, plan.segment) == (device.type, 2, "recompute", 5)
     assert plan.teams == (2 if device == CPU else 1)
     assert ExecutionPlan.from_dict(plan.to_dict()) == plan

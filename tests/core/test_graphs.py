@@ -8,24 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
-from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 import ddsweep.core.unroll
-import ddsweep.trial
 from ddsweep.catalog import DATASETS, TrialSpec
+from ddsweep.core import graphs
 from ddsweep.core.execution import ExecutionPlan, choose_plan
-from ddsweep.core.graphs import RecordingError
 from ddsweep.core.inner import InnerOptimizer
 from ddsweep.core.order import draw_course
 from ddsweep.core.unroll import InnerLoop, Window, outer_gradient, train_networks
-from ddsweep.data.sources import load_splits
-from ddsweep.results.artifacts import load_tensors
-from ddsweep.results.layout import SweepDirectory
-from ddsweep.trial import distil_trial, read_distilled
 from ddsweep.trial_plan import TrialSettings, first_plan
 
 
@@ -46,11 +41,16 @@ def first_work_kept(monkeypatch: pytest.MonkeyPatch) -> list[Hashable]:
     return kinds
 
 
-@pytest.mark.parametrize("mode", ["store", "recompute"])
-@pytest.mark.parametrize("order", ["fixed", "shuffled", "sampled"])
-@pytest.mark.parametrize("optimizer", ["gd", "momentum", "adam"])
-@pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
-@pytest.mark.parametrize("real", ["shared", "per_network"])
+WAYS = {
+    "as before": ("shared", False, "gd", "fixed", "store"),
+    "recomputed": ("per_network", False, "gd", "sampled", "recompute"),
+    "momentum": ("shared", True, "momentum", "shuffled", "store"),
+    "adam": ("per_network", True, "adam", "sampled", "recompute"),
+}
+"""Every optimiser, order, memory mode, kind of labels and of real batches."""
+
+
+@pytest.mark.parametrize(("real", "soft", "optimizer", "order", "mode"), WAYS.values(), ids=WAYS)
 def test_nothing_of_the_first_call_stays_in_the_work(
     real, soft, optimizer, order, mode, make_case, first_work_kept
 ) -> None:
@@ -148,21 +148,54 @@ def test_only_outer_steps_that_are_the_same_work_are_recorded(monkeypatch: pytes
     assert first_plan(replace(SPEC, outer_augment="shift"), settings).graph
 
 
-def test_a_trial_that_cannot_be_recorded_goes_on_without(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def refuse(*_) -> list[Tensor]:
-        raise RecordingError("no CUDA graph could be recorded: operation not permitted")
+class _Refused:
+    def __init__(self, *_: Any) -> None:
+        raise RuntimeError("operation not permitted\n when stream is capturing")
 
-    monkeypatch.setattr(ddsweep.core.unroll, "replayed", refuse)
-    splits = load_splits(SPEC.dataset, None, validation_fraction=0.1, split_seed=0)
-    plain, refused = SweepDirectory(tmp_path / "plain"), SweepDirectory(tmp_path / "refused")
-    assert distil_trial(SPEC, splits, plain, TrialSettings())
-    first = ddsweep.trial.first_plan
-    monkeypatch.setattr(ddsweep.trial, "first_plan", lambda *given: replace(first(*given), graph=True))
-    assert distil_trial(SPEC, splits, refused, TrialSettings())
-    assert "is computed without a CUDA graph: no CUDA graph could be recorded" in caplog.text
-    _, header = load_tensors(refused.checkpoint(SPEC.trial_id))
-    assert header["plan"]["graph"] is False and header["n_replans"] == 1
-    found, expected = (read_distilled(SPEC, directory) for directory in (refused, plain))
-    assert torch.equal(found.images, expected.images)
+
+def test_work_that_cannot_be_recorded_is_done_without_and_tried_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tried = []
+    monkeypatch.setattr(graphs, "_Recording", lambda *given: tried.append(given) or _Refused(*given))
+    inputs = [torch.ones(2), torch.ones(3)]
+    try:
+        for value in inputs * 2:
+            assert torch.equal(graphs.replayed("a", lambda x: [x + 1], [value])[0], value + 1)
+    finally:
+        graphs.forget_recordings()
+    assert len(tried) == 2, "for each shape"
+    said = "no CUDA graph could be recorded, kernels are started one by one: operation not permitted when"
+    assert caplog.text.count(said) == 2
+
+
+def test_few_recordings_are_kept_and_those_used_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    class Recording:
+        def __init__(self, work: Any, inputs: Any) -> None:
+            made.append(len(inputs[0]))
+
+        def replay(self, inputs: Any) -> list[Tensor]:
+            return list(inputs)
+
+    monkeypatch.setattr(graphs, "_Recording", Recording)
+    monkeypatch.setattr(graphs, "MOST_KEPT", 2)
+    try:
+        for size in (1, 2, 1, 3, 1, 2):
+            assert len(graphs.replayed("a", lambda x: [x], [torch.ones(size)])[0]) == size
+        graphs.forget_recordings()
+        graphs.replayed("a", lambda x: [x], [torch.ones(1)])
+    finally:
+        graphs.forget_recordings()
+    assert made == [1, 2, 3, 2, 1]
+
+
+def test_no_memory_to_record_is_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(graphs, "_Recording", refuse)
+    with pytest.raises(torch.OutOfMemoryError):
+        graphs.replayed("a", lambda x: [x], [torch.ones(1)])
+    assert not graphs._recordings

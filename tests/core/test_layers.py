@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ddsweep.catalog import parse_network
+from ddsweep.core import layers
 from ddsweep.core.derivatives import Autograd, Derivatives, Explicit, derivatives_of
 from ddsweep.core.init import draw_networks
 from ddsweep.core.layers import (
@@ -90,6 +91,23 @@ LAYERS: dict[str, tuple[Layer, Callable[[Params, Tensor], Tensor], dict[str, Any
     ),
 }
 WITH_WEIGHTS = ("conv", "padded conv", "conv without bias", "linear")
+
+
+SIZES = [(3, 1, 1, 6, 5, 12, 10), (3, 3, 6, 16, 5, 9, 10), (2, 2, 6, 4, 5, 7, 70), (3, 1, 3, 4, 3, 6, 64)]
+
+
+@pytest.mark.parametrize("at_once", [2**28, 1], ids=["whole windows", "row by row"])
+@pytest.mark.parametrize(("count", "sets", "channels", "out", "size", "side", "images"), SIZES)
+def test_a_product_in_pieces_is_the_product(
+    count, sets, channels, out, size, side, images, at_once, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a GPU does, a row of outputs a piece or, with many images, a pixel; images shared or not."""
+    x = random(sets, channels, side, side, images)
+    g = random(count, out, (side - size + 1) ** 2 * images)
+    shape = (count, out, channels, size, size)
+    expected = layers._by_weight(g, layers._gather([x], size), shape)
+    monkeypatch.setattr(layers, "_PIECES_UP_TO", at_once)
+    assert close(layers._by_weight_in_pieces(g, x, shape), expected)
 
 
 def images_last(x: Tensor) -> Tensor:

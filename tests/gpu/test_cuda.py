@@ -12,7 +12,7 @@ import ddsweep.core.unroll
 from ddsweep.catalog import DATASETS, TrialSpec
 from ddsweep.core.evaluate import count_right
 from ddsweep.core.execution import ExecutionPlan, choose_plan
-from ddsweep.core.graphs import RecordingError, forget_recordings, replayed
+from ddsweep.core.graphs import forget_recordings, replayed
 from ddsweep.core.inner import InnerOptimizer
 from ddsweep.core.memory import is_out_of_memory, keep_to_share, release_memory
 from ddsweep.core.order import draw_course
@@ -120,15 +120,17 @@ def test_forgotten_recordings_give_their_memory_back() -> None:
     assert reserved[-1] <= reserved[0] + 3 * workspace
 
 
-def test_what_cannot_be_recorded_says_so_and_leaves_the_gpu_usable() -> None:
+def test_what_cannot_be_recorded_is_done_without_and_leaves_the_gpu_usable(caplog) -> None:
     x = torch.ones(3, device="cuda")
-    with pytest.raises(RecordingError, match="no CUDA graph could be recorded"):
-        replayed("looks at values", lambda value: [value * 2] if value.sum() > 0 else [value], [x])
-    forget_recordings()
-    assert float((x * 2).sum()) == 6
+    for _ in range(2):
+        found = replayed("looks at values", lambda value: [value * 2] if value.sum() > 0 else [value], [x])
+        assert float(found[0].sum()) == 6
+    assert caplog.text.count("no CUDA graph could be recorded") == 1
     found = replayed("does not", lambda value: [value * 2], [x])
     assert float(found[0].sum()) == 6
     assert float(replayed("does not", lambda value: [value * 2], [x + 1])[0].sum()) == 12
+    assert caplog.text.count("no CUDA graph could be recorded") == 1
+    forget_recordings()
 
 
 def test_a_trial_by_graphs_is_the_trial_without_and_goes_on_bit_for_bit(tmp_path) -> None:

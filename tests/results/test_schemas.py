@@ -24,7 +24,7 @@ GOLDEN = {
         window int32, labels string, inner_augment string, outer_augment string, clip_running double,
         trim double, ema double, keep string, max_rollbacks int32, rate_limit double, image_centre bool,
         image_scale double, outer_lr_rates double, outer_lr_labels double, whitening string,
-        outer_cutoff double, image_noise double, source_dataset string, pool_recipe string, pool_train int32,
+        outer_cutoff double, source_dataset string, pool_recipe string, pool_train int32,
         attack_class int32, target_class int32, status string,
         outer_steps_done int32, val_score double, test_accuracy_mean double,
         test_accuracy_std double, test_accuracy_ci95 double,
