@@ -9,6 +9,9 @@ BIN := .venv/bin
 # Written last: a set-up that was interrupted is done again.
 STAMP := .venv/.installed
 
+# Tests that start a Ray or a Slurm, which is mostly waiting, one after the other; beside them all others.
+TWO := -n 2 --dist loadgroup
+
 # For tests/cluster: Slurm, its accounting, what makes nodes of namespaces, and what looks at the metrics.
 CLUSTER_PACKAGES := slurmd slurmctld slurm-client munge slurmdbd slurm-wlm-mysql-plugin mariadb-server \
 	iproute2 procps prometheus chromium
@@ -35,10 +38,10 @@ quickstart: $(STAMP)
 	$(BIN)/ddsweep run sweeps/quickstart.yaml
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest $(TWO) -m "not slow"
 
 test-full: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(TWO)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

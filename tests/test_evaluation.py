@@ -17,6 +17,7 @@ import pytest
 import torch
 from pandas.testing import assert_frame_equal
 from scipy import stats
+from torch import nn
 
 from ddsweep import baselines
 from ddsweep.catalog import DATASETS, DEFAULT_BASELINES, EvaluationSpec, EvalUnit, TrialSpec
@@ -33,6 +34,7 @@ from ddsweep.evaluation import (
     record_stop,
     trial_is_done,
     trial_is_stopped,
+    units,
 )
 from ddsweep.evaluation.units import _unit_key as unit_key
 from ddsweep.results.artifacts import save_tensors
@@ -250,6 +252,23 @@ def test_accuracies_are_fractions_of_the_test_images(
 
 def test_a_wrong_epoch_beyond_t_is_left_out_of_the_question() -> None:
     assert replace(NO_BASELINES, inner_steps_beyond=(4, 3, 1)).steps(RANDOM) == (0, 2, 4)
+
+
+def test_groups_have_one_module_for_a_recording_belongs_to_it(
+    new_sweep: Callable[..., Sweep], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU each group would be recorded anew otherwise."""
+    sweep, asked = new_sweep(), []
+    real = units.choose_plan
+
+    def choose_plan(device: torch.device, threads: int, network: nn.Module, **how: Any) -> Any:
+        asked.append((network, how))
+        return real(device, threads, network, **how)
+
+    monkeypatch.setattr(units, "choose_plan", choose_plan)
+    sweep.evaluate(RANDOM, NO_BASELINES, NO_BASELINES.units(RANDOM))
+    assert len(asked) > 1 and all(how == {"graph": True} for _, how in asked)
+    assert all(network is asked[0][0] for network, _ in asked)
 
 
 # ------------------------------------------------------------------------------------ the trials row

@@ -69,14 +69,19 @@ def replayed(what: Hashable, work: Work, inputs: Sequence[Tensor]) -> list[Tenso
 
 
 def _record(work: Work, inputs: Sequence[Tensor]) -> _Recording | None:
+    """Where memory runs out, tried again without the recordings that were made before."""
     try:
         return _Recording(work, inputs)
     except torch.OutOfMemoryError:
-        raise
+        if not _recordings:
+            raise
     except RuntimeError as error:
         said = " ".join(str(error).split())[:200]
         _log.warning("no CUDA graph could be recorded, kernels are started one by one: %s", said)
         return None
+    forget_recordings()  # not before: the error held what had been allocated
+    torch.cuda.empty_cache()
+    return _record(work, inputs)
 
 
 def forget_recordings() -> None:

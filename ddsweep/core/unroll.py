@@ -244,7 +244,7 @@ def _train_recorded(
     inputs = [value for part in (params, *slots) for value in part.values()]
     picks = course.batches[start : start + len(rates)]
     inputs += [images, labels, picks.to(weight.device), torch.stack(one_each).to(weight.device)]
-    what = ("train", network, batching, loop.optimizer, number)
+    what = ("train", network, tuple(names), batching, loop.optimizer, number)
     found = iter(replayed(what, work, [value.detach() for value in inputs]))
     weights, *after = ({name: next(found) for name in names} for _ in range(sets))
     return weights, tuple(after)

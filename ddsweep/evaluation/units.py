@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from ddsweep.catalog import SPEC_VERSION, EvaluationSpec, EvalUnit, TrialSpec
+from ddsweep.catalog import SPEC_VERSION, EvaluationSpec, EvalUnit, NetworkSpec, TrialSpec
 from ddsweep.core.execution import choose_plan
 from ddsweep.core.memory import is_out_of_memory
 from ddsweep.core.networks import build_network
@@ -117,6 +119,12 @@ def _unit_key(distilled: DistilledSet, evaluation: EvaluationSpec, unit: EvalUni
 # -------------------------------------------------------------------------------------- evaluating
 
 
+@lru_cache(maxsize=8)
+def _network(spec: NetworkSpec, shape: tuple[int, int, int], classes: int) -> nn.Module:
+    """The same module for all groups, since what a GPU records belongs to a module."""
+    return build_network(spec, shape, classes)
+
+
 def evaluate_unit(
     spec: TrialSpec,
     unit: EvalUnit,
@@ -137,7 +145,7 @@ def evaluate_unit(
         return path
     torch.set_num_threads(THREADS)
     used = spec if unit.changes is None else unit.changes.applied_to(spec)
-    network = build_network(used.network_spec, used.dataset.shape, used.dataset.classes)
+    network = _network(used.network_spec, used.dataset.shape, used.dataset.classes)
     plan, pool = choose_plan(device, THREADS, network, graph=True), pool_of(used, directory.pools)
     group = Group(used, unit, splits, plan, network, pool)
     try:

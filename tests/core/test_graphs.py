@@ -195,7 +195,27 @@ def test_no_memory_to_record_is_no_memory(monkeypatch: pytest.MonkeyPatch) -> No
     def refuse(*_: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
+    inputs = [torch.ones(1)]
     monkeypatch.setattr(graphs, "_Recording", refuse)
     with pytest.raises(torch.OutOfMemoryError):
-        graphs.replayed("a", lambda x: [x], [torch.ones(1)])
+        graphs.replayed("a", lambda x: [x], inputs)
     assert not graphs._recordings
+
+
+def test_recordings_make_room_for_one_that_does_not_fit_beside_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Recording:
+        def __init__(self, work: Any, inputs: Any) -> None:
+            if graphs._recordings:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+
+        def replay(self, inputs: Any) -> list[Tensor]:
+            return [inputs[0] + 1]
+
+    monkeypatch.setattr(graphs, "_Recording", Recording)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    try:
+        for what in ("a", "b", "b"):
+            assert float(graphs.replayed(what, lambda x: [x], [torch.zeros(1)])[0]) == 1
+            assert [key[0] for key in graphs._recordings] == [what]
+    finally:
+        graphs.forget_recordings()
