@@ -47,7 +47,7 @@ def pays_to_compile(device: torch.device, trial: TrialSpec) -> bool:
     """The static rule of ``compile: auto``, on the work ahead of ``trial``.
 
     As measured (docs/performance.md): on the CPU small ConvNets with their norms gain, other networks lose;
-    on a GPU a recorded graph is as fast without.
+    on a GPU a recorded graph is as fast without, and trials that record none were not measured.
     """
     if device.type != "cpu" or trial.outer_steps * trial.steps < FROM_STEPS:
         return False

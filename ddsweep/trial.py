@@ -40,6 +40,7 @@ from ddsweep.core.distill import (
 )
 from ddsweep.core.evaluate import evaluate_networks
 from ddsweep.core.execution import ExecutionPlan, more_frugal
+from ddsweep.core.graphs import has_recordings
 from ddsweep.core.memory import is_out_of_memory, keep_to_share, release_memory
 from ddsweep.core.steps import is_compile_error
 from ddsweep.cost import choose_memory, estimate
@@ -205,6 +206,8 @@ def _step_in_memory(
                 frugal = replace(plan, compile=False)
             elif not is_out_of_memory(error):
                 raise
+            elif has_recordings():  # those of validation, say; without them there may be room
+                frugal = plan
             else:
                 _, segment = choose_memory(spec, "recompute")
                 smaller = more_frugal(plan, segment, spec.models_per_step, spec.real_batch)
@@ -212,6 +215,8 @@ def _step_in_memory(
                     raise TooLargeError(_too_large(run, spec, settings, error)) from error
                 frugal = smaller
         release_memory()  # not before: the error held what the step had allocated
+        if frugal == plan:
+            continue
         run.plan, run.n_replans = frugal, run.n_replans + 1
         problem = replace(problem, plan=frugal)
         save()

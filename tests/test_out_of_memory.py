@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ import torch
 
 import ddsweep.core.distill
 import ddsweep.core.evaluate
+import ddsweep.trial
 from ddsweep.catalog import DATASETS, EvaluationSpec, TrialSpec
+from ddsweep.core import graphs
 from ddsweep.core.execution import ExecutionPlan
 from ddsweep.data.sources import Splits, load_splits
 from ddsweep.errors import TooLargeError
@@ -285,3 +288,51 @@ def test_a_group_that_fits_in_no_way_names_its_settings(monkeypatch, tmp_path, s
     assert tried == [32, 16, 8, 8, 8, 8], "then half the networks at a time, down to one"
     for part in (SPEC.trial_id, "as_distilled", "8 networks", "evaluate.group_size", "2.00 GiB"):
         assert part in str(caught.value)
+
+
+# ---------------------------------------------------------------------- memory that recordings hold
+
+
+@pytest.fixture
+def held() -> Iterator[None]:
+    """A recording of other work, as on a GPU."""
+    graphs._recordings["other work"] = None
+    yield
+    graphs.forget_recordings()
+
+
+def test_a_step_has_the_memory_of_recordings_before_it_has_another_plan(
+    held, monkeypatch, tmp_path, splits, undisturbed
+) -> None:
+    directory, out = SweepDirectory(tmp_path), torch.OutOfMemoryError("CUDA out of memory")
+    tried = run_out(monkeypatch, lambda step, plan: step == 3 and graphs.has_recordings(), out)
+    # keep_to_share forgets at the start of a trial: those of a validation come later
+    monkeypatch.setattr(ddsweep.trial, "keep_to_share", lambda *_: None)
+    assert distil_trial(SPEC, splits, directory, SETTINGS)
+    assert [plan.memory_mode for plan in tried] == ["store"] * 9 and not graphs.has_recordings()
+    assert checkpoint_of(directory)["n_replans"] == 0
+    assert_same_set(directory, undisturbed, 0)
+
+
+@pytest.mark.parametrize("where", ["training", "test pass"])
+def test_an_evaluation_has_the_memory_of_recordings_before_it_gives_up(
+    where, held, monkeypatch, tmp_path, splits, undisturbed
+) -> None:
+    name = "train_networks" if where == "training" else "_count_right"
+    real, tried = getattr(ddsweep.core.evaluate, name), []
+
+    def full(*arguments: Any, **more: Any) -> Any:
+        tried.append(graphs.has_recordings())
+        if tried[-1]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        if where == "test pass":
+            assert arguments[-1].real_chunk == 32, "as many images at a time as before"
+        return real(*arguments, **more)
+
+    monkeypatch.setattr(ddsweep.core.evaluate, name, full)
+    directory = SweepDirectory(tmp_path / "copy")
+    shutil.copytree(undisturbed.root, directory.root)
+    shutil.rmtree(directory.parts("evals"), ignore_errors=True)
+    (unit, *_) = EVALUATION.units(SPEC)
+    evaluate_unit(SPEC, unit, EVALUATION, splits, directory, torch.device("cpu"))
+    assert tried.count(True) == 1 and tried.count(False) >= 1

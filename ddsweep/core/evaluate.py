@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from ddsweep.core.derivatives import derivatives_of
 from ddsweep.core.execution import ExecutionPlan, smaller_test
+from ddsweep.core.graphs import has_recordings
 from ddsweep.core.images import normalise
 from ddsweep.core.inner import Rate
 from ddsweep.core.layers import Params
@@ -72,8 +73,8 @@ def count_right(
 
     ``pixels [N, c, h, w]`` uint8 and ``labels [N]`` on the device of ``params``; images are normalised
     and passed on in batches of ``plan.real_chunk``, to ``plan.test_block`` networks at a time; fewer where
-    memory runs out. Counts are exact, and logits equal up to rounding however many go through at a time: an
-    answer could only change where two logits are as close as that.
+    memory runs out although no recording holds any. Counts are exact, and logits equal up to rounding however
+    many go through at a time: an answer could only change where two logits are as close as that.
     """
     while True:
         try:
@@ -81,7 +82,9 @@ def count_right(
                 return _count_right(network, params, pixels, labels, mean, std, plan)
         except Exception as error:
             count = len(next(iter(params.values())))
-            smaller = smaller_test(plan, count, len(labels)) if is_out_of_memory(error) else None
+            if not is_out_of_memory(error):
+                raise
+            smaller = plan if has_recordings() else smaller_test(plan, count, len(labels))
             if smaller is None:
                 raise
         release_memory()  # not before: the error held what had been allocated

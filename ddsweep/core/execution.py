@@ -31,8 +31,8 @@ class ExecutionPlan:
     of the threads. With ``compile`` each inner step, the way back through it and the pass over real images
     are compiled (`ddsweep.core.steps`), and nothing is kept of a step but where it began. ``precision`` is
     ``full``, ``tf32`` or ``bf16`` (`ddsweep.core.precision`); with ``channels_last`` autograd's images have
-    their channels innermost in memory. With ``graph`` a GPU records an outer gradient once and replays it
-    (`ddsweep.core.graphs`)."""
+    their channels innermost in memory. With ``graph`` a GPU records an outer gradient once and replays
+    it, and the training of networks that are judged, too (`ddsweep.core.graphs`)."""
 
     device: str = "cpu"
     threads: int = 1

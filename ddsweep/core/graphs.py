@@ -9,11 +9,12 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
 
-__all__ = ["forget_recordings", "replayed"]
+__all__ = ["forget_recordings", "has_recordings", "replayed"]
 
 MOST_KEPT = 8
 """Recordings of a process; each holds the memory of what it records."""
@@ -23,22 +24,38 @@ _log = logging.getLogger(__name__)
 Work = Callable[..., Sequence[Tensor]]
 
 
+class _UnfitError(Exception):
+    """Work that cannot be part of a CUDA graph."""
+
+
+@cache
+def _beside() -> torch.cuda.Stream:
+    """One for all warm-ups: each stream has a workspace of the matrix library, which it keeps."""
+    return torch.cuda.Stream()  # type: ignore[no-untyped-call]
+
+
 class _Recording:
-    """Raises `RuntimeError` for work that cannot be part of a CUDA graph."""
+    """Raises `_UnfitError`, and what ``work`` raises on its own."""
 
     def __init__(self, work: Work, inputs: Sequence[Tensor]) -> None:
         self.inputs = [torch.empty_like(value, memory_format=torch.contiguous_format) for value in inputs]
         torch._foreach_copy_(self.inputs, list(inputs))
-        here, beside = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        here, beside = torch.cuda.current_stream(), _beside()
         beside.wait_stream(here)
-        with torch.cuda.stream(beside):  # loads kernels, makes handles and workspaces, compiles
-            work(*self.inputs)
-        here.wait_stream(beside)
+        try:
+            with torch.cuda.stream(beside):  # loads kernels, makes handles and workspaces, compiles
+                work(*self.inputs)
+        finally:
+            here.wait_stream(beside)
         self.graph = torch.cuda.CUDAGraph()
         try:
             # Another thread may use the GPU meanwhile: that is none of this recording.
             with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
                 self.outputs = list(work(*self.inputs))
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise _UnfitError(" ".join(str(error).split())[:200]) from error
         finally:
             torch.cuda.set_stream(here)  # torch leaves that of a recording that failed
 
@@ -75,13 +92,17 @@ def _record(work: Work, inputs: Sequence[Tensor]) -> _Recording | None:
     except torch.OutOfMemoryError:
         if not _recordings:
             raise
-    except RuntimeError as error:
-        said = " ".join(str(error).split())[:200]
-        _log.warning("no CUDA graph could be recorded, kernels are started one by one: %s", said)
+    except _UnfitError as error:
+        _log.warning("no CUDA graph could be recorded, kernels are started one by one: %s", error)
         return None
     forget_recordings()  # not before: the error held what had been allocated
     torch.cuda.empty_cache()
     return _record(work, inputs)
+
+
+def has_recordings() -> bool:
+    """Whether there are any, whose memory others could have."""
+    return bool(_recordings)
 
 
 def forget_recordings() -> None:

@@ -63,7 +63,7 @@ def added(left: Params, right: Params) -> Params:
 def _dot(left: Params, right: Params) -> Tensor:
     """Inner product of each network, ``[K]``."""
     if next(iter(left.values())).is_cuda:  # four kernels, not one and more for each tensor
-        a, b = (torch.cat([value.flatten(1) for value in side.values()], 1) for side in (left, right))
+        a, b = (torch.cat([side[n].flatten(1) for n in left], 1) for side in (left, right))
         return (a * b).sum(1)
     products = [torch.bmm(left[n].flatten(1)[:, None], right[n].flatten(1)[:, :, None]) for n in left]
     return torch.stack(products).sum(0).view(-1)
@@ -78,11 +78,6 @@ class InnerOptimizer:
 
     BETAS = (0.9, 0.999)
     EPSILON = 1e-8
-
-    @property
-    def counts_steps(self) -> bool:
-        """Whether an update depends on the number of its step."""
-        return self.kind == "adam"
 
     def start(self, params: Params) -> Slots:
         """Slots before the first step: zeros."""

@@ -91,16 +91,17 @@ class _Columns:
         return self.matrix[:, :, start : start + self.length]
 
     def kept(self) -> _Columns:
-        """What `_by_weight` needs of them: on a GPU the images alone."""
-        if not self.matrix.is_cuda:
-            return self
-        return _Columns(self.matrix.new_empty(1, 0, 0), self.images, self.parts, self.row, self.length)
+        """What `_by_weight` needs of them: on a GPU the images alone, else the matrix."""
+        gpu = self.matrix.is_cuda
+        matrix, images = (self.matrix.new_empty(1, 0, 0), self.images) if gpu else (self.matrix, ())
+        return _Columns(matrix, images, self.parts, self.row, self.length)
 
     def half(self, which: int) -> _Columns:
         """Those of the first or the second of two images that were gathered together."""
         channels = self.matrix.shape[1] // 2
         matrix = self.matrix[:, which * channels : (which + 1) * channels]
-        return _Columns(matrix, (self.images[which],), self.parts, self.row, self.length)
+        images = self.images[which : which + 1]
+        return _Columns(matrix, images, self.parts, self.row, self.length)
 
 
 def _gather(images: Sequence[Tensor], size: int) -> _Columns:

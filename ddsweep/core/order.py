@@ -14,7 +14,8 @@ __all__ = ["Course", "draw_course", "fixed_course", "rate_index"]
 @dataclass(frozen=True)
 class Course:
     """Of each inner step t: ``batches [T, K or 1, n]``, which of the S*n images are used, and
-    ``rates [T, K or 1]``, which rate. One row where all networks go the same way. On the CPU."""
+    ``rates [T, K or 1]``, which rate. One row where all networks go the same way. On the CPU,
+    but in what a GPU records."""
 
     batches: Tensor
     rates: Tensor

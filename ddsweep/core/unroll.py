@@ -200,9 +200,10 @@ def _take_steps(
     slots: Slots,
     rates: Sequence[Rate],
     start: int,
-    number: int,
+    number: Any,
 ) -> tuple[Params, Slots]:
-    """Steps on the batches from ``start`` on; for the optimiser they are steps ``number`` and after."""
+    """Steps on the batches from ``start`` on; for the optimiser they are steps ``number`` (an int, or a
+    float64 tensor, in which Adam's corrections are exact) and after."""
     for i, rate in enumerate(rates):
         gradient, _ = math.gradient(params, *batches.at(start + i), False)
         params, slots = optimizer.update(params, slots, gradient, rate, number + i)
@@ -225,10 +226,9 @@ def _train_recorded(
     if loop.augment is not None:
         raise ValueError("graph: an augmentation is another one in every step and cannot be recorded")
     names, weight, sets = list(params), next(iter(params.values())), 1 + len(slots)
-    number = start if loop.optimizer.counts_steps else 0
 
     def work(*tensors: Tensor) -> list[Tensor]:
-        *values, x, y, picks, numbers = tensors
+        *values, x, y, picks, numbers, first = tensors
         weights, *state = (
             dict(zip(names, values[i * len(names) : (i + 1) * len(names)], strict=True)) for i in range(sets)
         )
@@ -236,7 +236,7 @@ def _train_recorded(
         rate_of_step = [numbers[i].view(-1) for i in range(len(numbers))]
         weights, after = _take_steps(
             derivatives_of(network, batching),
-            *(batches, loop.optimizer, weights, tuple(state), rate_of_step, 0, number),
+            *(batches, loop.optimizer, weights, tuple(state), rate_of_step, 0, first),
         )
         return [value for part in (weights, *after) for value in part.values()]
 
@@ -244,7 +244,8 @@ def _train_recorded(
     inputs = [value for part in (params, *slots) for value in part.values()]
     picks = course.batches[start : start + len(rates)]
     inputs += [images, labels, picks.to(weight.device), torch.stack(one_each).to(weight.device)]
-    what = ("train", network, tuple(names), batching, loop.optimizer, number)
+    inputs.append(torch.full((), start, dtype=torch.float64, device=weight.device))
+    what = ("train", network, tuple(names), batching, loop.optimizer)
     found = iter(replayed(what, work, [value.detach() for value in inputs]))
     weights, *after = ({name: next(found) for name in names} for _ in range(sets))
     return weights, tuple(after)

@@ -13,7 +13,8 @@ from torch import nn
 
 from ddsweep.catalog import SPEC_VERSION, EvaluationSpec, EvalUnit, NetworkSpec, TrialSpec
 from ddsweep.core.execution import choose_plan
-from ddsweep.core.memory import is_out_of_memory
+from ddsweep.core.graphs import has_recordings
+from ddsweep.core.memory import is_out_of_memory, release_memory
 from ddsweep.core.networks import build_network
 from ddsweep.data.sources import Splits
 from ddsweep.distilled import DistilledSet
@@ -148,22 +149,31 @@ def evaluate_unit(
     network = _network(used.network_spec, used.dataset.shape, used.dataset.classes)
     plan, pool = choose_plan(device, THREADS, network, graph=True), pool_of(used, directory.pools)
     group = Group(used, unit, splits, plan, network, pool)
-    try:
-        rows = _rows(spec, group, distilled, evaluation, directory)
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        said = " ".join(str(error).split())[:200] or type(error).__name__
-        more = "a larger evaluate.gpus" if device.type == "cuda" else "fewer evaluate.shards"
-        raise TooLargeError(
-            f"evaluation of {spec.trial_id} under {unit.protocol}: {len(group.indices)} networks that are "
-            f"trained together do not fit the memory of {device.type}; set {more} or a smaller "
-            f"evaluate.group_size ({said})"
-        ) from error
+    rows: list[dict[str, Any]] | None = None
+    while rows is None:
+        try:
+            rows = _rows(spec, group, distilled, evaluation, directory)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            if not has_recordings():
+                raise TooLargeError(_too_large(spec, group, device, error)) from error
+        if rows is None:  # what other groups were trained by may have been in the way
+            release_memory()
     rows = [{**row, "trial_id": spec.trial_id} for row in rows]
     metadata = {"unit": key, "host": environment()["host"]}  # not a column: rows do not depend on it
     write_part(path, rows, EVALS, directory.temporary, metadata)
     return path
+
+
+def _too_large(spec: TrialSpec, group: Group, device: torch.device, error: Exception) -> str:
+    said = " ".join(str(error).split())[:200] or type(error).__name__
+    more = "a larger evaluate.gpus" if device.type == "cuda" else "fewer evaluate.shards"
+    return (
+        f"evaluation of {spec.trial_id} under {group.unit.protocol}: {len(group.indices)} networks that are "
+        f"trained together do not fit the memory of {device.type}; set {more} or a smaller "
+        f"evaluate.group_size ({said})"
+    )
 
 
 def _rows(

@@ -223,13 +223,19 @@ def _distil(folder: str, stop_file: str, trial_id: str) -> str:
     return f"distilled in {time.monotonic() - begun:.1f} s" if whole else "drained"
 
 
+@cache
+def _share(device: str, gpus: float) -> None:
+    """Once for a process, which evaluates and does nothing else: anew, it would forget what it recorded."""
+    keep_to_share(device, gpus)
+
+
 def _evaluate(folder: str, stop_file: str, trial_id: str, number: int) -> str:
     if Path(stop_file).exists():
         return "drained"
     work = _work(folder)
     spec, evaluation = work.trial(trial_id), work.sweep.evaluate.spec()
     device = pick_device(work.sweep.resources.device, work.eval_gpus)
-    keep_to_share(device.type, work.eval_gpus)
+    _share(device.type, work.eval_gpus)
     unit, splits = evaluation.units(spec)[number], _splits(folder, splits_key(spec))
     evaluate_unit(spec, unit, evaluation, splits, work.launch.directory, device)
     return "evaluated"

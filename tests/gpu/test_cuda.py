@@ -1,4 +1,4 @@
-"""What only CUDA has: compiled steps and their graphs, roundings, and the memory of a part of a GPU."""
+"""What only CUDA has: graphs, roundings, the memory of a part of a GPU; and compiled steps there."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_a_replayed_graph_is_the_outer_gradient_of_what_goes_in(
         expected = outer_gradient(*arguments, replace(plan, graph=False), loop=loop)
         found = outer_gradient(*arguments, plan, loop=loop)
         for name in ("losses", "images", "raw_rates", *(["labels"] if turn == 2 else [])):
-            # Kernels of AlexCifarNet sum in any order, and Adam divides by the root of small squares.
+            # A rate is a number without a graph and a tensor with one, and Adam divides by small roots.
             apart = relative(getattr(found, name), getattr(expected, name).cpu())
             assert apart < (1e-8 if optimizer == "adam" else 1e-11), (turn, name)
     forget_recordings()
@@ -89,6 +89,21 @@ def test_the_same_outer_gradient_has_the_same_bits(text, shape, rate, graph) -> 
     forget_recordings()
 
 
+@pytest.mark.parametrize(
+    "how", [{"precision": "tf32"}, {"precision": "bf16"}, {"real_chunk": 8, "real_block": 2}], ids=str
+)
+def test_other_plans_are_recorded_as_they_are(how) -> None:
+    """In lower precision and in the pieces of a plan that saves memory."""
+    network = problem("lenet", (1, 28, 28), DEVICE)[0]
+    plan = replace(choose_plan(DEVICE, 1, network, graph=True), **how)
+    for turn in range(2):
+        arguments = [network, *changing("lenet", (1, 28, 28), turn, 0.1, dtype=torch.float32)[1:]]
+        expected = outer_gradient(*arguments, replace(plan, graph=False))
+        # Not equal: a rate is a number in one of them.
+        assert relative(outer_gradient(*arguments, plan).images, expected.images.cpu()) < 0.05, turn
+    forget_recordings()
+
+
 @pytest.mark.parametrize("optimizer", ["gd", "adam"])
 @pytest.mark.parametrize(("text", "shape", "rate"), NETWORKS)
 def test_training_by_graphs_is_training(text, shape, rate, optimizer, monkeypatch) -> None:
@@ -116,8 +131,8 @@ def test_forgotten_recordings_give_their_memory_back() -> None:
         release_memory()
         reserved.append(torch.cuda.memory_reserved())
         assert reserved[-1] < held
-    workspace = 2**25  # of the matrix library, for each stream that is new; torch has a pool of those
-    assert reserved[-1] <= reserved[0] + 3 * workspace
+    workspace = 2**25  # of the matrix library, for a stream that is new
+    assert reserved[-1] <= reserved[0] + workspace
 
 
 def test_what_cannot_be_recorded_is_done_without_and_leaves_the_gpu_usable(caplog) -> None:
@@ -133,7 +148,7 @@ def test_what_cannot_be_recorded_is_done_without_and_leaves_the_gpu_usable(caplo
     forget_recordings()
 
 
-def test_a_trial_by_graphs_is_the_trial_without_and_goes_on_bit_for_bit(tmp_path) -> None:
+def test_a_trial_by_graphs_is_the_trial_without_and_goes_on_bit_for_bit(tmp_path, monkeypatch) -> None:
     from ddsweep.data.sources import load_splits
     from ddsweep.results.layout import SweepDirectory
     from ddsweep.trial import distil_trial, read_distilled
@@ -144,7 +159,7 @@ def test_a_trial_by_graphs_is_the_trial_without_and_goes_on_bit_for_bit(tmp_path
         network="convnet(depth=1,width=8,norm=none)",
         **{"images_per_class": 2, "inner_steps": 2, "inner_epochs": 2, "inner_lr": 0.1, "order": "shuffled"},
         **{"outer_steps": 6, "models_per_step": 3, "real_batch": 64, "selection_networks": 2},
-        **{"validate_every": 3, "labels": "soft", "real_batch_mode": "per_network"},
+        **{"validate_every": 3, "labels": "soft", "real_batch_mode": "per_network", "dtype": "float64"},
     )
     settings = TrialSettings(device="cuda", compile="off", checkpoint_every=1)
     assert first_plan(spec, settings).graph
@@ -158,6 +173,10 @@ def test_a_trial_by_graphs_is_the_trial_without_and_goes_on_bit_for_bit(tmp_path
     found, expected = read_distilled(spec, killed), read_distilled(spec, whole)
     assert expected.provenance["n_replans"] == 0
     assert torch.equal(found.images, expected.images) and torch.equal(found.labels, expected.labels)
+    monkeypatch.setattr("ddsweep.trial_plan._records_a_graph", lambda spec: False)
+    without = SweepDirectory(tmp_path / "without")
+    assert not first_plan(spec, settings).graph and distil_trial(spec, splits, without, settings)
+    assert relative(read_distilled(spec, without).images, expected.images) < 1e-6
 
 
 @pytest.mark.parametrize("graph", [False, True], ids=["no graph", "graph"])
