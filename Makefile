@@ -9,8 +9,14 @@ BIN := .venv/bin
 # Written last: a set-up that was interrupted is done again.
 STAMP := .venv/.installed
 
-# Tests that start a Ray or a Slurm, which is mostly waiting, one after the other; beside them all others.
-TWO := -n 2 --dist loadgroup
+# Tests that start a Ray or a Slurm, one after the other: it is mostly waiting. Beside them all others, whose
+# report comes last.
+define two_at_a_time
+	log=$$(mktemp); trap 'kill $$others 2>/dev/null; rm -f "$$log"' EXIT; trap 'exit 130' INT TERM; \
+	$(BIN)/python -m pytest -m "$(1) not (ray or cluster)" >"$$log" 2>&1 & others=$$!; \
+	$(BIN)/python -m pytest -m "$(1) (ray or cluster)"; first=$$?; \
+	wait $$others; second=$$?; cat "$$log"; exit $$((first | second))
+endef
 
 # For tests/cluster: Slurm, its accounting, what makes nodes of namespaces, and what looks at the metrics.
 CLUSTER_PACKAGES := slurmd slurmctld slurm-client munge slurmdbd slurm-wlm-mysql-plugin mariadb-server \
@@ -38,10 +44,10 @@ quickstart: $(STAMP)
 	$(BIN)/ddsweep run sweeps/quickstart.yaml
 
 test: $(STAMP)
-	$(BIN)/python -m pytest $(TWO) -m "not slow"
+	@$(call two_at_a_time,not slow and)
 
 test-full: $(STAMP)
-	$(BIN)/python -m pytest $(TWO)
+	@$(call two_at_a_time,)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -13,15 +13,6 @@ import pytest
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With pytest-xdist, what starts a Ray or a Slurm stays in one process: one of them at a time. First, for
-    that is when xdist looks; but after tests/cluster, which has its own say on what is a cluster's."""
-    for item in items:
-        if item.get_closest_marker("ray") or item.get_closest_marker("cluster"):
-            item.add_marker(pytest.mark.xdist_group("ray"))
-
-
 @pytest.fixture(scope="session")
 def environment() -> dict[str, str]:
     """The environment of a user without settings of ddsweep's or Ray's own."""
