@@ -58,7 +58,7 @@ def test_a_replayed_graph_is_the_outer_gradient_of_what_goes_in(
         expected = outer_gradient(*arguments, replace(plan, graph=False), loop=loop)
         found = outer_gradient(*arguments, plan, loop=loop)
         for name in ("losses", "images", "raw_rates", *(["labels"] if turn == 2 else [])):
-            # A rate is a number without a graph and a tensor with one, and Adam divides by small roots.
+            # Adam divides by the roots of small squares, which makes much of a rounding.
             apart = relative(getattr(found, name), getattr(expected, name).cpu())
             assert apart < (1e-8 if optimizer == "adam" else 1e-11), (turn, name)
     forget_recordings()
@@ -99,7 +99,7 @@ def test_other_plans_are_recorded_as_they_are(how) -> None:
     for turn in range(2):
         arguments = [network, *changing("lenet", (1, 28, 28), turn, 0.1, dtype=torch.float32)[1:]]
         expected = outer_gradient(*arguments, replace(plan, graph=False))
-        # Not equal: a rate is a number in one of them.
+        # A rounding on its way may turn a ReLU; a plan that was not recorded would be far off.
         assert relative(outer_gradient(*arguments, plan).images, expected.images.cpu()) < 0.05, turn
     forget_recordings()
 
