@@ -59,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--baseline-networks", type=positive, default=4, help="of each group, by the plain loop"
     )
     parser.add_argument("--test-images", type=positive, default=10000, help="test images, at most")
+    parser.add_argument("--no-compile", action="store_true", help="the engine's test pass by torch alone")
     o, dataset = parse_options(parser, argv, QUICK)
     if o.networks % min(o.group_size, o.networks):
         parser.error("--networks must be a multiple of --group-size: groups of one size have one speed")
@@ -85,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def engine(count: int, threads: int, repeat: int = 0) -> Evaluation:
         start = repeat % groups * size
         some = {name: value[start : start + count] for name, value in params.items()}
-        plan = choose_plan(device, threads, network, graph=True)
+        plan = choose_plan(device, threads, network, graph=True, native=not o.no_compile)
         return evaluate_networks(
             *(network, some, images, labels, rates, [steps], pixels, targets, data.mean, data.std, plan)
         )
@@ -132,6 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for other in (baseline, best)
     )
     agree = apart < TOLERANCE
+    native = choose_plan(device, threads, network, native=not o.no_compile).native
     flops = forward_flops(o.network, dataset.shape, dataset.classes) * (
         3 * steps * labels.shape[1] + len(targets)
     )
@@ -139,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     print(
         f"engine      {found.median:.4f} s per network, {threads} threads, {repeats} groups timed, "
-        f"{gflops:.1f} GFLOP/s"
+        f"{gflops:.1f} GFLOP/s, test pass {'compiled' if native else 'by torch'}"
     )
     for batch, other, r in ((STANDARD_BATCH, baseline, ratio), (best_batch, best, ratio_best)):
         print(
@@ -180,6 +182,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "threads": threads,
                 "baseline_threads": plain_threads,
                 "gflops": gflops,
+                "native": native,
                 "accuracy": statistics.mean(ours),
                 "accuracy_difference": apart,
                 "agree": agree,

@@ -1,4 +1,4 @@
-"""Whether a trial's inner steps are compiled, and where what was compiled is kept.
+"""Whether a trial's inner steps are compiled, and where what torch compiled is kept.
 
 torch keeps compiled code, and pickles that tell of it, in a folder that the next process takes them from. By
 default that is in the machine's temporary folder; here it is one of the user's own, closed to others.
@@ -7,13 +7,11 @@ default that is in the machine's temporary folder; here it is one of the user's 
 from __future__ import annotations
 
 import os
-import shutil
-import stat
-from pathlib import Path
 
 import torch
 
 from ddsweep.catalog import TrialSpec, forward_flops
+from ddsweep.core.native import COMPILERS, find_compiler, private_folder
 from ddsweep.errors import UserError
 
 __all__ = ["check_compiler", "compiles", "pays_to_compile", "prepare_compilation"]
@@ -25,18 +23,11 @@ SMALL_PASS = 15e6
 """Operations of a forward pass of all networks over one distilled batch, on the CPU: where they are fewer,
 the calls between them take most of the time."""
 
-_COMPILERS = ("c++", "g++", "clang++")
-
-
-def _compiler() -> str | None:
-    own = os.environ.get("CXX")
-    return next((path for name in ([own] if own else _COMPILERS) if (path := shutil.which(name))), None)
-
 
 def check_compiler(setting: str) -> None:
     """Raises `UserError` if ``resources.compile`` is ``on`` and there is no C++ compiler here."""
-    if setting == "on" and _compiler() is None:
-        looked = f"CXX, {os.environ['CXX']!r}" if os.environ.get("CXX") else ", ".join(_COMPILERS)
+    if setting == "on" and find_compiler() is None:
+        looked = f"CXX, {os.environ['CXX']!r}" if os.environ.get("CXX") else ", ".join(COMPILERS)
         raise UserError(
             f"resources.compile: on, but there is no C++ compiler here (looked for {looked}); install one "
             "or set compile: off"
@@ -62,7 +53,7 @@ def compiles(setting: str, device: torch.device, trial: TrialSpec) -> bool:
     compiler; ``on`` raises `UserError` there."""
     check_compiler(setting)
     if setting == "auto":
-        return pays_to_compile(device, trial) and _compiler() is not None
+        return pays_to_compile(device, trial) and find_compiler() is not None
     return setting == "on"
 
 
@@ -71,20 +62,6 @@ def prepare_compilation() -> None:
     Raises `UserError` for a folder that others may write to: what lies there is run."""
     if "TORCHINDUCTOR_CACHE_DIR" in os.environ:
         return
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = base / "ddsweep" / "compiled"
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = folder.stat()
-    except OSError as error:
-        raise UserError(
-            f"resources.compile: {folder} cannot be made ({error.strerror}); set XDG_CACHE_HOME or "
-            "TORCHINDUCTOR_CACHE_DIR to a folder of your own, or compile: off"
-        ) from error
-    if found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o077:
-        raise UserError(
-            f"resources.compile: {folder} is open to others, and what lies there is run; `chmod 700` it, set "
-            "TORCHINDUCTOR_CACHE_DIR to a folder of your own, or compile: off"
-        )
+    folder = private_folder()
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
     os.environ.setdefault("TRITON_CACHE_DIR", str(folder / "triton"))

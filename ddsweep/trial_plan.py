@@ -76,6 +76,7 @@ def first_plan(spec: TrialSpec, settings: TrialSettings) -> ExecutionPlan:
         precision=precision_of(spec.dtype),
         channels_last=settings.channels_last,
         graph=_records_a_graph(spec),
+        native=settings.compile != "off",
     )
 
 

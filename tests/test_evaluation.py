@@ -267,7 +267,7 @@ def test_groups_have_one_module_for_a_recording_belongs_to_it(
 
     monkeypatch.setattr(units, "choose_plan", choose_plan)
     sweep.evaluate(RANDOM, NO_BASELINES, NO_BASELINES.units(RANDOM))
-    assert len(asked) > 1 and all(how == {"graph": True} for _, how in asked)
+    assert len(asked) > 1 and all(how == {"graph": True, "native": True} for _, how in asked)
     assert all(network is asked[0][0] for network, _ in asked)
 
 

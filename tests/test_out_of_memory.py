@@ -251,8 +251,8 @@ def run_out_in_tests(monkeypatch: pytest.MonkeyPatch, most: int) -> list[int]:
     real, tried = ddsweep.core.evaluate._count_right, []
 
     def count_right(*arguments: Any) -> Any:
-        tried.append(arguments[-1].real_chunk)
-        if arguments[-1].real_chunk > most:
+        tried.append(arguments[-1].test_chunk)
+        if arguments[-1].test_chunk > most:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         return real(*arguments)
 
@@ -326,7 +326,7 @@ def test_an_evaluation_has_the_memory_of_recordings_before_it_gives_up(
         if tried[-1]:
             raise torch.OutOfMemoryError("CUDA out of memory")
         if where == "test pass":
-            assert arguments[-1].real_chunk == 32, "as many images at a time as before"
+            assert arguments[-1].test_chunk == 32, "as many images at a time as before"
         return real(*arguments, **more)
 
     monkeypatch.setattr(ddsweep.core.evaluate, name, full)

@@ -16,6 +16,7 @@ from ddsweep.core.images import normalise
 from ddsweep.core.inner import Rate
 from ddsweep.core.layers import Params
 from ddsweep.core.memory import is_out_of_memory, release_memory
+from ddsweep.core.native import native_logits
 from ddsweep.core.order import rate_index
 from ddsweep.core.precision import products
 from ddsweep.core.teams import in_teams
@@ -72,7 +73,7 @@ def count_right(
     and ``[K, classes, classes + 1]``.
 
     ``pixels [N, c, h, w]`` uint8 and ``labels [N]`` on the device of ``params``; images are normalised
-    and passed on in batches of ``plan.real_chunk``, to ``plan.test_block`` networks at a time; fewer where
+    and passed on in batches of ``plan.test_chunk``, to ``plan.test_block`` networks at a time; fewer where
     memory runs out although no recording holds any. Counts are exact, and logits equal up to rounding however
     many go through at a time: an answer could only change where two logits are as close as that.
     """
@@ -102,17 +103,19 @@ def _count_right(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`count_right` as the plan says, whatever it takes."""
     weight = next(iter(params.values()))
-    math, count = derivatives_of(network, plan.real_batching), len(weight)
+    native = native_logits(network) if plan.native and weight.dtype == torch.float32 else None
+    logits_of = (native or derivatives_of(network, plan.real_batching)).logits
+    count = len(weight)
     blocks = [slice(first, first + plan.test_block) for first in range(0, count, plan.test_block)]
     confusion: Tensor | None = None
     loss = torch.zeros(count, dtype=torch.float64, device=weight.device)
     finite = torch.ones(count, dtype=torch.bool, device=weight.device)
     with torch.no_grad():
-        for start in range(0, len(labels), plan.real_chunk):
-            batch = slice(start, start + plan.real_chunk)
+        for start in range(0, len(labels), plan.test_chunk):
+            batch = slice(start, start + plan.test_chunk)
             x = normalise(pixels[batch], mean, std, weight.dtype)
             logits = torch.cat(
-                [math.logits({name: value[block] for name, value in params.items()}, x) for block in blocks]
+                [logits_of({name: value[block] for name, value in params.items()}, x) for block in blocks]
             )
             y = labels[batch].expand(count, -1)
             usable = torch.isfinite(logits).all(-1)

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ddsweep.core.native import native_logits
+
 __all__ = ["ExecutionPlan", "choose_plan", "more_frugal", "smaller_test"]
 
 SMALLEST_CHUNK = 8
@@ -27,7 +29,8 @@ class ExecutionPlan:
     large real batches: ``explicit`` (derivatives written out), or autograd under ``vmap`` or in a ``loop``.
     ``real_block`` networks and ``real_chunk`` real images go through at a time. ``threads`` is the number of
     CPU threads, ``device`` a torch device type. Without gradients, in the test pass, as many as
-    ``test_block`` networks go through at a time. The networks are dealt out to ``teams``, each with its part
+    ``test_block`` networks and ``test_chunk`` images go through at a time; with ``native`` by compiled code
+    (`ddsweep.core.native`). The networks are dealt out to ``teams``, each with its part
     of the threads. With ``compile`` each inner step, the way back through it and the pass over real images
     are compiled (`ddsweep.core.steps`), and nothing is kept of a step but where it began. ``precision`` is
     ``full``, ``tf32`` or ``bf16`` (`ddsweep.core.precision`); with ``channels_last`` autograd's images have
@@ -43,6 +46,8 @@ class ExecutionPlan:
     real_block: int = 1
     segment: int = 1
     test_block: int = 1
+    test_chunk: int = 256
+    native: bool = False
     teams: int = 1
     compile: bool = False
     precision: str = "full"
@@ -78,13 +83,16 @@ def choose_plan(
     precision: str = "full",
     channels_last: bool = False,
     graph: bool = False,
+    native: bool = False,
 ) -> ExecutionPlan:
     """The static rule. Networks whose layers are written out are computed so, a few at a time on the real
     images of the CPU, whose cache they then fit: four with 32 images, one or two ``networks`` with more.
     Other networks have wide convolutions, with which the CPU is busy one network at a time, and so is a GPU
     on the many real images; the few distilled ones it takes for all networks at once. Compiled code is one
-    team's, for each has modules of its own. Only CUDA has graphs: elsewhere ``graph`` has no effect."""
+    team's, for each has modules of its own. Only CUDA has graphs: elsewhere ``graph`` has no effect. A
+    ``native`` test pass needs code for the network, and a compiler; its images need not fit the cache."""
     explicit = hasattr(network, "layers")
+    native = native and device.type == "cpu" and native_logits(network) is not None
     how = ExecutionPlan(
         device=device.type,
         threads=threads,
@@ -103,6 +111,7 @@ def choose_plan(
             real_chunk=1024,
             real_block=2**31,
             test_block=2**31,
+            test_chunk=1024,
         )
     how = replace(how, teams=1 if compile else threads)
     if explicit:
@@ -114,8 +123,10 @@ def choose_plan(
             real_chunk=chunk,
             real_block=4,
             test_block=16,
+            test_chunk=256 if native else chunk,
+            native=native,
         )
-    return replace(how, inner_batching="loop", real_batching="loop", real_chunk=128)
+    return replace(how, inner_batching="loop", real_batching="loop", real_chunk=128, test_chunk=128)
 
 
 def more_frugal(plan: ExecutionPlan, segment: int, networks: int, images: int) -> ExecutionPlan | None:
@@ -138,8 +149,8 @@ def more_frugal(plan: ExecutionPlan, segment: int, networks: int, images: int) -
 def smaller_test(plan: ExecutionPlan, networks: int, images: int) -> ExecutionPlan | None:
     """The next plan for a test pass of ``networks`` over ``images`` that ran out of memory under ``plan``:
     half the images at a time, then half the networks; None after the last one."""
-    if (chunk := min(plan.real_chunk, images)) > SMALLEST_CHUNK:
-        return replace(plan, real_chunk=max(SMALLEST_CHUNK, chunk // 2))
+    if (chunk := min(plan.test_chunk, images)) > SMALLEST_CHUNK:
+        return replace(plan, test_chunk=max(SMALLEST_CHUNK, chunk // 2))
     if (block := min(plan.test_block, networks)) > 1:
         return replace(plan, test_block=block // 2)
     return None

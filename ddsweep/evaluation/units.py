@@ -133,8 +133,11 @@ def evaluate_unit(
     splits: Splits,
     directory: SweepDirectory,
     device: torch.device,
+    *,
+    compile: str = "auto",
 ) -> Path:
-    """Compute one unit of a distilled trial, baselines included, and write its part.
+    """Compute one unit of a distilled trial, baselines included, and write its part. Under ``compile: off``
+    the test pass is not compiled either.
 
     Returns the part's path; does nothing if the part is current. Raises `CheckpointError` if the
     distilled set is missing or torn, and `TooLargeError` if the group does not fit the memory there is:
@@ -147,7 +150,8 @@ def evaluate_unit(
     torch.set_num_threads(THREADS)
     used = spec if unit.changes is None else unit.changes.applied_to(spec)
     network = _network(used.network_spec, used.dataset.shape, used.dataset.classes)
-    plan, pool = choose_plan(device, THREADS, network, graph=True), pool_of(used, directory.pools)
+    plan = choose_plan(device, THREADS, network, graph=True, native=compile != "off")
+    pool = pool_of(used, directory.pools)
     group = Group(used, unit, splits, plan, network, pool)
     rows: list[dict[str, Any]] | None = None
     while rows is None:

@@ -237,5 +237,6 @@ def _evaluate(folder: str, stop_file: str, trial_id: str, number: int) -> str:
     device = pick_device(work.sweep.resources.device, work.eval_gpus)
     _share(device.type, work.eval_gpus)
     unit, splits = evaluation.units(spec)[number], _splits(folder, splits_key(spec))
-    evaluate_unit(spec, unit, evaluation, splits, work.launch.directory, device)
+    compile = work.sweep.resources.compile
+    evaluate_unit(spec, unit, evaluation, splits, work.launch.directory, device, compile=compile)
     return "evaluated"

@@ -85,12 +85,14 @@ class EvalShard:
         directory: SweepDirectory,
         device: str,
         gpus: float,
+        compile: str,
     ) -> None:
         self._label = label
         self._splits: dict[str, Splits] = {}
         self._evaluation = evaluation
         self._directory = directory
         self._asked = device, gpus
+        self._compile = compile
         self._device: torch.device | None = None
 
     def __repr__(self) -> str:  # what the dashboard and the logs call it
@@ -116,7 +118,8 @@ class EvalShard:
         device, key = self._on_device(), splits_key(spec)
         if key not in self._splits:
             self._splits[key] = get_splits(shared)
-        evaluate_unit(spec, unit, self._evaluation, self._splits[key], self._directory, device)
+        splits, directory = self._splits[key], self._directory
+        evaluate_unit(spec, unit, self._evaluation, splits, directory, device, compile=self._compile)
 
 
 @dataclass
@@ -157,6 +160,7 @@ class EvalPool:
         *,
         device: str,
         gpus: float,
+        compile: str = "auto",
         on_state: Callable[[str, State], None],
         earlier: Mapping[str, Sequence[Path]] | None = None,
     ) -> None:
@@ -175,7 +179,7 @@ class EvalPool:
                 max_task_retries=0,
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=True),
             )
-            .remote(f"eval shard {shard} of {sweep}", evaluation, directory, device, gpus)
+            .remote(f"eval shard {shard} of {sweep}", evaluation, directory, device, gpus, compile)
             for shard, node in enumerate(nodes)
         ]
         self._waiting: deque[_Task] = deque()

@@ -334,6 +334,7 @@ def run_sweep(
             directory,
             device=resources.device,
             gpus=placement.gpus,
+            compile=resources.compile,
             on_state=board.set_state,
             earlier=_earlier_evals(missing, directory),
         )

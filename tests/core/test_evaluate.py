@@ -56,7 +56,7 @@ def heldout(count: int, text: str = "convnet(width=6)", dtype: torch.dtype = tor
 def evaluate(
     network, params, trained_set, test_split, *, rates=RATES, steps=(0, 2, 4), plan=None
 ) -> Evaluation:
-    plan = plan or ExecutionPlan(real_chunk=64)
+    plan = plan or ExecutionPlan(test_chunk=64)
     return evaluate_networks(network, params, *trained_set, rates, steps, *test_split, MEAN, STD, plan)
 
 
@@ -78,7 +78,7 @@ def rows(params, picks):
 @pytest.mark.parametrize("real", ["vmap", "loop"])
 def test_a_group_of_sixteen_gives_what_its_networks_give_alone(trained_set, test_split, inner, real) -> None:
     network, params = heldout(16)
-    plan = ExecutionPlan(inner_batching=inner, real_batching=real, real_chunk=64)
+    plan = ExecutionPlan(inner_batching=inner, real_batching=real, test_chunk=64)
     group = evaluate(network, params, trained_set, test_split, plan=plan)
     alone = [evaluate(network, rows(params, [k]), trained_set, test_split) for k in range(16)]
     joined = Evaluation(
@@ -131,7 +131,7 @@ def test_the_whole_test_split_is_used_whatever_the_chunk(trained_set, test_split
     pixels, labels = test_split
     ends_with_three = torch.cat([labels[:-1], torch.tensor([3])])
     for targets in (labels, ends_with_three):
-        plan = ExecutionPlan(real_chunk=chunk)
+        plan = ExecutionPlan(test_chunk=chunk)
         accuracy, loss, diverged, confusion = count_right(
             AlwaysThree(), {"bias": bias}, pixels, targets, MEAN, STD, plan
         )
@@ -178,7 +178,7 @@ def test_an_epoch_more_is_the_last_epoch_again(trained_set, test_split) -> None:
 def test_step_zero_is_the_network_before_training(trained_set, test_split) -> None:
     network, params = heldout(4)
     found = evaluate(network, params, trained_set, test_split, steps=(0,))
-    plan = ExecutionPlan(real_chunk=64)
+    plan = ExecutionPlan(test_chunk=64)
     accuracy, loss, _, _ = count_right(network, params, *test_split, MEAN, STD, plan)
     assert torch.equal(found.accuracy[0], accuracy)
     assert torch.equal(found.loss[0], loss)
@@ -206,7 +206,7 @@ def test_a_set_for_each_network_equals_separate_calls(trained_set, test_split, i
     network, params = heldout(3)
     images, labels = trained_set
     own = torch.stack([images, images.flip(-1), images * 0.5])
-    plan = ExecutionPlan(inner_batching=inner, real_chunk=64)
+    plan = ExecutionPlan(inner_batching=inner, test_chunk=64)
     together = evaluate(network, params, (own, labels), test_split, plan=plan)
     for k in range(3):
         one = evaluate(network, rows(params, [k]), (own[k], labels), test_split)
@@ -291,7 +291,7 @@ def scaled(weight: float, sums: list[float]) -> tuple[Tensor, Tensor, Tensor, Te
         labels,
         (0.0,),
         (1.0,),
-        ExecutionPlan(real_chunk=1),
+        ExecutionPlan(test_chunk=1),
     )
 
 

@@ -37,7 +37,7 @@ def test_how_networks_are_computed(network, shape, device, ways, networks_at_onc
 def test_few_networks_see_more_real_images_at_a_time(networks: int, images: int) -> None:
     lenet = build_network(parse_network("lenet", (1, 28, 28)), (1, 28, 28), 10)
     assert choose_plan(CPU, 1, lenet, networks=networks).real_chunk == images
-    assert choose_plan(CPU, 1, lenet).real_chunk == 32, "evaluation: rows depend on it"
+    assert choose_plan(CPU, 1, lenet).test_chunk == 32, "evaluation: rows depend on it"
 
 
 def test_a_plan_that_is_none_is_refused() -> None:
@@ -71,9 +71,9 @@ def test_a_segment_of_ones_own_gives_way_to_that_of_the_least_memory() -> None:
 
 
 def test_ever_smaller_test_passes() -> None:
-    plan = ExecutionPlan("cuda", 1, "store", "vmap", "vmap", 1024, 2**31, 1, 2**31)
+    plan = ExecutionPlan("cuda", test_chunk=1024, test_block=2**31)
     plans = ladder(lambda plan: smaller_test(plan, 4, 30), plan)
-    assert [(p.real_chunk, p.test_block) for p in plans] == [(15, 2**31), (8, 2**31), (8, 2), (8, 1)]
+    assert [(p.test_chunk, p.test_block) for p in plans] == [(15, 2**31), (8, 2**31), (8, 2), (8, 1)]
     assert {p.memory_mode for p in plans} == {"store"}
 
 

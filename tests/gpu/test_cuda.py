@@ -294,7 +294,7 @@ def test_a_test_pass_that_does_not_fit_takes_fewer_images_at_a_time(small_share)
     torch.cuda.reset_peak_memory_stats()
     found = count_right(network, params, *data, plan)
     assert torch.cuda.max_memory_allocated() <= small_share * torch.cuda.get_device_properties(0).total_memory
-    expected = count_right(network, params, *data, replace(plan, real_chunk=16, test_block=2))
+    expected = count_right(network, params, *data, replace(plan, test_chunk=16, test_block=2))
     assert torch.equal(found[3], expected[3])
     torch.testing.assert_close(found[1], expected[1], rtol=1e-9, atol=0)
 

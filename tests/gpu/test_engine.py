@@ -65,7 +65,7 @@ def test_accuracies_on_the_device_are_those_on_the_cpu(text, shape, rate) -> Non
     for device in (CPU, DEVICE):
         network, params, images, labels, *_ = problem(text, shape, device, count=4)
         data = (pixels.to(device), targets.to(device), mean, std)
-        plan = replace(choose_plan(device, 1, network), real_chunk=64)
+        plan = replace(choose_plan(device, 1, network), test_chunk=64)
         found.append(
             evaluate_networks(network, params, images, labels, [rate] * 4, (0, 2, 4, 6), *data, plan)
         )

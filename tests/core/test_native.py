@@ -1,0 +1,238 @@
+"""Test passes by compiled code: what torch says, to rounding, and torch's where there is no compiler."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ddsweep.catalog import DATASETS, TrialSpec, parse_network
+from ddsweep.core import native
+from ddsweep.core.derivatives import derivatives_of
+from ddsweep.core.evaluate import count_right
+from ddsweep.core.execution import choose_plan
+from ddsweep.core.init import draw_networks
+from ddsweep.core.layers import BiasReLU, Conv, Layer, Linear, MaxPool, Params
+from ddsweep.core.native import NativeLogits, find_compiler, native_logits
+from ddsweep.core.networks import build_network, forward_networks
+from ddsweep.trial_plan import TrialSettings, first_plan
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def unloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where this process, which has loaded nothing yet, would keep what it compiles."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    native._loaded.cache_clear()
+    yield tmp_path / "cache" / "ddsweep" / "compiled"
+    native._loaded.cache_clear()
+
+
+def lenet(shape: tuple[int, int, int] = (1, 28, 28), count: int = 3) -> tuple[nn.Module, Params]:
+    network = build_network(parse_network("lenet", shape), shape, 10)
+    return network, draw_networks(network, "xavier", 1.0, list(range(count)), device=CPU, dtype=torch.float32)
+
+
+def compiled(network: nn.Module) -> NativeLogits:
+    found = native_logits(network)
+    assert found is not None, "these tests need a C++ compiler"
+    return found
+
+
+def doubled(params: Params) -> Params:
+    return {name: value.double() for name, value in params.items()}
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32)])
+@pytest.mark.parametrize("n", [1, 8, 37])
+def test_logits_are_those_of_the_module(shape: tuple[int, int, int], n: int) -> None:
+    network, params = lenet(shape)
+    images = torch.randn(n, *shape, generator=torch.Generator().manual_seed(1))
+    found = compiled(network).logits(params, images)
+    expected = forward_networks(network, doubled(params), images.double(), "loop")
+    assert found.shape == (3, n, 10)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=3e-6)
+
+
+class Odd(nn.Module):
+    """Three convolutions of 3, 5 and 1 outputs whose sums have an odd last row and column to leave out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(2, 3, 5, padding=1), nn.Conv2d(3, 5, 5)
+        self.c, self.fc = nn.Conv2d(5, 1, 5), nn.Linear(2, 4)
+        self.layers: tuple[Layer, ...] = (
+            *(Conv("a", 1, bias=False), MaxPool(), BiasReLU("a"), Conv("b", 0, bias=False)),
+            *(MaxPool(), BiasReLU("b"), Conv("c", 0, bias=False), MaxPool(), BiasReLU("c"), Linear("fc")),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        for conv in (self.a, self.b, self.c):
+            x = F.max_pool2d(conv(x), 2).relu()
+        logits: Tensor = self.fc(x.flatten(1))
+        return logits
+
+
+def test_layers_of_other_sizes() -> None:
+    network = Odd()
+    generator = torch.Generator().manual_seed(0)
+    params = {
+        name: torch.randn(2, *value.shape, generator=generator) / 3
+        for name, value in network.named_parameters()
+    }
+    images = torch.randn(19, 2, 39, 43, generator=generator)
+    found = compiled(network).logits(params, images)
+    expected = forward_networks(network, doubled(params), images.double(), "loop")
+    assert int((expected[0] != expected[0, :1]).sum()) > 0, "ReLU must not be 0 throughout"
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_network_has_the_same_bits_alone_and_with_any_threads(threads: Callable[[int], None]) -> None:
+    network, params = lenet(count=4)
+    images = torch.randn(100, 1, 28, 28, generator=torch.Generator().manual_seed(2))
+    code = compiled(network)
+    threads(1)
+    together = code._convolved(params, images)
+    for k in range(4):
+        alone = code._convolved({name: value[k : k + 1] for name, value in params.items()}, images[:50])
+        assert torch.equal(alone[0, ..., :50], together[k, ..., :50])
+    threads(3)
+    assert torch.equal(code._convolved(params, images), together)
+
+
+def test_what_is_not_finite_stays_so_as_in_torch() -> None:
+    network, params = lenet(count=5)
+    params["conv1.weight"][1, 2, 0, 1, 1] = torch.nan
+    params["conv1.weight"][2] *= 3e38  # overflows to both infinities
+    params["conv2.bias"][3, 7] = torch.nan
+    params["conv2.weight"][4, 0, 0, 0, 0] = torch.inf
+    images = torch.randn(20, 1, 28, 28, generator=torch.Generator().manual_seed(3))
+    found, expected = compiled(network).logits(params, images), derivatives_of(network, "explicit")
+    torch.testing.assert_close(found, expected.logits(params, images), rtol=1e-4, atol=1e-5, equal_nan=True)
+    assert found.isfinite().all(-1).any(-1).tolist() == [True, False, False, False, False]
+
+
+def test_answers_are_the_same_either_way(digits) -> None:
+    pixels, labels = digits
+    pixels = F.interpolate(pixels[:300].float(), 28).to(torch.uint8)
+    network, params = lenet()
+    plan = choose_plan(CPU, 1, network, native=True)
+    assert plan.native and not choose_plan(CPU, 1, network).native
+    found, plain = (
+        count_right(network, params, pixels, labels[:300], (0.3,), (0.3,), one)
+        for one in (plan, choose_plan(CPU, 1, network))
+    )
+    for ours, theirs in zip(found, plain, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=0)
+    assert len(set(found[0].tolist())) > 1
+    exact = count_right(network, doubled(params), pixels, labels[:300], (0.3,), (0.3,), plan)
+    assert torch.equal(
+        exact[1],
+        count_right(
+            network, doubled(params), pixels, labels[:300], (0.3,), (0.3,), replace(plan, native=False)
+        )[1],
+    ), "float64 is torch's"
+
+
+def test_other_networks_and_devices_have_no_such_code() -> None:
+    for text, shape in (("convnet(depth=1)", (1, 28, 28)), ("alexcifarnet", (3, 32, 32))):
+        network = build_network(parse_network(text, shape), shape, 10)
+        assert native_logits(network) is None and not choose_plan(CPU, 1, network, native=True).native
+    assert not choose_plan(torch.device("cuda"), 1, lenet()[0], native=True).native
+
+
+def test_weights_that_the_code_is_not_for_are_refused() -> None:
+    network, params = lenet()
+    code, images = compiled(network), torch.zeros(2, 1, 28, 28)
+    with pytest.raises(ValueError, match=r"conv1: no .* of torch\.float64 is compiled"):
+        code.logits(doubled(params), images.double())
+    with pytest.raises(ValueError, match=r"conv1: no \(3, 6, 1, 5, 5\) .* is compiled"):
+        code.logits(params, torch.zeros(2, 3, 28, 28))
+
+
+# ------------------------------------------------------------------------------------- compiling it
+
+
+def test_it_is_compiled_once_and_for_one_processor(unloaded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = lenet()[0]
+    compiled(network)
+    assert stat.S_IMODE(unloaded.stat().st_mode) == 0o700
+    (file,) = unloaded.iterdir()
+    before = file.stat()
+    native._loaded.cache_clear()
+    compiled(network)
+    assert file.stat() == before and list(unloaded.iterdir()) == [file]
+    native._loaded.cache_clear()
+    monkeypatch.setattr(native, "_processor", lambda: "flags: another one")
+    compiled(network)
+    assert len(list(unloaded.iterdir())) == 2
+
+
+def test_without_a_compiler_test_passes_are_torchs(
+    unloaded: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    network, params = lenet()
+    assert native_logits(network) is None and not caplog.records and not unloaded.exists()
+    plan = choose_plan(CPU, 1, network, native=True)
+    assert not plan.native
+    pixels, labels = torch.zeros(3, 1, 28, 28, dtype=torch.uint8), torch.zeros(3, dtype=torch.int64)
+    # as of a trial that began where there was one
+    count_right(network, params, pixels, labels, (0.3,), (0.3,), replace(plan, native=True))
+
+
+def test_a_compiler_that_fails_is_told_of_and_does_without(
+    unloaded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    compiler = tmp_path / "broken-c++"
+    compiler.write_text(
+        '#!/bin/sh\n[ "$1" = --version ] && exit 0\nfor last; do :; done\ntouch "$last"\n'
+        "echo no room left >&2\nexit 1\n"
+    )
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    assert native_logits(lenet()[0]) is None
+    (record,) = caplog.records
+    assert record.message == f"test passes are not compiled: {compiler} said: no room left"
+    assert list(unloaded.iterdir()) == [], "half a file is no library"
+
+
+def test_nothing_is_run_that_others_may_have_written(
+    unloaded: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    unloaded.mkdir(parents=True)
+    unloaded.chmod(0o777)
+    assert native_logits(lenet()[0]) is None
+    (record,) = caplog.records
+    assert "is open to others, and what lies there is run; `chmod 700` it" in record.message
+
+
+def test_a_torn_library_is_compiled_anew(unloaded: Path) -> None:
+    compiler = find_compiler()
+    assert compiler is not None
+    native._compiled(compiler).write_bytes(b"\x7fELF")
+    compiled(lenet()[0])
+    (file,) = unloaded.iterdir()
+    assert file.stat().st_size > 1000
+
+
+def test_the_setting_decides() -> None:
+    assert find_compiler() is not None, os.environ.get("PATH")
+    spec = TrialSpec(DATASETS["mnist"], network="lenet")
+    for setting, expected in (("auto", True), ("off", False), ("on", True)):
+        assert first_plan(spec, TrialSettings(compile=setting)).native is expected
