@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ddsweep.core.derivatives import derivatives_of
+from ddsweep.core.derivatives import derivatives_of, no_bookkeeping
 from ddsweep.core.execution import ExecutionPlan, smaller_test
 from ddsweep.core.graphs import has_recordings
 from ddsweep.core.images import normalise
@@ -172,17 +172,18 @@ def evaluate_networks(
     own, course = images.dim() == 6, loop.course
 
     def of(module: nn.Module, share: slice) -> Evaluation:
-        return _evaluate(
-            module,
-            {name: value[share] for name, value in params.items()},
-            images[share] if own else images,
-            labels,
-            [rate[share] if isinstance(rate, Tensor) else rate for rate in rates],
-            steps,
-            lambda weights: count_right(module, weights, pixels, targets, mean, std, plan),
-            plan,
-            replace(loop, course=None if course is None else course.of(share)),
-        )
+        with no_bookkeeping(plan):
+            return _evaluate(
+                module,
+                {name: value[share] for name, value in params.items()},
+                images[share] if own else images,
+                labels,
+                [rate[share] if isinstance(rate, Tensor) else rate for rate in rates],
+                steps,
+                lambda weights: count_right(module, weights, pixels, targets, mean, std, plan),
+                plan,
+                replace(loop, course=None if course is None else course.of(share)),
+            )
 
     with products(plan.device):
         parts = in_teams(plan, network, len(next(iter(params.values()))), of)

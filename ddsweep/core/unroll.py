@@ -20,6 +20,7 @@ not mix, so one that diverges spoils no other. Rates are softplus(raw).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -27,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ddsweep.core.derivatives import Derivatives, derivatives_of
+from ddsweep.core.derivatives import Derivatives, derivatives_of, no_bookkeeping
 from ddsweep.core.execution import ExecutionPlan
 from ddsweep.core.graphs import replayed
 from ddsweep.core.inner import InnerOptimizer, Rate, Slots
@@ -383,7 +384,8 @@ def outer_gradient(
         weights = {name: value[share] for name, value in params.items()}
         real = (real_images[share], real_labels[share]) if own else (real_images, real_labels)
         theirs = replace(loop, course=course.of(share))
-        return _outer_gradient(module, weights, images, labels, raw, *real, plan, theirs, window)
+        with no_bookkeeping(plan) if loop.augment is None else nullcontext():  # whose way back is autograd's
+            return _outer_gradient(module, weights, images, labels, raw, *real, plan, theirs, window)
 
     with products(plan.device, plan.precision):
         return _joined(in_teams(plan, network, len(next(iter(params.values()))), of))
