@@ -39,9 +39,10 @@ from ddsweep.core.distill import (
     selection_seeds,
 )
 from ddsweep.core.evaluate import evaluate_networks
-from ddsweep.core.execution import ExecutionPlan, more_frugal
+from ddsweep.core.execution import ExecutionPlan, more_frugal, runnable
 from ddsweep.core.graphs import has_recordings
 from ddsweep.core.memory import is_out_of_memory, keep_to_share, release_memory
+from ddsweep.core.networks import build_network
 from ddsweep.core.steps import is_compile_error
 from ddsweep.cost import choose_memory, estimate
 from ddsweep.data.sources import Splits
@@ -139,8 +140,11 @@ def _distil(
     if run is None:
         plan = first_plan(spec, settings)
     else:
-        plan = run.plan
-        _check_device(plan, spec, directory)
+        _check_device(run.plan, spec, directory)
+        network = build_network(spec.network_spec, spec.dataset.shape, spec.dataset.classes)
+        plan = runnable(run.plan, network)
+        if plan != run.plan:
+            run.plan, run.n_replans = plan, run.n_replans + 1
     if plan.compile:
         prepare_compilation()
     torch.set_num_threads(plan.threads)

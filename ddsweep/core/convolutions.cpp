@@ -5,10 +5,12 @@
 // all layers of one network before the next one's turn, so that what lies between two layers stays in the
 // cache. What is pooled is never written: the four sums of a window, of two outputs, are kept in registers.
 
-#ifdef __AVX512F__
+#if defined(__AVX512F__)
 constexpr int LANES = 16;
-#else
+#elif defined(__AVX__)
 constexpr int LANES = 8;
+#else
+constexpr int LANES = 4;
 #endif
 constexpr int SIZE = 5;
 

@@ -67,9 +67,9 @@ def derivatives_of(network: nn.Module, batching: str, channels_last: bool = Fals
 
 
 def no_bookkeeping(plan: ExecutionPlan) -> AbstractContextManager[object]:
-    """Within it torch notes nothing down for autograd, which takes a seventh of the time of small operations,
-    if all derivatives of ``plan`` are written out on the CPU. (A GPU's recordings are written to from
-    outside.) Autograd refuses what comes out of it, but not what other operations make of that."""
+    """Within it torch notes nothing down for autograd, if all derivatives of ``plan`` are written out on the
+    CPU: it takes some of the time of every small operation. (A GPU's recordings are written to from outside.)
+    Autograd refuses tensors that were made within it: what is returned must be made anew outside."""
     explicit = plan.inner_batching == plan.real_batching == "explicit"
     if explicit and plan.device == "cpu" and not plan.compile:
         return torch.inference_mode()

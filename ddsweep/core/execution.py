@@ -14,7 +14,7 @@ from torch import nn
 
 from ddsweep.core.native import native_logits
 
-__all__ = ["ExecutionPlan", "choose_plan", "more_frugal", "smaller_test"]
+__all__ = ["ExecutionPlan", "choose_plan", "more_frugal", "runnable", "smaller_test"]
 
 SMALLEST_CHUNK = 8
 """Real images at a time: fewer would take ever more time and save no memory to speak of."""
@@ -68,7 +68,8 @@ class ExecutionPlan:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ExecutionPlan:
-        return cls(**values)
+        """Those of before there was one took as many images at a time in test passes as in outer steps."""
+        return cls(**{"test_chunk": values.get("real_chunk", cls.test_chunk)} | values)
 
 
 def choose_plan(
@@ -127,6 +128,13 @@ def choose_plan(
             native=native,
         )
     return replace(how, inner_batching="loop", real_batching="loop", real_chunk=128, test_chunk=128)
+
+
+def runnable(plan: ExecutionPlan, network: nn.Module) -> ExecutionPlan:
+    """A stored ``plan`` without what there is no compiler for any more."""
+    if plan.native and native_logits(network) is None:
+        return replace(plan, native=False, test_chunk=plan.real_chunk)
+    return plan
 
 
 def more_frugal(plan: ExecutionPlan, segment: int, networks: int, images: int) -> ExecutionPlan | None:

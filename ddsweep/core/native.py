@@ -18,11 +18,12 @@ import platform
 import shutil
 import stat
 import subprocess
+import tempfile
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -37,7 +38,9 @@ __all__ = ["COMPILERS", "NativeLogits", "find_compiler", "native_logits", "priva
 COMPILERS = ("c++", "g++", "clang++")
 
 _SOURCE = Path(__file__).with_name("convolutions.cpp")
-_FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-shared", "-fPIC")
+_FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-fast-math", "-ffp-contract=fast", "-shared", "-fPIC")
+"""Some compilers are fast and loose by default, and would lose NaN."""
+
 _SIZE = 5
 """Of the convolutions that are compiled, in pixels."""
 
@@ -60,7 +63,13 @@ def find_compiler() -> str | None:
 def private_folder() -> Path:
     """Where compiled code is kept: ``ddsweep/compiled`` in the user's cache, closed to others. Raises
     `UserError` for one that others may write to: what lies there is run."""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError as error:
+        raise UserError(
+            "resources.compile: there is no home folder to keep compiled code in; set XDG_CACHE_HOME to a "
+            "folder of your own, or compile: off"
+        ) from error
     folder = base / "ddsweep" / "compiled"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -100,34 +109,32 @@ def _compiled(compiler: str) -> Path:
     key = hashlib.sha256("\n".join(what).encode()).hexdigest()[:16]
     path = private_folder() / f"convolutions-{key}.so"
     if not path.exists():
-        # Under a name of its own first: other processes compile the same, and any may be killed.
-        begun = path.with_name(f"{path.name}.{os.getpid()}")
-        try:
+        # Elsewhere first: others compile the same at the same time, and any of them may be killed.
+        with tempfile.TemporaryDirectory(dir=path.parent) as place:
+            begun = Path(place) / path.name
             _run(compiler, *_FLAGS, str(_SOURCE), "-o", str(begun))
+            with begun.open("rb") as file:
+                os.fsync(file.fileno())
             begun.replace(path)
-        finally:
-            begun.unlink(missing_ok=True)
     return path
 
 
 def _library() -> ctypes.CDLL | None:
-    """The compiled code; None without a compiler, and, with a warning, where compiling or loading fails."""
+    """The compiled code; None without a compiler, and, with a warning, where ``CXX`` is none or compiling or
+    loading fails."""
     with _one_at_a_time:
         return _loaded()
 
 
-@lru_cache(maxsize=1)
+@cache
 def _loaded() -> ctypes.CDLL | None:
     compiler = find_compiler()
     if compiler is None:
+        if os.environ.get("CXX"):
+            _log.warning("test passes are not compiled: CXX, %r, is not there", os.environ["CXX"])
         return None
     try:
-        path = _compiled(compiler)
-        try:
-            library = ctypes.CDLL(str(path))
-        except OSError:  # torn, when a machine went down
-            path.unlink(missing_ok=True)
-            library = ctypes.CDLL(str(_compiled(compiler)))
+        library = ctypes.CDLL(str(_compiled(compiler)))
     except (OSError, subprocess.SubprocessError, UserError) as error:
         _log.warning("test passes are not compiled: %s", error)
         return None
@@ -201,7 +208,8 @@ class NativeLogits:
         for layer in convolutions:
             weight, bias = (params[f"{layer.name}.{kind}"].contiguous() for kind in ("weight", "bias"))
             networks, outputs, inputs, *size = weight.shape
-            if (inputs, size, weight.dtype, x.dtype) != (channels, [_SIZE] * 2, torch.float32, torch.float32):
+            types = {weight.dtype, bias.dtype, x.dtype}
+            if (inputs, size, types) != (channels, [_SIZE] * 2, {torch.float32}):
                 raise ValueError(f"{layer.name}: no {tuple(weight.shape)} of {weight.dtype} is compiled")
             weights += [weight, bias]  # to outlive the call
             described.append(_Layer(weight.data_ptr(), bias.data_ptr(), outputs, channels, high, wide))
@@ -216,7 +224,7 @@ class NativeLogits:
                 *(between.data_ptr(), max(sizes), y.data_ptr()),
             )
 
-        threads = min(torch.get_num_threads(), blocks)
+        threads = max(1, min(torch.get_num_threads(), blocks))
         if threads == 1:
             compute(0, blocks)
         else:

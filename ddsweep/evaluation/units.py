@@ -165,7 +165,8 @@ def evaluate_unit(
         if rows is None:  # what other groups were trained by may have been in the way
             release_memory()
     rows = [{**row, "trial_id": spec.trial_id} for row in rows]
-    metadata = {"unit": key, "host": environment()["host"]}  # not a column: rows do not depend on it
+    # Not columns: rows depend on them in the last digits of a loss at most.
+    metadata = {"unit": key, "host": environment()["host"], "compiled": str(plan.native).lower()}
     write_part(path, rows, EVALS, directory.temporary, metadata)
     return path
 

@@ -90,6 +90,16 @@ def test_a_group_of_sixteen_gives_what_its_networks_give_alone(trained_set, test
     assert len(set(group.accuracy[-1].tolist())) > 5, "networks that all agree would prove nothing"
 
 
+@pytest.mark.parametrize("teams", [1, 2])
+def test_what_comes_out_is_for_anyone_to_go_on_with(trained_set, test_split, teams: int) -> None:
+    """Though torch notes nothing down for autograd on the way."""
+    network, params = heldout(2)
+    plan = ExecutionPlan(inner_batching="explicit", real_batching="explicit", threads=teams, teams=teams)
+    found = evaluate(network, params, trained_set, test_split, plan=plan)
+    assert not any(getattr(found, name).is_inference() for name in FIELDS)
+    assert_same(found, evaluate(network, params, trained_set, test_split))
+
+
 def test_accuracy_and_loss_are_those_of_a_plain_loop(trained_set, test_split) -> None:
     """Training by torch's SGD, then one pass over the whole test split at once."""
     network, params = heldout(3)

@@ -37,7 +37,17 @@ def test_how_networks_are_computed(network, shape, device, ways, networks_at_onc
 def test_few_networks_see_more_real_images_at_a_time(networks: int, images: int) -> None:
     lenet = build_network(parse_network("lenet", (1, 28, 28)), (1, 28, 28), 10)
     assert choose_plan(CPU, 1, lenet, networks=networks).real_chunk == images
-    assert choose_plan(CPU, 1, lenet).test_chunk == 32, "evaluation: rows depend on it"
+    for native, at_once in ((True, 256), (False, 32)):
+        plan = choose_plan(CPU, 1, lenet, native=native)
+        assert (plan.native, plan.test_chunk) == (native, at_once), "evaluation: rows depend on it"
+
+
+def test_plans_of_old_checkpoints_are_what_they_were() -> None:
+    """Test passes took as many images at a time as outer steps, and were not compiled."""
+    values = ExecutionPlan(real_chunk=1024).to_dict()
+    del values["test_chunk"], values["native"]
+    plan = ExecutionPlan.from_dict(values)
+    assert (plan.test_chunk, plan.native) == (1024, False)
 
 
 def test_a_plan_that_is_none_is_refused() -> None:

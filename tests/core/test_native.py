@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import stat
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,9 +27,14 @@ from ddsweep.core.init import draw_networks
 from ddsweep.core.layers import BiasReLU, Conv, Layer, Linear, MaxPool, Params
 from ddsweep.core.native import NativeLogits, find_compiler, native_logits
 from ddsweep.core.networks import build_network, forward_networks
+from ddsweep.data.sources import load_splits
+from ddsweep.results.artifacts import load_tensors
+from ddsweep.results.layout import SweepDirectory
+from ddsweep.trial import distil_trial, read_distilled
 from ddsweep.trial_plan import TrialSettings, first_plan
 
 CPU = torch.device("cpu")
+PARTS = ("images", "labels")
 
 
 @pytest.fixture
@@ -59,7 +69,7 @@ def doubled(params: Params) -> Params:
 
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32)])
-@pytest.mark.parametrize("n", [1, 8, 37])
+@pytest.mark.parametrize("n", [0, 1, 8, 37])
 def test_logits_are_those_of_the_module(shape: tuple[int, int, int], n: int) -> None:
     network, params = lenet(shape)
     images = torch.randn(n, *shape, generator=torch.Generator().manual_seed(1))
@@ -161,6 +171,8 @@ def test_weights_that_the_code_is_not_for_are_refused() -> None:
     code, images = compiled(network), torch.zeros(2, 1, 28, 28)
     with pytest.raises(ValueError, match=r"conv1: no .* of torch\.float64 is compiled"):
         code.logits(doubled(params), images.double())
+    with pytest.raises(ValueError, match="conv2: no"):
+        code.logits(params | {"conv2.bias": params["conv2.bias"].double()}, images)
     with pytest.raises(ValueError, match=r"conv1: no \(3, 6, 1, 5, 5\) .* is compiled"):
         code.logits(params, torch.zeros(2, 3, 28, 28))
 
@@ -184,16 +196,43 @@ def test_it_is_compiled_once_and_for_one_processor(unloaded: Path, monkeypatch: 
 
 
 def test_without_a_compiler_test_passes_are_torchs(
-    unloaded: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    unloaded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    network, params = lenet()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    network = lenet()[0]
     assert native_logits(network) is None and not caplog.records and not unloaded.exists()
-    plan = choose_plan(CPU, 1, network, native=True)
-    assert not plan.native
-    pixels, labels = torch.zeros(3, 1, 28, 28, dtype=torch.uint8), torch.zeros(3, dtype=torch.int64)
-    # as of a trial that began where there was one
-    count_right(network, params, pixels, labels, (0.3,), (0.3,), replace(plan, native=True))
+    assert not choose_plan(CPU, 1, network, native=True).native
+    native._loaded.cache_clear()
+    monkeypatch.setenv("CXX", "g++ -m64")
+    assert native_logits(network) is None
+    (record,) = caplog.records
+    assert record.message == "test passes are not compiled: CXX, 'g++ -m64', is not there"
+
+
+def test_a_trial_that_finds_no_compiler_any_more_says_so(
+    unloaded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = TrialSpec(
+        DATASETS["mnist"],
+        **{"network": "lenet", "images_per_class": 1, "outer_steps": 2, "models_per_step": 1},
+        **{"real_batch": 8, "selection_networks": 1, "validate_every": 1},
+    )
+    splits = load_splits(DATASETS["mnist"], None, validation_fraction=0.1, split_seed=0, stand_in=True)
+    splits = replace(
+        splits, **{f"validation_{part}": getattr(splits, f"validation_{part}")[:50] for part in PARTS}
+    )
+    directory, asked = SweepDirectory(tmp_path / "results"), iter([False, True])
+    assert not distil_trial(spec, splits, directory, TrialSettings(), should_stop=lambda: next(asked))
+    _, header = load_tensors(directory.checkpoint(spec.trial_id))
+    assert header["plan"]["native"] is True and header["n_replans"] == 0
+    native._loaded.cache_clear()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    assert distil_trial(spec, splits, directory, TrialSettings())
+    provenance = read_distilled(spec, directory).provenance
+    plan = json.loads(provenance["execution_plan"])
+    assert (plan["native"], plan["test_chunk"], provenance["n_replans"]) == (False, 128, 1)
 
 
 def test_a_compiler_that_fails_is_told_of_and_does_without(
@@ -222,13 +261,49 @@ def test_nothing_is_run_that_others_may_have_written(
     assert "is open to others, and what lies there is run; `chmod 700` it" in record.message
 
 
-def test_a_torn_library_is_compiled_anew(unloaded: Path) -> None:
-    compiler = find_compiler()
-    assert compiler is not None
-    native._compiled(compiler).write_bytes(b"\x7fELF")
+def test_killed_while_it_compiles_leaves_no_half_library(
+    unloaded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = tmp_path / "slow-c++"
+    slow.write_text(
+        '#!/bin/sh\n[ "$1" = --version ] && exit 0\nfor last; do :; done\n'
+        f'printf half > "$last"\ntouch "{tmp_path}/begun"\nexec sleep 60\n'
+    )
+    slow.chmod(0o755)
+    code = "from ddsweep.core import native; native._loaded()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], env=os.environ | {"CXX": str(slow)}, start_new_session=True
+    ) as process:
+        while not (tmp_path / "begun").exists():
+            assert process.poll() is None
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGKILL)
+    assert not list(unloaded.glob("*.so")) and len(list(unloaded.iterdir())) == 1
     compiled(lenet()[0])
-    (file,) = unloaded.iterdir()
-    assert file.stat().st_size > 1000
+    assert len(list(unloaded.glob("*.so"))) == 1
+
+
+def test_no_home_is_told_of(
+    unloaded: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", home)
+    assert native_logits(lenet()[0]) is None
+    (record,) = caplog.records
+    assert "there is no home folder to keep compiled code in; set XDG_CACHE_HOME" in record.message
+
+
+def test_a_compiler_that_is_fast_and_loose_keeps_what_is_not_finite(
+    unloaded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loose = tmp_path / "loose-c++"
+    loose.write_text(f'#!/bin/sh\nexec {find_compiler()} -ffast-math "$@"\n')
+    loose.chmod(0o755)
+    monkeypatch.setenv("CXX", str(loose))
+    test_what_is_not_finite_stays_so_as_in_torch()
 
 
 def test_the_setting_decides() -> None:

@@ -19,6 +19,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from ddsweep.core.augment import Augmentation, draw_augmentation
+from ddsweep.core.derivatives import Explicit
 from ddsweep.core.execution import ExecutionPlan
 from ddsweep.core.inner import InnerOptimizer
 from ddsweep.core.order import Course, draw_course
@@ -246,6 +247,25 @@ def test_every_way_to_train_has_the_gradient_of_one_end_to_end_graph(
         expected = end_to_end(setup)
         for plan in PLANS:
             assert worst_difference(setup.computed(plan), expected) < 1e-12, plan
+
+
+@pytest.mark.parametrize("teams", [1, 2])
+def test_torch_notes_nothing_down_where_it_has_no_part_and_what_comes_out_is_as_ever(
+    make_setup: Make, monkeypatch: pytest.MonkeyPatch, teams: int
+) -> None:
+    real, seen = Explicit.gradient, set()
+
+    def gradient(self: Explicit, *arguments: Any) -> Any:
+        seen.add(torch.is_inference_mode_enabled())
+        return real(self, *arguments)
+
+    monkeypatch.setattr(Explicit, "gradient", gradient)
+    plan = replace(EXPLICIT, threads=teams, teams=teams)
+    for augment, expected in (((), True), (ALL_PARTS, False)):
+        seen.clear()
+        found = make_setup(optimizer="adam", labels="soft", augment=augment).computed(plan)
+        assert seen == {expected}
+        assert not any(part.is_inference() for part in (*parts_of(found).values(), found.norms))
 
 
 @pytest.mark.parametrize(
