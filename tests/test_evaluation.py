@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import torch
 from pandas.testing import assert_frame_equal
@@ -269,6 +270,26 @@ def test_groups_have_one_module_for_a_recording_belongs_to_it(
     sweep.evaluate(RANDOM, NO_BASELINES, NO_BASELINES.units(RANDOM))
     assert len(asked) > 1 and all(how == {"graph": True, "native": True} for _, how in asked)
     assert all(network is asked[0][0] for network, _ in asked)
+
+
+def test_the_setting_compile_decides_over_the_test_pass(
+    new_sweep: Callable[..., Sweep], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep, asked, real = new_sweep(), [], units.choose_plan
+
+    def choose_plan(device: torch.device, threads: int, network: nn.Module, **how: Any) -> Any:
+        asked.append(how["native"])
+        return real(device, threads, network, **how)
+
+    monkeypatch.setattr(units, "choose_plan", choose_plan)
+    unit = NO_BASELINES.units(RANDOM)[0]
+    for setting, expected in (("off", False), ("auto", True), ("on", True)):
+        arguments = (RANDOM, unit, NO_BASELINES, sweep.splits, sweep.directory, CPU)
+        path = evaluate_unit(*arguments, compile=setting)
+        assert asked.pop() is expected
+        found = pq.read_metadata(path).metadata[b"native"]
+        assert found == b"false", "of a network that there is no such code for"
+        path.unlink()
 
 
 # ------------------------------------------------------------------------------------ the trials row

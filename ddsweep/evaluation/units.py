@@ -166,7 +166,7 @@ def evaluate_unit(
             release_memory()
     rows = [{**row, "trial_id": spec.trial_id} for row in rows]
     # Not columns: rows depend on them in the last digits of a loss at most.
-    metadata = {"unit": key, "host": environment()["host"], "compiled": str(plan.native).lower()}
+    metadata = {"unit": key, "host": environment()["host"], "native": str(plan.native).lower()}
     write_part(path, rows, EVALS, directory.temporary, metadata)
     return path
 

@@ -160,7 +160,7 @@ class EvalPool:
         *,
         device: str,
         gpus: float,
-        compile: str = "auto",
+        compile: str,
         on_state: Callable[[str, State], None],
         earlier: Mapping[str, Sequence[Path]] | None = None,
     ) -> None:

@@ -64,6 +64,13 @@ def compiled(network: nn.Module) -> NativeLogits:
     return found
 
 
+def script(path: Path, text: str) -> str:
+    """A compiler of our own."""
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
 def doubled(params: Params) -> Params:
     return {name: value.double() for name, value in params.items()}
 
@@ -238,13 +245,11 @@ def test_a_trial_that_finds_no_compiler_any_more_says_so(
 def test_a_compiler_that_fails_is_told_of_and_does_without(
     unloaded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    compiler = tmp_path / "broken-c++"
-    compiler.write_text(
-        '#!/bin/sh\n[ "$1" = --version ] && exit 0\nfor last; do :; done\ntouch "$last"\n'
-        "echo no room left >&2\nexit 1\n"
+    compiler = script(
+        tmp_path / "broken-c++",
+        '[ "$1" = --version ] && exit 0\nfor last; do :; done\ntouch "$last"\necho no room left >&2\nexit 1',
     )
-    compiler.chmod(0o755)
-    monkeypatch.setenv("CXX", str(compiler))
+    monkeypatch.setenv("CXX", compiler)
     assert native_logits(lenet()[0]) is None
     (record,) = caplog.records
     assert record.message == f"test passes are not compiled: {compiler} said: no room left"
@@ -264,15 +269,14 @@ def test_nothing_is_run_that_others_may_have_written(
 def test_killed_while_it_compiles_leaves_no_half_library(
     unloaded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    slow = tmp_path / "slow-c++"
-    slow.write_text(
-        '#!/bin/sh\n[ "$1" = --version ] && exit 0\nfor last; do :; done\n'
-        f'printf half > "$last"\ntouch "{tmp_path}/begun"\nexec sleep 60\n'
+    slow = script(
+        tmp_path / "slow-c++",
+        '[ "$1" = --version ] && exit 0\nfor last; do :; done\n'
+        f'printf half > "$last"\ntouch "{tmp_path}/begun"\nexec sleep 60',
     )
-    slow.chmod(0o755)
     code = "from ddsweep.core import native; native._loaded()"
     with subprocess.Popen(
-        [sys.executable, "-c", code], env=os.environ | {"CXX": str(slow)}, start_new_session=True
+        [sys.executable, "-c", code], env=os.environ | {"CXX": slow}, start_new_session=True
     ) as process:
         while not (tmp_path / "begun").exists():
             assert process.poll() is None
@@ -299,10 +303,7 @@ def test_no_home_is_told_of(
 def test_a_compiler_that_is_fast_and_loose_keeps_what_is_not_finite(
     unloaded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loose = tmp_path / "loose-c++"
-    loose.write_text(f'#!/bin/sh\nexec {find_compiler()} -ffast-math "$@"\n')
-    loose.chmod(0o755)
-    monkeypatch.setenv("CXX", str(loose))
+    monkeypatch.setenv("CXX", script(tmp_path / "loose-c++", f'exec {find_compiler()} -ffast-math "$@"'))
     test_what_is_not_finite_stays_so_as_in_torch()
 
 

@@ -38,7 +38,8 @@ def where_shards_are(session: RaySession, evaluate: str, folder: Path, after: An
     placement = check_placement(sweep, expand(sweep, lambda name: DATASETS[str(name)]).trials, session)
     pool = EvalPool(
         *("placed", placement.nodes, {}, EvaluationSpec(), SweepDirectory(folder / "results")),
-        **{"device": "cpu", "gpus": placement.gpus, "on_state": lambda trial_id, state: None},
+        **{"device": "cpu", "gpus": placement.gpus, "compile": "auto"},
+        on_state=lambda trial_id, state: None,
     )
     pool.start()
     actors = [ray.get_actor(f"eval-placed-{shard}") for shard in range(len(placement.nodes))]
