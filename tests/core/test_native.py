@@ -24,7 +24,7 @@ from ddsweep.core.derivatives import derivatives_of
 from ddsweep.core.evaluate import count_right
 from ddsweep.core.execution import choose_plan
 from ddsweep.core.init import draw_networks
-from ddsweep.core.layers import BiasReLU, Conv, Layer, Linear, MaxPool, Params
+from ddsweep.core.layers import BiasReLU, Conv, Layer, Linear, MaxPool, Params, Tape
 from ddsweep.core.native import NativeLogits, find_compiler, native_logits
 from ddsweep.core.networks import build_network, forward_networks
 from ddsweep.data.sources import load_splits
@@ -142,6 +142,22 @@ def test_what_is_not_finite_stays_so_as_in_torch() -> None:
     found, expected = compiled(network).logits(params, images), derivatives_of(network, "explicit")
     torch.testing.assert_close(found, expected.logits(params, images), rtol=1e-4, atol=1e-5, equal_nan=True)
     assert found.isfinite().all(-1).any(-1).tolist() == [True, False, False, False, False]
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_a_pixel_that_is_not_finite_spoils_the_windows_that_see_it(value: float) -> None:
+    """Of the windows that are pooled some do, and some do not: where one is NaN the maximum is."""
+    network, params = lenet()
+    images = torch.randn(4, 1, 28, 28, generator=torch.Generator().manual_seed(4))
+    for n, place in enumerate(((0, 0), (13, 14), (14, 13))):
+        images[n, 0, place[0], place[1]] = value
+    found = compiled(network)._convolved(params, images)[..., :4]
+    x = images.permute(1, 2, 3, 0)[None]
+    for layer in network.layers[:6]:
+        x = layer.forward(params, x, Tape())
+    torch.testing.assert_close(found, x, rtol=1e-4, atol=1e-5, equal_nan=True)
+    broken = (~found.isfinite()).flatten(0, 3).float().mean(0)
+    assert bool((broken[:3] > 0).all()) and bool((broken[:3] < 1).all()) and float(broken[3]) == 0
 
 
 def test_answers_are_the_same_either_way(digits) -> None:
