@@ -3,6 +3,7 @@ so everything is imported where it is used."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -456,12 +457,12 @@ def launch(
     flags = {
         "nodes": nodes,
         "gpus_per_node": gpus_per_node,
-        "time": None if time is None else f"{time!r}",
+        "time": time,
         "partition": partition,
         "account": account,
     }
     over = [item.removeprefix("site.") for item in given if item.startswith("site.")]
-    over += [f"{key}={value}" for key, value in flags.items() if value is not None]
+    over += [f"{key}={json.dumps(value)}" for key, value in flags.items() if value is not None]
     place = load_site(site, over)
     device = [] if place.device is None else [f"resources.device={place.device}"]
     sweep = load_sweep(file, [*(item for item in given if not item.startswith("site.")), *device])

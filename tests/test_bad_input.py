@@ -409,6 +409,8 @@ WRONG_OVERRIDES = {
     "search.samples=5": "search.space: is required",
     "name.x=1": "override 'name.x=1': 'sweep' has no key 'x' to set",
     "dataset=minst": "unknown data set 'minst' (did you mean mnist?)",
+    "outer_steps=0100": "override 'outer_steps=0100': line 1, column 1: 0100 starts with 0, as numbers to",
+    "evaluate.networks=1:30": "1:30 is a number to the base 60 in YAML",
 }
 
 

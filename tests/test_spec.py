@@ -20,6 +20,7 @@ from ddsweep.catalog import (
 from ddsweep.errors import SettingError
 from ddsweep.spec import AshaSpec, EvaluateSpec, SweepSpec, expand, load_sweep, resolved_yaml
 from ddsweep.spec.values import MOST_TRIALS
+from ddsweep.spec.yaml_text import parse_yaml, yaml_of
 
 Load = Callable[..., SweepSpec]
 
@@ -698,11 +699,41 @@ def test_missing_unreadable_and_empty_files(load: Load, tmp_path: Path) -> None:
         (BASE + "name: again", "sweep.yaml: line 3, column 1: the key 'name' is given twice"),
         ("base: !!python/object/apply:os.getcwd []", "sweep.yaml: line 2"),
         ("base: {dataset: \x00}", "not YAML"),
-        ("base: {dataset: 2026-02-31}", "not YAML that can be read"),
+        # Numbers of YAML 1.1: 8, 8, text, -63, 90, 90.5, 16 h in seconds, and a date.
+        ("base: {seed: 010}", "sweep.yaml: line 2, column 14: 010 starts with 0, as numbers to the base 8"),
+        (
+            "base: {seed: +0_10}",
+            "0_10 starts with 0, as numbers to the base 8 do in YAML; write 10, or ",
+        ),
+        (
+            "grid: {seed: [1, 08]}",
+            "08 starts with 0, as numbers to the base 8 do in YAML; write 8, or ",
+        ),
+        ("base: {seed: -077}", "-077 starts with 0, as numbers to the base 8 do in YAML; write -77, or"),
+        ("base: {outer_steps: 1:30}", "1:30 is a number to the base 60 in YAML; write one to the base 10"),
+        ("base: {inner_lr: 1:30.5}", "1:30.5 is a number to the base 60 in YAML"),
+        ("resources: {cpus: {by: images_per_class, 010: 1}}", "column 42: 010 starts with 0"),
+        (
+            "base: {dataset: 2026-01-02}",
+            "2026-01-02 is a date in YAML; write '2026-01-02' in quotes for text",
+        ),
+        ("base: {dataset: 2026-02-31}", "2026-02-31 is a date in YAML"),
     ],
 )
 def test_what_is_not_yaml_is_named_by_line(load: Load, text: str, message: str) -> None:
     assert message in refusal(load, text)
+
+
+def test_a_number_is_refused_as_text_if_it_starts_with_zero(load: Load) -> None:
+    for text in ("'010'", "'0_10'", "0o10"):
+        assert "is not a whole number" in refusal(load, f"base: {{dataset: digits, seed: {text}}}")
+
+
+def test_texts_that_look_like_numbers_of_yaml_are_written_in_quotes() -> None:
+    texts = ["010", "08", "1:30", "1:30.5", "2026-01-02", "2026-01-02 10:00:00", "1e-3", "no", "4", "a"]
+    assert parse_yaml(yaml_of({"names": texts}), "here") == {"names": texts}
+    plain = "{a: 0, b: 0.5, c: 1_000, d: 0x10, e: 04:00:00, f: 16:9:1a, g: 00.5}"
+    assert list(parse_yaml(plain, "here").values()) == [0, 0.5, 1000, 16, "04:00:00", "16:9:1a", 0.5]
 
 
 @pytest.mark.parametrize(

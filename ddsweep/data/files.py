@@ -8,11 +8,13 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ddsweep.catalog import DATASETS, DatasetSpec, base_name, parse_dataset, transformed
+from ddsweep.catalog.numbers import real, whole
 from ddsweep.data.layout import (
     OFFICIAL,
     TORCHVISION,
@@ -170,9 +172,10 @@ def _text(value: Mapping[str, Any], key: str, default: str | None) -> str:
 
 def _whole(value: Mapping[str, Any], key: str) -> int | None:
     given = value.get(key)
-    if given is not None and (not isinstance(given, int) or isinstance(given, bool)):
-        raise SettingError(f"dataset: {key} must be a whole number, not {given!r}")
-    return given
+    try:
+        return None if given is None else whole(given)
+    except ValueError:
+        raise SettingError(f"dataset: {key} must be a whole number, not {given!r}") from None
 
 
 def _is_list(given: Any) -> bool:
@@ -185,6 +188,8 @@ def _items(
     given = value.get(key, default)
     items = tuple(given) if _is_list(given) else () if given is None else (given,)
     numbers = source == "parquet"
+    if numbers:  # text is the name of a file, also where it looks like a number
+        items = tuple(int(i) if isinstance(i, float) and i.is_integer() else i for i in items)
     what = "shard numbers or file names" if numbers else "folder names"
     for item in items:
         number = numbers and isinstance(item, int) and not isinstance(item, bool) and item >= 0
@@ -198,18 +203,23 @@ def _items(
 def _shape(given: Any) -> tuple[int, int, int]:
     if given is None:
         return (0, 0, 0)
-    whole = _is_list(given) and all(isinstance(i, int) and not isinstance(i, bool) and i > 0 for i in given)
-    if not whole or len(given) != 3 or given[0] not in (1, 3):
+    numbers: list[int] = []
+    with suppress(ValueError):
+        numbers = [whole(item) for item in given] if _is_list(given) else []
+    if len(numbers) != 3 or numbers[0] not in (1, 3) or min(numbers) < 1:
         raise SettingError(f"dataset: shape is [channels, height, width] with 1 or 3 channels, not {given!r}")
-    return (given[0], given[1], given[2])
+    return (numbers[0], numbers[1], numbers[2])
 
 
 def _class_count(given: Any) -> int:
     if given is None:
         return 0
-    if not isinstance(given, int) or isinstance(given, bool) or given < 2:
+    number = 0
+    with suppress(ValueError):
+        number = whole(given)
+    if number < 2:
         raise SettingError(f"dataset: classes must be a whole number of at least 2, not {given!r}")
-    return given
+    return number
 
 
 def _names(given: Any) -> tuple[str, ...]:
@@ -226,10 +236,12 @@ def _numbers(value: Mapping[str, Any], key: str) -> tuple[float, ...]:
     given = value.get(key)
     if given is None:
         return ()
-    numbers = _is_list(given) and all(isinstance(i, int | float) and not isinstance(i, bool) for i in given)
-    if not numbers or not given or not all(abs(i) < float("inf") for i in given):
+    numbers: list[float] = []
+    with suppress(ValueError):
+        numbers = [real(item) for item in given] if _is_list(given) else []
+    if not numbers or not all(abs(number) < float("inf") for number in numbers):
         raise SettingError(f"dataset: {key} must be a list of numbers, one per channel, not {given!r}")
-    return tuple(float(i) for i in given)
+    return tuple(numbers)
 
 
 # ------------------------------------------------------------------------------------ what is there

@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field, field_validator, model_validator
 
+from ddsweep.catalog.numbers import real, whole
 from ddsweep.spec.files import load_model
-from ddsweep.spec.values import SECTION, Count, real, shown, whole
+from ddsweep.spec.values import SECTION, Count, shown
 
 __all__ = ["LONGEST_TEMPORARY", "PORTS_OF_A_JOB", "Site", "load_site"]
 
@@ -42,7 +43,7 @@ def _minutes(value: Any) -> int:
             total = 0
         if total > 0:
             return total
-    # YAML reads 4:00:00 without quotes as a number of seconds, and Slurm a bare number as minutes.
+    # A bare number means minutes to Slurm, and seconds to others.
     raise ValueError(f"{shown(value)} is no time; write 90m, 4h, 1d12h, or '04:00:00' in quotes")
 
 

@@ -12,12 +12,14 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, Field, field_validator, model_validator
 
 from ddsweep.catalog import IMAGENET, INIT_LAWS, SMOKE, DatasetSpec, PoolSpec, parse_network
+from ddsweep.catalog.numbers import real, whole
 from ddsweep.errors import DataError, ResultsError, SettingError
 from ddsweep.pools.recipe import GROUP_SIZE, PoolRecipe
 from ddsweep.results.layout import PoolDirectory
 from ddsweep.results.parts import part_metadata
-from ddsweep.spec.files import load_model, yaml_of
-from ddsweep.spec.values import SECTION, Count, amount, folder_name, real, shown, whole, word
+from ddsweep.spec.files import load_model
+from ddsweep.spec.values import SECTION, Count, amount, folder_name, shown, word
+from ddsweep.spec.yaml_text import yaml_of
 
 __all__ = ["PoolFile", "load_pool", "pool_yaml", "resolve_pool"]
 

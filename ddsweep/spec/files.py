@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from ddsweep.catalog import SMOKE
@@ -15,6 +14,7 @@ from ddsweep.spec.model import EvaluateSpec, ResourcesSpec, SweepSpec, spelled_o
 from ddsweep.spec.scheduler import AshaSpec
 from ddsweep.spec.search import SearchSpec
 from ddsweep.spec.values import KINDS, SCIENCE_SETTINGS, Problem, like, shown, unknown
+from ddsweep.spec.yaml_text import parse_yaml, yaml_of
 
 _SECTIONS: dict[tuple[Any, ...], type[BaseModel]] = {
     ("search",): SearchSpec,
@@ -88,49 +88,7 @@ def resolved_yaml(sweep: SweepSpec) -> str:
     return yaml_of(content)
 
 
-def yaml_of(content: Mapping[str, Any]) -> str:
-    return yaml.safe_dump(
-        _plain(content), sort_keys=False, default_flow_style=None, allow_unicode=True, width=100
-    )
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value
-
-
 # ------------------------------------------------------------------------------------------ reading
-
-
-class _Loader(yaml.SafeLoader):
-    """The safe loader, refusing a key that is given twice (YAML would keep the last in silence)."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode):
-                if key.value in seen:
-                    raise yaml.constructor.ConstructorError(
-                        None, None, f"the key {key.value!r} is given twice", key.start_mark
-                    )
-                seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-def _parse(text: str, where: str) -> Any:
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise SettingError(f"{where}: {place}{error.problem or 'not YAML'}") from None
-    except yaml.YAMLError as error:
-        raise SettingError(f"{where}: not YAML: {getattr(error, 'reason', error)}") from None
-    except (ValueError, RecursionError) as error:  # e.g. the date 2026-02-31; an alias inside itself
-        raise SettingError(f"{where}: not YAML that can be read: {error}") from None
 
 
 def _read(path: Path, what: str, model: type[BaseModel]) -> dict[Any, Any]:
@@ -142,7 +100,7 @@ def _read(path: Path, what: str, model: type[BaseModel]) -> dict[Any, Any]:
         raise SettingError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise SettingError(f"{path}: not a text file in UTF-8") from None
-    raw = _parse(text, str(path))
+    raw = parse_yaml(text, str(path))
     if not isinstance(raw, dict):
         found = "is empty" if raw is None else f"holds {shown(raw)}"
         keys = ", ".join(model.model_fields)
@@ -159,7 +117,7 @@ def _override(
     key, sign, text = override.partition("=")
     if not sign or not all(key.strip().split(".")):
         raise SettingError(f"{override!r}: not key=value, e.g. {_EXAMPLES[model is SweepSpec]}")
-    value = _parse(text, f"override {override!r}")
+    value = parse_yaml(text, f"override {override!r}")
     return _laid_over(raw, key.strip(), value, override, origins, model)
 
 
@@ -257,6 +215,7 @@ def _reason(item: Mapping[str, Any], context: Mapping[str, Any], model: type[Bas
         return "is required"
     reasons = {
         "bool_type": "is not true or false",
+        "string_type": "is not text; put it in quotes",
         "greater_than_equal": f"must be at least {context.get('ge')}",
         "greater_than": f"must be greater than {context.get('gt')}",
         "less_than": f"must be less than {context.get('lt')}",

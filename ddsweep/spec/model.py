@@ -27,6 +27,7 @@ from ddsweep.catalog import (
     parse_dataset,
     parse_network,
 )
+from ddsweep.catalog.numbers import real, whole
 from ddsweep.errors import SettingError
 from ddsweep.spec.protocols import protocols_of
 from ddsweep.spec.scheduler import AshaSpec
@@ -41,12 +42,10 @@ from ddsweep.spec.values import (
     amount,
     folder_name,
     positives,
-    real,
     refuse,
     settings_of,
     shown,
     unknown,
-    whole,
     wholes,
     word,
     words_of,

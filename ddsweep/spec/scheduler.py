@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, Field
 
 from ddsweep.catalog import TrialSpec
-from ddsweep.spec.values import SCIENCE_SETTINGS, SECTION, Count, whole, word, words_of
+from ddsweep.catalog.numbers import whole
+from ddsweep.spec.values import SCIENCE_SETTINGS, SECTION, Count, word, words_of
 
 __all__ = ["AshaSpec"]
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, Field, field_validator
 
+from ddsweep.catalog.numbers import whole
 from ddsweep.seeds import derive_seed
 from ddsweep.spec.values import (
     KINDS,
@@ -24,7 +25,6 @@ from ddsweep.spec.values import (
     setting,
     shown,
     unknown,
-    whole,
 )
 
 __all__ = ["DISTRIBUTIONS", "SearchSpec"]

@@ -17,6 +17,7 @@ from pydantic import BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from ddsweep.catalog import CHOICES, DATASETS, TrialSpec, parse_network
+from ddsweep.catalog.numbers import real, whole
 from ddsweep.errors import SettingError
 
 KINDS = {item.name: str(item.type) for item in fields(TrialSpec)} | {"images_per_class_per_step": "int"}
@@ -25,30 +26,7 @@ SCIENCE_SETTINGS = tuple(KINDS)
 images_per_class = inner_steps x images_per_class_per_step."""
 
 SIZES = ("images_per_class", "inner_steps", "images_per_class_per_step")
-_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\Z")
 MOST_TRIALS = 100_000
-
-
-def real(value: Any) -> float:
-    """A number; also one that YAML 1.1 reads as text, such as 1e-3. Truth values are no numbers."""
-    if isinstance(value, str) and _NUMBER.match(value.strip()):
-        value = float(value)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{value!r} is not a number")
-    return float(value)
-
-
-def whole(value: Any) -> int:
-    """A whole number; 3.0 and 1e3 are whole, 3.5 and true are not."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    try:
-        number = real(value)
-    except ValueError:
-        number = math.nan
-    if not number.is_integer():
-        raise ValueError(f"{value!r} is not a whole number")
-    return int(number)
 
 
 def folder_name(value: Any, what: str) -> str:

@@ -66,6 +66,16 @@ def test_inline_infers_shape_and_classes(tiny: Path) -> None:
     assert (named.name, named.std) == ("mine", (1.0, 1.0, 1.0))
 
 
+def test_numbers_may_be_spelt_as_in_settings(tiny: Path) -> None:
+    """YAML reads 5e-1 as text, and 16.0 as no whole number."""
+    plain = {"shape": [3, 32, 32], "classes": 10, "size": 16, "mean": [0.5] * 3, "std": [1.0] * 3}
+    spelt = {
+        **{"shape": [3.0, "32", "3.2e1"], "classes": "1e1", "size": 16.0, "channels": 3.0},
+        **{"mean": ["5e-1"] * 3, "std": ["1e0"] * 3, "train": [0.0, 1, 2, 3], "test": 4.0},
+    }
+    assert resolve_dataset(inline(**spelt), tiny) == resolve_dataset(inline(**plain), tiny)
+
+
 def test_fingerprint_is_of_the_content_and_its_roles(tiny: Path) -> None:
     first = resolve_dataset(inline(), tiny)
     shutil.copytree(tiny / "cifar10", tiny / "elsewhere")
@@ -121,7 +131,12 @@ def test_folder_infers_and_fingerprints(make_folder: Any) -> None:
         (inline(class_names="ab"), "class_names must be a list of at least 2 texts"),
         (inline(class_names=["a", "b"], classes=3), "classes is 3, but class_names has 2"),
         (inline(mean=[0.5]), "mean and std go together"),
-        (inline(mean=[0.5], std=["1e-3"]), "std must be a list of numbers"),
+        (inline(mean=[0.5], std=["1e-3x"]), "std must be a list of numbers"),
+        (inline(mean=[0.5], std=["inf"]), "std must be a list of numbers"),
+        (inline(mean=[True], std=[1]), "mean must be a list of numbers"),
+        (inline(size=28.5), "size must be a whole number, not 28.5"),
+        (inline(shape=[3, 32, True]), r"shape is \[channels, height, width\]"),
+        (inline(shape=[3, 32, 0]), r"shape is \[channels, height, width\]"),
         (inline(mean=[0.5], std=[0]), "std must be above 0"),
         (inline(mean=[0.5], std=[1]), "mean and std have 1 values, but images have 3 channels"),
         (inline(name="mnist"), "the name 'mnist' is taken by the catalog"),

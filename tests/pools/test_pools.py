@@ -309,6 +309,7 @@ def test_the_smoke_section_makes_a_pool_of_its_own(file: Path) -> None:
         ("lr: .inf", "lr: inf.* must be less than inf"),
         ("gpus: 1.5", "gpus: 1.5 must be a fraction between 0 and 1, or a whole number"),
         ("name: A b", "name: 'A b' names a folder of networks"),
+        ("train: 010", "line 11, column 8: 010 starts with 0, as numbers to the base 8 do in YAML"),
     ],
 )
 def test_a_wrong_pool_file_is_refused(file: Path, change: str, message: str) -> None:

@@ -1,0 +1,36 @@
+"""Numbers as people write them in files, and as PyYAML reads them."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+__all__ = ["real", "whole"]
+
+_NUMBER = re.compile(r"[-+]?(?!0\d)(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\Z")
+
+
+def real(value: Any) -> float:
+    """A number; also one that YAML 1.1 reads as text, such as 1e-3. Truth values are no numbers.
+
+    Raises `ValueError` for anything else.
+    """
+    if isinstance(value, str) and _NUMBER.match(value.strip()):
+        value = float(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{value!r} is not a number")
+    return float(value)
+
+
+def whole(value: Any) -> int:
+    """A whole number; 3.0 and 1e3 are whole, 3.5 and true are not. Raises `ValueError` for these."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    try:
+        number = real(value)
+    except ValueError:
+        number = math.nan
+    if not number.is_integer():
+        raise ValueError(f"{value!r} is not a whole number")
+    return int(number)
