@@ -175,17 +175,17 @@ class Place:
 
 
 def missing(place: Place) -> list[Task]:
-    """What can be done now: first what completes something (a pool, an evaluation), then trials, in the order
-    of the jobs. A trial comes when its pool is whole, its evaluation when it is distilled."""
-    short: list[Task] = []
-    long: list[Task] = []
+    """What can be done now: first the evaluations of sets that are distilled, then job after job its pool, and
+    once that is whole its trials."""
+    evaluations: list[Task] = []
+    others: list[Task] = []
     for number, job in enumerate(place.jobs):
         directory = place.directory(job)
         if job.pool is not None:
             name, recipe = job.pool
             pool = PoolDirectory(place.folder / "pools" / name)
             if groups := missing_groups(recipe, pool):
-                short += [Task(number, group=group) for group in groups]
+                others += [Task(number, group=group) for group in groups]
                 continue
             if not pool.index.is_file():
                 write_index(pool, recipe.spec(name))
@@ -193,13 +193,13 @@ def missing(place: Place) -> list[Task]:
             if directory.failure_part(trial.trial_id).exists():
                 continue
             if not is_distilled(trial, directory):
-                long.append(Task(number, trial=index))
+                others.append(Task(number, trial=index))
                 continue
             units = missing_units(trial, job.evaluation, directory)
-            short += [Task(number, trial=index, unit=unit) for unit in units]
+            evaluations += [Task(number, trial=index, unit=unit) for unit in units]
             if not units:
                 finish(trial, job.evaluation, directory, job.name)
-    return short + long
+    return evaluations + others
 
 
 @lru_cache(maxsize=4)
