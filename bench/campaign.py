@@ -175,8 +175,8 @@ class Place:
 
 
 def missing(place: Place) -> list[Task]:
-    """What can be done now: first the evaluations of sets that are distilled, then job after job its pool, and
-    once that is whole its trials."""
+    """What can be done now: first the evaluations of distilled sets, then job after job its pool, and once
+    that is whole its trials."""
     evaluations: list[Task] = []
     others: list[Task] = []
     for number, job in enumerate(place.jobs):
