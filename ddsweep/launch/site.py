@@ -7,9 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from ddsweep.catalog.numbers import real, whole
+from ddsweep.launch.sbatch_options import Options, further_options
 from ddsweep.spec.files import load_model
 from ddsweep.spec.values import SECTION, Count, shown
 
@@ -53,7 +62,13 @@ def _names(value: Any) -> Any:
     return value
 
 
-Text = Annotated[str, Field(min_length=1)]
+def _one_line(value: str) -> str:
+    if not value.isprintable():
+        raise ValueError(f"{shown(value)} is not one line of text")
+    return value
+
+
+Text = Annotated[str, Field(min_length=1), AfterValidator(_one_line)]
 NotNegative = Annotated[int, BeforeValidator(whole), Field(ge=0)]
 Seconds = Annotated[float, BeforeValidator(real), Field(gt=0)]
 Gigabytes = Annotated[float, BeforeValidator(real), Field(gt=0)]
@@ -80,7 +95,7 @@ class Site(BaseModel):
     gpu_type: Text | None = None
     memory_per_node: Gigabytes | None = None
     exclusive: Annotated[bool, Field(strict=True)] = False
-    sbatch: dict[str, str | int | bool] = {}
+    sbatch: Options = {}
     setup: Annotated[tuple[str, ...], BeforeValidator(_names)] = ()
     python: Text | None = None
     device: Literal["auto", "cpu", "cuda"] | None = None
@@ -109,31 +124,10 @@ class Site(BaseModel):
             )
         return value
 
-    @field_validator("sbatch", mode="after")
+    @field_validator("sbatch", mode="before")
     @classmethod
-    def _not_ours(cls, value: dict[str, str | int | bool]) -> dict[str, str | int | bool]:
-        ours = {
-            "nodes": "nodes",
-            "ntasks-per-node": "nodes",
-            "time": "time",
-            "partition": "partition",
-            "account": "account",
-            "signal": "drain",
-            "array": "array_tasks",
-            "output": "--results",
-            "gres": "gpus_per_node",
-            "gpus-per-node": "gpus_per_node",
-            "mem": "memory_per_node",
-            "requeue": "requeues",
-            "dependency": "--mode",
-        }
-        for key in value:
-            if key.strip("-").replace("_", "-") in ours:
-                raise ValueError(
-                    f"{key!r} is decided by {ours[key.strip('-').replace('_', '-')]}; options here are "
-                    "those of sbatch that no other key has, such as {reservation: name}"
-                )
-        return value
+    def _further(cls, value: Any, info: ValidationInfo) -> Options:
+        return further_options(value, exclusive=bool(info.data.get("exclusive")))
 
     @model_validator(mode="after")
     def _possible(self) -> Site:

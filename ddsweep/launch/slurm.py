@@ -11,7 +11,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from io import StringIO
@@ -20,6 +20,7 @@ from typing import Any
 
 from ddsweep.errors import UserError
 from ddsweep.launch.folder import Job, LaunchFolder
+from ddsweep.launch.sbatch_options import without_variables
 from ddsweep.launch.site import Site
 
 __all__ = [
@@ -124,7 +125,7 @@ def _own_gpus(count: int) -> tuple[int, ...]:
 
 
 def _parameters(site: Site, name: str) -> dict[str, Any]:
-    extra: dict[str, Any] = {key.strip("-"): value for key, value in site.sbatch.items()}
+    extra: dict[str, Any] = dict(site.sbatch)
     # The job outlives a node that it loses, as long as that is not the first.
     extra |= {"no-kill": True, "requeue" if site.requeues else "no-requeue": True}
     extra = {key: value for key, value in extra.items() if value is not False}
@@ -162,7 +163,7 @@ def srun_options(site: Site, *, minutes: int, nodes: int) -> list[str]:
     """The site's own options for one ``srun`` outside of a job, of one task a node."""
     asked = {key: value for key, value in _parameters(site, "").items() if key not in _OF_SBATCH}
     asked |= {"time": minutes, "nodes": nodes, "wckey": site.wckey}
-    asked |= {key.strip("-"): value for key, value in site.sbatch.items() if value is not False}
+    asked |= {key: value for key, value in site.sbatch.items() if value is not False}
     return [
         f"--{key.replace('_', '-')}" + ("" if value is True else f"={value}")
         for key, value in asked.items()
@@ -188,7 +189,8 @@ def submit(
     more = _more(nodes, parallel, after)
     ready = executor(site, folder, name, **more)
     try:
-        with redirect_stderr(StringIO()):  # submitit prints what Slurm said, and then raises with it
+        # submitit prints what Slurm said, and then raises with it.
+        with redirect_stderr(StringIO()), without_variables(_named(ready.parameters)):
             found = ready.submit_array(calls) if parallel is not None else [ready.submit(calls[0])]
     except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
         raise SubmissionError(_refusal(str(error), site)) from None
@@ -196,6 +198,12 @@ def submit(
         raise SubmissionError(_refusal(f"{error}\n{error.stderr or ''}", site)) from None
     number = str(found[0].job_id).partition("_")[0]
     return Job(number, kind, elements=len(calls) if len(calls) > 1 else 0)
+
+
+def _named(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of sbatch among submitit's ``parameters``, by their long names."""
+    given = {**parameters, **parameters.get("additional_parameters", {})}
+    return {key.replace("_", "-"): value for key, value in given.items()}
 
 
 def _more(nodes: int, parallel: int | None, after: str | None) -> dict[str, Any]:

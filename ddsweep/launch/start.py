@@ -92,6 +92,7 @@ def launch(request: Request) -> LaunchFolder:
     """Write the folder of the launch and submit its jobs. Raises `UserError` if the sweep is at work already,
     or Slurm refuses; then nothing stays behind."""
     directory, site = request.directory, request.site
+    _check_path(directory)
     if site.scheduler == "slurm":
         _check_with_slurm(request)
     made = [place for place in (directory.root, directory.root.parent) if not place.exists()]
@@ -118,6 +119,16 @@ def launch(request: Request) -> LaunchFolder:
                     with suppress(OSError):  # there is another sweep in it by now
                         place.rmdir()
             raise
+
+
+def _check_path(directory: SweepDirectory) -> None:
+    """Raises `UserError`. Logs lie below the results, and in their paths %j and the like are numbers."""
+    path = str(directory.root.resolve())
+    if "%" in path or "\\" in path or not path.isprintable():
+        raise UserError(
+            f"--results: {path!r}: the path of a launched sweep cannot have %, \\ or line breaks in it: its "
+            "logs go there, and Slurm reads % as the number of a job; choose another folder"
+        )
 
 
 def _check_with_slurm(request: Request) -> None:
@@ -221,6 +232,7 @@ def _start_local(folder: LaunchFolder) -> LaunchFolder:
 def dry_run(request: Request, trials: int, missing: int, say: Callable[[str], None]) -> None:
     """Print what `launch` would submit, to the letter, and write nothing that stays."""
     site = request.site
+    _check_path(request.directory)
     if site.scheduler == "slurm":
         _check_with_slurm(request)
     say(

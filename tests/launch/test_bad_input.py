@@ -133,6 +133,14 @@ def test_data_that_are_not_there(refuse: Refuse) -> None:
     assert "mnist" in refuse("dataset=mnist", "--data-root", "nowhere")
 
 
+@pytest.mark.parametrize("more", [(), ("--dry-run",)])
+@pytest.mark.parametrize("folder", ["100%", "a/%j", "a\\b", "a\nb"])
+def test_a_results_folder_whose_name_means_something_to_slurm(
+    refuse: Refuse, folder: str, more: tuple[str, ...]
+) -> None:
+    assert "cannot have %, \\ or line breaks in it: its logs go there" in refuse("--results", folder, *more)
+
+
 def test_a_results_folder_that_cannot_be(refuse: Refuse, tmp_path: Path) -> None:
     # Of the local scheduler, for nothing else is looked at first.
     (tmp_path / "file").touch()

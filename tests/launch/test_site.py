@@ -170,20 +170,100 @@ def test_ports_at_the_edge(read: Read, first: int, number: int) -> None:
     ("key", "ours"),
     [
         ("nodes", "nodes"),
-        ("--time", "time"),
+        ("N", "(--nodes) is decided by nodes"),
+        ("-N", "(--nodes) is decided by nodes"),
+        ("ntasks", "nodes"),
+        ("n", "nodes"),
         ("ntasks_per_node", "nodes"),
+        ("tasks-per-node", "nodes"),
+        ("cpus-per-task", "cpus_per_node"),
+        ("cpus-per-t", "(--cpus-per-task) is decided by cpus_per_node"),
+        ("c", "cpus_per_node"),
+        ("--time", "time"),
+        ("Time", "(--time) is decided by time"),
+        ("t", "time"),
+        ("tim", "(--time) is decided by time"),
+        ("partition", "partition"),
+        ("part", "(--partition) is decided by partition"),
+        ("p", "partition"),
+        ("A", "account"),
+        ("qos", "qos"),
+        ("q", "qos"),
+        ("constraint", "constraint"),
+        ("C", "constraint"),
+        ("wckey", "wckey"),
+        ("exclusive", "exclusive"),
+        ("EXCLUSIV", "exclusive"),
         ("gpus-per-node", "gpus_per_node"),
+        ("gpus", "gpus_per_node"),
+        ("G", "gpus_per_node"),
         ("gres", "gpus_per_node"),
         ("mem", "memory_per_node"),
+        ("mem-per-cpu", "memory_per_node"),
+        ("mem_per_gpu", "memory_per_node"),
         ("signal", "drain"),
-        ("output", "--results"),
-        ("array", "array_tasks"),
         ("requeue", "requeues"),
+        ("no-requeue", "requeues"),
+        ("no_kill", "node_failure"),
+        ("array", "array_tasks"),
+        ("a", "array_tasks"),
+        ("output", "--results"),
+        ("error", "--results"),
+        ("e", "--results"),
+        ("open-mode", "--results"),
+        ("job-name", "the name of the sweep"),
+        ("J", "the name of the sweep"),
         ("dependency", "--mode"),
+        ("W", "--wait"),
+        ("test-only", "--dry-run"),
+        ("M", "the machine that it is submitted from"),
+        ("wrap", "ddsweep itself"),
+        ("parsable", "ddsweep itself"),
     ],
 )
 def test_options_of_sbatch_that_other_keys_decide(refused: Callable[..., str], key: str, ours: str) -> None:
-    assert f"{key!r} is decided by {ours}" in refused(f"sbatch: {{{key}: 1}}")
+    said = refused(f"sbatch: {{reservation: mine, {key}: 1}}")
+    assert (
+        f"sbatch: {key!r} " in said and f"is decided by {ours.partition('is decided by ')[2] or ours}" in said
+    )
+    assert ours in said and "reservation: name" in said
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("{res: a}", "'res' may be short for --reservation, --resv-ports; write one"),
+        ("{'nodes=3': true}", "'nodes=3' is not the name of an option; write {name: value}"),
+        ("{'comment x': true}", "'comment x' is not the name of an option"),
+        ("{w: n1, nodelist: n2}", "'nodelist' gives --nodelist a second time"),
+        (
+            '{comment: "a\\n#SBATCH --nodes=9"}',
+            "'comment' has 'a\\n#SBATCH --nodes=9', which is not one line of",
+        ),
+        ("{comment: [a]}", "'comment' has ['a'], no text or number; give true for an option without a value"),
+        ("{comment: null}", "'comment' has None, no text or number"),
+        ("[comment]", "['comment'] is not a mapping of options, such as {reservation: mine}"),
+    ],
+)
+def test_options_of_sbatch_that_are_none(refused: Callable[..., str], options: str, message: str) -> None:
+    assert message in refused(f"sbatch: {options}")
+
+
+def test_a_text_of_two_lines_would_be_two_options(refused: Callable[..., str]) -> None:
+    assert "partition: 'a\\nb' is not one line of text" in refused('partition: "a\\nb"')
+
+
+def test_options_of_sbatch_in_any_spelling_get_their_long_names(read: Read) -> None:
+    written = "{w: n1, --hold: true, Mail_User: me, licens: 2, plugin_X: 0.5, comment: 'a b', s: true}"
+    assert read(f"sbatch: {written}").sbatch == {
+        **{"nodelist": "n1", "hold": True, "mail-user": "me", "licenses": 2, "plugin-X": "0.5"},
+        **{"comment": "a b", "oversubscribe": True},
+    }
+
+
+def test_oversubscribing_is_the_contrary_of_exclusive(refused: Callable[..., str]) -> None:
+    said = refused("exclusive: true\nsbatch: {oversubscribe: true}")
+    assert "'oversubscribe' is decided by exclusive" in said
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -140,6 +141,38 @@ def test_what_was_submitted_is_a_job(slurm: FakeSlurm, folder: LaunchFolder) -> 
         "4711_submitted.pkl",
         *(f"4711_{n}_submitted.pkl" for n in range(3)),
     }
+
+
+def test_variables_of_the_shell_do_not_go_over_the_script(
+    slurm: FakeSlurm, folder: LaunchFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """sbatch reads SBATCH_... after the script; where the site says nothing they are the user's defaults."""
+    slurm.says("sbatch", "Submitted batch job 7\n")
+    program = slurm.folder / "sbatch"
+    program.write_text(
+        program.read_text().replace("\n", "\nenv | grep ^SBATCH_ | sort > $(dirname $0)/env\n", 1)
+    )
+    for name in (
+        "TIMELIMIT",
+        "NO_REQUEUE",
+        "GPUS",
+        "PARTITION",
+        "ACCOUNT",
+        "RESERVATION",
+        "MEM_PER_CPU",
+        "HINT",
+    ):
+        monkeypatch.setenv(f"SBATCH_{name}", "1")
+    site = make_site(account="mine", sbatch={"reservation": "mine"})
+    submit(site, folder, "cluster", "name", [print], nodes=2)
+    assert (slurm.folder / "env").read_text().split() == [
+        "SBATCH_HINT=1",
+        "SBATCH_MEM_PER_CPU=1",
+        "SBATCH_PARTITION=1",
+    ]
+    submit(make_site(memory_per_node=4), folder, "cluster", "name", [print], nodes=2)
+    assert "MEM_PER_CPU" not in (slurm.folder / "env").read_text()
+    assert os.environ["SBATCH_TIMELIMIT"] == "1"
 
 
 @pytest.mark.parametrize(
