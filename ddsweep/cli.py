@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import ddsweep
+from ddsweep.catalog.numbers import counted
 from ddsweep.errors import EXIT_DRAINED, UserError
 
 if TYPE_CHECKING:
@@ -252,11 +253,11 @@ def _run(
         remove_leftovers(directory.temporary)
         if plan.dropped:
             console.print(
-                f"{len(plan.dropped)} combinations are impossible and were dropped (ddsweep plan lists them)"
+                f"dropped as impossible: {counted(len(plan.dropped), 'combination')} (see ddsweep plan)"
             )
         if plan.unjudged:
             console.print(
-                f"{len(plan.unjudged)} evaluations are impossible and are left out (ddsweep plan lists them)"
+                f"left out as impossible: {counted(len(plan.unjudged), 'evaluation')} (see ddsweep plan)"
             )
         try:
             with Board(console, _labels(plan), plan.trials) as board:
@@ -308,7 +309,7 @@ def _run(
 
 
 def _print_outcome(console: Any, outcome: Any, directory: SweepDirectory) -> None:
-    words = [f"{outcome.done} trials done"]
+    words = [f"{counted(outcome.done, 'trial')} done"]
     if outcome.stopped:
         words.append(f"{outcome.stopped} stopped by the scheduler (with scheduler=null they go on)")
     if outcome.failed:
@@ -483,7 +484,7 @@ def launch(
 
     start.check_fits(sweep, plan.trials, place, mode)
     if not missing and not dry_run:
-        say(f"all {len(plan.trials)} trials are done: {directory.root}")
+        say(f"done: all of {counted(len(plan.trials), 'trial')}: {directory.root}")
         return
     shares: list[list[str]] = []
     if mode == "array":
@@ -502,7 +503,7 @@ def launch(
     from ddsweep.launch.watch import wait_for
 
     numbers = ", ".join(f"{job.kind} {job.id}" for job in Launch.read(folder).jobs)
-    say(f"launched {folder.name}: {numbers}; {len(missing)} of {len(plan.trials)} trials are missing")
+    say(f"launched {folder.name}: {numbers}; {len(missing)} of {counted(len(plan.trials), 'trial')} to do")
     say(f"ddsweep status|logs|cancel {directory.root}")
     if wait:
         code = wait_for(folder, say)
@@ -626,7 +627,7 @@ def collect(directory: ResultsDir) -> None:
 
     found = _existing(directory)
     for name, rows in compact(found).items():
-        typer.echo(f"{found.table(name)}: {rows} rows")
+        typer.echo(f"{found.table(name)}: {counted(rows, 'row')}")
 
 
 @data_app.command("list")

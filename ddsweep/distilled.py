@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ddsweep.catalog import TrialSpec
+from ddsweep.catalog.numbers import counted
 from ddsweep.core.distill import evaluation_loop, known_seed
 from ddsweep.core.init import draw_network
 from ddsweep.core.networks import Params, build_network
@@ -164,7 +165,7 @@ def apply(
         logits = model(images[picks])
         if logits.shape != (batch, len(distilled.class_names)):
             raise ValueError(
-                f"the model gives logits of shape {tuple(logits.shape)} for {batch} images; "
+                f"the model gives logits of shape {tuple(logits.shape)} for {counted(batch, 'image')}; "
                 f"the set has {len(distilled.class_names)} classes"
             )
         gradient = torch.autograd.grad(F.cross_entropy(logits, labels[picks]), list(parameters.values()))

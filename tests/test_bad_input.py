@@ -261,17 +261,13 @@ WRONG_FILES = {
     # Combinations that are impossible.
     "sizes that do not divide": (
         BASE + "grid: {images_per_class: [6, 5], inner_steps: [3]}",
-        "1 of 2 trials are impossible:\n  images_per_class=5 inner_steps=3: images_per_class: 5 does not "
+        "1 of 2 trials is impossible:\n  images_per_class=5 inner_steps=3: images_per_class: 5 does not "
         "divide into inner_steps 3; images_per_class = inner_steps x images_per_class_per_step\nChange them, "
         "or set `skip_invalid: true`",
     ),
-    "one size of three": (
-        BASE + "grid: {images_per_class: [1, 5]}",
-        "1 of the three sizes are given (images_per_class=1); give exactly two of images_per_class, ",
-    ),
     "three sizes of three": (
         BASE + "points: [{images_per_class: 4, inner_steps: 2, images_per_class_per_step: 2}]",
-        "3 of the three sizes are given",
+        "all three sizes are given (images_per_class=4, inner_steps=2, images_per_class_per_step=2); ",
     ),
     "nothing left of it": (
         BASE + "skip_invalid: true\ngrid: {images_per_class: [5, 7], inner_steps: [3]}",
@@ -883,12 +879,12 @@ def test_cpus_beyond_the_machine_are_refused_before_any_trial(tmp_path: Path, pr
 @pytest.mark.parametrize(
     ("settings", "gpus", "message"),
     [
-        (["resources.gpus=1"], 0, "a trial asks for 1 GPUs, but Ray found 0; set resources.gpus=0 to run on"),
+        (["resources.gpus=1"], 0, "a trial asks for 1 GPU, but Ray found 0; set resources.gpus=0 to run on"),
         (["resources.gpus=0.5"], 0, "a trial asks for 0.5 GPUs, but Ray found 0; set resources.gpus=0"),
         (
             ["resources.gpus=1", "evaluate.shards=2"],
             1,
-            "2 shards of 0.1 GPU each cannot be placed beside a trial of 1 on 1 GPUs; ask for fewer",
+            "2 shards of 0.1 GPU each cannot be placed beside a trial of 1 on 1 GPU; ask for fewer",
         ),
     ],
     ids=["none", "a part of none", "no room for shards"],

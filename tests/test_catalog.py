@@ -20,6 +20,7 @@ from ddsweep.catalog import (
     parse_network,
     transformed,
 )
+from ddsweep.catalog.numbers import counted
 from ddsweep.errors import SettingError
 
 FOLDER = replace(
@@ -344,3 +345,10 @@ def test_weights_of_imagenet_suit_any_number_of_classes() -> None:
 def test_an_attack_names_two_classes(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(SettingError, match=message):
         TrialSpec(DATASETS["digits"], **settings)
+
+
+def test_one_is_singular() -> None:
+    assert [counted(n, "trial") for n in (0, 1, 2, 1.0, 0.5)] == [
+        *("0 trials", "1 trial", "2 trials", "1 trial", "0.5 trials"),
+    ]
+    assert [counted(n, "class", "classes") for n in (1, 1234567)] == ["1 class", "1234567 classes"]

@@ -108,22 +108,34 @@ def test_seed_can_be_a_grid_axis(load: Load) -> None:
         ("images_per_class: 10, inner_steps: 5", (10, 5)),
         ("images_per_class: 10, images_per_class_per_step: 5", (10, 2)),
         ("inner_steps: 10, images_per_class_per_step: 5", (50, 10)),
+        # One size alone: what is left out is 1.
+        ("images_per_class: 10", (10, 1)),
+        ("inner_steps: 10", (10, 10)),
+        ("images_per_class_per_step: 10", (10, 1)),
     ],
 )
-def test_two_sizes_make_the_third(load: Load, given: str, expected: tuple[int, int]) -> None:
+def test_one_size_or_two_make_the_others(load: Load, given: str, expected: tuple[int, int]) -> None:
     (trial,) = trials_of(load(f"base: {{dataset: digits, {given}}}"))
     assert (trial.images_per_class, trial.inner_steps) == expected
 
 
-def test_one_size_or_three_is_an_error_also_under_skip_invalid(load: Load) -> None:
-    one = refusal(load, "base: {dataset: digits, images_per_class: 10}\nskip_invalid: true")
-    assert "1 of the three sizes" in one and "images_per_class=10" in one and "exactly two" in one
+def test_a_size_that_is_left_out_is_1_and_plan_says_so(load: Load) -> None:
+    text = (
+        "base: {dataset: digits}\ngrid: {images_per_class: [1, 4]}\npoints: [{}, {inner_steps: 1, seed: 1}]"
+    )
+    plan = expand(load(text), resolve)
+    assert [(t.images_per_class, t.inner_steps) for t in plan.trials] == [(1, 1), (4, 1)] * 2
+    assert plan.assumed == ("inner_steps: 1, for of the three sizes only images_per_class is given",)
+    assert not expand(load("base: {dataset: digits, images_per_class: 4, inner_steps: 2}"), resolve).assumed
+
+
+def test_three_sizes_are_an_error_also_under_skip_invalid(load: Load) -> None:
     three = refusal(
         load,
-        "base: {dataset: digits, images_per_class: 10, inner_steps: 5}\n"
+        "skip_invalid: true\nbase: {dataset: digits, images_per_class: 10, inner_steps: 5}\n"
         "points: [{init: fixed}, {images_per_class_per_step: 2}]",
     )
-    assert "images_per_class_per_step=2: 3 of the three sizes" in three
+    assert "images_per_class_per_step=2: all three sizes are given (images_per_class=10, " in three
 
 
 def test_what_does_not_divide_is_named_or_dropped_and_counted(load: Load) -> None:
@@ -161,7 +173,7 @@ def test_the_list_of_impossible_combinations_is_short(load: Load) -> None:
 def test_all_dropped_is_an_error(load: Load) -> None:
     text = "base: {dataset: digits, network: lenet}\nskip_invalid: true"
     message = refusal(load, text)
-    assert "1 of 1 trials are impossible" in message and "28 or 32" in message
+    assert "1 of 1 trial is impossible" in message and "28 or 32" in message
 
 
 def test_duplicates_name_both_combinations(load: Load) -> None:
@@ -956,7 +968,7 @@ def test_a_protocol_that_is_impossible_is_refused_or_left_out(load: Load) -> Non
 def test_a_protocol_that_is_possible_for_no_trial_is_refused(load: Load) -> None:
     text = BASE + "evaluate: {protocols: [{network: lenet}]}\nskip_invalid: true"
     message = refusal(load, text)
-    assert "evaluate.protocols: network=lenet is impossible for 1 of 1 trials" in message
+    assert "evaluate.protocols: network=lenet is impossible for 1 of 1 trial:" in message
     assert "base: network: lenet takes images of 28 or 32 pixels, not images of 1x8x8" in message
     assert "Change it" not in message
 

@@ -1,4 +1,4 @@
-"""Numbers as people write them in files, and as PyYAML reads them."""
+"""Numbers as people write them: in files, which PyYAML reads, and in sentences."""
 
 from __future__ import annotations
 
@@ -6,9 +6,14 @@ import math
 import re
 from typing import Any
 
-__all__ = ["real", "whole"]
+__all__ = ["counted", "real", "whole"]
 
 _NUMBER = re.compile(r"[-+]?(?!0\d)(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\Z")
+
+
+def counted(number: float, noun: str, plural: str = "") -> str:
+    """``1 trial``, ``2 trials``; the plural is that with an s unless it is given."""
+    return f"{number:.15g} {noun if number == 1 else plural or f'{noun}s'}"
 
 
 def real(value: Any) -> float:

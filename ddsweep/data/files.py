@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ddsweep.catalog import DATASETS, DatasetSpec, base_name, parse_dataset, transformed
-from ddsweep.catalog.numbers import real, whole
+from ddsweep.catalog.numbers import counted, real, whole
 from ddsweep.data.layout import (
     OFFICIAL,
     TORCHVISION,
@@ -112,7 +112,9 @@ def _inferred(spec: DatasetSpec, root: Path | None) -> DatasetSpec:
     elif not any(spec.shape):
         spec = replace(spec, shape=decode.file_image_shape(folder_files(spec, root)["train"][0][1]))
     if spec.classes < 2:
-        raise DataError(f"dataset {spec.name}: {spec.classes} class(es) found; at least 2 are needed")
+        raise DataError(
+            f"dataset {spec.name}: {counted(spec.classes, 'class', 'classes')} found; at least 2 are needed"
+        )
     return spec
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ddsweep.catalog import SPEC_VERSION, EvaluationSpec, EvalUnit, NetworkSpec, TrialSpec
+from ddsweep.catalog.numbers import counted
 from ddsweep.core.execution import choose_plan
 from ddsweep.core.graphs import has_recordings
 from ddsweep.core.memory import is_out_of_memory, release_memory
@@ -175,9 +176,9 @@ def _too_large(spec: TrialSpec, group: Group, device: torch.device, error: Excep
     said = " ".join(str(error).split())[:200] or type(error).__name__
     more = "a larger evaluate.gpus" if device.type == "cuda" else "fewer evaluate.shards"
     return (
-        f"evaluation of {spec.trial_id} under {group.unit.protocol}: {len(group.indices)} networks that are "
-        f"trained together do not fit the memory of {device.type}; set {more} or a smaller "
-        f"evaluate.group_size ({said})"
+        f"evaluation of {spec.trial_id} under {group.unit.protocol}: "
+        f"{counted(len(group.indices), 'network')} trained together do not fit the memory of {device.type}; "
+        f"set {more} or a smaller evaluate.group_size ({said})"
     )
 
 

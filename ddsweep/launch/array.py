@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ddsweep.catalog import TrialSpec
+from ddsweep.catalog.numbers import counted
 from ddsweep.core.memory import keep_to_share
 from ddsweep.data.files import data_root, resolve_dataset
 from ddsweep.errors import EXIT_DRAINED, DivergedError, UserError
@@ -175,7 +176,7 @@ def finish_all(folder: LaunchFolder, launch: Launch) -> int:
         if trial.trial_id not in done
     )
     left = len(work.plan.trials) - len(done) - failed
-    print(f"{len(done)} trials done, {failed} failed, {left} left: {directory.root}", flush=True)
+    print(f"{counted(len(done), 'trial')} done, {failed} failed, {left} left: {directory.root}", flush=True)
     if left:
         return EXIT_DRAINED
     return 2 if failed else 0

@@ -15,6 +15,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any
 
+from ddsweep.catalog.numbers import counted
 from ddsweep.errors import EXIT_DRAINED, UserError
 from ddsweep.launch.folder import LaunchFolder
 from ddsweep.launch.processes import Signals
@@ -53,8 +54,9 @@ class Crew:
             by_gpu = self.limits.gpus // int(self.gpus)
         if by_cpu < 1 or by_gpu < 1:
             raise UserError(
-                f"resources: a trial asks for {self.cpus:g} CPUs and {self.gpus:g} GPUs, but an element of "
-                f"the array has {self.limits.cpus} and {self.limits.gpus}"
+                f"resources: a trial asks for {counted(self.cpus, 'CPU')} and "
+                f"{counted(self.gpus, 'GPU')}, but an element of the array has "
+                f"{self.limits.cpus} and {self.limits.gpus}"
             )
         return min(by_cpu, by_gpu)
 

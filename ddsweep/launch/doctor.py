@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
+from ddsweep.catalog.numbers import counted
 from ddsweep.data.files import list_datasets
 from ddsweep.errors import UserError
 from ddsweep.launch.folder import versions
@@ -249,7 +250,7 @@ def check_partition(site: Site) -> Finding:
 
 def check_request(site: Site) -> Finding:
     """Whether Slurm would take a job such as the site file describes, and when it would start."""
-    asked = f"{site.nodes} nodes for {site.time} min"
+    asked = f"{counted(site.nodes, 'node')} for {site.time} min"
     said = ask("srun", "--test-only", *srun_options(site, minutes=site.time, nodes=site.nodes), "true")
     if said.returncode != 0:
         return Finding(
@@ -380,8 +381,8 @@ def check_reported(answers: Answers, site: Site) -> Finding:
         return Finding(
             "FAIL",
             "nodes",
-            f"a job of {site.nodes} nodes and {min(site.time, _JOB_MIN)} min still waits ({answers.waiting}) "
-            "and was cancelled; wait longer with --patience, or ask for less",
+            f"a job of {counted(site.nodes, 'node')} and {min(site.time, _JOB_MIN)} min still waits "
+            f"({answers.waiting}) and was cancelled; wait longer with --patience, or ask for less",
         )
     there = [found.host for found in answers.facts]
     if len(there) == site.nodes:

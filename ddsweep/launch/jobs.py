@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ddsweep.catalog.numbers import counted
 from ddsweep.errors import EXIT_DRAINED, UserError
 from ddsweep.launch.folder import Launch, LaunchFolder, versions, write_json
 from ddsweep.launch.processes import Signals
@@ -55,12 +56,16 @@ class _Job(ABC):
         again = code == LOST_HEAD or (code == EXIT_DRAINED and signals.ending)
         again = again and not folder.stop_file.exists()
         if again and place.restart >= launch.site["requeues"]:
-            told = f"not requeued again, after {place.restart} times (requeues); launch it again to go on"
+            times = counted(place.restart, "time")
+            told = f"not requeued again, after {times} (requeues); launch it again to go on"
             again, code = False, EXIT_DRAINED
         outcome = {"code": code, "restart": place.restart, "requeued": again, "message": told}
         write_json(folder.outcome(self.kind, self.index), outcome)
         if again:
-            print(f"requeued: {place.restart + 1} of at most {launch.site['requeues']} times", flush=True)
+            print(
+                f"requeued: {place.restart + 1} of at most {counted(launch.site['requeues'], 'time')}",
+                flush=True,
+            )
             try:
                 signals.requeue()
             except Exception as error:  # Slurm does not answer, or will not

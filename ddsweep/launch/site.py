@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from ddsweep.catalog.numbers import real, whole
+from ddsweep.catalog.numbers import counted, real, whole
 from ddsweep.launch.sbatch_options import Options, further_options
 from ddsweep.spec.files import load_model
 from ddsweep.spec.values import SECTION, Count, shown
@@ -143,7 +143,7 @@ class Site(BaseModel):
                 f"{_WORKER_PORTS[-1]}, where Ray's workers listen; 20000 and above are free of them"
             )
         if self.least_nodes > self.nodes:
-            raise ValueError(f"least_nodes: {self.least_nodes} of {self.nodes} nodes cannot come")
+            raise ValueError(f"least_nodes: {self.least_nodes} of {counted(self.nodes, 'node')} cannot come")
         if self.scheduler == "local" and self.nodes != 1:
             raise ValueError("nodes: scheduler local is this one machine; nodes must be 1")
         if self.scheduler == "local" and self.requeues > _LOCAL_REQUEUES:

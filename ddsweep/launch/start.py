@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ddsweep.catalog import TrialSpec
+from ddsweep.catalog.numbers import counted
 from ddsweep.errors import ResultsError, UserError
 from ddsweep.launch.folder import (
     Job,
@@ -236,7 +237,7 @@ def dry_run(request: Request, trials: int, missing: int, say: Callable[[str], No
     if site.scheduler == "slurm":
         _check_with_slurm(request)
     say(
-        f"{request.sweep.name}: {missing} of {trials} trials are missing; mode {request.mode}, "
+        f"{request.sweep.name}: {missing} of {counted(trials, 'trial')} to do; mode {request.mode}, "
         f"results in {request.directory.root}"
     )
     folder = LaunchFolder(request.directory.root.resolve() / "jobs" / "LAUNCH")

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from ddsweep.catalog.numbers import counted
 from ddsweep.errors import EXIT_DRAINED, ResultsError, UserError
 from ddsweep.launch.folder import Job, Launch, LaunchFolder, launches_of, read_json
 from ddsweep.launch.processes import kill_marked
@@ -83,7 +84,7 @@ def launch_lines(directory: SweepDirectory) -> Iterator[str]:
     for path in sorted(folder.root.glob("outcomes/*.json")):
         content = read_json(path)
         if content and (content["message"] or content["restart"]):
-            times = f"requeued {content['restart']} times; " if content["restart"] else ""
+            times = f"requeued {counted(content['restart'], 'time')}; " if content["restart"] else ""
             yield (
                 f"  {path.stem}: {times}exit code {content['code']}{': ' if content['message'] else ''}"
                 + str(content["message"])

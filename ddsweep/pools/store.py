@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ddsweep.catalog import PoolSpec
+from ddsweep.catalog.numbers import counted
 from ddsweep.core.networks import Params
 from ddsweep.errors import CheckpointError, DataError
 from ddsweep.results.artifacts import load_tensors, save_tensors, tensor_sha256
@@ -134,8 +135,8 @@ def open_pool(spec: PoolSpec, pools: Path) -> TrainedPool:
         there = sum(1 for found, _ in pool.sums if found == role)
         if there < count:
             raise DataError(
-                f"pool {spec.name}: {directory.index} lists {there} {role} networks, not {count}: "
-                "`ddsweep pretrain` with its file makes the rest"
+                f"pool {spec.name}: {directory.index} lists {counted(there, f'{role} network')}, not "
+                f"{count}: `ddsweep pretrain` with its file makes the rest"
             )
     _open[directory.root, spec.recipe] = pool
     return pool

@@ -10,6 +10,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from ddsweep.catalog.numbers import counted
 from ddsweep.cost import CostEstimate
 from ddsweep.report.console import MOST_LISTED
 from ddsweep.report.formats import NONE, duration, size
@@ -67,7 +68,7 @@ def _totals(
     ids = [trial.trial_id for trial in plan.trials]
     counts = Counter(states.get(i) for i in ids)
     missing = [i for i in ids if states.get(i) not in ("done", "stopped")]
-    lines = [f"{len(ids)} trial{'s' if len(ids) > 1 else ''}, {counts['done']} done"]
+    lines = [f"{counted(len(ids), 'trial')}, {counts['done']} done"]
     if counts["stopped"]:
         lines[0] += f", {counts['stopped']} stopped"
     if not missing:
@@ -76,6 +77,7 @@ def _totals(
         hours = sum(estimates[i].seconds_cpu for i in missing) * threads / 3600
         most = " at most" if scheduler else ""
         lines[0] += f"; the other {len(missing)} take{most} about {_hours(hours)}, evaluation not counted"
+    lines += plan.assumed
     if scheduler:
         lines.append(_scheduling(plan, scheduler))
     if plan.dropped:
@@ -87,7 +89,7 @@ def _totals(
     if plan.unjudged:
         few = len(plan.unjudged) <= _LISTED
         lines.append(
-            f"{len(plan.unjudged)} evaluations left out as impossible (skip_invalid)"
+            f"{counted(len(plan.unjudged), 'evaluation')} left out as impossible (skip_invalid)"
             f"{':' if few else ', among them:'}"
         )
         lines += [f"  {text}: {reason}" for text, reason in plan.unjudged[:_LISTED]]

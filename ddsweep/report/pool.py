@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ddsweep.catalog.numbers import counted
 from ddsweep.results.layout import PoolDirectory
 from ddsweep.results.parts import read_part
 from ddsweep.results.statistics import mean_std_ci
@@ -19,7 +20,7 @@ def pool_lines(directory: PoolDirectory) -> list[str]:
         spread = "" if std is None else f" ± {100 * std:.1f}"
         data = own[0]["dataset"] + (" (stand-in)" if own[0]["dataset_stand_in"] else "")
         lines.append(
-            f"{role}: {len(own)} networks, {100 * mean:.1f}{spread} % on the test set of {data}, "
-            f"{sum(row['cpu_seconds'] for row in own):.0f} CPU seconds"
+            f"{role}: {counted(len(own), 'network')}, {100 * mean:.1f}{spread} % on the test set of {data}, "
+            f"{counted(round(sum(row['cpu_seconds'] for row in own)), 'CPU second')}"
         )
     return [*lines, f"Index: {directory.index}"]

@@ -12,6 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from ddsweep.catalog.numbers import counted
 from ddsweep.errors import ResultsError
 from ddsweep.report.curve import sparkline
 from ddsweep.report.formats import NONE, duration, percent, plain, size
@@ -158,7 +159,7 @@ def _curve(history: Rows) -> Table:
     first, last = history[0]["outer_step"], history[-1]["outer_step"]
     skipped = sum(row["n_skipped"] or 0 for row in history)
     note = f"outer steps {first} to {last}, {duration(history[-1]['seconds'])}"
-    table.add_row("", Text(note + (f", {skipped} networks skipped" if skipped else ""), "dim"))
+    table.add_row("", Text(note + (f", {counted(skipped, 'network')} skipped" if skipped else ""), "dim"))
     return table
 
 

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ddsweep.catalog import EvaluationSpec, TrialSpec
+from ddsweep.catalog.numbers import counted
 from ddsweep.errors import ResultsError
 from ddsweep.report.console import MOST_LISTED
 from ddsweep.report.formats import NONE, duration, percent
@@ -311,7 +312,8 @@ def _whole_time(trial: TrialStatus) -> float | None:
 def status_table(found: SweepStatus) -> RenderableType:
     """A head line, a line per trial, and below it failures and torn parts."""
     counts = ", ".join(f"{count} {state}" for state, count in found.counts.items() if count)
-    head = Text.assemble((found.name, "bold"), f": {len(found.trials)} trials, {counts or 'none yet'}")
+    trials = counted(len(found.trials), "trial")
+    head = Text.assemble((found.name, "bold"), f": {trials}, {counts or 'none yet'}")
     parts: list[RenderableType] = [head, Text(driver_text(found))]
     listed = _listed(found.trials)
     if listed:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ddsweep.catalog import DatasetSpec, PoolSpec, TrialSpec
+from ddsweep.catalog.numbers import counted
 from ddsweep.errors import DataError, SettingError
 from ddsweep.spec.model import SweepSpec
 from ddsweep.spec.protocols import check_evaluation
@@ -24,12 +25,14 @@ class Plan:
 
     ``repeated`` are combinations whose sample makes the same trial as an earlier one, left out as well.
     ``unjudged`` are (protocol and combination, reason) pairs: evaluations that ``skip_invalid`` leaves out.
+    ``assumed`` says which sizes are 1 because the file leaves them out.
     """
 
     trials: tuple[TrialSpec, ...]
     dropped: tuple[tuple[str, str], ...] = ()
     repeated: tuple[str, ...] = ()
     unjudged: tuple[tuple[str, str], ...] = ()
+    assumed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -76,12 +79,15 @@ def expand(
     dropped: list[tuple[str, str]] = []
     repeated: list[str] = []
     invalid: dict[str, str] = {}
+    assumed: dict[str, None] = {}
     for combination in _combinations(sweep):
         settings = dict(combination.settings)
         dataset = _resolved(sweep, datasets, settings.pop("dataset"), resolve)
         if settings.get("pool") is not None:
             settings["pool"] = _resolved(sweep, pools, settings["pool"], resolve_pool)
-        _exactly_two(sweep, combination)
+        if one := _assumed(sweep, combination):
+            settings[one[0]] = 1
+            assumed.setdefault("{}: 1, for of the three sizes only {} is given".format(*one))
         for seed in combination.seeds:
             text = combination.text + (f" seed={seed}" if len(combination.seeds) > 1 else "")
             try:
@@ -106,7 +112,7 @@ def expand(
         )
     named = [(made.text, made.trial) for made in trials.values()]
     unjudged = check_evaluation(sweep.name, sweep.evaluate.spec(), named, skip_invalid=sweep.skip_invalid)
-    return Plan(found, tuple(dropped), tuple(repeated), unjudged)
+    return Plan(found, tuple(dropped), tuple(repeated), unjudged, tuple(assumed))
 
 
 def _resolved(sweep: SweepSpec, known: dict[str, Any], given: Any, resolve: Callable[[Any], Any]) -> Any:
@@ -157,15 +163,22 @@ def _value_text(value: Any) -> str:
     return str(value)
 
 
-def _exactly_two(sweep: SweepSpec, combination: _Combination) -> None:
-    """A file that gives one or three of the three sizes is mistaken, not a combination to be dropped."""
-    given = [f"{name}={combination.settings[name]}" for name in SIZES if name in combination.settings]
-    if len(given) not in (0, 2):
+def _assumed(sweep: SweepSpec, combination: _Combination) -> tuple[str, str] | None:
+    """(the size that is 1, the only size that is given) where a combination gives one of the three.
+
+    That is ``inner_steps``, or beside it ``images_per_class_per_step``. Raises `SettingError` where all three
+    are given: the file is mistaken, not a combination to be dropped.
+    """
+    given = [name for name in SIZES if name in combination.settings]
+    if len(given) == len(SIZES):
+        values = ", ".join(f"{name}={combination.settings[name]}" for name in given)
         raise SettingError(
-            f"sweep {sweep.name}: {combination.text}: {len(given)} of the three sizes are given "
-            f"({', '.join(given)}); give exactly two of {', '.join(SIZES)}, for images_per_class = "
-            "inner_steps x images_per_class_per_step"
+            f"sweep {sweep.name}: {combination.text}: all three sizes are given ({values}); give one or two, "
+            "for images_per_class = inner_steps x images_per_class_per_step"
         )
+    if len(given) != 1:
+        return None
+    return ("images_per_class_per_step" if given == ["inner_steps"] else "inner_steps", given[0])
 
 
 def _sizes(settings: dict[str, Any]) -> dict[str, Any]:
@@ -205,7 +218,8 @@ def _add(sweep: SweepSpec, trials: dict[str, _Made], made: _Made) -> bool:
 
 
 def _impossible(sweep: SweepSpec, invalid: dict[str, str], count: int, total: int) -> str:
-    lines = [f"sweep {sweep.name}: {count} of {total} trials are impossible:"]
+    be = "is" if count == 1 else "are"
+    lines = [f"sweep {sweep.name}: {count} of {counted(total, 'trial')} {be} impossible:"]
     lines += [f"  {text}: {reason}" for text, reason in itertools.islice(invalid.items(), _LISTED)]
     if len(invalid) > _LISTED:
         lines.append(f"  ... and {len(invalid) - _LISTED} more combinations")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ddsweep.catalog import PROTOCOLS, EvaluationSpec, Protocol, TrialSpec
+from ddsweep.catalog.numbers import counted
 from ddsweep.errors import SettingError
 from ddsweep.spec.values import Problem, refuse, setting, shown, unknown, word
 
@@ -106,10 +107,8 @@ def _impossible(protocol: Protocol, trial: TrialSpec) -> str | None:
 
 
 def _message(sweep: str, protocol: Protocol, impossible: Sequence[tuple[str, str]], count: int) -> str:
-    head = (
-        f"sweep {sweep}: evaluate.protocols: {protocol.name} is impossible for {len(impossible)} of {count} "
-    )
-    lines = [f"{head}trials:"]
+    head = f"sweep {sweep}: evaluate.protocols: {protocol.name} is impossible for {len(impossible)} of"
+    lines = [f"{head} {counted(count, 'trial')}:"]
     lines += [f"  {text}: {why}" for text, why in itertools.islice(impossible, _LISTED)]
     if len(impossible) > _LISTED:
         lines.append(f"  ... and {len(impossible) - _LISTED} more")

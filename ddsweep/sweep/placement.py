@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import ray
 
 from ddsweep.catalog import TrialSpec
+from ddsweep.catalog.numbers import counted
 from ddsweep.compilation import check_compiler
 from ddsweep.errors import UserError
 from ddsweep.spec import SweepSpec
@@ -49,28 +50,28 @@ def check_placement(sweep: SweepSpec, trials: Sequence[TrialSpec], session: RayS
     for cpus, gpus in sorted(needs, reverse=True):
         if cpus > session.cpus:
             raise UserError(
-                f"resources.cpus: a trial asks for {cpus:g} CPUs, but there are {session.cpus:g}{one}; ask "
-                "for less, or set resources.total_cpus to what may be used"
+                f"resources.cpus: a trial asks for {counted(cpus, 'CPU')}, but there are "
+                f"{session.cpus:g}{one}; ask for less, or set resources.total_cpus to what may be used"
             )
         if gpus > session.gpus:
             raise UserError(
-                f"resources.gpus: a trial asks for {gpus:g} GPUs, but Ray found {session.gpus:g}{one}; set "
-                "resources.gpus=0 to run on the CPU"
+                f"resources.gpus: a trial asks for {counted(gpus, 'GPU')}, but Ray found "
+                f"{session.gpus:g}{one}; set resources.gpus=0 to run on the CPU"
             )
         if not any(cpus <= node.cpus and gpus <= node.gpus for node in session.nodes):
             raise UserError(
-                f"resources: a trial asks for {cpus:g} CPUs and {gpus:g} GPUs, and no machine has both; ask "
-                "for less of one of them"
+                f"resources: a trial asks for {counted(cpus, 'CPU')} and {counted(gpus, 'GPU')}, and "
+                "no machine has both; ask for less of one of them"
             )
     largest = max(gpus for _, gpus in needs)
     share = eval_gpus(sweep, largest)
     there = [node.gpus for node in session.nodes]
     chosen = place_shards(evaluate.shards, share, largest, there)
     if chosen is None:
-        what = "not even one shard" if evaluate.shards is None else f"{evaluate.shards} shards"
+        what = "not even one shard" if evaluate.shards is None else counted(evaluate.shards, "shard")
         raise UserError(
             f"evaluate: {what} of {share:g} GPU each cannot be placed beside a trial of {largest:g} on "
-            f"{sum(there):g} GPUs; ask for fewer evaluate.shards, or a smaller evaluate.gpus or "
+            f"{counted(sum(there), 'GPU')}; ask for fewer evaluate.shards, or a smaller evaluate.gpus or "
             "resources.gpus"
         )
     return Placement(share, tuple(session.nodes[i].name for i in chosen))

@@ -20,6 +20,7 @@ import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ddsweep.catalog import EvaluationSpec, EvalUnit, TrialSpec
+from ddsweep.catalog.numbers import counted
 from ddsweep.core.memory import keep_to_share
 from ddsweep.data.sources import Splits
 from ddsweep.errors import UserError
@@ -197,8 +198,8 @@ class EvalPool:
             ray.get([actor.ready.remote() for actor in self._actors], timeout=timeout_s)
         except ray.exceptions.GetTimeoutError:
             raise UserError(
-                f"evaluate: {len(self._actors)} shards could not be placed within {timeout_s:.0f} s; ask for "
-                "fewer shards or a smaller evaluate.gpus"
+                f"evaluate: {counted(len(self._actors), 'shard')} could not be placed within "
+                f"{timeout_s:.0f} s; ask for fewer shards or a smaller evaluate.gpus"
             ) from None
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, UserError):

@@ -19,6 +19,7 @@ from ray import tune
 from ray.tune.trainable.function_trainable import wrap_function
 
 from ddsweep.catalog import TrialSpec
+from ddsweep.catalog.numbers import counted
 from ddsweep.cost import choose_memory, estimate
 from ddsweep.errors import DivergedError, ResultsError, UserError
 from ddsweep.evaluation import forget_stop, record_stop, trial_is_done, trial_is_stopped
@@ -398,8 +399,8 @@ def _with_measured_resources(
     chosen = best(found)
     for packed in found:
         board.say(
-            f"  {packed.count} at a time, {packed.cpus:g} CPUs and {packed.gpus:g} GPUs each: "
-            f"{packed.steps_per_second * 3600:,.0f} outer steps an hour"
+            f"  {packed.count} at a time, {counted(packed.cpus, 'CPU')} and {counted(packed.gpus, 'GPU')} "
+            f"each: {packed.steps_per_second * 3600:,.0f} outer steps an hour"
             f"{' (chosen)' if packed is chosen else ''}"
         )
     return _with_resources(sweep, by_hand or chosen.cpus, chosen.gpus)

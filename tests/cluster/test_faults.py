@@ -241,7 +241,7 @@ def test_a_time_limit_shorter_than_the_sweep(lab: Lab, shared: Path, file: Path,
 def test_requeues_are_bounded(lab: Lab, shared: Path, file: Path) -> None:
     sweep = Launched(lab, shared, file, [*GPUS, "site.drain=50", "site.time=1m", "site.requeues=1"])
     done = sweep.launch("--wait", "outer_steps=100000", "site.nodes=1")
-    assert (done.returncode, "not requeued again, after 1 times" in done.stdout) == (1, True), done.stdout
+    assert (done.returncode, "not requeued again, after 1 time" in done.stdout) == (1, True), done.stdout
     assert "launch it again" in done.stdout
     sweep.assert_nothing_runs()
 

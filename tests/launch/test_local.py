@@ -200,21 +200,21 @@ def test_a_launch_makes_what_a_run_makes(
     done = here.launch(mode, "--wait", f"site.array_tasks={elements}")
     assert done.returncode == 0, done.stdout + here.told()
     here.assert_equal_to(short)
-    assert re.search(rf"launched \S+-{mode}-\w+: local \d+; 2 of 2 trials are missing", done.stdout)
+    assert re.search(rf"launched \S+-{mode}-\w+: local \d+; 2 of 2 trials to do", done.stdout)
     here.until_nothing_runs(10)
     assert not here.directory.lock.exists() and not list(here.folder.root.glob("runs/*/token"))
     kinds = {path.name for path in here.folder.root.glob("outcomes/*.json")}
     ran = {f"{kind}-000{n}.json" for kind in ("trials", "evals") for n in range(elements)}
     assert kinds == (ran | {"finish-0000.json"} if mode == "array" else {"cluster-0000.json"})
     again = here.launch(mode)
-    assert again.returncode == 0 and "all 2 trials are done" in again.stdout
+    assert again.returncode == 0 and "done: all of 2 trials" in again.stdout
     assert len(launches_of(here.directory)) == 1
 
 
 def test_a_dry_run_leaves_nothing(sweep: Callable[..., Sweep]) -> None:
     here = sweep()
     done = here.launch("cluster", "--dry-run")
-    assert done.returncode == 0 and "2 of 2 trials are missing" in done.stdout
+    assert done.returncode == 0 and "2 of 2 trials to do" in done.stdout
     assert not here.results.exists()
 
 
@@ -302,7 +302,7 @@ def test_a_time_limit_shorter_than_the_sweep(long: Sweep, sweep: Callable[..., S
     much is done in the first 10 s depends on the machine: maybe nothing.)"""
     here = sweep(LONG)
     done = here.launch(mode, "--wait", "--time", "1m", "site.drain=50", "site.requeues=1")
-    assert "not requeued again, after 1 times (requeues); launch it again to go on" in done.stdout, (
+    assert "not requeued again, after 1 time (requeues); launch it again to go on" in done.stdout, (
         here.told()
     )
     assert done.returncode == (75 if mode == "array" else 1)

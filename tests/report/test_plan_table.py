@@ -92,7 +92,7 @@ def test_evaluations_that_are_left_out_are_counted_and_named() -> None:
     trial = spec()
     one = ("order=shuffled of images_per_class=1", "order: shuffled needs inner_steps of at least 2")
     shown = text(plan_table(Plan((trial,), unjudged=(one,)), {}, {}))
-    assert "1 evaluations left out as impossible (skip_invalid):\n" in shown
+    assert "1 evaluation left out as impossible (skip_invalid):\n" in shown
     assert f"  {one[0]}: {one[1]}" in shown
     shown = text(plan_table(Plan((trial,), unjudged=(one,) * 9), {}, {}))
     assert "9 evaluations left out as impossible (skip_invalid), among them:" in shown

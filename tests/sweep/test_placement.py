@@ -117,7 +117,7 @@ def test_a_machine_must_have_both_cpus_and_gpus(tmp_path: Path) -> None:
     base = "base: {dataset: digits, images_per_class: 1, inner_steps: 1}"
     sweep, trials = trials_of(tmp_path, base, "resources: {cpus: 4, gpus: 1}")
     nodes = (Node("large", 8, 0, 8e9), Node("gpu", 2, 1, 8e9))
-    with pytest.raises(UserError, match="asks for 4 CPUs and 1 GPUs, and no machine has both"):
+    with pytest.raises(UserError, match="asks for 4 CPUs and 1 GPU, and no machine has both"):
         check_placement(sweep, trials, RaySession("", None, nodes))
 
 
