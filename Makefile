@@ -3,8 +3,9 @@
 # make cluster-deps install, as root on Debian or Ubuntu, what the tests on a Slurm of their own need
 
 # What tells whether a Python will do. A version manager may offer a name that does not run, so try each.
-PYTHON ?= $(shell for p in python3.11 python3 python; do \
-	"$$p" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' >/dev/null 2>&1 && echo "$$p" && break; done)
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
+	"$$p" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' >/dev/null 2>&1 && \
+	echo "$$p" && break; done)
 BIN := .venv/bin
 # Written last: a set-up that was interrupted is done again.
 STAMP := .venv/.installed
@@ -33,8 +34,8 @@ venv: $(STAMP)
 # Bytecode is compiled here, once, in parallel: with PYTHONDONTWRITEBYTECODE set, or a read-only
 # installation, every start would compile torch and ray anew.
 $(STAMP): pyproject.toml constraints.txt
-	@test -n "$(PYTHON)" || { echo "ddsweep needs Python 3.11: python3.11 was not found on PATH." \
-		"Install it, or name one: make $(or $(MAKECMDGOALS),venv) PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@test -n "$(PYTHON)" || { echo "ddsweep needs Python 3.11, 3.12 or 3.13, and none was found on PATH." \
+		"Install one, or name it: make $(or $(MAKECMDGOALS),venv) PYTHON=/path/to/python3" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
 	VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --compile-bytecode -c constraints.txt -e '.[dev]'

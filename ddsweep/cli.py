@@ -5,15 +5,17 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 import ddsweep
+from ddsweep.bundled import find_file
 from ddsweep.catalog.numbers import counted
 from ddsweep.errors import EXIT_DRAINED, UserError
 
@@ -37,8 +39,27 @@ app = typer.Typer(
 data_app = typer.Typer(help="Data sets: which there are, and fetching them.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
+
+def _find(kind: str) -> Callable[[Path | None], Path | None]:
+    """What makes a file of the path, or of the name of a file that comes with ddsweep, that was given."""
+    return lambda given: None if given is None else find_file(given, kind)
+
+
 SweepFile = Annotated[
-    Path, typer.Argument(metavar="FILE", help="A sweep file, such as sweeps/quickstart.yaml.")
+    Path,
+    typer.Argument(
+        metavar="FILE",
+        help="A sweep file, or the name of one that comes with ddsweep, such as quickstart.",
+        callback=_find("sweep file"),
+    ),
+]
+SiteFile = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="A site file, or the name of one that comes with ddsweep, such as local.",
+        callback=_find("site file"),
+    ),
 ]
 Overrides = Annotated[
     list[str] | None,
@@ -144,6 +165,28 @@ def _seconds(plan: Plan, sweep: SweepSpec) -> dict[str, float]:
 
 
 # --------------------------------------------------------------------------------------- the verbs
+
+
+@app.command()
+def init(
+    directory: Annotated[
+        Path, typer.Argument(metavar="[DIR]", help="Where to; left out, the current folder.")
+    ] = Path(),
+) -> None:
+    """Write the sweep, pool and site files that come with ddsweep into a folder, to be edited."""
+    from ddsweep.bundled import FOLDERS, write_files
+
+    found = write_files(directory)
+    for folder in FOLDERS.values():
+        count = sum(path.parent == Path(folder) for path in found.written)
+        if count:
+            typer.echo(f"{directory / folder}: {count} file{'s' if count > 1 else ''} written")
+    if found.kept:
+        typer.echo(f"{len(found.kept)} of the files there already, kept as they are")
+    for path in found.differ:
+        typer.echo(f"  {directory / path} differs from the one that comes with ddsweep {ddsweep.__version__}")
+    place = "" if directory == Path() else f"cd {shlex.quote(str(directory))} && "
+    typer.echo(f"Next: {place}ddsweep run sweeps/quickstart.yaml")
 
 
 @app.command()
@@ -324,7 +367,12 @@ def _print_outcome(console: Any, outcome: Any, directory: SweepDirectory) -> Non
 @app.command()
 def pretrain(
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="A pool file, such as sweeps/pools/mnist_lenet.yaml.")
+        Path,
+        typer.Argument(
+            metavar="FILE",
+            help="A pool file, or the name of one that comes with ddsweep, such as usps_lenet.",
+            callback=_find("pool file"),
+        ),
     ],
     settings: Overrides = None,
     results: ResultsRoot = None,
@@ -421,9 +469,7 @@ def _pretrain(pool: PoolFile, results: Path, data_root: Path | None, address: st
 def launch(
     file: SweepFile,
     settings: Overrides = None,
-    site: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A site file, such as slurm/generic.yaml.")
-    ] = None,
+    site: SiteFile = None,
     mode: Annotated[
         str, typer.Option(help="cluster: one allocation, one Ray cluster. array: a job array, without Ray.")
     ] = "cluster",
@@ -451,9 +497,11 @@ def launch(
     from ddsweep.spec import load_sweep
 
     if site is None:
-        raise UserError("--site: name a site file, such as slurm/generic.yaml, or slurm/local.yaml")
+        raise UserError("--site: name a site file, such as slurm/mine.yaml, or `local` for this machine")
     if mode not in MODES:
         raise UserError(f"--mode: {mode!r} is not one of {', '.join(MODES)}")
+    if sys.platform != "linux":
+        raise UserError("launch: jobs run on Linux only; `ddsweep run` is the way here")
     given = settings or []
     flags = {
         "nodes": nodes,
@@ -514,12 +562,14 @@ def launch(
 @app.command()
 def doctor(
     file: Annotated[
-        Path | None, typer.Argument(metavar="[FILE]", help="A sweep file: are its data there?")
-    ] = None,
-    site: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="A site file; left out, this machine alone is looked at."),
+        typer.Argument(
+            metavar="[FILE]",
+            help="A sweep file, or its name: are its data there?",
+            callback=_find("sweep file"),
+        ),
     ] = None,
+    site: SiteFile = None,
     patience: Annotated[
         float, typer.Option(help="Seconds that the short job on the nodes may wait in the queue.")
     ] = 60.0,
@@ -673,6 +723,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _exit_code(arguments: Sequence[str] | None) -> int:
     from typer.exceptions import Abort, TyperException
 
+    if sys.platform == "win32":
+        typer.echo(
+            "ddsweep: runs on Linux and macOS; on Windows, install it inside WSL (`wsl --install`)",
+            err=True,
+        )
+        return 1
     try:
         code = app(arguments, prog_name="ddsweep", standalone_mode=False)
     except UserError as error:

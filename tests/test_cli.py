@@ -44,6 +44,7 @@ evaluate: {networks: 2, shards: 1, baselines: none}
 """
 
 OPTIONS = {
+    "init": [],
     "plan": ["--results", "--data-root"],
     "pretrain": ["--results", "--data-root", "--smoke", "--address"],
     "run": ["--results", "--data-root", "--smoke", "--address"],
@@ -235,6 +236,19 @@ def test_failed_trials_are_2_and_trials_left_are_75() -> None:
 
 
 # ---------------------------------------------------------------------------------- help and version
+
+
+@pytest.mark.parametrize("verb", [["plan", str(QUICKSTART)], ["--help"], []])
+def test_windows_is_shown_the_way_to_wsl(verb: list[str], ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    said = "ddsweep: runs on Linux and macOS; on Windows, install it inside WSL (`wsl --install`)\n"
+    assert ask(*verb) == (1, "", said)
+
+
+def test_jobs_are_for_linux(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    code, out, err = ask("launch", "quickstart", "--site", "local", "--dry-run")
+    assert (code, out) == (1, "") and "launch: jobs run on Linux only; `ddsweep run`" in err
 
 
 def test_the_version_is_the_package_s(ask: Ask) -> None:

@@ -62,7 +62,9 @@ def test_no_slurm(refuse: Refuse, mode: str, more: tuple[str, ...]) -> None:
 
 
 def test_no_site(refuse: Refuse) -> None:
-    assert "--site: name a site file, such as slurm/generic.yaml, or slurm/local.yaml" in refuse(options=())
+    assert "--site: name a site file, such as slurm/mine.yaml, or `local` for this machine" in refuse(
+        options=()
+    )
     assert "other.yaml: no such site file" in refuse(options=("--site", "other.yaml"))
 
 

@@ -1,0 +1,105 @@
+"""The sweep, pool and site files that come with ddsweep: found by name, and written out to be edited.
+
+In a source tree they are the folders ``sweeps/`` and ``slurm/`` beside the package; a wheel holds a copy
+inside the package.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ddsweep.errors import SettingError, UserError
+
+__all__ = ["FOLDERS", "Written", "bundled_names", "find_file", "write_files"]
+
+FOLDERS = {"sweep file": "sweeps", "pool file": "sweeps/pools", "site file": "slurm"}
+"""Where the files of each kind are, below the folder that holds them all."""
+
+_INSIDE = Path(__file__).parent / "_bundled"
+_SUFFIXES = (".yaml", ".sbatch")
+
+
+def _root() -> Path:
+    return _INSIDE if _INSIDE.is_dir() else Path(__file__).parents[1]
+
+
+def bundled_names(kind: str) -> list[str]:
+    """The names of the files of ``kind``, a key of `FOLDERS`."""
+    return sorted(path.stem for path in (_root() / FOLDERS[kind]).glob("*.yaml"))
+
+
+def find_file(given: Path, kind: str) -> Path:
+    """The file that a user means by ``given``: a path, or the bare name of a file of ``kind``.
+
+    A name is looked for in the folder of its kind below the current folder, such as ``sweeps/NAME.yaml``, and
+    then among the files that come with ddsweep. Raises `SettingError` for a file that is not there.
+    """
+    if given.exists() and not given.is_dir():
+        return given
+    folder, names = FOLDERS[kind], bundled_names(kind)
+    by_name = len(given.parts) == 1 and not given.suffix
+    for place in (Path(folder), _root() / folder) if by_name else ():
+        if (path := place / f"{given}.yaml").is_file():
+            return path
+    if given.exists():  # a folder, which its reader refuses
+        return given
+    if by_name:
+        close = difflib.get_close_matches(str(given), names, n=1)
+        meant = f" (did you mean {close[0]}?)" if close else ""
+        raise SettingError(
+            f"{given}: no such {kind}{meant}; those that come with ddsweep: {', '.join(names)}"
+        )
+    hint = ""
+    if given.stem in names:
+        hint = f"; ddsweep comes with one that goes by its name, {given.stem}; `ddsweep init` writes a copy"
+    raise SettingError(f"{given}: no such {kind}{hint}")
+
+
+@dataclass
+class Written:
+    """What `write_files` did, as paths below the folder: ``kept`` were there already, ``differ`` are those of
+    them that differ from the files that come with ddsweep."""
+
+    written: list[Path] = field(default_factory=list)
+    kept: list[Path] = field(default_factory=list)
+    differ: list[Path] = field(default_factory=list)
+
+
+def write_files(directory: Path) -> Written:
+    """Write the files that come with ddsweep into ``directory``. A file that is there already stays as it is.
+    Raises `UserError` for a folder that cannot be written."""
+    found = Written()
+    for folder in FOLDERS.values():
+        for source in sorted((_root() / folder).iterdir()):
+            if source.suffix not in _SUFFIXES:
+                continue
+            target = directory / folder / source.name
+            name = target.relative_to(directory)
+            try:
+                if _write_new(target, source.read_bytes()):
+                    found.written.append(name)
+                    continue
+                found.kept.append(name)
+                if target.read_bytes() != source.read_bytes():
+                    found.differ.append(name)
+            except OSError as error:
+                where = error.filename or target
+                raise UserError(f"{where}: cannot be written: {error.strerror or error}") from None
+    return found
+
+
+def _write_new(path: Path, content: bytes) -> bool:
+    """Make ``path`` with ``content``, in full or not at all; False if there is something already."""
+    if os.path.lexists(path):
+        return False
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return True
