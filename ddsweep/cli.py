@@ -180,7 +180,7 @@ def init(
     for folder in FOLDERS.values():
         count = sum(path.parent == Path(folder) for path in found.written)
         if count:
-            typer.echo(f"{directory / folder}: {count} file{'s' if count > 1 else ''} written")
+            typer.echo(f"{directory / folder}: {counted(count, 'file')} written")
     if found.kept:
         typer.echo(f"{len(found.kept)} of the files there already, kept as they are")
     for path in found.differ:

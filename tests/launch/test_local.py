@@ -302,9 +302,7 @@ def test_a_time_limit_shorter_than_the_sweep(long: Sweep, sweep: Callable[..., S
     much is done in the first 10 s depends on the machine: maybe nothing.)"""
     here = sweep(LONG)
     done = here.launch(mode, "--wait", "--time", "1m", "site.drain=50", "site.requeues=1")
-    assert "not requeued again, after 1 time (requeues); launch it again to go on" in done.stdout, (
-        here.told()
-    )
+    assert "not requeued again, after 1 time (requeues); launch it again to go on" in done.stdout, here.told()
     assert done.returncode == (75 if mode == "array" else 1)
     outcome = here.outcome("trials" if mode == "array" else "cluster")
     assert outcome is not None and (outcome["code"], outcome["restart"], outcome["requeued"]) == (
