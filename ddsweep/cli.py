@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import ddsweep
+from ddsweep import completions
 from ddsweep.bundled import find_file
 from ddsweep.catalog.numbers import counted
 from ddsweep.errors import EXIT_DRAINED, UserError
@@ -33,8 +34,8 @@ app = typer.Typer(
     name="ddsweep",
     help="Sweeps of dataset distillation: one YAML file in, Parquet tables with error bars out.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 data_app = typer.Typer(help="Data sets: which there are, and fetching them.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
@@ -64,7 +65,9 @@ SiteFile = Annotated[
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[KEY=VALUE]...", help="Settings over the file: outer_steps=10 evaluate.networks=8."
+        metavar="[KEY=VALUE]...",
+        help="Settings over the file: outer_steps=10 evaluate.networks=8.",
+        autocompletion=completions.overrides,
     ),
 ]
 ResultsRoot = Annotated[
@@ -167,6 +170,12 @@ def _seconds(plan: Plan, sweep: SweepSpec) -> dict[str, float]:
 # --------------------------------------------------------------------------------------- the verbs
 
 
+Smoke = Annotated[
+    bool,
+    typer.Option("--smoke", help="With the tiny settings under `smoke` in the file: does it work at all?"),
+]
+
+
 @app.command()
 def init(
     directory: Annotated[
@@ -191,31 +200,30 @@ def init(
 
 @app.command()
 def plan(
-    file: SweepFile, settings: Overrides = None, results: ResultsRoot = None, data_root: DataRoot = None
+    file: SweepFile,
+    settings: Overrides = None,
+    results: ResultsRoot = None,
+    data_root: DataRoot = None,
+    smoke: Smoke = False,
 ) -> None:
     """Show the trials of a sweep, what is done, and what the rest will cost."""
     from ddsweep.cost import choose_memory, estimate
     from ddsweep.report.console import report_console
-    from ddsweep.report.plan_table import plan_table
+    from ddsweep.report.plan_table import plan_table, with_distilled
     from ddsweep.report.status import trial_states
     from ddsweep.spec import load_sweep
 
-    sweep = load_sweep(file, settings or ())
+    sweep = load_sweep(file, settings or (), smoke=smoke)
     directory, evaluation = _sweep_directory(sweep, results), sweep.evaluate.spec()
     found = _expand(sweep, directory, _root(data_root), file.parent / "pools")
     states = trial_states(directory, found.trials, evaluation, stopped_stay=sweep.scheduler is not None)
+    states = with_distilled(directory, states)
     memory = (sweep.resources.memory_mode, sweep.resources.segment)
     estimates = {}
     for trial in found.trials:
         mode, segment = choose_memory(trial, *memory)
         estimates[trial.trial_id] = estimate(trial, threads=1, memory_mode=mode, segment=segment)
     report_console().print(plan_table(found, states, estimates, threads=1, scheduler=sweep.scheduler))
-
-
-Smoke = Annotated[
-    bool,
-    typer.Option("--smoke", help="With the tiny settings under `smoke` in the file: does it work at all?"),
-]
 
 
 @app.command()
@@ -646,9 +654,34 @@ def status(directory: ResultsDir, data_root: DataRoot = None) -> None:
         console.print(line, highlight=False, markup=False)
 
 
+@app.command("settings")
+def show_settings(
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[NAME]",
+            autocompletion=completions.names_of_settings,
+            help="A setting such as outer_lr, a section such as evaluate, pool or site, a network, or a data "
+            "set; left out, an overview.",
+        ),
+    ] = None,
+) -> None:
+    """What can be set, in which words, and what it means: settings, networks and data sets."""
+    from ddsweep.launch.site import Site
+    from ddsweep.report.console import report_console
+    from ddsweep.report.settings_page import settings_page
+
+    report_console().print(settings_page(name, {"site": Site}))
+
+
 @app.command()
 def show(
-    trial: Annotated[str, typer.Argument(metavar="TRIAL", help="A trial id, or how it begins.")],
+    trial: Annotated[
+        str,
+        typer.Argument(
+            metavar="TRIAL", help="A trial id, or how it begins.", autocompletion=completions.trials
+        ),
+    ],
     directory: Annotated[
         Path | None,
         typer.Argument(metavar="[DIR]", help="Results of its sweep; left out, all sweeps are searched."),
@@ -701,7 +734,12 @@ def data_list(data_root: DataRoot = None) -> None:
 @data_app.command("fetch")
 def data_fetch(
     name: Annotated[
-        str, typer.Argument(metavar="NAME", help="A data set of the catalog, or alexnet-imagenet.")
+        str,
+        typer.Argument(
+            metavar="NAME",
+            help="A data set of the catalog, or alexnet-imagenet.",
+            autocompletion=completions.data_sets,
+        ),
     ],
     data_root: DataRoot = None,
 ) -> None:
@@ -741,6 +779,8 @@ def _exit_code(arguments: Sequence[str] | None) -> int:
         return EXIT_INTERRUPTED
     except (BrokenPipeError, SystemExit) as error:
         if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
+            if not error.code:  # completions were printed
+                return 0
             # Ray's own handler of SIGTERM, until ours is there: the sweep has not begun.
             typer.echo("ddsweep: stopped before it began; the same command goes on", err=True)
             return EXIT_DRAINED

@@ -107,7 +107,7 @@ WRONG_FILES = {
     # Misspelt keys: the place, what was perhaps meant, and all that is allowed.
     "misspelt setting": (
         HEAD + "base: {dataset: digits, outer_step: 4}",
-        "sweep.yaml: base.outer_step: unknown key 'outer_step' (did you mean outer_steps?); allowed are ",
+        "base.outer_step: unknown key 'outer_step' (did you mean outer_steps?); `ddsweep settings` lists all",
     ),
     "misspelt key": (
         HEAD + "bsae: {dataset: digits}",
@@ -396,7 +396,7 @@ WRONG_OVERRIDES = {
     "outer_steps": "'outer_steps': not key=value, e.g. outer_steps=10 or evaluate.networks=8",
     "=4": "'=4': not key=value",
     "outer_steps=": "base.outer_steps: None is not a whole number (from 'outer_steps=')",
-    "outer_stepz=4": "override 'outer_stepz=4': unknown key 'outer_stepz' (did you mean outer_steps?)",
+    "outer_stepz=4": "override 'outer_stepz=4': unknown key 'outer_stepz' (did you mean outer_steps?); `",
     "evaluate.network=4": "evaluate.network: unknown key 'network' (did you mean networks?)",
     "evaluate.networks=0": "evaluate.networks: 0 must be at least 1 (from 'evaluate.networks=0')",
     "inner_lr=1e-3x": "base.inner_lr: '1e-3x' is not a number (from 'inner_lr=1e-3x')",

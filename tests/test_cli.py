@@ -45,7 +45,7 @@ evaluate: {networks: 2, shards: 1, baselines: none}
 
 OPTIONS = {
     "init": [],
-    "plan": ["--results", "--data-root"],
+    "plan": ["--results", "--data-root", "--smoke"],
     "pretrain": ["--results", "--data-root", "--smoke", "--address"],
     "run": ["--results", "--data-root", "--smoke", "--address"],
     "eval": ["--data-root", "--address"],
@@ -57,6 +57,7 @@ OPTIONS = {
     "logs": ["--job", "--lines"],
     "status": ["--data-root"],
     "show": ["--results"],
+    "settings": [],
     "collect": [],
     "doctor": ["--site", "--patience", "--results", "--data-root"],
     "data list": ["--data-root"],
@@ -160,7 +161,10 @@ def imported_by(arguments: str, folder: Path, environment: dict[str, str]) -> li
 
 @pytest.mark.parametrize(
     "arguments",
-    ["--help", "--version", "run --help", f"plan {QUICKSTART}", "status results/small", "data list"],
+    [
+        *("--help", "--version", "run --help", f"plan {QUICKSTART}", "status results/small", "data list"),
+        "settings",
+    ],
 )
 def test_instant_verbs_import_neither_torch_nor_ray_nor_pandas(
     arguments: str, small: SweepDirectory, tmp_path: Path, environment: dict[str, str]
@@ -270,6 +274,39 @@ def test_help_of_a_verb_lists_its_options_and_says_what_it_does(verb: str, ask: 
         assert f"{option} " in text
 
 
+def test_h_is_help_everywhere(ask: Ask) -> None:
+    for verb in ("", "plan", "data", "data fetch"):
+        assert ask(*verb.split(), "-h") == ask(*verb.split(), "--help")
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("ddsweep pl", ["plan"]),
+        ("ddsweep run sweep.yaml evaluate.net", ["evaluate.networks="]),
+        ("ddsweep run sweep.yaml site.dr", ["site.drain="]),
+        ("ddsweep settings alexc", ["alexcifarnet"]),
+        ("ddsweep data fetch cub", ["cub200"]),
+    ],
+)
+def test_a_shell_completes(line: str, offered: list[str], ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("_DDSWEEP_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", line)
+    monkeypatch.setenv("COMP_CWORD", str(len(line.split()) - 1))
+    code, out, err = ask()
+    assert (code, out.split(), err) == (0, offered, "")
+
+
+def test_a_shell_completes_trials_that_are_here(
+    small: SweepDirectory, ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small.artifacts("abcdef0123").mkdir()
+    monkeypatch.setenv("_DDSWEEP_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", "ddsweep show abc")
+    monkeypatch.setenv("COMP_CWORD", "2")
+    assert ask()[1].split() == ["abcdef0123"]
+
+
 def test_help_alone_and_help_of_a_process_are_the_same(ddsweep: Callable[..., Any], tmp_path: Path) -> None:
     done = ddsweep("--help", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
@@ -303,8 +340,24 @@ def test_plan_shows_what_is_done(ask: Ask, small: SweepDirectory, tmp_path: Path
     assert re.search(rf"^{done} .*\bdone\b", out, re.MULTILINE)
     assert re.search(rf"^{missing} .*\bmissing\b", out, re.MULTILINE)
     assert "2 trials, 1 done" in out
+    # A set that is distilled already costs no distillation.
+    small.artifacts(missing).mkdir(exist_ok=True)
+    small.distilled(missing).touch()
+    out = ask("plan", "small.yaml")[1]
+    assert re.search(rf"^{missing} .*\bto evaluate\b", out, re.MULTILINE)
+    assert "2 trials, 1 done, 1 to evaluate\n" in out
     # Asked for more networks, the evaluation that is there will not do.
     assert "2 trials, 0 done" in ask("plan", "small.yaml", "evaluate.networks=3")[1]
+
+
+def test_plan_of_a_smoke_run_shows_what_run_would_do(ask: Ask, tmp_path: Path) -> None:
+    """Also with a pool, which is made by the run: its small version is in its file."""
+    code, out, err = ask("plan", REPOSITORY / "sweeps" / "adapt_usps_mnist.yaml", "--smoke")
+    assert (code, err) == (0, "")
+    full = ask("plan", REPOSITORY / "sweeps" / "mnist_random.yaml")[1]
+    small = ask("plan", REPOSITORY / "sweeps" / "mnist_random.yaml", "--smoke")[1]
+    assert "missing" in out and "missing" in small and small != full
+    assert list(tmp_path.iterdir()) == [], "plan writes nothing"
 
 
 def test_the_results_folder_comes_from_the_option_then_the_environment_then_results(
@@ -350,8 +403,13 @@ def test_collect_compacts_each_table_and_keeps_the_parts(ask: Ask, small: SweepD
     code, out, err = ask("collect", "results/small")
     assert (code, err) == (0, "")
     assert out.splitlines() == [
-        f"results/small/tables/{name}.parquet: {rows} rows"
-        for name, rows in {"trials": 1, "evals": 2, "history": 1, "failures": 0}.items()
+        f"results/small/tables/{name}.parquet: {rows}"
+        for name, rows in {
+            "trials": "1 row",
+            "evals": "2 rows",
+            "history": "1 row",
+            "failures": "0 rows",
+        }.items()
     ]
     assert read_part(small.table("evals")).column("model_seed").to_pylist() == [0, 1]
     assert sorted(small.root.glob("*/part-*.parquet")) == parts

@@ -13,6 +13,7 @@ from ddsweep.launch.site import Site
 from ddsweep.pools.file import PoolFile
 from ddsweep.results.schemas import TABLES
 from ddsweep.spec import AshaSpec, EvaluateSpec, ResourcesSpec, SearchSpec, SweepSpec
+from ddsweep.spec.meanings import MEANINGS
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("bench/*.md"), *ROOT.glob("slurm/*.md")]
@@ -47,6 +48,31 @@ def test_every_setting_is_documented_and_no_other() -> None:
 def test_every_key_of_a_site_file_is_documented_and_no_other() -> None:
     text = section((ROOT / "docs/cluster.md").read_text(), "Site files")
     assert words_of_first_column(text) == set(Site.model_fields)
+
+
+SECTIONS = {
+    **{"trial": "Science: `base`, `grid`, `points`, `search`", "pool": "Pools", "site": "Site files"},
+    **{name: f"`{name}`" for name in ("search", "scheduler", "evaluate", "resources")},
+}
+
+
+@pytest.mark.parametrize("group", SECTIONS)
+def test_documents_and_the_verb_settings_say_the_same(group: str) -> None:
+    """What differs is to be changed in both: the table of the document, and ddsweep/spec/meanings.py."""
+    document = "docs/cluster.md" if group == "site" else "docs/settings.md"
+    text = section((ROOT / document).read_text(), SECTIONS[group])
+    rows = [line.split("|") for line in text.splitlines() if line.startswith("| `")]
+    assert MEANINGS[group] == {row[1].strip(" `"): plain_text("|".join(row[3:-1])) for row in rows}
+
+
+def plain_text(cell: str) -> str:
+    """Without links and what points to other places of the page."""
+    cell = re.sub(r" \(\[[^]]*\]\([^)]*\)\)| \(below\)", "", cell)
+    return re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", cell).strip()
+
+
+def test_every_key_of_a_sweep_file_has_a_meaning() -> None:
+    assert list(MEANINGS["file"]) == list(SweepSpec.model_fields)
 
 
 def test_every_data_set_is_documented_as_it_is() -> None:

@@ -22,6 +22,7 @@ LEVELS = (
     ("evaluation",),
     ("sweep", "report"),
     ("launch",),
+    ("completions",),
     ("cli",),
     ("__main__",),
 )

@@ -123,6 +123,9 @@ def resolve_pool(
     if value == IMAGENET + SMOKE:
         return _alexnet(value, value)
     file = pools / value / "pool.yaml"
+    tiny = None if files is None else files / f"{value.removesuffix(SMOKE)}.yaml"
+    if value.endswith(SMOKE) and not file.is_file() and tiny is not None and tiny.is_file():
+        return load_pool(tiny, smoke=True).recipe(resolve).spec(value)
     if not file.is_file() and files is not None and (files / f"{value}.yaml").is_file():
         return load_pool(files / f"{value}.yaml").recipe(resolve).spec(value)
     if not file.is_file():

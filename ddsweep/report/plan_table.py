@@ -15,14 +15,27 @@ from ddsweep.cost import CostEstimate
 from ddsweep.report.console import MOST_LISTED
 from ddsweep.report.formats import NONE, duration, size
 from ddsweep.report.settings import setting_cells, setting_headings, settings_of, varying
+from ddsweep.results.layout import SweepDirectory
 
 if TYPE_CHECKING:
     from ddsweep.spec import AshaSpec, Plan
 
-__all__ = ["plan_table"]
+__all__ = ["TO_EVALUATE", "plan_table", "with_distilled"]
 
 _LISTED = 3
 """How many combinations that were left out are named."""
+
+
+TO_EVALUATE = "to evaluate"
+"""The state of a trial whose set is distilled: no distillation is left to do, and no cost of one."""
+
+
+def with_distilled(directory: SweepDirectory, states: Mapping[str, str]) -> dict[str, str]:
+    """``states`` of trials by id, in which missing ones that are distilled are to be evaluated only."""
+    return {
+        trial_id: TO_EVALUATE if state == "missing" and directory.distilled(trial_id).is_file() else state
+        for trial_id, state in states.items()
+    }
 
 
 def plan_table(
@@ -32,8 +45,9 @@ def plan_table(
     threads: float = 1.0,
     scheduler: AshaSpec | None = None,
 ) -> Group:
-    """The trials of ``plan`` with their state (``done``, ``stopped``, or ``missing``, also where ``states``
-    has none) and cost, and below it the totals. ``threads`` is the number that ``estimates`` were made for.
+    """The trials of ``plan`` with their state (``done``, ``stopped``, `TO_EVALUATE`, or ``missing``, also
+    where ``states`` has none) and cost, and below it the totals. ``threads`` is the number that
+    ``estimates`` were made for.
     """
     settings = [settings_of(trial) for trial in plan.trials]
     names = varying(settings)
@@ -50,8 +64,8 @@ def plan_table(
         table.add_row(
             trial.trial_id,
             *cells,
-            Text(state, {"done": "green", "stopped": "magenta"}.get(state, "")),
-            duration(cost.seconds_cpu) if cost else NONE,
+            Text(state, {"done": "green", "stopped": "magenta", TO_EVALUATE: "cyan"}.get(state, "")),
+            duration(cost.seconds_cpu) if cost and state != TO_EVALUATE else NONE,
             size(cost.memory_bytes) if cost else NONE,
         )
     more = [Text(f"and {hidden} more")] if (hidden := len(plan.trials) - len(listed)) else []
@@ -67,16 +81,20 @@ def _totals(
 ) -> str:
     ids = [trial.trial_id for trial in plan.trials]
     counts = Counter(states.get(i) for i in ids)
-    missing = [i for i in ids if states.get(i) not in ("done", "stopped")]
+    missing = [i for i in ids if states.get(i) not in ("done", "stopped", TO_EVALUATE)]
     lines = [f"{counted(len(ids), 'trial')}, {counts['done']} done"]
     if counts["stopped"]:
         lines[0] += f", {counts['stopped']} stopped"
-    if not missing:
+    if counts[TO_EVALUATE]:
+        lines[0] += f", {counts[TO_EVALUATE]} to evaluate"
+    if not missing and not counts[TO_EVALUATE]:
         lines[0] += "; nothing is left to do"
-    elif all(i in estimates for i in missing):
+    elif missing and all(i in estimates for i in missing):
         hours = sum(estimates[i].seconds_cpu for i in missing) * threads / 3600
         most = " at most" if scheduler else ""
-        lines[0] += f"; the other {len(missing)} take{most} about {_hours(hours)}, evaluation not counted"
+        rest = f"the other {len(missing)} take" if len(missing) > 1 else "the other one takes"
+        rest = "it takes" if len(ids) == 1 else rest
+        lines[0] += f"; {rest}{most} about {_hours(hours)}, evaluation not counted"
     lines += plan.assumed
     if scheduler:
         lines.append(_scheduling(plan, scheduler))

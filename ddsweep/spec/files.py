@@ -13,7 +13,7 @@ from ddsweep.errors import SettingError
 from ddsweep.spec.model import EvaluateSpec, ResourcesSpec, SweepSpec, spelled_out
 from ddsweep.spec.scheduler import AshaSpec
 from ddsweep.spec.search import SearchSpec
-from ddsweep.spec.values import KINDS, SCIENCE_SETTINGS, Problem, like, shown, unknown
+from ddsweep.spec.values import KINDS, SCIENCE_SETTINGS, Problem, shown, unknown
 from ddsweep.spec.yaml_text import parse_yaml, yaml_of
 
 _SECTIONS: dict[tuple[Any, ...], type[BaseModel]] = {
@@ -137,12 +137,8 @@ def _laid_over(
         return _everywhere(raw, key, value, override, origins)
     if parts[0] not in model.model_fields:
         science = SCIENCE_SETTINGS if model is SweepSpec else ()
-        hint = ", and settings such as outer_steps=10" if science else ""
-        near = like(parts[0], [*model.model_fields, *science])
-        raise SettingError(
-            f"override {override!r}: unknown key {parts[0]!r}{near}; "
-            f"allowed are {', '.join(model.model_fields)}{hint}"
-        )
+        what = unknown(parts[0], [*model.model_fields, *science], _section(model))
+        raise SettingError(f"override {override!r}: {what}")
     origins[key] = override
     return _placed(spelled_out(raw), parts, value, override)
 
@@ -233,4 +229,10 @@ def _misplaced(loc: tuple[Any, ...], model: type[BaseModel]) -> str:
         return (
             f"unknown key {key!r} at the top level; settings of a trial go under `base`, `grid` or `points`"
         )
-    return unknown(key, (_SECTIONS[tuple(home)] if home else model).model_fields)
+    section = str(home[0]) if home else _section(model)
+    return unknown(key, (_SECTIONS[tuple(home)] if home else model).model_fields, section)
+
+
+def _section(model: type[BaseModel]) -> str:
+    """By which name `ddsweep settings` shows the keys of a file; without one, those of trials too."""
+    return "" if model is SweepSpec else model.__name__.removesuffix("File").lower()

@@ -140,9 +140,17 @@ def settings_of(given: Any, where: str, problems: list[Problem]) -> dict[str, An
     return out
 
 
-def unknown(key: Any, allowed: Iterable[str]) -> str:
+_MOST_NAMED = 16
+"""Names that a message lists; of more it says where they are."""
+
+
+def unknown(key: Any, allowed: Iterable[str], section: str = "") -> str:
+    """What is wrong with a key that is none of ``allowed``, which `ddsweep settings` has by ``section``."""
     allowed = list(allowed)
-    return f"unknown key {key!r}{like(key, allowed)}; allowed are {', '.join(allowed)}"
+    names = f"allowed are {', '.join(allowed)}"
+    if len(allowed) > _MOST_NAMED:
+        names = f"`ddsweep settings{section and f' {section}'}` lists all there are"
+    return f"unknown key {key!r}{like(key, allowed)}; {names}"
 
 
 def shown(value: Any) -> str:

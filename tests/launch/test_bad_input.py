@@ -98,7 +98,7 @@ def test_what_is_said_on_the_command_line(refuse: Refuse, option: tuple[str, ...
 
 
 def test_keys_of_the_site_file(refuse: Refuse) -> None:
-    assert "gpus: unknown key 'gpus'; allowed are scheduler, partition" in refuse(site="gpus: 2\n")
+    assert "gpus: unknown key 'gpus'; `ddsweep settings site` lists all" in refuse(site="gpus: 2\n")
     assert "4:00:00 is a number to the base 60 in YAML" in refuse(site="time: 4:00:00\n")
     assert "time: 14400 is no time; write 90m, 4h" in refuse(site="time: 14400\n")
     assert "account: 7 is not text; put it in quotes" in refuse(site="account: 7\n")

@@ -298,7 +298,7 @@ def test_the_smoke_section_makes_a_pool_of_its_own(file: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("epoch: 3", "epoch: unknown key 'epoch'.*did you mean epochs.*allowed are name, dataset"),
+        ("epoch: 3", "epoch: unknown key 'epoch'.*did you mean epochs.*`ddsweep settings pool` lists all"),
         ("epochs: 0", "epochs: 0 must be at least 1"),
         ("lr: fast", "lr: 'fast' is not a number"),
         ("lr: -1", "lr: -1.* must be greater than 0"),

@@ -42,6 +42,21 @@ def test_states_costs_and_totals() -> None:
     assert "1 dropped as impossible (skip_invalid): inner_steps=3: images_per_class" in flat
 
 
+def test_what_is_only_to_be_evaluated_costs_no_distillation() -> None:
+    trials = (spec(), spec(seed=1), spec(seed=2))
+    costs = {trial.trial_id: HOUR for trial in trials}
+    states = {trials[0].trial_id: "done", trials[1].trial_id: "to evaluate", trials[2].trial_id: "missing"}
+    lines = text(plan_table(Plan(trials), states, costs)).splitlines()
+    assert lines[2].split()[2:] == ["to", "evaluate", "–", "2.5", "MB"]
+    assert lines[4] == (
+        "3 trials, 1 done, 1 to evaluate; the other one takes about 1.0 CPU-hours, evaluation not counted"
+    )
+    states = dict.fromkeys(costs, "to evaluate")
+    assert text(plan_table(Plan(trials), states, costs)).endswith("\n3 trials, 0 done, 3 to evaluate")
+    alone = text(plan_table(Plan(trials[:1], assumed=("inner_steps: 1, for ...",)), {}, costs))
+    assert "1 trial, 0 done; it takes about" in alone and alone.endswith("\ninner_steps: 1, for ...")
+
+
 def test_of_too_many_trials_the_first_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ddsweep.report.plan_table.MOST_LISTED", 2)
     trials = tuple(spec(seed=seed) for seed in range(5))
