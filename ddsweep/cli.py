@@ -19,6 +19,7 @@ from ddsweep import completions
 from ddsweep.bundled import find_file
 from ddsweep.catalog.numbers import counted
 from ddsweep.errors import EXIT_DRAINED, UserError
+from ddsweep.paths import user_path
 
 if TYPE_CHECKING:
     from ddsweep.catalog import DatasetSpec
@@ -107,7 +108,7 @@ def _sweep_directory(sweep: SweepSpec, results: Path | None) -> SweepDirectory:
 
 
 def _results_root(results: Path | None) -> Path:
-    return results or Path(os.environ.get("DDSWEEP_RESULTS") or "results")
+    return results or user_path(os.environ.get("DDSWEEP_RESULTS") or "results")
 
 
 def _existing(directory: Path) -> SweepDirectory:
@@ -768,7 +769,8 @@ def _exit_code(arguments: Sequence[str] | None) -> int:
         )
         return 1
     try:
-        code = app(arguments, prog_name="ddsweep", standalone_mode=False)
+        given = [_at_home(word) for word in (sys.argv[1:] if arguments is None else arguments)]
+        code = app(given, prog_name="ddsweep", standalone_mode=False)
     except UserError as error:
         typer.echo(f"ddsweep: {error}", err=True)
         return 1
@@ -788,6 +790,12 @@ def _exit_code(arguments: Sequence[str] | None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left in the buffer goes nowhere
         return 0
     return code if isinstance(code, int) else 0
+
+
+def _at_home(word: str) -> str:
+    """``~/x`` and ``--option=~/x`` with the home folder that is meant, as a shell has it where it looks."""
+    option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    return f"{option}{equals}{user_path(value)}" if value.startswith("~") else word
 
 
 def _print_usage_error(error: Any) -> None:

@@ -29,6 +29,7 @@ from ddsweep.core.init import draw_network
 from ddsweep.core.memory import keep_to_share
 from ddsweep.core.networks import build_network
 from ddsweep.errors import UserError
+from ddsweep.interpreter import python_module
 from ddsweep.provenance import device_name, environment
 from ddsweep.results.files import write_atomic
 from ddsweep.trial_plan import TrialSettings, first_plan, pick_device
@@ -139,7 +140,7 @@ def measure(
 def _side_by_side(count: int, spec: TrialSpec, settings: TrialSettings, seconds: float) -> float:
     """Outer steps in a second of ``count`` trials together: all begin once all are warm."""
     job = json.dumps({"spec": spec.to_dict(), "settings": asdict(settings), "seconds": seconds})
-    command = [sys.executable, "-m", "ddsweep.packing"]
+    command = python_module("ddsweep.packing")
     running: list[_Process] = []
     try:
         for _ in range(count):

@@ -21,6 +21,15 @@ def environment() -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder to be in, with a module of the user's own for each name of the standard library."""
+    folder = tmp_path_factory.mktemp("hostile")
+    for name in sys.stdlib_module_names:
+        (folder / f"{name}.py").write_text(f"raise RuntimeError('imported the {name}.py of this folder')\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def ddsweep(environment: dict[str, str]) -> Run:
     """``ddsweep(*arguments, cwd=...)``: run to the end; output and exit code as they come."""
 

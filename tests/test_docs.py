@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 import re
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 
+import click
 import pytest
+import typer
 
 from ddsweep.catalog import DATASETS, TrialSpec
+from ddsweep.cli import app
 from ddsweep.launch.site import Site
 from ddsweep.pools.file import PoolFile
 from ddsweep.results.schemas import TABLES
@@ -118,3 +123,67 @@ def test_files_named_in_the_readme_tree_exist() -> None:
         name = line.split()[0]
         place = ROOT / "ddsweep" / name if line.startswith("  ") else ROOT / name
         assert place.exists(), name
+
+
+def verbs_of(command: click.Command, words: tuple[str, ...] = ()) -> Iterator[tuple[str, set[str]]]:
+    """Each verb, such as ``data list``, and its options."""
+    yield " ".join(words), {"--help", *(option for item in command.params for option in item.opts)}
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from verbs_of(inner, (*words, name))
+
+
+VERBS = dict(verbs_of(typer.main.get_command(app)))
+ANY_VERB = "|".join(sorted(filter(None, VERBS), key=len, reverse=True))
+OPTION = r"(?<![\w-])--[a-z][a-z-]*"
+FILES = [*ROOT.glob("sweeps/**/*.yaml"), *ROOT.glob("slurm/*.*")]
+
+
+def code_of(page: Path) -> str:
+    """What a page sets as code; all of another file."""
+    text = page.read_text()
+    if page.suffix != ".md":
+        return text
+    fenced = re.compile(r"^```.*?^```", flags=re.M | re.S)
+    indented = re.findall(r"^ {4}.*$", text, flags=re.M)
+    return "\n".join([*fenced.findall(text), *indented, *re.findall(r"`[^`\n]+`", fenced.sub("", text))])
+
+
+def messages(module: Path) -> Iterator[str]:
+    """The texts in a module that people may come to read: no docstrings, and no single words. What is filled
+    in is an X."""
+    tree = ast.parse(module.read_text())
+    passed = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            passed |= set(map(id, node.values))
+            text = "".join(str(part.value) if isinstance(part, ast.Constant) else "X" for part in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in passed:
+            text = node.value
+        else:
+            continue
+        if " " in text.strip():
+            yield text
+
+
+def unknown_commands(text: str) -> list[str]:
+    """What ``text`` tells people to type that the command line does not have."""
+    found = []
+    for said in re.finditer(r"(?:[`(]|^ *|; |see )ddsweep (?![-X])([^`;()\n#]*)", text, flags=re.M):
+        for words in re.split(r"(?<=\w)\|(?=\w)", said[1]):  # status|logs|cancel
+            verb = re.match(rf"(?:{ANY_VERB})(?![\w-])", words)
+            if verb is None or set(re.findall(OPTION, words)) - VERBS[verb[0]]:
+                found.append(said[0])
+    return found
+
+
+@pytest.mark.parametrize("page", [*DOCUMENTS, *FILES], ids=lambda path: path.name)
+def test_every_command_that_a_page_names_is_there(page: Path) -> None:
+    assert unknown_commands(code_of(page)) == []
+
+
+def test_every_command_and_option_that_a_message_names_is_there() -> None:
+    everything = set().union(*VERBS.values())
+    for module in sorted((ROOT / "ddsweep").rglob("*.py")):
+        for text in messages(module):
+            assert unknown_commands(text) == [], module
+            assert set(re.findall(OPTION, text)) <= everything, f"{module}: {text}"

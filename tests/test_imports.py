@@ -13,8 +13,8 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "ddsweep"
 # The lowest first. Rooms of one line do not know each other.
 LEVELS = (
-    ("errors",),
-    ("seeds", "catalog", "bundled"),
+    ("errors", "interpreter"),
+    ("seeds", "catalog", "bundled", "paths"),
     ("core",),
     ("data", "results", "baselines", "spec", "cost", "compilation", "provenance", "dashboards"),
     ("distilled", "pools", "trial_plan"),

@@ -25,6 +25,7 @@ from ddsweep.data.layout import (
     parquet_files,
 )
 from ddsweep.errors import DataError, SettingError
+from ddsweep.paths import user_path
 
 __all__ = ["DatasetStatus", "data_root", "find_dataset", "list_datasets", "presence", "resolve_dataset"]
 
@@ -38,7 +39,7 @@ _KEYS = (
 def data_root(flag: str | Path | None) -> Path | None:
     """The folder that holds the data: ``--data-root``, else ``DDSWEEP_DATA``, else None."""
     value = flag or os.environ.get("DDSWEEP_DATA") or None
-    return None if value is None else Path(value).expanduser()
+    return None if value is None else user_path(value)
 
 
 def find_dataset(name: str) -> DatasetSpec:

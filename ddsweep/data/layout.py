@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ddsweep.catalog import DATASETS, DatasetSpec, base_name
 from ddsweep.errors import DataError
+from ddsweep.paths import user_path
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -137,7 +138,7 @@ def need_root(root: Path | None, name: str) -> Path:
 
 def location(spec: DatasetSpec, root: Path | None) -> Path:
     """The folder of a ``parquet`` or ``folder`` source. An absolute ``path`` needs no data root."""
-    folder = Path(spec.path)
+    folder = user_path(spec.path)
     if not folder.is_absolute():
         folder = need_root(root, spec.name) / folder
     if not folder.is_dir():

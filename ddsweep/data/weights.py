@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from ddsweep.data.layout import one_line
 from ddsweep.errors import DataError
+from ddsweep.paths import user_path
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -76,7 +77,7 @@ def find_weights(file: Path | None, root: Path | None) -> Path:
     Raises `DataError` naming the places if none is there; none is opened.
     """
     if file is not None:
-        path = file.expanduser()
+        path = user_path(file)
         if not path.is_file():
             raise DataError(f"{ALEXNET}: weights file {path} is missing")
         return path

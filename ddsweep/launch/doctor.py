@@ -12,7 +12,6 @@ import secrets
 import shlex
 import shutil
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -288,10 +287,13 @@ class Answers:
 def ask_nodes(site: Site, request: Request, patience_s: float) -> Answers:
     """Run `ddsweep.launch.probe` on the nodes. Whatever happens, no job of it is left."""
     name = f"ddsweep-doctor-{secrets.token_hex(4)}"
-    python = site.python or shlex.quote(sys.executable)
     content = shlex.quote(json.dumps(asdict(request)))
     script = "\n".join(
-        ["echo host $(hostname)", *site.setup, f"exec {python} -m ddsweep.launch.probe {content}"]
+        [
+            "echo host $(hostname)",
+            *site.setup,
+            f"exec {site.python_command} -m ddsweep.launch.probe {content}",
+        ]
     )
     options = srun_options(site, minutes=min(site.time, _JOB_MIN), nodes=site.nodes)
     watched = ["--label", "--unbuffered", "--kill-on-bad-exit=0", "--no-kill", f"--job-name={name}"]

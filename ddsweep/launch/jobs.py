@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ddsweep.catalog.numbers import counted
 from ddsweep.errors import EXIT_DRAINED, UserError
+from ddsweep.interpreter import python_module
 from ddsweep.launch.folder import Launch, LaunchFolder, versions, write_json
 from ddsweep.launch.processes import Signals
 from ddsweep.launch.ray_cluster import LOST_HEAD, Place, node_limits, run_on_cluster
@@ -101,7 +102,7 @@ class ClusterJob(_Job):
             words = ["run", str(folder.sweep_file), "--address", address, "--results", launch.results]
             if launch.data_root:
                 words += ["--data-root", launch.data_root]
-            return [sys.executable, "-m", "ddsweep", *words]
+            return python_module("ddsweep", *words)
 
         run = folder.run(place.job, place.restart)
         return run_on_cluster(site, place, run, command, signals, node_limits(os.environ, own), say=_say)

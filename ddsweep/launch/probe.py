@@ -25,6 +25,7 @@ from typing import Any
 from ddsweep.data.files import presence
 from ddsweep.launch.folder import versions
 from ddsweep.launch.ray_cluster import node_limits
+from ddsweep.paths import user_path
 from ddsweep.results.files import write_atomic
 
 __all__ = ["NONCE", "TOKEN", "Facts", "Request", "look"]
@@ -206,7 +207,7 @@ def missing_data(data: Sequence[str], root: Path | None) -> dict[str, str]:
     found = {}
     for item in data:
         if item.startswith("folder:"):
-            folder = Path(item.removeprefix("folder:"))
+            folder = user_path(item.removeprefix("folder:"))
             place = folder if root is None else root / folder
             state = "present" if place.is_dir() else f"missing: {place}"
         else:

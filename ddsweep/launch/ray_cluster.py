@@ -24,6 +24,7 @@ from typing import Any, NoReturn
 
 from ddsweep.dashboards import provision
 from ddsweep.errors import EXIT_DRAINED, UserError
+from ddsweep.interpreter import SAFE_PATH, python_module
 from ddsweep.launch.folder import read_json, versions, write_json
 from ddsweep.launch.processes import MARK, Signals, end, kill_marked, spawn
 from ddsweep.launch.site import PORTS_OF_A_JOB, Site
@@ -116,6 +117,7 @@ def ray_environment(site: Site, temporary: Path, token: Path) -> dict[str, str]:
         # Slurm kills what takes too much memory. Ray's own monitor looks at the whole machine.
         "RAY_memory_monitor_refresh_ms": "0",
         "PYTHONUNBUFFERED": "1",
+        **SAFE_PATH,
     }
 
 
@@ -205,7 +207,7 @@ class _Node:
         if limits.memory is not None:
             known.append(f"--memory={limits.memory - self.object_store()}")
         known.append(f"--object-store-memory={self.object_store()}")
-        ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
+        ray = python_module("ray.scripts.scripts", "start", "--block", "--disable-usage-stats")
         return spawn([*ray, *known, *options], self.environment, self.log)
 
     def object_store(self) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -111,6 +113,11 @@ class Site(BaseModel):
     requeues: NotNegative = 5
     poll: Seconds = 15.0
     longest_pending: Annotated[int, BeforeValidator(_minutes)] | None = None
+
+    @property
+    def python_command(self) -> str:
+        """The shell words that start Python on a node; it imports nothing from the folder that it is in."""
+        return f"{self.python or shlex.quote(sys.executable)} -P"
 
     @field_validator("temporary")
     @classmethod

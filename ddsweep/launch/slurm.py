@@ -99,7 +99,7 @@ def executor(site: Site, folder: LaunchFolder, name: str, **more: Any) -> Any:
     submitit_executor: Any
     if site.scheduler == "local":
         submitit_executor = submitit.LocalExecutor(
-            folder=folder.logs, max_num_timeout=site.requeues, python=site.python
+            folder=folder.logs, max_num_timeout=site.requeues, python=site.python_command
         )
         submitit_executor.update_parameters(
             timeout_min=site.time,
@@ -111,7 +111,7 @@ def executor(site: Site, folder: LaunchFolder, name: str, **more: Any) -> Any:
         return submitit_executor
     _require("sbatch")
     submitit_executor = submitit.SlurmExecutor(
-        folder=folder.logs, max_num_timeout=site.requeues, python=site.python
+        folder=folder.logs, max_num_timeout=site.requeues, python=site.python_command
     )
     submitit_executor.update_parameters(**_parameters(site, name), **more)
     return submitit_executor

@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -16,6 +15,7 @@ from pathlib import Path
 from ddsweep.catalog import TrialSpec
 from ddsweep.catalog.numbers import counted
 from ddsweep.errors import ResultsError, UserError
+from ddsweep.interpreter import SAFE_PATH, python_module
 from ddsweep.launch.folder import (
     Job,
     Launch,
@@ -209,7 +209,8 @@ def _start_local(folder: LaunchFolder) -> LaunchFolder:
     """Hand over to a process of its own session: the launch outlives the terminal it was typed into."""
     with (folder.logs / "local.log").open("a", encoding="utf-8") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "ddsweep.launch.local", str(folder.root)],
+            python_module("ddsweep.launch.local", str(folder.root)),
+            env={**os.environ, **SAFE_PATH},  # submitit starts others
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -243,7 +244,8 @@ def dry_run(request: Request, trials: int, missing: int, say: Callable[[str], No
     folder = LaunchFolder(request.directory.root.resolve() / "jobs" / "LAUNCH")
     if site.scheduler == "local":
         for kind, elements in _pieces(request):
-            say(f"{kind}: {max(1, elements)} x {sys.executable} -u -m submitit.core._submit {folder.logs}")
+            command = f"{site.python_command} -u -m submitit.core._submit {folder.logs}"
+            say(f"{kind}: {max(1, elements)} x {command}")
         return
     before: str | None = None
     for kind, elements in _pieces(request):

@@ -14,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, Field, field_validator, model_v
 from ddsweep.catalog import IMAGENET, INIT_LAWS, SMOKE, DatasetSpec, PoolSpec, parse_network
 from ddsweep.catalog.numbers import real, whole
 from ddsweep.errors import DataError, ResultsError, SettingError
+from ddsweep.paths import user_path
 from ddsweep.pools.recipe import GROUP_SIZE, PoolRecipe
 from ddsweep.results.layout import PoolDirectory
 from ddsweep.results.parts import part_metadata
@@ -117,7 +118,7 @@ def resolve_pool(
             raise SettingError(
                 f"pool: {dict(value)!r} is not {{name: imagenet, weights: FILE}}; other pools go by name"
             )
-        return _imagenet(Path(str(value["weights"])).expanduser())
+        return _imagenet(user_path(str(value["weights"])))
     if value == IMAGENET:
         return _imagenet(None)
     if value == IMAGENET + SMOKE:

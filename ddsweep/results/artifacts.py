@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddsweep.errors import CheckpointError
+from ddsweep.paths import user_path
 from ddsweep.results.files import write_atomic
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
     from safetensors.torch import load
 
     try:
-        data = Path(path).read_bytes()
+        data = user_path(path).read_bytes()
     except OSError as error:
         raise CheckpointError(f"{path}: cannot read: {error.strerror or error}") from error
     try:

@@ -183,7 +183,7 @@ def torn_error(paths: Sequence[Path], reason: str) -> ResultsError:
     where = ", ".join(str(path) for path in paths)
     return ResultsError(
         f"{what}: {where} ({reason.splitlines()[0] if reason else 'cannot be read'}); `ddsweep run` makes it "
-        "again, `ddsweep collect` stops until then, `ddsweep report` leaves it out"
+        "again, `ddsweep collect` stops until then, `ddsweep status` and `show` leave it out"
     )
 
 

@@ -11,6 +11,7 @@ import pandas as pd
 import pyarrow as pa
 
 from ddsweep.errors import ResultsError
+from ddsweep.paths import user_path
 from ddsweep.results.collect import sorted_rows
 from ddsweep.results.known import is_collected
 from ddsweep.results.layout import SweepDirectory
@@ -50,7 +51,7 @@ def load_results(directory: str | os.PathLike[str]) -> Results:
     parts are left out, with a warning each. Raises `ResultsError` for a folder that is not there or holds no
     sweep.
     """
-    root = Path(directory)
+    root = user_path(directory)
     if not root.is_dir():
         raise ResultsError(f"{root}: no such results folder; give the folder of one sweep, results/<sweep>")
     sweep = SweepDirectory(root)

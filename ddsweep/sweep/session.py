@@ -18,6 +18,7 @@ from ray.job_config import JobConfig
 
 from ddsweep.dashboards import provision
 from ddsweep.errors import UserError
+from ddsweep.interpreter import SAFE_PATH
 
 __all__ = ["Node", "RaySession", "ray_session"]
 
@@ -114,12 +115,13 @@ def ray_session(
         options = {"address": address}
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the outcome of trials is told by ddsweep
     try:
-        with _environment(provisioned):
+        with _environment({**provisioned, **SAFE_PATH}):
             context = ray.init(
                 log_to_driver=False,
                 logging_level=logging.ERROR,
                 configure_logging=True,
-                job_config=JobConfig(metadata={"job_name": job}),
+                # As of Ray Client, or Ray would put this folder first on the path of its workers.
+                job_config=JobConfig(metadata={"job_name": job}, _client_job=True),
                 **options,
             )
     except Exception as error:  # Ray raises ConnectionError, ValueError, RuntimeError, ...

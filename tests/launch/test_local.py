@@ -57,19 +57,21 @@ UNEQUAL += ["n_resumed", "distilled_bytes", "git_dirty", "git_commit"]
 class Sweep:
     """One sweep in a folder of its own, run or launched as a user does."""
 
-    def __init__(self, folder: Path, environment: dict[str, str], *settings: str) -> None:
+    def __init__(self, folder: Path, environment: dict[str, str], cwd: Path, *settings: str) -> None:
         folder.mkdir(exist_ok=True)
         self.results = folder / "all results"
         self.file = folder / "small.yaml"
         self.file.write_text(SWEEP)
         self.settings = settings
         self.environment = environment
+        self.cwd = cwd
         self.directory = SweepDirectory(self.results / "small")
 
     def __call__(self, *words: object, timeout: float = 600) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "ddsweep", *map(str, words)],
+            [sys.executable, "-P", "-m", "ddsweep", *map(str, words)],
             env=self.environment,
+            cwd=self.cwd,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -158,11 +160,11 @@ class Sweep:
 
 
 @pytest.fixture
-def sweep(tmp_path: Path, environment: dict[str, str]) -> Iterator[Callable[..., Sweep]]:
+def sweep(tmp_path: Path, environment: dict[str, str], hostile: Path) -> Iterator[Callable[..., Sweep]]:
     made = []
 
     def make(*settings: str) -> Sweep:
-        made.append(Sweep(tmp_path, environment, *settings))
+        made.append(Sweep(tmp_path, environment, hostile, *settings))
         return made[-1]
 
     yield make
@@ -171,7 +173,7 @@ def sweep(tmp_path: Path, environment: dict[str, str]) -> Iterator[Callable[...,
 
 
 def alone(folder: Path, environment: dict[str, str], settings: Sequence[str]) -> Sweep:
-    made = Sweep(folder, environment, *settings)
+    made = Sweep(folder, environment, folder, *settings)
     done = made.run()
     assert done.returncode == 0, done.stdout
     return made

@@ -58,7 +58,7 @@ source '/a b/activate'
 # command
 export SUBMITIT_EXECUTOR=slurm
 srun --unbuffered --output '{folder}/logs/%j_%t_log.out' --error '{folder}/logs/%j_%t_log.err' --no-kill \
---cpus-per-task=16 apptainer exec x.sif python3 -u -m submitit.core._submit '{folder}/logs'
+--cpus-per-task=16 apptainer exec x.sif python3 -P -u -m submitit.core._submit '{folder}/logs'
 """
 
 ARRAY = """#!/bin/bash
@@ -82,7 +82,7 @@ ARRAY = """#!/bin/bash
 # command
 export SUBMITIT_EXECUTOR=slurm
 srun --unbuffered --output '{folder}/logs/%A_%a_%t_log.out' --error '{folder}/logs/%A_%a_%t_log.err' \
---no-kill --cpus-per-task=4 {python} -u -m submitit.core._submit '{folder}/logs'
+--no-kill --cpus-per-task=4 {python} -P -u -m submitit.core._submit '{folder}/logs'
 """
 
 

@@ -195,7 +195,7 @@ def test_a_truncated_part_is_named(sweep: SweepDirectory, keep: int) -> None:
             action()
         message = str(caught.value)
         assert str(torn) in message and str(sweep.trials_part("ab")) not in message
-        assert all(f"ddsweep {verb}" in message for verb in ("run", "collect", "report"))
+        assert all(f"ddsweep {verb}" in message for verb in ("run", "collect", "status"))
 
 
 def test_altered_values_are_seen(sweep: SweepDirectory) -> None:

@@ -18,9 +18,12 @@ def driver(tmp_path: Path, environment: dict[str, str]) -> Iterator[Driver]:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) -> Driver:
-    """The sweep with one shard, run to its end: what all others are compared with."""
-    made = Driver(tmp_path_factory.mktemp("undisturbed"), environment, shards=1)
+def undisturbed(
+    tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str], hostile: Path
+) -> Driver:
+    """The sweep with one shard, run to its end: what all others are compared with. Nothing of the folder that
+    the user is in disturbs it."""
+    made = Driver(tmp_path_factory.mktemp("undisturbed"), environment, shards=1, cwd=hostile)
     code = made.run()
     assert code == 0, made.log.read_text()
     return made

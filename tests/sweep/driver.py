@@ -56,13 +56,16 @@ UNEQUAL = [
 class Driver:
     """``ddsweep run`` in a process of its own, in a folder of its own."""
 
-    def __init__(self, folder: Path, environment: dict[str, str], shards: int = 2) -> None:
+    def __init__(
+        self, folder: Path, environment: dict[str, str], shards: int = 2, cwd: Path | None = None
+    ) -> None:
         self.folder = folder
         self.file = folder / "small.yaml"
         self.file.write_text(SWEEP.format(outer_steps=OUTER_STEPS, shards=shards))
         self.results = folder / "results" / "small"
         self.log = folder / "log.txt"
         self.environment = environment
+        self.cwd = cwd
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self, *settings: str) -> Driver:
@@ -71,6 +74,7 @@ class Driver:
             self.process = subprocess.Popen(
                 [
                     sys.executable,
+                    "-P",
                     "-m",
                     "ddsweep",
                     "run",
@@ -82,6 +86,7 @@ class Driver:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=self.environment,
+                cwd=self.cwd,
             )
         return self
 
