@@ -150,13 +150,15 @@ def code_of(page: Path) -> str:
 
 def messages(module: Path) -> Iterator[str]:
     """The texts in a module that people may come to read: no docstrings, and no single words. What is filled
-    in is an X."""
+    in is {}."""
     tree = ast.parse(module.read_text())
     passed = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     for node in ast.walk(tree):
         if isinstance(node, ast.JoinedStr):
             passed |= set(map(id, node.values))
-            text = "".join(str(part.value) if isinstance(part, ast.Constant) else "X" for part in node.values)
+            text = "".join(
+                str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values
+            )
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in passed:
             text = node.value
         else:
@@ -166,10 +168,10 @@ def messages(module: Path) -> Iterator[str]:
 
 
 def unknown_commands(text: str, begins: str) -> list[str]:
-    """What ``text`` tells people to type that the command line does not have. ``begins`` is what stands before
+    """What ``text`` tells people to type that the command line does not have; ``begins`` stands before
     a command."""
     found = []
-    for said in re.finditer(rf"(?:{begins})ddsweep (?![-X])([^`;()\n#]*)", text, flags=re.M):
+    for said in re.finditer(rf"(?:{begins})ddsweep (?![-{{])([^`;()\n#]*)", text, flags=re.M):
         for words in re.split(r"(?<=\w)\|(?=\w)", said[1]):  # status|logs|cancel
             verb = re.match(rf"(?:{ANY_VERB})(?![\w-])", words)
             if verb is None or set(re.findall(OPTION, words)) - VERBS[verb[0]]:
