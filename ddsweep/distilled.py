@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import html
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,11 +16,13 @@ from torch.nn import functional as F
 from ddsweep.catalog import TrialSpec
 from ddsweep.catalog.numbers import counted
 from ddsweep.core.distill import evaluation_loop, known_seed
+from ddsweep.core.images import normalise
 from ddsweep.core.init import draw_network
+from ddsweep.core.memory import is_out_of_memory
 from ddsweep.core.networks import Params, build_network
 from ddsweep.core.order import fixed_course
 from ddsweep.errors import CheckpointError
-from ddsweep.results.artifacts import load_tensors, tensor_sha256
+from ddsweep.results.artifacts import grid_png, load_tensors, tensor_sha256
 from ddsweep.seeds import derive_seed
 
 __all__ = ["DistilledSet", "apply"]
@@ -57,6 +61,23 @@ class DistilledSet:
     class_names: tuple[str, ...]
     spec: TrialSpec
     provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        spec = self.spec
+        return (
+            f"DistilledSet({spec.trial_id}: {spec.dataset.name}, {spec.dataset.classes} classes, "
+            f"images_per_class={spec.images_per_class}, inner_steps={spec.inner_steps}, "
+            f"inner_epochs={spec.inner_epochs}, init={spec.init}, network={spec.network})"
+        )
+
+    def _repr_html_(self) -> str:
+        """In a notebook: what it is, and its images, unless they are whitened: it lacks the way back."""
+        text = f"<div>{html.escape(repr(self))}</div>"
+        if self.spec.whitening != "none":
+            return text
+        labels = self.labels.argmax(-1) if self.labels.is_floating_point() else self.labels
+        picture = grid_png(self.images, self.mean, self.std, labels, self.class_names)
+        return f'{text}<img src="data:image/png;base64,{base64.b64encode(picture).decode()}">'
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> DistilledSet:
@@ -114,9 +135,13 @@ class DistilledSet:
         module.load_state_dict(self.initial_weights(module, index))
         return module
 
-    def initial_weights(self, module: nn.Module, index: int = 0) -> Params:
-        """Initial weights for ``module``, drawn by the law that the set was made for.
+    def initial_weights(self, module: nn.Module, index: int = 0) -> dict[str, Tensor]:
+        """Initial weights for ``module``, drawn by the law that the set was made for: what its
+        ``load_state_dict`` takes, on the CPU.
 
+        They are those of held-out network ``index``, or of the known network of a ``fixed`` set. The law
+        fills the ``weight`` and ``bias`` of layers (`ddsweep.core.init.draw_network`); other parameters are
+        as ``module`` has them. So are buffers, but for running statistics, which start anew.
         Raises ``ValueError`` for a set that was made for networks of a pool: those are files.
         """
         spec = self.spec
@@ -128,7 +153,71 @@ class DistilledSet:
         seed = derive_seed("heldout", spec.network, spec.init_law, spec.init_param, index)
         if spec.init == "fixed":
             seed = known_seed(spec)
-        return draw_network(module, spec.init_law, spec.init_param, seed)
+        drawn = draw_network(module, spec.init_law, spec.init_param, seed)
+        return drawn | _rest_of_state(module, drawn)
+
+    def normalise(self, images: Any) -> Tensor:
+        """Raw images in the space of the set, ``[..., c, h, w]``: what `apply` trains a network for.
+
+        ``images`` is a tensor or an array ``[..., c, h, w]`` with the set's shape: bytes from 0 to 255, or
+        floats from 0 to 1. They become ``(x - mean) / std`` per channel, on their device, in float32 or the
+        type of the floats. Raises ``ValueError`` for another shape, for values outside the range, and for a
+        set with ``whitening``, whose images are whitened by the training data, which the set does not hold.
+        """
+        if self.spec.whitening != "none":
+            raise ValueError(
+                f"the set was made for whitened images (whitening: {self.spec.whitening}), and only the "
+                "data set tells how: ddsweep.data.sources.load_splits with that whitening gives them"
+            )
+        pixels = torch.as_tensor(images)
+        self._check_shape(pixels)
+        top = 1 if pixels.is_floating_point() else 255
+        low, high = (float(value) for value in torch.aminmax(pixels)) if pixels.numel() else (0.0, 0.0)
+        if not (low >= 0 and high <= top):
+            raise ValueError(
+                f"images go from {low:.4g} to {high:.4g}; give floats from 0 to 1, or whole numbers from 0 "
+                "to 255 (images that are normalised already need no more)"
+            )
+        if pixels.is_floating_point():
+            shift, scale = (pixels.new_tensor(value)[:, None, None] for value in (self.mean, self.std))
+            return (pixels - shift) / scale
+        return normalise(pixels, self.mean, self.std, torch.float32)
+
+    def _check_shape(self, images: Tensor) -> None:
+        c, h, w = shape = self.spec.dataset.shape
+        found = tuple(images.shape)
+        if found[-3:] == shape:
+            return
+        hint = ""
+        if found[-3:] == (h, w, c):
+            hint = "; channels go before height and width: images.movedim(-1, -3)"
+        elif c == 1 and found[-2:] == (h, w):
+            hint = "; they lack the axis of channels: images[..., None, :, :]"
+        elif len(found) >= 3 and found[-2:] == (h, w):
+            hint = f"; they have {found[-3]} channels, and the set has {c}"
+        raise ValueError(f"images of shape {list(found)}; the set takes [..., {c}, {h}, {w}]{hint}")
+
+
+def _rest_of_state(module: nn.Module, drawn: Params) -> dict[str, Tensor]:
+    """What else the state of ``module`` has: second names of shared parameters, and buffers."""
+    first = {id(parameter): name for name, parameter in module.named_parameters()}
+    shared = {
+        name: drawn[first[id(parameter)]]
+        for name, parameter in module.named_parameters(remove_duplicate=False)
+        if name not in drawn
+    }
+    buffers = {
+        name: value.detach().to("cpu", copy=True)
+        for name, value in module.state_dict().items()
+        if name not in drawn and name not in shared and isinstance(value, Tensor)
+    }
+    for home, layer in module.named_modules():
+        if isinstance(getattr(layer, "running_mean", None), Tensor):  # of batch or instance norm
+            prefix = f"{home}." if home else ""
+            for name, start in (("running_mean", 0), ("running_var", 1), ("num_batches_tracked", 0)):
+                if prefix + name in buffers:
+                    buffers[prefix + name] = torch.full_like(buffers[prefix + name], start, device="cpu")
+    return shared | buffers
 
 
 @torch.enable_grad()
@@ -137,12 +226,15 @@ def apply(
 ) -> nn.Module:
     """Train ``model`` in place on the distilled set, exactly as evaluation does, and return it.
 
-    ``model`` takes normalised images ``[N, c, h, w]`` and gives logits ``[N, classes]``; its weights are
-    where training starts, so they should be drawn as `DistilledSet.spec` says (``model.load_state_dict(
-    distilled.initial_weights(model))`` does that for a network of any kind). ``steps`` other than T
-    stops early, or goes on with the rates of the last epoch. Where the order is random it is that of
-    held-out network ``index``: by default 0, or the known network of a ``fixed`` set. Raises ``ValueError``
-    if the model does not give one logit per class.
+    ``model`` takes normalised images ``[N, c, h, w]`` (`DistilledSet.normalise`) and gives logits
+    ``[N, classes]``; its weights are where training starts, so they should be drawn as `DistilledSet.spec`
+    says (``model.load_state_dict(distilled.initial_weights(model))`` does that for a network of any kind).
+    ``steps`` other than T stops early, or goes on with the rates of the last epoch. Where the order is
+    random it is that of held-out network ``index``: by default 0, or the known network of a ``fixed`` set.
+
+    ``model`` stays in the mode it is in. T steps are too few for the running statistics of batch norm: a
+    model with it is better evaluated in training mode too, by the statistics of the batch.
+    Raises ``ValueError`` if the model does not take the set's images, or does not give one logit per class.
     """
     parameters: Params = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not parameters:
@@ -162,7 +254,7 @@ def apply(
     slots = loop.optimizer.start(parameters)
     for t in range(total):
         picks = course.batches[t, 0]
-        logits = model(images[picks])
+        logits = _forward(model, images[picks]) if t == 0 else model(images[picks])
         if logits.shape != (batch, len(distilled.class_names)):
             raise ValueError(
                 f"the model gives logits of shape {tuple(logits.shape)} for {counted(batch, 'image')}; "
@@ -176,3 +268,16 @@ def apply(
             for name, parameter in parameters.items():
                 parameter.copy_(after[name])
     return model
+
+
+def _forward(model: nn.Module, images: Tensor) -> Tensor:
+    """The first pass, in which a model for other images fails. Raises ``ValueError`` with what torch said."""
+    try:
+        logits: Tensor = model(images)
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
+        said = " ".join(str(error).split())
+        shape = list(images.shape[1:])
+        raise ValueError(f"the model does not take the set's images, {shape} each: {said}") from error
+    return logits

@@ -185,6 +185,12 @@ def test_missing_data_are_told_before_anything_slow_is_imported(
     assert not (tmp_path / "results").exists()
 
 
+def test_the_package_lists_what_it_offers() -> None:
+    assert set(package.__all__) <= set(dir(package))
+    for name in package.__all__:
+        assert getattr(package, name) is not None
+
+
 def test_importing_the_package_costs_nothing(environment: dict[str, str]) -> None:
     heavy = ("torch", "ray", "pandas", "pyarrow", "numpy", "pydantic", "typer", "yaml")
     code = f"import sys, ddsweep; print(*sorted(set({heavy}) & set(sys.modules)))"

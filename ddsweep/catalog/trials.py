@@ -310,6 +310,15 @@ class TrialSpec:
         text = json.dumps(settings, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 
+    def __repr__(self) -> str:
+        """The id, and the settings that differ from their defaults."""
+        said = [f"dataset={self.dataset.name!r}"]
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if item.name != "dataset" and value != item.default:
+                said.append(f"{item.name}={value.name if isinstance(value, PoolSpec) else value!r}")
+        return f"TrialSpec({self.trial_id}: {', '.join(said)})"
+
     def to_dict(self) -> dict[str, Any]:
         """Plain types only, for a file header; `TrialSpec.from_dict` reads it back."""
         out = {item.name: getattr(self, item.name) for item in fields(self)}

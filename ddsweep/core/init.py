@@ -24,25 +24,40 @@ def draw_network(network: nn.Module, law: str, param: float, seed: int) -> Param
     The laws of Wang et al. 2018, with p = ``param`` (1 there): ``xavier`` normal with gain p,
     ``xavier_uniform``, ``kaiming`` and ``kaiming_out`` normal with fan in or out and negative slope p,
     ``orthogonal`` with gain p, ``normal`` (0, p); biases are 0. ``default`` is torch's own law, biases
-    included. Norm layers start as the identity. Raises ``ValueError`` for an unknown law.
+    included. Norm layers start as the identity.
+
+    A law is one for the ``weight`` and ``bias`` of layers. Other parameters (a class token, a scale, the
+    slope of a PReLU) are copied from ``network``. A parameter that several layers share is drawn once.
+    Raises ``ValueError`` for an unknown law, and for a parameter that is to be copied from a network on the
+    meta device.
     """
     if law not in INIT_LAWS:
         raise ValueError(f"unknown init law {law!r}; laws are {', '.join(INIT_LAWS)}")
     generator = torch.Generator().manual_seed(seed)
     drawn: Params = {}
-    shapes = {name: value.shape for name, value in network.named_parameters()}
-    for name, shape in shapes.items():
-        weight_shape = shapes[name.rpartition(".")[0] + ".weight"]
-        value = torch.zeros(shape)
-        if len(weight_shape) == 1:  # a norm layer
-            value.fill_(0.0 if name.endswith("bias") else 1.0)
-        elif name.endswith("weight"):
+    for name, parameter in network.named_parameters():
+        home, _, kind = name.rpartition(".")
+        layer = network.get_submodule(home)
+        weight = getattr(layer, "weight", None)
+        if kind not in ("weight", "bias") or weight is None or isinstance(layer, nn.PReLU):
+            drawn[name] = _copied(name, parameter)
+            continue
+        value = torch.zeros(parameter.shape)
+        if weight.dim() == 1:  # a norm layer
+            value.fill_(0.0 if kind == "bias" else 1.0)
+        elif kind == "weight":
             _fill_weight(value, law, param, generator)
         elif law == "default":
-            bound = 1 / math.sqrt(math.prod(weight_shape[1:]))
+            bound = 1 / math.sqrt(math.prod(weight.shape[1:]))
             value.uniform_(-bound, bound, generator=generator)
         drawn[name] = value
     return drawn
+
+
+def _copied(name: str, parameter: nn.Parameter) -> Tensor:
+    if parameter.is_meta:
+        raise ValueError(f"{name}: no law for it, and the network is on the meta device: it has no values")
+    return parameter.detach().to("cpu", torch.float32, copy=True)
 
 
 def _fill_weight(weight: Tensor, law: str, param: float, generator: torch.Generator) -> None:

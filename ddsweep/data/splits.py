@@ -49,6 +49,18 @@ class Splits:
     stand_in: bool = False
     whitening: Whitening | None = None
 
+    def __repr__(self) -> str:
+        counts = ", ".join(
+            f"{len(labels)} {part}"
+            for part, labels in (
+                ("train", self.train_labels),
+                ("validation", self.validation_labels),
+                ("test", self.test_labels),
+            )
+        )
+        shape = "x".join(map(str, self.train_images.shape[1:]))
+        return f"Splits({self.name}: {counts} images of {shape}, {len(self.class_names)} classes)"
+
 
 class Part(NamedTuple):
     """Train or test before the split: images uint8 [N, c, h, w], labels int64 [N], and its files."""

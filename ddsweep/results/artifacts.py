@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
 
-__all__ = ["image_grid", "load_tensors", "save_tensors", "tensor_sha256"]
+__all__ = ["grid_png", "image_grid", "load_tensors", "save_tensors", "tensor_sha256"]
 
 _KEY = "ddsweep"
 
@@ -111,7 +111,18 @@ def image_grid(
     class_names: Sequence[str],
     temporary: Path,
 ) -> None:
-    """Write a picture of a distilled set: a row per inner step, columns by class.
+    """Write the picture `grid_png` of a distilled set to ``path``."""
+    write_atomic(path, grid_png(images, mean, std, labels, class_names), temporary)
+
+
+def grid_png(
+    images: Tensor,
+    mean: Sequence[float],
+    std: Sequence[float],
+    labels: Tensor | Sequence[int],
+    class_names: Sequence[str],
+) -> bytes:
+    """A picture of a distilled set as PNG: a row per inner step, columns by class.
 
     ``images`` [S, n, c, h, w] are in normalised pixel space, ``mean`` and ``std`` have c values,
     ``labels`` are [n] or [S, n] classes. Pixels are brought back by x * std + mean, clipped to
@@ -148,7 +159,7 @@ def image_grid(
     buffer = io.BytesIO()
     # No version of matplotlib in the file: the same images then give the same bytes for longer.
     figure.savefig(buffer, format="png", dpi=_DPI, metadata={"Software": None})
-    write_atomic(path, buffer.getvalue(), temporary)
+    return buffer.getvalue()
 
 
 def _by_class(classes: torch.Tensor, n_classes: int) -> list[int]:

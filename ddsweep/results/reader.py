@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import os
 import warnings
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import pyarrow as pa
 from ddsweep.errors import ResultsError
 from ddsweep.paths import user_path
 from ddsweep.results.collect import sorted_rows
+from ddsweep.results.html_table import trials_html
 from ddsweep.results.known import is_collected
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.results.parts import conform, list_parts, read_part
@@ -41,6 +43,17 @@ class Results:
     history: pd.DataFrame
     failures: pd.DataFrame
     torn: tuple[Path, ...] = ()
+
+    def __repr__(self) -> str:
+        """How many rows each table has."""
+        counts = [f"{len(getattr(self, name))} {name}" for name in TABLES]
+        if self.torn:
+            counts.append(f"{len(self.torn)} torn files left out")
+        return f"Results({', '.join(counts)})"
+
+    def _repr_html_(self) -> str:
+        """In a notebook: the same, and the trials with what varies among them and what came out."""
+        return f"<div>{html.escape(repr(self))}</div>{trials_html(self.trials)}"
 
 
 def load_results(directory: str | os.PathLike[str]) -> Results:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import shutil
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import duckdb
@@ -64,6 +65,19 @@ def test_frames_are_typed(filled: SweepDirectory) -> None:
     assert len(results.evals[~results.evals["diverged"]]) == 12
     assert results.failures["attempts"].tolist() == [2]
     assert results.torn == ()
+
+
+def test_results_say_what_they_hold_and_a_notebook_shows_the_trials(filled: SweepDirectory) -> None:
+    results = load_results(filled.root)
+    assert repr(results) == "Results(2 trials, 12 evals, 4 history, 0 failures)"
+    shown = results._repr_html_()
+    assert repr(results) in shown and "<td>75.0" in shown and "<th>test_accuracy, %</th>" in shown
+    assert "<th>network</th>" not in shown, "a setting that all trials share is no column"
+    more = {"network": ["<b>", "x"], "gain_mean": [0.1, None], "gain_ci95": [0.02, None]}
+    named = replace(results, trials=results.trials.assign(**more))._repr_html_()
+    assert "<td>&lt;b&gt;</td>" in named and "<td>10.0 ± 2.0</td>" in named
+    many = replace(results, trials=pd.concat([results.trials] * 500))
+    assert len(many._repr_html_()) < 20_000
 
 
 def test_torn_parts_are_left_out_with_a_warning(filled: SweepDirectory) -> None:
