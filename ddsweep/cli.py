@@ -212,11 +212,12 @@ def plan(
     from ddsweep.report.console import report_console
     from ddsweep.report.plan_table import plan_table, with_distilled
     from ddsweep.report.status import trial_states
-    from ddsweep.spec import load_sweep
+    from ddsweep.spec import check_strata, load_sweep
 
     sweep = load_sweep(file, settings or (), smoke=smoke)
     directory, evaluation = _sweep_directory(sweep, results), sweep.evaluate.spec()
     found = _expand(sweep, directory, _root(data_root), file.parent / "pools")
+    check_strata(sweep.name, sweep.scheduler, found.trials)
     states = trial_states(directory, found.trials, evaluation, stopped_stay=sweep.scheduler is not None)
     states = with_distilled(directory, states)
     memory = (sweep.resources.memory_mode, sweep.resources.segment)
@@ -239,13 +240,14 @@ def run(
     ] = None,
 ) -> None:
     """Run what is missing of a sweep. Ctrl-C drains; the same command goes on where it was."""
-    from ddsweep.spec import load_sweep
+    from ddsweep.spec import check_strata, load_sweep
 
     sweep = load_sweep(file, settings or (), smoke=smoke)
     root, directory = _root(data_root), _sweep_directory(sweep, results)
     if smoke:
         _pretrain_smoke(sweep, file.parent / "pools", _results_root(results), root)
     plan = _expand(sweep, directory, root, file.parent / "pools")
+    check_strata(sweep.name, sweep.scheduler, plan.trials)
     _run(sweep, plan, directory, root, address, only_evaluate=False)
 
 
@@ -503,7 +505,7 @@ def launch(
     from ddsweep.launch.site import load_site
     from ddsweep.report.console import report_console
     from ddsweep.report.status import trial_states
-    from ddsweep.spec import load_sweep
+    from ddsweep.spec import check_strata, load_sweep
 
     if site is None:
         raise UserError("--site: name a site file, such as slurm/mine.yaml, or `local` for this machine")
@@ -526,6 +528,7 @@ def launch(
     sweep = load_sweep(file, [*(item for item in given if not item.startswith("site.")), *device])
     root, directory = _root(data_root), _sweep_directory(sweep, results)
     plan = _expand(sweep, directory, root, file.parent / "pools")
+    check_strata(sweep.name, sweep.scheduler, plan.trials)
     stay = sweep.scheduler is not None
     states = trial_states(directory, plan.trials, sweep.evaluate.spec(), stopped_stay=stay)
     missing = [trial for trial in plan.trials if states[trial.trial_id] == "missing"]
@@ -650,7 +653,9 @@ def status(directory: ResultsDir, data_root: DataRoot = None) -> None:
     found, root = _existing(directory), _root(data_root)
     asked = asked_of(found, lambda value: resolve_dataset(value, root))
     console = report_console()
-    console.print(status_table(read_status(found, asked.trials, asked.evaluation, asked.note)))
+    console.print(
+        status_table(read_status(found, asked.trials, asked.evaluation, asked.note, asked.scheduler))
+    )
     for line in launch_lines(found):
         console.print(line, highlight=False, markup=False)
 

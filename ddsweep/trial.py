@@ -159,6 +159,8 @@ def _distil(
     def save() -> None:
         _save_run(run, spec, splits, directory, settings, meter)
 
+    if run.state.step in settings.rungs and (told := _told_at(run)) is not None:
+        on_progress(told)  # once more: whoever was told may have died of it, or sent the trial to wait here
     taken = 0
     while run.state.step < spec.outer_steps:
         if should_stop():
@@ -290,6 +292,14 @@ def _start_images(spec: TrialSpec, splits: Splits) -> Tensor | None:
         splits.std,
     )
     return baselines.arrange(centres, spec.inner_steps)
+
+
+def _told_at(run: _Run) -> Progress | None:
+    """What was said at the step at which ``run`` is, if it was validated there."""
+    row = run.history[-1] if run.history else {}
+    if row.get("outer_step") != run.state.step or row["val_score"] is None:
+        return None
+    return Progress(run.state.step, 0, row["outer_loss"], row["val_score"], row["seconds"])
 
 
 def _history_row(

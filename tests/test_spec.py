@@ -18,7 +18,16 @@ from ddsweep.catalog import (
     TrialSpec,
 )
 from ddsweep.errors import SettingError
-from ddsweep.spec import AshaSpec, EvaluateSpec, SweepSpec, expand, load_sweep, resolved_yaml
+from ddsweep.spec import (
+    AshaSpec,
+    EvaluateSpec,
+    SweepSpec,
+    check_strata,
+    expand,
+    load_sweep,
+    resolved_yaml,
+    settings_by_stratum,
+)
 from ddsweep.spec.values import MOST_TRIALS
 from ddsweep.spec.yaml_text import parse_yaml, yaml_of
 
@@ -384,6 +393,43 @@ def test_strata_are_what_makes_scores_incomparable() -> None:
     assert {per_step.stratum(trial) for trial in trials} == {(1,), (10,)}
 
 
+def test_axes_of_the_grid_are_strata_unless_the_file_names_strata(load: Load) -> None:
+    """What the grid compares must have data in the end: a scheduler thins out what else varies."""
+    text = BASE + (
+        "grid: {images_per_class: [1, 2], inner_steps: [1], inner_epochs: [1, 3], outer_lr: [0.1, 0.2]}\n"
+        "search: {samples: 4, space: {inner_lr: {uniform: [0.1, 1]}}}\nseeds: 3\nscheduler: {grace: 20}"
+    )
+    sweep = load(text)
+    scheduler = sweep.scheduler
+    assert scheduler is not None
+    assert scheduler.strata == (*AshaSpec().strata, "inner_steps", "inner_epochs", "outer_lr")
+    strata = settings_by_stratum(scheduler, trials_of(sweep))
+    assert [len(settings) for settings in strata] == [4] * 8
+    assert all(set(settings.values()) == {3} for settings in strata), "seeds are no settings of their own"
+    check_strata("test", scheduler, trials_of(sweep))
+    named = load(text, ["scheduler.strata=[images_per_class]"]).scheduler
+    assert named is not None and named.strata == ("images_per_class",)
+    empty = load(text, ["scheduler.strata=[]"]).scheduler
+    assert empty is not None and empty.strata == ()
+    seeds = load(BASE + "grid: {seed: [0, 1]}\nscheduler: {grace: 20}").scheduler
+    assert seeds == AshaSpec(grace=20), "seeds are compared by their mean"
+
+
+@pytest.mark.parametrize("scheduler", ["{grace: 20}", "{grace: 20, strata: [inner_epochs, outer_lr]}"])
+def test_strata_that_leave_one_setting_each_are_refused(load: Load, scheduler: str) -> None:
+    text = BASE + "grid: {inner_epochs: [1, 3], outer_lr: [0.1, 0.2]}\nseeds: 2\nscheduler: " + scheduler
+    sweep = load(text)
+    with pytest.raises(SettingError, match="the 4 strata have one setting each") as caught:
+        check_strata(sweep.name, sweep.scheduler, trials_of(sweep))
+    assert "sweep test: scheduler.strata: " in str(caught.value)
+    for way_out in ("`search` or `points`", "scheduler.strata=[images_per_class]", "scheduler=null"):
+        assert way_out in str(caught.value)
+    fewer = load(text, ["scheduler.strata=[inner_epochs]"])
+    check_strata(fewer.name, fewer.scheduler, trials_of(fewer))
+    none = load(text, ["scheduler=null"])
+    check_strata(none.name, none.scheduler, trials_of(none))
+
+
 def test_the_scheduler_changes_no_trial_and_can_be_put_over_a_file(load: Load) -> None:
     text = BASE + "seeds: 2\n"
     scheduled = load(text + "scheduler: {grace: 20}")
@@ -660,6 +706,7 @@ def test_bad_settings(load: Load, text: str, message: str) -> None:
             "scheduler.grace_period: unknown key 'grace_period'; allowed are kind, grace, ",
         ),
         (BASE + "scheduler: {strata: [ipc]}", "scheduler.strata: 'ipc' is not one of dataset, network, "),
+        (BASE + "scheduler: {strata: [seed]}", "scheduler.strata: 'seed' is not one of dataset, network, "),
         (
             BASE + "grid: {outer_steps: [50, 80]}\nscheduler: {grace: 80}",
             "scheduler.grace: 80 is not below the outer_steps of any trial (at most 80), so none could be "

@@ -217,6 +217,16 @@ def test_a_rung_is_validated_and_checkpointed_before_it_is_told(
     assert (step, said["val_score"]) == (rung, trial.history()[-1]["val_score"])
     assert said["outer_loss"] == trial.history()[-1]["outer_loss"]
     assert said["wall_seconds"] > 0 and said["host"] and said["device"] == "cpu"
+    # A scheduler that was killed before it heard of it, or that let the trial wait there, hears of it again.
+    told: list[Progress] = []
+
+    def end(progress: Progress) -> None:
+        told.append(progress)
+        raise SystemExit(0)
+
+    with pytest.raises(SystemExit):
+        trial.run(settings, on_progress=end)
+    assert [(p.outer_step, p.val_score, p.steps_taken) for p in told] == [(rung, said["val_score"], 0)]
     # Going on without a scheduler ends where an undisturbed trial does, with one more score on the way.
     assert trial.run()
     assert trial.result().sha256 == undisturbed.result().sha256

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from rich.console import Group
 from rich.table import Table
@@ -16,9 +15,7 @@ from ddsweep.report.console import MOST_LISTED
 from ddsweep.report.formats import NONE, duration, size
 from ddsweep.report.settings import setting_cells, setting_headings, settings_of, varying
 from ddsweep.results.layout import SweepDirectory
-
-if TYPE_CHECKING:
-    from ddsweep.spec import AshaSpec, Plan
+from ddsweep.spec import AshaSpec, Plan, settings_by_stratum
 
 __all__ = ["TO_EVALUATE", "plan_table", "with_distilled"]
 
@@ -97,7 +94,7 @@ def _totals(
         lines[0] += f"; {rest}{most} about {_hours(hours)}, evaluation not counted"
     lines += plan.assumed
     if scheduler:
-        lines.append(_scheduling(plan, scheduler))
+        lines += _scheduling(plan, scheduler)
     if plan.dropped:
         few = len(plan.dropped) <= _LISTED
         lines.append(
@@ -122,15 +119,35 @@ def _totals(
     return "\n".join(lines)
 
 
-def _scheduling(plan: Plan, scheduler: AshaSpec) -> str:
-    """Where trials may be stopped, and with how many others each is compared."""
+def _scheduling(plan: Plan, scheduler: AshaSpec) -> list[str]:
+    """Where settings may be stopped, which axes are compared, and which are thinned out."""
     rungs = sorted({rung for trial in plan.trials for rung in scheduler.rungs(trial)})
-    strata = Counter(map(scheduler.stratum, plan.trials)).values()
-    same = f" within the same {', '.join(scheduler.strata)}" if scheduler.strata else ""
-    return (
-        f"{scheduler.kind}: trials may be stopped after outer steps {', '.join(map(str, rungs))}, by their "
-        f"val_score{same}: {len(strata)} of {', '.join(map(str, strata))} trials"
-    )
+    strata = settings_by_stratum(scheduler, plan.trials)
+    seeds = sorted({count for settings in strata for count in settings.values()})
+    kept = [
+        name for name in scheduler.strata if len({repr(getattr(trial, name)) for trial in plan.trials}) > 1
+    ]
+    thinned = [
+        name
+        for name in varying([settings_of(trial) for trial in plan.trials])
+        if name != "seed" and name not in scheduler.strata
+    ]
+    lines = [
+        f"{scheduler.kind}: after outer steps {', '.join(map(str, rungs))} settings may be stopped, by their "
+        "val_score",
+        f"  compared (each combination keeps its best): {', '.join(kept) or NONE}",
+        f"  thinned out: {', '.join(thinned) or NONE}",
+        f"  {_span(list(map(len, strata)), 'setting')} in {'each of ' if len(strata) > 1 else ''}"
+        f"{len(strata)} strat{'a' if len(strata) > 1 else 'um'}, {_span(seeds, 'seed')} each",
+    ]
+    if seeds != [1]:
+        lines[-1] += "; the seeds of a setting live and die together, by their mean"
+    return lines
+
+
+def _span(counts: list[int], what: str) -> str:
+    least, most = min(counts), max(counts)
+    return f"{least if least == most else f'{least} to {most}'} {what}{'s' if most > 1 else ''}"
 
 
 def _hours(hours: float) -> str:

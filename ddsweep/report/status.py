@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from ddsweep.results.layout import PART_FOLDERS, SweepDirectory
 from ddsweep.results.lock import live_holder
 from ddsweep.results.parts import list_parts, read_parts
 from ddsweep.results.schemas import FAILURES, HISTORY
+from ddsweep.spec import AshaSpec, setting_of
 
 __all__ = [
     "STATES",
@@ -40,10 +41,13 @@ __all__ = [
     "trial_status",
 ]
 
-STATES = ("done", "stopped", "evaluating", "distilled", "running", "interrupted", "failed", "pending")
+STATES = (
+    *("done", "stopped", "evaluating", "distilled", "running", "paused", "interrupted", "failed", "pending"),
+)
 """Furthest first. ``evaluating`` and ``running`` with a driver at work; without one the same files mean
 ``distilled`` (the evaluation is still to do) and ``interrupted``: running the sweep again goes on there.
-``stopped``: by the scheduler, for good as long as there is one."""
+``stopped``: by the scheduler, for good as long as there is one; ``paused``: waiting there for the other
+seeds of its setting."""
 
 STYLES = {
     "done": "green",
@@ -51,6 +55,7 @@ STYLES = {
     "evaluating": "cyan",
     "distilled": "yellow",
     "running": "cyan",
+    "paused": "blue",
     "interrupted": "yellow",
     "failed": "red",
     "pending": "dim",
@@ -119,12 +124,13 @@ def status(
     trials: Sequence[TrialSpec] | None = None,
     evaluation: EvaluationSpec | None = None,
     note: str | None = None,
+    scheduler: AshaSpec | None = None,
 ) -> SweepStatus:
     """The state of ``trials``, in that order; without them, of all trials that left files.
 
-    ``trials``, ``evaluation`` and ``note`` are those of `ddsweep.report.sweep_file.asked_of`, or of a plan.
-    Torn parts are listed in ``torn`` (a whole part of altered bytes is found by ``collect`` only).
-    Raises `ResultsError` for a folder that is not there or holds no sweep.
+    The other arguments are those of `ddsweep.report.sweep_file.asked_of`, or of a plan. Torn parts are listed
+    in ``torn`` (a whole part of altered bytes is found by ``collect`` only). Raises `ResultsError` for a
+    folder that is not there or holds no sweep.
     """
     require_sweep(directory)
     driver, known = live_driver(directory), KnownParts.load(directory)
@@ -143,6 +149,8 @@ def status(
         trial_status(directory, trial_id, trial, evaluation, driver, torn, known)
         for trial_id, trial in asked.items()
     )
+    if scheduler and trials and driver:
+        found = _with_paused(found, trials, scheduler)
     return SweepStatus(
         name=directory.root.name,
         root=directory.root,
@@ -151,6 +159,25 @@ def status(
         eta_seconds=_eta(found) if driver else None,
         torn=tuple(dict.fromkeys(torn)),  # the same part may have been met twice
         note=note,
+    )
+
+
+def _with_paused(
+    found: Sequence[TrialStatus], trials: Sequence[TrialSpec], scheduler: AshaSpec
+) -> tuple[TrialStatus, ...]:
+    """``found`` with ``paused`` for trials that wait at a rung for seeds that have not come so far."""
+    behind: dict[tuple[Any, ...], int] = {}
+    for one, trial in zip(found, trials, strict=True):
+        if one.state in ("running", "interrupted", "pending"):
+            key = setting_of(trial)
+            behind[key] = min(one.outer_step, behind.get(key, one.outer_step))
+    return tuple(
+        replace(one, state="paused")
+        if one.state in ("running", "interrupted")
+        and one.outer_step in scheduler.rungs(trial)
+        and behind[setting_of(trial)] < one.outer_step
+        else one
+        for one, trial in zip(found, trials, strict=True)
     )
 
 
@@ -294,7 +321,7 @@ def _eta(trials: Sequence[TrialStatus]) -> float | None:
         return None
     mean, remaining = sum(known) / len(known), 0.0
     for trial in trials:
-        if trial.state in ("running", "interrupted", "pending"):
+        if trial.state in ("running", "paused", "interrupted", "pending"):
             seconds = whole[trial.trial_id]
             remaining += mean if seconds is None else max(0.0, seconds - (trial.seconds or 0.0))
     return remaining / max(1, sum(trial.state == "running" for trial in trials))

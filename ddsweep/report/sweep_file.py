@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ddsweep.catalog import DatasetSpec, EvaluationSpec, TrialSpec, parse_dataset
 from ddsweep.errors import DataError, ResultsError, SettingError
 from ddsweep.results.layout import SweepDirectory
+
+if TYPE_CHECKING:
+    from ddsweep.spec import AshaSpec
 
 __all__ = ["Asked", "Resolve", "asked_of", "from_catalog", "require_sweep", "seen_trials"]
 
@@ -28,6 +31,7 @@ class Asked:
     trials: tuple[TrialSpec, ...] | None
     evaluation: EvaluationSpec | None
     note: str | None = None
+    scheduler: AshaSpec | None = None
 
 
 def from_catalog(value: str | dict[str, Any]) -> DatasetSpec:
@@ -56,7 +60,7 @@ def asked_of(directory: SweepDirectory, resolve: Resolve = from_catalog) -> Aske
     sweep = load_sweep(directory.sweep_file)
     try:
         plan = expand(sweep, resolve, lambda value: resolve_pool(value, directory.pools, resolve))
-        return Asked(plan.trials, sweep.evaluate.spec())
+        return Asked(plan.trials, sweep.evaluate.spec(), scheduler=sweep.scheduler)
     except DataError as error:
         note = f"only trials that left files are listed, for the data are not here: {error}"
         return Asked(None, sweep.evaluate.spec(), note)

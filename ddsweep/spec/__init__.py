@@ -8,7 +8,7 @@ key, the value and what is allowed.
 from ddsweep.spec.files import is_smoke, load_sweep, resolved_yaml
 from ddsweep.spec.model import EvaluateSpec, ResourcesSpec, SweepSpec
 from ddsweep.spec.plan import Plan, expand
-from ddsweep.spec.scheduler import AshaSpec
+from ddsweep.spec.scheduler import AshaSpec, check_strata, setting_of, settings_by_stratum
 from ddsweep.spec.search import SearchSpec
 from ddsweep.spec.values import SCIENCE_SETTINGS
 
@@ -20,8 +20,11 @@ __all__ = [
     "ResourcesSpec",
     "SearchSpec",
     "SweepSpec",
+    "check_strata",
     "expand",
     "is_smoke",
     "load_sweep",
     "resolved_yaml",
+    "setting_of",
+    "settings_by_stratum",
 ]

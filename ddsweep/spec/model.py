@@ -11,7 +11,7 @@ import math
 from contextlib import suppress
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from ddsweep.catalog import (
     BASELINE_EPOCHS,
@@ -302,6 +302,11 @@ class SweepSpec(_Model):
         if not 1 <= count <= MOST_TRIALS:
             raise ValueError(f"{count} seeds: the number must lie between 1 and {MOST_TRIALS}")
         return tuple(range(count))
+
+    @field_validator("scheduler", mode="after")
+    @classmethod
+    def _scheduler(cls, value: AshaSpec | None, info: ValidationInfo) -> AshaSpec | None:
+        return None if value is None else value.with_grid(info.data.get("grid", {}))
 
     @model_validator(mode="after")
     def _whole_file(self) -> SweepSpec:

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field
 
 from ddsweep.catalog import TrialSpec
 from ddsweep.catalog.numbers import whole
+from ddsweep.errors import SettingError
 from ddsweep.spec.values import SCIENCE_SETTINGS, SECTION, Count, word, words_of
 
-__all__ = ["AshaSpec"]
+__all__ = ["AshaSpec", "check_strata", "setting_of", "settings_by_stratum"]
 
 KINDS_OF_SCHEDULER = ("asha",)
+
+_OF_A_SETTING = tuple(item.name for item in fields(TrialSpec) if item.name != "seed")
+_STRATA = tuple(name for name in SCIENCE_SETTINGS if name != "seed")
 
 
 class AshaSpec(BaseModel):
     """Asynchronous successive halving (Li et al. 2020, arXiv:1810.05934).
 
-    ``grace`` outer steps are left to every trial. There, and at each ``reduction`` times as many, a trial
-    goes on if its ``val_score`` is among the best 1/``reduction`` of those seen there so far. Only trials
-    that agree in all ``strata`` are compared: the scores of the others answer other questions.
+    ``grace`` outer steps are left to every trial. There, and at each ``reduction`` times as many, a setting
+    goes on if its ``val_score``, the mean over its seeds, is among the best 1/``reduction`` of those seen
+    there so far. Only settings that agree in all ``strata`` are compared: the scores of the others answer
+    other questions. In a sweep that names no strata the axes of its grid are strata too (`with_grid`).
     """
 
     model_config = SECTION
@@ -28,7 +36,7 @@ class AshaSpec(BaseModel):
     kind: Annotated[Literal["asha"], BeforeValidator(lambda value: word(value, KINDS_OF_SCHEDULER))] = "asha"
     grace: Count = 100
     reduction: Annotated[int, BeforeValidator(whole), Field(ge=2)] = 3
-    strata: Annotated[tuple[str, ...], words_of(SCIENCE_SETTINGS)] = (
+    strata: Annotated[tuple[str, ...], words_of(_STRATA)] = (
         *("dataset", "objective", "attack_class", "target_class", "init", "pool", "images_per_class"),
     )
 
@@ -42,3 +50,40 @@ class AshaSpec(BaseModel):
     def stratum(self, trial: TrialSpec) -> tuple[Any, ...]:
         """What ``trial`` has in common with those that it is compared with."""
         return tuple(getattr(trial, name) for name in self.strata)
+
+    def with_grid(self, axes: Iterable[str]) -> AshaSpec:
+        """With the ``axes`` of the grid as strata, unless the file names strata: a grid is what the sweep
+        compares, so every value of it is to have results."""
+        if "strata" in self.model_fields_set:
+            return self
+        more = [axis for axis in axes if axis != "seed" and axis not in self.strata]
+        return self.model_copy(update={"strata": (*self.strata, *more)})
+
+
+def setting_of(trial: TrialSpec) -> tuple[Any, ...]:
+    """What the seeds of one setting have in common: everything but the seed."""
+    return tuple(getattr(trial, name) for name in _OF_A_SETTING)
+
+
+def settings_by_stratum(scheduler: AshaSpec, trials: Sequence[TrialSpec]) -> list[Counter[tuple[Any, ...]]]:
+    """For each stratum its settings, and how many seeds each of them has."""
+    found: dict[tuple[Any, ...], Counter[tuple[Any, ...]]] = {}
+    for trial in trials:
+        found.setdefault(scheduler.stratum(trial), Counter())[setting_of(trial)] += 1
+    return list(found.values())
+
+
+def check_strata(name: str, scheduler: AshaSpec | None, trials: Sequence[TrialSpec]) -> None:
+    """Raises `SettingError` for strata that leave one setting in each, so that none could be stopped."""
+    if scheduler is None:
+        return
+    strata = settings_by_stratum(scheduler, trials)
+    if max(map(len, strata)) > 1:
+        return
+    which = f"the {len(strata)} strata have one setting each" if len(strata) > 1 else "there is one setting"
+    raise SettingError(
+        f"sweep {name}: scheduler.strata: {which}, so there is nothing to compare. The axes of the grid are "
+        "strata unless the file names strata: give the settings that are to be thinned out under `search` or "
+        "`points`, or name fewer strata (scheduler.strata=[images_per_class], say), or run all trials to "
+        "their end (scheduler=null)"
+    )

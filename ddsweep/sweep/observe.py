@@ -20,8 +20,10 @@ from ddsweep.catalog import TrialSpec
 
 __all__ = ["Board", "Seen", "State"]
 
-State = Literal["pending", "running", "evaluating", "done", "stopped", "failed", "drained"]
-_ORDER: tuple[State, ...] = ("running", "evaluating", "failed", "drained", "pending", "stopped", "done")
+State = Literal["pending", "running", "paused", "evaluating", "done", "stopped", "failed", "drained"]
+_ORDER: tuple[State, ...] = (
+    *("running", "evaluating", "failed", "drained", "paused", "pending", "stopped", "done"),
+)
 _SHOWN = 20
 _LINE_EVERY_S = 15.0
 

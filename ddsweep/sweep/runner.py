@@ -7,6 +7,7 @@ trial's function returns as soon as the stop file is there, so draining is the s
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -28,9 +29,10 @@ from ddsweep.pools.imagenet import ready_pool
 from ddsweep.results.known import KnownParts
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.results.parts import read_part
-from ddsweep.spec import AshaSpec, SweepSpec, is_smoke
-from ddsweep.sweep.asha import StratifiedAsha
+from ddsweep.spec import SweepSpec, is_smoke
+from ddsweep.sweep.asha import Asha
 from ddsweep.sweep.drain import drain_on_signal
+from ddsweep.sweep.halving import Halving
 from ddsweep.sweep.metrics import exported
 from ddsweep.sweep.observe import Board
 from ddsweep.sweep.placement import check_gpus_seen, check_placement
@@ -200,6 +202,11 @@ def _trainable(
         def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
             return tune.PlacementGroupFactory([requests[config["trial_id"]]])
 
+        def reset_config(self, new_config: dict[str, Any]) -> bool:
+            # How long a trial that was stopped or paused may take to leave; Tune's 2 s fail the next one.
+            os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "120")
+            return bool(super().reset_config(new_config))
+
     Distil.__qualname__ = Distil.__name__  # the dashboard's name of the class, without that of this function
     return Distil
 
@@ -214,8 +221,9 @@ class _Watcher(tune.Callback):
         on_distilled: Callable[[TrialSpec], None],
         on_stopped: Callable[[TrialSpec], None],
         on_broken: Callable[[TrialSpec, Path | None], None],
+        asha: Asha | None,
     ) -> None:
-        self._trials, self._board = trials, board
+        self._trials, self._board, self._asha = trials, board, asha
         self._on_distilled, self._on_stopped, self._on_broken = on_distilled, on_stopped, on_broken
 
     def __getstate__(self) -> dict[str, Any]:
@@ -231,12 +239,19 @@ class _Watcher(tune.Callback):
         if state == "running":
             said = ("outer_step", "steps_taken", "outer_loss", "val_score")
             self._board.progress(trial_id, *(result[name] for name in said))
-            if result.get("done"):  # that was the decision of the scheduler: the worker never comes back
-                self._on_stopped(self._trials[trial_id])
+            if self._asha and self._asha.is_paused(trial_id):
+                self._board.set_state(trial_id, "paused")
         elif state == "distilled":
             self._on_distilled(self._trials[trial_id])
         elif state in ("failed", "drained"):
             self._board.set_state(trial_id, state)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        trial_id = trial.config["trial_id"]
+        if self._asha and self._asha.is_stopped(trial_id):
+            self._on_stopped(self._trials[trial_id])
+        elif self._board.state_of(trial_id) == "paused":
+            self._board.set_state(trial_id, "drained")
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._board.retried(trial.config["trial_id"])
@@ -246,6 +261,8 @@ class _Watcher(tune.Callback):
         error_file = trial.error_file
         self._on_broken(self._trials[trial_id], Path(error_file) if error_file else None)
         self._board.set_state(trial_id, "failed")
+        if self._asha:
+            self._asha.failed(trial_id)
 
 
 class WorkerError(Exception):
@@ -355,7 +372,7 @@ def run_sweep(
             for trial in to_distil:
                 forget_stop(trial, directory)  # there is no scheduler any more: it goes on
             if to_distil:
-                asha = _asha(sweep.scheduler, trials, directory) if sweep.scheduler else None
+                asha = _asha(sweep, trials, directory, board) if sweep.scheduler else None
                 given = [
                     _Trial(trial, trial_settings(sweep, trial), labels[trial.trial_id]) for trial in to_distil
                 ]
@@ -424,17 +441,21 @@ def _outcome(board: Board) -> Outcome:
     return Outcome(done, failed, counts.total() - done - failed - stopped, stopped)
 
 
-def _asha(asha: AshaSpec, trials: Sequence[TrialSpec], directory: SweepDirectory) -> StratifiedAsha:
+def _asha(sweep: SweepSpec, trials: Sequence[TrialSpec], directory: SweepDirectory, board: Board) -> Asha:
     """The scheduler, knowing what ``trials`` scored at its rungs in earlier runs, stopped ones included."""
-    scheduler = StratifiedAsha(asha, trials)
+    assert sweep.scheduler is not None
+    halving = Halving(sweep.scheduler, trials)
     for trial in trials:
         try:
             rows = read_part(directory.history_part(trial.trial_id)).to_pylist()
         except ResultsError:  # not begun yet, or torn
             continue
         scores = {row["outer_step"]: row["val_score"] for row in rows if row["val_score"] is not None}
-        scheduler.replay(trial.trial_id, scores)
-    return scheduler
+        reached = rows[-1]["outer_step"] if rows else 0
+        stopped = board.state_of(trial.trial_id) == "stopped"
+        halving.replay(trial.trial_id, scores, reached, stopped=stopped)
+    halving.begin()
+    return Asha(halving, most=sweep.resources.max_concurrent, draining=directory.stop_file.exists)
 
 
 def _request(sweep: SweepSpec, trial: TrialSpec, session: RaySession) -> dict[str, float]:
@@ -476,7 +497,7 @@ def _tune(
     session: RaySession,
     board: Board,
     pool: EvalPool,
-    asha: StratifiedAsha | None,
+    asha: Asha | None,
     seconds: Mapping[str, float],
 ) -> None:
     resources, by_id = sweep.resources, {trial.trial_id: trial for trial in trials}
@@ -500,9 +521,10 @@ def _tune(
         trainable,
         param_space={"trial_id": tune.grid_search(list(by_id))},
         tune_config=tune.TuneConfig(
-            max_concurrent_trials=resources.max_concurrent,
+            max_concurrent_trials=None if asha else resources.max_concurrent,
             reuse_actors=reuse,
             scheduler=asha,
+            search_alg=asha.queue if asha else None,
             trial_name_creator=lambda trial: trial.config["trial_id"],
             trial_dirname_creator=lambda trial: trial.config["trial_id"],
         ),
@@ -512,7 +534,7 @@ def _tune(
             storage_path=str((work.directory.temporary / "tune").resolve()),
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=resources.max_failures),
-            callbacks=[_Watcher(by_id, board, pool.submit, stopped, broken)],
+            callbacks=[_Watcher(by_id, board, pool.submit, stopped, broken, asha)],
         ),
     )
     try:

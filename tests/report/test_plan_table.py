@@ -76,6 +76,7 @@ def test_nothing_left_and_unknown_costs() -> None:
 
 
 def test_a_scheduler_says_where_it_stops_and_what_it_compares() -> None:
+    """Nobody is to find out at the end that what was compared has no data."""
     trials = tuple(spec(inner_lr=lr, init=init) for init in ("fixed", "random") for lr in (0.1, 0.2))
     states = {trials[0].trial_id: "stopped", trials[1].trial_id: "done"}
     costs = {trial.trial_id: HOUR for trial in trials}
@@ -84,13 +85,17 @@ def test_a_scheduler_says_where_it_stops_and_what_it_compares() -> None:
     )
     assert "4 trials, 1 done, 1 stopped; the other 2 take at most about 2.0 CPU-hours" in shown
     assert (
-        "asha: trials may be stopped after outer steps 20, 40, by their val_score within the same init: "
-        "2 of 2, 2 trials" in " ".join(shown.split())
-    )
+        "asha: after outer steps 20, 40 settings may be stopped, by their val_score\n"
+        "  compared (each combination keeps its best): init\n"
+        "  thinned out: inner_lr\n"
+        "  2 settings in each of 2 strata, 1 seed each"
+    ) in shown
     (line,) = [line for line in shown.splitlines() if line.startswith(trials[0].trial_id)]
     assert "stopped" in line
+    trials = (*trials, *(spec(inner_lr=lr, seed=1) for lr in (0.1, 0.2)))
     every = text(plan_table(Plan(trials), {}, costs, scheduler=AshaSpec(grace=20, strata=())))
-    assert "by their val_score: 1 of 4 trials" in every
+    assert "keeps its best): –\n  thinned out: init, inner_lr\n" in every
+    assert "4 settings in 1 stratum, 1 to 2 seeds each; the seeds of a setting live and die together" in every
 
 
 def test_samples_that_repeat_are_counted_and_named() -> None:

@@ -24,16 +24,18 @@ from ddsweep.results.collect import compact
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.results.lock import SweepLock
 
-from .conftest import EVALUATION, Folder, resolve, spec, text
+from .conftest import EVALUATION, SWEEP, Folder, resolve, spec, text
+
+INITS, RATES = ("fixed", "random"), (0.02, 0.1)
 
 
 def trials_of_sweep() -> list[TrialSpec]:
-    return [spec(init=init, inner_lr=lr) for init in ("fixed", "random") for lr in (0.02, 0.1)]
+    return [spec(init=init, inner_lr=lr) for init in INITS for lr in RATES]
 
 
 def status(directory: SweepDirectory, resolve: Resolve) -> SweepStatus:
     asked = asked_of(directory, resolve)
-    return status_of(directory, asked.trials, asked.evaluation, asked.note)
+    return status_of(directory, asked.trials, asked.evaluation, asked.note, asked.scheduler)
 
 
 def states(folder: Folder) -> list[str]:
@@ -117,6 +119,24 @@ def test_states_with_a_live_driver(folder: Folder) -> None:
         shown = text(status_table(found))
         assert f"pid {os.getpid()}" in shown and "all distilled in about 1 min 20 s" in shown
     assert states(folder) == ["pending", "distilled", "interrupted", "pending"]
+
+
+def test_seeds_that_wait_for_their_siblings_are_paused(folder: Folder) -> None:
+    """Else `status` would say that 24 trials run where there are two places."""
+    folder.asked(SWEEP + "seeds: 2\nscheduler: {grace: 20, reduction: 2, strata: []}\n")
+    trials = [spec(init=init, inner_lr=lr, seed=s) for init in INITS for lr in RATES for s in (0, 1)]
+    with SweepLock(folder.directory.lock):
+        for trial, step in zip(trials, (20, 10, 40, 20, 20, 20, 30, 20), strict=True):
+            folder.history(trial, last=step)
+        assert states(folder) == [
+            *("paused", "running"),  # the second is not at the rung yet
+            *("paused", "running"),  # the second goes on from the first rung to the second
+            *("running", "running"),  # both are there, so they go on
+            *("running", "running"),  # the first is not at a rung
+        ]
+        folder.failure(trials[1])
+        assert states(folder)[:2] == ["running", "failed"], "one that failed is not waited for"
+    assert set(states(folder)) == {"interrupted", "failed"}
 
 
 def test_a_stopped_trial_has_come_to_its_end(folder: Folder) -> None:

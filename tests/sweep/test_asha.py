@@ -1,10 +1,10 @@
-"""ASHA in strata: its decisions on plain results, and whole sweeps on a real Ray."""
+"""ASHA on settings: decisions on plain scores, what Tune is told, and whole sweeps on a real Ray."""
 
 from __future__ import annotations
 
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,98 +17,312 @@ from ddsweep.catalog import DATASETS, TrialSpec
 from ddsweep.data.sources import load_splits
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.spec import AshaSpec, expand, load_sweep
+from ddsweep.sweep.halving import Halving
 from tests.conftest import Run
 from tests.sweep.driver import Driver, descendants, until_ended
 
-# ----------------------------------------------------------------------------------- plain results
+# ----------------------------------------------------------------------------------- plain scores
 
-SMALL, LARGE = (
-    [TrialSpec(DATASETS["digits"], images_per_class=n, outer_steps=60, seed=s) for s in range(6)]
-    for n in (1, 10)
-)
+
+def settings(images: int, rates: int, seeds: int = 1, outer_steps: int = 60) -> list[list[TrialSpec]]:
+    """The seeds of settings that differ in their outer rate."""
+    return [
+        [
+            TrialSpec(
+                DATASETS["digits"],
+                images_per_class=images,
+                outer_lr=0.01 * (1 + rate),
+                outer_steps=outer_steps,
+                seed=seed,
+            )
+            for seed in range(seeds)
+        ]
+        for rate in range(rates)
+    ]
+
+
+def flat(*groups: list[list[TrialSpec]]) -> list[TrialSpec]:
+    return [trial for group in groups for seeds in group for trial in seeds]
+
+
+SMALL, LARGE = settings(1, 6), settings(10, 6)
+PAIRS = settings(1, 3, seeds=2)
 ASHA = AshaSpec(grace=10, reduction=2)
 
-
-@pytest.fixture
-def told() -> Callable[..., str]:
-    """``told(trial, step, score)``: what a scheduler of the twelve trials decides."""
-    return teller(SMALL + LARGE)
+Tell = Callable[[TrialSpec, int, float], str]
 
 
-def teller(trials: list[TrialSpec], asha: AshaSpec = ASHA) -> Callable[..., str]:
-    from ddsweep.sweep.asha import StratifiedAsha
-
-    scheduler = StratifiedAsha(asha, trials)
-
-    def tell(trial: TrialSpec, step: int, score: float | None = None, state: str = "running") -> str:
-        result = {"state": state, "outer_step": step, "val_score": score, "done": False}
-        return scheduler.on_trial_result(None, tune_trial(trial), result)
-
-    tell.scheduler = scheduler  # type: ignore[attr-defined]
-    return tell
+def teller(*groups: list[list[TrialSpec]], asha: AshaSpec = ASHA) -> Tell:
+    halving = Halving(asha, flat(*groups))
+    return lambda trial, step, score: halving.scored(trial.trial_id, step, score)
 
 
-def tune_trial(trial: TrialSpec) -> Any:
-    """What Tune says of a trial; its own id is another one in every run."""
-    return SimpleNamespace(trial_id="tune_00001", config={"trial_id": trial.trial_id})
+def test_the_worse_half_is_stopped_at_a_rung() -> None:
+    tell, scores = teller(SMALL), [0.5, 0.4, 0.6, 0.7, 0.45, 0.65]
+    said = [tell(seeds[0], 10, score) for seeds, score in zip(SMALL, scores, strict=True)]
+    assert said == ["go", "stop", "go", "go", "stop", "go"]
+    assert tell(SMALL[0][0], 20, 0.55) == "go", "the first at a rung always goes on"
+    assert tell(SMALL[2][0], 20, 0.54) == "stop"
 
 
-def test_the_worse_half_is_stopped_at_a_rung(told: Callable[..., str]) -> None:
-    scores = [0.5, 0.4, 0.6, 0.7, 0.45, 0.65]
-    decisions = [told(trial, 10, score) for trial, score in zip(SMALL, scores, strict=True)]
-    assert decisions == ["CONTINUE", "STOP", "CONTINUE", "CONTINUE", "STOP", "CONTINUE"]
-    assert told(SMALL[0], 20, 0.55) == "CONTINUE", "the first at a rung always goes on"
-    assert told(SMALL[2], 20, 0.54) == "STOP"
-
-
-def test_trials_are_compared_with_their_own_stratum(told: Callable[..., str]) -> None:
-    for trial in LARGE:
-        assert told(trial, 10, 0.9) == "CONTINUE"
-    assert told(SMALL[0], 10, 0.2) == "CONTINUE", "ten images per class do better, which says nothing"
-    assert told(SMALL[1], 10, 0.1) == "STOP"
-    assert told(SMALL[2], 10, 0.3) == "CONTINUE"
+def test_settings_are_compared_with_their_own_stratum() -> None:
+    tell = teller(SMALL, LARGE)
+    assert {tell(seeds[0], 10, 0.9) for seeds in LARGE} == {"go"}
+    assert tell(SMALL[0][0], 10, 0.2) == "go", "ten images per class do better, which says nothing"
+    assert tell(SMALL[1][0], 10, 0.1) == "stop"
+    assert tell(SMALL[2][0], 10, 0.3) == "go"
     # With everything in one stratum it is as Ray does it: the small ones go.
-    one = teller(SMALL + LARGE, AshaSpec(grace=10, reduction=2, strata=()))
-    assert [one(trial, 10, 0.9) for trial in LARGE] == ["CONTINUE"] * 6
-    assert one(SMALL[0], 10, 0.2) == "STOP"
+    one = teller(SMALL, LARGE, asha=AshaSpec(grace=10, reduction=2, strata=()))
+    assert {one(seeds[0], 10, 0.9) for seeds in LARGE} == {"go"}
+    assert one(SMALL[0][0], 10, 0.2) == "stop"
 
 
-def test_only_rungs_are_decisive(told: Callable[..., str]) -> None:
-    assert told(SMALL[0], 10, 0.9) == "CONTINUE"
-    assert told(SMALL[1], 4, None) == "CONTINUE"
-    assert told(SMALL[1], 5, 0.0) == "CONTINUE", "validated, but no rung"
-    assert told(SMALL[1], 15, 0.0) == "CONTINUE", "a rung that was missed is not made up for"
-    assert told(SMALL[1], 60, 0.0) == "CONTINUE", "at the last step it is done, not stopped"
-    assert told(SMALL[1], 60, state="distilled") == "CONTINUE"
-    assert told(SMALL[2], 10, 0.0) == "STOP"
+def test_settings_of_one_stratum_may_differ_in_length() -> None:
+    long = settings(1, 1, outer_steps=200)
+    tell = teller(SMALL, long)
+    assert [tell(seeds[0], 40, 0.5) for seeds in SMALL[:2]] == ["go"] * 2
+    assert tell(long[0][0], 40, 0.4) == "stop"
+    tell = teller(SMALL, long)
+    assert [tell(long[0][0], step, 0.5) for step in (10, 20, 40, 80, 160)] == ["go"] * 5
+    short = settings(1, 2, outer_steps=10)
+    assert not Halving(ASHA, flat(short, SMALL)).is_rung(short[0][0].trial_id, 10)
 
 
-def test_a_trial_without_a_rung_is_never_stopped() -> None:
-    short = [TrialSpec(DATASETS["digits"], outer_steps=10, seed=seed) for seed in range(2)]
-    told = teller([*short, *SMALL])
-    assert [told(trial, 10, score) for trial, score in zip(short, (0.9, 0.1), strict=True)] == [
-        "CONTINUE"
-    ] * 2
-    assert "ASHA in 1 strata" in told.scheduler.debug_string()  # type: ignore[attr-defined]
+def test_seeds_of_one_setting_live_and_die_together_by_their_mean() -> None:
+    (a, b), (c, d), (e, f) = PAIRS
+    halving = Halving(ASHA, flat(PAIRS))
+    tell = teller_of(halving)
+    assert tell(a, 10, 0.9) == "wait", "its sibling is not there yet"
+    assert tell(c, 10, 0.95) == "wait"
+    assert tell(b, 10, 0.1) == "go" and halving.verdict(a.trial_id) == "go"
+    assert tell(d, 10, 0.0) == "stop", "0.475 is below 0.5, though one of its seeds is the best of all"
+    assert halving.verdict(c.trial_id) == "stop"
+    assert tell(e, 10, 0.5) == "wait"
+    assert tell(f, 10, 0.6) == "go"
+    assert tell(a, 20, 0.9) == "wait", "and so at each rung"
+    assert halving.verdict(b.trial_id) == "go"
+    assert set(halving.decided) == {trial.trial_id for trial in flat(PAIRS)}
 
 
-def test_trials_of_one_stratum_may_differ_in_length() -> None:
-    long = TrialSpec(DATASETS["digits"], outer_steps=200)
-    told = teller([*SMALL, long])
-    assert [told(trial, 40, 0.5) for trial in SMALL[:2]] == ["CONTINUE"] * 2
-    assert told(long, 40, 0.4) == "STOP"
-    told = teller([*SMALL, long])
-    assert [told(long, step, 0.5) for step in (10, 20, 40, 80, 160)] == ["CONTINUE"] * 5
+def teller_of(halving: Halving) -> Tell:
+    return lambda trial, step, score: halving.scored(trial.trial_id, step, score)
 
 
-def test_what_an_earlier_run_measured_counts(told: Callable[..., str]) -> None:
-    scheduler = told.scheduler  # type: ignore[attr-defined]
-    scheduler.replay(SMALL[0].trial_id, {5: 0.1, 10: 0.5, 20: 0.6, 60: 0.9})
-    scheduler.replay(LARGE[0].trial_id, {})
-    assert told(SMALL[1], 10, 0.4) == "STOP", "without it this would be the first, and go on"
-    assert told(SMALL[2], 10, 0.6) == "CONTINUE"
-    assert told(SMALL[2], 20, 0.5) == "STOP"
-    assert told(SMALL[0], 10, 0.0) == "CONTINUE", "decided then, and not again"
+def test_a_seed_that_failed_counts_as_worst_and_is_not_waited_for() -> None:
+    (a, b), (c, d), (e, f) = PAIRS
+    halving = Halving(ASHA, flat(PAIRS))
+    tell = teller_of(halving)
+    assert [tell(a, 10, 0.5), tell(b, 10, 0.5)] == ["wait", "go"]
+    assert tell(c, 10, 0.9) == "wait"
+    halving.failed(d.trial_id)
+    assert halving.verdict(c.trial_id) == "stop", "0.45 is below 0.5"
+    halving.failed(e.trial_id)
+    halving.failed(f.trial_id)
+    assert halving.verdict(e.trial_id) == "go", "it has no score: if it is tried again, it runs"
+    halving.failed(b.trial_id)
+    assert tell(a, 20, 0.5) == "go", "the only one that is left waits for nobody"
+
+
+def test_what_an_earlier_run_measured_counts() -> None:
+    halving = Halving(ASHA, flat(SMALL, LARGE))
+    halving.replay(SMALL[0][0].trial_id, {5: 0.1, 10: 0.5, 20: 0.6, 60: 0.9}, reached=60)
+    halving.replay(LARGE[0][0].trial_id, {}, reached=0)
+    halving.begin()
+    tell = teller_of(halving)
+    assert tell(SMALL[1][0], 10, 0.4) == "stop", "without it this would be the first, and go on"
+    assert tell(SMALL[2][0], 10, 0.6) == "go"
+    assert tell(SMALL[2][0], 20, 0.5) == "stop"
+    assert tell(SMALL[0][0], 10, 0.0) == "go", "decided then, and not again"
+
+
+def test_a_killed_run_leaves_who_waits_and_who_was_stopped_in_the_files() -> None:
+    (a, b), (c, d), (e, f) = PAIRS
+    halving = Halving(ASHA, flat(PAIRS))
+    halving.replay(a.trial_id, {10: 0.5}, reached=10)  # waits for b, which had not come so far
+    halving.replay(b.trial_id, {}, reached=5)
+    halving.replay(c.trial_id, {10: 0.4}, reached=10, stopped=True)
+    halving.replay(d.trial_id, {10: 0.4}, reached=10)  # the kill came between the rows of the two
+    halving.replay(e.trial_id, {10: 0.6}, reached=20)  # had gone on
+    halving.replay(f.trial_id, {10: 0.6}, reached=10)
+    halving.begin()
+    said = [halving.verdict(trial.trial_id) for trial in (a, b, d, e, f)]
+    assert said == ["wait", "go", "stop", "go", "go"]
+    assert teller_of(halving)(b, 10, 0.4) == "stop", "0.45 beside 0.4 and 0.6, half way between which is 0.5"
+
+
+def test_new_seeds_of_a_setting_share_its_fate() -> None:
+    (a, b), (c, d), _ = PAIRS
+    halving = Halving(ASHA, flat(PAIRS))
+    halving.replay(a.trial_id, {10: 0.5, 20: 0.5}, reached=60)
+    halving.replay(c.trial_id, {10: 0.4}, reached=10, stopped=True)
+    halving.begin()
+    tell = teller_of(halving)
+    assert [tell(b, step, 0.0) for step in (10, 20, 40)] == ["go"] * 3, "beside one that is done"
+    assert tell(d, 10, 0.9) == "stop", "beside one that was stopped here"
+
+
+# --------------------------------------------------------------------------------- what Tune is told
+
+
+class Tune:
+    """The part of Tune's controller that a scheduler calls, with trials as Tune has them."""
+
+    def __init__(self, trials: list[TrialSpec], **more: Any) -> None:
+        from ddsweep.sweep.asha import Asha
+
+        self.halving = more.pop("halving", None) or Halving(ASHA, trials)
+        self.asha = Asha(self.halving, **more)
+        self.search_alg = SimpleNamespace(is_finished=lambda: False)
+        self.trials = {trial.trial_id: TuneTrial(trial) for trial in trials}
+        self.was_stopped: list[str] = []
+
+    def add(self, *trials: TrialSpec) -> None:
+        for trial in trials:
+            self.asha.on_trial_add(self, self.trials[trial.trial_id])
+
+    def pause_trial(self, trial: TuneTrial, should_checkpoint: bool) -> None:
+        assert not should_checkpoint, "ours is written already"
+        trial.status = "PAUSED"
+
+    def stop_trial(self, trial: TuneTrial) -> None:
+        assert trial.status == "PAUSED"
+        trial.status = "TERMINATED"
+        self.was_stopped.append(trial.config["trial_id"])
+
+    def start(self) -> str | None:
+        """Let the scheduler choose, and start what it has chosen."""
+        chosen = self.asha.choose_trial_to_run(self)
+        if chosen is None:
+            return None
+        chosen.status = "RUNNING"
+        return chosen.config["trial_id"]
+
+    def tell(self, trial: TrialSpec, step: int, score: float | None = None, state: str = "running") -> str:
+        result = {"state": state, "outer_step": step, "val_score": score, "done": False}
+        return self.asha.on_trial_result(self, self.trials[trial.trial_id], result)
+
+    def end(self, trial: TrialSpec, status: str = "TERMINATED") -> None:
+        self.trials[trial.trial_id].status = status
+
+
+class TuneTrial:
+    def __init__(self, trial: TrialSpec) -> None:
+        self.trial_id, self.status = "tune_00001", "PENDING"  # Tune's own id is another one in every run
+        self.config = {"trial_id": trial.trial_id}
+
+    def set_status(self, status: str) -> None:
+        self.status = status
+
+    def is_finished(self) -> bool:
+        return self.status in ("TERMINATED", "ERROR")
+
+
+def test_only_scores_at_rungs_are_decisive() -> None:
+    tune = Tune(flat(SMALL))
+    tune.add(*flat(SMALL))
+    first, second = SMALL[0][0], SMALL[1][0]
+    assert tune.tell(first, 10, 0.9) == "CONTINUE"
+    assert tune.tell(second, 4, None) == "CONTINUE"
+    assert tune.tell(second, 5, 0.0) == "CONTINUE", "validated, but no rung"
+    assert tune.tell(second, 15, 0.0) == "CONTINUE", "a rung that was missed is not made up for"
+    assert tune.tell(second, 60, 0.0) == "CONTINUE", "at the last step it is done, not stopped"
+    assert tune.tell(second, 60, state="distilled") == "CONTINUE"
+    assert tune.tell(SMALL[2][0], 10, 0.0) == "STOP"
+    assert tune.asha.is_stopped(SMALL[2][0].trial_id) and not tune.asha.is_stopped(second.trial_id)
+
+
+def test_one_that_waits_frees_its_place_and_goes_on_before_new_ones() -> None:
+    """One place: the first seed pauses, so that the second can come; then both go on."""
+    (a, b), (c, _), _ = PAIRS
+    tune = Tune(flat(PAIRS), most=1)
+    assert tune.asha.queue._is_place()
+    tune.add(a)
+    assert not tune.asha.queue._is_place(), "one at a time"
+    assert tune.start() == a.trial_id
+    assert tune.tell(a, 10, 0.5) == "NOOP" and tune.trials[a.trial_id].status == "PAUSED"
+    assert tune.asha.is_paused(a.trial_id)
+    assert tune.start() is None, "nothing was decided"
+    assert tune.asha.queue._is_place()
+    tune.add(b)
+    assert tune.start() == b.trial_id
+    assert tune.tell(b, 10, 0.5) == "CONTINUE"
+    assert tune.start() is None, "its place is taken by the other seed"
+    assert not tune.asha.is_paused(a.trial_id)
+    tune.end(b)
+    assert not tune.asha.queue._is_place(), "not for a new one"
+    assert tune.start() == a.trial_id
+    tune.end(a)
+    assert tune.asha.queue._is_place()
+    tune.add(c)
+    assert tune.start() == c.trial_id
+
+
+def test_seeds_that_wait_are_stopped_with_the_last() -> None:
+    (a, b), (c, d), _ = PAIRS
+    tune = Tune(flat(PAIRS))
+    tune.add(*flat(PAIRS))
+    assert [tune.tell(trial, 10, score) for trial, score in ((a, 0.9), (b, 0.9), (c, 0.1))] == [
+        *("NOOP", "CONTINUE", "NOOP")
+    ]
+    assert tune.tell(d, 10, 0.1) == "STOP"
+    assert tune.asha.choose_trial_to_run(tune) is tune.trials[a.trial_id]
+    assert tune.was_stopped == [c.trial_id]
+    assert tune.asha.is_stopped(c.trial_id) and tune.asha.is_stopped(d.trial_id)
+
+
+@pytest.mark.parametrize("how", ["said so", "worker died"])
+def test_a_failure_decides_for_those_that_wait(how: str) -> None:
+    a, b = PAIRS[0]
+    tune = Tune([a, b])
+    tune.add(a, b)
+    assert tune.tell(a, 10, 0.5) == "NOOP"
+    if how == "said so":
+        assert tune.tell(b, 0, state="failed") == "CONTINUE"
+    else:
+        tune.asha.failed(b.trial_id)
+    tune.end(b, "ERROR")
+    assert tune.start() == a.trial_id
+
+
+def test_nothing_waits_for_ever() -> None:
+    """Tune lost a trial without a word, or it was never asked to run it: those that wait for it go on."""
+    (a, b), (c, _), _ = PAIRS
+    tune = Tune(flat(PAIRS))
+    tune.add(a, b, c)
+    assert tune.tell(a, 10, 0.5) == tune.tell(c, 10, 0.9) == "NOOP"
+    tune.end(b, "ERROR")
+    assert tune.start() is None, "one that they wait for may be to come"
+    tune.search_alg.is_finished = lambda: True
+    assert {tune.start(), tune.start()} == {a.trial_id, c.trial_id}
+
+
+def test_one_that_waited_when_the_driver_was_killed_waits_again() -> None:
+    (a, b), (c, d), _ = PAIRS
+    halving = Halving(ASHA, flat(PAIRS))
+    halving.replay(a.trial_id, {10: 0.5}, reached=10)
+    halving.replay(c.trial_id, {10: 0.4}, reached=10, stopped=True)
+    halving.replay(d.trial_id, {10: 0.4}, reached=10)
+    halving.begin()
+    tune = Tune(flat(PAIRS), halving=halving)
+    tune.add(a, b, d)
+    assert tune.start() == b.trial_id, "a is not started"
+    assert tune.was_stopped == [d.trial_id], "its sibling was"
+    assert tune.tell(b, 10, 0.5) == "CONTINUE"
+    assert tune.start() == a.trial_id
+
+
+def test_a_drain_ends_those_that_wait() -> None:
+    (a, b), (c, _), _ = PAIRS
+    draining = iter([False, True, True])
+    tune = Tune(flat(PAIRS), most=2, draining=lambda: next(draining))
+    tune.add(a, b, c)
+    assert tune.tell(a, 10, 0.5) == "NOOP"
+    assert tune.tell(b, 10, 0.5) == "CONTINUE"
+    assert tune.tell(c, 10, 0.5) == "NOOP"
+    tune.asha.choose_trial_to_run(tune)
+    tune.asha.choose_trial_to_run(tune)
+    assert set(tune.was_stopped) <= {a.trial_id, c.trial_id} and c.trial_id in tune.was_stopped
+    assert not any(tune.asha.is_stopped(trial.trial_id) for trial in (a, c)), "they go on another day"
 
 
 # ----------------------------------------------------------------------------------- on a real Ray
@@ -129,8 +343,7 @@ grid:
 points: # the good one first: it is the one that goes on
   - {outer_lr: 0.1}
   - {outer_lr: 1e-5}
-  - {outer_lr: 2e-5}
-  - {outer_lr: 3e-5}
+seeds: 2
 scheduler: {grace: 15, reduction: 2}
 evaluate: {networks: 4, shards: 1, baselines: none, protocols: [as_distilled]}
 resources: {dashboard: false, checkpoint_every: 20, max_concurrent: 1}
@@ -153,7 +366,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str
 
 def rows(driver: Driver) -> pd.DataFrame:
     return load_results(driver.results).trials.sort_values(
-        ["images_per_class", "outer_lr"], ignore_index=True
+        ["images_per_class", "outer_lr", "seed"], ignore_index=True
     )
 
 
@@ -163,14 +376,21 @@ def parts(driver: Driver) -> dict[str, int]:
     return {str(path.relative_to(driver.results)): path.stat().st_mtime_ns for path in found}
 
 
+def strata_of(found: pd.DataFrame) -> Iterator[list[str]]:
+    for _, stratum in found.groupby("images_per_class"):
+        yield stratum["status"].tolist()
+
+
 @pytest.mark.ray
-def test_some_of_each_stratum_are_stopped_and_one_finishes(stopped: Driver) -> None:
+def test_the_poor_setting_of_each_stratum_is_stopped_with_all_its_seeds(stopped: Driver) -> None:
+    """One trial at a time, so no two seeds are ever at a rung together: one of them has to pause."""
     found = rows(stopped)
     assert len(found) == 8
-    for _, stratum in found.groupby("images_per_class"):
-        assert stratum["status"].tolist() == ["stopped"] * 3 + ["done"], stratum[["outer_lr", "status"]]
+    for statuses in strata_of(found):
+        assert statuses == ["stopped"] * 2 + ["done"] * 2, found[["outer_lr", "seed", "status"]]
     early, done = found[found["status"] == "stopped"], found[found["status"] == "done"]
-    assert set(early["outer_steps_done"]) <= {15, 30} and set(done["outer_steps_done"]) == {45}
+    assert set(early["outer_steps_done"]) == {15} and set(done["outer_steps_done"]) == {45}
+    assert done["n_resumed"].sum() >= 4, "at both rungs one seed of a setting waits for the other"
     assert early["val_score"].notna().all() and (early["wall_seconds"] > 0).all()
     for column in ("test_accuracy_mean", "test_models", "distilled_sha256", "evaluation_id"):
         assert early[column].isna().all() and done[column].notna().all(), column
@@ -184,25 +404,33 @@ def test_some_of_each_stratum_are_stopped_and_one_finishes(stopped: Driver) -> N
         assert files == {"checkpoint.safetensors"}
     assert not list((stopped.results / "failures").iterdir())
     log = stopped.log.read_text()
-    assert "2/8 done" in log and "6 stopped" in log
-    assert "2 trials done; 6 stopped by the scheduler (with scheduler=null they go on)" in log
+    assert "4/8 done" in log and "4 stopped" in log and ": paused, step 15/45" in log
+    assert "4 trials done; 4 stopped by the scheduler (with scheduler=null they go on)" in log
     for noise in ("WARNING", "Traceback", "View detailed", "(raylet)"):
         assert noise not in log
 
 
 @pytest.mark.ray
+def test_a_pause_changes_no_bit(stopped: Driver, tmp_path: Path) -> None:
+    found = rows(stopped)
+    paused = found[(found["status"] == "done") & (found["n_resumed"] > 0)].iloc[0]
+    alone = distilled_alone(spec_of(stopped, paused["trial_id"]), tmp_path)
+    assert alone.sha256 == paused["distilled_sha256"]
+
+
+@pytest.mark.ray
 def test_status_show_and_plan_say_stopped(stopped: Driver, ddsweep: Run) -> None:
     said = ddsweep("status", stopped.results).stdout
-    assert said.startswith("small: 8 trials, 2 done, 6 stopped\nno driver at work; nothing is left to do")
+    assert said.startswith("small: 8 trials, 4 done, 4 stopped\nno driver at work; nothing is left to do")
     first = rows(stopped).iloc[0]
     said = ddsweep("show", first["trial_id"], stopped.results).stdout
     assert said.startswith(f"trial {first['trial_id']}: stopped, outer step {first['outer_steps_done']}/45\n")
     results = stopped.folder / "results"
     said = ddsweep("plan", stopped.file, "--results", results).stdout
-    assert "8 trials, 2 done, 6 stopped; nothing is left to do" in said
-    assert "after outer steps 15, 30, by their val_score" in said and "2 of 4, 4 trials" in said
+    assert "8 trials, 4 done, 4 stopped; nothing is left to do" in said
+    assert "after outer steps 15, 30 settings may be stopped" in said
     said = ddsweep("plan", stopped.file, "scheduler=null", "--results", results).stdout
-    assert "8 trials, 2 done; the other 6 take about" in said
+    assert "8 trials, 4 done; the other 4 take about" in said
 
 
 @pytest.mark.ray
@@ -231,14 +459,18 @@ def test_without_the_scheduler_stopped_trials_go_on_to_their_end(stopped: Driver
     assert set(after["status"]) == {"done"} and set(after["outer_steps_done"]) == {45}
     assert after["test_accuracy_mean"].notna().all()
     early = before["status"] == "stopped"
-    assert after["n_resumed"].tolist() == early.astype(int).tolist(), "each from its checkpoint"
+    resumed = before["n_resumed"].fillna(0) + early
+    assert after["n_resumed"].tolist() == resumed.tolist(), "each from its checkpoint"
     assert "8 trials done\n" in driver.log.read_text()
     # The same images as if there had never been a scheduler.
-    plan = expand(load_sweep(driver.file), lambda name: DATASETS[str(name)])
-    spec = next(t for t in plan.trials if t.trial_id == after["trial_id"][0])
     assert early[0]
-    alone = distilled_alone(spec, tmp_path / "alone")
+    alone = distilled_alone(spec_of(driver, after["trial_id"][0]), tmp_path / "alone")
     assert alone.sha256 == after["distilled_sha256"][0]
+
+
+def spec_of(driver: Driver, trial_id: str) -> TrialSpec:
+    plan = expand(load_sweep(driver.file), lambda name: DATASETS[str(name)])
+    return next(trial for trial in plan.trials if trial.trial_id == trial_id)
 
 
 def distilled_alone(spec: TrialSpec, folder: Path) -> DistilledSet:
@@ -258,26 +490,47 @@ def distilled_alone(spec: TrialSpec, folder: Path) -> DistilledSet:
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_a_killed_sweep_goes_on_by_the_same_command(tmp_path: Path, environment: dict[str, str]) -> None:
+def test_a_sweep_killed_while_a_seed_waits_goes_on_by_the_same_command(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
     driver = driver_in(tmp_path, environment)
 
     def ended() -> dict[str, int]:
         return {k: v for k, v in parts(driver).items() if k.startswith("trials/")}
 
+    def waits() -> bool:
+        """The first of the second setting: by then the setting before it has been decided on once."""
+        return driver.log.read_text().count(": paused, step 15/45") >= 2
+
     try:
         driver.start()
-        driver.until(lambda: len(ended()) >= 3, "one done and two stopped")
+        driver.until(waits, "two seeds wait")
         below = descendants(driver.process.pid) if driver.process else []
         driver.signal(signal.SIGKILL)
         assert driver.wait() == -signal.SIGKILL
         until_ended(below, "ray::Distil", "ray::EvalShard")
         before = ended()
-        assert set(rows(driver)["status"]) == {"done", "stopped"}
         assert driver.run() == 0, driver.log.read_text()
     finally:
         driver.kill_everything()
     assert {name: ended()[name] for name in before} == before, "done stays done, stopped stays stopped"
     found = rows(driver)
     assert len(found) == 8
-    for _, stratum in found.groupby("images_per_class"):
-        assert set(stratum["status"]) == {"done", "stopped"}
+    for statuses in strata_of(found):
+        assert statuses == ["stopped"] * 2 + ["done"] * 2
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_drain_does_not_wait_for_seeds_that_wait(tmp_path: Path, environment: dict[str, str]) -> None:
+    driver = driver_in(tmp_path, environment)
+    try:
+        driver.start("outer_steps=45")
+        driver.until(lambda: ": paused, step 15/45" in driver.log.read_text(), "a seed waits")
+        driver.signal(signal.SIGINT)
+        assert driver.wait() == 75, driver.log.read_text()
+        assert not list(driver.results.glob("trials/part-*")) or "left: the same" in driver.log.read_text()
+        assert driver.run() == 0, driver.log.read_text()
+    finally:
+        driver.kill_everything()
+    assert sorted(rows(driver)["status"]) == ["done"] * 4 + ["stopped"] * 4

@@ -1,0 +1,160 @@
+"""Asynchronous successive halving of settings: who goes on, who waits for the other seeds, who is stopped.
+
+No Ray here, and no clock: decisions follow from the scores that came in, and those are in the files.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import Any, Literal
+
+import numpy as np
+
+from ddsweep.catalog import TrialSpec
+from ddsweep.spec import AshaSpec, setting_of
+
+__all__ = ["WORST", "Halving", "Verdict"]
+
+Verdict = Literal["go", "wait", "stop"]
+
+WORST = 0.0
+"""What a seed that failed counts as: accuracy and attack success are fractions, and none is lower."""
+
+
+@dataclass
+class _Setting:
+    """All seeds of one setting: the ``scores`` of each by rung, and what was ``decided`` at which rung."""
+
+    stratum: tuple[Any, ...]
+    rungs: tuple[int, ...]
+    seeds: list[str] = field(default_factory=list)
+    scores: dict[int, dict[str, float]] = field(default_factory=lambda: defaultdict(dict))
+    decided: dict[int, bool] = field(default_factory=dict)
+    failed: set[str] = field(default_factory=set)
+    reached: dict[str, int] = field(default_factory=dict)
+    stopped: set[str] = field(default_factory=set)
+
+    def next_rung(self) -> int | None:
+        """The first rung at which nothing is decided; None after the last, and once it was stopped."""
+        if not all(self.decided.values()):
+            return None
+        return next((rung for rung in self.rungs if rung not in self.decided), None)
+
+    def all_there(self, rung: int) -> bool:
+        return all(seed in self.scores[rung] or seed in self.failed for seed in self.seeds)
+
+    def mean(self, rung: int) -> float | None:
+        """Over the seeds whose score is known, and those that failed."""
+        known = [*self.scores[rung].values(), *(WORST for s in self.failed if s not in self.scores[rung])]
+        return fmean(known) if known else None
+
+
+class Halving:
+    """The decisions of ``asha`` over all ``trials`` of a sweep, those of earlier runs included.
+
+    What an earlier run left is told first, by `replay` for each trial and then `begin`. A decision on a
+    setting is made as soon as each of its seeds has a score at the rung or has failed; ``decided`` are the
+    trials of settings on which one was made and that nobody has asked for yet.
+    """
+
+    def __init__(self, asha: AshaSpec, trials: Sequence[TrialSpec]) -> None:
+        self._asha = asha
+        self._settings: dict[tuple[Any, ...], _Setting] = {}
+        self._setting: dict[str, _Setting] = {}
+        self._recorded: defaultdict[tuple[Any, ...], list[float]] = defaultdict(list)
+        self.decided: list[str] = []
+        for trial in trials:
+            setting = self._settings.setdefault(
+                setting_of(trial), _Setting(asha.stratum(trial), asha.rungs(trial))
+            )
+            setting.seeds.append(trial.trial_id)
+            self._setting[trial.trial_id] = setting
+
+    def replay(
+        self, trial_id: str, scores: Mapping[int, float], reached: int, *, stopped: bool = False
+    ) -> None:
+        """What an earlier run left of a trial: its ``scores`` by outer step, the last step it ``reached``,
+        and whether it was ``stopped`` there."""
+        setting = self._setting[trial_id]
+        setting.reached[trial_id] = reached
+        if stopped:
+            setting.stopped.add(trial_id)
+        for rung in setting.rungs:
+            if rung in scores:
+                setting.scores[rung][trial_id] = scores[rung]
+
+    def begin(self) -> None:
+        """Decide what follows from what was replayed. A setting with a seed beyond a rung has passed it,
+        whatever its scores: that was decided then, or there was no scheduler."""
+        open_: list[tuple[_Setting, int]] = []
+        for setting in self._settings.values():
+            for rung in setting.rungs:
+                passed = any(reached > rung for reached in setting.reached.values())
+                if not passed and not setting.stopped:
+                    if setting.all_there(rung):
+                        open_.append((setting, rung))
+                    break
+                setting.decided[rung] = passed
+                if (mean := setting.mean(rung)) is not None:
+                    self._recorded[setting.stratum, rung].append(mean)
+                if not passed:
+                    break
+        for setting, rung in open_:  # now that all that came before is recorded
+            self._decide(setting, rung)
+
+    def verdict(self, trial_id: str) -> Verdict:
+        """What a trial is to do that has come as far as its scores say."""
+        setting = self._setting[trial_id]
+        here = max((rung for rung in setting.rungs if trial_id in setting.scores[rung]), default=None)
+        if not all(setting.decided.values()):
+            last = max(setting.decided)
+            return "stop" if here is not None and here >= last else "go"
+        return "go" if here is None or here in setting.decided else "wait"
+
+    def is_rung(self, trial_id: str, outer_step: int) -> bool:
+        return outer_step in self._setting[trial_id].rungs
+
+    def scored(self, trial_id: str, rung: int, score: float) -> Verdict:
+        """A trial has come to a ``rung``."""
+        setting = self._setting[trial_id]
+        setting.scores[rung].setdefault(trial_id, score)
+        missed = [lower for lower in setting.rungs if lower < rung and lower not in setting.decided]
+        if missed and all(setting.decided.values()):  # it is beyond them: nobody need wait there any more
+            setting.decided |= dict.fromkeys(missed, True)
+            self.decided += setting.seeds
+        self._decide_if_all_there(setting)
+        return self.verdict(trial_id)
+
+    def failed(self, trial_id: str) -> None:
+        """A trial has failed for good."""
+        setting = self._setting[trial_id]
+        setting.failed.add(trial_id)
+        self._decide_if_all_there(setting)
+
+    def wait_no_longer(self, trial_id: str) -> None:
+        """Nobody is left to wait for: those that did not come count as failed."""
+        setting = self._setting[trial_id]
+        rung = setting.next_rung()
+        if rung is not None:
+            setting.failed |= {seed for seed in setting.seeds if seed not in setting.scores[rung]}
+            self._decide_if_all_there(setting)
+
+    def _decide_if_all_there(self, setting: _Setting) -> None:
+        rung = setting.next_rung()
+        if rung is not None and setting.all_there(rung):
+            self._decide(setting, rung)
+
+    def _decide(self, setting: _Setting, rung: int) -> None:
+        """As Ray's ASHA: on if among the best 1/reduction of those recorded before, the first in any case."""
+        mean, before = setting.mean(rung), self._recorded[setting.stratum, rung]
+        assert mean is not None, "nobody came"
+        best = 100 * (1 - 1 / self._asha.reduction)
+        setting.decided[rung] = not before or mean >= float(np.percentile(before, best))
+        before.append(mean)
+        self.decided += setting.seeds
+
+    def __str__(self) -> str:
+        return f"ASHA in {len({s.stratum for s in self._settings.values() if s.rungs})} strata"
