@@ -284,6 +284,19 @@ def test_a_failure_decides_for_those_that_wait(how: str) -> None:
     assert tune.start() == a.trial_id
 
 
+def test_a_worker_that_died_too_often_is_told_to_the_scheduler() -> None:
+    from ddsweep.sweep.runner import _Watcher
+
+    told: list[str] = []
+    nothing: Any = lambda *arguments: None  # noqa: E731
+    board: Any = SimpleNamespace(set_state=nothing)
+    asha: Any = SimpleNamespace(failed=told.append)
+    trial = PAIRS[0][0]
+    watcher = _Watcher({trial.trial_id: trial}, board, nothing, nothing, nothing, asha)
+    watcher.on_trial_error(1, [], SimpleNamespace(config={"trial_id": trial.trial_id}, error_file=None))
+    assert told == [trial.trial_id]
+
+
 def test_nothing_waits_for_ever() -> None:
     """Tune lost a trial without a word, or it was never asked to run it: those that wait for it go on."""
     (a, b), (c, _), _ = PAIRS
@@ -490,21 +503,27 @@ def distilled_alone(spec: TrialSpec, folder: Path) -> DistilledSet:
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_a_sweep_killed_while_a_seed_waits_goes_on_by_the_same_command(
+def test_drained_and_killed_while_a_seed_waits_the_same_command_goes_on(
     tmp_path: Path, environment: dict[str, str]
 ) -> None:
+    """A drain does not wait for seeds that wait, and a killed driver forgets none of them."""
     driver = driver_in(tmp_path, environment)
 
     def ended() -> dict[str, int]:
         return {k: v for k, v in parts(driver).items() if k.startswith("trials/")}
 
     def waits() -> bool:
-        """The first of the second setting: by then the setting before it has been decided on once."""
-        return driver.log.read_text().count(": paused, step 15/45") >= 2
+        return ": paused, step 15/45" in driver.log.read_text()
 
     try:
         driver.start()
-        driver.until(waits, "two seeds wait")
+        driver.until(waits, "a seed waits")
+        driver.signal(signal.SIGINT)
+        assert driver.wait() == 75, driver.log.read_text()
+        assert not ended(), "drained, not stopped for good"
+        driver.log.unlink()
+        driver.start()
+        driver.until(waits, "the first seed of the next setting waits")
         below = descendants(driver.process.pid) if driver.process else []
         driver.signal(signal.SIGKILL)
         assert driver.wait() == -signal.SIGKILL
@@ -518,19 +537,3 @@ def test_a_sweep_killed_while_a_seed_waits_goes_on_by_the_same_command(
     assert len(found) == 8
     for statuses in strata_of(found):
         assert statuses == ["stopped"] * 2 + ["done"] * 2
-
-
-@pytest.mark.slow
-@pytest.mark.ray
-def test_a_drain_does_not_wait_for_seeds_that_wait(tmp_path: Path, environment: dict[str, str]) -> None:
-    driver = driver_in(tmp_path, environment)
-    try:
-        driver.start("outer_steps=45")
-        driver.until(lambda: ": paused, step 15/45" in driver.log.read_text(), "a seed waits")
-        driver.signal(signal.SIGINT)
-        assert driver.wait() == 75, driver.log.read_text()
-        assert not list(driver.results.glob("trials/part-*")) or "left: the same" in driver.log.read_text()
-        assert driver.run() == 0, driver.log.read_text()
-    finally:
-        driver.kill_everything()
-    assert sorted(rows(driver)["status"]) == ["done"] * 4 + ["stopped"] * 4
