@@ -15,7 +15,7 @@ MEANINGS: dict[str, dict[str, str]] = {
         "points": "a list of mappings of settings, crossed with `grid`",
         "search": "settings drawn at random, crossed with `grid` and `points`",
         "seeds": "a number, such as 3 for 0, 1, 2, or a list; each setting is run with each",
-        "scheduler": "stops poor trials early",
+        "scheduler": "stops poor settings early",
         "evaluate": "how distilled sets are judged",
         "resources": "where and how fast trials run; nothing in it changes a result",
         "skip_invalid": "`true`: combinations that are impossible are left out, and counted by `plan`",
@@ -222,12 +222,12 @@ MEANINGS: dict[str, dict[str, str]] = {
         "kind": "the only one there is",
         "grace": "outer steps before the first comparison",
         "reduction": (
-            "comparisons follow at each `reduction` times as many outer steps; there a trial goes on if "
+            "comparisons follow at each `reduction` times as many outer steps; there a setting goes on if "
             "its score is among the best 1/`reduction` of those seen there so far"
         ),
         "strata": (
-            "only trials that agree in these settings are compared: the scores of others answer other "
-            "questions"
+            "only settings that agree in these are compared: the scores of others answer other questions; a "
+            "file that names none has the axes of its `grid` as well"
         ),
     },
     "pool": {
