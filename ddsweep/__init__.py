@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ddsweep.distilled import DistilledSet, apply
+    from ddsweep.one_trial import run_trial
     from ddsweep.results.reader import load_results
 
-__all__ = ["DistilledSet", "__version__", "apply", "load_results"]
+__all__ = ["DistilledSet", "__version__", "apply", "load_results", "run_trial"]
 __version__ = "0.1.0"
 
 _HOMES = {
     "DistilledSet": "ddsweep.distilled",
     "apply": "ddsweep.distilled",
     "load_results": "ddsweep.results.reader",
+    "run_trial": "ddsweep.one_trial",
 }
 
 

@@ -21,7 +21,7 @@ LEVELS = (
     ("trial", "packing"),
     ("evaluation",),
     ("sweep", "report"),
-    ("launch",),
+    ("launch", "one_trial"),
     ("completions",),
     ("cli",),
     ("__main__",),

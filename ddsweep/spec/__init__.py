@@ -5,7 +5,7 @@ that a user can get wrong in a file ends here, as one `SettingError` that names 
 key, the value and what is allowed.
 """
 
-from ddsweep.spec.files import is_smoke, load_sweep, resolved_yaml
+from ddsweep.spec.files import is_smoke, load_sweep, resolved_yaml, sweep_of
 from ddsweep.spec.model import EvaluateSpec, ResourcesSpec, SweepSpec
 from ddsweep.spec.plan import Plan, expand
 from ddsweep.spec.scheduler import AshaSpec, check_strata, setting_of, settings_by_stratum
@@ -27,4 +27,5 @@ __all__ = [
     "resolved_yaml",
     "setting_of",
     "settings_by_stratum",
+    "sweep_of",
 ]

@@ -55,13 +55,23 @@ def load_model(
         raw = _smoke(raw, path, model, origins)
     for override in overrides:
         raw = _override(raw, override, origins, model)
+    return _validated(model, raw, str(path), origins)
+
+
+def sweep_of(content: Mapping[str, Any], where: str) -> SweepSpec:
+    """The sweep whose file would hold ``content``; ``where`` begins messages. Raises `SettingError` for all
+    that is wrong, in one message."""
+    return _validated(SweepSpec, content, where, {})
+
+
+def _validated(model: type[Model], raw: Mapping[Any, Any], where: str, origins: dict[str, str]) -> Model:
     try:
         return model.model_validate(raw)
     except ValidationError as error:
         problems = [_with_origin(problem, origins) for problem in _problems(error, model)]
     if len(problems) == 1:
-        raise SettingError(f"{path}: {problems[0]}")
-    raise SettingError("\n  ".join([f"{path}: {len(problems)} settings are wrong:", *problems]))
+        raise SettingError(f"{where}: {problems[0]}")
+    raise SettingError("\n  ".join([f"{where}: {len(problems)} settings are wrong:", *problems]))
 
 
 def _smoke(

@@ -1,0 +1,151 @@
+"""One trial by a call from Python: distilled, evaluated, and left in the same tables as a sweep. No Ray."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ddsweep.catalog import TrialSpec
+from ddsweep.catalog.numbers import counted
+from ddsweep.data.files import data_root as find_data
+from ddsweep.data.files import resolve_dataset
+from ddsweep.distilled import DistilledSet
+from ddsweep.errors import DivergedError, ResultsError, UserError
+from ddsweep.evaluation import evaluate_unit, finish, forget_stop, missing_units
+from ddsweep.pools.file import resolve_pool
+from ddsweep.pools.imagenet import ready_pool
+from ddsweep.results.files import remove_leftovers, write_atomic
+from ddsweep.results.layout import SweepDirectory
+from ddsweep.results.lock import SweepLock
+from ddsweep.results.parts import read_part
+from ddsweep.spec import Plan, SweepSpec, expand, load_sweep, resolved_yaml, sweep_of
+from ddsweep.sweep.prepare import load_all_splits, splits_key, trial_settings
+from ddsweep.trial import Progress, distil_trial, read_distilled, record_failure
+from ddsweep.trial_plan import pick_device
+
+__all__ = ["FinishedTrial", "Progress", "run_trial"]
+
+
+@dataclass(frozen=True)
+class FinishedTrial:
+    """A trial that is distilled and evaluated. ``row`` is its row of the table ``trials``."""
+
+    trial_id: str
+    directory: Path
+    distilled: DistilledSet
+    row: Mapping[str, Any]
+
+    def __repr__(self) -> str:
+        mean, std = self.row["test_accuracy_mean"], self.row["test_accuracy_std"]
+        spread = "" if std is None else f" ± {100 * std:.1f}"
+        known = self.row["init"] == "fixed"
+        networks = "its network" if known else counted(self.row["test_models"], "held-out network")
+        return f"FinishedTrial({self.trial_id}: {100 * mean:.1f}{spread} % on {networks}, {self.directory})"
+
+
+def run_trial(
+    settings: Mapping[str, Any],
+    directory: str | Path,
+    *,
+    evaluate: Mapping[str, Any] | None = None,
+    resources: Mapping[str, Any] | None = None,
+    data_root: str | Path | None = None,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+) -> FinishedTrial:
+    """Distil and evaluate one trial in this process, and return it once it is in the tables.
+
+    ``settings``, ``evaluate`` and ``resources`` are what a sweep file has under ``base``, ``evaluate`` and
+    ``resources`` (docs/settings.md). ``directory`` is the folder of results; calls with other settings add
+    their trials to it, so that `load_results` reads them together; ``evaluate`` then holds for all of them.
+    ``data_root`` is the folder of the data (else ``DDSWEEP_DATA``).
+
+    ``on_progress`` is called with a `Progress` every ``resources["log_every"]`` outer steps and at each
+    validation. What it raises ends the call. However a call ended, the same call goes on from the last
+    checkpoint, and computes no finished row again.
+
+    Raises `UserError` for settings, data or a folder that will not do, and `DivergedError` for a trial that
+    cannot go on; the table ``failures`` then says so.
+    """
+    found, root = SweepDirectory(Path(directory).expanduser().resolve()), find_data(data_root)
+    sections = {"evaluate": evaluate, "resources": resources}
+    asked = {"name": found.root.name, "base": dict(settings)}
+    asked |= {name: dict(section) for name, section in sections.items() if section is not None}
+    sweep = sweep_of(asked, "run_trial")
+    trials = _plan(sweep, found, root).trials
+    sweep = _joined(sweep, trials[0], found, root, new_evaluation=evaluate is not None)
+    return _run(sweep, trials[0], found, root, on_progress)
+
+
+def _plan(sweep: SweepSpec, directory: SweepDirectory, root: Path | None) -> Plan:
+    def dataset(value: Any) -> Any:
+        return resolve_dataset(value, root)
+
+    return expand(sweep, dataset, lambda value: resolve_pool(value, directory.pools, dataset))
+
+
+def _joined(
+    sweep: SweepSpec, trial: TrialSpec, directory: SweepDirectory, root: Path | None, *, new_evaluation: bool
+) -> SweepSpec:
+    """The sweep of the folder with ``trial`` of ``sweep`` in it: each trial is one of its ``points``."""
+    points: tuple[dict[str, Any], ...] = ()
+    if directory.sweep_file.is_file():
+        before = load_sweep(directory.sweep_file)
+        if before.base or before.grid or before.search or before.scheduler or before.seeds != (0,):
+            raise ResultsError(
+                f"{directory.root}: holds a sweep of many trials; give run_trial a folder of its own"
+            )
+        if not new_evaluation:
+            sweep = sweep.model_copy(update={"evaluate": before.evaluate})
+        points = before.points
+        known = {item.trial_id for item in _plan(before, directory, root).trials}
+        if trial.trial_id in known:
+            return sweep.model_copy(update={"base": {}, "points": points})
+    return sweep.model_copy(update={"base": {}, "points": (*points, sweep.base)})
+
+
+def _run(
+    sweep: SweepSpec,
+    trial: TrialSpec,
+    directory: SweepDirectory,
+    root: Path | None,
+    on_progress: Callable[[Progress], None],
+) -> FinishedTrial:
+    if trial.pool is not None:
+        ready_pool(trial.pool, directory.pools, root)
+    settings, evaluation = trial_settings(sweep, trial), sweep.evaluate.spec()
+    device = pick_device(settings.device, settings.gpus)
+    splits = load_all_splits([trial], root, stand_in=False)[splits_key(trial)]
+    fresh = not directory.root.exists()
+    threads = torch.get_num_threads()
+    try:
+        directory.create()
+        with SweepLock(directory.lock):
+            remove_leftovers(directory.temporary)
+            write_atomic(directory.sweep_file, resolved_yaml(sweep).encode(), directory.temporary)
+            directory.failure_part(trial.trial_id).unlink(missing_ok=True)
+            forget_stop(trial, directory)
+            place = "distillation"
+            try:
+                distil_trial(trial, splits, directory, settings, on_progress=on_progress)
+                place = "evaluation"
+                for unit in missing_units(trial, evaluation, directory):
+                    evaluate_unit(
+                        trial, unit, evaluation, splits, directory, device, compile=settings.compile
+                    )
+                finish(trial, evaluation, directory, sweep.name)
+            except (DivergedError, UserError) as error:
+                record_failure(directory, trial, sweep.name, error, place, 1)
+                raise
+            (row,) = read_part(directory.trials_part(trial.trial_id)).to_pylist()
+            return FinishedTrial(trial.trial_id, directory.root, read_distilled(trial, directory), row)
+    except UserError:
+        if fresh and not directory.sweep_file.exists():
+            shutil.rmtree(directory.root, ignore_errors=True)  # refused before it began
+        raise
+    finally:
+        torch.set_num_threads(threads)

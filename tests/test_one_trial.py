@@ -1,0 +1,141 @@
+"""`run_trial`: one trial by a call, in the same tables as a sweep, and without Ray."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+from ddsweep import load_results, run_trial
+from ddsweep.errors import DivergedError, ResultsError, SettingError, UserError
+from ddsweep.report.status import status
+from ddsweep.report.sweep_file import asked_of
+from ddsweep.results.layout import SweepDirectory
+from ddsweep.trial import Progress
+
+SETTINGS: dict[str, Any] = {
+    **{"dataset": "digits", "network": "convnet(depth=1,width=4)", "image_init": "real", "inner_lr": 1.0},
+    **{"outer_steps": 4, "real_batch": 32, "selection_networks": 1, "models_per_step": 1},
+}
+EVALUATE = {"networks": 3, "group_size": 1, "baselines": ["random_real"], "rates": [0.1, 1.0], "epochs": [1]}
+
+
+def test_a_trial_is_in_the_tables_and_its_callback_was_called(tmp_path: Path) -> None:
+    said: list[Progress] = []
+    threads = torch.get_num_threads()
+    folder = tmp_path / "results" / "mine"
+    done = run_trial(SETTINGS, folder, evaluate=EVALUATE, resources={"log_every": 2}, on_progress=said.append)
+    assert [(item.outer_step, item.val_score is None) for item in said] == [(2, True), (4, False)]
+    assert torch.get_num_threads() == threads
+
+    results = load_results(folder)
+    (row,) = results.trials.to_dict("records")
+    assert row["trial_id"] == done.trial_id == done.distilled.spec.trial_id
+    assert (row["sweep"], row["status"], row["test_models"]) == ("mine", "done", 3)
+    assert results.history["outer_step"].tolist() == [2, 4]
+    evals = results.evals.query("source == 'distilled' and inner_step == 1")
+    assert evals["model_seed"].tolist() == [0, 1, 2]
+    assert (
+        evals["accuracy"].mean() == pytest.approx(row["test_accuracy_mean"]) == done.row["test_accuracy_mean"]
+    )
+    assert set(results.evals["source"]) == {"distilled", "random_real"}
+    assert repr(done).startswith(f"FinishedTrial({done.trial_id}: ") and "on 3 held-out networks" in repr(
+        done
+    )
+
+
+def test_calls_share_a_folder_and_compute_only_what_is_missing(tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    first = run_trial(SETTINGS, str(folder), evaluate=EVALUATE)
+    files = {path: path.stat().st_mtime_ns for path in folder.glob("*/part-*.parquet")}
+    second = run_trial(SETTINGS | {"init": "fixed"}, folder)  # judged as the first one
+    assert "on its network" in repr(second)
+    again = run_trial(SETTINGS, folder, on_progress=lambda progress: pytest.fail("distilled twice"))
+    assert again.row["test_accuracy_mean"] == first.row["test_accuracy_mean"]
+    wider = run_trial(SETTINGS, folder, evaluate=EVALUATE | {"networks": 4})
+    assert wider.row["test_models"] == 4
+    assert wider.distilled.sha256 == first.distilled.sha256
+    kept = [path for path in files if path.parent.name in ("evals", "history")]
+    assert {path: path.stat().st_mtime_ns for path in kept} == {path: files[path] for path in kept}
+
+    found = load_results(folder)
+    assert set(found.trials["trial_id"]) == {first.trial_id, second.trial_id}
+    asked = asked_of(SweepDirectory(folder))
+    assert asked.trials is not None and len(asked.trials) == 2
+    assert status(SweepDirectory(folder), asked.trials, asked.evaluation, None).counts["done"] == 1
+    run_trial(SETTINGS | {"init": "fixed"}, folder)  # on the fourth random network too
+    assert status(SweepDirectory(folder), asked.trials, asked.evaluation, None).counts["done"] == 2
+
+
+def test_what_a_callback_raises_ends_the_call_and_the_same_call_goes_on(tmp_path: Path) -> None:
+    class Pruned(Exception):
+        pass
+
+    def prune(progress: Progress) -> None:
+        if progress.outer_step == 2:
+            raise Pruned
+
+    how: dict[str, Any] = {"evaluate": EVALUATE, "resources": {"log_every": 1, "checkpoint_every": 1}}
+    with pytest.raises(Pruned):
+        run_trial(SETTINGS, tmp_path / "cut", on_progress=prune, **how)
+    assert load_results(tmp_path / "cut").trials.empty
+    steps: list[int] = []
+    cut = run_trial(SETTINGS, tmp_path / "cut", on_progress=lambda p: steps.append(p.outer_step), **how)
+    assert steps == [3, 4]
+    assert cut.row["n_resumed"] == 1
+    whole = run_trial(SETTINGS, tmp_path / "whole", **how)
+    assert cut.distilled.sha256 == whole.distilled.sha256
+    evals = [load_results(tmp_path / name).evals for name in ("cut", "whole")]
+    pd.testing.assert_frame_equal(*evals)
+
+
+def test_a_diverged_trial_is_in_the_failures(tmp_path: Path) -> None:
+    wrong = SETTINGS | {"inner_lr": 1e30, "inner_epochs": 4, "on_nonfinite": "stop"}
+    with pytest.raises(DivergedError):
+        run_trial(wrong, tmp_path / "mine", evaluate=EVALUATE)
+    results = load_results(tmp_path / "mine")
+    assert results.trials.empty and results.failures["status"].tolist() == ["diverged"]
+
+
+WRONG: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "setting": ({"outer_step": 3}, {}, r"^run_trial: base\.outer_step: .*did you mean outer_steps\?"),
+    "value": ({"outer_steps": 0}, {}, r"outer_steps"),
+    "list": ({"outer_steps": [1, 2]}, {}, r"^run_trial: base\.outer_steps: "),
+    "no data set": ({"dataset": None}, {}, r"base\.dataset"),
+    "evaluate": (
+        {},
+        {"evaluate": {"network": 3}},
+        r"^run_trial: evaluate\.network: .*mean networks\?",
+    ),
+    "resources": ({}, {"resources": {"device": "tpu"}}, r"^run_trial: resources\.device: "),
+    "data": ({"dataset": "mnist", "network": "lenet"}, {"data_root": "/nowhere"}, r"mnist"),
+    "network": ({"network": "lenet"}, {}, "lenet takes images of 28 or 32 pixels"),
+}
+
+
+@pytest.mark.parametrize(("settings", "how", "said"), WRONG.values(), ids=WRONG)
+def test_what_is_wrong_is_told_before_anything_is_made(
+    settings: dict[str, Any], how: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=said):
+        run_trial(SETTINGS | settings, tmp_path / "mine", **({"evaluate": EVALUATE} | how))
+    assert not (tmp_path / "mine").exists()
+
+
+def test_the_folder_of_a_sweep_file_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "sweep.yaml").write_text("name: s\nbase: {dataset: digits}\ngrid: {init: [fixed, random]}\n")
+    with pytest.raises(ResultsError, match="a sweep of many trials; give run_trial a folder of its own"):
+        run_trial(SETTINGS, tmp_path)
+    with pytest.raises(SettingError, match="name: "):
+        run_trial(SETTINGS, tmp_path / "pools")
+
+
+def test_no_ray_is_needed() -> None:
+    code = "import sys; from ddsweep import run_trial; print('ray' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
