@@ -31,7 +31,7 @@ from ddsweep.evaluation import evaluate_unit, finish
 from ddsweep.results.artifacts import save_tensors
 from ddsweep.results.files import write_atomic
 from ddsweep.results.layout import SweepDirectory
-from ddsweep.results.parts import part_metadata, read_part, write_part_table
+from ddsweep.results.parts import read_part, read_whole, write_part_table
 from ddsweep.results.schemas import HISTORY
 from ddsweep.spec import Plan, SweepSpec, expand, load_sweep
 from ddsweep.trial import distil_trial, read_distilled
@@ -98,12 +98,12 @@ class _Template:
         finish(self.spec, evaluation, directory, "driver")
         self.distilled = read_distilled(self.spec, directory)
         self.grid = directory.grid(trial_id).read_bytes()
-        self.trials = read_part(directory.trials_part(trial_id))
+        self.trials, self.row = read_whole(directory.trials_part(trial_id))
         row = read_part(directory.history_part(trial_id)).to_pylist()[-1]
         history = [{**row, "outer_step": 10 * (i + 1)} for i in range(LOGGED)]
         self.history = pa.Table.from_pylist(history, schema=HISTORY)
         paths = directory.evals_parts(trial_id)
-        self.evals = [(p.name, read_part(p), {"unit": part_metadata(p)["unit"]}) for p in paths]
+        self.evals = [(path.name, *read_whole(path)) for path in paths]
 
     def write(self, spec: TrialSpec, evaluation: EvaluationSpec, directory: SweepDirectory) -> None:
         """The files that ``spec`` leaves, through the writers that a run uses."""
@@ -112,13 +112,13 @@ class _Template:
         write_atomic(directory.grid(spec.trial_id), self.grid, temporary)
         save_tensors(directory.distilled(spec.trial_id), distilled.tensors(), distilled.header(), temporary)
         write_part_table(directory.history_part(trial_id), _with(self.history, trial_id=trial_id), temporary)
-        for name, table, unit in self.evals:
+        for name, table, metadata in self.evals:
             path = directory.parts("evals") / name.replace(self.spec.trial_id, trial_id)
-            write_part_table(path, _with(table, trial_id=trial_id), temporary, unit)
+            write_part_table(path, _with(table, trial_id=trial_id), temporary, metadata)
         row = {name: getattr(spec, name) for name in ("inner_lr", "seed", "outer_steps", "validate_every")}
         done = {"evaluation_id": evaluation.evaluation_id(spec)}
         table = _with(self.trials, trial_id=trial_id, outer_steps_done=spec.outer_steps, **row, **done)
-        write_part_table(directory.trials_part(trial_id), table, temporary, done)
+        write_part_table(directory.trials_part(trial_id), table, temporary, {**self.row, **done})
 
 
 def _with(table: pa.Table, **values: Any) -> pa.Table:
@@ -219,12 +219,12 @@ def _summary(file: Path, directory: SweepDirectory) -> dict[str, Any]:
     from ddsweep.report.summary import summarise
     from ddsweep.report.summary_table import summary_table
 
-    sweep, plan = _planned(file)
+    _, plan = _planned(file)
 
     def work() -> None:
         ended = (t.trial_id for t in plan.trials if directory.trials_part(t.trial_id).exists())
         ids = list(itertools.islice(ended, MOST_LISTED))
-        summaries = summarise(directory, ids, evaluation=sweep.evaluate.spec())
+        summaries = summarise(directory, ids)
         report_console().print(summary_table(summaries))
 
     return _timed(work)
@@ -258,15 +258,11 @@ def _finish(file: Path, directory: SweepDirectory) -> dict[str, Any]:
     """What the driver does itself at the end of each trial, in a folder that holds all the others."""
     sweep, plan = _planned(file)
     evaluation = replace(sweep.evaluate.spec(), baselines=())
-    splits = load_splits(plan.trials[0].dataset, None, validation_fraction=0.1, split_seed=0)
-    trials = plan.trials[:FINISHED]
-    for spec in trials:
-        for unit in evaluation.units(spec):
-            evaluate_unit(spec, unit, evaluation, splits, directory, torch.device("cpu"))
+    trials, parts = plan.trials[:FINISHED], directory.evals_by_trial()
 
     def work() -> None:
         for spec in trials:
-            assert finish(spec, evaluation, directory, "driver", [])
+            assert finish(spec, evaluation, directory, "driver", parts[spec.trial_id])
 
     found = _timed(work)
     return {**found, **{f"{k}_per_trial": found[k] / len(trials) for k in ("seconds", "cpu")}}

@@ -341,7 +341,6 @@ def _run(
     summaries = summarise(
         directory,
         [trial.trial_id for trial in listed],
-        evaluation=sweep.evaluate.spec(),
         on_torn=lambda path: console.print(f"{path}: torn, left out; run the sweep again to redo it"),
     )
     if summaries:
@@ -349,8 +348,8 @@ def _run(
     if len(ended) > len(listed):
         console.print(f"These are the first {len(listed)} of {len(ended)}; the tables have them all.")
     # Torn parts have been named by now.
-    asked = (directory, listed, sweep.evaluate.spec(), lambda path: None)
-    for table in (transfer_table(*asked, console.width), attack_table(*asked)):
+    transferred = transfer_table(directory, listed, sweep.evaluate.spec(), lambda path: None, console.width)
+    for table in (transferred, attack_table(directory, listed, lambda path: None)):
         if table is not None:
             console.print()
             console.print(table)

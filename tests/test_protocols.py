@@ -336,7 +336,9 @@ def test_protocols_come_and_go_without_the_rest_being_done_again(
     assert [unit.protocol for unit in missing_units(PLAIN, other, directory)] == ["x", "x"]
 
     complete(plain)
-    assert {path: path.stat().st_mtime_ns for path in directory.evals_parts(PLAIN.trial_id)} == before
+    there = directory.evals_parts(PLAIN.trial_id)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert len(there) == len(before) + 6, "what was asked for earlier stays"
 
 
 def test_baselines_say_in_which_order_and_by_which_optimiser(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -16,6 +17,7 @@ __all__ = [
     "BASELINE_EPOCHS",
     "BASELINE_RATES",
     "DEFAULT_BASELINES",
+    "NEIGHBOUR_BASELINES",
     "PROTOCOLS",
     "EvalUnit",
     "EvaluationSpec",
@@ -36,14 +38,16 @@ BASELINE_RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 BASELINE_EPOCHS = (1, 2, 5, 10, 20, 50, 100)
 """The grids in which the rate and the number of epochs of a baseline are chosen."""
 
-_NEAREST = ("knn_random", "knn_kmeans")
-_TRAINED = tuple(name for name in BASELINES if name not in _NEAREST)
+NEIGHBOUR_BASELINES = ("knn_random", "knn_kmeans")
+"""Nearest neighbour: no network, so no steps."""
+
+_TRAINED = tuple(name for name in BASELINES if name not in NEIGHBOUR_BASELINES)
 _MATTERS_TO = {
     "rates": _TRAINED,
     "epochs": _TRAINED,
     "candidates": ("optimized_random",),
-    "neighbours": _NEAREST,
-    "neighbour_norm": _NEAREST,
+    "neighbours": NEIGHBOUR_BASELINES,
+    "neighbour_norm": NEIGHBOUR_BASELINES,
 }
 
 
@@ -192,16 +196,19 @@ class EvaluationSpec:
         """The inner step with which the epochs end: T, or that of the epochs of a ``protocol``."""
         return (trial if protocol is None else protocol.applied_to(trial)).steps
 
-    def baseline_settings(self) -> dict[str, Any]:
-        """How the baselines that are asked for are computed, as far as it is not as by default.
+    def baseline_settings(self, sources: Iterable[str] | None = None) -> dict[str, Any]:
+        """How the baselines ``sources`` (left out: all that are asked for) are computed, as far as it is not
+        as by default, in the types of JSON.
 
         Empty by default, and then in no key and no id: what was evaluated before stays valid.
         """
         default = {item.name: item.default for item in fields(self)}
+        asked = set(self.baselines if sources is None else sources)
+        found = {name: getattr(self, name) for name, of in _MATTERS_TO.items() if set(of) & asked}
         return {
-            name: getattr(self, name)
-            for name, sources in _MATTERS_TO.items()
-            if getattr(self, name) != default[name] and set(sources) & set(self.baselines)
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in found.items()
+            if value != default[name]
         }
 
     def evaluation_id(self, trial: TrialSpec) -> str:

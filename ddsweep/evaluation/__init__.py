@@ -1,23 +1,23 @@
 """Judging distilled sets on held-out networks, with baselines beside them. No Ray in here.
 
 The work on one trial falls into `EvalUnit`s: a group of networks under one protocol. `evaluate_unit`
-computes one and writes its part; `finish` sums up a trial whose parts are all there. Both may be
-called again at any time, by anyone: what is done is seen and kept. `record_stop` is how a trial ends
-that a scheduler stopped: it is never looked at on held-out networks.
+computes what is missing of one and writes its part; `finish` sums up a trial once everything that is asked
+is there. Both may be called again at any time, by anyone: what is done is seen and kept. `record_stop` is
+how a trial ends that a scheduler stopped: it is never looked at on held-out networks.
 
 A row does not depend on who computed it: a unit always trains its whole group together, on one thread,
 with networks that are pure functions of their index.
 """
 
-from ddsweep.evaluation.units import (
-    evaluate_unit,
+from ddsweep.evaluation.endings import (
     finish,
     forget_stop,
-    missing_units,
     record_stop,
+    settled,
     trial_is_done,
     trial_is_stopped,
 )
+from ddsweep.evaluation.units import evaluate_unit, missing_units
 
 __all__ = [
     "evaluate_unit",
@@ -25,6 +25,7 @@ __all__ = [
     "forget_stop",
     "missing_units",
     "record_stop",
+    "settled",
     "trial_is_done",
     "trial_is_stopped",
 ]

@@ -21,9 +21,9 @@ from ddsweep.core.objective import rewritten
 from ddsweep.data.sources import Splits
 from ddsweep.errors import CheckpointError
 from ddsweep.evaluation.group import Group
-from ddsweep.evaluation.keys import digest, is_current
 from ddsweep.results.artifacts import load_tensors, save_tensors
 from ddsweep.results.files import write_atomic
+from ddsweep.results.keys import digest, is_current
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.results.parts import read_part, write_part
 from ddsweep.results.schemas import EVALS
@@ -292,8 +292,8 @@ def _neighbour_rows(
             *(splits.mean, splits.std, neighbours, norm),
         )
 
-    if source == "knn_kmeans":
-        if unit.group != 0:
+    if source == "knn_kmeans":  # whatever the network: once, beside the known one or number 0
+        if not group.known and 0 not in unit.indices:
             return []
         return [
             group.neighbour_row(source, None, accuracy(_images(group, "kmeans", "baseline", (), directory)))

@@ -1,9 +1,9 @@
-"""The units of a trial's evaluation: what is missing of them, computing one, and summing them up."""
+"""The units of a trial's evaluation: what is missing of them, and computing one."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ddsweep.catalog import SPEC_VERSION, EvaluationSpec, EvalUnit, NetworkSpec, TrialSpec
+from ddsweep.catalog import EvaluationSpec, EvalUnit, NetworkSpec, TrialSpec
 from ddsweep.catalog.numbers import counted
 from ddsweep.core.execution import choose_plan
 from ddsweep.core.graphs import has_recordings
@@ -19,29 +19,29 @@ from ddsweep.core.memory import is_out_of_memory, release_memory
 from ddsweep.core.networks import build_network
 from ddsweep.data.sources import Splits
 from ddsweep.distilled import DistilledSet
-from ddsweep.errors import ResultsError, TooLargeError
+from ddsweep.errors import TooLargeError
 from ddsweep.evaluation.baseline_rows import baseline_rows
 from ddsweep.evaluation.group import Group
-from ddsweep.evaluation.keys import digest, is_current
 from ddsweep.evaluation.protocol_rows import protocol_rows
 from ddsweep.pools.imagenet import pool_of
 from ddsweep.provenance import environment
+from ddsweep.results.coverage import (
+    HOLDS,
+    Held,
+    TrialParts,
+    holds_text,
+    missing,
+    needs_baseline,
+    recorded_set,
+    sorted_out,
+)
 from ddsweep.results.known import KnownParts
 from ddsweep.results.layout import SweepDirectory
-from ddsweep.results.parts import part_metadata, read_parts, write_part
-from ddsweep.results.schemas import EVALS, TRIALS
-from ddsweep.results.statistics import mean_std_ci
-from ddsweep.trial import checkpoint_provenance, read_distilled
+from ddsweep.results.parts import read_parts, write_part
+from ddsweep.results.schemas import EVALS
+from ddsweep.trial import read_distilled
 
-__all__ = [
-    "evaluate_unit",
-    "finish",
-    "forget_stop",
-    "missing_units",
-    "record_stop",
-    "trial_is_done",
-    "trial_is_stopped",
-]
+__all__ = ["evaluate_unit", "missing_units", "parts_of"]
 
 THREADS = 1
 """Evaluation always computes on this many CPU threads: float32 results change with it."""
@@ -50,72 +50,53 @@ THREADS = 1
 # ------------------------------------------------------------------------------------ what is there
 
 
-def trial_is_done(
-    spec: TrialSpec, evaluation: EvaluationSpec, directory: SweepDirectory, known: KnownParts | None = None
-) -> bool:
-    """Whether the trial's row was made for this very evaluation and all of its parts are whole.
+def missing_units(
+    spec: TrialSpec,
+    evaluation: EvaluationSpec,
+    directory: SweepDirectory,
+    paths: Sequence[Path] | None = None,
+) -> list[EvalUnit]:
+    """What is left to compute of a distilled trial (see `ddsweep.results.coverage.missing`).
 
-    Parts that ``known`` has as whole, and that are the same files still, are not read again.
+    ``paths`` are its evals parts; left out, the folder is listed, which takes longer the more trials there
+    are.
     """
-    known = known or KnownParts()
-    row = known.metadata(directory.trials_part(spec.trial_id))
-    if row is None or row.get("evaluation_id") != evaluation.evaluation_id(spec):
-        return False
-    evals = [_part(directory, spec, unit) for unit in evaluation.units(spec)]
-    return all(map(known.is_whole, (directory.history_part(spec.trial_id), *evals)))
-
-
-def trial_is_stopped(spec: TrialSpec, directory: SweepDirectory, known: KnownParts | None = None) -> bool:
-    """Whether a scheduler stopped the trial, and its row and history are whole (see `trial_is_done`)."""
-    known = known or KnownParts()
-    row = known.metadata(directory.trials_part(spec.trial_id))
-    if row is None or row.get("status") != "stopped":
-        return False
-    return known.is_whole(directory.history_part(spec.trial_id))
-
-
-def _recorded(trial_id: str, directory: SweepDirectory) -> dict[str, str]:
-    path = directory.trials_part(trial_id)
-    if not path.exists():
-        return {}
-    try:
-        return part_metadata(path)
-    except ResultsError:
-        return {}
-
-
-def missing_units(spec: TrialSpec, evaluation: EvaluationSpec, directory: SweepDirectory) -> list[EvalUnit]:
-    """The units of ``spec`` whose part is absent, torn, or of other settings than are asked for now."""
     distilled = read_distilled(spec, directory)
-    return [
-        unit
-        for unit in evaluation.units(spec)
-        if not is_current(_part(directory, spec, unit), _unit_key(distilled, evaluation, unit))
-    ]
+    return missing(spec, evaluation, parts_of(spec, evaluation, directory, distilled.sha256, paths).held)
 
 
-def _part(directory: SweepDirectory, spec: TrialSpec, unit: EvalUnit) -> Path:
+def parts_of(
+    spec: TrialSpec,
+    evaluation: EvaluationSpec,
+    directory: SweepDirectory,
+    distilled: str | None,
+    paths: Sequence[Path] | None = None,
+    known: KnownParts | None = None,
+) -> TrialParts:
+    """The evals parts of a trial (``paths``, if they have been listed), by what they hold of the set with the
+    hash ``distilled``; every byte of what is not ``known`` is read."""
+    known = known or KnownParts()
+    if paths is None:
+        paths = directory.evals_parts(spec.trial_id)
+    recorded = recorded_set(directory, spec.trial_id, known)
+    return sorted_out(paths, spec, evaluation, distilled, recorded, known)
+
+
+def _own_part(
+    spec: TrialSpec, unit: EvalUnit, evaluation: EvaluationSpec, directory: SweepDirectory, distilled: str
+) -> tuple[Path, Held | None]:
+    """Where the rows of ``unit`` go, and what is there already that may stay beside them."""
     law = spec.pool.name if spec.pool else spec.init_law
-    return directory.evals_part(spec.trial_id, unit.protocol, law, unit.group)
-
-
-def _unit_key(distilled: DistilledSet, evaluation: EvaluationSpec, unit: EvalUnit) -> str:
-    if unit.changes is not None:  # no baselines under this one
-        return digest(
-            distilled.sha256,
-            evaluation.steps(distilled.spec, unit.changes),
-            unit.changes.changes(),
-            [unit.protocol, unit.group, unit.size, unit.indices],
-            *([] if distilled.spec.pool is None else [distilled.spec.pool.heldout]),
-        )
-    settings = evaluation.baseline_settings()
-    return digest(
-        distilled.sha256,
-        evaluation.steps(distilled.spec),
-        sorted(evaluation.baselines),
-        [unit.protocol, unit.group, unit.size, unit.indices],
-        *([settings] if settings else []),
-    )
+    name = (spec.trial_id, unit.protocol, law, unit.group)
+    plain, sized = directory.evals_part(*name), directory.evals_part(*name, size=unit.size)
+    changes = None if unit.changes is None else unit.changes.changes()
+    for path in (sized, plain):
+        for held in parts_of(spec, evaluation, directory, distilled, [path]).held:
+            if held.changes == changes and held.size == unit.size:
+                return path, held
+            if held.changes == changes:
+                return sized, None
+    return plain, None
 
 
 # -------------------------------------------------------------------------------------- evaluating
@@ -125,6 +106,41 @@ def _unit_key(distilled: DistilledSet, evaluation: EvaluationSpec, unit: EvalUni
 def _network(spec: NetworkSpec, shape: tuple[int, int, int], classes: int) -> nn.Module:
     """The same module for all groups, since what a GPU records belongs to a module."""
     return build_network(spec, shape, classes)
+
+
+@dataclass(frozen=True)
+class _Todo:
+    """What is missing of a unit: networks on which the distilled set was not looked at often enough, and by
+    baseline those that lack it. Rows of the baselines ``stale`` were computed otherwise than is asked."""
+
+    distilled: tuple[int, ...]
+    baselines: Mapping[str, tuple[int, ...]]
+    stale: frozenset[str]
+
+
+def _todo(spec: TrialSpec, unit: EvalUnit, evaluation: EvaluationSpec, held: Held | None) -> _Todo:
+    steps = evaluation.steps(spec, unit.changes)
+    distilled = tuple(i for i in unit.indices if held is None or held.lacks_steps(i, steps))
+    if unit.changes is not None:  # no baselines under this one
+        return _Todo(distilled, {}, frozenset())
+    baselines: dict[str, tuple[int, ...]] = {}
+    stale = set()
+    for source in evaluation.baselines:
+        settings = evaluation.baseline_settings([source])
+        lacking = {
+            i
+            for i in unit.indices
+            if needs_baseline(spec, unit.protocol, i, source)
+            and (held is None or held.lacks_baseline(i, source, settings))
+        }
+        if held is not None and (there := held.baselines.get(source)) and there.settings != settings:
+            stale.add(source)
+            lacking |= {i for i in held.steps if None in there.networks or i in there.networks}
+        if lacking:
+            # Other trials find the one row of all networks by those that are asked for.
+            whole = {*unit.indices, *lacking} if source == "knn_kmeans" else lacking
+            baselines[source] = tuple(sorted(whole))
+    return _Todo(distilled, baselines, frozenset(stale))
 
 
 def evaluate_unit(
@@ -137,16 +153,19 @@ def evaluate_unit(
     *,
     compile: str = "auto",
 ) -> Path:
-    """Compute one unit of a distilled trial, baselines included, and write its part. Under ``compile: off``
-    the test pass is not compiled either.
+    """Compute what is missing of one unit of a distilled trial, baselines included, and write its part: rows
+    that are there stay, but for baselines that were computed by other settings. Under ``compile: off`` the
+    test pass is not compiled either.
 
-    Returns the part's path; does nothing if the part is current. Raises `CheckpointError` if the
+    Returns the part's path; does nothing if nothing is missing. Raises `CheckpointError` if the
     distilled set is missing or torn, and `TooLargeError` if the group does not fit the memory there is:
     only its test pass can be taken in smaller pieces, for rows depend on who is trained together.
     """
     distilled = read_distilled(spec, directory)
-    key, path = _unit_key(distilled, evaluation, unit), _part(directory, spec, unit)
-    if is_current(path, key):
+    sha256 = distilled.sha256
+    path, held = _own_part(spec, unit, evaluation, directory, sha256)
+    todo = _todo(spec, unit, evaluation, held)
+    if not todo.distilled and not todo.baselines:
         return path
     torch.set_num_threads(THREADS)
     used = spec if unit.changes is None else unit.changes.applied_to(spec)
@@ -157,7 +176,7 @@ def evaluate_unit(
     rows: list[dict[str, Any]] | None = None
     while rows is None:
         try:
-            rows = _rows(spec, group, distilled, evaluation, directory)
+            rows = _rows(spec, group, todo, distilled, evaluation, directory)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -165,11 +184,35 @@ def evaluate_unit(
                 raise TooLargeError(_too_large(spec, group, device, error)) from error
         if rows is None:  # what other groups were trained by may have been in the way
             release_memory()
+    rows = _beside([] if held is None else read_parts([path], EVALS).to_pylist(), rows, todo.stale)
+    before = {} if held is None else {name: found.settings for name, found in held.baselines.items()}
+    holds = holds_text(
+        rows,
+        size=unit.size,
+        distilled=sha256,
+        changes=None if unit.changes is None else unit.changes.changes(),
+        settings={**before, **{name: evaluation.baseline_settings([name]) for name in todo.baselines}},
+    )
+    # The last two are not columns: rows depend on them in the last digits of a loss at most.
+    metadata = {HOLDS: holds, "host": environment()["host"], "native": str(plan.native).lower()}
     rows = [{**row, "trial_id": spec.trial_id} for row in rows]
-    # Not columns: rows depend on them in the last digits of a loss at most.
-    metadata = {"unit": key, "host": environment()["host"], "native": str(plan.native).lower()}
     write_part(path, rows, EVALS, directory.temporary, metadata)
     return path
+
+
+def _beside(
+    there: list[dict[str, Any]], new: list[dict[str, Any]], stale: frozenset[str]
+) -> list[dict[str, Any]]:
+    """The rows that stay, and the ``new`` ones that are not among them."""
+    kept = [row for row in there if row["source"] not in stale]
+    keys = set(map(_key, kept))
+    return [*kept, *(row for row in new if _key(row) not in keys)]
+
+
+def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    # A distilled set is looked at after several steps, a baseline once.
+    step = row["inner_step"] if row["source"] == "distilled" else None
+    return row["source"], row["protocol"], row["model_seed"], step
 
 
 def _too_large(spec: TrialSpec, group: Group, device: torch.device, error: Exception) -> str:
@@ -185,121 +228,19 @@ def _too_large(spec: TrialSpec, group: Group, device: torch.device, error: Excep
 def _rows(
     spec: TrialSpec,
     group: Group,
+    todo: _Todo,
     distilled: DistilledSet,
     evaluation: EvaluationSpec,
     directory: SweepDirectory,
 ) -> list[dict[str, Any]]:
-    unit = group.unit
-    if unit.changes is not None:
-        return protocol_rows(group, unit.changes, distilled, evaluation.steps(spec, unit.changes))
-    result = group.test_distilled(distilled, evaluation.steps(spec))
-    rows = group.rows(result, "distilled", unit.protocol)
-    for source in evaluation.baselines:
-        rows += baseline_rows(group, source, evaluation, directory)
+    unit, rows = group.unit, []
+    if todo.distilled:
+        some = replace(group, unit=replace(unit, indices=todo.distilled))
+        if unit.changes is not None:
+            return protocol_rows(some, unit.changes, distilled, evaluation.steps(spec, unit.changes))
+        result = some.test_distilled(distilled, evaluation.steps(spec))
+        rows += some.rows(result, "distilled", unit.protocol)
+    for source, indices in todo.baselines.items():
+        some = replace(group, unit=replace(unit, indices=indices))
+        rows += baseline_rows(some, source, evaluation, directory)
     return rows
-
-
-# --------------------------------------------------------------------------------------- summing up
-
-
-def finish(
-    spec: TrialSpec,
-    evaluation: EvaluationSpec,
-    directory: SweepDirectory,
-    sweep: str,
-    earlier: Sequence[Path] | None = None,
-) -> bool:
-    """Write the ``trials`` part once all wanted evaluations are there; True if they are. Idempotent.
-
-    Evaluation parts of groups and protocols that are no longer wanted go: readers of the folder would
-    count their rows. ``earlier`` are those that the trial had before its evaluation began; left out, the
-    folder is listed, which takes longer the more trials there are.
-    """
-    if missing_units(spec, evaluation, directory):
-        return False
-    wanted = {_part(directory, spec, unit) for unit in evaluation.units(spec)}
-    for path in directory.evals_parts(spec.trial_id) if earlier is None else earlier:
-        if path not in wanted:
-            path.unlink(missing_ok=True)
-    row = _done_row(spec, evaluation, directory, sweep)
-    metadata = {"evaluation_id": row["evaluation_id"]}
-    write_part(directory.trials_part(spec.trial_id), [row], TRIALS, directory.temporary, metadata)
-    directory.failure_part(spec.trial_id).unlink(missing_ok=True)
-    return True
-
-
-def record_stop(spec: TrialSpec, directory: SweepDirectory, sweep: str) -> None:
-    """Write the ``trials`` part of a trial that a scheduler stopped at its last checkpoint: settings, score
-    and cost, and nothing of the test set. Raises `CheckpointError` if the checkpoint cannot be read."""
-    step, provenance = checkpoint_provenance(spec, directory)
-    row = _row(spec, provenance, sweep, "stopped", step)
-    path = directory.trials_part(spec.trial_id)
-    write_part(path, [row], TRIALS, directory.temporary, {"status": "stopped"})
-
-
-def forget_stop(spec: TrialSpec, directory: SweepDirectory) -> None:
-    """Remove the row of a stopped trial that is to go on; any other row stays."""
-    if _recorded(spec.trial_id, directory).get("status") == "stopped":
-        directory.trials_part(spec.trial_id).unlink(missing_ok=True)
-
-
-def _row(
-    spec: TrialSpec, provenance: Mapping[str, Any], sweep: str, status: str, outer_steps_done: int
-) -> dict[str, Any]:
-    """The columns that every trial has, evaluated or not."""
-    settings = {name: value for name, value in spec.to_dict().items() if name not in ("dataset", "pool")}
-    if spec.pool is not None:
-        settings["init_law"] = None  # that of the pool
-        settings |= {
-            "pool": spec.pool.name,
-            "source_dataset": spec.pool.source_dataset,
-            "pool_recipe": spec.pool.recipe,
-            "pool_train": spec.pool.train,
-        }
-    times = {name: datetime.fromisoformat(provenance[name]) for name in ("started_at", "ended_at")}
-    return {
-        **settings,
-        **provenance,
-        **times,
-        "trial_id": spec.trial_id,
-        "sweep": sweep,
-        "dataset": spec.dataset.name,
-        "images_per_class_per_step": spec.images_per_class_per_step,
-        "status": status,
-        "outer_steps_done": outer_steps_done,
-        "spec_version": SPEC_VERSION,
-    }
-
-
-def _done_row(
-    spec: TrialSpec, evaluation: EvaluationSpec, directory: SweepDirectory, sweep: str
-) -> dict[str, Any]:
-    distilled = read_distilled(spec, directory)
-    paths = [_part(directory, spec, unit) for unit in evaluation.units(spec)]
-    rows = [row for row in read_parts(paths, EVALS).to_pylist() if row["source"] == "distilled"]
-    own = [row for row in rows if row["protocol"] == "as_distilled"]
-    before = [row for row in own if row["inner_step"] == 0]
-    after = [row for row in own if row["inner_step"] == spec.steps]
-    return {
-        **_row(spec, distilled.provenance, sweep, "done", spec.outer_steps),
-        **_measured("accuracy", before, after),
-        **(_measured("attack_success", before, after) if spec.objective == "attack" else {}),
-        **(_measured("accuracy_other", before, after) if spec.objective == "attack" else {}),
-        "test_models": len(after),
-        "n_diverged": sum(row["diverged"] for row in after),
-        "distilled_bytes": directory.distilled(spec.trial_id).stat().st_size,
-        "distilled_sha256": distilled.sha256,
-        "evaluation_id": evaluation.evaluation_id(spec),
-    }
-
-
-def _measured(
-    name: str, before: list[dict[str, Any]], after: list[dict[str, Any]]
-) -> dict[str, float | None]:
-    """Columns of the ``trials`` table for one measure, over networks, before and after training."""
-    column = f"test_{name}"
-    mean, std, ci95 = mean_std_ci([row[name] for row in after])
-    first, spread, _ = mean_std_ci([row[name] for row in before])
-    found = {f"{column}_mean": mean, f"{column}_std": std, f"{column}_ci95": ci95}
-    found |= {f"{column}_before_mean": first, f"{column}_before_std": spread}
-    return {key: value for key, value in found.items() if key in TRIALS.names}

@@ -15,18 +15,20 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
-from ddsweep.catalog import TrialSpec
+from ddsweep.catalog import EvalUnit, TrialSpec
 from ddsweep.catalog.numbers import counted
 from ddsweep.core.memory import keep_to_share
 from ddsweep.data.files import data_root, resolve_dataset
 from ddsweep.errors import EXIT_DRAINED, DivergedError, UserError
-from ddsweep.evaluation import evaluate_unit, finish, forget_stop, missing_units, trial_is_done
+from ddsweep.evaluation import evaluate_unit, forget_stop, missing_units, settled
 from ddsweep.launch.crew import Crew
 from ddsweep.launch.folder import Launch, LaunchFolder, read_json
 from ddsweep.launch.processes import Signals
 from ddsweep.launch.ray_cluster import node_limits
 from ddsweep.pools.file import resolve_pool
+from ddsweep.results.known import KnownParts
 from ddsweep.results.lock import SweepLock
 from ddsweep.spec import Plan, SweepSpec, expand, is_smoke, load_sweep
 from ddsweep.sweep.prepare import eval_gpus, load_all_splits, splits_key, trial_settings
@@ -146,16 +148,21 @@ def evaluate_share(folder: LaunchFolder, launch: Launch, index: int, signals: Si
     evaluation = work.sweep.evaluate.spec()
     elements = int((read_json(folder.shares) or {}).get("evals", 1))
     with SweepLock(directory.lock, launch=folder.name):
-        mine, number = [], 0
+        mine: list[tuple[Any, ...]] = []
+        number, evals = 0, directory.evals_by_trial()
         for trial in work.plan.trials:
-            units = evaluation.units(trial)
-            if is_distilled(trial, directory) and not trial_is_done(trial, evaluation, directory):
-                missing = missing_units(trial, evaluation, directory)
-                mine += [
-                    (trial.trial_id, n)
-                    for n, unit in enumerate(units)
-                    if unit in missing and (number + n) % elements == index
-                ]
+            units = {
+                (unit.protocol, unit.group, unit.size): n for n, unit in enumerate(evaluation.units(trial))
+            }
+            if is_distilled(trial, directory):
+                for unit in missing_units(trial, evaluation, directory, evals.get(trial.trial_id, [])):
+                    key = (unit.protocol, unit.group, unit.size)
+                    # Others count the same: of networks that are there already in groups of another size too.
+                    place = (
+                        number + units[key] if key in units else crc32(repr((trial.trial_id, key)).encode())
+                    )
+                    if place % elements == index:
+                        mine.append((trial.trial_id, *key, unit.indices))
             number += len(units)
         needs = (1, work.eval_gpus)
         code = work.run(
@@ -184,12 +191,13 @@ def finish_all(folder: LaunchFolder, launch: Launch) -> int:
 
 def _finish(work: _Work) -> set[str]:
     evaluation, directory = work.sweep.evaluate.spec(), work.launch.directory
-    done = set()
-    for trial in work.plan.trials:
-        if trial_is_done(trial, evaluation, directory) or (
-            is_distilled(trial, directory) and finish(trial, evaluation, directory, work.sweep.name)
-        ):
-            done.add(trial.trial_id)
+    known, evals = KnownParts.load(directory), directory.evals_by_trial()
+    done = {
+        trial.trial_id
+        for trial in work.plan.trials
+        if settled(trial, evaluation, directory, work.sweep.name, known, evals.get(trial.trial_id, []))
+    }
+    known.save(directory)
     return done
 
 
@@ -230,14 +238,23 @@ def _share(device: str, gpus: float) -> None:
     keep_to_share(device, gpus)
 
 
-def _evaluate(folder: str, stop_file: str, trial_id: str, number: int) -> str:
+def _evaluate(
+    folder: str,
+    stop_file: str,
+    trial_id: str,
+    protocol: str,
+    group: int,
+    size: int,
+    indices: tuple[int, ...],
+) -> str:
     if Path(stop_file).exists():
         return "drained"
     work = _work(folder)
     spec, evaluation = work.trial(trial_id), work.sweep.evaluate.spec()
     device = pick_device(work.sweep.resources.device, work.eval_gpus)
     _share(device.type, work.eval_gpus)
-    unit, splits = evaluation.units(spec)[number], _splits(folder, splits_key(spec))
+    changes = {unit.protocol: unit.changes for unit in evaluation.units(spec)}.get(protocol)
+    unit, splits = EvalUnit(protocol, group, size, indices, changes), _splits(folder, splits_key(spec))
     compile = work.sweep.resources.compile
     evaluate_unit(spec, unit, evaluation, splits, work.launch.directory, device, compile=compile)
     return "evaluated"

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
-from ddsweep.catalog import EvaluationSpec, TrialSpec
+from ddsweep.catalog import TrialSpec
 from ddsweep.report.formats import NONE, percent
 from ddsweep.report.summary import OnTorn, eval_rows, trial_row
 from ddsweep.report.summary_table import BASELINE_NAMES
@@ -27,9 +27,7 @@ _CAPTION = (
 )
 
 
-def attack_table(
-    directory: SweepDirectory, trials: Sequence[TrialSpec], evaluation: EvaluationSpec, on_torn: OnTorn
-) -> Table | None:
+def attack_table(directory: SweepDirectory, trials: Sequence[TrialSpec], on_torn: OnTorn) -> Table | None:
     """A block for each attack among ``trials`` that is evaluated: before, after, and its baselines. None if
     there is none."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
@@ -43,7 +41,7 @@ def attack_table(
         if row is None or row["status"] != "done":
             continue
         found: dict[str, list[dict[str, Any]]] = defaultdict(list)
-        for item in eval_rows(directory, row, evaluation, on_torn, parts.get(trial.trial_id, [])):
+        for item in eval_rows(directory, row, on_torn, parts.get(trial.trial_id, [])):
             if item["protocol"] != "as_distilled" or item["attack_success"] is None:
                 continue
             if item["source"] != "distilled":

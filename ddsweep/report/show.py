@@ -18,11 +18,11 @@ from ddsweep.report.curve import sparkline
 from ddsweep.report.formats import NONE, duration, percent, plain, size
 from ddsweep.report.settings import changed, settings_of_row
 from ddsweep.report.status import STYLES, TrialStatus, live_driver, read_history, trial_status
-from ddsweep.report.summary import NEIGHBOUR, Accuracy, eval_rows, measured, paired_difference, trial_row
+from ddsweep.report.summary import NEIGHBOUR, Accuracy, eval_rows, measured, trial_row
 from ddsweep.report.summary_table import BASELINE_NAMES, gain_text
 from ddsweep.report.sweep_file import Resolve, asked_of, from_catalog, seen_trials
 from ddsweep.results.layout import SweepDirectory
-from ddsweep.results.statistics import mean_std_ci
+from ddsweep.results.statistics import mean_std_ci, paired_difference
 
 __all__ = ["find_trial", "show"]
 
@@ -92,7 +92,7 @@ def show(directory: SweepDirectory, prefix: str, resolve: Resolve = from_catalog
     if history := read_history(directory, trial_id, torn):
         parts += _section("curve", _curve(history))
     if row:
-        evals = eval_rows(directory, row, asked.evaluation, torn.append)
+        evals = eval_rows(directory, row, torn.append)
         parts += _section(
             "test accuracy in % (mean ± standard deviation over networks)", _accuracy(row, evals)
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -19,7 +20,9 @@ from ddsweep.errors import ResultsError
 from ddsweep.report.console import MOST_LISTED
 from ddsweep.report.formats import NONE, duration, percent
 from ddsweep.report.settings import setting_cells, setting_headings, settings_of, varying
+from ddsweep.report.summary import networks_note
 from ddsweep.report.sweep_file import require_sweep, seen_trials
+from ddsweep.results.coverage import is_evaluated, networks_judged
 from ddsweep.results.known import KnownParts
 from ddsweep.results.layout import PART_FOLDERS, SweepDirectory
 from ddsweep.results.lock import live_holder
@@ -66,7 +69,8 @@ _AGAIN = ("distilled", "interrupted", "failed", "pending")
 @dataclass(frozen=True)
 class TrialStatus:
     """One trial. ``outer_step`` is the last logged one; loss and score are the last of its history, the
-    score being measured more rarely. ``settings`` is empty where only files say that the trial exists."""
+    score being measured more rarely. ``settings`` is empty where only files say that the trial exists.
+    ``heldout`` is how many held-out networks the test accuracy of one that is done is over."""
 
     trial_id: str
     state: str
@@ -77,6 +81,7 @@ class TrialStatus:
     val_score: float | None
     seconds: float | None
     message: str | None = None
+    heldout: int | None = None
 
 
 @dataclass(frozen=True)
@@ -111,10 +116,15 @@ def trial_states(
     Without a scheduler stopped trials do not stay stopped: ``missing``, for a run goes on with them.
     """
     known = KnownParts.load(directory)
+    evals = directory.evals_by_trial()
     states = {
-        trial.trial_id: _ended(directory.trials_part(trial.trial_id), trial, evaluation, [], known)
+        trial.trial_id: _ended(
+            directory, trial.trial_id, trial, evaluation, [], known, evals.get(trial.trial_id, [])
+        )
         for trial in trials
     }
+    with suppress(ResultsError):  # a folder that others own: then it takes as long the next time
+        known.save(directory)
     ends = ("done", "stopped") if stopped_stay else ("done",)
     return {trial_id: state if state and state in ends else "missing" for trial_id, state in states.items()}
 
@@ -145,8 +155,9 @@ def status(
         if trials is not None
         else dict.fromkeys(seen_trials(directory))
     )
+    evals = directory.evals_by_trial()
     found = tuple(
-        trial_status(directory, trial_id, trial, evaluation, driver, torn, known)
+        trial_status(directory, trial_id, trial, evaluation, driver, torn, known, evals.get(trial_id, []))
         for trial_id, trial in asked.items()
     )
     if scheduler and trials and driver:
@@ -194,14 +205,18 @@ def trial_status(
     driver: Mapping[str, Any] | None,
     torn: list[Path],
     known: KnownParts | None = None,
+    evals: Sequence[Path] | None = None,
 ) -> TrialStatus:
     """The state of one trial. Parts that cannot be read are added to ``torn``; of those that are ``known``,
-    less is read.
+    less is read. ``evals`` are its evals parts; left out, the folder is listed.
 
     Without ``trial`` and ``evaluation`` any ``trials`` part counts as current.
     """
     history = read_history(directory, trial_id, torn)
-    state = _state(directory, trial_id, trial, evaluation, driver, torn, known or KnownParts())
+    if evals is None:
+        evals = directory.evals_parts(trial_id)
+    known = known or KnownParts()
+    state = _state(directory, trial_id, trial, evaluation, driver, torn, known, evals)
     last = history[-1] if history else {}
     scores = [row["val_score"] for row in history if row["val_score"] is not None]
     return TrialStatus(
@@ -214,7 +229,19 @@ def trial_status(
         val_score=scores[-1] if scores else None,
         seconds=last.get("seconds"),
         message=_failure(directory, trial_id, torn) if state == "failed" else None,
+        heldout=_heldout(directory, trial_id, trial, known, torn) if state == "done" else None,
     )
+
+
+def _heldout(
+    directory: SweepDirectory, trial_id: str, trial: TrialSpec | None, known: KnownParts, torn: list[Path]
+) -> int | None:
+    try:
+        fixed = trial is not None and trial.init == "fixed"
+        return networks_judged(directory, trial_id, known, fixed=fixed)
+    except ResultsError:
+        torn.append(directory.trials_part(trial_id))
+        return None
 
 
 def read_history(directory: SweepDirectory, trial_id: str, torn: list[Path]) -> list[dict[str, Any]]:
@@ -230,8 +257,9 @@ def _state(
     driver: Mapping[str, Any] | None,
     torn: list[Path],
     known: KnownParts,
+    evals: Sequence[Path],
 ) -> str:
-    if ended := _ended(directory.trials_part(trial_id), trial, evaluation, torn, known):
+    if ended := _ended(directory, trial_id, trial, evaluation, torn, known, evals):
         return ended
     # A file from before the driver started says what an earlier one left, not what this one is doing.
     since = _since(driver)
@@ -248,25 +276,28 @@ def _state(
 
 
 def _ended(
-    path: Path,
+    directory: SweepDirectory,
+    trial_id: str,
     trial: TrialSpec | None,
     evaluation: EvaluationSpec | None,
     torn: list[Path],
     known: KnownParts,
+    evals: Sequence[Path],
 ) -> str | None:
-    """``done`` or ``stopped`` if the ``trials`` part says so; None if the trial has not come to its end."""
+    """``stopped`` if the ``trials`` part says so, ``done`` if what is asked is there; None if the trial has
+    not come to its end."""
+    path = directory.trials_part(trial_id)
     if not path.exists():
         return None
     try:
-        recorded = known.footer(path)
+        if known.footer(path).get("status") == "stopped":
+            return "stopped"
+        if trial is None or evaluation is None:
+            return "done"
+        return "done" if is_evaluated(directory, trial, evaluation, known, evals) else None
     except ResultsError:
         torn.append(path)
         return None
-    if recorded.get("status") == "stopped":
-        return "stopped"
-    if trial is None or evaluation is None:
-        return "done"
-    return "done" if recorded.get("evaluation_id") == evaluation.evaluation_id(trial) else None
 
 
 def _failure(directory: SweepDirectory, trial_id: str, torn: list[Path]) -> str:
@@ -350,6 +381,8 @@ def status_table(found: SweepStatus) -> RenderableType:
         parts.append(Text(f"and {rest.total()} more: {others}"))
     below = [Text(f"failed {t.trial_id}: {t.message}", "red") for t in listed if t.message]
     below += [Text(f"torn part, to be made again by `ddsweep run`: {path}", "red") for path in found.torn]
+    if note := networks_note(trial.heldout for trial in found.trials if trial.settings):
+        below.append(Text(note, "yellow"))
     if found.note:
         below.append(Text(found.note, "yellow"))
     return Group(*parts, *([Text(), *below] if below else []))

@@ -7,29 +7,28 @@ baseline at the one step where it was measured: the same T, or under a ``*_tuned
 from __future__ import annotations
 
 import warnings
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ddsweep.catalog import EvaluationSpec
+from ddsweep.catalog.numbers import counted
 from ddsweep.errors import ResultsError
 from ddsweep.report.settings import settings_of_row, varying
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.results.parts import list_parts, read_parts
 from ddsweep.results.schemas import EVALS, TRIALS
-from ddsweep.results.statistics import mean_std_ci
+from ddsweep.results.statistics import Difference, mean_std_ci, paired_difference
 
 __all__ = [
     "ALWAYS_SHOWN",
     "NEIGHBOUR",
     "Accuracy",
-    "Difference",
     "TrialSummary",
     "eval_rows",
     "measured",
-    "paired_difference",
+    "networks_note",
     "summarise",
     "trial_row",
 ]
@@ -54,16 +53,6 @@ class Accuracy:
 
 
 @dataclass(frozen=True)
-class Difference:
-    """Mean of the differences on ``n`` networks that both were measured on, and the half-width of its 95 %
-    confidence interval (Student's t over the differences), None for one network."""
-
-    mean: float
-    ci95: float | None
-    n: int
-
-
-@dataclass(frozen=True)
 class TrialSummary:
     """One trial that has come to its end: evaluated, or stopped by the scheduler after ``stopped_at`` outer
     steps, then without any accuracy.
@@ -84,6 +73,12 @@ class TrialSummary:
     wall_seconds: float | None
     stopped_at: int | None = None
     pool: str | None = None
+
+    @property
+    def heldout(self) -> int | None:
+        """How many held-out networks it was judged on."""
+        judged = self.on_random if self.settings["init"] == "fixed" else self.test
+        return judged.n if judged else None
 
     @property
     def n_diverged(self) -> int:
@@ -111,50 +106,28 @@ def trial_row(directory: SweepDirectory, trial_id: str, on_torn: OnTorn = _warn)
 def eval_rows(
     directory: SweepDirectory,
     row: Mapping[str, Any],
-    evaluation: EvaluationSpec | None = None,
     on_torn: OnTorn = _warn,
     parts: Sequence[Path] | None = None,
 ) -> list[dict[str, Any]]:
-    """The ``evals`` rows of the trial of ``row`` on networks of its own kind, each measurement once.
+    """The ``evals`` rows of the trial of ``row`` on networks of its own kind, each measurement once: of all
+    networks, asked for now or not, as in its row.
 
-    ``parts`` are its evals parts; left out, the folder is listed. With ``evaluation`` only the groups and
-    networks that it asks for: parts of an earlier evaluation stay in the folder. Of two measurements of one
-    thing the newer part counts. Torn parts are left out.
+    ``parts`` are its evals parts; left out, the folder is listed. Of two measurements of one thing the newer
+    part counts. Torn parts are left out.
     """
     if parts is None:
         parts = directory.evals_parts(row["trial_id"])
     newest_last = sorted(parts, key=_modified)
-    wanted = None if evaluation is None else _wanted(evaluation, row)
     kept: dict[tuple[Any, ...], dict[str, Any]] = {}
     for item in _rows(newest_last, EVALS, on_torn):
         protocol = item["protocol"].removesuffix("_tuned")
         if protocol != NEIGHBOUR and any(item[k] != row[k] for k in ("network", "init_law", "pool")):
             continue
-        if wanted is not None:
-            if protocol != NEIGHBOUR:
-                asked = (protocol, item["group"], item["model_seed"]) in wanted
-            else:  # a draw for a held-out network, or for the known one; the k-means centres have none
-                asked = item["model_seed"] in {None, *(index for _, _, index in wanted)}
-            if not asked:
-                continue
         key = tuple(item[k] for k in ("source", "protocol", "model_seed", "split"))
         # A distilled set is looked at after several steps; a baseline once, so a newer one replaces it.
         step = item["inner_step"] if item["source"] == "distilled" else None
         kept[*key, step] = item
     return list(kept.values())
-
-
-def _wanted(evaluation: EvaluationSpec, row: Mapping[str, Any]) -> set[tuple[str, int, int]]:
-    known = row["init"] == "fixed"
-    groups = range(-(-evaluation.networks // evaluation.group_size))
-    heldout = {(g, g * evaluation.group_size + i) for g in groups for i in range(evaluation.group_size)}
-    heldout = {(group, index) for group, index in heldout if index < evaluation.networks}
-    if not known:
-        return {("as_distilled", group, index) for group, index in heldout}
-    own = {("as_distilled", 0, row["seed"])}
-    if "on_random" not in evaluation.protocols:
-        return own
-    return own | {("on_random", group, index) for group, index in heldout}
 
 
 def _modified(path: Path) -> tuple[int, str]:
@@ -185,30 +158,32 @@ def measured(rows: Rows) -> Accuracy | None:
     return Accuracy(mean, std, ci95, len(rows), sum(bool(row["diverged"]) for row in rows))
 
 
-def paired_difference(ours: Rows, others: Rows) -> Difference | None:
-    """Accuracy of ``ours`` minus that of ``others`` on the networks (``model_seed``) that both have."""
-    theirs = {row["model_seed"]: row["accuracy"] for row in others}
-    differences = [row["accuracy"] - theirs[row["model_seed"]] for row in ours if row["model_seed"] in theirs]
-    if not differences:
+def networks_note(counts: Iterable[int | None]) -> str | None:
+    """What to say of trials whose test accuracies are over so many held-out networks each (None: over none);
+    None if they are all over as many."""
+    found = Counter(count for count in counts if count)
+    if len(found) < 2:
         return None
-    mean, _, ci95 = mean_std_ci(differences)
-    return Difference(mean, ci95, len(differences))
+    most = max(found)
+    each = ", ".join(f"{count} ({counted(found[count], 'trial')})" for count in sorted(found))
+    return (
+        f"Test accuracies are over different numbers of held-out networks: {each}; "
+        f"with evaluate.networks={most} `ddsweep eval` brings all to {most}."
+    )
 
 
 def summarise(
     directory: SweepDirectory,
     trial_ids: Sequence[str] | None = None,
     *,
-    evaluation: EvaluationSpec | None = None,
     on_torn: OnTorn = _warn,
 ) -> list[TrialSummary]:
     """The evaluated and the stopped trials among ``trial_ids``, in that order; without it, of the whole
     folder, by id.
 
-    A trial without a ``trials`` part is neither, and left out. ``evaluation`` leaves out rows that
-    the sweep no longer asks for (see `eval_rows`). ``on_torn`` is called with every part that cannot be
-    read and is left out; it warns by default. ``settings`` has those that differ between the trials, and
-    always init, images_per_class, inner_steps and inner_epochs.
+    A trial without a ``trials`` part is neither, and left out. ``on_torn`` is called with every part that
+    cannot be read and is left out; it warns by default. ``settings`` has those that differ between the
+    trials, and always init, images_per_class, inner_steps and inner_epochs.
     """
     if trial_ids is None:
         paths = list_parts(directory.parts("trials"))
@@ -222,7 +197,7 @@ def summarise(
         _summary(
             row,
             {name: settings[row["trial_id"]].get(name) for name in names},
-            eval_rows(directory, row, evaluation, on_torn, parts.get(row["trial_id"], [])),
+            eval_rows(directory, row, on_torn, parts.get(row["trial_id"], [])),
         )
         for row in found
     ]

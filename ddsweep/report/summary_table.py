@@ -12,7 +12,8 @@ from rich.text import Text
 from ddsweep.report.console import PLAIN_WIDTH
 from ddsweep.report.formats import NONE, duration, percent, plain
 from ddsweep.report.settings import heading, telling
-from ddsweep.report.summary import NEIGHBOUR, Accuracy, Difference, TrialSummary
+from ddsweep.report.summary import NEIGHBOUR, Accuracy, TrialSummary, networks_note
+from ddsweep.results.statistics import Difference
 
 __all__ = ["BASELINE_NAMES", "gain_text", "summary_table"]
 
@@ -59,7 +60,8 @@ def summary_table(summaries: Sequence[TrialSummary], width: int = PLAIN_WIDTH) -
         if Measurement.get(endless, endless.options, table).maximum <= width:
             break
     stopped = any(summary.stopped_at is not None for summary in summaries)
-    table.caption = _CAPTION + (_STOPPED if stopped else "")
+    note = networks_note(summary.heldout for summary in summaries)
+    table.caption = (f"{note}\n" if note else "") + _CAPTION + (_STOPPED if stopped else "")
     return table
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -17,8 +18,10 @@ from ddsweep.report.console import PLAIN_WIDTH
 from ddsweep.report.formats import NONE, percent
 from ddsweep.report.settings import setting_cells, setting_headings, settings_of, varying
 from ddsweep.report.summary import Accuracy, OnTorn, measured
+from ddsweep.results.coverage import is_evaluated
+from ddsweep.results.known import KnownParts
 from ddsweep.results.layout import SweepDirectory
-from ddsweep.results.parts import part_metadata, read_parts
+from ddsweep.results.parts import read_parts
 from ddsweep.results.schemas import EVALS
 
 __all__ = ["transfer", "transfer_table"]
@@ -35,21 +38,19 @@ _CAPTION = (
 def transfer(
     directory: SweepDirectory, trials: Sequence[TrialSpec], evaluation: EvaluationSpec, on_torn: OnTorn
 ) -> Transfer:
-    """``[trial id][protocol]``: the distilled set at the end of the protocol's epochs, on the networks that
-    ``evaluation`` asks for.
+    """``[trial id][protocol]``: the distilled set at the end of the epochs of each protocol of
+    ``evaluation``, on all networks that were judged, asked for now or not.
 
     Trials that are not evaluated like this are left out, and so are parts that cannot be read (``on_torn``
     is called with each).
     """
     found: Transfer = {}
-    parts = directory.evals_by_trial()
+    parts, known = directory.evals_by_trial(), KnownParts.load(directory)
     for trial in trials:
-        if not _evaluated(directory, trial, evaluation):
+        if not _evaluated(directory, trial, evaluation, known, parts.get(trial.trial_id, [])):
             continue
         asked = {
-            (unit.protocol, unit.group, index, evaluation.last_step(trial, unit.changes))
-            for unit in evaluation.units(trial)
-            for index in unit.indices
+            (unit.protocol, evaluation.last_step(trial, unit.changes)) for unit in evaluation.units(trial)
         }
         by_protocol: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
         for path in parts.get(trial.trial_id, []):
@@ -59,8 +60,7 @@ def transfer(
                 on_torn(path)
                 continue
             for row in rows:
-                key = tuple(row[name] for name in ("protocol", "group", "model_seed", "inner_step"))
-                if row["source"] == "distilled" and key in asked:
+                if row["source"] == "distilled" and (row["protocol"], row["inner_step"]) in asked:
                     by_protocol[row["protocol"]].append(row)
         found[trial.trial_id] = {
             protocol: accuracy for protocol, rows in by_protocol.items() if (accuracy := measured(rows))
@@ -68,11 +68,16 @@ def transfer(
     return found
 
 
-def _evaluated(directory: SweepDirectory, trial: TrialSpec, evaluation: EvaluationSpec) -> bool:
-    """Whether the parts are those of ``evaluation``: under one name there may have been another protocol."""
-    path = directory.trials_part(trial.trial_id)
+def _evaluated(
+    directory: SweepDirectory,
+    trial: TrialSpec,
+    evaluation: EvaluationSpec,
+    known: KnownParts,
+    paths: Sequence[Path],
+) -> bool:
+    """Whether what ``evaluation`` asks is there: under one name there may have been another protocol."""
     try:
-        return path.exists() and part_metadata(path).get("evaluation_id") == evaluation.evaluation_id(trial)
+        return is_evaluated(directory, trial, evaluation, known, paths)
     except ResultsError:
         return False
 

@@ -79,8 +79,9 @@ class KnownParts:
         self._changed = False
 
     def note(self, path: Path, stamp: Stamp, metadata: dict[str, str]) -> None:
-        """The part was whole when it had this stamp, taken before it was read."""
-        self._parts[_key(path)] = (stamp, json.dumps(metadata))
+        """The part was whole when it had this stamp, taken before it was read. What was noted of it
+        beside its own metadata stays."""
+        self._parts[_key(path)] = (stamp, json.dumps({**(self._same(path, stamp) or {}), **metadata}))
         self._changed = True
 
     def metadata(self, path: Path) -> dict[str, str] | None:

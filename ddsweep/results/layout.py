@@ -37,10 +37,11 @@ class SweepDirectory:
         """One row; a trial is done if and only if this file is there."""
         return self.parts("trials") / f"part-{trial_id}.parquet"
 
-    def evals_part(self, trial_id: str, protocol: str, law: str, group: int) -> Path:
-        """The rows of one group of networks (its law, or pool) under one protocol."""
-        name = f"part-{trial_id}-{_word(protocol)}-{_word(law)}-g{group:03d}.parquet"
-        return self.parts("evals") / name
+    def evals_part(self, trial_id: str, protocol: str, law: str, group: int, size: int | None = None) -> Path:
+        """The rows of one group of networks (its law, or pool) under one protocol; with ``size``, of a group
+        of so many where the group of that number is there in another size."""
+        word = f"g{group:03d}" if size is None else f"g{group:03d}of{size}"
+        return self.parts("evals") / f"part-{trial_id}-{_word(protocol)}-{_word(law)}-{word}.parquet"
 
     def evals_parts(self, trial_id: str) -> list[Path]:
         """All evals parts of one trial that are there, sorted by name."""

@@ -97,6 +97,9 @@ TRIALS = pa.schema(
         ("test_accuracy_other_before_mean", _REAL),
         ("test_models", _COUNT),
         ("n_diverged", _COUNT),
+        # Accuracy of the distilled set minus that of random real images, network by network.
+        ("gain_mean", _REAL),
+        ("gain_ci95", _REAL),
         # What it cost. gpu_seconds = granted fraction x wall_seconds.
         ("wall_seconds", _REAL),
         ("cpu_seconds", _REAL),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-__all__ = ["mean_std_ci"]
+__all__ = ["Difference", "mean_std_ci", "paired_difference"]
 
 
 def mean_std_ci(values: Iterable[float]) -> tuple[float, float | None, float | None]:
@@ -25,3 +27,26 @@ def mean_std_ci(values: Iterable[float]) -> tuple[float, float | None, float | N
 
     std = math.sqrt(math.fsum((number - mean) ** 2 for number in numbers) / (count - 1))
     return mean, std, float(stdtrit(count - 1, 0.975)) * std / math.sqrt(count)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Mean of the differences on ``n`` networks that both were measured on, and the half-width of its 95 %
+    confidence interval (Student's t over the differences), None for one network."""
+
+    mean: float
+    ci95: float | None
+    n: int
+
+
+def paired_difference(
+    ours: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]]
+) -> Difference | None:
+    """Accuracy of the rows ``ours`` minus that of ``others`` on the networks (``model_seed``) that both have;
+    None if there is none."""
+    theirs = {row["model_seed"]: row["accuracy"] for row in others}
+    differences = [row["accuracy"] - theirs[row["model_seed"]] for row in ours if row["model_seed"] in theirs]
+    if not differences:
+        return None
+    mean, _, ci95 = mean_std_ci(differences)
+    return Difference(mean, ci95, len(differences))

@@ -25,6 +25,7 @@ from ddsweep.core.memory import keep_to_share
 from ddsweep.data.sources import Splits
 from ddsweep.errors import UserError
 from ddsweep.evaluation import evaluate_unit, finish, missing_units
+from ddsweep.results.known import KnownParts
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.sweep.observe import State
 from ddsweep.sweep.placement import check_gpus_seen
@@ -114,13 +115,13 @@ class EvalShard:
             self._device = device
         return self._device
 
-    def evaluate(self, spec: TrialSpec, unit: EvalUnit, shared: SharedSplits) -> None:
+    def evaluate(self, spec: TrialSpec, unit: EvalUnit, shared: SharedSplits) -> Path:
         # The data comes with each call: what a constructor was given may be gone when Ray restarts an actor.
         device, key = self._on_device(), splits_key(spec)
         if key not in self._splits:
             self._splits[key] = get_splits(shared)
         splits, directory = self._splits[key], self._directory
-        evaluate_unit(spec, unit, self._evaluation, splits, directory, device, compile=self._compile)
+        return evaluate_unit(spec, unit, self._evaluation, splits, directory, device, compile=self._compile)
 
 
 @dataclass
@@ -148,7 +149,8 @@ class EvalPool:
 
     ``submit`` returns at once. ``on_state(trial_id, state)`` is called from the pool's own thread with
     ``evaluating``, ``done`` or ``failed``. Actors ask for no CPU, so they fit beside any trial, and for
-    ``gpus`` of a GPU each. ``earlier`` are the evals parts of each trial that are there already.
+    ``gpus`` of a GPU each. ``earlier`` are the evals parts of each trial that are there already; rows that
+    they hold are not computed again. ``known`` learns the parts of the trials that end.
     """
 
     def __init__(
@@ -163,9 +165,11 @@ class EvalPool:
         gpus: float,
         compile: str,
         on_state: Callable[[str, State], None],
-        earlier: Mapping[str, Sequence[Path]] | None = None,
+        earlier: Mapping[str, Sequence[Path]],
+        known: KnownParts,
     ) -> None:
-        self._earlier = earlier or {}
+        self._parts = {trial_id: set(paths) for trial_id, paths in earlier.items()}
+        self._known = known
         self._sweep, self._evaluation, self._directory = sweep, evaluation, directory
         self._shared = shared
         self._on_state = on_state
@@ -209,7 +213,9 @@ class EvalPool:
 
     def submit(self, spec: TrialSpec) -> None:
         """Queue what is missing of the evaluation of a distilled trial."""
-        tasks = [_Task(spec, unit) for unit in missing_units(spec, self._evaluation, self._directory)]
+        there = sorted(self._parts.get(spec.trial_id, ()))
+        units = missing_units(spec, self._evaluation, self._directory, there)
+        tasks = [_Task(spec, unit) for unit in units]
         self._on_state(spec.trial_id, "evaluating")
         if not tasks:
             self._finish(spec)
@@ -290,7 +296,7 @@ class EvalPool:
         with self._lock:
             shard, task = self._running.pop(reference)
         try:
-            ray.get(reference)
+            path = ray.get(reference)
         except ray.exceptions.RayTaskError as error:  # the evaluation itself failed: again would not help
             self._fail(task, error.cause if isinstance(error.cause, Exception) else error)
             return
@@ -299,6 +305,7 @@ class EvalPool:
             return
         with self._lock:
             self._networks += len(task.unit.indices)
+            self._parts.setdefault(task.spec.trial_id, set()).add(path)
             left = self._left.get(task.spec.trial_id)
             if left is None:
                 return  # another unit of this trial failed
@@ -319,8 +326,8 @@ class EvalPool:
 
     def _finish(self, spec: TrialSpec) -> None:
         try:
-            earlier = self._earlier.get(spec.trial_id, ())
-            complete = finish(spec, self._evaluation, self._directory, self._sweep, earlier)
+            paths = sorted(self._parts.pop(spec.trial_id, ()))
+            complete = finish(spec, self._evaluation, self._directory, self._sweep, paths, self._known)
         except Exception as error:  # a full disk, say: this trial failed, the sweep goes on
             record_failure(self._directory, spec, self._sweep, error, "evaluation", 1)
             complete = False

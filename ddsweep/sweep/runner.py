@@ -23,7 +23,7 @@ from ddsweep.catalog import TrialSpec
 from ddsweep.catalog.numbers import counted
 from ddsweep.cost import choose_memory, estimate
 from ddsweep.errors import DivergedError, ResultsError, UserError
-from ddsweep.evaluation import forget_stop, record_stop, trial_is_done, trial_is_stopped
+from ddsweep.evaluation import forget_stop, record_stop, settled, trial_is_stopped
 from ddsweep.packing import best, measured
 from ddsweep.pools.imagenet import ready_pool
 from ddsweep.results.known import KnownParts
@@ -303,9 +303,9 @@ def run_sweep(
     """
     directory = SweepDirectory(directory.root.resolve())  # workers may run in another folder
     evaluation = sweep.evaluate.spec()
-    missing, known = [], KnownParts.load(directory)
+    missing, known, evals = [], KnownParts.load(directory), directory.evals_by_trial()
     for trial in trials:
-        if trial_is_done(trial, evaluation, directory, known):
+        if settled(trial, evaluation, directory, sweep.name, known, evals.get(trial.trial_id, [])):
             board.set_state(trial.trial_id, "done")
         elif sweep.scheduler and trial_is_stopped(trial, directory, known):
             board.set_state(trial.trial_id, "stopped")
@@ -354,7 +354,8 @@ def run_sweep(
             gpus=placement.gpus,
             compile=resources.compile,
             on_state=board.set_state,
-            earlier=_earlier_evals(missing, directory),
+            earlier={trial.trial_id: evals.get(trial.trial_id, []) for trial in missing},
+            known=known,
         )
         pool.start()
 
@@ -381,6 +382,7 @@ def run_sweep(
                 _tune(sweep, to_distil, work, session, board, pool, asha, seconds)
             draining = directory.stop_file.exists()
             pool.close(drain=draining)
+    known.save(directory)
     directory.stop_file.unlink(missing_ok=True)
     return _outcome(board)
 
@@ -427,12 +429,6 @@ def _with_resources(sweep: SweepSpec, cpus: float, gpus: float) -> SweepSpec:
     return sweep.model_copy(
         update={"resources": sweep.resources.model_copy(update={"cpus": cpus, "gpus": gpus})}
     )
-
-
-def _earlier_evals(trials: Sequence[TrialSpec], directory: SweepDirectory) -> dict[str, list[Path]]:
-    """The evals parts that ``trials`` have already."""
-    ids = {trial.trial_id for trial in trials}
-    return {trial_id: paths for trial_id, paths in directory.evals_by_trial().items() if trial_id in ids}
 
 
 def _outcome(board: Board) -> Outcome:

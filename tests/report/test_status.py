@@ -314,3 +314,21 @@ def test_status_of_a_folder_alone(folder: Folder) -> None:
     folder.evaluated(trials_of_sweep()[0])
     (trial,) = status_of(folder.directory).trials
     assert (trial.state, trial.settings, trial.outer_steps) == ("done", {}, None)
+
+
+def test_trials_over_different_numbers_of_networks_are_told_apart(folder: Folder) -> None:
+    folder.asked()
+    trials = asked_of(folder.directory, resolve).trials or ()
+    assert [trial.init for trial in trials] == ["fixed", "fixed", "random", "random"]
+    folder.trial(trials[0], test_models=1)  # its one known network is no other number
+    folder.trial(trials[2], test_models=4)
+    assert "different numbers" not in flat(folder)
+    folder.trial(trials[3], test_models=6)
+    assert (
+        "different numbers of held-out networks: 4 (1 trial), 6 (1 trial); with evaluate.networks=6 "
+        "`ddsweep eval` brings all to 6." in flat(folder)
+    )
+
+
+def flat(folder: Folder) -> str:
+    return " ".join(text(status_table(status(folder.directory, resolve))).split())

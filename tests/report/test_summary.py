@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from scipy import stats
 
-from ddsweep.catalog import EvaluationSpec
-from ddsweep.report.summary import paired_difference, summarise
+from ddsweep.report.summary import summarise
 from ddsweep.report.summary_table import summary_table
+from ddsweep.results.statistics import paired_difference
 
 from .conftest import Folder, spec, text
 
@@ -112,8 +112,6 @@ def test_parts_of_an_earlier_evaluation(folder: Folder) -> None:
     folder.evals(trial, "as_distilled", 1, {key: [(2, 0.7), (3, 0.8)]})
     (every,) = summarise(folder.directory)
     assert (every.test.n, every.test.mean) == (4, pytest.approx(0.65))
-    (fewer,) = summarise(folder.directory, evaluation=EvaluationSpec(networks=3, group_size=2))
-    assert (fewer.test.n, fewer.test.mean) == (3, pytest.approx(0.6))
 
 
 def test_a_baseline_tuned_anew_replaces_the_old_row(folder: Folder) -> None:
@@ -221,3 +219,13 @@ def test_not_measured_is_a_dash(folder: Folder) -> None:
     (row,) = [line for line in lines if line.startswith(second.trial_id)]
     assert row.split().count("–") == 5  # four sources of the other trial, and the gain
     assert f"60.0 ± {100 * math.sqrt(0.02):.1f}" in row
+
+
+def test_the_table_says_where_trials_are_over_different_numbers_of_networks(folder: Folder) -> None:
+    few, many = spec(), spec(inner_lr=0.1)
+    for trial in (few, many):
+        folder.evaluated(trial)
+    assert "different numbers" not in text(summary_table(summarise(folder.directory)))
+    folder.evals(many, "as_distilled", 2, {("distilled", "as_distilled", 4): [(4, 0.5)]})
+    shown = " ".join(text(summary_table(summarise(folder.directory))).split())
+    assert "over different numbers of held-out networks: 4 (1 trial), 5 (1 trial)" in shown
