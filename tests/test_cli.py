@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -499,70 +498,3 @@ def test_the_first_line_alone_can_be_had(tmp_path: Path, environment: dict[str, 
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("trial ")
     assert len(done.stdout.splitlines()) == 1
-
-
-# ---------------------------------------------------------------------------------------------- README
-
-
-def readme_commands() -> list[str]:
-    """The ``ddsweep ...`` commands in the console and bash blocks of the README, one line each."""
-    readme = REPOSITORY / "README.md"
-    text = readme.read_text(encoding="utf-8") if readme.is_file() else ""
-    found = []
-    for block in re.findall(r"^```(?:console|bash|sh|shell)\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
-        for line in block.replace("\\\n", " ").splitlines():
-            words = line.strip().removeprefix("$ ").split()
-            while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):
-                words = words[1:]
-            if words and words[0].rpartition("/")[2] == "ddsweep":
-                found.append(" ".join(words[1:]))
-    return found
-
-
-def test_the_readme_has_commands() -> None:
-    assert readme_commands()
-
-
-@pytest.mark.parametrize("command", readme_commands())
-def test_every_command_of_the_readme_exists(command: str, ask: Ask) -> None:
-    words = shlex.split(command, comments=True)
-    for stop in ("|", ">", "&&", ";"):
-        words = words[: words.index(stop)] if stop in words else words
-    names = words[: 2 if words[:1] == ["data"] else 1]
-    text = verb_help(" ".join(name for name in names if not name.startswith("-")), ask)
-    for word in words:
-        if word.startswith("-"):
-            assert f"{word.partition('=')[0]} " in text, f"{command}: no such option {word}"
-        if word.startswith("sweeps/"):
-            assert (REPOSITORY / word).is_file(), f"{command}: there is no {word}"
-
-
-def test_a_tilde_is_the_home_folder_wherever_a_path_is_given(
-    ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small: SweepDirectory
-) -> None:
-    """A shell leaves it alone in ``--results=~/x``, in quotes, and in files of variables."""
-    home = tmp_path / "home"
-    shutil.copytree(small.root, home / "results" / "small")
-    shutil.rmtree(small.root)
-    monkeypatch.setenv("HOME", str(home))
-    file = home / "small.yaml"
-    file.write_text(SMALL)
-    trial = next((home / "results/small/trials").iterdir()).stem.removeprefix("part-")
-    for words in (("status", "~/results/small"), ("show", trial, "--results=~/results")):
-        assert ask(*words)[0] == 0
-    monkeypatch.setenv("DDSWEEP_RESULTS", "~/results")
-    assert ask("show", trial)[0] == 0
-    code, out, _ = ask("plan", "~/small.yaml")
-    assert code == 0 and "1 done" in out
-    site = REPOSITORY / "slurm" / "local.yaml"
-    code, out, _ = ask("launch", "~/small.yaml", f"--site={site}", "--dry-run", "--results=~/other")
-    assert code == 0 and f"results in {home}/other/small" in out
-    for words in (("--data-root=~/data",), ("--data-root", "~/data")):
-        code, _, err = ask("plan", "~/small.yaml", "dataset={source: folder, path: x}", *words)
-        assert code == 1 and f"data root {home}/data is not a folder" in err
-    code, _, err = ask("plan", "~/small.yaml", "dataset={source: folder, path: ~/mine}")
-    assert code == 1 and f"folder {home}/mine is missing" in err
-    code, _, err = ask("status", "~nobody-of-this-name/results")
-    assert (code, err.count("\n")) == (1, 1) and "~nobody-of-this-name is nobody's home folder" in err
-    assert package.load_results("~/results/small").trials["trial_id"].tolist() == [trial]
-    assert not list(tmp_path.glob("~*"))

@@ -1,0 +1,380 @@
+"""Every command and every snippet of the documents, word for word.
+
+The commands of README that need nothing but the digits run, in the order in which they stand there. Those
+that need a cluster, a download or hours are read by the parser that would run them, and the files that they
+name are loaded with the settings that they give. A command of a kind that is not known here fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import typer
+import yaml
+from PIL import Image
+from torch import nn
+
+from ddsweep import DistilledSet, load_results
+from ddsweep.bundled import write_files
+from ddsweep.catalog import DATASETS
+from ddsweep.cli import app
+from ddsweep.data.files import resolve_dataset
+from ddsweep.data.sources import load_splits
+from ddsweep.errors import DataError
+from ddsweep.launch.site import load_site
+from ddsweep.pools.file import PoolFile, load_pool, resolve_pool
+from ddsweep.spec import SweepSpec, expand, is_smoke, load_sweep, sweep_of
+from tests.conftest import Run
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENTS = sorted(
+    path for folder in (".", "docs", "bench", "slurm") for path in (ROOT / folder).glob("*.md")
+)
+OTHERS = ("ssh", "prometheus", "grafana", "pip", "ln", "mkdir")
+"""Programs that are not ours and are not run."""
+FILLED_IN = {
+    "--site FILE": "--site local",
+    "pretrain FILE": "pretrain usps_lenet",
+    **{"NAME": "quickstart", "SWEEP": "quickstart", "<sweep>": "quickstart", "FILE": "quickstart"},
+    **{"SITE": "local", "SLOTS": "4", "TRIALS": "8"},
+}
+"""What stands for any value in a command, and one."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """One fenced block of a document."""
+
+    page: Path
+    kind: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.page.name}: {self.text.splitlines()[0][:60]}"
+
+
+def blocks(*kinds: str) -> list[Block]:
+    found = []
+    for page in DOCUMENTS:
+        for kind, text in re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(), re.M | re.S):
+            if kind in kinds:
+                found.append(Block(page, kind, text))
+    return found
+
+
+def commands(block: Block) -> list[str]:
+    """The lines of a block of commands, each whole."""
+    return [line for line in block.text.replace("\\\n", " ").splitlines() if line.strip()]
+
+
+def told_in_passing() -> Iterator[tuple[str, str]]:
+    """Whole commands inside the text of a page; tests/test_docs.py looks at fragments such as
+    ``ddsweep launch --mode cluster``."""
+    for page in DOCUMENTS:
+        text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S)
+        for code in re.findall(r"`((?:ddsweep|python) [^`]+)`", text):
+            words = code.split()
+            fragment = all(word.startswith(("-", "[")) for word in words[2:]) or words[1] == "launch"
+            if page.name != "CHANGELOG.md" and (not fragment or "FILE" in words):
+                yield page.name, " ".join(words)
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as the documents take for granted: the files of `init`, and a site of one's own."""
+    folder = tmp_path_factory.mktemp("lab")
+    write_files(folder)
+    shutil.copy(folder / "slurm/generic.yaml", folder / "slurm/mine.yaml")
+    return folder
+
+
+# ------------------------------------------------------------------------------------------- reading
+
+
+def parsed(words: list[str]) -> tuple[str, dict[str, Any]]:
+    """The verb and its parameters, by the parser of the command line; nothing runs."""
+    command: Any = typer.main.get_command(app)
+    name, given, context = "ddsweep", words, None
+    while True:
+        context = command.make_context(name, given, parent=context)
+        if not hasattr(command, "resolve_command"):
+            return context.command_path.removeprefix("ddsweep "), context.params
+        rest = [*context._protected_args, *context.args]
+        name, command, given = command.resolve_command(context, rest)
+
+
+def check_ddsweep(words: list[str]) -> None:
+    """The files, sweeps and data sets that a command names are there, with its settings."""
+    verb, given = parsed(words)
+    settings = [item for item in given.get("settings") or () if not item.startswith("site.")]
+    file, directory = given.get("file"), given.get("directory")
+    if verb == "pretrain":
+        load_pool(file, settings, smoke=given["smoke"])
+        return
+    if given.get("site"):
+        load_site(given["site"])
+    if directory is not None and verb != "init":
+        assert directory.parent.name in ("results", "campaign"), directory
+        file = Path("sweeps") / f"{directory.name}.yaml"
+    if file is not None:
+        sweep = load_sweep(file, settings, smoke=given.get("smoke", False))
+        ids = ids_of(sweep)
+        if verb == "show":
+            assert sum(item.startswith(given["trial"]) for item in ids) == 1, given["trial"]
+    if verb == "data fetch":
+        assert given["name"] in {*DATASETS, "alexnet-imagenet"}
+
+
+def ids_of(sweep: SweepSpec) -> list[str]:
+    """The trials that a sweep plans, if that takes no data."""
+
+    def dataset(value: Any) -> Any:
+        return resolve_dataset(value, None, stand_in=is_smoke(sweep.name))
+
+    with contextlib.suppress(DataError):
+        pools = Path("sweeps/pools")
+        plan = expand(sweep, dataset, lambda value: resolve_pool(value, Path("none"), dataset, pools))
+        return [trial.trial_id for trial in plan.trials]
+    return []
+
+
+class Read(Exception):
+    """The options of a script were read."""
+
+
+def check_script(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """``python bench/NAME.py ...``: its own parser takes the words."""
+    read = argparse.ArgumentParser.parse_args
+
+    def stop(self: argparse.ArgumentParser, *given: Any) -> None:
+        with contextlib.redirect_stderr(io.StringIO()) as said:
+            try:
+                read(self, *given)
+            except SystemExit:
+                raise AssertionError(said.getvalue()) from None
+        raise Read
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
+    monkeypatch.setattr(sys, "argv", words)
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    with pytest.raises(Read):
+        runpy.run_path(str(ROOT / words[0]), run_name="__main__")
+
+
+def check(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for any_value, one in FILLED_IN.items():
+        line = re.sub(rf"(?<![\w-]){any_value}(?!\w)", one, line)
+    words = shlex.split(line, comments=True)
+    while words and re.match(r"[A-Z_]+=", words[0]):
+        words = words[1:]
+    program, *rest = words or [""]
+    if program == "ddsweep":
+        check_ddsweep(rest)
+    elif program == "make":
+        assert re.search(rf"^{rest[0]}:", (ROOT / "Makefile").read_text(), re.M), line
+    elif program == "python" and rest[0] == "-c":
+        exec(rest[1], {})
+    elif program == "python":
+        check_script(rest, monkeypatch)
+    elif program == "cp":
+        assert all((ROOT / folder).is_dir() for folder in (Path(rest[0]).parent, Path(rest[1]).parent))
+        assert Path(rest[0]).is_file()
+    else:
+        assert program in ("", *OTHERS), f"a command of a kind that is not known: {line}"
+        subprocess.run(["bash", "-n", "-c", line], check=True)
+
+
+@pytest.mark.parametrize("block", blocks("console", "sh", ""), ids=str)
+def test_every_command_of_a_block_is_one(block: Block, lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(lab)
+    lines = commands(block)
+    if not block.kind:  # a picture of folders, or what a program says
+        lines = [line for line in lines if line.split()[0] in ("ddsweep", "make", "python")]
+    for line in lines:
+        check(line, monkeypatch)
+
+
+@pytest.mark.parametrize(("page", "line"), [*told_in_passing()], ids=str)
+def test_every_command_in_passing_is_one(
+    page: str, line: str, lab: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(lab)
+    check(line, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "ddsweep run sweeps/nowhere.yaml",
+        "ddsweep run sweeps/quickstart.yaml outer_step=3",
+        "ddsweep run sweeps/quickstart.yaml --result here",
+        "ddsweep eval results/quickstart 'evaluate.protocols=[{order: shuffled}]'",
+        "ddsweep show 0000 results/quickstart",
+        "python bench/evaluate.py --repeat",
+        "make quickstarts",
+        "dsweep run quickstart",
+    ],
+)
+def test_a_command_that_would_fail_is_found(line: str, lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(lab)
+    with pytest.raises(Exception):  # noqa: B017 - of many kinds, and that it is one is the matter
+        check(line, monkeypatch)
+
+
+# --------------------------------------------------------------------------------------------- files
+
+
+@pytest.fixture(scope="module")
+def own_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folders of data that docs/settings.md takes as examples."""
+    root = tmp_path_factory.mktemp("data")
+    pictures = []
+    for number in range(20):
+        picture = Image.fromarray(np.full((8, 8, 3), 10 * number + 5, np.uint8))
+        with io.BytesIO() as file:
+            picture.save(file, "png")
+            pictures.append(file.getvalue())
+        place = root / "flowers" / ("train", "test")[number % 2] / ("rose", "tulip")[number // 2 % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f"{number}.png").write_bytes(pictures[-1])
+    (root / "cifar10").mkdir()
+    for shard in range(5):
+        mine = pictures[4 * shard : 4 * shard + 4]
+        rows = [{"image": {"bytes": data, "path": ""}, "label": n % 2} for n, data in enumerate(mine)]
+        pd.DataFrame(rows).to_parquet(root / "cifar10" / f"shard-{shard}.parquet")
+    return root
+
+
+@pytest.mark.parametrize("block", blocks("yaml"), ids=str)
+def test_every_file_shown_can_be_read(block: Block, tmp_path: Path, lab: Path, own_data: Path) -> None:
+    file = tmp_path / "shown.yaml"
+    file.write_text(block.text)
+    if block.text.startswith("dataset:"):  # one example a line
+        for line in block.text.splitlines():
+            found = resolve_dataset(yaml.safe_load(line)["dataset"], own_data)
+            splits = load_splits(found, own_data, validation_fraction=0.1, split_seed=0)
+            assert len(splits.class_names) == 2
+        return
+    content = yaml.safe_load(block.text)
+    if "epochs" in content:
+        assert isinstance(load_pool(file), PoolFile)
+    elif "name" in content:
+        assert ids_of(load_sweep(file))
+    elif content.keys() & SweepSpec.model_fields.keys():
+        whole = {"name": "shown", "base": {"dataset": "mnist", "images_per_class": 2, "inner_steps": 2}}
+        assert ids_of(sweep_of(whole | content, "shown"))
+    else:
+        assert set(content) == {"global", "scrape_configs"}, "a file of a kind that is not known"
+
+
+# ------------------------------------------------------------------------------------------- running
+
+TINY = {
+    "quickstart": {
+        "network: convnet(width=16)": "network: convnet(depth=1,width=2)",
+        "outer_steps: 80": "outer_steps: 1",
+        "real_batch: 256": "real_batch: 16",
+        "images_per_class: [1, 4]": "images_per_class: [4]",
+        "inner_epochs: [1, 3]": "inner_epochs: [3]",
+        "networks: 64": "networks: 2\n  baselines: [random_real]\n  rates: [1.0]\n  epochs: [1]",
+    },
+    "digits_rates": {
+        "network: convnet(width=16)": "network: convnet(depth=1,width=2)",
+        "outer_steps: 80": "outer_steps: 2",
+        "samples: 16": "samples: 2",
+        "grace: 20": "grace: 1",
+        "networks: 64": "networks: 2",
+    },
+}
+"""What is changed in the files for the commands to take seconds."""
+NOT_RUN = ("pretrain", "data fetch", "run sweeps/adapt_usps_mnist.yaml --smoke")
+"""Commands of the list in README that need data; tests/test_smoke.py runs the last one."""
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny")
+    write_files(folder)
+    for name, changes in TINY.items():
+        path = folder / "sweeps" / f"{name}.yaml"
+        text = path.read_text()
+        for old, new in changes.items():
+            assert text.count(old) == 1, f"{path}: {old}"
+            text = text.replace(old, new)
+        path.write_text(text)
+    return folder
+
+
+@pytest.mark.ray
+def test_the_commands_and_the_snippets_of_the_readme_run(
+    tiny: Path, ddsweep: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tiny)
+    (block,) = (block for block in blocks("console") if "ddsweep plan" in block.text)
+    ran = []
+    for line in commands(block):
+        words = shlex.split(line, comments=True)[1:]
+        if " ".join(words).startswith(NOT_RUN):
+            continue
+        if words[0] == "show":  # an id of the settings that were made tiny
+            (words[1],) = load_results("results/quickstart").trials.query("init == 'random'")["trial_id"]
+        done = ddsweep(*words, cwd=tiny)
+        assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+        ran.append(words[0])
+    assert ran.count("run") == 3 and ran.count("eval") == 2
+    assert load_results("elsewhere/quickstart").trials["outer_steps"].tolist() == [20, 20]
+    results = load_results("results/quickstart")
+    assert results.trials.query("init == 'random'")["test_models"].tolist() == [200]
+    assert results.evals["protocol"].nunique() == 4
+
+    for page in ("README.md", "docs/results.md"):
+        for snippet in blocks("python"):
+            if snippet.page == ROOT / page and "results/quickstart" in snippet.text:
+                exec(snippet.text, {})
+    said = capsys.readouterr().out
+    assert "test_accuracy_mean" in said and "inner_step" in said
+
+    # A set of one's own results, and a network of one's own.
+    (block,) = (block for block in blocks("python") if "DistilledSet.load" in block.text)
+    path = next((tiny / "results/quickstart/artifacts").glob("*/distilled.safetensors"))
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
+    images = load_splits(DATASETS["digits"], None, validation_fraction=0.1, split_seed=0).test_images
+    names: dict[str, Any] = {"path": path, "model": model, "images": images}
+    exec(block.text, names)
+    assert isinstance(names["distilled"], DistilledSet)
+    assert names["answers"].shape == (360,) and torch.isfinite(model(images / 255)).all()
+
+
+def test_the_call_for_one_trial_of_the_readme_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (block,) = (block for block in blocks("python") if "run_trial" in block.text)
+    exec(block.text, {})
+    assert re.search(r"^40 0\.\d+\nFinishedTrial\(", capsys.readouterr().out, re.M)
+    assert load_results("results/by_hand").trials["test_models"].tolist() == [16]
+
+
+def test_no_snippet_is_left_out() -> None:
+    """A new snippet needs a test above."""
+    known = ("results/quickstart", "DistilledSet.load", "run_trial")
+    assert [str(block) for block in blocks("python") if not any(word in block.text for word in known)] == []
+    assert {kind for page in DOCUMENTS for kind in re.findall(r"^```(\w+)", page.read_text(), re.M)} <= {
+        *("console", "sh", "python", "yaml")
+    }
