@@ -144,21 +144,6 @@ def _root(data_root: Path | None) -> Path | None:
     return find(data_root)
 
 
-def _labels(plan: Plan) -> dict[str, str]:
-    """A short readable name of each trial: its id and the settings in which the trials differ."""
-    from ddsweep.report.settings import settings_of, telling, varying
-
-    settings = [settings_of(trial) for trial in plan.trials]
-    told = telling(settings, varying(settings, always=("init", "images_per_class")))
-    short = {"images_per_class": "ipc", "inner_steps": "S", "inner_epochs": "E"}
-    return {
-        trial.trial_id: " ".join(
-            [trial.trial_id, *(f"{short.get(name, name)}={own[name]}" for name in names)]
-        )
-        for trial, own, names in zip(plan.trials, settings, told, strict=True)
-    }
-
-
 def _seconds(plan: Plan, sweep: SweepSpec) -> dict[str, float]:
     from ddsweep.cost import estimate
 
@@ -286,6 +271,7 @@ def _run(
     from ddsweep.data.layout import require_files
     from ddsweep.report.attack_table import attack_matrix, attack_table
     from ddsweep.report.console import MOST_LISTED, report_console
+    from ddsweep.report.labels import trial_columns, trial_labels
     from ddsweep.report.summary import summarise
     from ddsweep.report.summary_table import summary_table
     from ddsweep.report.transfer_table import transfer_table
@@ -293,13 +279,14 @@ def _run(
     from ddsweep.results.lock import SweepLock
     from ddsweep.spec import is_smoke, resolved_yaml
 
-    console = report_console()
+    console, labels = report_console(), trial_labels(plan.trials)
     fresh = not directory.root.exists()
     if fresh and not is_smoke(sweep.name):  # so all of it is to be done, and needs its data
         for dataset in dict.fromkeys(trial.dataset for trial in plan.trials):
             require_files(dataset, data_root)
     directory.create()
     from ddsweep.sweep.drain import Interrupted
+    from ddsweep.sweep.live_view import Columns
     from ddsweep.sweep.observe import Board  # here: Ray takes seconds to import, missing files should not
     from ddsweep.sweep.runner import run_sweep
 
@@ -314,7 +301,8 @@ def _run(
                 f"left out as impossible: {counted(len(plan.unjudged), 'evaluation')} (see ddsweep plan)"
             )
         try:
-            with Board(console, _labels(plan), plan.trials) as board:
+            columns = Columns(*trial_columns(plan.trials))
+            with Board(console, labels, plan.trials, columns) as board:
                 outcome = run_sweep(
                     sweep,
                     plan.trials,
@@ -323,7 +311,7 @@ def _run(
                     data_root=data_root,
                     address=address,
                     seconds=_seconds(plan, sweep),
-                    labels=_labels(plan),
+                    labels=labels,
                     only_evaluate=only_evaluate,
                     on_ready=lambda: write_atomic(
                         directory.sweep_file, resolved_yaml(sweep).encode(), directory.temporary

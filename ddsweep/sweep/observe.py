@@ -1,22 +1,22 @@
-"""What a person sees of a running sweep: a live table in a terminal, plain lines elsewhere."""
+"""What a person sees of a running sweep: a picture of it in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
 import heapq
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Literal
 
-from rich.console import Console, Group, RenderableType
-from rich.live import Live
-from rich.table import Table
-from rich.text import Text
+from rich.console import Console
 
 from ddsweep.catalog import TrialSpec
+from ddsweep.catalog.numbers import counted
+from ddsweep.sweep.live_view import Columns, LiveView, Picture, Row
+from ddsweep.sweep.pace import Left, Pace
 
 __all__ = ["Board", "Seen", "State"]
 
@@ -24,8 +24,9 @@ State = Literal["pending", "running", "paused", "evaluating", "done", "stopped",
 _ORDER: tuple[State, ...] = (
     *("running", "evaluating", "failed", "drained", "paused", "pending", "stopped", "done"),
 )
-_SHOWN = 20
 _LINE_EVERY_S = 15.0
+_MESSAGES = 200
+"""That are kept to be printed when the picture is gone."""
 
 
 @dataclass(frozen=True)
@@ -38,78 +39,100 @@ class Seen:
     place: int
     state: State = "pending"
     outer_step: int = 0
-    started_step: int | None = None
     steps_taken: int = 0
     retries: int = 0
     outer_loss: float | None = None
     val_score: float | None = None
 
 
-@dataclass
-class _Steps:
-    """Outer steps of all trials: that are to be done in all, were done before this run, and are done."""
-
-    total: int = 0
-    before: int = 0
-    done: int = 0
-
-    def add(self, seen: Seen, sign: int) -> None:
-        """Count a trial in (1) or out (-1)."""
-        self.total += sign * (seen.outer_step if seen.state == "stopped" else seen.spec.outer_steps)
-        self.before += sign * (seen.started_step or 0)
-        ended = seen.state in ("done", "evaluating", "failed")
-        self.done += sign * (seen.spec.outer_steps if ended else seen.outer_step)
-
-
 class Board:
-    """The states of all trials, fed by the runner from several threads and drawn by ``rich``.
+    """The states of all trials, fed by the runner from several threads.
 
-    As a context manager it draws while the sweep runs. Lines are printed when a trial changes its
-    state and, if nothing does, every 15 seconds.
+    As a context manager it shows them from `expect` on: a picture where ``console`` is a terminal that can
+    draw, and else a line when a trial changes its state and, if nothing does, every 15 seconds. ``labels``
+    name trials in lines, ``columns`` in the picture.
     """
 
-    def __init__(self, console: Console, labels: dict[str, str], trials: Sequence[TrialSpec]) -> None:
+    def __init__(
+        self,
+        console: Console,
+        labels: Mapping[str, str],
+        trials: Sequence[TrialSpec],
+        columns: Columns | None = None,
+    ) -> None:
         self._console = console
         self._trials = {
             spec.trial_id: Seen(spec, labels[spec.trial_id], place) for place, spec in enumerate(trials)
         }
-        # Of 100,000 trials nothing may be counted anew at each event: sums are kept as they change.
+        # Of 100,000 trials nothing may be counted anew at each event: they are kept by state.
         self._in: dict[State, dict[str, Seen]] = {state: {} for state in _ORDER}
-        self._steps = _Steps()
-        for seen in self._trials.values():
-            self._enter(seen)
+        for trial_id, seen in self._trials.items():
+            self._in[seen.state][trial_id] = seen
+        self._columns = columns or Columns()
+        self._pace = Pace()
         self._lock = threading.Lock()
         self._started = self._last_line = time.monotonic()
-        self._live = Live(get_renderable=self._render, console=console, refresh_per_second=2, transient=True)
+        self._messages: deque[str] = deque(maxlen=_MESSAGES)
+        # Not where a variable of the environment asks for colours in a file.
+        draws = console.is_interactive and console.file.isatty()
+        self._view = LiveView(console, self._picture, self.say) if draws else None
+        self._drawing, self._ended = False, threading.Event()
+        self._beat: threading.Thread | None = None
 
     def __enter__(self) -> Board:
-        if self._console.is_terminal:
-            self._live.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._console.is_terminal:
-            self._live.stop()
+        self._ended.set()
+        if self._beat is not None:
+            self._beat.join()
+        if self._view is not None and self._drawing:
+            self._view.stop()
+            self._drawing = False
+            for text in self._messages:  # on the first screen they are still to be read
+                self._print(text)
 
-    def state_of(self, trial_id: str) -> State:
-        with self._lock:
-            return self._trials[trial_id].state
+    # ------------------------------------------------------------------------------ what happens
 
-    def counts(self) -> Counter[State]:
-        with self._lock:
-            return Counter({state: len(trials) for state, trials in self._in.items() if trials})
+    def found(self, trial_id: str, state: State) -> None:
+        """How an earlier run left a trial; nothing is told of it by itself."""
+        self._change(trial_id, lambda seen: replace(seen, state=state))
 
-    def seen(self) -> dict[str, Seen]:
-        """All trials by their id, as they are now."""
+    def expect(self, distil: Mapping[str, float], evaluate: Iterable[str], *, at_most: bool = False) -> None:
+        """What this run has to do, and so what is to be watched: see `ddsweep.sweep.pace.Pace.expect`."""
         with self._lock:
-            return dict(self._trials)
+            self._pace.expect(distil, evaluate, at_most=at_most)
+        counts = self.counts()
+        self._started = self._last_line = time.monotonic()
+        there = [f"{counts[state]} {state}" for state in ("done", "stopped") if counts[state]]
+        if there:
+            self.say(f"{' and '.join(there)} of {counted(counts.total(), 'trial')}, from earlier runs")
+        if self._view is not None:
+            self._drawing = True
+            self._view.start()
+        elif self._beat is None:
+            self._beat = threading.Thread(target=self._keep_printing, name="board", daemon=True)
+            self._beat.start()
 
     def set_state(self, trial_id: str, state: State) -> None:
         before, seen = self._change(trial_id, lambda seen: replace(seen, state=state))
-        if before.state != state and not self._console.is_terminal:
-            self._print_line(seen)
+        if before.state == state:
+            return
+        now = time.monotonic()
+        with self._lock:
+            if state == "running":
+                self._pace.started(trial_id, seen.spec.outer_steps, now)
+            elif state == "evaluating":
+                self._pace.distilled(trial_id, now)
+            elif state == "done":
+                self._pace.evaluated(trial_id, now)
+            elif state == "paused":
+                self._pace.paused(trial_id, now)
+            elif state != "pending":
+                self._pace.dropped(trial_id, now)
+        self._print_line(seen)
 
     def progress(
         self,
@@ -126,14 +149,15 @@ class Board:
                 before,
                 state="running",
                 outer_step=outer_step,
-                started_step=outer_step if before.started_step is None else before.started_step,
                 steps_taken=before.steps_taken + steps_taken,
                 outer_loss=outer_loss,
                 val_score=before.val_score if val_score is None else val_score,
             ),
         )
-        overdue = time.monotonic() - self._last_line > _LINE_EVERY_S
-        if overdue and not self._console.is_terminal:
+        now = time.monotonic()
+        with self._lock:
+            self._pace.stepped(trial_id, outer_step, steps_taken, now)
+        if now - self._last_line > _LINE_EVERY_S:
             self._print_line(seen)
 
     def retried(self, trial_id: str) -> None:
@@ -145,80 +169,115 @@ class Board:
             before = self._trials[trial_id]
             after = self._trials[trial_id] = change(before)
             del self._in[before.state][trial_id]
-            self._steps.add(before, -1)
-            self._enter(after)
+            self._in[after.state][trial_id] = after
         return before, after
 
-    def _enter(self, seen: Seen) -> None:
-        self._in[seen.state][seen.spec.trial_id] = seen
-        self._steps.add(seen, 1)
+    # ---------------------------------------------------------------------------- what is known
+
+    def state_of(self, trial_id: str) -> State:
+        with self._lock:
+            return self._trials[trial_id].state
+
+    def counts(self) -> Counter[State]:
+        with self._lock:
+            return Counter({state: len(trials) for state, trials in self._in.items() if trials})
+
+    def seen(self) -> dict[str, Seen]:
+        """All trials by their id, as they are now."""
+        with self._lock:
+            return dict(self._trials)
+
+    # -------------------------------------------------------------------------------- what is shown
 
     def say(self, text: str) -> None:
-        """A line for the reader, above the live table."""
-        self._console.print(text, highlight=False)
+        """Something for the reader beside the states of trials."""
+        if self._drawing:
+            self._messages.append(text)
+        else:
+            self._last_line = time.monotonic()
+            self._print(text)
 
-    # ------------------------------------------------------------------------------------- drawing
+    def _print(self, text: str) -> None:
+        # A line stays one, so that it can be searched for in a log.
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def _print_line(self, seen: Seen) -> None:
-        self._last_line = time.monotonic()
-        self._console.print(f"{self._summary()} | {seen.label}: {self._words(seen)}", highlight=False)
+        if self._view is None:
+            self._last_line = time.monotonic()
+            self._print(f"{self._summary()} | {seen.label}: {_words(seen)}")
 
-    def _words(self, seen: Seen) -> str:
-        words: list[str] = [seen.state]
-        if seen.outer_step:
-            words.append(f"step {seen.outer_step}/{seen.spec.outer_steps}")
-        if seen.outer_loss is not None:
-            words.append(f"loss {seen.outer_loss:.3f}")
-        if seen.val_score is not None:
-            words.append(f"validation {100 * seen.val_score:.1f} %")
-        return ", ".join(words)
+    def _keep_printing(self) -> None:
+        """A line also while nothing happens: an evaluation may take minutes."""
+        while not self._ended.wait(1.0):
+            if time.monotonic() - self._last_line > _LINE_EVERY_S:
+                self._last_line = time.monotonic()
+                self._print(self._summary())
 
     def _summary(self) -> str:
         counts = self.counts()
-        done, total = counts["done"], len(self._trials)
-        text = f"{done}/{total} done, {counts['running']} running, {counts['evaluating']} evaluating"
-        if counts["stopped"]:
-            text += f", {counts['stopped']} stopped"
-        if counts["failed"]:
-            text += f", {counts['failed']} failed"
-        elapsed = time.monotonic() - self._started
-        text += f", {_clock(elapsed)}"
-        eta = self._eta(elapsed)
-        return text if eta is None else f"{text}, about {_clock(eta)} left"
-
-    def _eta(self, elapsed: float) -> float | None:
-        """Seconds left, if trials go on as they went: by the share of outer steps that are done."""
+        text = f"{counts['done']}/{len(self._trials)} done"
+        text += f", {counts['running']} running, {counts['evaluating']} evaluating"
+        for state in ("paused", "stopped", "failed", "drained"):
+            if counts[state]:
+                text += f", {counts[state]} {state}"
+        now = time.monotonic()
+        text += f", {_clock(now - self._started)}"
         with self._lock:
-            total, before, done = self._steps.total, self._steps.before, self._steps.done
-        gained = done - before
-        if gained <= 0 or done >= total:
-            return None
-        return elapsed * (total - done) / gained
+            left = self._pace.left(now)
+        return text if left is None or counts["drained"] else f"{text}, {_left(left)}"
 
-    def _render(self) -> RenderableType:
-        table = Table(box=None, pad_edge=False)
-        table.add_column("trial", no_wrap=True)
-        for heading in ("state", "outer step", "loss", "validation"):
-            table.add_column(heading, justify="right", no_wrap=True)
+    def _picture(self) -> Picture:
+        counts = {str(state): count for state, count in self.counts().items()}
+        return Picture(self._summary(), counts, self._rows, self._columns, list(self._messages))
+
+    def _rows(self, count: int) -> list[Row]:
         shown: list[Seen] = []
         with self._lock:
             for state in _ORDER:
-                wanted = _SHOWN - len(shown)
+                wanted = count - len(shown)
                 shown += heapq.nsmallest(wanted, self._in[state].values(), key=lambda seen: seen.place)
-        for seen in shown:
-            table.add_row(
-                seen.label,
+        return [
+            Row(
+                seen.spec.trial_id,
                 seen.state,
                 f"{seen.outer_step}/{seen.spec.outer_steps}" if seen.outer_step else "",
                 "" if seen.outer_loss is None else f"{seen.outer_loss:.3f}",
                 "" if seen.val_score is None else f"{100 * seen.val_score:.1f} %",
             )
-        hidden = len(self._trials) - len(shown)
-        more = [Text(f"and {hidden} more")] if hidden > 0 else []
-        return Group(table, *more, Text(self._summary(), style="bold"))
+            for seen in shown
+        ]
+
+
+def _words(seen: Seen) -> str:
+    words: list[str] = [seen.state]
+    if seen.outer_step:
+        words.append(f"step {seen.outer_step}/{seen.spec.outer_steps}")
+    if seen.outer_loss is not None:
+        words.append(f"loss {seen.outer_loss:.3f}")
+    if seen.val_score is not None:
+        words.append(f"validation {100 * seen.val_score:.1f} %")
+    return ", ".join(words)
 
 
 def _clock(seconds: float) -> str:
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _left(left: Left) -> str:
+    """``about 8 min left``; ``... of distilling left`` while the rest is unknown."""
+    seconds = left.distilling if left.seconds is None else left.seconds
+    what = "of distilling left" if left.seconds is None else "left"
+    return f"{'at most ' if left.at_most else ''}about {_rounded(seconds or 0.0)} {what}"
+
+
+def _rounded(seconds: float) -> str:
+    """In steps that such a forecast is good for."""
+    if seconds < 55:
+        return f"{max(10, round(seconds, -1)):.0f} s"
+    minutes = max(1, round(seconds / 60))
+    if minutes < 100:
+        return f"{minutes} min"
+    hours = round(minutes / 60)
+    return f"{hours} h" if hours < 48 else f"{round(hours / 24)} days"

@@ -306,9 +306,9 @@ def run_sweep(
     missing, known, evals = [], KnownParts.load(directory), directory.evals_by_trial()
     for trial in trials:
         if settled(trial, evaluation, directory, sweep.name, known, evals.get(trial.trial_id, [])):
-            board.set_state(trial.trial_id, "done")
+            board.found(trial.trial_id, "done")
         elif sweep.scheduler and trial_is_stopped(trial, directory, known):
-            board.set_state(trial.trial_id, "stopped")
+            board.found(trial.trial_id, "stopped")
         else:
             missing.append(trial)
     known.save(directory)
@@ -328,6 +328,8 @@ def run_sweep(
     splits = load_all_splits(missing, data_root, stand_in=is_smoke(sweep.name))
     for name in dict.fromkeys(found.name for found in splits.values() if found.stand_in):
         board.say(f"{name} is not here: small stand-in data take its place, and the numbers mean nothing")
+    costs = {trial.trial_id: seconds[trial.trial_id] for trial in to_distil}
+    board.expect(costs, there, at_most=sweep.scheduler is not None)
     resources = sweep.resources
     with ray_session(
         job=f"{'evaluate' if only_evaluate else 'sweep'} {sweep.name}",

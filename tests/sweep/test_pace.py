@@ -1,0 +1,178 @@
+"""The time that is left: of sweeps whose course is known, from what was seen of them so far."""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass
+
+import pytest
+
+from ddsweep.sweep.pace import Left, Pace
+
+STEPS = 100
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Trials of ``seconds`` each on ``places``, beginning after ``startup``; one evaluation at a time takes
+    ``evaluation``. ``weights`` are what the estimates said, in units of their own."""
+
+    seconds: tuple[float, ...]
+    places: int = 2
+    evaluation: float = 10.0
+    startup: float = 5.0
+    every: int = 10
+
+    def events(self) -> list[tuple[float, str, int, int]]:
+        """(time, what, trial, outer step) of the whole sweep, in order."""
+        free = [self.startup] * self.places
+        heapq.heapify(free)
+        out: list[tuple[float, str, int, int]] = []
+        ends = []
+        for trial, seconds in enumerate(self.seconds):
+            start = heapq.heappop(free)
+            out.append((start, "started", trial, 0))
+            for step in range(self.every, STEPS + 1, self.every):
+                out.append((start + seconds * step / STEPS, "stepped", trial, step))
+            heapq.heappush(free, start + seconds)
+            ends.append((start + seconds, trial))
+            out.append((start + seconds, "distilled", trial, STEPS))
+        done = 0.0
+        for end, trial in sorted(ends):
+            done = max(done, end) + self.evaluation
+            out.append((done, "evaluated", trial, STEPS))
+        order = ["evaluated", "stepped", "distilled", "started"]
+        return sorted(out, key=lambda event: (event[0], order.index(event[1])))
+
+
+def follow(sweep: Sweep, weight: float = 0.01) -> list[tuple[float, Left | None]]:
+    """(time, what was said to be left) after each event; estimates are off by a factor."""
+    pace = Pace()
+    pace.expect({str(trial): weight * seconds for trial, seconds in enumerate(sweep.seconds)}, [])
+    said = []
+    for now, what, trial, step in sweep.events():
+        if what == "stepped":
+            pace.stepped(str(trial), step, sweep.every, now)
+        elif what == "started":
+            pace.started(str(trial), STEPS, now)
+        else:
+            getattr(pace, what)(str(trial), now)
+        said.append((now, pace.left(now)))
+    return said
+
+
+@pytest.mark.parametrize(
+    "sweep",
+    [
+        Sweep((60.0,) * 8),
+        Sweep((60.0,) * 8, places=8),
+        Sweep((600.0,) * 40, places=4, evaluation=5.0),
+        Sweep((20.0, 20.0, 120.0, 120.0) * 4),
+        Sweep((30.0,) * 12, places=4, evaluation=60.0),  # evaluation takes most of it
+        Sweep((30.0,) * 700, places=8, evaluation=1.0, every=50),
+    ],
+    ids=["even", "all at once", "long", "uneven", "evaluation", "many"],
+)
+def test_what_is_left_is_what_is_left(sweep: Sweep) -> None:
+    said = follow(sweep)
+    end = said[-1][0]
+    first = next(place for place, (_, left) in enumerate(said) if left and left.seconds is not None)
+    for now, left in said[first:-1]:
+        assert left is not None and left.seconds is not None
+        assert left.seconds == pytest.approx(end - now, rel=0.25, abs=max(2.0, 0.05 * end))
+    assert said[-1][1] is None, "nothing is left"
+
+
+def test_before_anything_is_measured_nothing_is_said() -> None:
+    said = follow(Sweep((60.0,) * 4))
+    assert [left for now, left in said if now <= 5.0] == [None, None]
+    pace = Pace()
+    assert pace.left(0.0) is None
+    pace.expect({"a": 1.0}, [])
+    assert pace.left(100.0) is None
+    pace.started("a", STEPS, 100.0)
+    assert pace.left(200.0) is None
+
+
+def test_before_an_evaluation_is_measured_only_distilling_is_told() -> None:
+    sweep = Sweep((60.0,) * 4)
+    for now, left in follow(sweep):
+        if 5.0 + 6.0 < now < 75.0:
+            assert left is not None and left.seconds is None
+            assert left.distilling == pytest.approx(125.0 - now, abs=1.0)
+    assert any(left is not None and left.seconds for _, left in follow(sweep))
+
+
+def test_only_evaluation_is_left() -> None:
+    pace = Pace()
+    pace.expect({}, ["a", "b", "c", "d"])
+    for name in "abcd":
+        pace.distilled(name, 10.0)
+    assert pace.left(60.0) is None
+    pace.evaluated("a", 70.0)
+    assert pace.left(70.0) == Left(180.0, None)
+    assert pace.left(100.0) == Left(150.0, None)
+    pace.evaluated("b", 130.0)
+    pace.dropped("c", 130.0)
+    assert pace.left(130.0) == Left(60.0, None)
+    pace.evaluated("d", 190.0)
+    assert pace.left(190.0) is None
+
+
+def test_a_trial_that_goes_on_counts_what_this_run_does() -> None:
+    """It was at step 80 of 100: 20 steps in 20 s are no 100 steps in 20 s for the next one."""
+    pace = Pace()
+    pace.expect({"a": 1.0, "b": 1.0}, [])
+    pace.started("a", STEPS, 0.0)
+    for step in (90, 100):
+        pace.stepped("a", step, 10, step - 80.0)
+    left = pace.left(20.0)
+    assert left is not None and left.distilling == pytest.approx(100.0)
+    pace.distilled("a", 20.0)
+    left = pace.left(20.0)
+    assert left is not None and left.distilling == pytest.approx(100.0)
+
+
+def test_a_worker_that_died_begins_again() -> None:
+    pace = Pace()
+    pace.expect({"a": 1.0}, [])
+    pace.started("a", STEPS, 0.0)
+    pace.stepped("a", 40, 40, 40.0)
+    pace.stepped("a", 60, 20, 60.0)
+    pace.stepped("a", 50, 10, 100.0)  # from its checkpoint at 40
+    pace.stepped("a", 60, 10, 110.0)
+    left = pace.left(110.0)
+    assert left is not None and left.distilling == pytest.approx(40.0)
+
+
+def test_stopped_trials_leave_less_and_the_rest_is_said_to_be_at_most_that() -> None:
+    pace = Pace()
+    pace.expect(dict.fromkeys("abcd", 1.0), [], at_most=True)
+    for name in "ab":
+        pace.started(name, STEPS, 0.0)
+        pace.stepped(name, 10, 10, 10.0)
+    before = pace.left(10.0)
+    pace.dropped("c", 10.0)
+    pace.dropped("d", 10.0)
+    after = pace.left(10.0)
+    assert before is not None and after is not None
+    assert (before.distilling, after.distilling) == (pytest.approx(190.0), pytest.approx(90.0))
+    assert before.at_most and after.at_most
+
+
+def test_a_paused_trial_waits_with_what_is_left_of_it() -> None:
+    pace = Pace()
+    pace.expect({"a": 1.0, "b": 1.0}, [], at_most=True)
+    pace.started("a", STEPS, 0.0)
+    for step in (20, 40):
+        pace.stepped("a", step, 20, step)
+    pace.paused("a", 40.0)
+    pace.started("b", STEPS, 40.0)
+    for step in (20, 40):
+        pace.stepped("b", step, 20, 40.0 + step)
+    left = pace.left(80.0)
+    assert left is not None and left.distilling == pytest.approx(60.0 + 60.0)
+    pace.paused("b", 80.0)
+    pace.started("a", STEPS, 80.0)
+    left = pace.left(80.0)
+    assert left is not None and left.distilling == pytest.approx(60.0 + 60.0)
