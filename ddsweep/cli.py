@@ -9,6 +9,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -275,7 +276,8 @@ def _run(
     from ddsweep.report.summary import summarise
     from ddsweep.report.summary_table import summary_table
     from ddsweep.report.transfer_table import transfer_table
-    from ddsweep.results.files import remove_leftovers, write_atomic
+    from ddsweep.results.current import write_sweep_file
+    from ddsweep.results.files import remove_leftovers
     from ddsweep.results.lock import SweepLock
     from ddsweep.spec import is_smoke, resolved_yaml
 
@@ -313,8 +315,8 @@ def _run(
                     seconds=_seconds(plan, sweep),
                     labels=labels,
                     only_evaluate=only_evaluate,
-                    on_ready=lambda: write_atomic(
-                        directory.sweep_file, resolved_yaml(sweep).encode(), directory.temporary
+                    on_ready=lambda: write_sweep_file(
+                        directory, resolved_yaml(sweep).encode(), [trial.trial_id for trial in plan.trials]
                     ),
                 )
         except UserError:
@@ -531,6 +533,12 @@ def launch(
 
     start.check_fits(sweep, plan.trials, place, mode)
     if not missing and not dry_run:
+        from ddsweep.results.current import write_sweep_file
+        from ddsweep.results.lock import SweepLock
+        from ddsweep.spec import resolved_yaml
+
+        with SweepLock(directory.lock):
+            write_sweep_file(directory, resolved_yaml(sweep).encode(), list(states))
         say(f"done: all of {counted(len(plan.trials), 'trial')}: {directory.root}")
         return
     shares: list[list[str]] = []
@@ -540,7 +548,7 @@ def launch(
 
         to_distil = [trial for trial in missing if not is_distilled(trial, directory)]
         shares = deal(to_distil, _seconds(plan, sweep), place.array_tasks)
-    request = start.Request(sweep, directory, place, site, mode, root, shares)
+    request = start.Request(sweep, directory, place, site, mode, root, shares, tuple(states))
     if dry_run:
         start.dry_run(request, len(plan.trials), len(missing), say)
         return
@@ -694,6 +702,38 @@ def show(
         )
     found, trial_id = find_trial([_existing(place) for place in places], trial)
     report_console().print(render(found, trial_id))
+
+
+@app.command()
+def prune(
+    directory: ResultsDir,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove them; left out, they are only shown.")] = False,
+    data_root: DataRoot = None,
+) -> None:
+    """Show the trials that the sweep file no longer has, and with --yes remove all that they left."""
+    from ddsweep.data.files import resolve_dataset
+    from ddsweep.report.console import report_console
+    from ddsweep.report.leftover_table import leftover_table
+    from ddsweep.report.sweep_file import asked_of
+    from ddsweep.results.current import current_ids
+    from ddsweep.results.leftover import leftovers, remove
+    from ddsweep.results.lock import SweepLock
+
+    found, root, console = _existing(directory), _root(data_root), report_console()
+    with SweepLock(found.lock) if yes else nullcontext():
+        asked = asked_of(found, lambda value: resolve_dataset(value, root))
+        ids = current_ids(found) if asked.trials is None else [trial.trial_id for trial in asked.trials]
+        if ids is None:
+            raise UserError(f"{directory}: it cannot be told which trials the sweep has; {asked.note}")
+        trials = leftovers(found, ids)
+        if not trials:
+            console.print("sweep.yaml has all trials that are here: nothing to remove")
+            return
+        console.print(leftover_table(trials))
+        if yes:
+            remove(found, trials)
+    said = "removed" if yes else f"nothing is removed yet; `ddsweep prune {directory} --yes` removes them"
+    console.print(said, highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ from ddsweep.errors import DivergedError, ResultsError, UserError
 from ddsweep.evaluation import evaluate_unit, finish, forget_stop, missing_units
 from ddsweep.pools.file import resolve_pool
 from ddsweep.pools.imagenet import ready_pool
-from ddsweep.results.files import remove_leftovers, write_atomic
+from ddsweep.results.current import write_sweep_file
+from ddsweep.results.files import remove_leftovers
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.results.lock import SweepLock
 from ddsweep.results.parts import read_part
@@ -78,7 +79,8 @@ def run_trial(
     sweep = sweep_of(asked, "run_trial")
     trials = _plan(sweep, found, root).trials
     sweep = _joined(sweep, trials[0], found, root, new_evaluation=evaluate is not None)
-    return _run(sweep, trials[0], found, root, on_progress)
+    ids = [trial.trial_id for trial in _plan(sweep, found, root).trials]
+    return _run(sweep, ids, trials[0], found, root, on_progress)
 
 
 def _plan(sweep: SweepSpec, directory: SweepDirectory, root: Path | None) -> Plan:
@@ -110,6 +112,7 @@ def _joined(
 
 def _run(
     sweep: SweepSpec,
+    ids: Sequence[str],
     trial: TrialSpec,
     directory: SweepDirectory,
     root: Path | None,
@@ -126,7 +129,7 @@ def _run(
         directory.create()
         with SweepLock(directory.lock):
             remove_leftovers(directory.temporary)
-            write_atomic(directory.sweep_file, resolved_yaml(sweep).encode(), directory.temporary)
+            write_sweep_file(directory, resolved_yaml(sweep).encode(), ids)
             directory.failure_part(trial.trial_id).unlink(missing_ok=True)
             forget_stop(trial, directory)
             place = "distillation"

@@ -638,7 +638,7 @@ def test_a_run_that_is_refused_leaves_the_sweep_file_of_before(
 # ------------------------------------------------------------------------------- folders of no results
 
 
-@pytest.mark.parametrize("verb", ["status", "eval", "collect", "show ab"])
+@pytest.mark.parametrize("verb", ["status", "eval", "collect", "prune", "show ab"])
 @pytest.mark.parametrize("folder", ["nowhere", "empty", "results"])
 def test_a_folder_without_results_is_refused_by_every_verb(
     verb: str, folder: str, small: SweepDirectory, tmp_path: Path, refuse: Callable[..., str]

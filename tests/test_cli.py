@@ -59,6 +59,7 @@ OPTIONS = {
     "show": ["--results"],
     "settings": [],
     "collect": [],
+    "prune": ["--yes", "--data-root"],
     "doctor": ["--site", "--patience", "--results", "--data-root"],
     "data list": ["--data-root"],
     "data fetch": ["--data-root"],
@@ -394,6 +395,26 @@ def test_status_says_how_far_each_trial_is(ask: Ask, small: SweepDirectory, tmp_
     assert out.startswith("small: 2 trials, 1 done, 1 pending\nno driver at work; `ddsweep run` goes on")
     assert re.search(rf"^{done} .*\bdone +4/4\b", out, re.MULTILINE)
     assert re.search(rf"^{pending} .*\bpending +0/4\b", out, re.MULTILINE)
+
+
+def test_prune_shows_what_the_sweep_file_no_longer_has_and_removes_it_if_told(
+    ask: Ask, small: SweepDirectory, tmp_path: Path
+) -> None:
+    done, pending = (trial.trial_id for trial in planned(tmp_path / "small.yaml").trials)
+    assert ask("prune", "results/small")[1] == "sweep.yaml has all trials that are here: nothing to remove\n"
+    small.sweep_file.write_text(SMALL.replace("seeds: 2", "seeds: [1]"))
+    assert "`ddsweep prune results/small` shows them" in ask("status", "results/small")[1]
+    before = sorted(small.root.rglob("*"))
+    code, out, err = ask("prune", "results/small")
+    assert (code, err) == (0, "")
+    assert re.search(rf"^{done} +done +50\.0 +4 ", out, re.MULTILINE) and pending not in out
+    assert "1 trial that sweep.yaml no longer has" in out
+    assert "nothing is removed yet; `ddsweep prune results/small --yes` removes them" in out
+    assert sorted(small.root.rglob("*")) == before
+    code, out, err = ask("prune", "results/small", "--yes")
+    assert (code, err) == (0, "") and out.endswith("removed\n") and done in out
+    assert not [path for path in small.root.rglob("*") if done in path.name]
+    assert "no longer has" not in ask("status", "results/small")[1]
 
 
 def test_show_finds_a_trial_by_how_it_begins(ask: Ask, small: SweepDirectory, tmp_path: Path) -> None:

@@ -218,6 +218,7 @@ def _row(
         **times,
         "trial_id": spec.trial_id,
         "sweep": sweep,
+        "in_sweep": True,
         "dataset": spec.dataset.name,
         "images_per_class_per_step": spec.images_per_class_per_step,
         "status": status,

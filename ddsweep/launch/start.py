@@ -30,6 +30,7 @@ from ddsweep.launch.jobs import ClusterJob, EvalsJob, FinishJob, TrialsJob
 from ddsweep.launch.site import Site
 from ddsweep.launch.slurm import array_limit, cancel_jobs, check_nodes, check_site, script, submit
 from ddsweep.launch.watch import active_jobs
+from ddsweep.results.current import write_sweep_file
 from ddsweep.results.files import results_error, write_atomic
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.results.lock import SweepLock, live_holder
@@ -43,7 +44,8 @@ _LOCAL_START_S = 30.0
 @dataclass(frozen=True)
 class Request:
     """What is to be launched. ``shares`` deals the trials that are to be distilled to the elements of an
-    array; it is empty in mode ``cluster``, and where only evaluations are missing."""
+    array; it is empty in mode ``cluster``, and where only evaluations are missing. ``trials`` are the ids of
+    all that the sweep has."""
 
     sweep: SweepSpec
     directory: SweepDirectory
@@ -52,6 +54,7 @@ class Request:
     mode: str
     data_root: Path | None
     shares: Sequence[Sequence[str]] = ()
+    trials: Sequence[str] = ()
 
     @property
     def name(self) -> str:
@@ -171,7 +174,7 @@ def _write(request: Request, folder: LaunchFolder) -> None:
     record.write(folder)
     text = resolved_yaml(request.sweep).encode()
     write_atomic(folder.sweep_file, text, folder.root / ".tmp")
-    write_atomic(request.directory.sweep_file, text, request.directory.temporary)
+    write_sweep_file(request.directory, text, request.trials)
     if request.mode == "array":
         content = {"trials": [list(share) for share in request.shares], "evals": request.site.array_tasks}
         write_json(folder.shares, content)

@@ -87,7 +87,8 @@ class TrialStatus:
 @dataclass(frozen=True)
 class SweepStatus:
     """All trials of a sweep. ``driver`` is what the lock says of a driver at work; ``eta_seconds`` is rough,
-    and None without one. ``torn`` are parts that cannot be read."""
+    and None without one. ``torn`` are parts that cannot be read; ``left`` are trials with files that are not
+    asked for any more."""
 
     name: str
     root: Path
@@ -96,6 +97,7 @@ class SweepStatus:
     eta_seconds: float | None
     torn: tuple[Path, ...]
     note: str | None = None
+    left: tuple[str, ...] = ()
 
     @property
     def counts(self) -> dict[str, int]:
@@ -170,6 +172,7 @@ def status(
         eta_seconds=_eta(found) if driver else None,
         torn=tuple(dict.fromkeys(torn)),  # the same part may have been met twice
         note=note,
+        left=() if trials is None else tuple(sorted(set(seen_trials(directory)) - set(asked))),
     )
 
 
@@ -383,6 +386,11 @@ def status_table(found: SweepStatus) -> RenderableType:
     below += [Text(f"torn part, to be made again by `ddsweep run`: {path}", "red") for path in found.torn]
     if note := networks_note(trial.heldout for trial in found.trials if trial.settings):
         below.append(Text(note, "yellow"))
+    if found.left:
+        count = counted(len(found.left), "more trial is here that", "more trials are here that")
+        below.append(
+            Text(f"{count} sweep.yaml no longer has; `ddsweep prune {found.root}` shows them", "yellow")
+        )
     if found.note:
         below.append(Text(found.note, "yellow"))
     return Group(*parts, *([Text(), *below] if below else []))

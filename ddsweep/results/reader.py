@@ -14,6 +14,7 @@ import pyarrow as pa
 from ddsweep.errors import ResultsError
 from ddsweep.paths import user_path
 from ddsweep.results.collect import sorted_rows
+from ddsweep.results.current import is_current
 from ddsweep.results.html_table import trials_html
 from ddsweep.results.known import is_collected
 from ddsweep.results.layout import SweepDirectory
@@ -56,8 +57,9 @@ class Results:
         return f"<div>{html.escape(repr(self))}</div>{trials_html(self.trials)}"
 
 
-def load_results(directory: str | os.PathLike[str]) -> Results:
-    """The results of one sweep, ``results/<sweep>``, as pandas frames.
+def load_results(directory: str | os.PathLike[str], *, all_trials: bool = False) -> Results:
+    """The results of one sweep, ``results/<sweep>``, as pandas frames: of the trials that its sweep file has,
+    or, with ``all_trials``, of all that are there. ``trials["in_sweep"]`` tells them apart.
 
     Reads the parts, which are the truth; where ``ddsweep collect`` has seen these very parts, or their
     folder is gone, ``tables/<name>.parquet``, which has the same rows in the same order (`SORT_KEYS`). Torn
@@ -76,6 +78,17 @@ def load_results(directory: str | os.PathLike[str]) -> Results:
     torn: list[Path] = []
     for name, schema in TABLES.items():
         frames[name] = _read(sweep, name, schema, torn).to_pandas(types_mapper=_NULLABLE.get)
+    trials = frames["trials"]
+    trials["in_sweep"] = trials["in_sweep"].fillna(True)
+    if not all_trials:
+        current = is_current(
+            sweep, dict(zip(trials["trial_id"], trials["in_sweep"].astype(bool), strict=True))
+        )
+        for name, frame in frames.items():
+            ids = frame["trial_id"].unique()
+            others = [trial_id for trial_id in ids if not current(trial_id)]
+            if others:
+                frames[name] = frame[~frame["trial_id"].isin(others)].reset_index(drop=True)
     for path in torn:
         warnings.warn(f"{path} is torn and left out; `ddsweep run` makes it again", stacklevel=2)
     return Results(**frames, torn=tuple(torn))

@@ -22,6 +22,8 @@ TRIALS = pa.schema(
     [
         ("trial_id", _TEXT),
         ("sweep", _TEXT),
+        # Whether the sweep file has the trial still; null, in older files, is not known to be otherwise.
+        ("in_sweep", _FLAG),
         # What was asked for: every setting of `TrialSpec`, the ones people vary first.
         ("dataset", _TEXT),
         ("network", _TEXT),

@@ -26,6 +26,7 @@ def write_trial(sweep: SweepDirectory, trial_id: str, accuracy: float = 0.5) -> 
     """One small trial in three tables, its evals in two groups."""
     tmp = sweep.temporary
     row: dict[str, Any] = {"trial_id": trial_id, "inner_steps": 2, "seed": 3, "test_accuracy_mean": accuracy}
+    row["in_sweep"] = True
     write_part(sweep.trials_part(trial_id), [row], TRIALS, tmp)
     for group in (0, 1):
         rows = [

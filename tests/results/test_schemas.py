@@ -13,8 +13,8 @@ from ddsweep.results.schemas import SCHEMA_VERSION, SORT_KEYS, TABLES, TRIALS
 
 GOLDEN = {
     "trials": """
-        trial_id string, sweep string, dataset string, network string, objective string, init string,
-        init_law string, pool string, images_per_class int32, inner_steps int32,
+        trial_id string, sweep string, in_sweep bool, dataset string, network string, objective string,
+        init string, init_law string, pool string, images_per_class int32, inner_steps int32,
         images_per_class_per_step int32, inner_epochs int32, outer_steps int32, models_per_step int32,
         seed int64, init_param double, inner_lr double, inner_lr_mode string, image_init string,
         real_batch int32, real_batch_mode string, outer_lr double, outer_schedule string,

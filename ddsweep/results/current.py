@@ -1,0 +1,80 @@
+"""Which trials the sweep file has now. Rows of others stay: they are marked, and readers leave them out.
+
+Each row of ``trials`` has the flag ``in_sweep``. A trial that has not come to its end has no row yet, so the
+ids of all trials are kept in ``.cache/current.json`` beside the hash of the ``sweep.yaml`` that they are of.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+
+import pyarrow as pa
+
+from ddsweep.errors import ResultsError
+from ddsweep.results.files import write_atomic
+from ddsweep.results.known import KnownParts
+from ddsweep.results.layout import SweepDirectory
+from ddsweep.results.parts import list_parts, read_whole, write_part_table
+from ddsweep.results.schemas import TRIALS
+
+__all__ = ["IN_SWEEP", "current_ids", "is_current", "mark_current", "write_sweep_file"]
+
+IN_SWEEP = "in_sweep"
+"""The column, and the key in the metadata of a ``trials`` part that says the same. Without it: true."""
+
+
+def write_sweep_file(directory: SweepDirectory, content: bytes, trial_ids: Iterable[str]) -> None:
+    """Write ``sweep.yaml``, whose trials are ``trial_ids``, and mark the rows that are there accordingly."""
+    write_atomic(directory.sweep_file, content, directory.temporary)
+    mark_current(directory, trial_ids)
+
+
+def mark_current(directory: SweepDirectory, trial_ids: Iterable[str]) -> None:
+    """Mark the rows of ``trials``: those of ``trial_ids``, which are the trials of ``sweep.yaml``, as in the
+    sweep, all others as not. Parts whose flag is right are left alone, and so are torn ones."""
+    ids, known = set(trial_ids), KnownParts.load(directory)
+    for path in list_parts(directory.parts("trials")):
+        wanted = path.stem.removeprefix("part-") in ids
+        try:
+            if (known.footer(path).get(IN_SWEEP) != "false") == wanted:
+                continue
+            table, metadata = read_whole(path)
+        except ResultsError:
+            continue
+        flags = pa.array([wanted] * table.num_rows, TRIALS.field(IN_SWEEP).type)
+        place = table.schema.get_field_index(IN_SWEEP)
+        if place < 0:
+            table = table.append_column(TRIALS.field(IN_SWEEP), flags)
+        else:
+            table = table.set_column(place, TRIALS.field(IN_SWEEP), flags)
+        flag = {IN_SWEEP: "true" if wanted else "false"}
+        write_part_table(path, table, directory.temporary, {**metadata, **flag})
+    content = {"sweep": _hash(directory), "trials": sorted(ids)}
+    write_atomic(directory.cache / "current.json", json.dumps(content).encode(), directory.temporary)
+
+
+def current_ids(directory: SweepDirectory) -> frozenset[str] | None:
+    """The ids of the trials of ``sweep.yaml``, told when it was written; None if nothing says so."""
+    try:
+        content = json.loads((directory.cache / "current.json").read_bytes())
+        return frozenset(content["trials"]) if content["sweep"] == _hash(directory) else None
+    except (OSError, ValueError, KeyError, TypeError):  # not there, torn, or not ours
+        return None
+
+
+def is_current(directory: SweepDirectory, flags: dict[str, bool | None]) -> Callable[[str], bool]:
+    """Whether a trial is in the sweep, by its id; ``flags`` are those of the rows that are there."""
+    ids = current_ids(directory)
+
+    def current(trial_id: str) -> bool:
+        if trial_id in flags:
+            return flags[trial_id] is not False
+        return ids is None or trial_id in ids
+
+    return current
+
+
+def _hash(directory: SweepDirectory) -> str:
+    return hashlib.sha256(directory.sweep_file.read_bytes()).hexdigest()
