@@ -8,6 +8,7 @@ import os
 import shlex
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -198,6 +199,7 @@ def plan(
     from ddsweep.report.console import report_console
     from ddsweep.report.plan_table import plan_table, with_distilled
     from ddsweep.report.status import trial_states
+    from ddsweep.results.elsewhere import finished_in, other_sweeps
     from ddsweep.spec import check_strata, load_sweep
 
     sweep = load_sweep(file, settings or (), smoke=smoke)
@@ -211,7 +213,14 @@ def plan(
     for trial in found.trials:
         mode, segment = choose_memory(trial, *memory)
         estimates[trial.trial_id] = estimate(trial, threads=1, memory_mode=mode, segment=segment)
-    report_console().print(plan_table(found, states, estimates, threads=1, scheduler=sweep.scheduler))
+    console = report_console()
+    console.print(plan_table(found, states, estimates, threads=1, scheduler=sweep.scheduler))
+    others = other_sweeps(directory)
+    missing = [trial_id for trial_id, state in states.items() if state == "missing"]
+    names = Counter(there[0].directory.root.name for i in missing if (there := finished_in(i, others)))
+    for name, count in names.items():
+        said = f"{counted(count, 'trial')} finished in sweep {name}: taken over if the data are the same"
+        console.print(said, highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -357,6 +357,18 @@ def test_plan_shows_what_is_done(ask: Ask, small: SweepDirectory, tmp_path: Path
     assert "2 trials, 0 done" in ask("plan", "small.yaml", "evaluate.networks=3")[1]
 
 
+def test_plan_tells_of_trials_that_another_sweep_has_finished(
+    ask: Ask, small: SweepDirectory, tmp_path: Path
+) -> None:
+    done = planned(tmp_path / "small.yaml").trials[0].trial_id
+    assert "finished in" not in ask("plan", "small.yaml", "name=other")[1], "it has no distilled set"
+    small.artifacts(done).mkdir(parents=True)
+    small.distilled(done).touch()
+    out = ask("plan", "small.yaml", "name=other")[1]
+    assert out.endswith("1 trial finished in sweep small: taken over if the data are the same\n")
+    assert "finished in" not in ask("plan", "small.yaml")[1]
+
+
 def test_plan_of_a_smoke_run_shows_what_run_would_do(ask: Ask, tmp_path: Path) -> None:
     """Also with a pool, which is made by the run: its small version is in its file."""
     code, out, err = ask("plan", REPOSITORY / "sweeps" / "adapt_usps_mnist.yaml", "--smoke")

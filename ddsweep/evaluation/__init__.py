@@ -9,6 +9,7 @@ A row does not depend on who computed it: a unit always trains its whole group t
 with networks that are pure functions of their index.
 """
 
+from ddsweep.evaluation.elsewhere import take_over, take_over_all
 from ddsweep.evaluation.endings import (
     finish,
     forget_stop,
@@ -26,6 +27,8 @@ __all__ = [
     "missing_units",
     "record_stop",
     "settled",
+    "take_over",
+    "take_over_all",
     "trial_is_done",
     "trial_is_stopped",
 ]

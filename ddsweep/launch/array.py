@@ -22,12 +22,13 @@ from ddsweep.catalog.numbers import counted
 from ddsweep.core.memory import keep_to_share
 from ddsweep.data.files import data_root, resolve_dataset
 from ddsweep.errors import EXIT_DRAINED, DivergedError, UserError
-from ddsweep.evaluation import evaluate_unit, forget_stop, missing_units, settled
+from ddsweep.evaluation import evaluate_unit, forget_stop, missing_units, settled, take_over
 from ddsweep.launch.crew import Crew
 from ddsweep.launch.folder import Launch, LaunchFolder, read_json
 from ddsweep.launch.processes import Signals
 from ddsweep.launch.ray_cluster import node_limits
 from ddsweep.pools.file import resolve_pool
+from ddsweep.results.elsewhere import other_sweeps
 from ddsweep.results.known import KnownParts
 from ddsweep.results.lock import SweepLock
 from ddsweep.spec import Plan, SweepSpec, expand, is_smoke, load_sweep
@@ -223,7 +224,10 @@ def _distil(folder: str, stop_file: str, trial_id: str) -> str:
         splits = _splits(folder, splits_key(spec))
         if should_stop():
             return "drained"
-        begun = time.monotonic()
+        begun, others = time.monotonic(), other_sweeps(directory)
+        there = is_distilled(spec, directory)
+        if not there and (taken := take_over(spec, splits.fingerprint, directory, others)):
+            return f"taken over from sweep {taken.source.root.name}, which has finished the same"
         whole = distil_trial(spec, splits, directory, settings, should_stop=should_stop)
     except (DivergedError, UserError) as error:
         record_failure(directory, spec, work.sweep.name, error, "distillation", 1)

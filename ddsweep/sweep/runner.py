@@ -10,6 +10,7 @@ import math
 import os
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from ddsweep.catalog import TrialSpec
 from ddsweep.catalog.numbers import counted
 from ddsweep.cost import choose_memory, estimate
 from ddsweep.errors import DivergedError, ResultsError, UserError
-from ddsweep.evaluation import forget_stop, record_stop, settled, trial_is_stopped
+from ddsweep.evaluation import forget_stop, record_stop, settled, take_over_all, trial_is_stopped
 from ddsweep.packing import best, measured
 from ddsweep.pools.imagenet import ready_pool
 from ddsweep.results.known import KnownParts
@@ -328,6 +329,23 @@ def run_sweep(
     splits = load_all_splits(missing, data_root, stand_in=is_smoke(sweep.name))
     for name in dict.fromkeys(found.name for found in splits.values() if found.stand_in):
         board.say(f"{name} is not here: small stand-in data take its place, and the numbers mean nothing")
+    prints = {trial.trial_id: splits[splits_key(trial)].fingerprint for trial in to_distil}
+    taken = take_over_all(to_distil, prints, directory)
+    for name, count in Counter(item.source.root.name for item in taken.values()).items():
+        board.say(f"{counted(count, 'trial')} taken over from sweep {name}, which has finished the same")
+    evals |= {trial_id: list(item.evals) for trial_id, item in taken.items()}
+    for trial in [trial for trial in to_distil if trial.trial_id in taken]:
+        to_distil.remove(trial)
+        if settled(trial, evaluation, directory, sweep.name, known, evals[trial.trial_id]):
+            missing.remove(trial)
+            board.found(trial.trial_id, "done")
+        else:
+            distilled.append(trial)
+            there.add(trial.trial_id)
+    if not missing:
+        known.save(directory)
+        on_ready()
+        return _outcome(board)
     costs = {trial.trial_id: seconds[trial.trial_id] for trial in to_distil}
     board.expect(costs, there, at_most=sweep.scheduler is not None)
     resources = sweep.resources
