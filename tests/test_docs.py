@@ -12,7 +12,8 @@ import click
 import pytest
 import typer
 
-from ddsweep.catalog import DATASETS, TrialSpec
+from ddsweep.catalog import CHOICES, DATASETS, NETWORKS, NORMS, TrialSpec
+from ddsweep.catalog.trials import AUGMENTATIONS
 from ddsweep.cli import app
 from ddsweep.launch.site import Site
 from ddsweep.pools.file import PoolFile
@@ -68,6 +69,20 @@ def test_documents_and_the_verb_settings_say_the_same(group: str) -> None:
     text = section((ROOT / document).read_text(), SECTIONS[group])
     rows = [line.split("|") for line in text.splitlines() if line.startswith("| `")]
     assert MEANINGS[group] == {row[1].strip(" `"): plain_text("|".join(row[3:-1])) for row in rows}
+
+
+def test_a_setting_that_takes_words_says_which() -> None:
+    """In its meaning, or as its default."""
+    words = {
+        **CHOICES,
+        **{"dataset": tuple(DATASETS), "network": (*NETWORKS, *NORMS)},
+        **{name: AUGMENTATIONS for name in ("inner_augment", "outer_augment")},
+    }
+    text = section((ROOT / "docs/settings.md").read_text(), SECTIONS["trial"])
+    rows = {row[1]: line for line in text.splitlines() if (row := re.match(r"\| `(\w+)`", line))}
+    for name, allowed in words.items():
+        row = rows["inner_augment" if name == "outer_augment" else name]
+        assert {word for word in allowed if f"`{word}`" not in row} == set(), name
 
 
 def plain_text(cell: str) -> str:
