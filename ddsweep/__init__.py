@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
+
+from ddsweep.errors import NOT_ON_WINDOWS
 
 if TYPE_CHECKING:
     from ddsweep.distilled import DistilledSet, apply
@@ -28,4 +31,6 @@ def __dir__() -> list[str]:
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'ddsweep' has no attribute {name!r}")
+    if sys.platform == "win32":
+        raise ImportError(f"ddsweep {NOT_ON_WINDOWS}")
     return getattr(importlib.import_module(_HOMES[name]), name)

@@ -20,7 +20,7 @@ import ddsweep
 from ddsweep import completions
 from ddsweep.bundled import find_file
 from ddsweep.catalog.numbers import counted
-from ddsweep.errors import EXIT_DRAINED, UserError
+from ddsweep.errors import EXIT_DRAINED, NOT_ON_WINDOWS, UserError
 from ddsweep.paths import user_path
 
 if TYPE_CHECKING:
@@ -804,10 +804,7 @@ def _exit_code(arguments: Sequence[str] | None) -> int:
     from typer.exceptions import Abort, TyperException
 
     if sys.platform == "win32":
-        typer.echo(
-            "ddsweep: runs on Linux and macOS; on Windows, install it inside WSL (`wsl --install`)",
-            err=True,
-        )
+        typer.echo(f"ddsweep: {NOT_ON_WINDOWS}", err=True)
         return 1
     try:
         given = [_at_home(word) for word in (sys.argv[1:] if arguments is None else arguments)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = [
     "EXIT_DRAINED",
+    "NOT_ON_WINDOWS",
     "CheckpointError",
     "DataError",
     "DivergedError",
@@ -15,6 +16,10 @@ __all__ = [
 
 EXIT_DRAINED = 75
 """The exit code of a run that came to rest before its end, and goes on when it is started again."""
+
+
+NOT_ON_WINDOWS = "runs on Linux and macOS; on Windows, install it inside WSL (`wsl --install`)"
+"""Locks and processes are those of POSIX."""
 
 
 class UserError(Exception):

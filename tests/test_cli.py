@@ -254,6 +254,8 @@ def test_windows_is_shown_the_way_to_wsl(verb: list[str], ask: Ask, monkeypatch:
     monkeypatch.setattr(sys, "platform", "win32")
     said = "ddsweep: runs on Linux and macOS; on Windows, install it inside WSL (`wsl --install`)\n"
     assert ask(*verb) == (1, "", said)
+    with pytest.raises(ImportError, match="install it inside WSL"):
+        package.__getattr__("load_results")
 
 
 def test_jobs_are_for_linux(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:

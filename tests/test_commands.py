@@ -1,8 +1,8 @@
 """Every command and every snippet of the documents, word for word.
 
-The commands of README that need nothing but the digits run, in the order in which they stand there. Those
-that need a cluster, a download or hours are read by the parser that would run them, and the files that they
-name are loaded with the settings that they give. A command of a kind that is not known here fails.
+Here they are read by the parser that would run them, and the files that they name are loaded with the
+settings that they give, for some need a cluster, a download or hours. What needs nothing but the digits
+runs in tests/test_readme.py. A command of a kind that is not known here fails.
 """
 
 from __future__ import annotations
@@ -17,20 +17,16 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 import typer
 import yaml
 from PIL import Image
-from torch import nn
 
-from ddsweep import DistilledSet, load_results
 from ddsweep.bundled import write_files
 from ddsweep.catalog import DATASETS
 from ddsweep.cli import app
@@ -40,12 +36,8 @@ from ddsweep.errors import DataError
 from ddsweep.launch.site import load_site
 from ddsweep.pools.file import PoolFile, load_pool, resolve_pool
 from ddsweep.spec import SweepSpec, expand, is_smoke, load_sweep, sweep_of
-from tests.conftest import Run
+from tests.documents import DOCUMENTS, ROOT, Block, blocks, commands
 
-ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = sorted(
-    path for folder in (".", "docs", "bench", "slurm") for path in (ROOT / folder).glob("*.md")
-)
 OTHERS = ("ssh", "prometheus", "grafana", "pip", "ln", "mkdir")
 """Programs that are not ours and are not run."""
 FILLED_IN = {
@@ -55,32 +47,6 @@ FILLED_IN = {
     **{"SITE": "local", "SLOTS": "4", "TRIALS": "8"},
 }
 """What stands for any value in a command, and one."""
-
-
-@dataclass(frozen=True)
-class Block:
-    """One fenced block of a document."""
-
-    page: Path
-    kind: str
-    text: str
-
-    def __str__(self) -> str:
-        return f"{self.page.name}: {self.text.splitlines()[0][:60]}"
-
-
-def blocks(*kinds: str) -> list[Block]:
-    found = []
-    for page in DOCUMENTS:
-        for kind, text in re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(), re.M | re.S):
-            if kind in kinds:
-                found.append(Block(page, kind, text))
-    return found
-
-
-def commands(block: Block) -> list[str]:
-    """The lines of a block of commands, each whole."""
-    return [line for line in block.text.replace("\\\n", " ").splitlines() if line.strip()]
 
 
 def told_in_passing() -> Iterator[tuple[str, str]]:
@@ -283,98 +249,10 @@ def test_every_file_shown_can_be_read(block: Block, tmp_path: Path, lab: Path, o
         assert set(content) == {"global", "scrape_configs"}, "a file of a kind that is not known"
 
 
-# ------------------------------------------------------------------------------------------- running
-
-TINY = {
-    "quickstart": {
-        "network: convnet(width=16)": "network: convnet(depth=1,width=2)",
-        "outer_steps: 80": "outer_steps: 1",
-        "real_batch: 256": "real_batch: 16",
-        "images_per_class: [1, 4]": "images_per_class: [4]",
-        "inner_epochs: [1, 3]": "inner_epochs: [3]",
-        "networks: 64": "networks: 2\n  baselines: [random_real]\n  rates: [1.0]\n  epochs: [1]",
-    },
-    "digits_rates": {
-        "network: convnet(width=16)": "network: convnet(depth=1,width=2)",
-        "outer_steps: 80": "outer_steps: 2",
-        "samples: 16": "samples: 2",
-        "grace: 20": "grace: 1",
-        "networks: 64": "networks: 2",
-    },
-}
-"""What is changed in the files for the commands to take seconds."""
-NOT_RUN = ("pretrain", "data fetch", "run sweeps/adapt_usps_mnist.yaml --smoke")
-"""Commands of the list in README that need data; tests/test_smoke.py runs the last one."""
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny")
-    write_files(folder)
-    for name, changes in TINY.items():
-        path = folder / "sweeps" / f"{name}.yaml"
-        text = path.read_text()
-        for old, new in changes.items():
-            assert text.count(old) == 1, f"{path}: {old}"
-            text = text.replace(old, new)
-        path.write_text(text)
-    return folder
-
-
-@pytest.mark.ray
-def test_the_commands_and_the_snippets_of_the_readme_run(
-    tiny: Path, ddsweep: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tiny)
-    (block,) = (block for block in blocks("console") if "ddsweep plan" in block.text)
-    ran = []
-    for line in commands(block):
-        words = shlex.split(line, comments=True)[1:]
-        if " ".join(words).startswith(NOT_RUN):
-            continue
-        if words[0] == "show":  # an id of the settings that were made tiny
-            (words[1],) = load_results("results/quickstart").trials.query("init == 'random'")["trial_id"]
-        done = ddsweep(*words, cwd=tiny)
-        assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
-        ran.append(words[0])
-    assert ran.count("run") == 3 and ran.count("eval") == 2
-    assert load_results("elsewhere/quickstart").trials["outer_steps"].tolist() == [20, 20]
-    results = load_results("results/quickstart")
-    assert results.trials.query("init == 'random'")["test_models"].tolist() == [200]
-    assert results.evals["protocol"].nunique() == 4
-
-    for page in ("README.md", "docs/results.md"):
-        for snippet in blocks("python"):
-            if snippet.page == ROOT / page and "results/quickstart" in snippet.text:
-                exec(snippet.text, {})
-    said = capsys.readouterr().out
-    assert "test_accuracy_mean" in said and "inner_step" in said
-
-    # A set of one's own results, and a network of one's own.
-    (block,) = (block for block in blocks("python") if "DistilledSet.load" in block.text)
-    path = next((tiny / "results/quickstart/artifacts").glob("*/distilled.safetensors"))
-    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
-    images = load_splits(DATASETS["digits"], None, validation_fraction=0.1, split_seed=0).test_images
-    names: dict[str, Any] = {"path": path, "model": model, "images": images}
-    exec(block.text, names)
-    assert isinstance(names["distilled"], DistilledSet)
-    assert names["answers"].shape == (360,) and torch.isfinite(model(images / 255)).all()
-
-
-def test_the_call_for_one_trial_of_the_readme_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (block,) = (block for block in blocks("python") if "run_trial" in block.text)
-    exec(block.text, {})
-    assert re.search(r"^40 0\.\d+\nFinishedTrial\(", capsys.readouterr().out, re.M)
-    assert load_results("results/by_hand").trials["test_models"].tolist() == [16]
-
-
 def test_no_snippet_is_left_out() -> None:
-    """A new snippet needs a test above."""
+    """A new snippet needs a test in tests/test_readme.py."""
     known = ("results/quickstart", "DistilledSet.load", "run_trial")
     assert [str(block) for block in blocks("python") if not any(word in block.text for word in known)] == []
     assert {kind for page in DOCUMENTS for kind in re.findall(r"^```(\w+)", page.read_text(), re.M)} <= {
-        *("console", "sh", "python", "yaml")
+        *("console", "sh", "python", "sql", "yaml")
     }

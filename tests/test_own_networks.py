@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ddsweep import DistilledSet, apply
 from ddsweep.catalog import DATASETS, TrialSpec
+from ddsweep.data.sources import load_splits
 
 GREY = TrialSpec(DATASETS["digits"], network="convnet(width=4)", inner_steps=2, images_per_class=2)
 COLOUR = TrialSpec(DATASETS["cifar10"], network="convnet(width=4)")
@@ -211,6 +212,13 @@ def test_reprs_are_one_short_line() -> None:
     assert repr(made(GREY)) == (
         f"DistilledSet({GREY.trial_id}: digits, 10 classes, images_per_class=2, inner_steps=2, "
         "inner_epochs=1, init=random, network=convnet(depth=2,width=4,norm=instance))"
+    )
+
+
+def test_data_say_how_many_images_they_have() -> None:
+    splits = load_splits(DATASETS["digits"], None, validation_fraction=0.1, split_seed=0)
+    assert repr(splits) == (
+        "Splits(digits: 1295 train, 142 validation, 360 test images of 1x8x8, 10 classes)"
     )
 
 
