@@ -16,17 +16,18 @@ from ddsweep.data.files import data_root as find_data
 from ddsweep.data.files import resolve_dataset
 from ddsweep.distilled import DistilledSet
 from ddsweep.errors import DivergedError, ResultsError, UserError
-from ddsweep.evaluation import evaluate_unit, finish, forget_stop, missing_units
+from ddsweep.evaluation import evaluate_unit, finish, forget_stop, missing_units, take_over
 from ddsweep.pools.file import resolve_pool
 from ddsweep.pools.imagenet import ready_pool
 from ddsweep.results.current import write_sweep_file
+from ddsweep.results.elsewhere import other_sweeps
 from ddsweep.results.files import remove_leftovers
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.results.lock import SweepLock
 from ddsweep.results.parts import read_part
 from ddsweep.spec import Plan, SweepSpec, expand, load_sweep, resolved_yaml, sweep_of
 from ddsweep.sweep.prepare import load_all_splits, splits_key, trial_settings
-from ddsweep.trial import Progress, distil_trial, read_distilled, record_failure
+from ddsweep.trial import Progress, distil_trial, is_distilled, read_distilled, record_failure
 from ddsweep.trial_plan import pick_device
 
 __all__ = ["FinishedTrial", "Progress", "run_trial"]
@@ -67,7 +68,8 @@ def run_trial(
 
     ``on_progress`` is called with a `Progress` every ``resources["log_every"]`` outer steps and at each
     validation. What it raises ends the call. However a call ended, the same call goes on from the last
-    checkpoint, and computes no finished row again.
+    checkpoint, and computes no finished row again; a trial that a sweep beside the folder has finished is
+    taken over from there.
 
     Raises `UserError` for settings, data or a folder that will not do, and `DivergedError` for a trial that
     cannot go on; the table ``failures`` then says so.
@@ -134,6 +136,8 @@ def _run(
             forget_stop(trial, directory)
             place = "distillation"
             try:
+                if not is_distilled(trial, directory):
+                    take_over(trial, splits.fingerprint, directory, other_sweeps(directory))
                 distil_trial(trial, splits, directory, settings, on_progress=on_progress)
                 place = "evaluation"
                 for unit in missing_units(trial, evaluation, directory):

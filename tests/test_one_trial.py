@@ -82,16 +82,20 @@ def test_what_a_callback_raises_ends_the_call_and_the_same_call_goes_on(tmp_path
 
     how: dict[str, Any] = {"evaluate": EVALUATE, "resources": {"log_every": 1, "checkpoint_every": 1}}
     with pytest.raises(Pruned):
-        run_trial(SETTINGS, tmp_path / "cut", on_progress=prune, **how)
-    assert load_results(tmp_path / "cut").trials.empty
+        run_trial(SETTINGS, tmp_path / "a" / "cut", on_progress=prune, **how)
+    assert load_results(tmp_path / "a" / "cut").trials.empty
     steps: list[int] = []
-    cut = run_trial(SETTINGS, tmp_path / "cut", on_progress=lambda p: steps.append(p.outer_step), **how)
+    cut = run_trial(SETTINGS, tmp_path / "a" / "cut", on_progress=lambda p: steps.append(p.outer_step), **how)
     assert steps == [3, 4]
     assert cut.row["n_resumed"] == 1
-    whole = run_trial(SETTINGS, tmp_path / "whole", **how)
+    whole = run_trial(SETTINGS, tmp_path / "b" / "whole", **how)
     assert cut.distilled.sha256 == whole.distilled.sha256
-    evals = [load_results(tmp_path / name).evals for name in ("cut", "whole")]
+    evals = [load_results(tmp_path / name).evals for name in ("a/cut", "b/whole")]
     pd.testing.assert_frame_equal(*evals)
+
+    # In a folder beside it nothing is left to compute.
+    taken = run_trial(SETTINGS, tmp_path / "b" / "same", on_progress=lambda p: pytest.fail("again"), **how)
+    assert taken.row["ended_at"] == whole.row["ended_at"] and taken.row["sweep"] == "same"
 
 
 def test_a_diverged_trial_is_in_the_failures(tmp_path: Path) -> None:
