@@ -16,11 +16,11 @@ import torch
 from baseline import positive, prepare_device, print_json
 from torch import Tensor
 
-from ddsweep.core.distill import evaluation_loop
 from ddsweep.core.execution import choose_plan
 from ddsweep.core.images import cosine_basis, normalise
 from ddsweep.core.init import draw_networks
 from ddsweep.core.networks import build_network
+from ddsweep.core.recipe import evaluation_loop
 from ddsweep.core.unroll import outer_gradient
 from ddsweep.data.files import data_root
 from ddsweep.data.sources import load_splits

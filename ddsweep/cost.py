@@ -10,7 +10,10 @@ through a gradient step about 6F more:
 
     operations = outer_steps x K x (T x B x F x (3 + 6) + real_batch x F x 3)
 
-``recompute`` adds 3F to each gradient step. It runs each step again on its way back.
+``recompute`` adds 3F to each gradient step. It runs each step again on its way back. Distribution matching
+trains no network: all distilled images go through each network there and back, and so many real ones there:
+
+    operations = outer_steps x K x (S x B x F x 3 + real_per_class x classes x F)
 
 Memory is what `bench/memory.py` measures (docs/performance.md): ``store`` keeps, for each of T steps,
 weights, gradient and the outputs of all layers; ``recompute`` with segment k the weights of every k-th
@@ -66,6 +69,8 @@ class CostEstimate:
 def choose_memory(trial: TrialSpec, memory_mode: str = "auto", segment: int | None = None) -> tuple[str, int]:
     """(memory mode, segment) of a trial. ``auto``: ``store`` if that takes at most `STORE_AT_MOST`, else
     ``recompute``; a segment that is not given is the one that takes the least memory."""
+    if trial.method != "bptt":  # it keeps nothing of steps
+        return "store", 1
     if memory_mode == "auto":
         stored = trial.steps * _step_bytes(trial) <= STORE_AT_MOST
         memory_mode = "store" if stored else "recompute"
@@ -89,6 +94,8 @@ def estimate(
     networks, steps = trial.models_per_step, trial.window or trial.steps
     batch = trial.images_per_class_per_step * classes
 
+    if trial.method == "distribution_matching":
+        return _matching(trial, threads)
     recompute = memory_mode == "recompute"
     factor = _GRADIENT + _BACK_THROUGH + (_AGAIN if recompute else 0)
     before = (trial.steps if trial.window is None else (trial.steps + trial.window) // 2) - steps
@@ -105,6 +112,17 @@ def estimate(
     # Real images, and three sets of weights: those at the end, their gradient, and the adjoint.
     rest = _item(trial) * per_network * trial.real_batch * math.prod(shape) + 3 * _point_bytes(trial)
     return CostEstimate(flops, seconds, inner + rest)
+
+
+def _matching(trial: TrialSpec, threads: float) -> CostEstimate:
+    shape, classes, network = trial.dataset.shape, trial.dataset.classes, trial.network_spec
+    distilled, real = trial.images_per_class * classes, trial.real_per_class * classes
+    each = trial.models_per_step * (distilled * _GRADIENT + real) * forward_flops(network, shape, classes)
+    flops = float(trial.outer_steps * each)
+    seconds = flops / (CPU_GFLOPS_PER_THREAD * 1e9 * threads) + trial.outer_steps * SECONDS_PER_INNER_STEP
+    outputs = sum(layer[2] * layer[4] ** 2 for layer in layer_shapes(network, shape, classes))
+    images = _item(trial) * (distilled + real) * (outputs * _COPIES + math.prod(shape))
+    return CostEstimate(flops, seconds, images + _point_bytes(trial))
 
 
 def _item(trial: TrialSpec) -> int:

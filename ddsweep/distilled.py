@@ -15,12 +15,13 @@ from torch.nn import functional as F
 
 from ddsweep.catalog import TrialSpec
 from ddsweep.catalog.numbers import counted
-from ddsweep.core.distill import evaluation_loop, known_seed
 from ddsweep.core.images import normalise
 from ddsweep.core.init import draw_network
 from ddsweep.core.memory import is_out_of_memory
 from ddsweep.core.networks import Params, build_network
-from ddsweep.core.order import fixed_course
+from ddsweep.core.order import fixed_batch_order
+from ddsweep.core.recipe import evaluation_loop
+from ddsweep.core.task import known_seed
 from ddsweep.errors import CheckpointError
 from ddsweep.results.artifacts import grid_png, load_tensors, tensor_sha256
 from ddsweep.seeds import derive_seed
@@ -250,10 +251,14 @@ def apply(
     if index is None:
         index = spec.seed if spec.init == "fixed" else 0
     loop = evaluation_loop(spec, "heldout", [index], total)
-    course = fixed_course(inner_steps, batch, len(rates), total) if loop.course is None else loop.course
+    batch_order = (
+        fixed_batch_order(inner_steps, batch, len(rates), total)
+        if loop.batch_order is None
+        else loop.batch_order
+    )
     slots = loop.optimizer.start(parameters)
     for t in range(total):
-        picks = course.batches[t, 0]
+        picks = batch_order.batches[t, 0]
         logits = _forward(model, images[picks]) if t == 0 else model(images[picks])
         if logits.shape != (batch, len(distilled.class_names)):
             raise ValueError(
@@ -263,7 +268,7 @@ def apply(
         gradient = torch.autograd.grad(F.cross_entropy(logits, labels[picks]), list(parameters.values()))
         with torch.no_grad():
             found = dict(zip(parameters, gradient, strict=True))
-            rate = rates[int(course.rates[t, 0])]
+            rate = rates[int(batch_order.rates[t, 0])]
             after, slots = loop.optimizer.update(parameters, slots, found, rate, t)
             for name, parameter in parameters.items():
                 parameter.copy_(after[name])

@@ -24,10 +24,11 @@ from typing import Any
 import torch
 
 from ddsweep.catalog import TrialSpec
-from ddsweep.core.distill import Problem, initial_state, outer_step
+from ddsweep.core.distill import initial_state, outer_step
 from ddsweep.core.init import draw_network
 from ddsweep.core.memory import keep_to_share
 from ddsweep.core.networks import build_network
+from ddsweep.core.task import Task
 from ddsweep.errors import UserError
 from ddsweep.interpreter import python_module
 from ddsweep.provenance import device_name, environment
@@ -195,7 +196,7 @@ class _Process:
 # ---------------------------------------------------------------------------- one trial of several
 
 
-def _random_problem(spec: TrialSpec, settings: TrialSettings) -> Problem:
+def _random_task(spec: TrialSpec, settings: TrialSettings) -> Task:
     """``spec`` on random images, and with random networks in the place of those of a pool."""
     plan, data = first_plan(spec, settings), spec.dataset
     torch.set_num_threads(plan.threads)
@@ -212,20 +213,20 @@ def _random_problem(spec: TrialSpec, settings: TrialSettings) -> Problem:
         return [{name: value.float() for name, value in weights.items()} for weights in drawn]
 
     own = pool if spec.pool is not None else None
-    return Problem.of(spec, plan, pixels, labels, (0.5,) * channels, (0.25,) * channels, own)
+    return Task.of(spec, plan, pixels, labels, (0.5,) * channels, (0.25,) * channels, own)
 
 
 def warm_step(spec: TrialSpec, settings: TrialSettings) -> Callable[[], None]:
     """What takes an outer step of ``spec``, on random images, and has done so once. Always the same step:
     what it costs is asked, and a course over random images may lead anywhere."""
-    problem = _random_problem(spec, settings)
+    task = _random_task(spec, settings)
     generator = torch.Generator().manual_seed(1)
-    start = torch.randn(*problem.labels.shape, *spec.dataset.shape, generator=generator)
-    state = initial_state(problem, start)
+    start = torch.randn(*task.labels.shape, *spec.dataset.shape, generator=generator)
+    state = initial_state(task, start)
 
     def step() -> None:
-        outer_step(problem, state)
-        if problem.plan.device == "cuda":
+        outer_step(task, state)
+        if task.plan.device == "cuda":
             torch.cuda.synchronize()
 
     step()

@@ -21,29 +21,18 @@ from torch import Tensor
 from ddsweep import baselines
 from ddsweep.catalog import TrialSpec
 from ddsweep.compilation import prepare_compilation
-from ddsweep.core.distill import (
-    DistillState,
-    Learned,
-    Pool,
-    Problem,
-    StepReport,
-    evaluation_loop,
-    initial_state,
-    judged,
-    labels_of,
-    outer_step,
-    presented,
-    rates_of,
-    result,
-    rolled_back,
-    selection_seeds,
-)
+from ddsweep.core.distill import StepReport, initial_state, outer_step
 from ddsweep.core.evaluate import evaluate_networks
 from ddsweep.core.execution import ExecutionPlan, more_frugal, runnable
 from ddsweep.core.graphs import has_recordings
 from ddsweep.core.memory import is_out_of_memory, keep_to_share, release_memory
+from ddsweep.core.methods import labels_of, method_of
 from ddsweep.core.networks import build_network
+from ddsweep.core.outer import DistillState, averaged, final, rolled_back, scored
+from ddsweep.core.recipe import evaluation_loop
 from ddsweep.core.steps import is_compile_error
+from ddsweep.core.task import Learned, Pool, Task, selection_seeds
+from ddsweep.core.tuning import best_of, score_rates
 from ddsweep.cost import choose_memory, estimate
 from ddsweep.data.sources import Splits
 from ddsweep.distilled import DistilledSet
@@ -150,9 +139,9 @@ def _distil(
     torch.set_num_threads(plan.threads)
     keep_to_share(plan.device, settings.gpus)
     data = (splits.train_images, splits.train_labels, splits.mean, splits.std)
-    problem = Problem.of(spec, plan, *data, training_networks(spec, directory))
+    task = Task.of(spec, plan, *data, training_networks(spec, directory))
     if run is None:
-        run = _Run(initial_state(problem, _start_images(spec, splits)), [], plan, utc_now().isoformat())
+        run = _Run(initial_state(task, _start_images(spec, splits)), [], plan, utc_now().isoformat())
     run.state = _to_device(run.state, plan.device)
     meter = Meter(plan.device, run.wall, run.cpu, run.peak)
 
@@ -167,7 +156,7 @@ def _distil(
             save()
             return False
         try:
-            problem, report = _step_in_memory(run, problem, settings, save)
+            task, report = _step_in_memory(run, task, settings, save)
         except DivergedError:
             if (healthy := rolled_back(run.state, spec)) is None:
                 raise
@@ -180,10 +169,10 @@ def _distil(
         decisive = step == spec.outer_steps or step in settings.rungs
         validated = decisive or step % spec.validate_every == 0
         logged = validated or step % settings.log_every == 0
-        score = validate(problem, run.state, splits) if validated else None
+        score = validate(task, run.state, splits) if validated else None
         # A rung that a scheduler asks for must not decide what is kept.
         if score is not None and (step == spec.outer_steps or step % spec.validate_every == 0):
-            run.state = judged(run.state, spec, score)
+            run.state = scored(run.state, spec, score)
         if logged:
             run.history.append(_history_row(run.state, report, score, meter))
         if decisive or step % settings.checkpoint_every == 0:
@@ -191,22 +180,22 @@ def _distil(
         if logged:  # last, for a trial that is stopped never comes back from it
             on_progress(Progress(step, taken, report.loss, score, meter.wall_seconds()))
             taken = 0
-    _finish_distillation(run, problem, splits, directory, settings, meter)
+    _finish_distillation(run, task, splits, directory, settings, meter)
     return True
 
 
 def _step_in_memory(
-    run: _Run, problem: Problem, settings: TrialSettings, save: Callable[[], None]
-) -> tuple[Problem, StepReport]:
+    run: _Run, task: Task, settings: TrialSettings, save: Callable[[], None]
+) -> tuple[Task, StepReport]:
     """One outer step of ``run``, taken again from the same state by ever more frugal plans where memory runs
     out, and without compiling where that fails; each is checkpointed at once, so that a kill does not bring
-    the old one back. Returns the problem with the plan that did it."""
+    the old one back. Returns the task with the plan that did it."""
     while True:
         try:
-            run.state, report = outer_step(problem, run.state)
-            return problem, report
+            run.state, report = outer_step(task, run.state)
+            return task, report
         except Exception as error:
-            spec, plan = problem.spec, run.plan
+            spec, plan = task.spec, run.plan
             if plan.compile and is_compile_error(error):
                 _log.warning("trial %s is not compiled, for torch could not: %s", spec.trial_id, _said(error))
                 frugal = replace(plan, compile=False)
@@ -224,7 +213,7 @@ def _step_in_memory(
         if frugal == plan:
             continue
         run.plan, run.n_replans = frugal, run.n_replans + 1
-        problem = replace(problem, plan=frugal)
+        task = replace(task, plan=frugal)
         save()
 
 
@@ -253,30 +242,57 @@ def training_networks(spec: TrialSpec, directory: SweepDirectory) -> Pool | None
     return None if pool is None else lambda indices: pool.networks("train", indices)
 
 
-def validate(problem: Problem, state: DistillState, splits: Splits) -> float:
+def validate(task: Task, state: DistillState, splits: Splits) -> float:
     """``val_score``: mean accuracy on the validation split after T steps, over ``selection`` networks (the
     known network of a ``fixed`` trial); of an attack, how often it succeeds. Neither the test set nor a
     held-out network is looked at."""
-    spec, device = problem.spec, state.images.device
+    spec, device = task.spec, state.images.device
     seeds = selection_seeds(spec)
-    learned = presented(state)
+    learned = averaged(state)
     found = evaluate_networks(
-        problem.network,
-        problem.networks(seeds),
+        task.network,
+        task.networks(seeds),
         learned["images"],
-        labels_of(learned, problem),
-        rates_of(learned, spec).tolist(),
+        labels_of(learned, task),
+        rates_of(task, learned, splits).tolist(),
         [spec.steps],
         splits.validation_images.to(device),
         splits.validation_labels.to(device),
         splits.mean,
         splits.std,
-        problem.plan,
+        task.plan,
         loop=evaluation_loop(spec, "selection", range(len(seeds)), spec.steps),
     )
     if spec.attack_class is not None and spec.target_class is not None:
         return float(found.called(spec.attack_class, spec.target_class).mean())
     return float(found.accuracy.mean())
+
+
+def rates_of(task: Task, learned: Learned, splits: Splits) -> Tensor:
+    """The rates ``[T]``: learned, or, of a method that learns none, one for all steps. That is chosen as the
+    rate of a baseline is, by the accuracy of ``selection`` networks on validation images after T steps."""
+    spec = task.spec
+    learned_rates = method_of(spec).rates(learned, spec)
+    if learned_rates is not None:
+        return learned_rates
+    seeds, epochs = selection_seeds(spec), [spec.inner_epochs]
+    stride = -(-len(splits.validation_labels) // baselines.SELECTION_IMAGES)
+    scores = score_rates(
+        task.network,
+        task.networks(seeds),
+        learned["images"],
+        labels_of(learned, task),
+        baselines.RATES,
+        epochs,
+        splits.validation_images[::stride].to(task.plan.device),
+        splits.validation_labels[::stride].to(task.plan.device),
+        splits.mean,
+        splits.std,
+        task.plan,
+        evaluation_loop(spec, "selection", range(len(seeds)), spec.steps),
+    )
+    best, _ = best_of(scores, baselines.RATES, epochs)
+    return torch.full((spec.steps,), best)
 
 
 def _start_images(spec: TrialSpec, splits: Splits) -> Tensor | None:
@@ -478,26 +494,27 @@ def is_distilled(spec: TrialSpec, directory: SweepDirectory) -> bool:
     return is_whole(directory.history_part(spec.trial_id))
 
 
-def _stored_labels(learned: Learned, problem: Problem) -> Tensor:
+def _stored_labels(learned: Learned, task: Task) -> Tensor:
     """Class probabilities float32 ``[S, n, classes]`` if they were learned, else classes int64 ``[S, n]``."""
-    labels = labels_of(learned, problem).cpu()
+    labels = labels_of(learned, task).cpu()
     return labels.float() if labels.is_floating_point() else labels
 
 
 def _finish_distillation(
     run: _Run,
-    problem: Problem,
+    task: Task,
     splits: Splits,
     directory: SweepDirectory,
     settings: TrialSettings,
     meter: Meter,
 ) -> None:
     """History and picture first, distilled set last: its file says that the trial is distilled."""
-    spec, learned = problem.spec, result(run.state)
+    spec, learned = task.spec, final(run.state)
+    rates = rates_of(task, learned, splits)
     distilled = DistilledSet(
         images=learned["images"].float().cpu(),
-        labels=_stored_labels(learned, problem),
-        rates=rates_of(learned, spec).float().cpu(),
+        labels=_stored_labels(learned, task),
+        rates=rates.float().cpu(),
         mean=splits.mean,
         std=splits.std,
         class_names=splits.class_names,
@@ -510,7 +527,7 @@ def _finish_distillation(
         images if splits.whitening is None else splits.whitening.normalised(images),
         distilled.mean,
         distilled.std,
-        problem.labels,
+        task.labels,
         directory.grid(spec.trial_id),
         distilled.class_names,
         directory.temporary,

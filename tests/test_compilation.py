@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-import ddsweep.core.distill
+import ddsweep.core.methods.bptt
 from ddsweep.catalog import DATASETS, TrialSpec
 from ddsweep.compilation import check_compiler, compiles, pays_to_compile, prepare_compilation
 from ddsweep.data.sources import load_splits
@@ -117,7 +117,7 @@ def test_a_trial_that_torch_cannot_compile_goes_on_without(
     from torch._dynamo.exc import BackendCompilerFailed
 
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
-    real, plans = ddsweep.core.distill.outer_gradient, []
+    real, plans = ddsweep.core.methods.bptt.outer_gradient, []
 
     def outer_gradient(*arguments, **more):
         plans.append(arguments[7].compile)
@@ -125,7 +125,7 @@ def test_a_trial_that_torch_cannot_compile_goes_on_without(
             raise BackendCompilerFailed(print, RuntimeError("no such instruction"), None)
         return real(*arguments, **more)
 
-    monkeypatch.setattr(ddsweep.core.distill, "outer_gradient", outer_gradient)
+    monkeypatch.setattr(ddsweep.core.methods.bptt, "outer_gradient", outer_gradient)
     splits = load_splits(SPEC.dataset, None, validation_fraction=0.1, split_seed=0)
     compiled, plain = SweepDirectory(tmp_path / "compiled"), SweepDirectory(tmp_path / "plain")
     assert distil_trial(SPEC, splits, compiled, TrialSettings(compile="on"))

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-import ddsweep.core.distill
 import ddsweep.core.evaluate
+import ddsweep.core.methods.bptt
 import ddsweep.trial
 from ddsweep.catalog import DATASETS, EvaluationSpec, TrialSpec
 from ddsweep.core import graphs
@@ -56,7 +56,7 @@ def run_out(
 ) -> list[ExecutionPlan]:
     """From now on ``error`` is raised inside outer step s (from 0), after its real work, if
     ``when(s, plan)``. Returns the plans of all steps that are tried, as they come."""
-    real, tried = ddsweep.core.distill.outer_gradient, []
+    real, tried = ddsweep.core.methods.bptt.outer_gradient, []
     done = [0]
 
     def outer_gradient(*arguments: Any, **more: Any) -> Any:
@@ -68,7 +68,7 @@ def run_out(
         done[0] += 1
         return found
 
-    monkeypatch.setattr(ddsweep.core.distill, "outer_gradient", outer_gradient)
+    monkeypatch.setattr(ddsweep.core.methods.bptt, "outer_gradient", outer_gradient)
     return tried
 
 

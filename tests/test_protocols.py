@@ -13,10 +13,10 @@ import torch
 from torch.nn import functional as F
 
 from ddsweep.catalog import DATASETS, EvaluationSpec, Protocol, TrialSpec
-from ddsweep.core.distill import known_seed
 from ddsweep.core.images import normalise
 from ddsweep.core.init import draw_network
 from ddsweep.core.networks import build_network
+from ddsweep.core.task import known_seed
 from ddsweep.data.sources import Splits, load_splits
 from ddsweep.distilled import DistilledSet
 from ddsweep.errors import SettingError
@@ -87,7 +87,7 @@ def judge(spec: TrialSpec, evaluation: EvaluationSpec, splits: Splits, directory
 # ------------------------------------------------------------------ against a plain computation
 
 
-def course(order: str, spec: TrialSpec, index: int, total: int) -> list[tuple[torch.Tensor, int]]:
+def batch_order(order: str, spec: TrialSpec, index: int, total: int) -> list[tuple[torch.Tensor, int]]:
     """Of each step which images (of all S*n in a row) and which of the T rates, as docs/settings.md says."""
     s, e, n = spec.inner_steps, spec.inner_epochs, 10 * spec.images_per_class_per_step
     generator = torch.Generator().manual_seed(derive_seed("heldout_order", spec.trial_id, "heldout", index))
@@ -139,7 +139,7 @@ def by_hand(
         out.append((step, float(right), float(F.cross_entropy(logits, splits.test_labels))))
 
     look(0)
-    steps = course(protocol.order or spec.order, spec, index, epochs * spec.inner_steps)
+    steps = batch_order(protocol.order or spec.order, spec, index, epochs * spec.inner_steps)
     for t, (picks, place) in enumerate(steps, 1):
         rate = float(found.rates[place]) if protocol.inner_lr is None else protocol.inner_lr
         gradients = torch.autograd.grad(F.cross_entropy(model(images[picks]), labels[picks]), weights)

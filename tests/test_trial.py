@@ -20,11 +20,11 @@ from torch.nn import functional as F
 import ddsweep.trial
 from ddsweep import baselines
 from ddsweep.catalog import DATASETS, EvalUnit, TrialSpec
-from ddsweep.core.distill import DistillState
 from ddsweep.core.execution import ExecutionPlan
 from ddsweep.core.images import normalise
 from ddsweep.core.init import draw_network
 from ddsweep.core.networks import build_network
+from ddsweep.core.outer import DistillState
 from ddsweep.core.steps import _compiled
 from ddsweep.data.sources import Splits, load_splits
 from ddsweep.distilled import DistilledSet, apply

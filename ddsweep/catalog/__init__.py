@@ -18,6 +18,7 @@ from ddsweep.catalog.evaluation import (
     EvalUnit,
     Protocol,
 )
+from ddsweep.catalog.methods import METHODS, MethodSpec
 from ddsweep.catalog.networks import (
     INIT_LAWS,
     NETWORKS,
@@ -49,6 +50,7 @@ __all__ = [
     "DEFAULT_BASELINES",
     "IMAGENET",
     "INIT_LAWS",
+    "METHODS",
     "MOST_WHITENED",
     "NEIGHBOUR_BASELINES",
     "NETWORKS",
@@ -60,6 +62,7 @@ __all__ = [
     "DatasetSpec",
     "EvalUnit",
     "EvaluationSpec",
+    "MethodSpec",
     "NetworkSpec",
     "PoolSpec",
     "Protocol",

@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from ddsweep.catalog.datasets import DatasetSpec, base_name
+from ddsweep.catalog.methods import METHODS
 from ddsweep.catalog.networks import INIT_LAWS, NetworkSpec, parameter_shapes, parse_network
 from ddsweep.catalog.pools import POOL_FRACTION, PoolSpec
 from ddsweep.errors import SettingError
@@ -28,6 +29,7 @@ SPEC_VERSION = 1
 """Raised only when the meaning of a setting changes: it enters every trial id."""
 
 CHOICES: dict[str, tuple[str, ...]] = {
+    "method": tuple(METHODS),
     "objective": ("classification", "attack"),
     "init": ("fixed", "random", "pretrained"),
     "init_law": INIT_LAWS,
@@ -47,7 +49,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 
 _AT_LEAST_ONE = (
     *("images_per_class", "inner_steps", "inner_epochs", "outer_steps", "models_per_step"),
-    *("real_batch", "outer_decay_steps", "selection_networks", "validate_every"),
+    *("real_batch", "real_per_class", "outer_decay_steps", "selection_networks", "validate_every"),
 )
 _POSITIVE = (
     *("init_param", "inner_lr", "outer_lr", "outer_decay_factor", "clip_norm", "clip_median"),
@@ -145,6 +147,8 @@ class TrialSpec:
     pool: PoolSpec | None = None
     attack_class: int | None = None
     target_class: int | None = None
+    method: str = "bptt"
+    real_per_class: int = 256
 
     def __post_init__(self) -> None:
         for name, allowed in CHOICES.items():
@@ -182,7 +186,14 @@ class TrialSpec:
         object.__setattr__(self, "network", str(parse_network(self.network, self.dataset.shape)))
         self._check_pool()
 
+    @property
+    def lacks(self) -> frozenset[str]:
+        """The settings that mean nothing to the trial's method: they decide nothing."""
+        return METHODS[self.method].lacks
+
     def _check_attack(self) -> None:
+        if self.objective == "attack" and self.method != "bptt":
+            raise SettingError(f"method: {self.method} has no objective: attack; only bptt has")
         pair = (self.attack_class, self.target_class)
         if self.objective != "attack":
             for name, value in zip(("attack_class", "target_class"), pair, strict=True):
@@ -305,7 +316,7 @@ class TrialSpec:
         settings: dict[str, Any] = {"dataset": self.dataset.identity(), "spec_version": SPEC_VERSION}
         for item in fields(self):
             value = getattr(self, item.name)
-            if item.name != "dataset" and value != item.default:
+            if item.name != "dataset" and value != item.default and item.name not in self.lacks:
                 settings[item.name] = value.identity() if isinstance(value, PoolSpec) else value
         text = json.dumps(settings, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()[:10]

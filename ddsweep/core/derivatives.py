@@ -22,11 +22,19 @@ from ddsweep.core.layers import Layer, Tape
 from ddsweep.core.networks import Params, forward_networks
 from ddsweep.core.objective import losses_per_network
 
-__all__ = ["Autograd", "Derivatives", "Explicit", "Functional", "Pulled", "derivatives_of", "no_bookkeeping"]
+__all__ = [
+    "Autograd",
+    "Derivatives",
+    "Explicit",
+    "Functional",
+    "GradientVjp",
+    "derivatives_of",
+    "no_bookkeeping",
+]
 
 
 @dataclass(frozen=True)
-class Pulled:
+class GradientVjp:
     """The derivative of <g, v>, the gradient g times a given v: by weights, by images ``[K, n, c, h, w]``
     and, if they are probabilities, by targets ``[K, n, classes]``."""
 
@@ -41,11 +49,11 @@ class Derivatives(Protocol):
         ...
 
     def gradient(self, params: Params, images: Tensor, targets: Tensor, keep: bool) -> tuple[Params, Any]:
-        """g, the gradient of the mean loss of each network by its weights; and, if ``keep``, what `pull`
+        """g, the gradient of the mean loss of each network by its weights; and, if ``keep``, what `vjp`
         needs to go back through it."""
         ...
 
-    def pull(self, params: Params, kept: Any, v: Params) -> Pulled: ...
+    def vjp(self, params: Params, kept: Any, v: Params) -> GradientVjp: ...
 
     def loss_and_gradient(self, params: Params, images: Tensor, targets: Tensor) -> tuple[Tensor, Params]:
         """Mean loss of each network ``[K]``, and its gradient by the weights."""
@@ -107,12 +115,12 @@ class Autograd:
         found = dict(zip(names, (g.detach() for g in gradient), strict=True))
         return found, (gradient, images, targets, weights) if keep else None
 
-    def pull(self, params: Params, kept: Any, v: Params) -> Pulled:
+    def vjp(self, params: Params, kept: Any, v: Params) -> GradientVjp:
         gradient, images, targets, weights = kept
         leaves = [images, *weights, *([targets] if targets.requires_grad else [])]
         found = torch.autograd.grad(gradient, leaves, list(v.values()), materialize_grads=True)
         by_weights = dict(zip(params, found[1:], strict=False))
-        return Pulled(by_weights, found[0], found[-1] if targets.requires_grad else None)
+        return GradientVjp(by_weights, found[0], found[-1] if targets.requires_grad else None)
 
     def loss_and_gradient(self, params: Params, images: Tensor, targets: Tensor) -> tuple[Tensor, Params]:
         leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
@@ -142,9 +150,9 @@ class Functional(Autograd):
         found, back = vjp(by_weights, params, images, *soft)[:2]
         return found, back
 
-    def pull(self, params: Params, kept: Any, v: Params) -> Pulled:
+    def vjp(self, params: Params, kept: Any, v: Params) -> GradientVjp:
         weights, images, *targets = kept(v)
-        return Pulled(weights, images, targets[0] if targets else None)
+        return GradientVjp(weights, images, targets[0] if targets else None)
 
     def loss_and_gradient(self, params: Params, images: Tensor, targets: Tensor) -> tuple[Tensor, Params]:
         gradient, losses = grad(self._losses, has_aux=True)(params, images, targets)
@@ -224,7 +232,7 @@ class Explicit:
         return losses, {name: found[name] for name in params}, _Kept(tapes, probabilities, mass)
 
     @torch.no_grad()
-    def pull(self, params: Params, kept: Any, v: Params) -> Pulled:
+    def vjp(self, params: Params, kept: Any, v: Params) -> GradientVjp:
         x: Tensor | None = None
         for layer, tape in zip(self.layers, kept.tapes, strict=True):
             x = layer.tangent(params, v, x, tape)
@@ -238,7 +246,7 @@ class Explicit:
         found: Params = {}
         for layer, tape in zip(reversed(self.layers), reversed(kept.tapes), strict=True):
             g = layer.tangent_backward(params, v, g, tape, found)
-        return Pulled(
+        return GradientVjp(
             weights={name: found[name] for name in params},
             images=g.permute(0, 4, 1, 2, 3),
             targets=-by_log.transpose(1, 2) / total if kept.mass is not None else None,

@@ -54,9 +54,9 @@ class Evaluation:
 def _rate_at(rates: Sequence[Rate], inner_steps: int, t: int, loop: InnerLoop, like: Tensor) -> Rate:
     """The rate of inner step ``t``, or of each network's, in the type and on the device of ``like``: beyond
     T the rates of the last epoch repeat."""
-    if loop.course is None:
+    if loop.batch_order is None:
         return rates[rate_index(t, inner_steps, len(rates))]
-    picked = [rates[int(i)] for i in loop.course.rates[t]]
+    picked = [rates[int(i)] for i in loop.batch_order.rates[t]]
     return picked[0] if len(picked) == 1 else torch.tensor(picked, dtype=like.dtype, device=like.device)
 
 
@@ -169,7 +169,7 @@ def evaluate_networks(
     ``targets`` as in `count_right`.
     """
     loop = InnerLoop() if loop is None else loop
-    own, course = images.dim() == 6, loop.course
+    own, batch_order = images.dim() == 6, loop.batch_order
 
     def of(module: nn.Module, share: slice) -> Evaluation:
         with no_bookkeeping(plan):
@@ -182,7 +182,7 @@ def evaluate_networks(
                 steps,
                 lambda weights: count_right(module, weights, pixels, targets, mean, std, plan),
                 plan,
-                replace(loop, course=None if course is None else course.of(share)),
+                replace(loop, batch_order=None if batch_order is None else batch_order.of(share)),
             )
 
     with products(plan.device):

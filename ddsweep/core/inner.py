@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ddsweep.core.layers import Params
 
-__all__ = ["InnerOptimizer", "PulledUpdate", "Rate", "Slots", "added"]
+__all__ = ["InnerOptimizer", "Rate", "Slots", "UpdateVjp", "added"]
 
 Rate = float | Tensor
 """One for all networks, or ``[K]``, one for each."""
@@ -32,7 +32,7 @@ Slots = tuple[Params, ...]
 
 
 @dataclass(frozen=True)
-class PulledUpdate:
+class UpdateVjp:
     """Derivatives by g, by the slots before, and by the rate ``[K]`` of one update. That by the weights
     before is v itself, plus what comes through g."""
 
@@ -120,23 +120,23 @@ class InnerOptimizer:
         m = slots[0][name] / (1 - a ** (step + 1))
         return m, (slots[1][name] / (1 - b ** (step + 1)) + self.EPSILON**2).sqrt()
 
-    def pull(
+    def vjp(
         self, v: Params, by_slots: Slots, slots: Slots, gradient: Params, rate: Rate, step: int
-    ) -> PulledUpdate:
+    ) -> UpdateVjp:
         """Back through one update. ``v`` and ``by_slots``: derivatives by weights and slots after the
         step; ``slots`` those before it."""
         if self.kind == "gd":
-            return PulledUpdate(_scaled(v, -rate), (), -_dot(v, gradient))
+            return UpdateVjp(_scaled(v, -rate), (), -_dot(v, gradient))
         after = self._slots_after(slots, gradient)
         if self.kind == "momentum":
             by_gradient = {n: by_slots[0][n] - _per_network(rate, a) * a for n, a in v.items()}
             before = {n: self.momentum * a for n, a in by_gradient.items()}
-            return PulledUpdate(by_gradient, (before,), -_dot(v, after[0]))
-        return self._pull_adam(v, by_slots, after, gradient, rate, step)
+            return UpdateVjp(by_gradient, (before,), -_dot(v, after[0]))
+        return self._vjp_adam(v, by_slots, after, gradient, rate, step)
 
-    def _pull_adam(
+    def _vjp_adam(
         self, v: Params, by_slots: Slots, after: Slots, gradient: Params, rate: Rate, step: int
-    ) -> PulledUpdate:
+    ) -> UpdateVjp:
         a, b = self.BETAS
         by_m, by_s, by_gradient, directions = {}, {}, {}, {}
         for n, along in v.items():
@@ -147,4 +147,4 @@ class InnerOptimizer:
             s_after = by_slots[1][n] + 0.5 * moved * m / (root**3 * (1 - b ** (step + 1)))
             by_gradient[n] = (1 - a) * m_after + 2 * (1 - b) * gradient[n] * s_after
             by_m[n], by_s[n] = a * m_after, b * s_after
-        return PulledUpdate(by_gradient, (by_m, by_s), -_dot(v, directions))
+        return UpdateVjp(by_gradient, (by_m, by_s), -_dot(v, directions))

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Course", "draw_course", "fixed_course", "rate_index"]
+__all__ = ["BatchOrder", "draw_batch_order", "fixed_batch_order", "rate_index"]
 
 
 @dataclass(frozen=True)
-class Course:
+class BatchOrder:
     """Of each inner step t: ``batches [T, K or 1, n]``, which of the S*n images are used, and
     ``rates [T, K or 1]``, which rate. One row where all networks go the same way. On the CPU,
     but in what a GPU records."""
@@ -27,9 +27,9 @@ class Course:
     def shared(self) -> bool:
         return self.batches.shape[1] == 1
 
-    def of(self, share: slice) -> Course:
+    def of(self, share: slice) -> BatchOrder:
         """That of some of the networks."""
-        return self if self.shared else Course(self.batches[:, share], self.rates[:, share])
+        return self if self.shared else BatchOrder(self.batches[:, share], self.rates[:, share])
 
 
 def rate_index(t: int, inner_steps: int, steps: int) -> int:
@@ -37,15 +37,15 @@ def rate_index(t: int, inner_steps: int, steps: int) -> int:
     return t if t < steps else steps - inner_steps + t % inner_steps
 
 
-def fixed_course(inner_steps: int, batch: int, steps: int, total: int | None = None) -> Course:
+def fixed_batch_order(inner_steps: int, batch: int, steps: int, total: int | None = None) -> BatchOrder:
     """Step t uses batch t mod S and rate t; ``total`` steps, by default T = ``steps``."""
     t = torch.arange(steps if total is None else total)
     batches = (t % inner_steps * batch)[:, None, None] + torch.arange(batch)
     rates = [rate_index(int(i), inner_steps, steps) for i in t]
-    return Course(batches, torch.tensor(rates, dtype=torch.int64)[:, None])
+    return BatchOrder(batches, torch.tensor(rates, dtype=torch.int64)[:, None])
 
 
-def draw_course(
+def draw_batch_order(
     order: str,
     inner_steps: int,
     classes: int,
@@ -53,17 +53,17 @@ def draw_course(
     steps: int,
     seeds: Sequence[int],
     total: int | None = None,
-) -> Course:
-    """The course of K networks, network k's drawn from ``seeds[k]``.
+) -> BatchOrder:
+    """The order of K networks, network k's drawn from ``seeds[k]``.
 
-    ``fixed``: as `fixed_course`. ``shuffled``: in every epoch the S batches, each with its rate of that
+    ``fixed``: as `fixed_batch_order`. ``shuffled``: in every epoch the S batches, each with its rate of that
     epoch, in an order of their own. ``sampled``: in every step ``per_class`` of each class's images at
     random, without regard to batches; rates go by step. Raises ``ValueError`` for another order.
     """
     total = steps if total is None else total
     batch = classes * per_class
     if order == "fixed":
-        return fixed_course(inner_steps, batch, steps, total)
+        return fixed_batch_order(inner_steps, batch, steps, total)
     if order not in ("shuffled", "sampled"):
         raise ValueError(f"unknown order {order!r}; orders are fixed, shuffled, sampled")
     batches, rates = [], []
@@ -79,7 +79,7 @@ def draw_course(
         else:
             batches.append(_sample(inner_steps, classes, per_class, total, generator))
             rates.append([rate_index(t, inner_steps, steps) for t in range(total)])
-    return Course(torch.stack(batches, 1), torch.tensor(rates, dtype=torch.int64).t().contiguous())
+    return BatchOrder(torch.stack(batches, 1), torch.tensor(rates, dtype=torch.int64).t().contiguous())
 
 
 def _sample(inner_steps: int, classes: int, per_class: int, total: int, generator: torch.Generator) -> Tensor:

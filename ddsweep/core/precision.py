@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddsweep.core.derivatives import Derivatives, Pulled
+from ddsweep.core.derivatives import Derivatives, GradientVjp
 from ddsweep.core.networks import Params
 
 __all__ = ["in_precision", "precision_of", "products", "stored_dtype"]
@@ -82,11 +82,11 @@ class _InBfloat16:
         found, kept = self.math.gradient(_low(params), images.bfloat16(), _targets(targets), keep)
         return _like(found, params), kept
 
-    def pull(self, params: Params, kept: Any, v: Params) -> Pulled:
-        pulled = self.math.pull(_low(params), kept, _low(v))
+    def vjp(self, params: Params, kept: Any, v: Params) -> GradientVjp:
+        pulled = self.math.vjp(_low(params), kept, _low(v))
         dtype = next(iter(params.values())).dtype
         targets = None if pulled.targets is None else pulled.targets.to(dtype)
-        return Pulled(_like(pulled.weights, params), pulled.images.to(dtype), targets)
+        return GradientVjp(_like(pulled.weights, params), pulled.images.to(dtype), targets)
 
     def loss_and_gradient(self, params: Params, images: Tensor, targets: Tensor) -> tuple[Tensor, Params]:
         losses, found = self.math.loss_and_gradient(_low(params), images.bfloat16(), _targets(targets))

@@ -12,18 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from ddsweep.core.derivatives import derivatives_of
-from ddsweep.core.distill import adam
 from ddsweep.core.execution import ExecutionPlan
 from ddsweep.core.images import normalise
 from ddsweep.core.layers import Params
+from ddsweep.core.outer import adam
 from ddsweep.core.precision import products
 from ddsweep.core.unroll import loss_and_gradient
 
-__all__ = ["Course", "train_on_real"]
+__all__ = ["TrainingSchedule", "train_on_real"]
 
 
 @dataclass(frozen=True)
-class Course:
+class TrainingSchedule:
     """``epochs`` over all images in batches of ``batch``, at rate ``lr`` times ``decay_factor`` for each
     ``decay_epochs`` gone by."""
 
@@ -41,7 +41,7 @@ def train_on_real(
     labels: Tensor,
     mean: Sequence[float],
     std: Sequence[float],
-    course: Course,
+    schedule: TrainingSchedule,
     seeds: Callable[[int], Sequence[int]],
     plan: ExecutionPlan,
     *,
@@ -57,18 +57,19 @@ def train_on_real(
     zeros = {name: torch.zeros_like(value) for name, value in params.items()}
     m, v, updates = dict(zeros), dict(zeros), 0
     params = dict(params)
-    for epoch in range(course.epochs):
-        lr = course.lr * course.decay_factor ** (epoch // course.decay_epochs)
+    for epoch in range(schedule.epochs):
+        lr = schedule.lr * schedule.decay_factor ** (epoch // schedule.decay_epochs)
         generators = (torch.Generator().manual_seed(seed) for seed in seeds(epoch))
         order = torch.stack([torch.randperm(count, generator=g) for g in generators]).to(pixels.device)
-        for start in range(0, count, course.batch):
+        for start in range(0, count, schedule.batch):
             if should_stop():
                 return None
-            picks = order[:, start : start + course.batch]
+            picks = order[:, start : start + schedule.batch]
             images = normalise(pixels[picks], mean, std, next(iter(params.values())).dtype)
             with products(plan.device):
                 _, gradient = loss_and_gradient(math.loss_and_gradient, params, images, labels[picks], plan)
             updates += 1
             for name, piece in gradient.items():
-                params[name], m[name], v[name] = adam(params[name], piece, m[name], v[name], updates, lr)
+                step, m[name], v[name] = adam(piece, m[name], v[name], updates, lr)
+                params[name] = params[name] + step
     return params

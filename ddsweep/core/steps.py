@@ -23,8 +23,8 @@ from ddsweep.core.layers import Params
 from ddsweep.core.precision import in_precision
 
 __all__ = [
-    "Back",
     "LossAndGradient",
+    "StepVjp",
     "Steps",
     "is_compile_error",
     "loss_and_gradient_of",
@@ -35,7 +35,7 @@ LossAndGradient = Callable[[Params, Tensor, Tensor], tuple[Tensor, Params]]
 
 
 @dataclass(frozen=True)
-class Back:
+class StepVjp:
     """Derivatives, carried from after a step to before it: by weights and slots; and by what the step used,
     its rate ``[K]``, images ``[K, n, c, h, w]`` and, if they are probabilities, targets ``[K, n,
     classes]``."""
@@ -56,7 +56,7 @@ class Steps(Protocol):
 
     def back(
         self, weights: Params, slots: Slots, kept: Any, v: Params, by_slots: Slots, rate: Rate, t: int
-    ) -> Back:
+    ) -> StepVjp:
         """Back through step ``t``: ``weights`` and ``slots`` are those before it, ``v`` and ``by_slots`` the
         derivatives by those after it."""
         ...
@@ -76,11 +76,11 @@ class _Eager:
 
     def back(
         self, weights: Params, slots: Slots, kept: Any, v: Params, by_slots: Slots, rate: Rate, t: int
-    ) -> Back:
+    ) -> StepVjp:
         gradient, passes = kept
-        update = self.optimizer.pull(v, by_slots, slots, gradient, rate, t)
-        pulled = self.math.pull(weights, passes, update.gradient)
-        return Back(added(v, pulled.weights), update.slots, update.rate, pulled.images, pulled.targets)
+        update = self.optimizer.vjp(v, by_slots, slots, gradient, rate, t)
+        pulled = self.math.vjp(weights, passes, update.gradient)
+        return StepVjp(added(v, pulled.weights), update.slots, update.rate, pulled.images, pulled.targets)
 
 
 # --------------------------------------------------------------------------------------- compiled
@@ -103,10 +103,10 @@ class _Compiled:
 
     def back(
         self, weights: Params, slots: Slots, kept: Any, v: Params, by_slots: Slots, rate: Rate, t: int
-    ) -> Back:
+    ) -> StepVjp:
         images, targets = kept
         numbers = _numbers(rate, t, images)
-        return Back(*self.way_back(weights, slots, images, targets, v, by_slots, *numbers))
+        return StepVjp(*self.way_back(weights, slots, images, targets, v, by_slots, *numbers))
 
 
 def _numbers(rate: Rate, t: int, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -33,9 +33,9 @@ from ddsweep.core.execution import ExecutionPlan
 from ddsweep.core.graphs import replayed
 from ddsweep.core.inner import InnerOptimizer, Rate, Slots
 from ddsweep.core.layers import Params
-from ddsweep.core.order import Course, fixed_course
+from ddsweep.core.order import BatchOrder, fixed_batch_order
 from ddsweep.core.precision import products
-from ddsweep.core.steps import Back, LossAndGradient, Steps, loss_and_gradient_of, steps_of
+from ddsweep.core.steps import LossAndGradient, Steps, StepVjp, loss_and_gradient_of, steps_of
 from ddsweep.core.teams import in_teams
 
 __all__ = [
@@ -68,7 +68,7 @@ class InnerLoop:
     """How networks are trained on distilled images: plain gradient descent in fixed order by default."""
 
     optimizer: InnerOptimizer = field(default_factory=InnerOptimizer)
-    course: Course | None = None
+    batch_order: BatchOrder | None = None
     augment: Augment | None = None
 
 
@@ -115,13 +115,13 @@ def raw_rates(rate: float, steps: int) -> Tensor:
 class _Batches:
     """The distilled images and labels of each inner step, and the way back from a step's derivatives."""
 
-    def __init__(self, images: Tensor, labels: Tensor, loop: InnerLoop, course: Course) -> None:
+    def __init__(self, images: Tensor, labels: Tensor, loop: InnerLoop, batch_order: BatchOrder) -> None:
         self.own = images.dim() == 6
         first = 1 if self.own else 0
         self.images = images.detach().flatten(first, first + 1)
         self.labels = labels.detach().flatten(0, 1)
-        self.shared, self.augment = course.shared, loop.augment
-        self._picks, self._rates = course.batches.to(images.device), course.rates.to(images.device)
+        self.shared, self.augment = batch_order.shared, loop.augment
+        self._picks, self._rates = batch_order.batches.to(images.device), batch_order.rates.to(images.device)
 
     def at(self, t: int) -> tuple[Tensor, Tensor]:
         """Images ``[n, ...]`` (or ``[K, n, ...]``) and targets of step ``t``."""
@@ -177,19 +177,19 @@ def train_networks(
     to `RECORDED_STEPS` steps.
     """
     loop = InnerLoop() if loop is None else loop
-    course = loop.course
-    if course is None:
-        course = fixed_course(labels.shape[0], labels.shape[1], start + len(rates))
+    batch_order = loop.batch_order
+    if batch_order is None:
+        batch_order = fixed_batch_order(labels.shape[0], labels.shape[1], start + len(rates))
     slots = loop.optimizer.start(params) if slots is None else slots
     if graph:
         for first in range(0, len(rates), RECORDED_STEPS):
             some = rates[first : first + RECORDED_STEPS]
             params, slots = _train_recorded(
-                network, params, images, labels, some, batching, start + first, loop, course, slots
+                network, params, images, labels, some, batching, start + first, loop, batch_order, slots
             )
         return params, slots
     math = derivatives_of(network, batching)
-    batches = _Batches(images, labels, loop, course)
+    batches = _Batches(images, labels, loop, batch_order)
     return _take_steps(math, batches, loop.optimizer, params, slots, rates, start, start)
 
 
@@ -220,7 +220,7 @@ def _train_recorded(
     batching: str,
     start: int,
     loop: InnerLoop,
-    course: Course,
+    batch_order: BatchOrder,
     slots: Slots,
 ) -> tuple[Params, Slots]:
     """`train_networks` from step ``start`` on, as one CUDA graph."""
@@ -233,7 +233,7 @@ def _train_recorded(
         weights, *state = (
             dict(zip(names, values[i * len(names) : (i + 1) * len(names)], strict=True)) for i in range(sets)
         )
-        batches = _Batches(x, y, loop, Course(picks, picks.new_zeros(len(picks), 1)))
+        batches = _Batches(x, y, loop, BatchOrder(picks, picks.new_zeros(len(picks), 1)))
         rate_of_step = [numbers[i].view(-1) for i in range(len(numbers))]
         weights, after = _take_steps(
             derivatives_of(network, batching),
@@ -243,7 +243,7 @@ def _train_recorded(
 
     one_each = [torch.as_tensor(rate, dtype=weight.dtype) for rate in rates]
     inputs = [value for part in (params, *slots) for value in part.values()]
-    picks = course.batches[start : start + len(rates)]
+    picks = batch_order.batches[start : start + len(rates)]
     inputs += [images, labels, picks.to(weight.device), torch.stack(one_each).to(weight.device)]
     inputs.append(torch.full((), start, dtype=torch.float64, device=weight.device))
     what = ("train", network, tuple(names), batching, loop.optimizer)
@@ -292,12 +292,12 @@ class _Unroll:
         self,
         steps: Steps,
         batches: _Batches,
-        course: Course,
+        batch_order: BatchOrder,
         rates: Tensor,
         plan: ExecutionPlan,
     ) -> None:
         self.steps, self.batches = steps, batches
-        self.course, self.rates = course, rates
+        self.batch_order, self.rates = batch_order, rates
         # A number is one for every replay of a recording.
         self.numbers = None if plan.graph else rates.tolist()
         self.keep_all = plan.memory_mode == "store"
@@ -305,7 +305,7 @@ class _Unroll:
 
     def rate(self, t: int) -> Rate:
         """The rate of step ``t``: one number, or ``[K]``."""
-        which = self.course.rates[t]
+        which = self.batch_order.rates[t]
         if self.numbers is not None and len(which) == 1:
             return float(self.numbers[int(which)])
         return self.rates[self.batches.rate_of(t)]
@@ -317,7 +317,7 @@ class _Unroll:
         )
         return _Point(weights, slots, t + 1), _Step(point, kept)
 
-    def back(self, step: _Step, v: Params, by_slots: Slots) -> Back:
+    def back(self, step: _Step, v: Params, by_slots: Slots) -> StepVjp:
         before = step.before
         t = before.step
         return self.steps.back(before.weights, before.slots, step.kept, v, by_slots, self.rate(t), t)
@@ -371,19 +371,23 @@ def outer_gradient(
     if total % inner_steps:
         raise ValueError(f"{total} rates do not go into {inner_steps} inner steps")
     loop = InnerLoop() if loop is None else loop
-    course = fixed_course(inner_steps, labels.shape[1], total) if loop.course is None else loop.course
+    batch_order = (
+        fixed_batch_order(inner_steps, labels.shape[1], total)
+        if loop.batch_order is None
+        else loop.batch_order
+    )
     window = Window(0, total) if window is None else window
     own = real_labels.dim() == 2
     if plan.graph:
         with products(plan.device, plan.precision):
             real = real_images, real_labels
-            whole = replace(loop, course=course)
+            whole = replace(loop, batch_order=batch_order)
             return _recorded(network, params, images, labels, raw, *real, plan, whole, window)
 
     def of(module: nn.Module, share: slice) -> OuterGradient:
         weights = {name: value[share] for name, value in params.items()}
         real = (real_images[share], real_labels[share]) if own else (real_images, real_labels)
-        theirs = replace(loop, course=course.of(share))
+        theirs = replace(loop, batch_order=batch_order.of(share))
         with no_bookkeeping(plan) if loop.augment is None else nullcontext():  # whose way back is autograd's
             return _outer_gradient(module, weights, images, labels, raw, *real, plan, theirs, window)
 
@@ -406,19 +410,19 @@ def _recorded(
     """`_outer_gradient` of all networks, as a CUDA graph."""
     if loop.augment is not None:
         raise ValueError("graph: an augmentation is another one in every outer step and cannot be recorded")
-    assert loop.course is not None
+    assert loop.batch_order is not None
     names, device = list(params), images.device
 
     def work(*tensors: Tensor) -> list[Tensor]:
         weights = dict(zip(names, tensors, strict=False))
         x, y, raw_of_all, real_x, real_y, batches, rates = tensors[len(names) :]
-        theirs = replace(loop, course=Course(batches, rates))
+        theirs = replace(loop, batch_order=BatchOrder(batches, rates))
         found = _outer_gradient(network, weights, x, y, raw_of_all, real_x, real_y, plan, theirs, window)
         parts = (found.losses, found.images, found.raw_rates, found.labels)
         return [part for part in parts if part is not None]
 
-    course = loop.course.batches.to(device), loop.course.rates.to(device)
-    inputs = [*params.values(), images, labels, raw, real_images, real_labels, *course]
+    batch_order = loop.batch_order.batches.to(device), loop.batch_order.rates.to(device)
+    inputs = [*params.values(), images, labels, raw, real_images, real_labels, *batch_order]
     what = ("outer gradient", network, tuple(names), plan, loop.optimizer, window)
     return OuterGradient(*replayed(what, work, [value.detach() for value in inputs]))
 
@@ -445,13 +449,13 @@ def _outer_gradient(
     loop: InnerLoop,
     window: Window,
 ) -> OuterGradient:
-    """Of the networks of one team. ``loop`` has a course."""
-    assert loop.course is not None
-    course, total = loop.course, raw.shape[0]
+    """Of the networks of one team. ``loop`` has a batch order."""
+    assert loop.batch_order is not None
+    batch_order, total = loop.batch_order, raw.shape[0]
     count = next(iter(params.values())).shape[0]
     rates = F.softplus(raw.detach())
-    batches = _Batches(images, labels, loop, course)
-    unroll = _Unroll(steps_of(network, loop.optimizer, plan), batches, course, rates, plan)
+    batches = _Batches(images, labels, loop, batch_order)
+    unroll = _Unroll(steps_of(network, loop.optimizer, plan), batches, batch_order, rates, plan)
 
     point = _Point({name: value.detach() for name, value in params.items()}, loop.optimizer.start(params), 0)
     while point.step < window.start:

@@ -17,7 +17,10 @@ from torch import Tensor
 
 from ddsweep import baselines
 from ddsweep.catalog import SPEC_VERSION, EvaluationSpec, TrialSpec
+from ddsweep.core.inner import InnerOptimizer
 from ddsweep.core.objective import rewritten
+from ddsweep.core.tuning import best_of, score_rates
+from ddsweep.core.unroll import InnerLoop
 from ddsweep.data.sources import Splits
 from ddsweep.errors import CheckpointError
 from ddsweep.evaluation.group import Group
@@ -30,9 +33,6 @@ from ddsweep.results.schemas import EVALS
 from ddsweep.seeds import derive_seed
 
 __all__ = ["baseline_rows"]
-
-_AT_ONCE_BYTES = 2**30
-"""Weights of networks on which rates are tried together: all rates, but for networks as large as AlexNet."""
 
 
 def baseline_rows(
@@ -188,11 +188,8 @@ def _search_rates(
     path = directory.cache / "rates" / f"{source}-{key}.json"
     scores = _computed_json(path, directory, lambda: _score_rates(group, kind, rates, epochs, directory))
     own = epochs.index(spec.inner_epochs)
-    best = max(range(len(scores)), key=lambda r: scores[r][own])
-    tuned, count = max(
-        ((r, e) for r in range(len(scores)) for e in range(len(epochs))), key=lambda re: scores[re[0]][re[1]]
-    )
-    return (rates[best], spec.inner_epochs), (rates[tuned], epochs[count])
+    at_own = best_of([[row[own]] for row in scores], rates, [spec.inner_epochs])
+    return at_own, best_of(scores, rates, epochs)
 
 
 def _selection_key(group: Group, source: str, epochs: Sequence[int], more: Sequence[Any]) -> str:
@@ -233,23 +230,21 @@ def _score_rates(
     chosen = range(baselines.SELECTION_NETWORKS)
     networks = group.networks("selection", chosen)
     images = _images(group, kind, "baseline_selection", chosen, directory)
-    steps = [spec.inner_steps * e for e in epochs]
-    # Many rates at once: network k of the batch is selection network k mod 4 at rate k div 4.
-    once = max(1, _AT_ONCE_BYTES // sum(value.nbytes for value in networks.values()))
-    scores: list[list[float]] = []
-    for first in range(0, len(tried), once):
-        some = tried[first : first + once]
-        count = len(some)
-        rates = torch.tensor(some, dtype=group.dtype, device=group.plan.device)
-        result = group.run(
-            {name: value.repeat(count, *[1] * (value.dim() - 1)) for name, value in networks.items()},
-            images.repeat(count, *[1] * (images.dim() - 1)) if images.dim() == 6 else images,
-            [rates.repeat_interleave(len(chosen))] * steps[-1],
-            steps,
-            *_validation_images(group),
-        )
-        scores += result.accuracy.view(len(steps), count, len(chosen)).mean(2).T.tolist()
-    return scores
+    pixels, targets = (part.to(group.plan.device) for part in _validation_images(group))
+    return score_rates(
+        group.network,
+        networks,
+        images.to(group.plan.device, group.dtype),
+        baselines.baseline_labels(spec).to(group.plan.device),
+        tried,
+        epochs,
+        pixels,
+        targets,
+        group.splits.mean,
+        group.splits.std,
+        group.plan,
+        InnerLoop(InnerOptimizer(spec.inner_optimizer, spec.inner_momentum)),
+    )
 
 
 def _best_candidate(group: Group, lr: float, epochs: int, candidates: int, directory: SweepDirectory) -> int:

@@ -202,7 +202,8 @@ def _row(
     spec: TrialSpec, provenance: Mapping[str, Any], sweep: str, status: str, outer_steps_done: int
 ) -> dict[str, Any]:
     """The columns that every trial has, evaluated or not."""
-    settings = {name: value for name, value in spec.to_dict().items() if name not in ("dataset", "pool")}
+    absent = {"dataset", "pool", *spec.lacks}
+    settings = {name: value for name, value in spec.to_dict().items() if name not in absent}
     if spec.pool is not None:
         settings["init_law"] = None  # that of the pool
         settings |= {

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from ddsweep.baselines import baseline_labels
 from ddsweep.catalog import EvalUnit, TrialSpec
-from ddsweep.core.distill import evaluation_loop, known_seed
 from ddsweep.core.evaluate import Evaluation, evaluate_networks
 from ddsweep.core.execution import ExecutionPlan
 from ddsweep.core.init import draw_networks
 from ddsweep.core.inner import InnerOptimizer
 from ddsweep.core.networks import Params, stack_networks
 from ddsweep.core.precision import stored_dtype
+from ddsweep.core.recipe import evaluation_loop
+from ddsweep.core.task import known_seed
 from ddsweep.core.unroll import InnerLoop
 from ddsweep.data.sources import Splits
 from ddsweep.distilled import DistilledSet

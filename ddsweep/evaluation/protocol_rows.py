@@ -11,7 +11,7 @@ from typing import Any
 
 from ddsweep.catalog import Protocol, TrialSpec
 from ddsweep.core.inner import InnerOptimizer
-from ddsweep.core.order import draw_course
+from ddsweep.core.order import draw_batch_order
 from ddsweep.core.unroll import InnerLoop
 from ddsweep.distilled import DistilledSet
 from ddsweep.evaluation.group import Group
@@ -45,4 +45,4 @@ def _loop(made: TrialSpec, used: TrialSpec, indices: Sequence[int], total: int) 
         return InnerLoop(optimizer)
     seeds = [derive_seed("heldout_order", made.trial_id, "heldout", index) for index in indices]
     sizes = (made.inner_steps, made.dataset.classes, made.images_per_class_per_step, made.steps)
-    return InnerLoop(optimizer, draw_course(used.order, *sizes, seeds, total))
+    return InnerLoop(optimizer, draw_batch_order(used.order, *sizes, seeds, total))

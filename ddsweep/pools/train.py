@@ -15,7 +15,7 @@ from ddsweep.core.evaluate import count_right
 from ddsweep.core.execution import choose_plan
 from ddsweep.core.init import draw_networks
 from ddsweep.core.networks import build_network
-from ddsweep.core.pretrain import Course, train_on_real
+from ddsweep.core.pretrain import TrainingSchedule, train_on_real
 from ddsweep.data.sources import Splits
 from ddsweep.errors import CheckpointError, DataError, ResultsError, UserError
 from ddsweep.pools.recipe import PoolRecipe
@@ -118,7 +118,7 @@ def train_group(
         splits.train_labels.to(device),
         splits.mean,
         splits.std,
-        Course(recipe.epochs, recipe.batch, recipe.lr, recipe.decay_epochs, recipe.decay_factor),
+        TrainingSchedule(recipe.epochs, recipe.batch, recipe.lr, recipe.decay_epochs, recipe.decay_factor),
         lambda epoch: _order_seeds(recipe, group.role, group.trained, epoch),
         plan,
         should_stop=should_stop,

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-from ddsweep.catalog import TrialSpec, parse_dataset, parse_network
+from ddsweep.catalog import METHODS, TrialSpec, parse_dataset, parse_network
 from ddsweep.errors import SettingError
 from ddsweep.report.formats import NONE, plain
 
@@ -39,14 +39,18 @@ def heading(name: str) -> str:
 
 def settings_of(trial: TrialSpec) -> dict[str, Any]:
     """The settings of ``trial`` by name, data set and pool by theirs."""
-    settings = {name: getattr(trial, name) for name in NAMES}
+    settings = {name: None if name in trial.lacks else getattr(trial, name) for name in NAMES}
     return settings | {"dataset": trial.dataset.name, "pool": trial.pool.name if trial.pool else None}
 
 
 def settings_of_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings in a row of ``trials``; one that an older file lacks has its default ("as before")."""
+    """The settings in a row of ``trials``; one that an older file lacks has its default ("as before"), but
+    for what the trial's method lacks."""
+    lacks = METHODS[row.get("method") or "bptt"].lacks
     return {
-        name: _DEFAULTS.get(name) if row.get(name) is None else row[name] for name in NAMES if name in row
+        name: _DEFAULTS.get(name) if row.get(name) is None and name not in lacks else row[name]
+        for name in NAMES
+        if name in row
     }
 
 

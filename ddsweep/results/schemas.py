@@ -135,6 +135,9 @@ TRIALS = pa.schema(
         ("python_version", _TEXT),
         ("torch_version", _TEXT),
         ("ray_version", _TEXT),
+        # Settings of version 0.2.
+        ("method", _TEXT),
+        ("real_per_class", _COUNT),
     ],
     metadata=_METADATA,
 )

@@ -31,6 +31,11 @@ MEANINGS: dict[str, dict[str, str]] = {
             "`convnet(depth=3,width=128,norm=instance)`; depth is 2 up to 16 px and 3 beyond; norm is "
             "`instance` or `none`"
         ),
+        "method": (
+            "what makes the images: `bptt`, by the gradient through T training steps (Wang et al. "
+            "2018); `distribution_matching`, by the mean features of each class in networks that are "
+            "not trained (Zhao and Bilen 2023)"
+        ),
         "objective": (
             "cross-entropy on real data after T steps; `attack`: the same with the labels `attack_class` "
             "rewritten to `target_class`"
@@ -95,6 +100,10 @@ MEANINGS: dict[str, dict[str, str]] = {
         "outer_steps": "updates of the distilled set",
         "models_per_step": "networks unrolled in one outer step; always 1 for `fixed`",
         "real_batch": "real images in one outer step",
+        "real_per_class": (
+            "real images of each class in one outer step of `distribution_matching`; the "
+            "`outer_augment` of a step is one draw for these and the distilled images"
+        ),
         "real_batch_mode": "`shared` by the networks of a step, or `per_network`",
         "outer_lr": "rate of Adam on the images (betas 0.5, 0.999)",
         "outer_lr_rates": "`outer_lr` of the raw inner rates; none: that of the images",

@@ -8,12 +8,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ddsweep.catalog import DatasetSpec, PoolSpec, TrialSpec
+from ddsweep.catalog import METHODS, DatasetSpec, PoolSpec, TrialSpec
 from ddsweep.catalog.numbers import counted
 from ddsweep.errors import DataError, SettingError
 from ddsweep.spec.model import SweepSpec
 from ddsweep.spec.protocols import check_evaluation
 from ddsweep.spec.values import MOST_TRIALS, SIZES
+
+_DEFAULT_METHOD = "bptt"
 
 _LISTED = 5
 """How many impossible combinations a message lists."""
@@ -41,6 +43,7 @@ class _Combination:
     settings: dict[str, Any]
     seeds: tuple[int, ...]
     sample: int
+    varied: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,7 @@ def expand(
     repeated: list[str] = []
     invalid: dict[str, str] = {}
     assumed: dict[str, None] = {}
+    methods = _methods(sweep)
     for combination in _combinations(sweep):
         settings = dict(combination.settings)
         dataset = _resolved(sweep, datasets, settings.pop("dataset"), resolve)
@@ -91,11 +95,14 @@ def expand(
         for seed in combination.seeds:
             text = combination.text + (f" seed={seed}" if len(combination.seeds) > 1 else "")
             try:
-                trial = TrialSpec(dataset, **{**_sizes(settings), "seed": seed})
+                own, lacked = _of_method(sweep, _sizes(settings), methods)
+                trial = TrialSpec(dataset, **{**own, "seed": seed})
             except SettingError as error:
                 dropped.append((text, str(error)))
                 invalid.setdefault(combination.text, str(error))
                 continue
+            if lacked & combination.varied and trial.trial_id in trials:
+                continue  # it differs from that one in what its method lacks
             made = _Made(text, combination.sample, trial)
             if not _add(sweep, trials, made):
                 repeated.append(text)
@@ -154,7 +161,30 @@ def _combinations(sweep: SweepSpec) -> Iterable[_Combination]:
             settings = {**sweep.base, **varied}
             seeds = (settings.pop("seed"),) if "seed" in settings else sweep.seeds
             text = " ".join(f"{key}={_value_text(value)}" for key, value in varied.items())
-            yield _Combination(text or "base", settings, seeds, number)
+            yield _Combination(text or "base", settings, seeds, number, frozenset(varied))
+
+
+def _methods(sweep: SweepSpec) -> frozenset[str]:
+    """The methods that trials of the sweep have."""
+    searched = sweep.search.space if sweep.search else {}
+    if not any("method" in named for named in (sweep.base, sweep.grid, searched, *sweep.points)):
+        return frozenset({_DEFAULT_METHOD})
+    return frozenset(c.settings.get("method", _DEFAULT_METHOD) for c in _combinations(sweep))
+
+
+def _of_method(
+    sweep: SweepSpec, settings: dict[str, Any], methods: frozenset[str]
+) -> tuple[dict[str, Any], frozenset[str]]:
+    """``settings`` without those that their method lacks, and which these are. Raises `SettingError` for one
+    that no method of the sweep has: nothing would read it."""
+    lacks = METHODS[settings.get("method", _DEFAULT_METHOD)].lacks & settings.keys()
+    for name in sorted(lacks):
+        if all(name in METHODS[method].lacks for method in methods):
+            having = ", ".join(method.name for method in METHODS.values() if name not in method.lacks)
+            raise SettingError(
+                f"{name}: {', '.join(sorted(methods))} has no such setting ({having} has); leave it out"
+            )
+    return {name: value for name, value in settings.items() if name not in lacks}, lacks
 
 
 def _value_text(value: Any) -> str:

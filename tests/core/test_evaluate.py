@@ -18,7 +18,7 @@ from ddsweep.core.images import class_labels, normalise, sample_per_class
 from ddsweep.core.init import draw_networks
 from ddsweep.core.inner import InnerOptimizer
 from ddsweep.core.networks import build_network
-from ddsweep.core.order import draw_course, rate_index
+from ddsweep.core.order import draw_batch_order, rate_index
 from ddsweep.core.unroll import InnerLoop, train_networks
 from ddsweep.seeds import derive_seed
 
@@ -238,8 +238,8 @@ def test_networks_in_orders_of_their_own_are_what_they_are_alone(
     rates = tuple(rate / (30 if optimizer == "adam" else 3) for rate in RATES)  # 0.1 is no float32
 
     def evaluated(seeds, weights) -> Evaluation:
-        course = draw_course(order, 2, 10, 1, 4, seeds, 7)
-        loop = InnerLoop(InnerOptimizer(optimizer), course)
+        batch_order = draw_batch_order(order, 2, 10, 1, 4, seeds, 7)
+        loop = InnerLoop(InnerOptimizer(optimizer), batch_order)
         split = (*test_split, MEAN, STD, plan)
         return evaluate_networks(network, weights, images, labels, rates, (0, 2, 4, 7), *split, loop=loop)
 

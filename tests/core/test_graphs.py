@@ -19,7 +19,7 @@ from ddsweep.catalog import DATASETS, TrialSpec
 from ddsweep.core import graphs
 from ddsweep.core.execution import ExecutionPlan, choose_plan
 from ddsweep.core.inner import InnerOptimizer
-from ddsweep.core.order import draw_course
+from ddsweep.core.order import draw_batch_order
 from ddsweep.core.unroll import InnerLoop, Window, outer_gradient, train_networks
 from ddsweep.trial_plan import TrialSettings, first_plan
 
@@ -62,8 +62,8 @@ def test_nothing_of_the_first_call_stays_in_the_work(
         if soft:
             case = replace(case, labels=torch.rand(2, 10, 10, dtype=torch.float64) / 5)
         seeds = [10 * turn + k for k in range(3)]
-        course = None if order == "fixed" else draw_course(order, 2, 10, 1, 4, seeds)
-        loop = InnerLoop(InnerOptimizer(optimizer), course)
+        batch_order = None if order == "fixed" else draw_batch_order(order, 2, 10, 1, 4, seeds)
+        loop = InnerLoop(InnerOptimizer(optimizer), batch_order)
         expected = outer_gradient(*case.arguments, plan, loop=loop)
         found = outer_gradient(*case.arguments, replace(plan, graph=True), loop=loop)
         for name in ("losses", "images", "raw_rates", *(["labels"] if soft else [])):
@@ -92,8 +92,8 @@ def test_training_by_recordings_is_training(
     for turn in range(2):
         case = replace(make_case("lenet", (1, 28, 28), seed=turn, batch=10), network=lenet(make_case))
         images = torch.stack([case.images * (1 + k) for k in range(3)]) if own else case.images
-        course = None if order == "fixed" else draw_course(order, 2, 10, 1, 9, [turn, 1, 2], 9)
-        loop = InnerLoop(InnerOptimizer(optimizer), course)
+        batch_order = None if order == "fixed" else draw_batch_order(order, 2, 10, 1, 9, [turn, 1, 2], 9)
+        loop = InnerLoop(InnerOptimizer(optimizer), batch_order)
         rates = [0.02 * (1 + turn + t) for t in range(9)]
         if order != "fixed":
             rates = [torch.tensor([rate, 2 * rate, 3 * rate], dtype=torch.float64) for rate in rates]

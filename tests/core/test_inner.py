@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ddsweep.core.inner import InnerOptimizer, PulledUpdate
+from ddsweep.core.inner import InnerOptimizer, UpdateVjp
 from ddsweep.core.layers import Params
-from ddsweep.core.order import draw_course
+from ddsweep.core.order import draw_batch_order
 from ddsweep.core.unroll import InnerLoop, train_networks
 
 KINDS = ("gd", "momentum", "adam")
@@ -56,14 +56,14 @@ def test_adam_leaves_a_weight_without_gradient_where_it_is() -> None:
     for t in range(3):
         after, slots = optimizer.update(params, slots, zero, 0.1, t)
         assert all(torch.equal(after[n], w) for n, w in params.items())
-    pulled = optimizer.pull(weights(1), (zero, zero), optimizer.start(params), zero, 0.1, 0)
+    pulled = optimizer.vjp(weights(1), (zero, zero), optimizer.start(params), zero, 0.1, 0)
     for part in (pulled.gradient, *pulled.slots):
         assert all(bool(torch.isfinite(value).all()) for value in part.values())
 
 
 def by_autograd(
     optimizer: InnerOptimizer, v: Params, by_slots: tuple[Params, ...], slots, gradient, rate, step: int
-) -> PulledUpdate:
+) -> UpdateVjp:
     """What autograd makes of <v, w'> + <by_slots, slots'>, all of one update."""
     leaf = {n: g.clone().requires_grad_() for n, g in gradient.items()}
     before = tuple({n: a.clone().requires_grad_() for n, a in part.items()} for part in slots)
@@ -77,7 +77,7 @@ def by_autograd(
     found = iter(torch.autograd.grad(total, leaves))
     by_gradient = {n: next(found) for n in v}
     by_rate = next(found)
-    return PulledUpdate(by_gradient, tuple({n: next(found) for n in v} for _ in slots), by_rate)
+    return UpdateVjp(by_gradient, tuple({n: next(found) for n in v} for _ in slots), by_rate)
 
 
 @pytest.mark.parametrize("step", [0, 1, 7])
@@ -93,7 +93,7 @@ def test_the_way_back_through_an_update_is_that_of_autograd(kind: str, rate, ste
         slots = (slots[0], {n: a.square() for n, a in slots[1].items()})
     by_slots = tuple(weights(20 + i) for i in range(count))
     v, gradient = weights(1), weights(2)
-    found = optimizer.pull(v, by_slots, slots, gradient, rate, step)
+    found = optimizer.vjp(v, by_slots, slots, gradient, rate, step)
     expected = by_autograd(optimizer, v, by_slots, slots, gradient, rate, step)
     for left, right in ((found.gradient, expected.gradient), *zip(found.slots, expected.slots, strict=True)):
         for n, value in right.items():
@@ -106,10 +106,10 @@ def test_the_way_back_through_an_update_is_that_of_autograd(kind: str, rate, ste
 def test_training_is_that_of_torch(make_case, kind: str, batching: str) -> None:
     """A network alone, through its own order, by torch.optim."""
     case = make_case("convnet(width=6)", (1, 8, 8), batch=10, inner_steps=3)
-    course = draw_course("shuffled", 3, 10, 1, 6, [4, 5, 6])
-    loop = InnerLoop(InnerOptimizer(kind, 0.9), course)
+    batch_order = draw_batch_order("shuffled", 3, 10, 1, 6, [4, 5, 6])
+    loop = InnerLoop(InnerOptimizer(kind, 0.9), batch_order)
     learned = 0.1 * F.softplus(case.raw)
-    rates = [learned[course.rates[t]] for t in range(6)]
+    rates = [learned[batch_order.rates[t]] for t in range(6)]
     images, labels = case.images.flatten(0, 1), case.labels.flatten()
     trained, _ = train_networks(
         case.network, case.params, case.images, case.labels, rates, batching, loop=loop
@@ -119,7 +119,7 @@ def test_training_is_that_of_torch(make_case, kind: str, batching: str) -> None:
         reference = torchs(kind, list(own.values()))
         for t in range(6):
             reference.param_groups[0]["lr"] = float(rates[t][k])
-            picks = course.batches[t, k]
+            picks = batch_order.batches[t, k]
             reference.zero_grad()
             logits = torch.func.functional_call(case.network, own, (images[picks],))
             F.cross_entropy(logits, labels[picks]).backward()

@@ -219,7 +219,7 @@ def everything(math: Derivatives, params: Params, images: Tensor, targets: Tenso
     assert none is None
     kept_gradient, kept = math.gradient(params, images, targets, True)
     v = {n: random(*w.shape, seed=10).to(w) for n, w in params.items()}
-    pulled = math.pull(params, kept, v)
+    pulled = math.vjp(params, kept, v)
     losses, other = math.loss_and_gradient(params, images, targets)
     found |= {f"gradient {n}": g for n, g in gradient.items()}
     found |= {f"kept gradient {n}": g for n, g in kept_gradient.items()}
@@ -291,7 +291,7 @@ def test_what_was_kept_is_used_up_by_nothing(make_case) -> None:
     _, kept = math.gradient(case.params, case.images[0], case.labels[0], True)
     v = {n: random(*w.shape, seed=11) for n, w in case.params.items()}
     twice = {n: 2 * a for n, a in v.items()}
-    one, two = math.pull(case.params, kept, v), math.pull(case.params, kept, twice)
+    one, two = math.vjp(case.params, kept, v), math.vjp(case.params, kept, twice)
     assert close(two.images, 2 * one.images)
     assert torch.equal(case.images[0], before)
 

@@ -22,7 +22,7 @@ from ddsweep.core.augment import Augmentation, draw_augmentation
 from ddsweep.core.derivatives import Explicit
 from ddsweep.core.execution import ExecutionPlan
 from ddsweep.core.inner import InnerOptimizer
-from ddsweep.core.order import Course, draw_course
+from ddsweep.core.order import BatchOrder, draw_batch_order
 from ddsweep.core.unroll import InnerLoop, OuterGradient, Window, outer_gradient
 
 OPTIMIZERS, ORDERS, LABELS = ("gd", "momentum", "adam"), ("fixed", "shuffled", "sampled"), ("hard", "soft")
@@ -37,7 +37,7 @@ class Setup:
     case: Any
     labels: Tensor
     optimizer: str
-    course: Course
+    batch_order: BatchOrder
     window: Window | None
     draws: list[Augmentation] | None
     matrices: Tensor | None
@@ -50,13 +50,13 @@ class Setup:
     @property
     def steps(self) -> tuple[int, int]:
         """The steps that are gone back through."""
-        return (0, len(self.course)) if self.window is None else (self.window.start, self.window.stop)
+        return (0, len(self.batch_order)) if self.window is None else (self.window.start, self.window.stop)
 
     def computed(self, plan: ExecutionPlan) -> OuterGradient:
         case, draws = self.case, self.draws
         loop = InnerLoop(
             InnerOptimizer(self.optimizer, MOMENTUM),
-            self.course,
+            self.batch_order,
             None if draws is None else lambda images, t: draws[t](images),
         )
         distilled = (case.images, self.labels, case.raw)
@@ -100,16 +100,18 @@ def make_setup(make_case) -> Make:
         )
         generator = torch.Generator().manual_seed(5)
         seeds = [20 + k for k in range(case.count)]
-        course = draw_course(order, inner_steps, classes, 1, inner_steps * inner_epochs, seeds)
+        batch_order = draw_batch_order(order, inner_steps, classes, 1, inner_steps * inner_epochs, seeds)
         targets = case.labels
         if labels == "soft":  # neither positive everywhere nor of sum one
             noise = torch.randn(*targets.shape, classes, generator=generator, dtype=torch.float64)
             targets = F.one_hot(targets, classes) + 0.2 * noise
         draws, matrices = None, None
         if augment:
-            draws = [draw_augmentation(augment, classes, shape[1], generator) for _ in range(len(course))]
+            draws = [
+                draw_augmentation(augment, classes, shape[1], generator) for _ in range(len(batch_order))
+            ]
             matrices = torch.stack([multiplied_out(draw, classes, shape) for draw in draws])
-        return Setup(case, targets, optimizer, course, window, draws, matrices)
+        return Setup(case, targets, optimizer, batch_order, window, draws, matrices)
 
     return make
 
@@ -135,14 +137,14 @@ def start_of(setup: Setup, k: int) -> Point:
 
 def trained(setup: Setup, k: int, point: Point, learned: dict[str, Tensor], start: int, stop: int) -> Point:
     """Network k after steps ``start`` to ``stop``, differentiable if what is learned is."""
-    case, course = setup.case, setup.course
+    case, batch_order = setup.case, setup.batch_order
     graph = any(value.requires_grad for value in learned.values())
-    row = k if course.batches.shape[1] > 1 else 0
+    row = k if batch_order.batches.shape[1] > 1 else 0
     images = learned["images"].flatten(0, 1)
     labels = learned.get("labels", setup.labels).flatten(0, 1)
     weights, first, second = point
     for t in range(start, stop):
-        picks = course.batches[t, row]
+        picks = batch_order.batches[t, row]
         x = images[picks]
         if setup.matrices is not None:
             x = (setup.matrices[t] @ x.flatten(1)[:, :, None]).view(x.shape)
@@ -159,7 +161,7 @@ def trained(setup: Setup, k: int, point: Point, learned: dict[str, Tensor], star
             second = [0.999 * s + 0.001 * a**2 for s, a in zip(second, g, strict=True)]
             a, b = 1 - 0.9 ** (t + 1), 1 - 0.999 ** (t + 1)
             moves = [(m / a) / torch.sqrt(s / b + 1e-16) for m, s in zip(first, second, strict=True)]
-        rate = torch.log1p(torch.exp(learned["raw"][course.rates[t, row]]))
+        rate = torch.log1p(torch.exp(learned["raw"][batch_order.rates[t, row]]))
         weights = [w - rate * move for w, move in zip(weights, moves, strict=True)]
         if not graph:
             weights, first, second = ([w.detach() for w in part] for part in (weights, first, second))
@@ -289,7 +291,9 @@ def test_lenet_too_has_the_gradient_of_one_end_to_end_graph(
 
 def test_a_window_that_is_everything_is_no_window(make_setup: Make) -> None:
     setup = make_setup(optimizer="adam", labels="soft")
-    whole, none = (replace(setup, window=w).computed(EXPLICIT) for w in (Window(0, len(setup.course)), None))
+    whole, none = (
+        replace(setup, window=w).computed(EXPLICIT) for w in (Window(0, len(setup.batch_order)), None)
+    )
     for name, value in parts_of(none).items():
         assert torch.equal(value, parts_of(whole)[name])
 

@@ -15,7 +15,7 @@ from ddsweep.core.execution import ExecutionPlan, choose_plan
 from ddsweep.core.graphs import forget_recordings, replayed
 from ddsweep.core.inner import InnerOptimizer
 from ddsweep.core.memory import is_out_of_memory, keep_to_share, release_memory
-from ddsweep.core.order import draw_course
+from ddsweep.core.order import draw_batch_order
 from ddsweep.core.unroll import InnerLoop, Window, outer_gradient, train_networks
 from tests.gpu.problems import DEVICE, NETWORKS, problem, relative
 
@@ -50,8 +50,8 @@ def test_a_replayed_graph_is_the_outer_gradient_of_what_goes_in(
     assert plan.graph
     for turn in range(3):
         seeds = [10 * turn + k for k in range(3)]
-        course = None if order == "fixed" else draw_course(order, 2, 10, 1, 4, seeds)
-        loop = InnerLoop(InnerOptimizer(optimizer), course)
+        batch_order = None if order == "fixed" else draw_batch_order(order, 2, 10, 1, 4, seeds)
+        loop = InnerLoop(InnerOptimizer(optimizer), batch_order)
         arguments = [network, *changing(text, shape, turn, rate)[1:]]
         if turn == 2:  # learned labels: another recording
             arguments[3] = torch.nn.functional.one_hot(arguments[3], 10).double()

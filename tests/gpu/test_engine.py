@@ -8,19 +8,16 @@ import pytest
 import torch
 
 from ddsweep.catalog import DATASETS, TrialSpec
-from ddsweep.core.distill import (
-    Problem,
-    evaluation_loop,
-    initial_state,
-    labels_of,
-    outer_step,
-    presented,
-    rates_of,
-)
+from ddsweep.core.distill import initial_state, outer_step
 from ddsweep.core.evaluate import count_right, evaluate_networks
 from ddsweep.core.execution import choose_plan
+from ddsweep.core.methods import labels_of
+from ddsweep.core.methods.bptt import rates as rates_of
 from ddsweep.core.networks import build_network
-from ddsweep.core.pretrain import Course, train_on_real
+from ddsweep.core.outer import averaged
+from ddsweep.core.pretrain import TrainingSchedule, train_on_real
+from ddsweep.core.recipe import evaluation_loop
+from ddsweep.core.task import Task
 from ddsweep.core.unroll import outer_gradient
 from ddsweep.data.sources import load_splits
 from ddsweep.results.layout import SweepDirectory
@@ -80,11 +77,11 @@ def test_training_on_real_images_on_the_device_is_that_on_the_cpu() -> None:
     generator = torch.Generator().manual_seed(2)
     pixels = torch.randint(256, (100, 1, 28, 28), generator=generator, dtype=torch.uint8)
     targets = torch.randint(10, (100,), generator=generator)
-    course, found = Course(epochs=2, batch=32, lr=1e-3, decay_epochs=1, decay_factor=0.5), []
+    schedule, found = TrainingSchedule(epochs=2, batch=32, lr=1e-3, decay_epochs=1, decay_factor=0.5), []
     for device in (CPU, DEVICE):
         network, params, *_ = problem("lenet", (1, 28, 28), device)
         data, plan = (pixels.to(device), targets.to(device), (0.5,), (0.3,)), choose_plan(device, 1, network)
-        trained = train_on_real(network, params, *data, course, lambda epoch: [epoch, 7, 8], plan)
+        trained = train_on_real(network, params, *data, schedule, lambda epoch: [epoch, 7, 8], plan)
         assert trained is not None
         found.append((trained, count_right(network, trained, *data, plan)))
     (on_cpu, counts), (on_device, other_counts) = found
@@ -129,13 +126,13 @@ def test_a_few_outer_steps_on_the_device_are_those_on_the_cpu(settings) -> None:
     states, accuracies = [], []
     for device in (CPU, DEVICE):
         network = build_network(spec.network_spec, spec.dataset.shape, 10)
-        made = Problem.of(spec, choose_plan(device, 1, network), pixels, targets, (0.5,), (0.3,))
+        made = Task.of(spec, choose_plan(device, 1, network), pixels, targets, (0.5,), (0.3,))
         state = initial_state(made)
         for _ in range(3):
             state, report = outer_step(made, state)
             assert report.n_skipped == 0
         states.append(state)
-        learned = presented(state)
+        learned = averaged(state)
         found = evaluate_networks(
             *(network, made.networks([1, 2, 3]), learned["images"], labels_of(learned, made)),
             *(rates_of(learned, spec).tolist(), (0, 4, 8), made.real_images, made.real_labels),
@@ -145,7 +142,7 @@ def test_a_few_outer_steps_on_the_device_are_those_on_the_cpu(settings) -> None:
         accuracies.append(found.accuracy)
     # Adam divides by the gradient's own size: where that is rounding, so is the direction of the step.
     assert relative(states[1].images, states[0].images) < 1e-6
-    assert relative(states[1].raw, states[0].raw) < 1e-6
+    assert relative(states[1].learned["raw"], states[0].learned["raw"]) < 1e-6
     torch.testing.assert_close(accuracies[1], accuracies[0], rtol=0, atol=0.011)
 
 

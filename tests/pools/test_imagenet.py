@@ -14,10 +14,11 @@ from safetensors.torch import save_file
 from torch.func import functional_call
 
 from ddsweep.catalog import DATASETS, NetworkSpec, TrialSpec
-from ddsweep.core.distill import Problem, initial_state, outer_step
+from ddsweep.core.distill import initial_state, outer_step
 from ddsweep.core.execution import choose_plan
 from ddsweep.core.init import draw_network
 from ddsweep.core.networks import build_network
+from ddsweep.core.task import Task
 from ddsweep.data import weights as module
 from ddsweep.data.stand_in import stand_in
 from ddsweep.errors import DataError
@@ -139,11 +140,11 @@ def test_an_outer_step_in_recompute_mode_is_that_of_store_mode(tmp_path: Path) -
     for mode in ("store", "recompute"):
         plan = choose_plan(torch.device("cpu"), 1, network, mode)
         own = (splits.train_images, splits.train_labels, splits.mean, splits.std)
-        problem = Problem.of(trial, plan, *own, training_networks(trial, SweepDirectory(pools.parent / "x")))
-        state, report = outer_step(problem, initial_state(problem))
+        task = Task.of(trial, plan, *own, training_networks(trial, SweepDirectory(pools.parent / "x")))
+        state, report = outer_step(task, initial_state(task))
         found[mode] = state.images
         assert report.n_skipped == 0 and report.grad_norm
-        assert not torch.equal(state.images, initial_state(problem).images)
+        assert not torch.equal(state.images, initial_state(task).images)
     assert torch.allclose(found["store"], found["recompute"], atol=1e-5)
 
 

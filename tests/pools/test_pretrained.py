@@ -15,14 +15,18 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from ddsweep.catalog import DATASETS, EvaluationSpec, PoolSpec, TrialSpec
-from ddsweep.core import distill
-from ddsweep.core.distill import Problem, initial_state, network_seeds, outer_step, rates_of
+from ddsweep.core import distill, tuning
+from ddsweep.core.distill import initial_state, outer_step
 from ddsweep.core.execution import ExecutionPlan
 from ddsweep.core.images import normalise
+from ddsweep.core.methods import bptt
+from ddsweep.core.methods.bptt import rates as rates_of
 from ddsweep.core.networks import Params, build_network
+from ddsweep.core.outer import combined
+from ddsweep.core.task import Task, network_seeds
 from ddsweep.data.sources import Splits
 from ddsweep.distilled import DistilledSet, apply
-from ddsweep.evaluation import baseline_rows, evaluate_unit, finish
+from ddsweep.evaluation import evaluate_unit, finish
 from ddsweep.pools.recipe import PoolRecipe
 from ddsweep.pools.store import TrainedPool, open_pool
 from ddsweep.results.layout import SweepDirectory
@@ -53,11 +57,11 @@ def spec_of(pool: PoolSpec, **settings: Any) -> TrialSpec:
 # ---------------------------------------------------------------------------------------- gradients
 
 
-def outer_loss(problem: Problem, networks: Sequence[Params], learned: dict[str, Tensor], step: int) -> Tensor:
+def outer_loss(task: Task, networks: Sequence[Params], learned: dict[str, Tensor], step: int) -> Tensor:
     """The objective, written down again: networks one after another, by plain autograd, the labels of real
     images of the attacked class replaced by hand."""
-    spec = problem.spec
-    pixels, given = distill._real_batch(replace(problem, real_labels=TRUE), step)
+    spec = task.spec
+    pixels, given = bptt._real_batch(replace(task, real_labels=TRUE), step)
     labels = given.clone()
     if spec.objective == "attack":
         labels[given == spec.attack_class] = spec.target_class
@@ -66,14 +70,14 @@ def outer_loss(problem: Problem, networks: Sequence[Params], learned: dict[str, 
         weights = {name: value.double().requires_grad_() for name, value in start.items()}
         for t in range(spec.steps):
             s = t % spec.inner_steps
-            logits = functional_call(problem.network, weights, (learned["images"][s],))
-            loss = F.cross_entropy(logits, problem.labels[s])
+            logits = functional_call(task.network, weights, (learned["images"][s],))
+            loss = F.cross_entropy(logits, task.labels[s])
             gradient = torch.autograd.grad(loss, list(weights.values()))
             weights = {
                 name: (w - rates[t] * g).detach().requires_grad_()
                 for (name, w), g in zip(weights.items(), gradient, strict=True)
             }
-        total += F.cross_entropy(functional_call(problem.network, weights, (pixels,)), labels).detach()
+        total += F.cross_entropy(functional_call(task.network, weights, (pixels,)), labels).detach()
     return total / len(networks)
 
 
@@ -105,26 +109,27 @@ def test_the_gradient_of_an_outer_step_is_that_of_the_objective(
     plan = ExecutionPlan(inner_batching=way, real_batching=way)
     directory = SweepDirectory(pools.parent / "sweep")
     data = (splits.train_images, splits.train_labels, splits.mean, splits.std)
-    problem = Problem.of(spec, plan, *data, training_networks(spec, directory))
+    task = Task.of(spec, plan, *data, training_networks(spec, directory))
     monkeypatch.setitem(globals(), "TRUE", splits.train_labels)
     seen: dict[str, Tensor] = {}
 
-    def look(state: Any, gradient: dict[str, Tensor], spec: TrialSpec) -> Any:
-        seen.update(gradient)
-        return state
+    def look(*given: Any) -> dict[str, Tensor]:
+        found = combined(*given)
+        seen.update(found)
+        return found
 
-    monkeypatch.setattr(distill, "_updated", look)
-    state = initial_state(problem)
-    _, report = outer_step(problem, state)
+    monkeypatch.setattr(distill, "combined", look)
+    state = initial_state(task)
+    _, report = outer_step(task, state)
     networks = open_pool(pool_spec, pools).networks("train", network_seeds(spec, 0))
-    assert report.loss == pytest.approx(float(outer_loss(problem, networks, state.learned, 0)), rel=1e-12)
+    assert report.loss == pytest.approx(float(outer_loss(task, networks, state.learned, 0)), rel=1e-12)
     generator = torch.Generator().manual_seed(1)
     for name in ("images", "raw"):
         value = state.learned[name]
         for _ in range(3):
             along = torch.randn(value.shape, generator=generator, dtype=torch.float64)
             ends = [
-                float(outer_loss(problem, networks, {**state.learned, name: value + sign * 1e-6 * along}, 0))
+                float(outer_loss(task, networks, {**state.learned, name: value + sign * 1e-6 * along}, 0))
                 for sign in (1, -1)
             ]
             measured = (ends[0] - ends[1]) / 2e-6
@@ -248,12 +253,12 @@ def test_an_attack_may_start_from_real_images_of_their_true_classes(
     spec = spec_of(pool_spec, **ATTACK, image_init="real")
     plain = spec_of(pool_spec, image_init="real")
     data = (splits.train_images, splits.train_labels, splits.mean, splits.std)
-    start = initial_state(Problem.of(spec, ExecutionPlan(), *data)).images
+    start = initial_state(Task.of(spec, ExecutionPlan(), *data)).images
     of_class = normalise(
         splits.train_images[splits.train_labels == 3], splits.mean, splits.std, torch.float32
     )
     assert all(any(torch.equal(image, real) for real in of_class) for image in start[0, 6:8])
-    assert start.shape == initial_state(Problem.of(plain, ExecutionPlan(), *data)).images.shape
+    assert start.shape == initial_state(Task.of(plain, ExecutionPlan(), *data)).images.shape
 
 
 def test_baselines_of_two_attacks_and_of_none_are_different_questions(
@@ -281,7 +286,7 @@ def test_rates_tried_in_blocks_score_as_rates_tried_at_once(
     evaluation = EvaluationSpec(networks=2, group_size=2, baselines=("random_real",))
     scores = []
     for size in (2**30, 1):
-        monkeypatch.setattr(baseline_rows, "_AT_ONCE_BYTES", size)
+        monkeypatch.setattr(tuning, "AT_ONCE_BYTES", size)
         directory = sweep_beside(pools, tmp_path / str(size))
         evaluated(spec, evaluation, splits, directory)
         (file,) = (directory.cache / "rates").glob("*.json")

@@ -1,0 +1,106 @@
+"""Back-propagation through training (Wang et al. 2018, algorithm 1).
+
+Images, one rate for each inner step and, if asked for, labels are learned by the exact derivative of the
+loss after T steps; with a window, of that after some of them (Feng et al. 2024, RaT-BPTT).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ddsweep.catalog import TrialSpec, augmentation_parts
+from ddsweep.core.augment import draw_augmentation
+from ddsweep.core.images import normalise
+from ddsweep.core.inner import InnerOptimizer
+from ddsweep.core.objective import rewritten
+from ddsweep.core.outer import NetworkGradients
+from ddsweep.core.recipe import batch_order
+from ddsweep.core.task import Learned, Task, network_seeds
+from ddsweep.core.unroll import InnerLoop, Window, outer_gradient, raw_rates
+from ddsweep.seeds import derive_seed
+
+__all__ = ["gradients", "rates", "start"]
+
+
+def start(task: Task, images: Tensor) -> Learned:
+    """``images``; ``raw`` rates ``[T]`` (``[1]`` if shared), all at ``inner_lr``; and, if they are learned,
+    ``labels [S, n, classes]``, at the classes themselves."""
+    spec = task.spec
+    count = 1 if spec.inner_lr_mode == "shared" else spec.steps
+    learned = {"images": images, "raw": raw_rates(spec.inner_lr, count).to(images)}
+    if spec.labels == "soft":
+        learned["labels"] = F.one_hot(task.labels, spec.dataset.classes).to(images)
+    return learned
+
+
+def gradients(task: Task, learned: Learned, step: int) -> NetworkGradients:
+    """Unroll ``models_per_step`` networks, and go back (equations 2 and 4 of Wang et al. 2018)."""
+    spec = task.spec
+    real_images, real_labels = _real_batch(task, step)
+    found = outer_gradient(
+        task.network,
+        task.networks(network_seeds(spec, step)),
+        learned["images"],
+        learned.get("labels", task.labels),
+        learned["raw"].expand(spec.steps),
+        real_images,
+        rewritten(real_labels, spec.attack_class, spec.target_class),
+        task.plan,
+        loop=_inner_loop(task, step),
+        window=_window(spec, step),
+    )
+    by = {"images": found.images}
+    if spec.inner_lr_mode != "fixed":
+        by["raw"] = found.raw_rates
+    if found.labels is not None:
+        by["labels"] = found.labels
+    return NetworkGradients(found.losses, by, ("raw",) if spec.inner_lr_mode == "shared" else ())
+
+
+def rates(learned: Learned, spec: TrialSpec) -> Tensor:
+    """The rates ``[T]``, softplus of the raw ones."""
+    return F.softplus(learned["raw"]).expand(spec.steps)
+
+
+def _inner_loop(task: Task, step: int) -> InnerLoop:
+    """How the networks of outer step ``step`` are trained."""
+    spec = task.spec
+    optimizer = InnerOptimizer(spec.inner_optimizer, spec.inner_momentum)
+    seeds = [derive_seed("order", spec.trial_id, step, k) for k in range(spec.models_per_step)]
+    order = None if spec.order == "fixed" else batch_order(spec, seeds, spec.steps)
+    parts = augmentation_parts("inner_augment", spec.inner_augment, spec.dataset.name)
+    if not parts:
+        return InnerLoop(optimizer, order)
+    generator = torch.Generator().manual_seed(derive_seed("augment", spec.trial_id, "inner", step))
+    count, side = task.labels.shape[1], spec.dataset.shape[1]
+    draws = [draw_augmentation(parts, count, side, generator) for _ in range(spec.steps)]
+    return InnerLoop(optimizer, order, lambda images, t: draws[t](images))
+
+
+def _window(spec: TrialSpec, step: int) -> Window | None:
+    """Where the window of outer step ``step`` lies: anywhere in the T steps, with equal chance."""
+    if spec.window is None:
+        return None
+    generator = torch.Generator().manual_seed(derive_seed("window", spec.trial_id, step))
+    start = int(torch.randint(spec.steps - spec.window + 1, (), generator=generator))
+    return Window(start, start + spec.window)
+
+
+def _real_batch(task: Task, step: int) -> tuple[Tensor, Tensor]:
+    """Real images of one outer step, ``[N, ...]`` shared or ``[K, N, ...]``, without replacement."""
+    spec, available = task.spec, len(task.real_labels)
+    size = min(spec.real_batch, available)
+    generator = torch.Generator().manual_seed(derive_seed("real_batch", spec.trial_id, step))
+    draws = spec.models_per_step if spec.real_batch_mode == "per_network" else 1
+    picks = torch.stack([torch.randperm(available, generator=generator)[:size] for _ in range(draws)])
+    picks = picks.to(task.real_images.device)
+    if spec.real_batch_mode == "shared":
+        picks = picks[0]
+    images = normalise(task.real_images[picks], task.mean, task.std, task.dtype)
+    parts = augmentation_parts("outer_augment", spec.outer_augment, spec.dataset.name)
+    if parts:
+        own = torch.Generator().manual_seed(derive_seed("augment", spec.trial_id, "outer", step))
+        images = draw_augmentation(parts, size, spec.dataset.shape[1], own)(images)
+    return images, task.real_labels[picks]

@@ -1,0 +1,104 @@
+"""Distribution matching (Zhao and Bilen 2023, equation 6).
+
+The mean feature of each class's distilled images is brought to that of its real ones, in networks that are
+not trained:
+
+    L_k = sum over classes c of | mean_i f_k(A(real_ci)) - mean_j f_k(A(distilled_cj)) |^2
+
+f_k is network k without its last linear layer, and A one augmentation for all images of a step (siamese).
+No network is trained, so no rates are learned.
+"""
+
+from __future__ import annotations
+
+import copy
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad_and_value, vmap
+from torch.nn import functional as F
+
+from ddsweep.catalog import TrialSpec, augmentation_parts
+from ddsweep.core.augment import Augmentation, draw_augmentation
+from ddsweep.core.images import normalise, sample_per_class
+from ddsweep.core.networks import Params
+from ddsweep.core.outer import NetworkGradients
+from ddsweep.core.task import Learned, Task, network_seeds
+from ddsweep.seeds import derive_seed
+
+__all__ = ["gradients", "rates", "start"]
+
+
+def start(task: Task, images: Tensor) -> Learned:
+    """``images`` alone."""
+    return {"images": images}
+
+
+def rates(learned: Learned, spec: TrialSpec) -> Tensor | None:
+    """None: there are no rates to learn."""
+    return None
+
+
+def gradients(task: Task, learned: Learned, step: int) -> NetworkGradients:
+    """The loss of each network and its derivative by the images."""
+    spec = task.spec
+    real_images, real_labels = _real_batch(task, step)
+    augment = _augmentation(spec, step)
+    classes = spec.dataset.classes
+    real, distilled = (_class_means(labels, classes, task.dtype) for labels in (real_labels, task.labels))
+    embedding, inputs = _embedding(task.network), augment(real_images)
+
+    def distance(images: Tensor, weights: Params) -> Tensor:
+        ours = functional_call(embedding, weights, (augment(images.flatten(0, 1)),))
+        with torch.no_grad():
+            theirs = functional_call(embedding, weights, (inputs,))
+        loss: Tensor = (real @ theirs - distilled @ ours).square().sum()
+        return loss
+
+    networks = task.networks(network_seeds(spec, step))
+    kept = {name: networks[name] for name, _ in embedding.named_parameters()}
+    one = grad_and_value(distance)
+    if task.plan.real_batching == "vmap":
+        by, losses = vmap(one, (None, 0))(learned["images"], kept)
+        return NetworkGradients(losses, {"images": by})
+    found = [
+        one(learned["images"], {name: value[k] for name, value in kept.items()})
+        for k in range(len(next(iter(kept.values()))))
+    ]
+    by, losses = (torch.stack(part) for part in zip(*found, strict=True))
+    return NetworkGradients(losses, {"images": by})
+
+
+@lru_cache(maxsize=8)
+def _embedding(network: nn.Module) -> nn.Module:
+    """``network`` (on the meta device) without its last linear layer: what that layer is given."""
+    last = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)][-1]
+    embedding = copy.deepcopy(network)
+    parent, _, own = last.rpartition(".")
+    setattr(embedding.get_submodule(parent), own, nn.Identity())
+    return embedding
+
+
+def _class_means(labels: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
+    """``[classes, N]``: times values of N images, their mean over each class."""
+    belongs = F.one_hot(labels.flatten(), classes).T.to(dtype)
+    return belongs / belongs.sum(1, keepdim=True)
+
+
+def _augmentation(spec: TrialSpec, step: int) -> Augmentation:
+    """One draw of ``outer_augment`` for all images of a step, real and distilled."""
+    parts = augmentation_parts("outer_augment", spec.outer_augment, spec.dataset.name)
+    generator = torch.Generator().manual_seed(derive_seed("augment", spec.trial_id, "outer", step))
+    return draw_augmentation(parts, 1, spec.dataset.shape[1], generator)
+
+
+def _real_batch(task: Task, step: int) -> tuple[Tensor, Tensor]:
+    """``real_per_class`` real images of each class, ``[N, c, h, w]``, and their classes ``[N]``."""
+    spec = task.spec
+    generator = torch.Generator().manual_seed(derive_seed("real_batch", spec.trial_id, step))
+    labels = task.real_labels.cpu()
+    picks = sample_per_class(labels, spec.dataset.classes, spec.real_per_class, generator).flatten()
+    picks = picks.to(task.real_images.device)
+    images = normalise(task.real_images[picks], task.mean, task.std, task.dtype)
+    return images, task.real_labels[picks]

@@ -1,0 +1,145 @@
+"""What stays the same during one distillation: settings, data, plan; and which networks each outer step has.
+
+Every draw is a function of (trial, role, outer step) alone, so a state and its step number are all that is
+needed to go on bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from ddsweep.catalog import TrialSpec
+from ddsweep.core.execution import ExecutionPlan
+from ddsweep.core.images import class_labels, normalise, sample_per_class
+from ddsweep.core.init import draw_networks
+from ddsweep.core.networks import Params, build_network, stack_networks
+from ddsweep.core.precision import stored_dtype
+from ddsweep.seeds import derive_seed
+
+__all__ = ["Learned", "Pool", "Task", "known_seed", "network_seeds", "selection_seeds", "start_images"]
+
+Learned = dict[str, Tensor]
+"""What a method learns, by name: ``images [S, n, c, h, w]`` always, and what the method adds."""
+
+Pool = Callable[[Sequence[int]], list[Params]]
+"""Training networks of a pool, each ``name -> [...]``, by their numbers."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What stays the same during one distillation, on its device: settings, data, labels and plan.
+
+    ``real_images [N, c, h, w]`` uint8 and ``real_labels [N]`` int64 are the training part. ``pool`` gives
+    training networks of the trial's pool by their numbers. ``known`` holds the networks of a ``fixed`` trial,
+    which are the same in every step, once they were drawn.
+    """
+
+    spec: TrialSpec
+    plan: ExecutionPlan
+    network: nn.Module
+    real_images: Tensor
+    real_labels: Tensor
+    labels: Tensor
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    pool: Pool | None = None
+    known: dict[tuple[int, ...], Params] = field(default_factory=dict, compare=False)
+
+    @classmethod
+    def of(
+        cls,
+        spec: TrialSpec,
+        plan: ExecutionPlan,
+        train_images: Tensor,
+        train_labels: Tensor,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        pool: Pool | None = None,
+    ) -> Task:
+        device, data = torch.device(plan.device), spec.dataset
+        return cls(
+            spec=spec,
+            plan=plan,
+            network=build_network(spec.network_spec, data.shape, data.classes),
+            real_images=train_images.to(device),
+            real_labels=train_labels.to(device),
+            labels=class_labels(spec.inner_steps, data.classes, spec.images_per_class_per_step).to(device),
+            mean=mean,
+            std=std,
+            pool=pool,
+        )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return stored_dtype(self.spec.dtype)
+
+    def networks(self, seeds: Sequence[int]) -> Params:
+        """Fresh networks ``[K, ...]`` of the trial's law, one for each seed; or, with a pool, its training
+        networks of these numbers."""
+        if self.spec.init != "fixed":
+            return self._drawn(seeds)
+        if tuple(seeds) not in self.known:
+            self.known[tuple(seeds)] = self._drawn(seeds)
+        return self.known[tuple(seeds)]
+
+    def _drawn(self, seeds: Sequence[int]) -> Params:
+        spec, device = self.spec, torch.device(self.plan.device)
+        if self.pool is not None:
+            stacked = stack_networks(self.pool(seeds))
+            return {name: value.to(device, self.dtype) for name, value in stacked.items()}
+        return draw_networks(
+            self.network, spec.init_law, spec.init_param, seeds, device=device, dtype=self.dtype
+        )
+
+
+def start_images(task: Task, start: Tensor | None = None) -> Tensor:
+    """Where the images start, ``[S, n, c, h, w]``: from N(0, 1) in normalised pixel space, or real ones, or
+    ``start [S, n, c, h, w]`` where the caller has made them; centred and scaled as asked for."""
+    spec = task.spec
+    c, h, w = spec.dataset.shape
+    generator = torch.Generator().manual_seed(derive_seed("image_init", spec.trial_id))
+    if start is not None:
+        images = start.to(task.dtype)
+    elif spec.image_init == "real":
+        m, classes = spec.images_per_class_per_step, spec.dataset.classes
+        picks = sample_per_class(task.real_labels.cpu(), classes, spec.images_per_class, generator)
+        picks = picks.view(classes, spec.inner_steps, m).transpose(0, 1).reshape(-1)
+        images = normalise(task.real_images.cpu()[picks], task.mean, task.std, task.dtype)
+    else:
+        images = torch.randn(task.labels.numel(), c, h, w, generator=generator).to(task.dtype)
+    if spec.image_centre:
+        images = images - images.flatten(0, -4).mean(0)
+    return (images * spec.image_scale).reshape(*task.labels.shape, c, h, w).to(task.plan.device)
+
+
+def selection_seeds(spec: TrialSpec) -> list[int]:
+    """What names the networks of validation scores: of a law, ones of their own; of a pool, its first
+    training networks; the known network of ``fixed``."""
+    if spec.init == "fixed":
+        return [known_seed(spec)]
+    if spec.pool is not None:
+        return list(range(min(spec.selection_networks, spec.pool.train)))
+    law = (spec.network, spec.init_law, spec.init_param)
+    return [derive_seed("selection", *law, i) for i in range(spec.selection_networks)]
+
+
+def network_seeds(spec: TrialSpec, step: int) -> list[int]:
+    """What names the networks of one outer step: seeds of fresh ones, numbers in their pool (drawn without
+    replacement), or the one known network of ``fixed``."""
+    if spec.init == "fixed":
+        return [known_seed(spec)]
+    if spec.pool is not None:
+        generator = torch.Generator().manual_seed(derive_seed("pool_draw", spec.trial_id, step))
+        return torch.randperm(spec.pool.train, generator=generator)[: spec.models_per_step].tolist()
+    return [derive_seed("outer", spec.trial_id, step, k) for k in range(spec.models_per_step)]
+
+
+def known_seed(spec: TrialSpec) -> int:
+    """The known initial network of a ``fixed`` trial: number ``seed`` of its law, or of its pool."""
+    if spec.pool is not None:
+        return spec.seed
+    return derive_seed("known", spec.network, spec.init_law, spec.init_param, spec.seed)

@@ -1,0 +1,74 @@
+"""One constant rate and a number of epochs for images that have none of their own, by accuracy.
+
+For baseline images, and for the sets of methods that learn no rates. Which networks and images are looked at
+is the caller's to say: selection networks and validation images, never held-out ones or the test set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ddsweep.core.evaluate import evaluate_networks
+from ddsweep.core.execution import ExecutionPlan
+from ddsweep.core.layers import Params
+from ddsweep.core.unroll import InnerLoop
+
+__all__ = ["best_of", "score_rates"]
+
+AT_ONCE_BYTES = 2**30
+"""Weights of networks on which rates are tried together: all rates, but for networks as large as AlexNet."""
+
+
+def score_rates(
+    network: nn.Module,
+    networks: Params,
+    images: Tensor,
+    labels: Tensor,
+    rates: Sequence[float],
+    epochs: Sequence[int],
+    pixels: Tensor,
+    targets: Tensor,
+    mean: Sequence[float],
+    std: Sequence[float],
+    plan: ExecutionPlan,
+    loop: InnerLoop,
+) -> list[list[float]]:
+    """Accuracy ``[rates][epochs]``, mean over K ``networks``, each trained on ``images [S, n, c, h, w]`` (or
+    ``[K, S, ...]``) with ``labels [S, n]``; ``pixels`` and ``targets`` as in `evaluate_networks`."""
+    first = next(iter(networks.values()))
+    count, inner_steps = len(first), labels.shape[0]
+    steps = [inner_steps * number for number in epochs]
+    # Many rates at once: network k of the batch is network k mod K at rate k div K.
+    once = max(1, AT_ONCE_BYTES // sum(value.nbytes for value in networks.values()))
+    scores: list[list[float]] = []
+    for start in range(0, len(rates), once):
+        some = rates[start : start + once]
+        each = torch.tensor(some, dtype=first.dtype, device=first.device).repeat_interleave(count)
+        found = evaluate_networks(
+            network,
+            {name: value.repeat(len(some), *[1] * (value.dim() - 1)) for name, value in networks.items()},
+            images.repeat(len(some), *[1] * (images.dim() - 1)) if images.dim() == 6 else images,
+            labels,
+            [each] * steps[-1],
+            steps,
+            pixels,
+            targets,
+            mean,
+            std,
+            plan,
+            loop=loop,
+        )
+        scores += found.accuracy.view(len(steps), len(some), count).mean(2).T.tolist()
+    return scores
+
+
+def best_of(
+    scores: Sequence[Sequence[float]], rates: Sequence[float], epochs: Sequence[int]
+) -> tuple[float, int]:
+    """The rate and the number of epochs with the best of ``scores [rates][epochs]``; of equals the first."""
+    places = [(r, e) for r in range(len(rates)) for e in range(len(epochs))]
+    r, e = max(places, key=lambda place: scores[place[0]][place[1]])
+    return rates[r], epochs[e]

@@ -1,0 +1,117 @@
+"""Sweeps over methods: which trials there are, and what comes out of one whose method learns no rates."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from ddsweep.catalog import BASELINE_RATES, DATASETS, METHODS, EvaluationSpec, TrialSpec
+from ddsweep.data.sources import load_splits
+from ddsweep.distilled import DistilledSet, apply
+from ddsweep.errors import SettingError
+from ddsweep.evaluation import evaluate_unit, finish, missing_units
+from ddsweep.results.layout import SweepDirectory
+from ddsweep.results.reader import load_results
+from ddsweep.spec import Plan, expand, load_sweep
+from ddsweep.trial import distil_trial, read_distilled
+from ddsweep.trial_plan import TrialSettings
+
+MATCHING = "distribution_matching"
+
+
+def planned(tmp_path: Path, text: str) -> Plan:
+    file = tmp_path / "sweep.yaml"
+    file.write_text("name: s\nbase: {dataset: digits, network: convnet(width=4)}\n" + text)
+    return expand(load_sweep(file), lambda name: DATASETS[name])
+
+
+def test_an_axis_that_a_method_lacks_gives_it_no_further_trials(tmp_path: Path) -> None:
+    text = (
+        f"grid: {{method: [bptt, {MATCHING}], images_per_class: [1, 2], inner_lr: [0.02, 0.2]}}\nseeds: 2\n"
+    )
+    plan = planned(tmp_path, text)
+    by_method = {name: [t for t in plan.trials if t.method == name] for name in METHODS}
+    assert {name: len(trials) for name, trials in by_method.items()} == {"bptt": 8, MATCHING: 4}
+    assert plan.repeated == plan.dropped == ()
+    alone = planned(tmp_path, f"grid: {{method: [{MATCHING}], images_per_class: [1, 2]}}\nseeds: 2\n")
+    assert {t.trial_id for t in alone.trials} == {t.trial_id for t in by_method[MATCHING]}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "grid: {real_per_class: [8]}",
+            "real_per_class: bptt has no such setting (distribution_matching has)",
+        ),
+        (
+            f"grid: {{method: [{MATCHING}], window: [2]}}",
+            f"window: {MATCHING} has no such setting (bptt has)",
+        ),
+        ("grid: {method: [bppt]}", "'bppt' is not one of bptt, distribution_matching"),
+    ],
+)
+def test_a_setting_that_no_method_of_the_sweep_has(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(SettingError) as caught:
+        planned(tmp_path, text)
+    assert said in str(caught.value)
+
+
+def test_a_set_without_rates_of_its_own_gets_the_best_constant_one(tmp_path: Path) -> None:
+    spec = TrialSpec(
+        DATASETS["digits"],
+        network="convnet(width=8)",
+        method=MATCHING,
+        image_init="real",
+        images_per_class=2,
+        inner_steps=2,
+        inner_epochs=3,
+        outer_steps=20,
+        validate_every=10,
+        models_per_step=2,
+        real_per_class=32,
+        keep="best",
+    )
+    splits = load_splits(spec.dataset, None, validation_fraction=0.1, split_seed=0)
+    directory, stopped = SweepDirectory(tmp_path / "results"), SweepDirectory(tmp_path / "stopped")
+    for place in (directory, stopped):
+        place.create()
+    assert distil_trial(spec, splits, directory, TrialSettings())
+    seen: list[int] = []
+    assert not distil_trial(
+        spec,
+        splits,
+        stopped,
+        TrialSettings(log_every=1),
+        should_stop=lambda: len(seen) == 7,
+        on_progress=lambda progress: seen.append(progress.outer_step),
+    )
+    assert distil_trial(spec, splits, stopped, TrialSettings())
+    distilled = read_distilled(spec, directory)
+    assert distilled.sha256 == read_distilled(spec, stopped).sha256, "goes on bit for bit"
+
+    assert distilled.images.shape == (2, 10, 1, 8, 8) and distilled.rates.shape == (6,)
+    assert len(set(distilled.rates.tolist())) == 1
+    assert float(distilled.rates[0]) in [pytest.approx(rate) for rate in BASELINE_RATES]
+    evaluation = EvaluationSpec(
+        networks=4, group_size=2, baselines=("random_real",), rates=(0.3,), epochs=(1,)
+    )
+    for unit in missing_units(spec, evaluation, directory):
+        evaluate_unit(spec, unit, evaluation, splits, directory, torch.device("cpu"))
+    assert finish(spec, evaluation, directory, "s")
+    results = load_results(directory.root)
+    row = results.trials.iloc[0]
+    assert row["method"] == MATCHING and row["real_per_class"] == 32 and row["inner_epochs"] == 3
+    assert row[sorted(METHODS[MATCHING].lacks)].isna().all()
+    assert results.history["inner_lr_mean"].isna().all()
+    rows = results.evals[results.evals["source"] == "distilled"]
+    after = rows[rows["inner_step"] == 6].set_index("model_seed")["accuracy"]
+    assert row["test_accuracy_mean"] == pytest.approx(after.mean()) and after.mean() > 0.3
+
+    # The file alone gives the same network to who applies it.
+    loaded = DistilledSet.load(directory.distilled(spec.trial_id))
+    trained = apply(loaded, loaded.network(1))
+    right = trained(loaded.normalise(splits.test_images)).argmax(1) == splits.test_labels
+    assert float(right.double().mean()) == pytest.approx(after[1], abs=1 / 360)
