@@ -1,0 +1,76 @@
+"""Keep the results of a finished sweep in the repository: sets, pictures and tables, without the names of hosts.
+
+python bench/keep.py results/mnist_random docs/reproduction/mnist_random
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute
+import pyarrow.parquet as pq
+
+from ddsweep.errors import UserError
+from ddsweep.results.artifacts import load_tensors, save_tensors
+from ddsweep.results.collect import sorted_rows
+from ddsweep.results.files import write_atomic
+from ddsweep.results.layout import SweepDirectory
+
+TABLES = ("trials", "evals", "history")
+
+
+def keep(directory: SweepDirectory, out: Path) -> list[str]:
+    """Write what belongs to the finished trials of ``directory`` into the folder ``out``; their ids.
+
+    Raises `UserError` for parts that are torn, and if no trial is done.
+    """
+    torn: list[Path] = []
+    tables = {name: pa.concat_tables([*sorted_rows(directory, name, torn.append)]) for name in TABLES}
+    if torn:
+        raise UserError(f"{torn[0]}: torn; run the sweep again first")
+    trials = tables["trials"].to_pylist()
+    done = [row["trial_id"] for row in trials if row["status"] == "done"]
+    if not done:
+        raise UserError(f"{directory.root}: no trial is done")
+    out.mkdir(parents=True, exist_ok=True)
+    temporary = out / ".tmp"
+    for name, table in tables.items():
+        mine = table.filter(pa.compute.is_in(table["trial_id"], pa.array(done)))
+        pq.write_table(_without_host(mine), out / f"{name}.parquet", compression="zstd")
+    for trial_id in done:
+        tensors, header = load_tensors(directory.distilled(trial_id))
+        header["provenance"].pop("host", None)
+        save_tensors(out / f"{trial_id}.safetensors", tensors, header, temporary)
+        write_atomic(out / f"{trial_id}.png", directory.grid(trial_id).read_bytes(), temporary)
+    write_atomic(out / "sweep.yaml", directory.sweep_file.read_bytes(), temporary)
+    temporary.rmdir()
+    return done
+
+
+def _without_host(table: pa.Table) -> pa.Table:
+    if "host" not in table.schema.names:
+        return table
+    place = table.schema.get_field_index("host")
+    return table.set_column(place, table.schema.field(place), pa.nulls(len(table), pa.string()))
+
+
+def main(given: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("results", type=Path, help="the folder of a finished sweep")
+    parser.add_argument("out", type=Path)
+    options = parser.parse_args(given)
+    try:
+        for trial_id in keep(SweepDirectory(options.results), options.out):
+            print(options.out / f"{trial_id}.safetensors")
+    except UserError as error:
+        print(f"keep: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
