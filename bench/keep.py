@@ -1,4 +1,4 @@
-"""Keep the results of a finished sweep in the repository: sets, pictures and tables, without the names of hosts.
+"""Keep the results of a finished sweep in the repository: sets, pictures and tables, without hosts' names.
 
 python bench/keep.py results/mnist_random docs/reproduction/mnist_random
 """
