@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -37,18 +38,26 @@ def find_trial(
 ) -> tuple[SweepDirectory, str]:
     """The one trial whose id begins with ``prefix``, and the sweep that it is in.
 
-    Where several sweeps hold one trial, the first in which it left files. Raises `ResultsError`, listing
-    candidates, if no trial or more than one begins like that.
+    A sweep in which it left files goes before one that only asks for it. Raises `ResultsError`, listing
+    candidates, if no trial or more than one begins like that, and if it is in several sweeps.
     """
-    homes: dict[str, SweepDirectory] = {}
-    asked: dict[str, SweepDirectory] = {}
+    homes: dict[str, list[SweepDirectory]] = defaultdict(list)
+    asked: dict[str, list[SweepDirectory]] = defaultdict(list)
     for directory in directories:
         for trial_id in seen_trials(directory):
-            homes.setdefault(trial_id, directory)
+            homes[trial_id].append(directory)
         for trial in asked_of(directory, resolve).trials or ():
-            asked.setdefault(trial.trial_id, directory)
-    trial_id = _only(prefix, list({**asked, **homes}))
-    return {**asked, **homes}[trial_id], trial_id
+            asked[trial.trial_id].append(directory)
+    places = {**asked, **homes}
+    trial_id = _only(prefix, list(places))
+    found = places[trial_id]
+    if len(found) > 1:
+        listed = ", ".join(str(directory.root) for directory in found)
+        raise ResultsError(
+            f"trial {trial_id} is in {len(found)} sweeps: {listed}; name one of them "
+            f"(ddsweep show {trial_id} {found[0].root})"
+        )
+    return found[0], trial_id
 
 
 def _only(prefix: str, trial_ids: Sequence[str]) -> str:

@@ -107,9 +107,16 @@ def test_a_trial_is_found_in_the_sweep_where_it_left_files(folder: Folder, tmp_p
     other.asked()
     trial = spec()
     places = [folder.directory, other.directory]
-    assert find_trial(places, trial.trial_id) == (folder.directory, trial.trial_id)
+    assert find_trial(places[:1], trial.trial_id) == (folder.directory, trial.trial_id)
     other.evaluated(trial)
     assert find_trial(places, trial.trial_id[:6]) == (other.directory, trial.trial_id)
+    # In two of them: neither is picked in silence.
+    folder.evaluated(trial)
+    where = f"{folder.directory.root}, {other.directory.root}; name one of them"
+    for begin in (trial.trial_id, trial.trial_id[:6]):
+        with pytest.raises(ResultsError, match=rf"trial {trial.trial_id} is in 2 sweeps: {where}"):
+            find_trial(places, begin)
+    assert find_trial([other.directory], trial.trial_id) == (other.directory, trial.trial_id)
 
 
 def test_unknown_prefix_lists_the_trials_of_the_sweep(folder: Folder) -> None:
