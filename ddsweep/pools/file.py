@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field, field_validator, model_validator
 
+from ddsweep.bundled import bundled_names
 from ddsweep.catalog import IMAGENET, INIT_LAWS, SMOKE, DatasetSpec, PoolSpec, parse_network
 from ddsweep.catalog.numbers import real, whole
 from ddsweep.errors import DataError, ResultsError, SettingError
@@ -132,9 +133,9 @@ def resolve_pool(
     if not file.is_file():
         there = sorted(path.parent.name for path in pools.glob("*/pool.yaml"))
         known = f"; there are {', '.join(there)}" if there else ""
+        which = value if value in bundled_names("pool file") else "FILE"
         raise DataError(
-            f"pool: there is no pool {value!r} in {pools}{known}; `ddsweep pretrain` with its file makes one "
-            f"(such as sweeps/pools/{value}.yaml)"
+            f"pool: there is no pool {value!r} in {pools}{known}; `ddsweep pretrain {which}` makes it"
         )
     spec = load_pool(file).recipe(resolve).spec(value)
     return replace(spec, heldout=_heldout_there(PoolDirectory(file.parent), spec))

@@ -346,8 +346,10 @@ def test_a_pool_is_found_by_its_name(pools: Path, file: Path, tmp_path: Path, re
     (here / NAME).mkdir(parents=True)
     shutil.copy(file, here / NAME / "pool.yaml")
     assert resolve_pool(NAME, here, digits) == recipe.spec(NAME)
-    with pytest.raises(DataError, match=r"there is no pool 'timy' in .*there are tiny; `ddsweep pretrain`"):
+    with pytest.raises(DataError, match=r"no pool 'timy' in .*there are tiny; `ddsweep pretrain FILE`"):
         resolve_pool("timy", here, digits)
+    with pytest.raises(DataError, match=r"; `ddsweep pretrain usps_lenet` makes it$"):
+        resolve_pool("usps_lenet", here, digits)
     imagenet = resolve_pool("imagenet", here, digits)
     assert (imagenet.recipe, imagenet.train, imagenet.heldout) == ("imagenet", 1, 0)
     with pytest.raises(SettingError, match=r"is not {name: imagenet, weights: FILE}"):
