@@ -164,6 +164,11 @@ Smoke = Annotated[
 ]
 
 
+Everything = Annotated[
+    bool, typer.Option("--all", help="End with every trial; of many it is else the best of each kind.")
+]
+
+
 @app.command()
 def init(
     directory: Annotated[
@@ -233,6 +238,7 @@ def run(
     address: Annotated[
         str | None, typer.Option(help="Join the Ray cluster at this address instead of starting one.")
     ] = None,
+    everything: Everything = False,
 ) -> None:
     """Run what is missing of a sweep. Ctrl-C drains; the same command goes on where it was."""
     from ddsweep.spec import check_strata, load_sweep
@@ -243,7 +249,7 @@ def run(
         _pretrain_smoke(sweep, file.parent / "pools", _results_root(results), root)
     plan = _expand(sweep, directory, root, file.parent / "pools")
     check_strata(sweep.name, sweep.scheduler, plan.trials)
-    _run(sweep, plan, directory, root, address, only_evaluate=False)
+    _run(sweep, plan, directory, root, address, only_evaluate=False, everything=everything)
 
 
 @app.command("eval")
@@ -254,6 +260,7 @@ def evaluate(
     address: Annotated[
         str | None, typer.Option(help="Join the Ray cluster at this address instead of starting one.")
     ] = None,
+    everything: Everything = False,
 ) -> None:
     """Evaluate the distilled sets of a sweep again (evaluate.networks=200), without distilling."""
     from ddsweep.spec import load_sweep
@@ -266,7 +273,8 @@ def evaluate(
             )
     sweep = load_sweep(found.sweep_file, settings or ())
     root = _root(data_root)
-    _run(sweep, _expand(sweep, found, root), found, root, address, only_evaluate=True)
+    plan = _expand(sweep, found, root)
+    _run(sweep, plan, found, root, address, only_evaluate=True, everything=everything)
 
 
 def _run(
@@ -277,14 +285,13 @@ def _run(
     address: str | None,
     *,
     only_evaluate: bool,
+    everything: bool,
 ) -> None:
     from ddsweep.data.layout import require_files
-    from ddsweep.report.attack_table import attack_matrix, attack_table
-    from ddsweep.report.console import MOST_LISTED, report_console
+    from ddsweep.report.attack_table import attack_matrix
+    from ddsweep.report.console import report_console
     from ddsweep.report.labels import trial_columns, trial_labels
-    from ddsweep.report.summary import summarise
-    from ddsweep.report.summary_table import summary_table
-    from ddsweep.report.transfer_table import transfer_table
+    from ddsweep.report.last_tables import print_last_tables
     from ddsweep.results.current import write_sweep_file
     from ddsweep.results.files import remove_leftovers
     from ddsweep.results.lock import SweepLock
@@ -335,23 +342,7 @@ def _run(
         except (Interrupted, KeyboardInterrupt):
             console.print("stopped at once; the same command goes on from the last checkpoints")
             raise typer.Exit(EXIT_INTERRUPTED) from None
-    ended = [trial for trial in plan.trials if directory.trials_part(trial.trial_id).exists()]
-    listed = ended[:MOST_LISTED]
-    summaries = summarise(
-        directory,
-        [trial.trial_id for trial in listed],
-        on_torn=lambda path: console.print(f"{path}: torn, left out; run the sweep again to redo it"),
-    )
-    if summaries:
-        console.print(summary_table(summaries, console.width))
-    if len(ended) > len(listed):
-        console.print(f"These are the first {len(listed)} of {len(ended)}; the tables have them all.")
-    # Torn parts have been named by now.
-    transferred = transfer_table(directory, listed, sweep.evaluate.spec(), lambda path: None, console.width)
-    for table in (transferred, attack_table(directory, listed, lambda path: None)):
-        if table is not None:
-            console.print()
-            console.print(table)
+    print_last_tables(console, directory, plan.trials, sweep.evaluate.spec(), everything=everything)
     picture = attack_matrix(directory, plan.trials, lambda path: None)
     _print_outcome(console, outcome, directory)
     if picture is not None:

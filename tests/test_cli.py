@@ -47,8 +47,8 @@ OPTIONS = {
     "init": [],
     "plan": ["--results", "--data-root", "--smoke"],
     "pretrain": ["--results", "--data-root", "--smoke", "--address"],
-    "run": ["--results", "--data-root", "--smoke", "--address"],
-    "eval": ["--data-root", "--address"],
+    "run": ["--results", "--data-root", "--smoke", "--address", "--all"],
+    "eval": ["--data-root", "--address", "--all"],
     "launch": [
         *("--site", "--mode", "--nodes", "--gpus-per-node", "--time", "--partition", "--account"),
         *("--dry-run", "--wait", "--results", "--data-root"),

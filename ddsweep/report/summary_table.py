@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.measure import Measurement
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -36,41 +38,56 @@ _CAPTION = (
 )
 _STOPPED = " stopped N: by the scheduler, after N outer steps; never evaluated."
 
-_Cell = str | Text
-_STACK_WIDTH = 22
+_FIRST_TO_GO = ("knn_random", "optimized_random", "class_mean", "kmeans", "knn_kmeans")
+"""Baselines whose columns are left out where there is no room for all."""
+
 _SPEAKING = ("init", "dataset", "network", "init_law")
 """Settings whose values say what they are."""
 
+_Cell = str | Text
 
-def summary_table(summaries: Sequence[TrialSummary], width: int = PLAIN_WIDTH) -> Table:
-    """The summaries as a table that fits ``width`` columns, from 100 on (print it on `report_console`).
+
+def summary_table(summaries: Sequence[TrialSummary], width: int = PLAIN_WIDTH) -> RenderableType:
+    """The summaries as a table that fits ``width`` columns, from 60 on (print it on `report_console`).
 
     A block per trial: the distilled set on its own networks, beneath it the tuned baselines; for a
     ``fixed`` trial the same again on random networks. Where a column for each setting would not fit, the
-    settings are stacked under the id.
+    settings stand above the block; where that is not enough, baselines are left out, and named.
     """
     if not summaries:
-        # rich leaves out the caption of a table without columns
-        return Table("No trial is done yet.", box=None, pad_edge=False)
+        return Text("No trial is done yet.", style="bold")
     present = {source for summary in summaries for of in summary.baselines.values() for source in of}
     sources = [source for source in BASELINE_NAMES if source in present]
-    endless = Console(width=10_000)
-    for gap, stacked in ((2, False), (1, False), (1, True)):
-        table = _table(summaries, sources, gap, stacked=stacked)
-        if Measurement.get(endless, endless.options, table).maximum <= width:
-            break
     stopped = any(summary.stopped_at is not None for summary in summaries)
     note = networks_note(summary.heldout for summary in summaries)
-    table.caption = (f"{note}\n" if note else "") + _CAPTION + (_STOPPED if stopped else "")
-    return table
+    caption = (f"{note}\n" if note else "") + _CAPTION + (_STOPPED if stopped else "")
+    for gap in (2, 1):
+        table = _table(summaries, sources, gap, settings=True)
+        if _width(table) <= width:
+            return Group(table, Text(caption, "dim"))
+    shown = list(sources)
+    for source in (*_FIRST_TO_GO, ""):
+        table = _table(summaries, shown, 1, settings=False)
+        if _width(table) <= width or not source:
+            break
+        shown = [name for name in shown if name != source]
+    if hidden := ", ".join(BASELINE_NAMES[source] for source in sources if source not in shown):
+        caption += f" Left out, for the window is too narrow: {hidden}."
+    return Group(_Blocks(table, summaries), Text(caption, "dim"))
 
 
-def _table(summaries: Sequence[TrialSummary], sources: Sequence[str], gap: int, *, stacked: bool) -> Table:
+def _width(table: Table) -> int:
+    endless = Console(width=10_000)
+    return Measurement.get(endless, endless.options, table).maximum
+
+
+def _table(summaries: Sequence[TrialSummary], sources: Sequence[str], gap: int, *, settings: bool) -> Table:
+    """One row a line, with the settings of trials in columns of their own or without them."""
     table = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), header_style="bold")
-    table.caption_justify, table.caption_style = "left", "dim"
-    names = list(summaries[0].settings)
-    table.add_column("trial", overflow="fold", max_width=_STACK_WIDTH + 1, no_wrap=not stacked)
-    for name in [] if stacked else names:
+    names = list(summaries[0].settings) if settings else []
+    if settings:
+        table.add_column("trial", no_wrap=True)
+    for name in names:
         table.add_column(heading(name).replace("/", "/\n"), overflow="fold")
     table.add_column("networks", no_wrap=True)
     trained = any(summary.pool for summary in summaries)
@@ -82,35 +99,43 @@ def _table(summaries: Sequence[TrialSummary], sources: Sequence[str], gap: int, 
     ):
         table.add_column(title.replace(" ", "\n"), justify="right", no_wrap=True)
     table.add_column("div", justify="right", no_wrap=True)
-    if not stacked:
+    if settings:
         table.add_column("time", justify="right", no_wrap=True)
-    told = telling([summary.settings for summary in summaries], names)
-    for position, (summary, own) in enumerate(zip(summaries, told, strict=True)):
-        if stacked and position:
-            table.add_row()
-        lines = _lines(summary, sources, tight=stacked, before=trained)
-        values = [(name, plain(summary.settings[name])) for name in (own if stacked else names)]
-        left: list[list[_Cell]] = [[summary.trial_id, *([] if stacked else [v for _, v in values])]]
-        right = [duration(summary.wall_seconds)]
-        if stacked:
-            texts = [value if name in _SPEAKING else f"{heading(name)} {value}" for name, value in values]
-            left += [[Text(text, "dim")] for text in _packed([*texts, *right])]
-        for number in range(max(len(left), len(lines)) if stacked else len(lines)):
-            start = left[number] if number < len(left) else [""] * len(left[0])
-            end = right if number == 0 and not stacked else []
-            table.add_row(*start, *(lines[number] if number < len(lines) else []), *end)
+    for summary in summaries:
+        first = [summary.trial_id, *(plain(summary.settings[name]) for name in names)] if settings else []
+        time = [duration(summary.wall_seconds)] if settings else []
+        for line in _lines(summary, sources, tight=not settings, before=trained):
+            table.add_row(*first, *line, *time)
+            first, time = [""] * len(first), []
     return table
 
 
-def _packed(items: Sequence[str]) -> list[str]:
-    """``items`` with commas between them, on as few lines as their length allows."""
-    lines: list[str] = []
-    for item in items:
-        if lines and len(lines[-1]) + len(item) + 2 <= _STACK_WIDTH:
-            lines[-1] += f", {item}"
-        else:
-            lines.append(item)
-    return lines
+class _Blocks:
+    """The lines of ``table``, those of each trial below its id, settings and time."""
+
+    def __init__(self, table: Table, summaries: Sequence[TrialSummary]) -> None:
+        self._table, self._summaries = table, summaries
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        lines = console.render_lines(self._table, options, pad=False)
+        headings = len(lines) - len(self._table.rows)  # a row is a line: no cell of it wraps
+        for line in lines[:headings]:
+            yield from [*line, Segment.line()]
+        told = telling([summary.settings for summary in self._summaries], list(self._summaries[0].settings))
+        rest = iter(lines[headings:])
+        for summary, names in zip(self._summaries, told, strict=True):
+            values = [(name, plain(summary.settings[name])) for name in names]
+            texts = [value if name in _SPEAKING else f"{heading(name)} {value}" for name, value in values]
+            yield Text.assemble(
+                (summary.trial_id, "bold"), " ", (", ".join([*texts, duration(summary.wall_seconds)]), "dim")
+            )
+            for line in islice(rest, _height(summary)):
+                yield from [*line, Segment.line()]
+
+
+def _height(summary: TrialSummary) -> int:
+    """Lines of a trial."""
+    return len(_lines(summary, [], tight=True, before=False))
 
 
 def _lines(summary: TrialSummary, sources: Sequence[str], *, tight: bool, before: bool) -> list[list[_Cell]]:

@@ -182,7 +182,7 @@ def test_table_shows_every_number_in_its_line(folder: Folder) -> None:
     assert "standard deviation over held-out networks" in shown
 
 
-@pytest.mark.parametrize("width", [100, 120, 140, 160])
+@pytest.mark.parametrize("width", [60, 80, 100, 120, 140, 160])
 def test_table_fits_and_cuts_nothing(folder: Folder, width: int) -> None:
     trials = [spec(inner_lr=lr, init=init) for lr in (0.02, 0.1) for init in ("fixed", "random")]
     for trial in trials:
@@ -191,9 +191,39 @@ def test_table_fits_and_cuts_nothing(folder: Folder, width: int) -> None:
     assert max(map(len, shown.splitlines())) <= width
     assert "…" not in shown
     assert all(trial.trial_id in shown for trial in trials)
-    assert "distilled" in shown and "71.5" in shown
+    assert "distilled" in shown and "90.0" in shown and ("71.5" in shown or width == 60)
     settings = shown.replace("\n", " ")
     assert "0.1" in settings and "0.02" in settings
+    of_fixed, of_random = 4, 2  # own and its tuned baselines, the same on random networks
+    above = 0 if width >= 140 else len(trials) * (2 if width == 60 else 1)
+    lines = shown.splitlines()
+    table = lines[: next(place for place, line in enumerate(lines) if line.startswith("Test accuracy"))]
+    assert len(table) == 2 + above + 2 * (of_fixed + of_random), "a line is a line"
+
+
+def test_where_there_is_no_room_for_all_baselines_the_table_says_which_are_left_out(folder: Folder) -> None:
+    folder.evaluated(spec())
+    folder.evaluated(spec(init="fixed"))
+    found = summarise(folder.directory)
+    at = {width: " ".join(text(summary_table(found, width), width).split()) for width in (54, 80)}
+    assert "Left out" not in at[80] and "90.0" in at[80]
+    assert "Left out, for the window is too narrow: k-means, k-NN random." in at[54]
+    assert "random real" not in at[54].partition("Left out")[2], "with which sets are compared: it stays"
+
+
+def test_numbers_of_a_trial_stand_below_its_settings_where_it_is_narrow(folder: Folder) -> None:
+    fixed, free = spec(init="fixed"), spec(inner_lr=0.1)
+    folder.evaluated(fixed)
+    folder.evaluated(free)
+    found = summarise(folder.directory, [fixed.trial_id, free.trial_id])
+    lines = text(summary_table(found, 80), 80).splitlines()
+    place = lines.index(f"{fixed.trial_id} fixed, images/class 2, steps 2, epochs 2, inner lr 0.02, 12 s")
+    assert lines[place + 1].split()[:2] == ["own", "74.0"]
+    assert [line.split()[0] for line in lines[place + 2 : place + 5]] == ["tuned", "4", "tuned"]
+    assert (
+        lines[place + 5] == f"{free.trial_id} random, images/class 2, steps 2, epochs 2, inner lr 0.1, 12 s"
+    )
+    assert lines[place + 6].split()[:2] == ["4", "random"]
 
 
 def test_a_stopped_trial_has_a_line_that_says_so(folder: Folder) -> None:
@@ -205,7 +235,9 @@ def test_a_stopped_trial_has_a_line_that_says_so(folder: Folder) -> None:
     assert (found[1].stopped_at, found[1].test, found[1].n_diverged) == (20, None, 0)
     for width in (160, 100):
         shown = text(summary_table(found, width), width)
-        (row,) = [line for line in shown.splitlines() if line.startswith(stopped.trial_id)]
+        lines = shown.splitlines()
+        place = next(i for i, line in enumerate(lines) if line.startswith(stopped.trial_id))
+        row = lines[place if width == 160 else place + 1]
         assert "stopped 20" in row and "–" in row and "±" not in row
         assert "stopped N: by the scheduler, after N outer steps" in " ".join(shown.split())
 

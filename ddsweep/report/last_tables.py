@@ -1,0 +1,100 @@
+"""What a run ends with: its trials beside their baselines, of many the best of each kind."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+
+from ddsweep.catalog import EvaluationSpec, TrialSpec
+from ddsweep.catalog.numbers import counted
+from ddsweep.report.attack_table import attack_table
+from ddsweep.report.console import MOST_LISTED
+from ddsweep.report.settings import heading, settings_of
+from ddsweep.report.summary import OnTorn, summarise, trial_row
+from ddsweep.report.summary_table import summary_table
+from ddsweep.report.transfer_table import transfer_table
+from ddsweep.results.layout import SweepDirectory
+
+__all__ = ["best_of_each_kind", "print_last_tables"]
+
+FEW = 10
+"""Trials of which a run ends with all."""
+
+_MOST_KINDS = 30
+_MOST_READ = 10_000
+"""Rows that are looked through for the best: of more, the first so many."""
+
+_KIND = (
+    *("dataset", "network", "objective", "attack_class", "target_class", "init", "pool", "images_per_class"),
+)
+"""Settings in which trials answer different questions; the others are ways to answer them."""
+
+
+def print_last_tables(
+    console: Console,
+    directory: SweepDirectory,
+    trials: Sequence[TrialSpec],
+    evaluation: EvaluationSpec,
+    *,
+    everything: bool = False,
+) -> None:
+    """The tables for those of ``trials`` that came to an end, on ``console``; of more than `FEW` the best by
+    ``val_score`` of each kind, unless ``everything`` is asked for."""
+    torn: list[Any] = []
+    ended = [trial for trial in trials if directory.trials_part(trial.trial_id).exists()]
+    listed, note = ended[:MOST_LISTED], ""
+    if len(ended) > len(listed):
+        note = f"These are the first {len(listed)} of {len(ended)}; the Parquet tables have them all."
+    if not everything and len(ended) > FEW:
+        listed, note = _chosen(directory, ended, torn.append)
+    summaries = summarise(directory, [trial.trial_id for trial in listed], on_torn=torn.append)
+    for path in dict.fromkeys(torn):
+        console.print(f"{path}: torn, left out; run the sweep again to redo it", soft_wrap=True)
+    if summaries:
+        console.print(summary_table(summaries, console.width))
+    if note:
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
+    # Torn parts have been named by now.
+    transferred = transfer_table(directory, listed, evaluation, lambda path: None, console.width)
+    for table in (transferred, attack_table(directory, listed, lambda path: None)):
+        if table is not None:
+            console.print()
+            console.print(table)
+
+
+def _chosen(
+    directory: SweepDirectory, ended: Sequence[TrialSpec], on_torn: OnTorn
+) -> tuple[list[TrialSpec], str]:
+    """The trials that are listed, and what is said of it."""
+    best, names = best_of_each_kind(directory, ended[:_MOST_READ], on_torn)
+    what = "best by val_score"
+    if names:
+        what += f" for each {', '.join(map(heading, names))}"
+    if len(best) > _MOST_KINDS:
+        what += f", the first {_MOST_KINDS} of {len(best)}"
+    note = f"{counted(len(ended), 'trial')} came to an end; shown: {what}"
+    if len(ended) > _MOST_READ:
+        note += f", among the first {_MOST_READ}"
+    return best[:_MOST_KINDS], f"{note}. All of them: ddsweep eval {directory.root} --all"
+
+
+def best_of_each_kind(
+    directory: SweepDirectory, trials: Sequence[TrialSpec], on_torn: OnTorn
+) -> tuple[list[TrialSpec], list[str]]:
+    """(the trial with the highest ``val_score`` of each kind of those that are done, in their order; the
+    settings that tell kinds apart). Of equal ones the first."""
+    settings = {trial.trial_id: settings_of(trial) for trial in trials}
+    names = [name for name in _KIND if len({repr(own[name]) for own in settings.values()}) > 1]
+    best: dict[tuple[str, ...], tuple[float, TrialSpec]] = {}
+    for trial in trials:
+        row = trial_row(directory, trial.trial_id, on_torn)
+        if row is None or row["status"] != "done":
+            continue
+        kind = tuple(repr(settings[trial.trial_id][name]) for name in names)
+        score = -1.0 if row["val_score"] is None else row["val_score"]
+        if kind not in best or score > best[kind][0]:
+            best[kind] = score, trial
+    chosen = {trial.trial_id for _, trial in best.values()}
+    return [trial for trial in trials if trial.trial_id in chosen], names
