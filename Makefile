@@ -1,5 +1,8 @@
 # make quickstart   set up .venv, then run the main job on the embedded data set
-# make test         set up .venv, then the tests; `make check` adds lint, format and types
+# make test         set up .venv, then the tests that take minutes
+# make test-cluster the tests that start a Ray or a Slurm of their own
+# make check        lint, format, types, and both of these
+# make test-full    all tests, with the slow ones
 # make cluster-deps install, as root on Debian or Ubuntu, what the tests on a Slurm of their own need
 
 # What tells whether a Python will do. A version manager may offer a name that does not run, so try each.
@@ -10,20 +13,14 @@ BIN := .venv/bin
 # Written last: a set-up that was interrupted is done again.
 STAMP := .venv/.installed
 
-# Tests that start a Ray or a Slurm, one after the other: it is mostly waiting. Beside them all others, whose
-# report comes last.
-define two_at_a_time
-	log=$$(mktemp); trap 'kill $$others 2>/dev/null; rm -f "$$log"' EXIT; trap 'exit 130' INT TERM; \
-	$(BIN)/python -m pytest -m "$(1) not (ray or cluster)" >"$$log" 2>&1 & others=$$!; \
-	$(BIN)/python -m pytest -m "$(1) (ray or cluster)"; first=$$?; \
-	wait $$others; second=$$?; cat "$$log"; exit $$((first | second))
-endef
+# Tests side by side; pytest's summary of all of them comes last.
+PYTEST := $(BIN)/python -m pytest --numprocesses
 
 # For tests/cluster: Slurm, its accounting, what makes nodes of namespaces, and what looks at the metrics.
 CLUSTER_PACKAGES := slurmd slurmctld slurm-client munge slurmdbd slurm-wlm-mysql-plugin mariadb-server \
 	iproute2 procps prometheus chromium
 
-.PHONY: help venv quickstart test test-full lint format check cluster-deps clean
+.PHONY: help venv quickstart test test-cluster test-full lint format check cluster-deps clean
 .DEFAULT_GOAL := help
 
 help:
@@ -45,10 +42,14 @@ quickstart: $(STAMP)
 	$(BIN)/ddsweep run sweeps/quickstart.yaml
 
 test: $(STAMP)
-	@$(call two_at_a_time,not slow and)
+	$(PYTEST) auto -m "not (slow or ray or cluster)"
+
+# Two at a time: what has a Ray of its own, and what has a Slurm.
+test-cluster: $(STAMP)
+	$(PYTEST) 2 -m "(ray or cluster) and not slow"
 
 test-full: $(STAMP)
-	@$(call two_at_a_time,)
+	$(PYTEST) auto
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -59,7 +60,7 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-check: lint test
+check: lint test-cluster test
 
 cluster-deps:
 	@command -v apt-get >/dev/null && command -v dpkg-query >/dev/null || { echo "cluster-deps needs apt-get, of" \

@@ -246,7 +246,7 @@ def run(
     sweep = load_sweep(file, settings or (), smoke=smoke)
     root, directory = _root(data_root), _sweep_directory(sweep, results)
     if smoke:
-        _pretrain_smoke(sweep, file.parent / "pools", _results_root(results), root)
+        _pretrain_smoke(sweep, file.parent / "pools", _results_root(results), root, address)
     plan = _expand(sweep, directory, root, file.parent / "pools")
     check_strata(sweep.name, sweep.scheduler, plan.trials)
     _run(sweep, plan, directory, root, address, only_evaluate=False, everything=everything)
@@ -389,7 +389,9 @@ def pretrain(
     _pretrain(pool, _results_root(results), _root(data_root), address)
 
 
-def _pretrain_smoke(sweep: SweepSpec, files: Path, results: Path, data_root: Path | None) -> None:
+def _pretrain_smoke(
+    sweep: SweepSpec, files: Path, results: Path, data_root: Path | None, address: str | None
+) -> None:
     """Make the tiny pools that the smoke version of a sweep names, from their files beside it."""
     from ddsweep.catalog import SMOKE
     from ddsweep.pools.file import load_pool
@@ -399,7 +401,7 @@ def _pretrain_smoke(sweep: SweepSpec, files: Path, results: Path, data_root: Pat
     for name in dict.fromkeys(map(str, [*named, *sweep.grid.get("pool", []), *searched])):
         file = files / f"{name.removesuffix(SMOKE)}.yaml"
         if name.endswith(SMOKE) and file.is_file():
-            _pretrain(load_pool(file, smoke=True), results, data_root, None)
+            _pretrain(load_pool(file, smoke=True), results, data_root, address)
 
 
 def _pretrain(pool: PoolFile, results: Path, data_root: Path | None, address: str | None) -> None:

@@ -1,16 +1,33 @@
-"""Shared by all tests: the command line in a process of its own, as a user runs it."""
+"""Shared by all tests: the command line, in this process and in one of its own, and what runs beside what."""
 
 from __future__ import annotations
 
+import gc
+import io
 import os
+import secrets
+import socket
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+if TYPE_CHECKING:
+    from xdist.scheduler import LoadScopeScheduling
+
 Run = Callable[..., subprocess.CompletedProcess[str]]
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+# ------------------------------------------------------------------------------- the command line
 
 
 @pytest.fixture(scope="session")
@@ -31,7 +48,39 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def ddsweep(environment: dict[str, str]) -> Run:
-    """``ddsweep(*arguments, cwd=...)``: run to the end; output and exit code as they come."""
+    """``ddsweep(*arguments, cwd=...)``: a command line, run to the end in this process; output and exit code
+    as `subprocess.run` gives them. ``more`` are variables of the environment."""
+
+    def run(*arguments: object, cwd: Path | None = None, **more: str) -> subprocess.CompletedProcess[str]:
+        from ddsweep.cli import _exit_code
+
+        words = [str(argument) for argument in arguments]
+        out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2))
+        with only({**environment, **more}), chdir(cwd or "."), redirect_stdout(out), redirect_stderr(err):
+            code = _exit_code(words)
+        said, complained = (file.buffer.getvalue().decode() for file in (out, err))  # type: ignore[attr-defined]
+        return subprocess.CompletedProcess(["ddsweep", *words], code, said, complained)
+
+    return run
+
+
+@contextmanager
+def only(variables: Mapping[str, str]) -> Iterator[None]:
+    """The environment holds ``variables`` and nothing else, and afterwards what it held before."""
+    before = dict(os.environ)
+    try:
+        os.environ.clear()
+        os.environ.update(variables)
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@pytest.fixture(scope="session")
+def ddsweep_process(environment: dict[str, str]) -> Run:
+    """As `ddsweep`, in a process of its own. That takes seconds: for what only a process shows, as how it
+    ends, what Ray's own programs print, and what it leaves."""
 
     def run(*arguments: object, cwd: Path | None = None, **more: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -45,3 +94,125 @@ def ddsweep(environment: dict[str, str]) -> Run:
         )
 
     return run
+
+
+# ------------------------------------------------------------------------------------ the one Ray
+
+
+@dataclass(frozen=True)
+class OneRay:
+    """A Ray that tests share. Called as `ddsweep`: a command line in this process that joins it."""
+
+    address: str
+    variables: Mapping[str, str]
+    """What tells a process how to log in."""
+    run: Run
+
+    def __call__(self, *arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+        from ray._raylet import AuthenticationTokenLoader, Config
+
+        with only({**os.environ, **self.variables}):  # Ray read its settings when it was imported
+            Config.initialize("")
+            AuthenticationTokenLoader.instance().reset_cache()
+        return self.run(*arguments, "--address", self.address, cwd=cwd, **self.variables)
+
+
+@pytest.fixture(scope="session")
+def one_ray(ddsweep: Run, environment: dict[str, str]) -> Iterator[OneRay]:
+    """Of two CPUs, and two GPUs that are none. No test may end it, or leave something on it."""
+    from ddsweep.launch.processes import end, spawn
+
+    with tempfile.TemporaryDirectory(prefix="dds-") as folder, socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+        probe.close()
+        token = Path(folder, "token")
+        token.write_text(secrets.token_hex(32))
+        variables = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
+        command += ["--head", "--node-ip-address=127.0.0.1", f"--port={address.partition(':')[2]}"]
+        command += ["--num-cpus=2", "--num-gpus=2", f"--object-store-memory={200 * 2**20}"]
+        command += ["--include-dashboard=false", f"--temp-dir={folder}/ray"]
+        log = Path(folder, "log")
+        with log.open("w") as output:
+            ray = spawn(command, {**environment, **variables}, output)
+        try:
+            while "Ray runtime started" not in log.read_text():
+                assert ray.poll() is None, log.read_text()
+                time.sleep(0.1)
+            yield OneRay(address, variables, ddsweep)
+        finally:
+            end(ray, 20)
+
+
+# ------------------------------------------------------------------------------ tests side by side
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> Iterator[None]:
+    """Of torch, in this process. The sum of a float depends on how many threads take part in it, and there
+    are as many test processes as processors."""
+    if "torch" not in sys.modules:  # no test needs it
+        yield
+        return
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays, so no search for garbage need look through it: ddsweep asks for one with each
+    trial, and through a million objects of torch and of the tests it takes longer than a small trial."""
+    gc.freeze()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are processors: tests with a Ray or a Slurm mostly wait."""
+    return min(8, (os.cpu_count() or 1) + 1)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    """A file of tests stays in one process, for what its tests share; and so do all files of the one Slurm,
+    and all with a Ray, which run one at a time."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Together(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            return group_of(nodeid.partition("::")[0])
+
+    config.option.loadscopereorder = False
+    return Together(config, log)
+
+
+WITH_RAY = ("one_ray", "pytest.mark.ray")
+"""What files say whose tests keep together."""
+
+LONG = ("core/test_devices", "test_trial", "test_out_of_memory", "bench/test_bench", "test_evaluation")
+"""Files that take long: they begin early, or all would wait for them in the end."""
+
+
+def group_of(path: str) -> str:
+    """The group of the tests in the file at ``path``."""
+    if path.startswith("tests/cluster/"):
+        return "Slurm"
+    text = (ROOT / path).read_text()
+    return "Ray" if any(word in text for word in WITH_RAY) else path
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """First the tests that keep together with those of other files, then the long ones."""
+    paths = {item.nodeid.partition("::")[0] for item in items}
+    groups = {path: group_of(path) for path in paths}
+
+    def place(item: pytest.Item) -> int:
+        path = item.nodeid.partition("::")[0]
+        if groups[path] != path:
+            return 0
+        return 1 if path.removeprefix("tests/").removesuffix(".py") in LONG else 2
+
+    items.sort(key=place)

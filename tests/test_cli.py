@@ -28,6 +28,7 @@ from ddsweep.results.layout import SweepDirectory
 from ddsweep.results.parts import read_part, write_part
 from ddsweep.results.schemas import EVALS, HISTORY, TRIALS
 from ddsweep.spec import Plan, expand, load_sweep, resolved_yaml
+from tests.conftest import Run
 
 Answer = tuple[int, str, str]
 Ask = Callable[..., Answer]
@@ -316,8 +317,8 @@ def test_a_shell_completes_trials_that_are_here(
     assert ask()[1].split() == ["abcdef0123"]
 
 
-def test_help_alone_and_help_of_a_process_are_the_same(ddsweep: Callable[..., Any], tmp_path: Path) -> None:
-    done = ddsweep("--help", cwd=tmp_path)
+def test_help_alone_and_help_of_a_process_are_the_same(ddsweep_process: Run, tmp_path: Path) -> None:
+    done = ddsweep_process("--help", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert "quickstart" not in done.stdout
     assert "one YAML file in, Parquet tables with error bars out" in done.stdout

@@ -206,7 +206,7 @@ from ddsweep.results.layout import SweepDirectory
 from ddsweep.trial import distil_trial, read_distilled
 from ddsweep.trial_plan import TrialSettings
 
-spec = TrialSpec(dataset=DATASETS["digits"], network="convnet(depth=1,width=32,norm=none)", outer_steps=2,
+spec = TrialSpec(dataset=DATASETS["digits"], network="convnet(depth=1,width=32,norm=none)", outer_steps=1,
                  images_per_class=20, inner_steps=2, inner_epochs=40, inner_lr=0.01, models_per_step=4,
                  real_batch=64, selection_networks=1)
 splits = load_splits(spec.dataset, None, validation_fraction=0.1, split_seed=0)

@@ -58,7 +58,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.ray
 def test_the_commands_and_the_snippets_of_the_readme_run(
-    tiny: Path, ddsweep: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny: Path, ddsweep_process: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tiny)
     (block,) = (block for block in blocks("console") if "ddsweep plan" in block.text)
@@ -69,7 +69,7 @@ def test_the_commands_and_the_snippets_of_the_readme_run(
             continue
         if words[0] == "show":  # an id of the settings that were made tiny
             (words[1],) = load_results("results/quickstart").trials.query("init == 'random'")["trial_id"]
-        done = ddsweep(*words, cwd=tiny)
+        done = ddsweep_process(*words, cwd=tiny)
         assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
         ran.append(words[0])
     assert ran.count("run") == 3 and ran.count("eval") == 2

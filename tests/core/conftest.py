@@ -1,8 +1,8 @@
-"""What the tests of the engine share: one CPU thread, small random problems, and the digits."""
+"""What the tests of the engine share: small random problems, and the digits."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import pytest
@@ -15,15 +15,6 @@ from ddsweep.core.networks import Params, build_network
 from ddsweep.core.unroll import raw_rates
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True, scope="session")
-def one_thread() -> Iterator[None]:
-    """The sum of a float depends on how many threads take part in it."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ def test_the_same_at_every_call() -> None:
     assert one.fingerprint == again.fingerprint == other.fingerprint
     assert not torch.equal(one.validation_images, other.validation_images)
     assert one.fingerprint != stand_in(DATASETS["mnist"]).fingerprint
-    assert stand_in(spec, whitening="zca").whitening is not None
+    assert stand_in(DATASETS["usps"], whitening="zca").whitening is not None
 
 
 def load(value: Any, root: Path | None, **more: Any) -> Splits:

@@ -8,12 +8,12 @@ refused as well, which a GPU would take, but only after a copy that it waits for
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map
 
 NAME = "pretended"
 _CROSSING = {torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default}
@@ -72,7 +72,7 @@ class _Elsewhere(Tensor):
 
 
 def _dispatch(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    leaves = tree_flatten((args, kwargs))[0]
+    leaves = _leaves(args, kwargs)
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
     elsewhere = any(isinstance(tensor, _Elsewhere) for tensor in tensors)
     here = any(tensor.dim() > 0 and not isinstance(tensor, _Elsewhere) for tensor in tensors)
@@ -80,15 +80,31 @@ def _dispatch(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         raise RuntimeError(f"{func}: expected all tensors to be on one device")
     device = kwargs.get("device")
     result_elsewhere = elsewhere if device is None else torch.device(device).type == NAME
+    if not elsewhere and not result_elsewhere:
+        return func(*args, **kwargs)
     if result_elsewhere and any(isinstance(leaf, torch.Generator) for leaf in leaves):
         raise RuntimeError(f"{func}: the generator is of the CPU, the tensor is not")
     if device is not None:
         kwargs = kwargs | {"device": torch.device("cpu")}
-    result = func(*tree_map(_as_here, args), **tree_map(_as_here, kwargs))
+    result = func(*_each(_as_here, args), **{name: _each(_as_here, kwargs[name]) for name in kwargs})
     if func._schema.is_mutable and isinstance(result, Tensor):
         # In place (a name that ends in "_"), or into out=: the tensor that was given is the result.
         return kwargs["out"] if "out" in kwargs else args[0]
-    return tree_map(_as_elsewhere, result) if result_elsewhere else result
+    return _each(_as_elsewhere, result) if result_elsewhere else result
+
+
+def _leaves(args: Any, kwargs: dict[str, Any]) -> list[Any]:
+    """What an operation is given; its lists hold no lists."""
+    given = [*args, *kwargs.values()]
+    return [leaf for item in given for leaf in (item if isinstance(item, list | tuple) else [item])]
+
+
+def _each(convert: Callable[[Any], Any], given: Any) -> Any:
+    """``given`` or, of a list or tuple, all that is in it, converted. (torch's own tree_map is made for any
+    nesting, and takes longer than the operations themselves.)"""
+    if isinstance(given, list | tuple):
+        return type(given)([_each(convert, item) for item in given])
+    return convert(given)
 
 
 def _as_here(leaf: Any) -> Any:

@@ -119,8 +119,8 @@ def test_a_few_outer_steps_on_the_device_are_those_on_the_cpu(settings) -> None:
     targets = torch.arange(200) % 10
     spec = TrialSpec(
         dataset=DATASETS["digits"],
-        network="convnet(width=16)",
-        **{"inner_steps": 2, "images_per_class": 2, "inner_epochs": 3, "real_batch": 64, "dtype": "float64"},
+        network="convnet(width=4)",
+        **{"inner_steps": 2, "images_per_class": 2, "inner_epochs": 3, "real_batch": 32, "dtype": "float64"},
         **({"inner_lr": 0.2} | settings),
     )
     states, accuracies = [], []

@@ -152,7 +152,7 @@ def test_an_outer_step_in_recompute_mode_is_that_of_store_mode(tmp_path: Path) -
 @pytest.mark.ray
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", ["alexnet_voc2007", "alexnet_cub200"])
-def test_the_whole_way_on_official_layouts(name: str, tmp_path: Path, ddsweep: Run) -> None:
+def test_the_whole_way_on_official_layouts(name: str, tmp_path: Path, ddsweep_process: Run) -> None:
     """Random weights under torchvision's names, and small trees of images: the sweep file as it is, with few
     outer steps."""
     root = tmp_path / "data"
@@ -165,7 +165,7 @@ def test_the_whole_way_on_official_layouts(name: str, tmp_path: Path, ddsweep: R
         write_voc(root)
     few = ["outer_steps=1", "inner_epochs=1"] if name.endswith("cub200") else ["outer_steps=2"]
     settings = [*few, "real_batch=16", "evaluate.baselines=none"]
-    done = ddsweep("run", SWEEPS / f"{name}.yaml", *settings, "--data-root", root, cwd=tmp_path)
+    done = ddsweep_process("run", SWEEPS / f"{name}.yaml", *settings, "--data-root", root, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
     (part,) = (tmp_path / "results" / name / "trials").glob("*.parquet")
     row = pd.read_parquet(part).iloc[0]

@@ -7,23 +7,24 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import OneRay
 from tests.sweep.driver import Driver
 
 
 @pytest.fixture
-def driver(tmp_path: Path, environment: dict[str, str]) -> Iterator[Driver]:
-    made = Driver(tmp_path, environment)
+def driver(tmp_path: Path, environment: dict[str, str], hostile: Path) -> Iterator[Driver]:
+    """With a Ray of its own. Nothing of the folder that the user is in disturbs it."""
+    made = Driver(tmp_path, environment, cwd=hostile)
     yield made
     made.kill_everything()
 
 
 @pytest.fixture(scope="session")
 def undisturbed(
-    tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str], hostile: Path
+    tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str], one_ray: OneRay
 ) -> Driver:
-    """The sweep with one shard, run to its end: what all others are compared with. Nothing of the folder that
-    the user is in disturbs it."""
-    made = Driver(tmp_path_factory.mktemp("undisturbed"), environment, shards=1, cwd=hostile)
+    """The sweep with one shard, run to its end: what all others are compared with."""
+    made = Driver(tmp_path_factory.mktemp("undisturbed"), environment, shards=1, one_ray=one_ray)
     code = made.run()
     assert code == 0, made.log.read_text()
     return made

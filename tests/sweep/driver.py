@@ -8,13 +8,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 import ddsweep
+from tests.conftest import OneRay
 
 SWEEP = """
 name: small
@@ -57,7 +58,12 @@ class Driver:
     """``ddsweep run`` in a process of its own, in a folder of its own."""
 
     def __init__(
-        self, folder: Path, environment: dict[str, str], shards: int = 2, cwd: Path | None = None
+        self,
+        folder: Path,
+        environment: Mapping[str, str],
+        shards: int = 2,
+        cwd: Path | None = None,
+        one_ray: OneRay | None = None,
     ) -> None:
         self.folder = folder
         self.file = folder / "small.yaml"
@@ -65,11 +71,14 @@ class Driver:
         self.results = folder / "results" / "small"
         self.log = folder / "log.txt"
         self.environment = environment
+        self.one_ray = one_ray
         self.cwd = cwd
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self, *settings: str) -> Driver:
         results = self.folder / "results"
+        joined = ["--address", self.one_ray.address] if self.one_ray else []
+        variables = self.one_ray.variables if self.one_ray else {}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [
@@ -82,10 +91,11 @@ class Driver:
                     *settings,
                     "--results",
                     str(results),
+                    *joined,
                 ],
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=self.environment,
+                env={**self.environment, **variables},
                 cwd=self.cwd,
             )
         return self

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +18,7 @@ from ddsweep.data.sources import load_splits
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.spec import AshaSpec, expand, load_sweep
 from ddsweep.sweep.halving import Halving
-from tests.conftest import Run
+from tests.conftest import OneRay, Run
 from tests.sweep.driver import Driver, descendants, until_ended
 
 # ----------------------------------------------------------------------------------- plain scores
@@ -363,16 +363,16 @@ resources: {dashboard: false, checkpoint_every: 20, max_concurrent: 1}
 """
 
 
-def driver_in(folder: Path, environment: dict[str, str]) -> Driver:
-    made = Driver(folder, environment)
+def driver_in(folder: Path, environment: Mapping[str, str], one_ray: OneRay | None = None) -> Driver:
+    made = Driver(folder, environment, one_ray=one_ray)
     made.file.write_text(SWEEP)
     return made
 
 
 @pytest.fixture(scope="module")
-def stopped(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) -> Driver:
+def stopped(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str], one_ray: OneRay) -> Driver:
     """The sweep, run to its end under ASHA. Not to be written to."""
-    made = driver_in(tmp_path_factory.mktemp("asha"), environment)
+    made = driver_in(tmp_path_factory.mktemp("asha"), environment, one_ray)
     assert made.run() == 0, made.log.read_text()
     return made
 
@@ -394,7 +394,6 @@ def strata_of(found: pd.DataFrame) -> Iterator[list[str]]:
         yield stratum["status"].tolist()
 
 
-@pytest.mark.ray
 def test_the_poor_setting_of_each_stratum_is_stopped_with_all_its_seeds(stopped: Driver) -> None:
     """One trial at a time, so no two seeds are ever at a rung together: one of them has to pause."""
     found = rows(stopped)
@@ -423,7 +422,6 @@ def test_the_poor_setting_of_each_stratum_is_stopped_with_all_its_seeds(stopped:
         assert noise not in log
 
 
-@pytest.mark.ray
 def test_a_pause_changes_no_bit(stopped: Driver, tmp_path: Path) -> None:
     found = rows(stopped)
     paused = found[(found["status"] == "done") & (found["n_resumed"] > 0)].iloc[0]
@@ -431,7 +429,6 @@ def test_a_pause_changes_no_bit(stopped: Driver, tmp_path: Path) -> None:
     assert alone.sha256 == paused["distilled_sha256"]
 
 
-@pytest.mark.ray
 def test_status_show_and_plan_say_stopped(stopped: Driver, ddsweep: Run) -> None:
     said = ddsweep("status", stopped.results).stdout
     assert said.startswith("small: 8 trials, 4 done, 4 stopped\nno driver at work; nothing is left to do")
@@ -446,7 +443,6 @@ def test_status_show_and_plan_say_stopped(stopped: Driver, ddsweep: Run) -> None
     assert "8 trials, 4 done; the other 4 take about" in said
 
 
-@pytest.mark.ray
 def test_running_again_runs_nothing(stopped: Driver) -> None:
     before = parts(stopped)
     assert stopped.run() == 0

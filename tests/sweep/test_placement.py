@@ -16,7 +16,7 @@ from ddsweep.results.reader import load_results
 from ddsweep.spec import expand, load_sweep
 from ddsweep.sweep.placement import check_placement, place_shards
 from ddsweep.sweep.session import Node, RaySession
-from tests.conftest import Run
+from tests.conftest import OneRay, Run
 
 
 @pytest.mark.parametrize(
@@ -99,6 +99,30 @@ def test_a_trial_must_fit_one_machine(resources, gpus, cpus, message, tmp_path: 
     sweep, trials = trials_of(tmp_path, base, f"resources: {resources}")
     with pytest.raises(UserError, match=message):
         check_placement(sweep, trials, session_of(*gpus, cpus=cpus))
+
+
+@pytest.mark.parametrize(
+    ("lines", "gpus", "message"),
+    [
+        (
+            "resources: {gpus: 1}",
+            0,
+            "a trial asks for 1 GPU, but Ray found 0; set resources.gpus=0 to run on",
+        ),
+        ("resources: {gpus: 0.5}", 0, "a trial asks for 0.5 GPUs, but Ray found 0; set resources.gpus=0"),
+        (
+            "resources: {gpus: 1}\nevaluate: {shards: 2}",
+            1,
+            "2 shards of 0.1 GPU each cannot be placed beside a trial of 1 on 1 GPU; ask for fewer",
+        ),
+    ],
+    ids=["none", "a part of none", "no room for shards"],
+)
+def test_gpus_that_are_not_there_are_refused(lines: str, gpus: int, message: str, tmp_path: Path) -> None:
+    sweep, trials = trials_of(tmp_path, "base: {dataset: digits}", lines)
+    with pytest.raises(UserError) as caught:
+        check_placement(sweep, trials, session_of(gpus))
+    assert message in str(caught.value)
 
 
 def test_what_no_trial_could_run_with_is_told_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,10 +218,9 @@ resources: {gpus: 0.5, total_gpus: 2, device: cpu, dashboard: false}
 """
 
 
-@pytest.mark.ray
-def test_a_sweep_is_packed_on_gpus_that_are_none(tmp_path: Path, ddsweep: Run) -> None:
+def test_a_sweep_is_packed_on_gpus_that_are_none(tmp_path: Path, one_ray: OneRay) -> None:
     (tmp_path / "tiny.yaml").write_text(TINY)
-    done = ddsweep("run", "tiny.yaml", cwd=tmp_path)
+    done = one_ray("run", "tiny.yaml", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     trials = load_results(tmp_path / "results" / "tiny").trials
     assert list(trials["status"]) == ["done"] * 4
@@ -205,17 +228,25 @@ def test_a_sweep_is_packed_on_gpus_that_are_none(tmp_path: Path, ddsweep: Run) -
     assert (trials["gpu_seconds"] / trials["wall_seconds"]).tolist() == pytest.approx([0.5] * 4)
 
 
+def test_cpus_beyond_the_machine_are_refused_before_any_trial(tmp_path: Path, one_ray: OneRay) -> None:
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    said = one_ray("run", "tiny.yaml", "resources.cpus=3", cwd=tmp_path)
+    assert said.returncode == 1 and "Traceback" not in said.stdout + said.stderr
+    assert "resources.cpus: a trial asks for 3 CPUs, but there are 2; ask for less, or set" in said.stderr
+    assert not (tmp_path / "results" / "tiny").exists()
+
+
 @pytest.mark.ray
 @pytest.mark.parametrize(
     ("gpus", "code"), [("0.1", 1), pytest.param("0", 2, marks=pytest.mark.slow)], ids=["shards", "trials"]
 )
 def test_workers_that_all_see_the_same_gpus_fail_with_a_message(
-    gpus: str, code: int, tmp_path: Path, ddsweep: Run
+    gpus: str, code: int, tmp_path: Path, ddsweep_process: Run
 ) -> None:
     """Ray is told not to narrow what its workers see, as some recipes for clusters do."""
     (tmp_path / "tiny.yaml").write_text(TINY)
     traps = {"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1", "CUDA_VISIBLE_DEVICES": "0,1"}
-    done = ddsweep("run", "tiny.yaml", f"evaluate.gpus={gpus}", cwd=tmp_path, **traps)
+    done = ddsweep_process("run", "tiny.yaml", f"evaluate.gpus={gpus}", cwd=tmp_path, **traps)
     assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     if code == 1:

@@ -78,7 +78,7 @@ def until(done: Callable[[], bool], process: subprocess.Popen[bytes], log: Path)
 
 @pytest.mark.slow
 def test_a_pool_survives_what_happens_to_it_and_serves_a_sweep(
-    tmp_path: Path, environment: dict[str, str], ddsweep: Run
+    tmp_path: Path, environment: dict[str, str], ddsweep_process: Run
 ) -> None:
     """SIGKILL to all of it once the first group is there; SIGTERM once more; then to its end."""
     file, log = tmp_path / "tiny.yaml", tmp_path / "log.txt"
@@ -94,9 +94,9 @@ def test_a_pool_survives_what_happens_to_it_and_serves_a_sweep(
     first = {path.name: path.stat().st_mtime_ns for path in pool.root.glob("networks/train-*")}
     assert len(first) == 8, "what was trained is whole"
 
-    refused = ddsweep("plan", write(tmp_path / "attacks.yaml", ATTACKS), cwd=tmp_path)
+    refused = ddsweep_process("plan", write(tmp_path / "attacks.yaml", ATTACKS), cwd=tmp_path)
     assert refused.returncode == 0, "a pool that is begun can be planned with"
-    refused = ddsweep("run", "attacks.yaml", cwd=tmp_path)
+    refused = ddsweep_process("run", "attacks.yaml", cwd=tmp_path)
     assert refused.returncode == 1
     assert "pool tiny: " in refused.stderr and "is not finished: `ddsweep pretrain`" in refused.stderr
 
@@ -106,24 +106,24 @@ def test_a_pool_survives_what_happens_to_it_and_serves_a_sweep(
     assert process.wait(timeout=120) == 75, log.read_text()
     assert "draining" in log.read_text() and not pool.index.exists()
 
-    done = ddsweep("pretrain", file, cwd=tmp_path)
+    done = ddsweep_process("pretrain", file, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
     index = pd.read_parquet(pool.index)
     assert index.groupby("role").size().to_dict() == {"heldout": 8, "train": 8}
     assert "heldout: 8 networks" in done.stdout and str(pool.index.relative_to(tmp_path)) in done.stdout
     assert first == {path.name: path.stat().st_mtime_ns for path in pool.root.glob("networks/train-*")}
-    again = ddsweep("pretrain", file, cwd=tmp_path)
+    again = ddsweep_process("pretrain", file, cwd=tmp_path)
     assert again.returncode == 0 and "trained" not in again.stdout, "nothing is left to do"
     torn = pool.network("heldout", 3)
     torn.write_bytes(torn.read_bytes()[:-9])
-    mended = ddsweep("pretrain", file, cwd=tmp_path)
+    mended = ddsweep_process("pretrain", file, cwd=tmp_path)
     assert mended.returncode == 0 and "heldout 0 to 7 trained" in mended.stdout
 
-    attacked = ddsweep("run", "attacks.yaml", cwd=tmp_path)
+    attacked = ddsweep_process("run", "attacks.yaml", cwd=tmp_path)
     assert (attacked.returncode, attacked.stderr) == (0, "")
     check_attacks(tmp_path / "results" / "attacks", attacked.stdout)
     trial = min((tmp_path / "results" / "attacks" / "artifacts").iterdir()).name
-    shown = ddsweep("show", trial, cwd=tmp_path).stdout
+    shown = ddsweep_process("show", trial, cwd=tmp_path).stdout
     assert "fooled" in shown and "other classes" in shown and "0, before" in shown
 
 
@@ -160,12 +160,14 @@ def check_attacks(directory: Path, said: str) -> None:
 
 
 @pytest.mark.slow
-def test_other_settings_under_the_same_name_are_refused(tmp_path: Path, ddsweep: Run) -> None:
+def test_other_settings_under_the_same_name_are_refused(tmp_path: Path, ddsweep_process: Run) -> None:
     file = write(tmp_path / "tiny.yaml", POOL.format(epochs=1))
-    assert ddsweep("pretrain", file, "train=1", "heldout=1", cwd=tmp_path).returncode == 0
+    assert ddsweep_process("pretrain", file, "train=1", "heldout=1", cwd=tmp_path).returncode == 0
     for other in ("epochs=2", "train=2"):
-        refused = ddsweep("pretrain", file, "train=1", "heldout=1", other, cwd=tmp_path)
+        refused = ddsweep_process("pretrain", file, "train=1", "heldout=1", other, cwd=tmp_path)
         assert refused.returncode == 1 and "holds a pool of other settings" in refused.stderr
-    refused = ddsweep("pretrain", file, "train=1", "heldout=2", "cpus=99", "total_cpus=1", cwd=tmp_path)
+    refused = ddsweep_process(
+        "pretrain", file, "train=1", "heldout=2", "cpus=99", "total_cpus=1", cwd=tmp_path
+    )
     assert refused.returncode == 1
     assert "cpus: a group of networks asks for 99, but there are 1" in refused.stderr

@@ -14,10 +14,8 @@ import pandas as pd
 import pytest
 
 from ddsweep import DistilledSet, load_results
-from tests.conftest import Run
+from tests.conftest import OneRay
 from tests.sweep.driver import OUTER_STEPS, Driver, command_line, descendants, kill, until_ended
-
-pytestmark = pytest.mark.ray
 
 
 def assert_equal_to(undisturbed: Driver, driver: Driver) -> None:
@@ -63,6 +61,7 @@ def test_running_again_does_nothing(undisturbed: Driver) -> None:
     assert {path: path.stat().st_mtime_ns for path in undisturbed.results.glob("*/part-*.parquet")} == before
 
 
+@pytest.mark.ray
 def test_a_killed_worker_and_a_killed_shard_change_nothing(
     undisturbed: Driver, tmp_path: Path, environment: dict[str, str]
 ) -> None:
@@ -88,6 +87,7 @@ def test_a_killed_worker_and_a_killed_shard_change_nothing(
     assert not list((driver.results / "failures").iterdir())
 
 
+@pytest.mark.ray
 def test_a_killed_and_then_drained_driver_is_completed_by_the_same_command(
     undisturbed: Driver, driver: Driver
 ) -> None:
@@ -111,7 +111,9 @@ def test_a_killed_and_then_drained_driver_is_completed_by_the_same_command(
     assert "SIGTERM: draining" in driver.log.read_text()
     assert not (driver.results / ".lock").exists()
 
+    until_then = len(driver.log.read_text())
     assert driver.run() == 0, driver.log.read_text()
+    assert_plain(driver.log.read_text()[until_then:])
     assert_equal_to(undisturbed, driver)
 
 
@@ -135,18 +137,22 @@ def assert_dashboard_is_private_and_readable(driver: Driver) -> None:
 
 def test_a_sweep_in_a_pipe_prints_plain_lines_and_no_noise(undisturbed: Driver) -> None:
     log = undisturbed.log.read_text()
-    assert "\x1b[" not in log
     assert re.search(r"1/2 done, .* \| \w{10} init=", log)
+    assert_plain(log)
+
+
+def assert_plain(log: str) -> None:
+    assert "\x1b[" not in log
     for noise in ("Configuration for experiment", "WARNING", "Traceback", "View detailed", "(raylet)"):
         assert noise not in log
 
 
 def test_more_networks_are_evaluated_without_distilling_again(
-    undisturbed: Driver, ddsweep: Run, tmp_path: Path
+    undisturbed: Driver, one_ray: OneRay, tmp_path: Path
 ) -> None:
     results = shutil.copytree(undisturbed.results, tmp_path / "small")
     images = {p: p.stat().st_mtime_ns for p in results.glob("artifacts/*/*.safetensors")}
-    result = ddsweep("eval", results, "evaluate.networks=14", "evaluate.shards=2")
+    result = one_ray("eval", results, "evaluate.networks=14", "evaluate.shards=2")
     assert result.returncode == 0, result.stderr
     after = load_results(results)
     assert list(after.trials.sort_values("init")["test_models"]) == [1, 14]
