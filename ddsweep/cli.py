@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ddsweep.catalog import DatasetSpec
     from ddsweep.pools.file import PoolFile
     from ddsweep.results.layout import SweepDirectory
+    from ddsweep.results.reader import Results
     from ddsweep.spec import Plan, SweepSpec
 
 __all__ = ["app", "main"]
@@ -123,6 +124,20 @@ def _existing(directory: Path) -> SweepDirectory:
             f"{directory}: no results of a sweep (there is no sweep.yaml in it); name a folder such as "
             "results/quickstart"
         )
+    return found
+
+
+def _read_results(directory: Path) -> Results:
+    """The tables of the sweep in ``directory``; parts that are torn are left out, and named."""
+    import warnings
+
+    from ddsweep.results.reader import load_results
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        found = load_results(_existing(directory).root)
+    for path in found.torn:
+        typer.echo(f"{path}: torn, left out; run the sweep again to redo it", err=True)
     return found
 
 
@@ -704,6 +719,37 @@ def show(
         )
     found, trial_id = find_trial([_existing(place) for place in places], trial)
     report_console().print(render(found, trial_id))
+
+
+@app.command()
+def best(
+    directory: ResultsDir,
+    by: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SETTING,...",
+            help="Answer once for each value of these (default: data set, network, init, images per class).",
+        ),
+    ] = None,
+) -> None:
+    """The best setting of each kind, chosen on validation, and what it is worth on test."""
+    from ddsweep.report.best import best_lines
+
+    names = None if by is None else [name.strip() for name in by.split(",") if name.strip()]
+    for line in best_lines(_read_results(directory), names):
+        typer.echo(line)
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="A", help="Results of one sweep.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="Results of another.")],
+) -> None:
+    """Two sweeps: which settings differ, and how accuracy moved, on the same networks where they are the same."""
+    from ddsweep.report.compare import compare_lines
+
+    for line in compare_lines((str(first), str(second)), *map(_read_results, (first, second))):
+        typer.echo(line)
 
 
 @app.command()

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from ddsweep.catalog import EvaluationSpec, TrialSpec
 from ddsweep.catalog.numbers import counted
+from ddsweep.report.answers import KIND
 from ddsweep.report.attack_table import attack_table
 from ddsweep.report.console import MOST_LISTED
 from ddsweep.report.settings import heading, settings_of
@@ -25,11 +26,6 @@ FEW = 10
 _MOST_KINDS = 30
 _MOST_READ = 10_000
 """Rows that are looked through for the best: of more, the first so many."""
-
-_KIND = (
-    *("dataset", "network", "objective", "attack_class", "target_class", "init", "pool", "images_per_class"),
-)
-"""Settings in which trials answer different questions; the others are ways to answer them."""
 
 
 def print_last_tables(
@@ -86,7 +82,7 @@ def best_of_each_kind(
     """(the trial with the highest ``val_score`` of each kind of those that are done, in their order; the
     settings that tell kinds apart). Of equal ones the first."""
     settings = {trial.trial_id: settings_of(trial) for trial in trials}
-    names = [name for name in _KIND if len({repr(own[name]) for own in settings.values()}) > 1]
+    names = [name for name in KIND if len({repr(own[name]) for own in settings.values()}) > 1]
     best: dict[tuple[str, ...], tuple[float, TrialSpec]] = {}
     for trial in trials:
         row = trial_row(directory, trial.trial_id, on_torn)

@@ -1,0 +1,103 @@
+"""``ddsweep best``: the answer of a sweep in a few lines for each kind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from ddsweep.catalog.numbers import counted
+from ddsweep.errors import UserError
+from ddsweep.report.answers import FEW_NETWORKS, KIND, Answer, TwoLevels, answers, rows_of
+from ddsweep.report.formats import percent, plain
+from ddsweep.report.settings import NAMES, heading, settings_of_row, varying
+from ddsweep.report.summary_table import BASELINE_NAMES
+from ddsweep.results.reader import Results
+
+__all__ = ["best_lines", "interval_text", "levels_text"]
+
+_SPEAKING = ("init", "dataset", "network", "pool", "method", "init_law")
+"""Settings whose values say what they are."""
+
+
+def best_lines(results: Results, by: Sequence[str] | None = None) -> list[str]:
+    """What `ddsweep best` prints. ``by`` are the settings that tell kinds apart.
+
+    Raises `UserError` for a name that is no setting, and where no trial is done.
+    """
+    unknown = [name for name in by or () if name not in NAMES]
+    if unknown:
+        raise UserError(f"--by: {', '.join(unknown)}: no such setting; `ddsweep settings` lists them")
+    found = answers(results, by)
+    if not found:
+        raise UserError("no trial is done and evaluated yet")
+    names = [name for name in by or KIND if len({repr(answer.kind[name]) for answer in found}) > 1]
+    what = f", for each {', '.join(map(heading, names))}" if names else ""
+    lines = [f"The best by val_score (mean over seeds){what}; test accuracy in %"]
+    varied = _varied(results)
+    for answer in found:
+        lines += ["", *_lines(answer, names, varied)]
+    lines += ["", _MEANING]
+    return lines
+
+
+_MEANING = (
+    "± is the standard deviation over held-out networks, [ ] the 95 % interval of the mean: over seeds where "
+    "there are several, else over the networks of the one set. Gains are paired: on the same networks."
+)
+
+
+def _varied(results: Results) -> list[str]:
+    """The settings in which trials differ, but for seeds."""
+    settings = [settings_of_row(row) for row in rows_of(results.trials)]
+    return [name for name in varying(settings) if name != "seed"]
+
+
+def _lines(answer: Answer, names: Sequence[str], varied: Sequence[str]) -> Iterator[str]:
+    kind = ", ".join(_said(name, answer.kind[name]) for name in names) or "all trials"
+    measure = "fooled: " if answer.measure == "attack_success" else ""
+    yield f"{kind}: {measure}{levels_text(answer.test)}"
+    own = [_said(name, answer.settings.get(name)) for name in varied if name not in answer.kind]
+    chosen = f"best of {answer.among} settings" if answer.among > 1 else "the only setting"
+    score = "" if answer.val_score is None else f", validation {percent(answer.val_score)}"
+    yield f"  {chosen}{score}{': ' if own else ''}{', '.join(own)}"
+    for protocol, text in (("as_distilled", "at the same steps"), ("as_distilled_tuned", "with steps tuned")):
+        levels = {name: answer.gains.get((source, protocol)) for source, name in BASELINE_NAMES.items()}
+        gains = [
+            f"{percent(gain.mean, sign=True)} {interval_text(gain)} over {name}"
+            for name, gain in levels.items()
+            if gain is not None
+        ]
+        if gains:
+            yield f"  {text}: {', '.join(gains)}"
+    yield f"  {'trials' if len(answer.trials) > 1 else 'trial'} {', '.join(answer.trials)}"
+    if warnings := list(_warnings(answer)):
+        yield f"  mind: {'; '.join(warnings)}"
+
+
+def _said(name: str, value: object) -> str:
+    return plain(value) if name in _SPEAKING else f"{heading(name)} {plain(value)}"
+
+
+def levels_text(levels: TwoLevels) -> str:
+    """``81.0 ± 3.1 [± 2.7], 3 seeds x 64 networks``."""
+    count = f"{counted(levels.seeds, 'seed')} x {counted(levels.networks, 'network')}"
+    return f"{percent(levels.mean, levels.std_networks)} {interval_text(levels)}, {count}"
+
+
+def interval_text(levels: TwoLevels) -> str:
+    return "[no interval: n = 1]" if levels.ci95 is None else f"[± {percent(levels.ci95)}]"
+
+
+def _warnings(answer: Answer) -> Iterator[str]:
+    test = answer.test
+    if test.seeds == 1:
+        yield "one seed: the interval says nothing of other seeds"
+    elif test.seeds == 2:
+        yield "two seeds: an interval over so few is wide, and hardly known"
+    if 1 < test.networks < FEW_NETWORKS:
+        yield f"{test.networks} networks are few"
+    if answer.among > 1:
+        yield f"validation is that of the best of {answer.among}, and so flatters; test chose nothing"
+    if answer.n_diverged:
+        yield f"{counted(answer.n_diverged, 'network')} diverged, and count in the mean"
+    if answer.unfinished:
+        yield f"{counted(answer.unfinished, 'setting')} left out, stopped or failed for some seed"

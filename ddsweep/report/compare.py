@@ -1,0 +1,141 @@
+"""``ddsweep compare``: which settings of two sweeps differ, and which numbers moved."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ddsweep.catalog.numbers import counted
+from ddsweep.errors import UserError
+from ddsweep.report.answers import rows_of
+from ddsweep.report.formats import percent, plain
+from ddsweep.report.settings import NAMES, heading, settings_of_row, varying
+from ddsweep.results.reader import Results
+from ddsweep.results.statistics import Difference, mean_std_ci, paired_difference
+
+__all__ = ["Pair", "compare_lines", "pairs_of"]
+
+MOST_PAIRS = 20
+"""Pairs that are listed; the mean is over all."""
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two trials that agree in all settings but those in which the sweeps differ as a whole. ``moved`` is the
+    test accuracy of the second minus that of the first, on the networks that both were judged on; None where
+    these are other networks."""
+
+    first: Row
+    second: Row
+    moved: Difference | None
+
+
+def pairs_of(first: Results, second: Results) -> tuple[list[str], list[Pair]]:
+    """(the settings in which all trials of one differ from all of the other; the pairs, in the order of the
+    first). A trial that would have several partners has none."""
+    rows = [_rows(results) for results in (first, second)]
+    values = [{name: {repr(settings_of_row(row).get(name)) for row in own} for name in NAMES} for own in rows]
+    apart = [
+        name
+        for name in NAMES
+        if len(values[0][name]) == len(values[1][name]) == 1 and values[0][name] != values[1][name]
+    ]
+    names = [name for name in NAMES if name not in apart]
+    partners: dict[tuple[str, ...], list[Row]] = defaultdict(list)
+    for row in rows[1]:
+        partners[_key(row, names)].append(row)
+    ours: dict[tuple[str, ...], list[Row]] = defaultdict(list)
+    for row in rows[0]:
+        ours[_key(row, names)].append(row)
+    evals = [_evals(results) for results in (first, second)]
+    found = []
+    for key, own in ours.items():
+        if len(own) == len(partners[key]) == 1:
+            (a,), (b,) = own, partners[key]
+            moved = _moved(evals[0][a["trial_id"]], evals[1][b["trial_id"]], a, b)
+            found.append(Pair(a, b, moved))
+    return apart, found
+
+
+def compare_lines(names: tuple[str, str], first: Results, second: Results) -> list[str]:
+    """What `ddsweep compare` prints of the sweeps called ``names``.
+
+    Raises `UserError` where one of them has no trial that is done.
+    """
+    for name, results in zip(names, (first, second), strict=True):
+        if not _rows(results):
+            raise UserError(f"{name}: no trial is done yet")
+    apart, pairs = pairs_of(first, second)
+    lines = [f"{names[0]} -> {names[1]}", "", "settings:"]
+    a, b = (_rows(results)[0] for results in (first, second))
+    for name in apart:
+        lines.append(f"  {name}: {plain(a.get(name))} -> {plain(b.get(name))}")
+    if not apart:
+        lines.append("  none differs as a whole")
+    counts = [len(_rows(results)) for results in (first, second)]
+    lines += ["", f"test accuracy in %, {counted(len(pairs), 'pair')} of {counts[0]} and {counts[1]} trials:"]
+    own = [settings_of_row(pair.first) for pair in pairs]
+    shown = varying(own)
+    for pair, settings in list(zip(pairs, own, strict=True))[:MOST_PAIRS]:
+        said = ", ".join(f"{heading(name)} {plain(settings.get(name))}" for name in shown)
+        ids = dict.fromkeys((pair.first["trial_id"], pair.second["trial_id"]))
+        lines.append(f"  {' -> '.join(ids)}{': ' if said else ''}{said}")
+        lines.append(f"    {_moved_text(pair)}")
+    if len(pairs) > MOST_PAIRS:
+        lines.append(f"  ... and {len(pairs) - MOST_PAIRS} more")
+    means = [pair.moved.mean for pair in pairs if pair.moved is not None]
+    if len(means) > 1:
+        mean, _, ci95 = mean_std_ci(means)
+        total = f"{percent(mean, sign=True)} ± {percent(ci95)}"
+        lines += ["", f"all pairs: {total} (95 % interval over {len(means)} pairs)"]
+    return lines
+
+
+def _moved_text(pair: Pair) -> str:
+    before, after = (
+        percent(row["test_accuracy_mean"], row["test_accuracy_std"]) for row in (pair.first, pair.second)
+    )
+    if pair.moved is None:
+        return f"{before} -> {after} (other networks: not paired)"
+    moved = pair.moved
+    interval = "" if moved.ci95 is None else f" ± {percent(moved.ci95)}"
+    on = f"on the same {moved.n} networks" if moved.n > 1 else "on the same network"
+    return f"{before} -> {after}, {percent(moved.mean, sign=True)}{interval} {on}"
+
+
+def _rows(results: Results) -> list[Row]:
+    done = results.trials[results.trials["status"] == "done"]
+    return rows_of(done)
+
+
+def _key(row: Row, names: Sequence[str]) -> tuple[str, ...]:
+    settings = settings_of_row(row)
+    return tuple(repr(settings.get(name)) for name in names)
+
+
+def _evals(results: Results) -> dict[str, list[Row]]:
+    """By trial the rows of the distilled set under its own protocol."""
+    frame = results.evals
+    own = frame[(frame["source"] == "distilled") & (frame["protocol"] == "as_distilled")]
+    by_trial: dict[str, list[Row]] = defaultdict(list)
+    for row in rows_of(own):
+        by_trial[row["trial_id"]].append(row)
+    return by_trial
+
+
+def _moved(first: Sequence[Row], second: Sequence[Row], a: Row, b: Row) -> Difference | None:
+    """On the networks of both, each after its own T steps: a network is its architecture, law or pool, and
+    number (of a ``fixed`` trial, the seed that names it)."""
+    sides = []
+    for rows, trial in ((second, b), (first, a)):
+        last = trial["inner_steps"] * trial["inner_epochs"]
+        after = [row for row in rows if row["inner_step"] == last]
+        named = [(row["network"], row["init_law"], row["pool"], trial["init_param"]) for row in after]
+        sides.append(
+            [{**row, "model_seed": (*n, row["model_seed"])} for row, n in zip(after, named, strict=True)]
+        )
+    return paired_difference(*sides)

@@ -1,0 +1,170 @@
+"""`best` and `compare`: chosen on validation, seeds and networks never pooled, differences paired."""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from ddsweep.cli import main
+from ddsweep.report.answers import answers, two_levels
+from ddsweep.report.compare import compare_lines, pairs_of
+from ddsweep.results.layout import SweepDirectory
+from ddsweep.results.reader import Results, load_results
+from ddsweep.results.statistics import mean_std_ci
+from tests.report.conftest import Folder, spec
+
+
+def measured(folder: Folder, seed: int, lr: float, score: float, accuracies: list[float]) -> str:
+    """A trial with these test accuracies of its networks, and random real images 10 points below them."""
+    trial = spec(init="random", inner_lr=lr, seed=seed)
+    folder.trial(trial, val_score=score, test_accuracy_mean=statistics.fmean(accuracies))
+    rows = {
+        ("distilled", "as_distilled", 0): [(i, 0.1) for i in range(len(accuracies))],
+        ("distilled", "as_distilled", 4): list(enumerate(accuracies)),
+        ("random_real", "as_distilled", 4): [(i, a - 0.1 - 0.01 * i) for i, a in enumerate(accuracies)],
+    }
+    folder.evals(trial, "as_distilled", 0, rows)
+    return trial.trial_id
+
+
+@pytest.fixture
+def sweep(folder: Folder) -> Folder:
+    folder.asked()
+    measured(folder, 0, 0.02, 0.9, [0.5, 0.6])
+    measured(folder, 1, 0.02, 0.6, [0.6, 0.7])
+    # Better on validation by the mean of its seeds, and worse on test.
+    measured(folder, 0, 0.1, 0.8, [0.40, 0.44])
+    measured(folder, 1, 0.1, 0.8, [0.50, 0.52])
+    return folder
+
+
+def read(folder: Folder) -> Results:
+    return load_results(folder.directory.root, all_trials=True)
+
+
+def test_chosen_by_validation_over_seeds_and_never_by_test(sweep: Folder) -> None:
+    (answer,) = answers(read(sweep))
+    assert answer.settings["inner_lr"] == 0.1 and answer.among == 2 and answer.val_score == 0.8
+    # Computed again by hand: two levels.
+    means = [0.42, 0.51]
+    mean, std, ci95 = mean_std_ci(means)
+    assert answer.test.mean == pytest.approx(mean)
+    assert answer.test.std_seeds == pytest.approx(std) and answer.test.ci95 == pytest.approx(ci95)
+    spreads = [statistics.stdev([0.40, 0.44]), statistics.stdev([0.50, 0.52])]
+    assert answer.test.std_networks == pytest.approx((sum(s * s for s in spreads) / 2) ** 0.5)
+    assert (answer.test.seeds, answer.test.networks) == (2, 2)
+    gain = answer.gains["random_real", "as_distilled"]
+    assert gain.mean == pytest.approx(0.105) and gain.ci95 == pytest.approx(0.0, abs=1e-9)
+
+
+def test_one_seed_has_its_interval_over_networks(folder: Folder) -> None:
+    folder.asked()
+    measured(folder, 0, 0.02, 0.5, [0.5, 0.6, 0.9])
+    (answer,) = answers(read(folder))
+    assert answer.test.ci95 == pytest.approx(mean_std_ci([0.5, 0.6, 0.9])[2])
+    assert answer.test.std_seeds is None and answer.among == 1
+
+
+def test_a_setting_of_which_a_seed_was_stopped_is_not_chosen(sweep: Folder) -> None:
+    measured(sweep, 0, 0.5, 0.99, [0.9, 0.9])
+    sweep.stopped(spec(init="random", inner_lr=0.5, seed=1))
+    (answer,) = answers(read(sweep))
+    assert answer.settings["inner_lr"] == 0.1 and answer.unfinished == 1
+
+
+def test_by_other_settings(sweep: Folder) -> None:
+    found = answers(read(sweep), ["inner_lr"])
+    assert [answer.kind for answer in found] == [{"inner_lr": 0.02}, {"inner_lr": 0.1}]
+
+
+def test_two_levels_of_one_network_each() -> None:
+    found = two_levels([[0.5], [0.7]])
+    assert found.std_networks is None and found.mean == pytest.approx(0.6)
+    assert two_levels([[0.5]]).ci95 is None
+
+
+def test_the_command_says_it_in_words(sweep: Folder, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["best", str(sweep.directory.root)])
+    said = capsys.readouterr().out
+    assert ended.value.code == 0
+    assert "46.5 ± 2.2 [± 57.2], 2 seeds x 2 networks" in said
+    assert "best of 2 settings, validation 80.0: inner lr 0.1" in said
+    assert "+10.5 [± 0.0] over random real" in said
+    assert "mind: two seeds" in said and "2 networks are few" in said
+    for arguments, message in (
+        (["best", str(sweep.directory.root), "--by", "inner_lrr"], "--by: inner_lrr: no such setting"),
+        (["best", str(sweep.directory.root.parent)], "no results of a sweep"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        assert ended.value.code == 1 and message in capsys.readouterr().err
+
+
+def test_nothing_done_yet(folder: Folder, capsys: pytest.CaptureFixture[str]) -> None:
+    folder.asked()
+    with pytest.raises(SystemExit) as ended:
+        main(["best", str(folder.directory.root)])
+    assert ended.value.code == 1 and "no trial is done and evaluated yet" in capsys.readouterr().err
+
+
+def other(tmp_path: Path, name: str) -> Folder:
+    directory = SweepDirectory(tmp_path / name)
+    directory.create()
+    made = Folder(directory)
+    made.asked()
+    return made
+
+
+def test_sweeps_are_compared_on_the_same_networks(tmp_path: Path) -> None:
+    first, second = other(tmp_path, "a"), other(tmp_path, "b")
+    for seed in (0, 1):
+        measured(first, seed, 0.02, 0.5, [0.5, 0.6, 0.7])
+        measured(second, seed, 0.1, 0.5, [0.55, 0.67, 0.73, 0.9])
+    apart, pairs = pairs_of(read(first), read(second))
+    assert apart == ["inner_lr"] and len(pairs) == 2
+    for pair in pairs:
+        assert pair.first["seed"] == pair.second["seed"]
+        assert pair.moved is not None and pair.moved.n == 3
+        mean, _, ci95 = mean_std_ci([0.05, 0.07, 0.03])
+        assert pair.moved.mean == pytest.approx(mean) and pair.moved.ci95 == pytest.approx(ci95)
+    said = "\n".join(compare_lines(("a", "b"), read(first), read(second)))
+    assert "inner_lr: 0.02 -> 0.1" in said and "+5.0 ± 5.0 on the same 3 networks" in said
+    assert "all pairs: +5.0 ± 0.0 (95 % interval over 2 pairs)" in said
+
+
+def test_other_networks_are_not_paired(tmp_path: Path) -> None:
+    first, second = other(tmp_path, "a"), other(tmp_path, "b")
+    measured(first, 0, 0.02, 0.5, [0.5, 0.6])
+    trial = spec(init="random", inner_lr=0.02, init_law="kaiming")
+    second.trial(trial, val_score=0.5)
+    second.evals(trial, "as_distilled", 0, {("distilled", "as_distilled", 4): [(0, 0.7), (1, 0.8)]})
+    apart, (pair,) = pairs_of(read(first), read(second))
+    assert apart == ["init_law"] and pair.moved is None
+
+
+def test_neither_torch_nor_ray(sweep: Folder) -> None:
+    code = (
+        "import sys; from ddsweep.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit: pass\n"
+        "print([name for name in ('torch', 'ray') if name in sys.modules])"
+    )
+    root = str(sweep.directory.root)
+    for arguments in (["best", root], ["compare", root, root]):
+        ran = subprocess.run(
+            [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
+        )
+        assert ran.stdout.splitlines()[-1] == "[]"
+
+
+def test_frames_stay_as_they_were(sweep: Folder) -> None:
+    results = read(sweep)
+    before = results.trials.copy()
+    answers(results)
+    pd.testing.assert_frame_equal(results.trials, before)
