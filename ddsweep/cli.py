@@ -745,7 +745,7 @@ def compare(
     first: Annotated[Path, typer.Argument(metavar="A", help="Results of one sweep.")],
     second: Annotated[Path, typer.Argument(metavar="B", help="Results of another.")],
 ) -> None:
-    """Two sweeps: which settings differ, and how accuracy moved, on the same networks where they are the same."""
+    """Two sweeps: which settings differ, and how accuracy moved on the networks that both have."""
     from ddsweep.report.compare import compare_lines
 
     for line in compare_lines((str(first), str(second)), *map(_read_results, (first, second))):

@@ -157,10 +157,19 @@ def test_neither_torch_nor_ray(sweep: Folder) -> None:
     )
     root = str(sweep.directory.root)
     for arguments in (["best", root], ["compare", root, root]):
-        ran = subprocess.run(
-            [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
-        )
+        command = [sys.executable, "-c", code, *arguments]
+        ran = subprocess.run(command, capture_output=True, text=True, check=True)
         assert ran.stdout.splitlines()[-1] == "[]"
+
+
+def test_torn_parts_are_left_out_and_named(sweep: Folder, capsys: pytest.CaptureFixture[str]) -> None:
+    path = sweep.directory.trials_part(spec(init="random", inner_lr=0.1, seed=0).trial_id)
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(SystemExit) as ended:
+        main(["best", str(sweep.directory.root)])
+    said = capsys.readouterr()
+    assert ended.value.code == 0 and f"{path}: torn, left out" in said.err
+    assert "best of 2 settings" in said.out
 
 
 def test_frames_stay_as_they_were(sweep: Folder) -> None:
