@@ -12,8 +12,8 @@ from ddsweep.catalog.numbers import counted
 from ddsweep.report.answers import KIND
 from ddsweep.report.attack_table import attack_table
 from ddsweep.report.console import MOST_LISTED
-from ddsweep.report.settings import heading, settings_of
-from ddsweep.report.summary import OnTorn, summarise, trial_row
+from ddsweep.report.settings import heading, settings_of, varying
+from ddsweep.report.summary import ALWAYS_SHOWN, OnTorn, summarise, trial_row
 from ddsweep.report.summary_table import summary_table
 from ddsweep.report.transfer_table import transfer_table
 from ddsweep.results.layout import SweepDirectory
@@ -41,11 +41,15 @@ def print_last_tables(
     torn: list[Any] = []
     ended = [trial for trial in trials if directory.trials_part(trial.trial_id).exists()]
     listed, note = ended[:MOST_LISTED], ""
+    always: tuple[str, ...] = ALWAYS_SHOWN
     if len(ended) > len(listed):
         note = f"These are the first {len(listed)} of {len(ended)}; the Parquet tables have them all."
     if not everything and len(ended) > FEW:
         listed, note = _chosen(directory, ended, torn.append)
-    summaries = summarise(directory, [trial.trial_id for trial in listed], on_torn=torn.append)
+        # Also what the best have in common: it is what the others do not have.
+        always = (*ALWAYS_SHOWN, *varying([settings_of(trial) for trial in ended]))
+    ids = [trial.trial_id for trial in listed]
+    summaries = summarise(directory, ids, on_torn=torn.append, always=always)
     for path in dict.fromkeys(torn):
         console.print(f"{path}: torn, left out; run the sweep again to redo it", soft_wrap=True)
     if summaries:

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from ddsweep.catalog.numbers import counted
 from ddsweep.cost import CostEstimate
-from ddsweep.report.console import MOST_LISTED
+from ddsweep.report.console import MORE, MOST_LISTED, Fitted, add_headings
 from ddsweep.report.formats import NONE, duration, size
 from ddsweep.report.settings import setting_cells, setting_headings, settings_of, varying
 from ddsweep.results.layout import SweepDirectory
@@ -48,25 +48,33 @@ def plan_table(
     """
     settings = [settings_of(trial) for trial in plan.trials]
     names = varying(settings)
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("trial", no_wrap=True)
-    for title in setting_headings(names):
-        table.add_column(title, overflow="fold")
-    table.add_column("state", no_wrap=True)
-    table.add_column("about", justify="right", no_wrap=True)
-    table.add_column("memory", justify="right", no_wrap=True)
+    titles = setting_headings(names)
+    fold = len(titles) < len(names)  # one column for all of them
     listed = plan.trials[:MOST_LISTED]
-    for trial, cells in zip(listed, setting_cells(settings[:MOST_LISTED], names), strict=True):
-        state, cost = states.get(trial.trial_id, "missing"), estimates.get(trial.trial_id)
-        table.add_row(
-            trial.trial_id,
-            *cells,
-            Text(state, {"done": "green", "stopped": "magenta", TO_EVALUATE: "cyan"}.get(state, "")),
-            duration(cost.seconds_cpu) if cost and state != TO_EVALUATE else NONE,
-            size(cost.memory_bytes) if cost else NONE,
-        )
+    cells = setting_cells(settings[:MOST_LISTED], names)
+
+    def build(shown: int, tall: bool) -> Table:
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+        rest = [MORE] if shown < len(titles) else []
+        add_headings(table, ["trial"], tall=tall)
+        add_headings(table, [*titles[:shown], *rest], tall=tall, fold=fold)
+        add_headings(table, ["state"], tall=tall)
+        add_headings(table, ["about", "memory"], tall=tall, right=True)
+        for trial, own in zip(listed, cells, strict=True):
+            state, cost = states.get(trial.trial_id, "missing"), estimates.get(trial.trial_id)
+            table.add_row(
+                trial.trial_id,
+                *own[:shown],
+                *[""] * len(rest),
+                Text(state, {"done": "green", "stopped": "magenta", TO_EVALUATE: "cyan"}.get(state, "")),
+                duration(cost.seconds_cpu) if cost and state != TO_EVALUATE else NONE,
+                size(cost.memory_bytes) if cost else NONE,
+            )
+        return table
+
     more = [Text(f"and {hidden} more")] if (hidden := len(plan.trials) - len(listed)) else []
-    return Group(table, *more, Text(_totals(plan, states, estimates, threads, scheduler)))
+    totals = Text(_totals(plan, states, estimates, threads, scheduler))
+    return Group(build(1, False) if fold else Fitted(build, len(titles)), *more, totals)
 
 
 def _totals(

@@ -17,7 +17,7 @@ from rich.text import Text
 from ddsweep.catalog import EvaluationSpec, TrialSpec
 from ddsweep.catalog.numbers import counted
 from ddsweep.errors import ResultsError
-from ddsweep.report.console import MOST_LISTED
+from ddsweep.report.console import MORE, MOST_LISTED, Fitted, add_headings
 from ddsweep.report.formats import NONE, duration, percent
 from ddsweep.report.settings import setting_cells, setting_headings, settings_of, varying
 from ddsweep.report.summary import networks_note
@@ -425,27 +425,33 @@ def _listed(trials: Sequence[TrialStatus]) -> Sequence[TrialStatus]:
     return [trials[place] for place in sorted(order[:MOST_LISTED])]
 
 
-def _table(trials: Sequence[TrialStatus]) -> Table:
+def _table(trials: Sequence[TrialStatus]) -> RenderableType:
     names = varying([t.settings for t in trials if t.settings])
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("trial", no_wrap=True)
-    for title in setting_headings(names):
-        table.add_column(title, overflow="fold")
-    table.add_column("state", no_wrap=True)
-    for title in ("outer step", "loss", "val. score", "time"):
-        table.add_column(title, justify="right", no_wrap=True)
-    cells = setting_cells([trial.settings for trial in trials], names)
-    for trial, own in zip(trials, cells, strict=True):
-        table.add_row(
-            trial.trial_id,
-            *own,
-            Text(trial.state, STYLES[trial.state]),
-            _step(trial),
-            NONE if trial.outer_loss is None else f"{trial.outer_loss:.4g}",
-            NONE if trial.val_score is None else f"{percent(trial.val_score)} %",
-            duration(trial.seconds),
-        )
-    return table
+    titles, cells = setting_headings(names), setting_cells([trial.settings for trial in trials], names)
+
+    fold = len(titles) < len(names)  # one column for all of them
+
+    def build(shown: int, tall: bool) -> Table:
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+        rest = [MORE] if shown < len(titles) else []
+        add_headings(table, ["trial"], tall=tall)
+        add_headings(table, [*titles[:shown], *rest], tall=tall, fold=fold)
+        add_headings(table, ["state"], tall=tall)
+        add_headings(table, ["outer step", "loss", "val. score", "time"], tall=tall, right=True)
+        for trial, own in zip(trials, cells, strict=True):
+            table.add_row(
+                trial.trial_id,
+                *own[:shown],
+                *[""] * len(rest),
+                Text(trial.state, STYLES[trial.state]),
+                _step(trial),
+                NONE if trial.outer_loss is None else f"{trial.outer_loss:.4g}",
+                NONE if trial.val_score is None else f"{percent(trial.val_score)} %",
+                duration(trial.seconds),
+            )
+        return table
+
+    return build(1, False) if fold else Fitted(build, len(titles))
 
 
 def _step(trial: TrialStatus) -> str:

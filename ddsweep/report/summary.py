@@ -177,13 +177,14 @@ def summarise(
     trial_ids: Sequence[str] | None = None,
     *,
     on_torn: OnTorn = _warn,
+    always: Sequence[str] = ALWAYS_SHOWN,
 ) -> list[TrialSummary]:
     """The evaluated and the stopped trials among ``trial_ids``, in that order; without it, of the whole
     folder, by id.
 
     A trial without a ``trials`` part is neither, and left out. ``on_torn`` is called with every part that
     cannot be read and is left out; it warns by default. ``settings`` has those that differ between the
-    trials, and always init, images_per_class, inner_steps and inner_epochs.
+    trials, and ``always`` those: init, images_per_class, inner_steps and inner_epochs by default.
     """
     if trial_ids is None:
         paths = list_parts(directory.parts("trials"))
@@ -191,7 +192,7 @@ def summarise(
         paths = [path for path in map(directory.trials_part, trial_ids) if path.exists()]
     found = _rows(paths, TRIALS, on_torn)
     settings = {row["trial_id"]: settings_of_row(row) for row in found}
-    names = varying(list(settings.values()), ALWAYS_SHOWN)
+    names = varying(list(settings.values()), always)
     parts = directory.evals_by_trial()
     return [
         _summary(

@@ -34,6 +34,7 @@ def many(folder: Folder) -> list[TrialSpec]:
 def test_of_many_trials_the_best_of_each_kind_are_shown(folder: Folder, many: list[TrialSpec]) -> None:
     best = [many[6], many[14]]
     text = shown(folder, many)
+    assert text.count("inner lr 0.07") == 2, "what the best have in common and the others have not"
     listed = [trial for trial in many if trial.trial_id in text]
     assert listed == best
     assert (

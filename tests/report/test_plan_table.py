@@ -66,6 +66,19 @@ def test_of_too_many_trials_the_first_are_listed(monkeypatch: pytest.MonkeyPatch
     assert lines[4].startswith("5 trials, 0 done; the other 5 take about 5.0 CPU-hours")
 
 
+@pytest.mark.parametrize(("width", "shown"), [(160, 3), (60, 2), (50, 1), (44, 0)])
+def test_settings_give_way_where_it_is_narrow_and_no_number_is_broken(width: int, shown: int) -> None:
+    trials = tuple(spec(init=init, inner_lr=0.123456, outer_lr=0.654321) for init in ("fixed", "random"))
+    trials += (spec(init="fixed"),)
+    table = plan_table(Plan(trials), {}, {trial.trial_id: HOUR for trial in trials})
+    lines = text(table, width).splitlines()
+    rows = [line.split() for line in lines if line.startswith(trials[0].trial_id)]
+    settings = ["fixed", "0.123456", "0.654321"][:shown]
+    assert rows == [[trials[0].trial_id, *settings, *["missing", "1", "h", "00", "min", "2.5", "MB"]]]
+    assert ("…" in lines[0] + lines[1]) == (shown < 3)
+    assert all(len(line) <= width for line in lines)
+
+
 def test_nothing_left_and_unknown_costs() -> None:
     trial = spec()
     assert "nothing is left to do" in " ".join(

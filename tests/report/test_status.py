@@ -332,3 +332,21 @@ def test_trials_over_different_numbers_of_networks_are_told_apart(folder: Folder
 
 def flat(folder: Folder) -> str:
     return " ".join(text(status_table(status(folder.directory, resolve))).split())
+
+
+@pytest.mark.parametrize("width", [60, 66, 80, 160])
+def test_settings_give_way_where_it_is_narrow(folder: Folder, width: int) -> None:
+    folder.asked()
+    for trial in trials_of_sweep():
+        folder.history(trial)
+    lines = text(status_table(status(folder.directory, resolve)), width).splitlines()
+    rows = [line.split() for line in lines if "60/60" in line]
+    settings = {160: 2, 80: 2, 66: 1, 60: 0}[width]
+    assert [row[1 : 1 + settings] for row in rows] == [
+        ["fixed", "0.02"][:settings],
+        ["fixed", "0.1"][:settings],
+        ["random", "0.02"][:settings],
+        ["random", "0.1"][:settings],
+    ]
+    assert {tuple(row[1 + settings : 3 + settings]) for row in rows} == {("interrupted", "60/60")}
+    assert all(len(line) <= width for line in lines if line[:1].isalnum())
