@@ -84,8 +84,8 @@ def rows_of(frame: pd.DataFrame) -> list[Row]:
 
 
 def answers(results: Results, by: Sequence[str] | None = None) -> list[Answer]:
-    """One for each kind, in the order of the table: trials that agree in ``by``, by default in the settings of
-    `KIND`. Settings of which a seed was stopped or failed are not chosen from, but counted."""
+    """One for each kind, in the order of the table: trials that agree in ``by``, by default in the settings
+    of `KIND`. Settings of which a seed was stopped or failed are not chosen from, but counted."""
     rows = rows_of(results.trials)
     kinds: dict[tuple[str, ...], list[Row]] = defaultdict(list)
     names = KIND if by is None else tuple(by)
