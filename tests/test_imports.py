@@ -17,7 +17,7 @@ LEVELS = (
     ("seeds", "catalog", "bundled", "paths"),
     ("core",),
     ("data", "results", "baselines", "spec", "cost", "compilation", "provenance", "dashboards"),
-    ("distilled", "pools", "trial_plan"),
+    ("distilled", "pools", "trial_plan", "machine"),
     ("trial", "packing"),
     ("evaluation",),
     ("sweep", "report"),

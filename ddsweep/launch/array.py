@@ -33,6 +33,7 @@ from ddsweep.results.known import KnownParts
 from ddsweep.results.lock import SweepLock
 from ddsweep.spec import Plan, SweepSpec, expand, is_smoke, load_sweep
 from ddsweep.sweep.prepare import eval_gpus, load_all_splits, splits_key, trial_settings
+from ddsweep.sweep.retry import RetryPolicy
 from ddsweep.trial import distil_trial, is_distilled, record_failure
 from ddsweep.trial_plan import pick_device
 
@@ -103,8 +104,8 @@ class _Work:
             record_failure(self.launch.directory, trial, self.sweep.name, error, phase, attempts)
 
         limits = node_limits(os.environ, self.launch.site["cpus_per_node"] if local else None)
-        attempts = self.sweep.resources.max_failures + 1
-        crew = Crew(self.folder, name, signals, limits, cpus=needs[0], gpus=needs[1], attempts=attempts)
+        policy = RetryPolicy(self.sweep.resources.max_failures)
+        crew = Crew(self.folder, name, signals, limits, cpus=needs[0], gpus=needs[1], policy=policy)
         return crew.run(call, items, broken)
 
 

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import time
 import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
@@ -20,15 +21,12 @@ from ddsweep.errors import EXIT_DRAINED, UserError
 from ddsweep.launch.folder import LaunchFolder
 from ddsweep.launch.processes import Signals
 from ddsweep.launch.ray_cluster import NodeLimits
+from ddsweep.sweep.retry import RetryPolicy, WorkerError, told_death
 
-__all__ = ["Crew", "WorkerError"]
+__all__ = ["Crew"]
 
 _LOOK_S = 0.5
 _TINY = 1e-9
-
-
-class WorkerError(Exception):
-    """The process of a trial was killed, more often than ``max_failures`` allows."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,7 @@ class Crew:
     limits: NodeLimits
     cpus: float
     gpus: float
-    attempts: int
+    policy: RetryPolicy
 
     @property
     def slots(self) -> int:
@@ -79,7 +77,7 @@ class Crew:
         broken: Callable[[str, Exception, int], None],
     ) -> int:
         """``call(folder, stop file, *item)`` for each item, whose first word is a trial. One that raises, or
-        whose process dies, is tried ``attempts`` times in all, and ``broken`` hears of the last.
+        whose process dies, is tried again as ``policy`` says, and ``broken`` hears of the last time.
 
         Each process is a pool of its own: if it is killed, its fellows know nothing of it.
         """
@@ -89,7 +87,8 @@ class Crew:
         devices = self.devices()[: len(items)]
         crew = [_new_process(device) for device in devices]
         free = deque(range(len(crew)))
-        waiting, tried, failed, drained = deque(items), Counter[tuple[Any, ...]](), 0, False
+        waiting, failures, failed, drained = deque(items), Counter[tuple[Any, ...]](), 0, False
+        not_before: dict[tuple[Any, ...], float] = {}
         running: dict[Future[str], tuple[int, tuple[Any, ...]]] = {}
         try:
             while waiting or running:
@@ -98,9 +97,10 @@ class Crew:
                     stop_file.touch()
                     waiting.clear()
                     print(f"{self.name}: draining", flush=True)
-                while waiting and free:
-                    item, slot = waiting.popleft(), free.popleft()
-                    tried[item] += 1
+                now = time.monotonic()
+                for item in [item for item in waiting if not_before.get(item, now) <= now][: len(free)]:
+                    waiting.remove(item)
+                    slot = free.popleft()
                     words = (call, str(self.folder.root), str(stop_file), *item)
                     try:
                         future = crew[slot].submit(_call, *words)
@@ -108,6 +108,8 @@ class Crew:
                         crew[slot] = _new_process(devices[slot])
                         future = crew[slot].submit(_call, *words)
                     running[future] = (slot, item)
+                if not running and waiting:
+                    time.sleep(_LOOK_S)
                 for future in wait(running, _LOOK_S, FIRST_COMPLETED).done:
                     slot, item = running.pop(future)
                     free.append(slot)
@@ -116,15 +118,18 @@ class Crew:
                     except Exception as raised:
                         error: Exception = raised
                         if isinstance(raised, BrokenProcessPool):
-                            error = WorkerError("the process was killed")
+                            error = WorkerError(told_death("the process was killed"))
                             crew[slot] = _new_process(devices[slot])
+                        failures[item] += 1
+                        again = self.policy.wait(failures[item])
                         if drained:
                             state = str(error)
-                        elif tried[item] < self.attempts:
+                        elif again is not None:
                             waiting.append(item)
-                            state = f"{error}; it will be tried again"
+                            not_before[item] = time.monotonic() + again
+                            state = f"{error}; it will be tried again in {again:.0f} s"
                         else:
-                            broken(item[0], error, tried[item])
+                            broken(item[0], error, failures[item])
                             state = "failed"
                     failed += state == "failed"
                     print(f"{self.name}: {' '.join(map(str, item))}: {state}", flush=True)

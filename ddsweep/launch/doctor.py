@@ -24,19 +24,10 @@ from typing import IO, Any, Literal
 from ddsweep.catalog.numbers import counted
 from ddsweep.data.files import list_datasets
 from ddsweep.errors import UserError
-from ddsweep.launch.folder import versions
-from ddsweep.launch.probe import (
-    NONCE,
-    TOKEN,
-    Facts,
-    Request,
-    folder_trouble,
-    look,
-    missing_data,
-    token_trouble,
-)
+from ddsweep.launch.probe import Facts, Request, look
 from ddsweep.launch.site import LONGEST_TEMPORARY, PORTS_OF_A_JOB, Site
 from ddsweep.launch.slurm import ask, check_site, partitions, srun_options
+from ddsweep.machine import NONCE, TOKEN, folder_trouble, missing_data, token_trouble, versions
 from ddsweep.results.files import results_error
 from ddsweep.spec import SweepSpec
 

@@ -7,19 +7,14 @@ cluster a token.
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
 import json
-import platform
 import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import ddsweep
 from ddsweep.errors import ResultsError
 from ddsweep.launch.site import Site
 from ddsweep.results.files import results_error, write_atomic
@@ -33,7 +28,6 @@ __all__ = [
     "launches_of",
     "new_folder",
     "read_json",
-    "versions",
     "write_json",
 ]
 
@@ -177,23 +171,3 @@ def read_json(path: Path) -> dict[str, Any] | None:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Readers on other nodes see the whole file or none."""
     write_atomic(path, (json.dumps(content, indent=1, default=str) + "\n").encode(), path.parent / ".tmp")
-
-
-@cache
-def versions() -> dict[str, str]:
-    """What must be the same on all nodes of a launch. ``code`` is a digest of the package's own files: a job
-    runs the code as it is when it starts, not as it was when it was submitted."""
-    digest = hashlib.sha256()
-    package = Path(ddsweep.__file__).resolve().parent
-    for path in sorted(package.rglob("*.py")):
-        digest.update(str(path.relative_to(package)).encode() + b"\0" + path.read_bytes() + b"\0")
-    found = {name: _version(name) for name in ("torch", "ray")}
-    python = platform.python_version()
-    return {"ddsweep": ddsweep.__version__, "code": digest.hexdigest()[:12], "python": python, **found}
-
-
-def _version(distribution: str) -> str:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return "none"

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 from ddsweep.catalog.numbers import counted
 from ddsweep.errors import EXIT_DRAINED, UserError
 from ddsweep.interpreter import python_module
-from ddsweep.launch.folder import Launch, LaunchFolder, versions, write_json
+from ddsweep.launch.folder import Launch, LaunchFolder, write_json
 from ddsweep.launch.processes import Signals
 from ddsweep.launch.ray_cluster import LOST_HEAD, Place, node_limits, run_on_cluster
+from ddsweep.machine import versions
 from ddsweep.results.lock import process_start
 
 if TYPE_CHECKING:

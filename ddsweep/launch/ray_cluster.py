@@ -25,17 +25,19 @@ from typing import Any, NoReturn
 from ddsweep.dashboards import provision
 from ddsweep.errors import EXIT_DRAINED, UserError
 from ddsweep.interpreter import SAFE_PATH, python_module
-from ddsweep.launch.folder import read_json, versions, write_json
+from ddsweep.launch.folder import read_json, write_json
 from ddsweep.launch.processes import MARK, Signals, end, kill_marked, spawn
 from ddsweep.launch.site import PORTS_OF_A_JOB, Site
+from ddsweep.machine import versions
+from ddsweep.sweep.retry import RetryPolicy
 
 __all__ = ["LOST_HEAD", "NodeLimits", "Place", "node_limits", "ray_environment", "run_on_cluster"]
 
 LOST_HEAD = 76
 """The exit code of a run whose Ray head died under its command: to be requeued."""
 
-DRIVER_STARTS = 3
-"""Times that the command is started before it is given up, if a signal killed it (want of memory, say)."""
+DRIVER_RETRIES = RetryPolicy(4)
+"""How often, and when, a command that a signal killed (want of memory, say) is started again."""
 
 _RAY = "ray"
 """The folder of Ray itself, inside of the one that only its owner may enter."""
@@ -406,7 +408,8 @@ def _differ(card: Mapping[str, Any], head_card: Mapping[str, Any], head: str) ->
 def _drive(node: _Node, ray: subprocess.Popen[str], command: Sequence[str], address: str) -> int:
     """Run the command to its end, whatever that is. Tells of nodes that go and come."""
     up, looked = _alive(address) or set(), time.monotonic()
-    for start in range(1, DRIVER_STARTS + 1):
+    killed = 0
+    while True:
         driver = spawn(command, node.environment)
         asked = False
         while driver.poll() is None:
@@ -428,8 +431,17 @@ def _drive(node: _Node, ray: subprocess.Popen[str], command: Sequence[str], addr
             return code
         if asked:
             return EXIT_DRAINED
-        node.say(f"the driver was killed by signal {-code} (start {start} of {DRIVER_STARTS})")
-    return 2
+        killed += 1
+        wait = DRIVER_RETRIES.wait(killed)
+        if wait is None:
+            node.say(f"the driver was killed by signal {-code}, {killed} times by now: given up")
+            return 2
+        node.say(f"the driver was killed by signal {-code}; it is started again in {wait:.0f} s")
+        deadline = time.monotonic() + wait
+        while time.monotonic() < deadline and not node.signals.any and ray.poll() is None:
+            time.sleep(_LOOK_S)
+        if node.signals.any:
+            return EXIT_DRAINED
 
 
 def _tell_nodes(node: _Node, before: set[str], now: set[str]) -> None:

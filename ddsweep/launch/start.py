@@ -23,13 +23,13 @@ from ddsweep.launch.folder import (
     launches_of,
     new_folder,
     read_json,
-    versions,
     write_json,
 )
 from ddsweep.launch.jobs import ClusterJob, EvalsJob, FinishJob, TrialsJob
 from ddsweep.launch.site import Site
 from ddsweep.launch.slurm import array_limit, cancel_jobs, check_nodes, check_site, script, submit
 from ddsweep.launch.watch import active_jobs
+from ddsweep.machine import versions
 from ddsweep.results.current import write_sweep_file
 from ddsweep.results.files import results_error, write_atomic
 from ddsweep.results.layout import SweepDirectory

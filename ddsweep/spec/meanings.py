@@ -214,7 +214,9 @@ MEANINGS: dict[str, dict[str, str]] = {
         ),
         "total_cpus": "CPUs that Ray may use here",
         "total_gpus": "GPUs that Ray may use here",
-        "max_failures": "times a trial is tried again after its worker died",
+        "max_failures": (
+            "times a trial is tried again after its worker died, over three minutes, by waits that grow"
+        ),
         "checkpoint_every": "outer steps between checkpoints",
         "log_every": "outer steps between rows of `history`",
         "dashboard": "Ray's dashboard, on loopback",

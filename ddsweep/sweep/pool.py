@@ -1,15 +1,17 @@
 """EvalPool: named Ray actors, the shards, and the one queue that feeds them groups of held-out networks.
 
-Whichever shard is free takes the next group. An actor that dies is restarted by Ray, and its work goes to
-another one meanwhile; rows do not depend on who computes them.
+Whichever shard is free takes the next group. A shard that dies is started again after a while, and its work
+goes to another one meanwhile; rows do not depend on who computes them. Not Ray but the pool starts it again:
+of an actor that Ray restarts nobody learns why it died.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 import warnings
-from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,23 +25,28 @@ from ddsweep.catalog import EvaluationSpec, EvalUnit, TrialSpec
 from ddsweep.catalog.numbers import counted
 from ddsweep.core.memory import keep_to_share
 from ddsweep.data.sources import Splits
-from ddsweep.errors import UserError
+from ddsweep.errors import DivergedError, UserError
 from ddsweep.evaluation import evaluate_unit, finish, missing_units
 from ddsweep.results.known import KnownParts
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.sweep.observe import State
 from ddsweep.sweep.placement import check_gpus_seen
 from ddsweep.sweep.prepare import splits_key
+from ddsweep.sweep.retry import SPREAD_S, RetryPolicy, Teller, WorkerError, told_death
+from ddsweep.sweep.work import Task, Work
 from ddsweep.trial import record_failure
 from ddsweep.trial_plan import pick_device
 
 __all__ = ["EvalPool", "Load", "SharedSplits", "get_splits", "put_splits"]
 
-MAX_ATTEMPTS = 5
-"""Times that one unit is tried on actors that die under it before its trial is said to have failed."""
+RETRIES = 4
+"""Of a unit under which shards die, before its trial is said to have failed."""
 
-IN_FLIGHT = 2
-"""Units given to one actor at a time: the next one waits there, the others here, where a drain sees them."""
+PATIENCE_S = 5.0
+"""From the begin of a drain on, for units that actors have in hand."""
+
+_LOOK_S = 0.5
+_ASK_IDLE_S = 5.0
 
 _TENSORS = tuple(
     f"{part}_{kind}" for part in ("train", "validation", "test") for kind in ("images", "labels")
@@ -124,14 +131,6 @@ class EvalShard:
         return evaluate_unit(spec, unit, self._evaluation, splits, directory, device, compile=self._compile)
 
 
-@dataclass
-class _Task:
-    spec: TrialSpec
-    unit: EvalUnit
-    attempts: int = 0
-    died_on: int | None = None
-
-
 @dataclass(frozen=True)
 class Load:
     """Units that wait here, units that actors have; held-out networks evaluated so far, and how often a unit
@@ -145,12 +144,13 @@ class Load:
 
 class EvalPool:
     """Evaluates distilled trials while other trials still run, on one actor for each entry of ``nodes``: the
-    node that it lives on. Where that is lost, Ray restarts the actor on another.
+    node that it lives on. Where that is lost, the actor is started on another.
 
     ``submit`` returns at once. ``on_state(trial_id, state)`` is called from the pool's own thread with
-    ``evaluating``, ``done`` or ``failed``. Actors ask for no CPU, so they fit beside any trial, and for
-    ``gpus`` of a GPU each. ``earlier`` are the evals parts of each trial that are there already; rows that
-    they hold are not computed again. ``known`` learns the parts of the trials that end.
+    ``evaluating``, ``done`` or ``failed``, and ``say`` with what the user may want to know. Actors ask for
+    no CPU, so they fit beside any trial, and for ``gpus`` of a GPU each. ``earlier`` are the evals parts of
+    each trial that are there already; rows that they hold are not computed again. ``known`` learns the parts
+    of the trials that end. Attempts on what dies are spread over ``spread_s`` seconds.
     """
 
     def __init__(
@@ -167,162 +167,205 @@ class EvalPool:
         on_state: Callable[[str, State], None],
         earlier: Mapping[str, Sequence[Path]],
         known: KnownParts,
+        say: Callable[[str], None] = lambda text: None,
+        spread_s: float = SPREAD_S,
     ) -> None:
         self._parts = {trial_id: set(paths) for trial_id, paths in earlier.items()}
         self._known = known
         self._sweep, self._evaluation, self._directory = sweep, evaluation, directory
-        self._shared = shared
-        self._on_state = on_state
-        self._actors = [
-            ray.remote(EvalShard)
-            .options(
-                name=f"eval-{sweep}-{shard}",
-                num_cpus=0,
-                num_gpus=gpus,
-                memory=1,  # byte: Ray would not look at the strategy of an actor that asks for nothing
-                max_restarts=-1,
-                max_task_retries=0,
-                scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=True),
-            )
-            .remote(f"eval shard {shard} of {sweep}", evaluation, directory, device, gpus, compile)
-            for shard, node in enumerate(nodes)
-        ]
-        self._waiting: deque[_Task] = deque()
-        self._running: dict[Any, tuple[int, _Task]] = {}
+        self._shared, self._nodes = shared, nodes
+        self._on_state, self._teller = on_state, Teller(say)
+        self._how = device, gpus, compile
+        self._work = Work(len(nodes), RetryPolicy(RETRIES, spread_s))
+        self._actors: dict[int, Any] = {}
+        self._running: dict[Any, tuple[int, Task]] = {}
+        self._asked: dict[Any, int] = {}  # whether they are up
+        self._asked_at = 0.0
         self._left: dict[str, int] = {}
-        self._networks = self._retries = 0
+        self._networks = 0
+        self._death = ""
         self._lock = threading.Condition()
-        self._closing = self._draining = False
+        self._closing = False
+        self._drained_at: float | None = None
         self._broken: Exception | None = None
-        self._thread = threading.Thread(target=self._work, name="eval-pool", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="eval-pool", daemon=True)
 
     def start(self, timeout_s: float = 300.0) -> None:
         """Wait until every actor answers. Raises `UserError` if they cannot be placed in time."""
-        try:
-            ray.get([actor.ready.remote() for actor in self._actors], timeout=timeout_s)
-        except ray.exceptions.GetTimeoutError:
-            raise UserError(
-                f"evaluate: {counted(len(self._actors), 'shard')} could not be placed within "
-                f"{timeout_s:.0f} s; ask for fewer shards or a smaller evaluate.gpus"
-            ) from None
-        except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, UserError):
-                raise error.cause from None
-            raise
         self._thread.start()
+        deadline = time.monotonic() + timeout_s
+        with self._lock:
+            try:
+                while not self._work.all_up():
+                    self._lock.wait(_LOOK_S)  # in pieces, as in `close`
+                    if self._broken is not None:
+                        raise self._broken
+                    if time.monotonic() > deadline:
+                        why = self._death or "ask for fewer shards or a smaller evaluate.gpus"
+                        raise UserError(
+                            f"evaluate: {counted(len(self._nodes), 'shard')} could not be placed within "
+                            f"{timeout_s:.0f} s; {why}"
+                        )
+            except BaseException:
+                self._closing = True
+                raise
 
     def submit(self, spec: TrialSpec) -> None:
         """Queue what is missing of the evaluation of a distilled trial."""
         there = sorted(self._parts.get(spec.trial_id, ()))
         units = missing_units(spec, self._evaluation, self._directory, there)
-        tasks = [_Task(spec, unit) for unit in units]
+        tasks = [Task(spec, unit) for unit in units]
         self._on_state(spec.trial_id, "evaluating")
         if not tasks:
             self._finish(spec)
             return
         with self._lock:
+            if self._drained_at is not None:
+                return
             self._left[spec.trial_id] = len(tasks)
-            self._waiting.extend(tasks)
-            self._lock.notify()
+            self._work.add(tasks)
+            self._lock.notify_all()
 
-    def close(self, *, drain: bool) -> None:
-        """Wait for what was submitted; with ``drain`` only for what the actors already have."""
+    def close(self) -> None:
+        """Wait for what was submitted; once it drains, for `PATIENCE_S` and for what actors have in hand: a
+        unit that takes longer is begun again by the next run."""
         with self._lock:
-            self._closing, self._draining = True, drain
-            if drain:
-                self._waiting.clear()
-            self._lock.notify()
-        while self._thread.is_alive():
+            self._closing = True
+            self._lock.notify_all()
+        while self._thread.is_alive() and not self._is_late():
             self._thread.join(0.5)  # in pieces: a join without limit would hold back signals
-        for actor in self._actors:
+        for actor in list(self._actors.values()):
             ray.kill(actor)
+        self._thread.join(PATIENCE_S)
         if self._broken is not None:
             raise self._broken
+
+    def _is_late(self) -> bool:
+        return self._drained_at is not None and time.monotonic() - self._drained_at > PATIENCE_S
 
     def begin_drain(self) -> None:
         """Give out no more work; safe to call at any time."""
         with self._lock:
-            self._draining = True
-            self._waiting.clear()
+            self._drained_at = self._drained_at or time.monotonic()
+            self._work.drain()
 
     def load(self) -> Load:
         with self._lock:
-            return Load(len(self._waiting), len(self._running), self._networks, self._retries)
+            return Load(len(self._work.waiting), len(self._running), self._networks, self._work.retries)
 
     # ------------------------------------------------------------------------ the pool's own thread
 
-    def _work(self) -> None:
+    def _run(self) -> None:
         try:
-            self._feed_and_collect()
+            while not (self._closing and not self._running and not self._work.waiting):
+                self._round(time.monotonic())
         except Exception as error:  # a defect of this module, or of Ray: `close` tells the caller
             self._broken = error
 
-    def _feed_and_collect(self) -> None:
-        while True:
-            with self._lock:
-                self._give_out()
-                if not self._running:
-                    if self._closing:
-                        return
-                    self._lock.wait(1.0)
-                    continue
-                references = list(self._running)
-            finished, _ = ray.wait(references, num_returns=1, timeout=0.5)
-            if finished:  # and whatever else has: each round goes over all that is running
-                finished, _ = ray.wait(references, num_returns=len(references), timeout=0)
-            for reference in finished:
-                self._collect(reference)
-
-    def _give_out(self) -> None:
-        busy = Counter(shard for shard, _ in self._running.values())
-        for place in range(IN_FLIGHT):  # one for each before a second for any
-            for shard in range(len(self._actors)):
-                if busy[shard] > place or (task := self._next_for(shard)) is None:
-                    continue
+    def _round(self, now: float) -> None:
+        with self._lock:
+            for shard in self._work.to_start(now):
+                self._start(shard)
+            for shard, task in self._work.give(now):
                 shared = self._shared[splits_key(task.spec)]
                 reference = self._actors[shard].evaluate.remote(task.spec, task.unit, shared)
                 self._running[reference] = (shard, task)
-                busy[shard] += 1
+            if now - self._asked_at > _ASK_IDLE_S:  # of an idle one that dies nobody else would tell
+                self._asked_at = now
+                for shard in self._work.idle():
+                    self._asked[self._actors[shard].ready.remote()] = shard
+            given_up = self._work.stranded(now)
+            references = [*self._running, *self._asked]
+            if not references:
+                self._lock.wait(_LOOK_S)
+        for task in given_up:
+            self._fail(task, WorkerError(f"for 15 min no evaluation shard came up: {self._death}"))
+        if not references:
+            return
+        finished, _ = ray.wait(references, num_returns=1, timeout=_LOOK_S)
+        if finished:  # and whatever else has: each round goes over all that is under way
+            finished, _ = ray.wait(references, num_returns=len(references), timeout=0)
+        outcomes = [(reference, *_outcome_of(reference)) for reference in finished]
+        for outcome in sorted(outcomes, key=lambda outcome: outcome[2] is not None):  # what is done is done
+            self._collect(*outcome)
 
-    def _next_for(self, shard: int) -> _Task | None:
-        """The first that waits, but for those under which this very shard died: it may not be back yet."""
-        for place, task in enumerate(self._waiting):
-            if task.died_on != shard or len(self._actors) == 1:
-                del self._waiting[place]
-                return task
-        return None
-
-    def _collect(self, reference: Any) -> None:
-        with self._lock:
-            shard, task = self._running.pop(reference)
+    def _start(self, shard: int) -> None:
+        device, gpus, compile = self._how
+        label = f"eval shard {shard} of {self._sweep}"
+        actor = ray.remote(EvalShard).options(
+            name=f"eval-{self._sweep}-{shard}",
+            num_cpus=0,
+            num_gpus=gpus,
+            memory=1,  # byte: Ray would not look at the strategy of an actor that asks for nothing
+            max_restarts=0,
+            max_task_retries=0,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(self._nodes[shard], soft=True),
+        )
         try:
-            path = ray.get(reference)
-        except ray.exceptions.RayTaskError as error:  # the evaluation itself failed: again would not help
-            self._fail(task, error.cause if isinstance(error.cause, Exception) else error)
-            return
-        except ray.exceptions.RayError as error:  # the actor died, or the data on its node is lost
-            self._try_elsewhere(shard, task, error)
-            return
-        with self._lock:
-            self._networks += len(task.unit.indices)
-            self._parts.setdefault(task.spec.trial_id, set()).add(path)
-            left = self._left.get(task.spec.trial_id)
-            if left is None:
-                return  # another unit of this trial failed
-            self._left[task.spec.trial_id] = left - 1
-        if left == 1:
-            self._finish(task.spec)
+            self._actors[shard] = actor.remote(
+                label, self._evaluation, self._directory, device, gpus, compile
+            )
+        except ValueError:  # Ray has not taken its name off the one that died
+            self._work.died(shard, time.monotonic())
+        else:
+            self._asked[self._actors[shard].ready.remote()] = shard
 
-    def _try_elsewhere(self, shard: int, task: _Task, error: Exception) -> None:
-        task.attempts += 1
-        if task.attempts >= MAX_ATTEMPTS:
-            self._fail(task, error)
+    def _collect(self, reference: Any, value: Any, error: Exception | None) -> None:
+        if reference in self._asked:
+            self._came_up(self._asked.pop(reference), error)
+        elif reference in self._running:  # else its shard died, and another of its units told so
+            self._ended(reference, value, error)
+
+    def _came_up(self, shard: int, error: Exception | None) -> None:
+        if error is not None:
+            self._died(shard, error)
             return
         with self._lock:
-            if not self._draining:
-                self._retries += 1
-                task.died_on = shard
-                self._waiting.appendleft(task)
+            self._work.started(shard)
+            self._lock.notify_all()
+
+    def _ended(self, reference: Any, part: Path | None, error: Exception | None) -> None:
+        shard, task = self._running[reference]
+        if isinstance(error, ray.exceptions.RayError) and not isinstance(error, ray.exceptions.RayTaskError):
+            self._died(shard, error)
+            return
+        with self._lock:
+            del self._running[reference]
+            if error is None:
+                self._work.finished(shard, task)
+                self._networks += len(task.unit.indices)
+                if part is not None:
+                    self._parts.setdefault(task.spec.trial_id, set()).add(part)
+                left = self._left.get(task.spec.trial_id)
+                if left is None:
+                    return  # another unit of this trial failed
+                self._left[task.spec.trial_id] = left - 1
+            else:
+                cause = getattr(error, "cause", None) or error
+                final = isinstance(cause, UserError | DivergedError)  # again would not help
+                if self._work.broke(shard, task, time.monotonic(), final=final):
+                    return
+        if error is None:
+            if left == 1:
+                self._finish(task.spec)
+        else:
+            self._fail(task, cause if isinstance(cause, Exception) else error)
+
+    def _died(self, shard: int, error: Exception) -> None:
+        """The actor died, or cannot be reached, or did not start."""
+        if isinstance(cause := getattr(error, "cause", None), UserError):
+            raise cause  # of `ready`
+        with self._lock:
+            self._death = told_death(str(error))
+            given_up = self._work.died(shard, time.monotonic())
+            self._running = {ref: item for ref, item in self._running.items() if item[0] != shard}
+            self._asked = {ref: other for ref, other in self._asked.items() if other != shard}
+            with suppress(Exception):  # it is dead, mostly
+                ray.kill(self._actors.pop(shard))
+        if self._drained_at is None:
+            self._teller.tell(f"evaluation: a shard died and is started again: {self._death}")
+        for task in given_up:
+            self._fail(task, WorkerError(f"tried {task.failures} times: {self._death}"))
 
     def _finish(self, spec: TrialSpec) -> None:
         try:
@@ -333,11 +376,18 @@ class EvalPool:
             complete = False
         self._on_state(spec.trial_id, "done" if complete else "failed")
 
-    def _fail(self, task: _Task, error: Exception) -> None:
+    def _fail(self, task: Task, error: Exception) -> None:
         spec = task.spec
         with self._lock:
             self._left.pop(spec.trial_id, None)
-            others = [other for other in self._waiting if other.spec.trial_id != spec.trial_id]
-            self._waiting = deque(others)
-        record_failure(self._directory, spec, self._sweep, error, "evaluation", task.attempts + 1)
+            self._work.drop(spec.trial_id)
+        record_failure(self._directory, spec, self._sweep, error, "evaluation", task.failures)
         self._on_state(spec.trial_id, "failed")
+
+
+def _outcome_of(reference: Any) -> tuple[Any, Exception | None]:
+    """What a call returned, or the error of Ray's that came instead."""
+    try:
+        return ray.get(reference), None
+    except ray.exceptions.RayError as error:
+        return None, error

@@ -18,6 +18,7 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray.tune.schedulers import FIFOScheduler
 from ray.tune.trainable.function_trainable import wrap_function
 
 from ddsweep.catalog import TrialSpec
@@ -39,7 +40,9 @@ from ddsweep.sweep.observe import Board
 from ddsweep.sweep.placement import check_gpus_seen, check_placement
 from ddsweep.sweep.pool import EvalPool, SharedSplits, get_splits, put_splits
 from ddsweep.sweep.prepare import eval_gpus, load_all_splits, splits_key, trial_settings
+from ddsweep.sweep.retry import SPREAD_S, RetryPolicy, Teller, WorkerError, told_death
 from ddsweep.sweep.session import RaySession, ray_session
+from ddsweep.sweep.trial_retries import TrialRetries
 from ddsweep.trial import Progress, distil_trial, is_distilled, record_failure
 from ddsweep.trial_plan import TrialSettings
 
@@ -221,11 +224,12 @@ class _Watcher(tune.Callback):
         board: Board,
         on_distilled: Callable[[TrialSpec], None],
         on_stopped: Callable[[TrialSpec], None],
-        on_broken: Callable[[TrialSpec, Path | None], None],
+        on_broken: Callable[[TrialSpec, str, int], None],
         asha: Asha | None,
     ) -> None:
         self._trials, self._board, self._asha = trials, board, asha
         self._on_distilled, self._on_stopped, self._on_broken = on_distilled, on_stopped, on_broken
+        self._teller = Teller(board.say)
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles callbacks for a restore, which never comes: resuming goes by the files
@@ -255,27 +259,25 @@ class _Watcher(tune.Callback):
             self._board.set_state(trial_id, "drained")
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._board.retried(trial.config["trial_id"])
+        trial_id = trial.config["trial_id"]
+        self._board.retried(trial_id)
+        self._teller.tell(f"{trial_id}: its worker died, and it is tried again: {_death(trial)}")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         trial_id = trial.config["trial_id"]
-        error_file = trial.error_file
-        self._on_broken(self._trials[trial_id], Path(error_file) if error_file else None)
+        self._on_broken(self._trials[trial_id], _death(trial), trial.num_failures)
         self._board.set_state(trial_id, "failed")
         if self._asha:
             self._asha.failed(trial_id)
 
 
-class WorkerError(Exception):
-    """A trial's worker died, or raised something unforeseen, more often than ``max_failures`` allows."""
-
-
-def _last_line(error_file: Path | None) -> str:
+def _death(trial: Any) -> str:
+    """Who ended the worker of a trial of Tune's, by the file in which it keeps errors."""
     try:
-        lines = error_file.read_text(encoding="utf-8").strip().splitlines() if error_file else []
+        text = Path(trial.error_file).read_text(encoding="utf-8") if trial.error_file else ""
     except OSError:
-        lines = []
-    return lines[-1].strip() if lines else "the worker process died"
+        text = ""
+    return told_death(text)
 
 
 # ------------------------------------------------------------------------------------- the sweep
@@ -293,11 +295,12 @@ def run_sweep(
     labels: Mapping[str, str],
     only_evaluate: bool = False,
     on_ready: Callable[[], None] = lambda: None,
+    spread_s: float = SPREAD_S,
 ) -> Outcome:
     """Distil and evaluate what is missing of ``trials``; the caller holds the sweep's lock.
 
     ``only_evaluate`` leaves alone what is not distilled yet. ``on_ready`` is called once nothing that a
-    user asked for is left to refuse.
+    user asked for is left to refuse. Attempts on what dies are spread over ``spread_s`` seconds.
 
     ``seconds`` is the estimated time of each trial. Raises `UserError` before any work for data that is
     not there and resources that do not fit.
@@ -376,6 +379,8 @@ def run_sweep(
             on_state=board.set_state,
             earlier={trial.trial_id: evals.get(trial.trial_id, []) for trial in missing},
             known=known,
+            say=board.say,
+            spread_s=spread_s,
         )
         pool.start()
 
@@ -399,9 +404,8 @@ def run_sweep(
                 ]
                 report_every = side_by_side(sweep, to_distil, session) / REPORTS_PER_S
                 work = _Work(sweep.name, _put(given), shared, directory, report_every)
-                _tune(sweep, to_distil, work, session, board, pool, asha, seconds)
-            draining = directory.stop_file.exists()
-            pool.close(drain=draining)
+                _tune(sweep, to_distil, work, session, board, pool, asha, seconds, spread_s)
+            pool.close()
     known.save(directory)
     directory.stop_file.unlink(missing_ok=True)
     return _outcome(board)
@@ -515,14 +519,15 @@ def _tune(
     pool: EvalPool,
     asha: Asha | None,
     seconds: Mapping[str, float],
+    spread_s: float,
 ) -> None:
     resources, by_id = sweep.resources, {trial.trial_id: trial for trial in trials}
     reuse = max(seconds[trial_id] for trial_id in by_id) < REUSE_BELOW_S
     trainable = _trainable(work, _requests(sweep, trials, session), f"distil {sweep.name}" if reuse else None)
 
-    def broken(spec: TrialSpec, error_file: Path | None) -> None:
-        error = WorkerError(_last_line(error_file))
-        record_failure(work.directory, spec, sweep.name, error, "worker", resources.max_failures + 1)
+    def broken(spec: TrialSpec, death: str, attempts: int) -> None:
+        error = WorkerError(f"tried {counted(attempts, 'time')}: {death}")
+        record_failure(work.directory, spec, sweep.name, error, "worker", attempts)
 
     def stopped(spec: TrialSpec) -> None:
         try:
@@ -539,7 +544,11 @@ def _tune(
         tune_config=tune.TuneConfig(
             max_concurrent_trials=None if asha else resources.max_concurrent,
             reuse_actors=reuse,
-            scheduler=asha,
+            scheduler=TrialRetries(
+                asha or FIFOScheduler(),
+                RetryPolicy(resources.max_failures, spread_s),
+                draining=work.directory.stop_file.exists,
+            ),
             search_alg=asha.queue if asha else None,
             trial_name_creator=lambda trial: trial.config["trial_id"],
             trial_dirname_creator=lambda trial: trial.config["trial_id"],

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from ddsweep.launch.folder import Job, Launch, LaunchFolder, new_folder, versions
+from ddsweep.launch.folder import Job, Launch, LaunchFolder, new_folder
 from ddsweep.launch.site import Site
+from ddsweep.machine import versions
 from ddsweep.results.layout import SweepDirectory
 
 # Prints <command>.out and <command>.err, ends with what <command>.code says, and keeps what it was asked.

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from ddsweep import machine
 from ddsweep.cli import _exit_code
 from ddsweep.launch import doctor, probe
 from ddsweep.launch.doctor import Answers, Finding
-from ddsweep.launch.folder import versions
 from ddsweep.launch.probe import Facts, Request
 from ddsweep.launch.site import Site
+from ddsweep.machine import versions
 from ddsweep.spec import load_sweep
 
 SITE = Site(scheduler="slurm", cpus_per_node=2, nodes=2, gpus_per_node=2, first_port=20000, ports=20)
@@ -114,10 +115,10 @@ def test_data_of_a_sweep_are_found_wherever_they_are_named(tmp_path: Path) -> No
     )
     needed = doctor.data_of(load_sweep(tmp_path / "s.yaml"), None)
     assert needed == ("usps", "mnist", "folder:birds")
-    missing = probe.missing_data(needed, tmp_path)
+    missing = machine.missing_data(needed, tmp_path)
     assert list(missing) == ["usps", "mnist", "birds"]
     (tmp_path / "birds").mkdir()
-    assert list(probe.missing_data(needed, tmp_path)) == ["usps", "mnist"]
+    assert list(machine.missing_data(needed, tmp_path)) == ["usps", "mnist"]
 
 
 def test_a_site_without_slurm_and_a_port(ask: Ask, tmp_path: Path) -> None:
@@ -159,8 +160,8 @@ def test_without_slurm_the_nodes_are_not_looked_at(
 def shared(tmp_path: Path) -> Path:
     folder = tmp_path / "results" / "probe"
     folder.mkdir(parents=True)
-    (folder / probe.NONCE).write_text("secret")
-    (folder / probe.TOKEN).touch(0o600)
+    (folder / machine.NONCE).write_text("secret")
+    (folder / machine.TOKEN).touch(0o600)
     return folder
 
 
@@ -175,49 +176,49 @@ def test_looking_at_a_machine(shared: Path, tmp_path: Path) -> None:
 
 
 def test_the_folder_must_be_the_same(shared: Path) -> None:
-    assert probe.shared_trouble(shared, "secret") == ""
-    assert "holds something else here" in probe.shared_trouble(shared, "other")
-    assert "is not the folder that the login node has" in probe.shared_trouble(shared / "none", "secret")
+    assert machine.shared_trouble(shared, "secret") == ""
+    assert "holds something else here" in machine.shared_trouble(shared, "other")
+    assert "is not the folder that the login node has" in machine.shared_trouble(shared / "none", "secret")
 
 
 def test_files_must_be_written_as_results_are(shared: Path) -> None:
-    assert probe.folder_trouble(shared) == ""
-    assert "a file is in the way" in probe.folder_trouble(shared / probe.NONCE)
-    assert sorted(path.name for path in shared.iterdir()) == [probe.NONCE, probe.TOKEN]
+    assert machine.folder_trouble(shared) == ""
+    assert "a file is in the way" in machine.folder_trouble(shared / machine.NONCE)
+    assert sorted(path.name for path in shared.iterdir()) == [machine.NONCE, machine.TOKEN]
 
 
 def test_a_lock_that_lets_two_in_is_seen(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # As a file system mounted without locks does.
-    monkeypatch.setattr(probe.fcntl, "flock", lambda file, how: None)
-    assert "flock lets two holders in" in probe.folder_trouble(shared)
+    monkeypatch.setattr(machine.fcntl, "flock", lambda file, how: None)
+    assert "flock lets two holders in" in machine.folder_trouble(shared)
 
 
 def test_a_token_that_others_can_read(shared: Path) -> None:
-    token = shared / probe.TOKEN
-    assert probe.token_trouble(token) == ""
+    token = shared / machine.TOKEN
+    assert machine.token_trouble(token) == ""
     token.chmod(0o644)
-    assert "has mode 644, though it was made with 600" in probe.token_trouble(token)
+    assert "has mode 644, though it was made with 600" in machine.token_trouble(token)
     if os.geteuid() == 0:
         token.chmod(0o600)
         os.chown(token, 65534, -1)
-        assert "belongs to user 65534" in probe.token_trouble(token)
+        assert "belongs to user 65534" in machine.token_trouble(token)
 
 
 def test_a_temporary_folder_takes_sockets(tmp_path: Path) -> None:
     short = Path("/tmp")
-    assert probe.socket_trouble(short) == ""
-    assert "No such file" in probe.socket_trouble(tmp_path / "none")
+    assert machine.socket_trouble(short) == ""
+    assert "No such file" in machine.socket_trouble(tmp_path / "none")
     long = tmp_path / ("x" * 100)
     long.mkdir()
-    assert "takes no Unix sockets" in probe.socket_trouble(long)
+    assert "takes no Unix sockets" in machine.socket_trouble(long)
     assert list(long.iterdir()) == []
 
 
 def test_ports_that_somebody_has() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
-        assert probe.taken_ports(range(port, port + 1)) == (port,)
-    assert probe.taken_ports(range(port, port + 1)) == ()
+        assert machine.taken_ports(range(port, port + 1)) == (port,)
+    assert machine.taken_ports(range(port, port + 1)) == ()
 
 
 # ------------------------------------------------------------------------- judging what nodes say

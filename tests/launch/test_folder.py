@@ -18,10 +18,10 @@ from ddsweep.launch.folder import (
     launches_of,
     new_folder,
     read_json,
-    versions,
     write_json,
 )
 from ddsweep.launch.site import Site
+from ddsweep.machine import versions
 from ddsweep.results.layout import SweepDirectory
 
 SITE = Site.model_validate(

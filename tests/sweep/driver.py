@@ -44,6 +44,14 @@ resources:
   dashboard: false
 """
 
+HASTY = """
+from ddsweep.cli import main
+from ddsweep.sweep.runner import run_sweep
+run_sweep.__kwdefaults__["spread_s"] = {spread_s}
+main()
+"""
+"""The command line, with attempts less far apart."""
+
 OUTER_STEPS = 80
 """Some seconds of work for a trial: long enough to be hit in the middle."""
 
@@ -64,6 +72,7 @@ class Driver:
         shards: int = 2,
         cwd: Path | None = None,
         one_ray: OneRay | None = None,
+        spread_s: float | None = None,
     ) -> None:
         self.folder = folder
         self.file = folder / "small.yaml"
@@ -73,6 +82,7 @@ class Driver:
         self.environment = environment
         self.one_ray = one_ray
         self.cwd = cwd
+        self.command = ["-m", "ddsweep"] if spread_s is None else ["-c", HASTY.format(spread_s=spread_s)]
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self, *settings: str) -> Driver:
@@ -84,8 +94,7 @@ class Driver:
                 [
                     sys.executable,
                     "-P",
-                    "-m",
-                    "ddsweep",
+                    *self.command,
                     "run",
                     str(self.file),
                     *settings,

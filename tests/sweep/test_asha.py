@@ -289,11 +289,13 @@ def test_a_worker_that_died_too_often_is_told_to_the_scheduler() -> None:
 
     told: list[str] = []
     nothing: Any = lambda *arguments: None  # noqa: E731
-    board: Any = SimpleNamespace(set_state=nothing)
+    board: Any = SimpleNamespace(set_state=nothing, say=nothing)
     asha: Any = SimpleNamespace(failed=told.append)
     trial = PAIRS[0][0]
     watcher = _Watcher({trial.trial_id: trial}, board, nothing, nothing, nothing, asha)
-    watcher.on_trial_error(1, [], SimpleNamespace(config={"trial_id": trial.trial_id}, error_file=None))
+    watcher.on_trial_error(
+        1, [], SimpleNamespace(config={"trial_id": trial.trial_id}, error_file=None, num_failures=1)
+    )
     assert told == [trial.trial_id]
 
 

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import signal
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 
 from ddsweep import DistilledSet, load_results
 from tests.conftest import OneRay
-from tests.sweep.driver import OUTER_STEPS, Driver, command_line, descendants, kill, until_ended
+from tests.sweep.driver import OUTER_STEPS, Driver, descendants, kill, until_ended
 
 
 def assert_equal_to(undisturbed: Driver, driver: Driver) -> None:
@@ -62,22 +63,27 @@ def test_running_again_does_nothing(undisturbed: Driver) -> None:
 
 
 @pytest.mark.ray
-def test_a_killed_worker_and_a_killed_shard_change_nothing(
+def test_seconds_in_which_every_worker_and_every_shard_is_killed_change_nothing(
     undisturbed: Driver, tmp_path: Path, environment: dict[str, str]
 ) -> None:
-    """With three shards where the undisturbed run had one: neither number nor loss of shards is seen."""
-    driver = Driver(tmp_path, environment, shards=3).start()
+    """As in a minute without memory, made short. With three shards where the undisturbed run had one: neither
+    number nor loss of shards is seen."""
+    driver = Driver(tmp_path, environment, shards=3, spread_s=25).start()
+    killed = {"ray::Distil": 0, "ray::EvalShard": 0}
+
+    def kill_all(title: str, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            for pid in driver.workers(title):
+                kill(pid)
+                killed[title] += 1
+            time.sleep(0.2)
+
     try:
         driver.until(driver.checkpoint_of_a_running_trial, "a checkpoint")
-        workers = driver.workers("ray::Distil")
-        assert workers
-        for pid in workers:
-            kill(pid)
+        kill_all("ray::Distil", 2)
         driver.until(lambda: list(driver.results.glob("evals/part-*.parquet")), "the first evals part")
-        shards = driver.workers("ray::EvalShard")
-        assert len(shards) == 3
-        # Whoever is at work now; the first of them if none is.
-        kill(next((pid for pid in shards if ".evaluate" in command_line(pid)), shards[0]))
+        kill_all("ray::EvalShard", 4)
         assert driver.wait() == 0, driver.log.read_text()
     finally:
         driver.kill_everything()
@@ -85,6 +91,10 @@ def test_a_killed_worker_and_a_killed_shard_change_nothing(
     resumed = load_results(driver.results).trials["n_resumed"]
     assert resumed.max() >= 1, "no trial went on from a checkpoint: the kill came too late to test anything"
     assert not list((driver.results / "failures").iterdir())
+    assert killed["ray::Distil"] >= 1 and killed["ray::EvalShard"] >= 3
+    log = driver.log.read_text()
+    assert "its worker died, and it is tried again: the process was killed from outside" in log
+    assert "evaluation: a shard died and is started again: the process was killed from outside" in log
 
 
 @pytest.mark.ray

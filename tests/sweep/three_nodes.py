@@ -20,6 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ddsweep.catalog import DATASETS, EvaluationSpec
 from ddsweep.data.sources import load_splits
 from ddsweep.errors import UserError
+from ddsweep.results.known import KnownParts
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.spec import expand, load_sweep
 from ddsweep.sweep.placement import check_gpus_seen, check_placement
@@ -40,27 +41,29 @@ def where_shards_are(session: RaySession, evaluate: str, folder: Path, after: An
         *("placed", placement.nodes, {}, EvaluationSpec(), SweepDirectory(folder / "results")),
         **{"device": "cpu", "gpus": placement.gpus, "compile": "auto"},
         on_state=lambda trial_id, state: None,
+        earlier={},
+        known=KnownParts(),
     )
     pool.start()
-    actors = [ray.get_actor(f"eval-placed-{shard}") for shard in range(len(placement.nodes))]
-    nodes = node_of_each(actors)
+    nodes = node_of_each(len(placement.nodes))
     if after is not None:
         after()
-        nodes += node_of_each(actors)
-    pool.close(drain=False)
+        nodes += node_of_each(len(placement.nodes))
+    pool.close()
     return nodes
 
 
-def node_of_each(actors: list[Any]) -> list[str]:
-    """Asked again while an actor is being restarted."""
+def node_of_each(shards: int) -> list[str]:
+    """Asked again until a shard that died is there anew."""
     found, deadline = [], time.monotonic() + 120
-    for actor in actors:
+    for shard in range(shards):
         while True:
-            asked = actor.__ray_call__.remote(lambda self: ray.get_runtime_context().get_node_id())
             try:
+                actor = ray.get_actor(f"eval-placed-{shard}")
+                asked = actor.__ray_call__.remote(lambda self: ray.get_runtime_context().get_node_id())
                 found.append(ray.get(asked, timeout=120))
                 break
-            except ray.exceptions.RayActorError:
+            except (ValueError, ray.exceptions.RayActorError):
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.5)

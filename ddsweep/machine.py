@@ -1,0 +1,174 @@
+"""What a machine is like, as far as work on it depends on that. Each look leaves nothing behind and says in a
+few words what is wrong; nothing where all is well."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import importlib.metadata
+import os
+import platform
+import secrets
+import shutil
+import socket
+import stat
+import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+
+import ddsweep
+from ddsweep.data.files import presence
+from ddsweep.paths import user_path
+from ddsweep.results.files import write_atomic
+
+__all__ = [
+    "NONCE",
+    "TOKEN",
+    "folder_trouble",
+    "free_bytes",
+    "missing_data",
+    "shared_trouble",
+    "socket_trouble",
+    "taken_ports",
+    "token_trouble",
+    "torch_gpus",
+    "versions",
+]
+
+NONCE = "nonce"
+TOKEN = "token"
+
+
+def torch_gpus() -> tuple[int, str]:
+    """How many GPUs torch can use, or why it cannot be asked."""
+    try:
+        import torch
+
+        return (torch.cuda.device_count() if torch.cuda.is_available() else 0), ""
+    except Exception as error:  # a library that is missing, or does not fit the machine
+        return 0, f"import torch: {' '.join(str(error).split())[:200]}"
+
+
+def shared_trouble(folder: Path, nonce: str) -> str:
+    """Whether ``folder`` is here what it is where it was made."""
+    try:
+        found = (folder / NONCE).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return f"{folder.parent} is not the folder that the login node has"
+    except OSError as error:
+        return f"{folder / NONCE}: {error.strerror}"
+    return "" if found == nonce else f"{folder / NONCE} holds something else here"
+
+
+def folder_trouble(folder: Path) -> str:
+    """Whether files can be written in ``folder`` as results are: flushed to disk, renamed over one that is
+    there, and locked."""
+    name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+    target, guard = folder / name, folder / f"{name}.guard"
+    try:
+        for content in (b"one", b"two"):
+            write_atomic(target, content, folder)
+        if target.read_bytes() != b"two":
+            return f"{folder}: a file that was renamed over another still has the old content"
+        with guard.open("w") as first, guard.open("w") as second:
+            fcntl.flock(first, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return ""
+            return f"{folder}: flock lets two holders in; two drivers could take the same sweep"
+    except OSError as error:
+        return f"{error.filename or folder}: {error.strerror or error}"
+    except Exception as error:  # of write_atomic, which says it for people
+        return str(error)
+    finally:
+        for path in (target, guard):
+            with suppress(OSError):
+                path.unlink()
+
+
+def token_trouble(path: Path) -> str:
+    """Whether the file, made with mode 600 by this user, is that here."""
+    try:
+        found = path.stat()
+    except OSError as error:
+        return f"{path}: {error.strerror}"
+    mode = stat.S_IMODE(found.st_mode)
+    if mode != 0o600:
+        return f"{path} has mode {mode:o}, though it was made with 600: others could read tokens"
+    if found.st_uid != os.getuid():
+        return f"{path} belongs to user {found.st_uid}, and this is {os.getuid()}"
+    return ""
+
+
+def socket_trouble(folder: Path) -> str:
+    """Whether Unix sockets can be made in ``folder``."""
+    try:
+        place = Path(tempfile.mkdtemp(prefix="dds-", dir=folder))
+    except OSError as error:
+        return f"{folder}: {error.strerror}"
+    try:
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.bind(str(place / "socket"))
+    except OSError as error:
+        return f"{folder}: takes no Unix sockets: {error.strerror or error}"
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+    return ""
+
+
+def free_bytes(folder: Path) -> int:
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return 0
+
+
+def taken_ports(ports: range) -> tuple[int, ...]:
+    """Those of ``ports`` on which something listens, on any address of this machine."""
+    taken = []
+    for port in ports:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("", port))
+            except OSError:
+                taken.append(port)
+    return tuple(taken)
+
+
+def missing_data(data: Sequence[str], root: Path | None) -> dict[str, str]:
+    """What is missing, of data sets by name, or folders below ``root``."""
+    found = {}
+    for item in data:
+        if item.startswith("folder:"):
+            folder = user_path(item.removeprefix("folder:"))
+            place = folder if root is None else root / folder
+            state = "present" if place.is_dir() else f"missing: {place}"
+        else:
+            state = presence(item, root)
+        if state.startswith("missing"):
+            found[item.removeprefix("folder:")] = state.removeprefix("missing: ")
+    return found
+
+
+@cache
+def versions() -> dict[str, str]:
+    """What must be the same on all nodes of a launch. ``code`` is a digest of the package's own files: a job
+    runs the code as it is when it starts, not as it was when it was submitted."""
+    digest = hashlib.sha256()
+    package = Path(ddsweep.__file__).resolve().parent
+    for path in sorted(package.rglob("*.py")):
+        digest.update(str(path.relative_to(package)).encode() + b"\0" + path.read_bytes() + b"\0")
+    found = {name: _version(name) for name in ("torch", "ray")}
+    python = platform.python_version()
+    return {"ddsweep": ddsweep.__version__, "code": digest.hexdigest()[:12], "python": python, **found}
+
+
+def _version(distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return "none"

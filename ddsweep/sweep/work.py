@@ -1,0 +1,165 @@
+"""Which evaluation shard gets which unit, and what becomes of units and shards when one dies. No Ray here,
+and no clock: calls are told the time, in seconds."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from ddsweep.catalog import EvalUnit, TrialSpec
+from ddsweep.sweep.retry import RetryPolicy
+
+__all__ = ["IN_HAND", "STRANDED_S", "Task", "Work"]
+
+IN_HAND = 2
+"""Units given to one shard at a time: the next one waits there, the others here, where a drain sees them."""
+
+STRANDED_S = 900.0
+"""With no shard up for so long, what waits is given up."""
+
+
+@dataclass(eq=False)
+class Task:
+    """One unit of a trial. ``failures`` are attempts that did not end well."""
+
+    spec: TrialSpec
+    unit: EvalUnit
+    failures: int = 0
+    not_before: float = -math.inf
+
+
+@dataclass
+class _Shard:
+    """``deaths`` in a row, without a finished unit between them. It is up, or rests until ``rests_until``, or
+    is being started."""
+
+    tasks: list[Task] = field(default_factory=list)
+    up: bool = False
+    deaths: int = 0
+    rests_until: float | None = -math.inf
+
+
+class Work:
+    """The units that wait, and those that ``shards`` of them have in hand.
+
+    A unit is charged with the death of a shard only if the shard was at it: not what waited there as well,
+    and not what finds no shard because all are being started again.
+    """
+
+    def __init__(self, shards: int, policy: RetryPolicy) -> None:
+        self.waiting: deque[Task] = deque()
+        self.retries = 0
+        self._drained = False
+        self._policy = policy
+        self._shards = [_Shard() for _ in range(shards)]
+        self._none_up_since: float | None = None
+
+    # ------------------------------------------------------------------------------------- shards
+
+    def all_up(self) -> bool:
+        return all(shard.up for shard in self._shards)
+
+    def idle(self) -> list[int]:
+        return [number for number, shard in enumerate(self._shards) if shard.up and not shard.tasks]
+
+    def to_start(self, now: float) -> list[int]:
+        """The shards that are to be started now; `started` or `died` tells what came of it."""
+        if self._drained:
+            return []
+        due = [
+            number
+            for number, shard in enumerate(self._shards)
+            if shard.rests_until is not None and shard.rests_until <= now
+        ]
+        for number in due:
+            self._shards[number].rests_until = None
+        return due
+
+    def started(self, number: int) -> None:
+        self._shards[number].up = True
+
+    def died(self, number: int, now: float) -> list[Task]:
+        """A shard died, or could not be started; it rests before it is started again. Returns what it was at,
+        if that has been tried often enough: it is given up."""
+        shard = self._shards[number]
+        tasks, shard.tasks = shard.tasks, []
+        given_up = [] if not tasks or self._charge(tasks[0], now) else tasks[:1]
+        if not self._drained:
+            self.waiting.extendleft(reversed(tasks[len(given_up) :]))
+        shard.up = False
+        shard.deaths += 1
+        shard.rests_until = now + self._rest(shard.deaths)
+        return [] if self._drained else given_up
+
+    def _rest(self, deaths: int) -> float:
+        return self._policy.wait(max(1, min(deaths, self._policy.retries))) or 0.0
+
+    # -------------------------------------------------------------------------------------- units
+
+    def add(self, tasks: Sequence[Task]) -> None:
+        if not self._drained:
+            self.waiting.extend(tasks)
+
+    def give(self, now: float) -> list[tuple[int, Task]]:
+        """What goes to which shard now: one unit for each before a second for any."""
+        given = []
+        for place in range(IN_HAND):
+            for number, shard in enumerate(self._shards):
+                if shard.up and len(shard.tasks) == place and (task := self._next(now)) is not None:
+                    shard.tasks.append(task)
+                    given.append((number, task))
+        return given
+
+    def _next(self, now: float) -> Task | None:
+        for place, task in enumerate(self.waiting):
+            if task.not_before <= now:
+                del self.waiting[place]
+                return task
+        return None
+
+    def finished(self, number: int, task: Task) -> None:
+        shard = self._shards[number]
+        shard.tasks.remove(task)
+        shard.deaths = 0
+
+    def broke(self, number: int, task: Task, now: float, *, final: bool) -> bool:
+        """The unit itself raised something, and its shard lives. Whether it is tried again: by this run, or,
+        if that drains, by the next one; not if that is ``final``."""
+        self._shards[number].tasks.remove(task)
+        if final:
+            task.failures += 1
+        again = not final and self._charge(task, now)
+        if again and not self._drained:
+            self.waiting.appendleft(task)
+        return again
+
+    def _charge(self, task: Task, now: float) -> bool:
+        task.failures += 1
+        wait = self._policy.wait(task.failures)
+        if wait is None:
+            return False
+        task.not_before = now + wait
+        self.retries += 1
+        return True
+
+    def drain(self) -> None:
+        """Nothing more is given out, and no shard started."""
+        self._drained = True
+        self.waiting.clear()
+
+    def drop(self, trial_id: str) -> None:
+        """Nothing that waits of this trial is wanted any more."""
+        self.waiting = deque(task for task in self.waiting if task.spec.trial_id != trial_id)
+
+    def stranded(self, now: float) -> list[Task]:
+        """What waits, if no shard has been up for `STRANDED_S`: it is given up."""
+        if any(shard.up for shard in self._shards) or not self.waiting:
+            self._none_up_since = None
+            return []
+        self._none_up_since = now if self._none_up_since is None else self._none_up_since
+        if now - self._none_up_since < STRANDED_S:
+            return []
+        given_up, self.waiting, self._none_up_since = list(self.waiting), deque(), None
+        return given_up
