@@ -31,6 +31,7 @@ from ddsweep.catalog.networks import (
     parse_network,
 )
 from ddsweep.catalog.pools import IMAGENET, POOL_FRACTION, SMOKE, PoolSpec
+from ddsweep.catalog.survey import MOST_EXAMPLES, Remark, Survey
 from ddsweep.catalog.trials import (
     AUGMENTATIONS,
     CHOICES,
@@ -51,6 +52,7 @@ __all__ = [
     "IMAGENET",
     "INIT_LAWS",
     "METHODS",
+    "MOST_EXAMPLES",
     "MOST_WHITENED",
     "NEIGHBOUR_BASELINES",
     "NETWORKS",
@@ -66,6 +68,8 @@ __all__ = [
     "NetworkSpec",
     "PoolSpec",
     "Protocol",
+    "Remark",
+    "Survey",
     "TrialSpec",
     "augmentation_parts",
     "base_name",

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import difflib
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ddsweep.catalog.survey import Survey
 from ddsweep.errors import SettingError
 
 __all__ = [
@@ -24,12 +25,17 @@ class DatasetSpec:
 
     ``shape`` is (channels, height, width). ``mean`` and ``std`` per channel are the constants that a
     paper names; empty means measured on the training part. ``path`` is relative to the data root.
-    ``train`` and ``test`` name the files (or, by number, the sorted shards) of a ``parquet`` source
+    ``train`` and ``test`` name the files (or, by number, the shards) of a ``parquet`` source
     and the two folders of a ``folder`` source. ``fingerprint`` is the content hash of the files of a
     ``parquet`` or ``folder`` source: it stands for the path in a trial's id.
 
     ``shape``, ``mean`` and ``std`` are of what comes out. ``native`` is the shape of the files where that is
-    another (`transformed`), and empty where it is the same, or where the files have no one shape.
+    another (`transformed`), and empty where it is the same, or where a source has no one shape; height and
+    width are 0 where files of one's own have several.
+
+    ``image_column``, ``label_column`` and ``first_label`` say how a ``parquet`` source is read where that is
+    not by ``image``, ``label`` and 0. ``survey`` is what was found in the files; two sets that differ in
+    nothing else are equal.
     """
 
     name: str
@@ -44,6 +50,10 @@ class DatasetSpec:
     test: tuple[str | int, ...] = ()
     fingerprint: str = ""
     native: tuple[int, ...] = ()
+    image_column: str = ""
+    label_column: str = ""
+    first_label: int = 0
+    survey: Survey | None = field(default=None, compare=False, repr=False)
 
     @property
     def native_shape(self) -> tuple[int, int, int]:
@@ -52,6 +62,13 @@ class DatasetSpec:
             return self.shape
         channels, height, width = self.native
         return (channels, height, width)
+
+    @property
+    def read_shape(self) -> tuple[int, int, int]:
+        """The shape that images have when they are read: `native_shape`, or, where files have several sizes,
+        the channels of the files and the size of what comes out."""
+        channels, height, width = self.native_shape
+        return (channels, height or self.shape[1], width or self.shape[2])
 
     @property
     def base_name(self) -> str:

@@ -349,9 +349,14 @@ class TrialSpec:
         return cls(**{**values, "dataset": dataset, "pool": pool})
 
 
+_SINCE_0_2 = ("image_column", "label_column", "first_label")
+
+
 def _plain(value: DatasetSpec | PoolSpec) -> dict[str, Any]:
-    """Its fields in types that JSON has; `_tuples` is the way back."""
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(value).items()}
+    """Its fields in types that JSON has; `_tuples` is the way back. What was found in files stays behind, and
+    so do settings of reading them that are as they always were."""
+    plain = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(value).items()}
+    return {k: v for k, v in plain.items() if k != "survey" and (v or k not in _SINCE_0_2)}
 
 
 def _tuples(values: dict[str, Any]) -> dict[str, Any]:

@@ -1,31 +1,29 @@
-"""Where the files of each source lie, which of them are train and test, and their content hash.
+"""Where the files of each source lie, and which of them are train and test.
 
 Neither torch nor numpy here: ``plan`` and ``data list`` look at files without decoding one.
 """
 
 from __future__ import annotations
 
-import hashlib
+import glob
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ddsweep.catalog import DATASETS, DatasetSpec, base_name
+from ddsweep.catalog import DATASETS, MOST_EXAMPLES, DatasetSpec, base_name
 from ddsweep.errors import DataError
 from ddsweep.paths import user_path
 
 __all__ = [
-    "IMAGE_SUFFIXES",
     "NO_ROOT",
     "OFFICIAL",
     "TORCHVISION",
     "OfficialTree",
     "TorchvisionFiles",
-    "class_folder_names",
-    "content_fingerprint",
-    "folder_files",
     "how_to_get",
     "location",
+    "natural",
     "need_root",
     "official_folder",
     "one_line",
@@ -34,9 +32,6 @@ __all__ = [
     "torchvision_folder",
 ]
 
-IMAGE_SUFFIXES = frozenset(
-    {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".pgm", ".ppm", ".pbm", ".tif", ".tiff", ".webp"}
-)
 NO_ROOT = "data root not given: pass --data-root or set DDSWEEP_DATA to the folder that holds the files"
 
 _IDX_TRAIN = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte")
@@ -138,7 +133,11 @@ def need_root(root: Path | None, name: str) -> Path:
 
 def location(spec: DatasetSpec, root: Path | None) -> Path:
     """The folder of a ``parquet`` or ``folder`` source. An absolute ``path`` needs no data root."""
+<<<<<<< HEAD
     folder = user_path(spec.path)
+=======
+    folder = Path(spec.path).expanduser()
+>>>>>>> a38255f (Own data are looked at before they are believed: every image once, at plan, and all that is wrong in one message)
     if not folder.is_absolute():
         folder = need_root(root, spec.name) / folder
     if not folder.is_dir():
@@ -185,14 +184,17 @@ def require_files(spec: DatasetSpec, root: Path | None) -> None:
 def parquet_files(spec: DatasetSpec, root: Path | None) -> dict[str, tuple[Path, ...]]:
     """The files of a ``parquet`` source by role, ``{"train": (...), "test": (...)}``, in given order.
 
-    A number means a place in the sorted ``*.parquet`` files of the folder. Raises `DataError` for what
-    is missing, and for a file named twice: a test image seen in training would make every score void.
+    A number means a place among the ``*.parquet`` files of the folder, and ``*``, ``?`` and ``[`` in a name
+    all the files that match, both in `natural` order. Raises `DataError` for what is missing, and for a file
+    named twice: a test image seen in training would make every score void.
     """
     folder = location(spec, root)
-    shards = sorted(path for path in folder.glob("*.parquet") if not path.name.startswith("."))
+    shards = sorted((path for path in folder.glob("*.parquet") if not path.name.startswith(".")), key=natural)
     chosen: dict[str, tuple[Path, ...]] = {}
     for role, wanted in (("train", spec.train), ("test", spec.test)):
-        chosen[role] = tuple(_shard(spec.name, role, item, folder, shards) for item in wanted)
+        chosen[role] = tuple(
+            path for item in wanted for path in _shards(spec.name, role, item, folder, shards)
+        )
     seen: dict[Path, str] = {}
     for role, paths in chosen.items():
         for path in paths:
@@ -204,114 +206,33 @@ def parquet_files(spec: DatasetSpec, root: Path | None) -> dict[str, tuple[Path,
     return chosen
 
 
-def _shard(name: str, role: str, item: str | int, folder: Path, shards: Sequence[Path]) -> Path:
+def natural(path: Path) -> list[tuple[int, int, str]]:
+    """A key that sorts numbers in names by their size: ``shard-2`` comes before ``shard-10``."""
+    pieces = re.split(r"([0-9]+)", str(path))
+    return [(1, int(piece), piece) if i % 2 else (0, 0, piece) for i, piece in enumerate(pieces)]
+
+
+def _shards(name: str, role: str, item: str | int, folder: Path, shards: Sequence[Path]) -> list[Path]:
     if isinstance(item, int):
         if 0 <= item < len(shards):
-            return shards[item]
+            return [shards[item]]
         there = f" (0 to {len(shards) - 1})" if shards else ""
         raise DataError(
             f"dataset {name}: {role} asks for shard {item}, "
             f"but {folder} holds {len(shards)} *.parquet files{there}"
         )
     path = folder / item
-    if not path.is_file():
+    if path.is_file():
+        return [path]
+    if not glob.has_magic(item):
         raise DataError(f"dataset {name}: {role} file {path} is missing; {how_to_get(name)}")
-    return path
-
-
-def class_folder_names(spec: DatasetSpec, root: Path | None) -> tuple[str, ...]:
-    """The sorted class folders of the train part of a ``folder`` source."""
-    parents = _split_folders(spec, root)["train"]
-    return tuple(sorted({child.name for parent in parents for child in _visible(parent) if child.is_dir()}))
-
-
-def folder_files(spec: DatasetSpec, root: Path | None) -> dict[str, list[tuple[int, Path]]]:
-    """The images of a ``folder`` source by role, as (label, file), sorted by class, folder, file name.
-
-    ``spec.class_names`` gives the classes and their order, sorted folder names if empty. Raises
-    `DataError` for a missing folder, a class without images, and a class folder that is not a class.
-    """
-    names = spec.class_names or class_folder_names(spec, root)
-    found: dict[str, list[tuple[int, Path]]] = {}
-    for role, parents in _split_folders(spec, root).items():
-        where = " and ".join(map(str, parents))
-        extra = sorted({c.name for p in parents for c in _visible(p) if c.is_dir()} - set(names))
-        if extra:
-            raise DataError(
-                f"dataset {spec.name}: {role} has a folder {extra[0]!r} in {where} "
-                f"that is no class; classes are {', '.join(names)}"
-            )
-        files: list[tuple[int, Path]] = []
-        for label, name in enumerate(names):
-            images = [path for parent in parents for path in _images(parent / name)]
-            if not images:
-                raise DataError(f"dataset {spec.name}: class {name!r} has no images in {role} ({where})")
-            files += [(label, path) for path in images]
-        found[role] = files
-    return found
-
-
-def _split_folders(spec: DatasetSpec, root: Path | None) -> dict[str, list[Path]]:
-    base = location(spec, root)
-    parts = {
-        role: [base / str(item) for item in items]
-        for role, items in (("train", spec.train), ("test", spec.test))
-    }
-    for role, folders in parts.items():
-        for folder in folders:
-            if not folder.is_dir():
-                raise DataError(
-                    f"dataset {spec.name}: {role} folder {folder} is missing; {how_to_get(spec.name)}"
-                )
-    everything = [(role, folder.resolve()) for role, folders in parts.items() for folder in folders]
-    for i, (role, folder) in enumerate(everything):
-        for other, before in everything[:i]:
-            if folder == before or folder in before.parents or before in folder.parents:
-                places = f"twice in {role}" if role == other else "in both train and test"
-                raise DataError(f"dataset {spec.name}: folder {folder} is {places}")
-    return parts
-
-
-def _visible(folder: Path) -> list[Path]:
-    return sorted(child for child in folder.iterdir() if not child.name.startswith("."))
-
-
-def _images(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return [path for path in _visible(folder) if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()]
-
-
-def content_fingerprint(spec: DatasetSpec, root: Path | None) -> str:
-    """32 hex of a hash over the chosen files of a ``parquet`` or ``folder`` source.
-
-    What enters: the bytes of each file with its role (train or test), in order, and for ``folder`` its
-    class name. What does not: paths, file names, the name of the data set. A parquet file whose very
-    bytes are in both train and test is a `DataError`.
-    """
-    entries: list[tuple[str, str, Path]] = []
-    if spec.source == "parquet":
-        for role, paths in parquet_files(spec, root).items():
-            entries += [(role, "", path) for path in paths]
-    else:
-        names = spec.class_names or class_folder_names(spec, root)
-        for role, files in folder_files(spec, root).items():
-            entries += [(role, names[label], path) for label, path in files]
-    total = hashlib.blake2b(f"ddsweep {spec.source} 1".encode(), digest_size=16)
-    roles: dict[bytes, tuple[str, Path]] = {}
-    for role, class_name, path in entries:
-        digest = _file_digest(spec.name, path)
-        before = roles.setdefault(digest, (role, path))
-        if spec.source == "parquet" and before[0] != role:
-            raise DataError(f"dataset {spec.name}: {path} is in both train and test: it equals {before[1]}")
-        label = class_name.encode()
-        total.update(f"{role} {len(label)} ".encode() + label + digest)
-    return total.hexdigest()
-
-
-def _file_digest(name: str, path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()
-    except OSError as error:
-        raise DataError(f"dataset {name}: {path} cannot be read: {error.strerror or error}") from error
+    matching = [folder / match for match in glob.glob(item, root_dir=folder, recursive=True)]
+    files = sorted((match for match in matching if match.is_file()), key=natural)
+    if not files:
+        there = ", ".join(shard.name for shard in shards[:MOST_EXAMPLES]) or "no *.parquet file"
+        more = f" and {len(shards) - MOST_EXAMPLES} more" if len(shards) > MOST_EXAMPLES else ""
+        raise DataError(
+            f"dataset {name}: no file in {folder} matches {role}: {item}; there is {there}{more}; give "
+            f"{role} as file names, patterns such as {role}-*.parquet, or numbers of shards"
+        )
+    return files

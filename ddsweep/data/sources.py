@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+import os
 import warnings
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from ddsweep.catalog import DatasetSpec
+from ddsweep.data.content import content_digest
+from ddsweep.data.files import surveyed
+from ddsweep.data.folders import list_folder
+from ddsweep.data.inline import OWN_SOURCES
 from ddsweep.data.layout import (
     TORCHVISION,
     TorchvisionFiles,
-    content_fingerprint,
-    folder_files,
     how_to_get,
     one_line,
     parquet_files,
@@ -52,7 +56,8 @@ def load_splits(
 
     Raises `DataError` (one message with the path and how to get the files) for files that are missing,
     damaged, short, of another shape or changed since ``spec`` was resolved, for a class without
-    images, and for a class too small to split; `SettingError` for a fraction outside (0, 1).
+    images or too small to split, for test images that are all in train, and for images that do not fit this
+    machine; `SettingError` for a fraction outside (0, 1).
     """
     if spec.source not in _READERS:
         raise SettingError(
@@ -64,27 +69,66 @@ def load_splits(
         return make_stand_in(
             spec, validation_fraction=validation_fraction, split_seed=split_seed, whitening=whitening
         )
-    if spec.source in ("parquet", "folder"):
-        found = content_fingerprint(spec, root)
-        if spec.fingerprint not in ("", found):
-            raise DataError(
-                f"dataset {spec.name}: the files in {spec.path} have changed since the trial was planned: "
-                f"content {found[:8]}, planned {spec.fingerprint[:8]}"
-            )
-        spec = replace(spec, fingerprint=found)
+    if spec.source in OWN_SOURCES:
+        spec = _as_planned(spec, root)
     names = _class_names(spec, root)
-    parts = []
-    for role, part in zip(("train", "test"), _READERS[spec.source](spec, root), strict=True):
+    train, test = _READERS[spec.source](spec, root)
+    for role, part in (("train", train), ("test", test)):
         check_part(spec, names, role, part)
-        parts.append(part._replace(images=transform_images(part.images, spec.shape)))
     return make_splits(
         spec,
         names,
-        *parts,
+        train._replace(images=transform_images(train.images, spec.shape)),
+        test._replace(images=transform_images(test.images, spec.shape)),
         validation_fraction=validation_fraction,
         split_seed=split_seed,
         whitening=whitening,
+        test_in_train=_test_in_train(spec, train, test),
     )
+
+
+def _as_planned(spec: DatasetSpec, root: Path | None) -> DatasetSpec:
+    """``spec`` of a parquet or folder source with its survey, if its files are those that it was planned with
+    and fit this machine."""
+    if spec.survey is None:
+        found = surveyed(spec, root, sized=0 in spec.native)
+        same = spec.fingerprint in ("", found.fingerprint)
+    else:
+        found, same = spec, content_digest(spec, root) == spec.survey.content
+    if not same or found.survey is None:
+        raise DataError(
+            f"dataset {spec.name}: the files in {spec.path} have changed since the trial was planned; "
+            "run the same command again"
+        )
+    count = sum(found.survey.train) + sum(found.survey.test)
+    size, memory = (
+        count * math.prod(found.read_shape),
+        os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+    )
+    if size > memory:
+        raise DataError(
+            f"dataset {spec.name}: {count:,} images of {'x'.join(map(str, found.read_shape))} take "
+            f"{size / 1e9:,.0f} GB, and this machine has {memory / 1e9:,.0f} GB; give a smaller size: N"
+        )
+    return found
+
+
+def _test_in_train(spec: DatasetSpec, train: Part, test: Part) -> int:
+    """How many test images are training images, pixel by pixel. Raises `DataError` where all of them are."""
+    if spec.survey is not None:
+        return spec.survey.test_in_train
+    known = set(_digests(train.images))
+    count = sum(digest in known for digest in _digests(test.images))
+    if count == len(test.images):
+        raise DataError(
+            f"dataset {spec.name}: all {count:,} test images ({test.where}) are in train ({train.where}), "
+            "so a test would say nothing"
+        )
+    return count
+
+
+def _digests(images: npt.NDArray[np.uint8]) -> Iterator[bytes]:
+    return (hashlib.blake2b(image.data, digest_size=16).digest() for image in np.ascontiguousarray(images))
 
 
 def _is_here(spec: DatasetSpec, root: Path | None) -> bool:
@@ -210,28 +254,34 @@ def _check_idx(name: str, path: Path) -> None:
 
 
 def _parquet(spec: DatasetSpec, root: Path | None) -> tuple[Part, Part]:
-    from ddsweep.data.decode import decode_parquet
+    from ddsweep.data.columns import decode_parquet, find_columns
 
     files = parquet_files(spec, root)
-    train, test = (
-        Part(
-            *decode_parquet(files[role], spec.native_shape, spec.classes),
-            ", ".join(map(str, files[role])),
-        )
-        for role in ("train", "test")
-    )
-    return train, test
+    columns = find_columns(files["train"][0], spec.image_column, spec.label_column)
+    classes: dict[int | str | None, int] = {
+        (name if columns.text else spec.first_label + i): i for i, name in enumerate(spec.class_names)
+    }
+
+    def part(role: str) -> Part:
+        where, chosen = ", ".join(map(str, files[role])), (columns.image, columns.label)
+        read = decode_parquet(files[role], chosen, classes, spec.read_shape, resize=0 in spec.native)
+        return Part(*read, where)
+
+    return part("train"), part("test")
 
 
 def _folder(spec: DatasetSpec, root: Path | None) -> tuple[Part, Part]:
     from ddsweep.data.decode import decode_files
 
-    files = folder_files(spec, root)
-    train, test = (
-        Part(*decode_files(files[role], spec.native_shape), str(files[role][0][1].parents[1]))
-        for role in ("train", "test")
-    )
-    return train, test
+    files = list_folder(spec, root).files
+
+    def part(role: str) -> Part:
+        read = decode_files(files[role], spec.read_shape, resize=0 in spec.native)
+        return Part(
+            *read, f"{spec.path}: {', '.join(map(str, spec.train if role == 'train' else spec.test))}"
+        )
+
+    return part("train"), part("test")
 
 
 def _voc(spec: DatasetSpec, root: Path | None) -> tuple[Part, Part]:

@@ -33,6 +33,7 @@ class Splits:
     ``mean`` and ``std`` are per channel, of pixels in 0..1. ``fingerprint`` is 32 hex of a hash over
     the decoded images and labels of the whole train part (validation included) and of test: it does not
     change with the split. ``stand_in`` marks data that takes the place of the data set of that name.
+    ``test_in_train`` test images are training images too.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Splits:
     fingerprint: str
     stand_in: bool = False
     whitening: Whitening | None = None
+    test_in_train: int = 0
 
     def __repr__(self) -> str:
         counts = ", ".join(
@@ -80,6 +82,7 @@ def make_splits(
     split_seed: int,
     whitening: str = "none",
     stand_in: bool = False,
+    test_in_train: int = 0,
 ) -> Splits:
     """Carve validation out of ``train``; ``names`` are the classes. The parts are as `check_part` wants them.
 
@@ -109,6 +112,7 @@ def make_splits(
         class_names=names,
         fingerprint=fingerprint,
         stand_in=stand_in,
+        test_in_train=test_in_train,
     )
     return splits if whitening == "none" else _whitened(splits)
 
@@ -133,7 +137,7 @@ def _whitened(splits: Splits) -> Splits:
 def check_part(spec: DatasetSpec, names: tuple[str, ...], role: str, part: Part) -> None:
     """Raises `DataError` for images of another shape than the files have by ``spec``, for labels that are out
     of range or not as many as images, and for a class without images."""
-    native = spec.native_shape
+    native = spec.read_shape
     count, *shape = part.images.shape
     if tuple(shape) != native:
         found, declared = ("x".join(map(str, item)) for item in (shape, native))

@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from ddsweep.catalog import DATASETS
@@ -60,7 +58,7 @@ def test_inline_infers_shape_and_classes(tiny: Path) -> None:
     spec = resolve_dataset(inline(), tiny)
     assert (spec.shape, spec.classes) == ((3, 32, 32), 10)
     assert spec.class_names == tuple("0123456789")
-    assert spec.name == f"parquet-{spec.fingerprint[:8]}"
+    assert spec.name == "parquet-cifar10"  # there is a cifar10 in the catalog
     assert spec.fingerprint == resolve_dataset("cifar10-exact", tiny).fingerprint
     named = resolve_dataset(inline(name="mine", mean=[0.1] * 3, std=[1, 1, 1]), tiny)
     assert (named.name, named.std) == ("mine", (1.0, 1.0, 1.0))
@@ -98,7 +96,7 @@ def test_folder_infers_and_fingerprints(make_folder: Any) -> None:
     root = make_folder()
     spec = resolve_dataset(FOLDER, root)
     assert (spec.shape, spec.classes, spec.class_names) == ((3, 6, 6), 2, ("cat", "dog"))
-    assert spec.name == f"folder-{spec.fingerprint[:8]}"
+    assert spec.name == "pets"
     (root / "pets").rename(root / "beasts")
     assert resolve_dataset({**FOLDER, "path": "beasts"}, root).fingerprint == spec.fingerprint
     for role in ("train", "test"):
@@ -192,20 +190,6 @@ def test_inline_parquet_that_cannot_be_read(tiny: Path) -> None:
         resolve_dataset(inline(), tiny)
     write_parquet(file, [], [])
     with pytest.raises(DataError, match=r"the file has no rows"):
-        resolve_dataset(inline(), tiny)
-
-
-@pytest.mark.parametrize(
-    ("table", "message"),
-    [
-        ({"img": [1], "label": [1]}, "no column 'image'; columns are img, label"),
-        ({"image": [1], "label": [1]}, "column 'image' is int64, not struct"),
-        ({"image": [{"bytes": b"x"}], "label": ["cat"]}, "column 'label' is string, not int64"),
-    ],
-)
-def test_parquet_of_another_layout(tiny: Path, table: dict[str, Any], message: str) -> None:
-    pq.write_table(pa.table(table), tiny / "cifar10/train-00000-of-00005.parquet")
-    with pytest.raises(DataError, match=message):
         resolve_dataset(inline(), tiny)
 
 

@@ -261,7 +261,7 @@ def test_damaged_images_and_labels_in_parquet_name_the_row(tiny: Path) -> None:
     fails(tiny, "cifar10-exact", f"{SHARD}: row 7: the image is 16x16 pixels, not 32x32 as declared")
     rows[7] = None
     write_parquet(tiny / SHARD, rows, labels)
-    fails(tiny, "cifar10-exact", f"{SHARD}: row 7: image.bytes is empty")
+    fails(tiny, "cifar10-exact", f"{SHARD}: row 7: the image cannot be read: there are no bytes")
     write_parquet(tiny / SHARD, images, [*labels[:5], 10, *labels[6:]])
     fails(tiny, "cifar10-exact", f"{SHARD}: row 5: label 10 is out of range; labels are 0 to 9")
     write_parquet(tiny / SHARD, images, [*labels[:5], None, *labels[6:]])
@@ -278,7 +278,7 @@ def test_damaged_images_in_folders_name_the_file(make_folder: Callable[..., Path
     file.write_bytes(good[:50] + b"\0\0\0\0" + good[54:])
     fails(root, shape, "dog/03.png: the image cannot be read")
     file.write_bytes(b"")
-    fails(root, shape, "dog/03.png: the image cannot be read: not an image")
+    fails(root, shape, "dog/03.png: the image cannot be read: there are no bytes")
     file.write_bytes(png(np.zeros((6, 7, 3), np.uint8)))
     fails(root, shape, "dog/03.png: the image is 6x7 pixels, not 6x6 as declared")
 

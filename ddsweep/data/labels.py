@@ -1,0 +1,245 @@
+"""From labels as files have them to classes 0, 1, ...: by folder, by number, or by text."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from ddsweep.catalog import MOST_EXAMPLES, DatasetSpec, Remark
+from ddsweep.data.folders import Listing, class_order
+
+__all__ = ["ROLES", "Label", "Labelled", "Place", "label_folder", "label_parquet", "listed", "place_text"]
+
+ROLES = ("train", "test")
+Label = int | str | None
+Place = tuple[Path, int | None]
+"""Where an image lies: a file, and its row where that has several."""
+
+_MANY_TEXTS = 20
+_LEAST = {"train": 2, "test": 1}
+"""Images that a class needs: of two training images one goes to validation."""
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """The classes, the class of each image by role (-1 for a label that is none), and the number that stands
+    for class 0 in the files."""
+
+    names: tuple[str, ...]
+    classes: dict[str, list[int]]
+    first: int
+    remarks: tuple[Remark, ...]
+    problems: tuple[str, ...]
+
+    def counts(self, role: str) -> tuple[int, ...]:
+        """Images of each class."""
+        counts = Counter(self.classes[role])
+        return tuple(counts[label] for label in range(len(self.names)))
+
+
+def place_text(place: Place) -> str:
+    path, row = place
+    return str(path) if row is None else f"{path}: row {row}"
+
+
+def listed(many: str, items: Sequence[str], count: int) -> str:
+    """One sentence about ``count`` things, of which ``items`` are the first, each told by itself."""
+    if count == 1:
+        return items[0]
+    more = f"; and {count - len(items):,} more" if count > len(items) else ""
+    return f"{count:,} {many}: {'; '.join(items)}{more}"
+
+
+# ------------------------------------------------------------------------------------- class folders
+
+
+def label_folder(spec: DatasetSpec, listing: Listing) -> Labelled:
+    """By the folder that an image is in."""
+    names, problems = listing.names, []
+    if len(names) < 2:
+        where = f"{spec.path}/{spec.train[0]}"
+        problems.append(f"{where} holds {len(names)} class folders, at least 2 needed")
+    if spec.classes and spec.classes != len(names):
+        problems.append(f"classes is {spec.classes}, but there are {len(names)} class folders")
+    classes = {role: [label for label, _ in listing.files[role]] for role in ROLES}
+    out = Labelled(names, classes, 0, (), ())
+    return Labelled(names, classes, 0, (), (*problems, *_too_small(out)))
+
+
+# ------------------------------------------------------------------------------------- label columns
+
+
+def label_parquet(
+    spec: DatasetSpec,
+    named: tuple[str, ...],
+    column: str,
+    labels: Mapping[str, list[Label]],
+    places: Mapping[str, list[Place]],
+) -> Labelled:
+    """By a column of labels, whole numbers or text; ``named`` are the classes by the files' metadata.
+
+    Numbers count from 0, or, where none is 0 and it fits the number of classes that is known, from 1. The
+    classes of text are those in train, in the order of `class_order`, or ``spec.class_names``. Nothing is
+    made of a number, in a file or a setting, that is larger than the number of training images.
+    """
+    missing = [(role, i) for role in ROLES for i, label in enumerate(labels[role]) if label is None]
+    problems: list[str] = []
+    if missing:
+        told = [f"{place_text(places[role][i])}: the label is null" for role, i in missing[:MOST_EXAMPLES]]
+        problems.append(listed("labels are null", told, len(missing)))
+    texts = any(isinstance(label, str) for role in ROLES for label in labels[role])
+    number = _by_text if texts else _by_number
+    found = number(spec, named, column, labels, places)
+    known: dict[Label, int] = {(name if texts else found.first + i): i for i, name in enumerate(found.names)}
+    classes = {role: [known.get(label, -1) for label in labels[role]] for role in ROLES}
+    problems += found.problems
+    if found.names:
+        out = Labelled(found.names, classes, found.first, (), ())
+        problems += _unknown(out, labels, places, texts) + _too_small(out)
+    return Labelled(found.names, classes, found.first, found.remarks, tuple(problems))
+
+
+def _unknown(
+    found: Labelled, labels: Mapping[str, list[Label]], places: Mapping[str, list[Place]], texts: bool
+) -> list[str]:
+    wrong = [
+        (role, i)
+        for role in ROLES
+        for i, label in enumerate(found.classes[role])
+        if label < 0 and labels[role][i] is not None
+    ]
+    if not wrong:
+        return []
+    last = found.first + len(found.names) - 1
+    allowed = (
+        f"none of the classes; classes are {_few(found.names)}"
+        if texts
+        else f"out of range; labels are {found.first} to {last}"
+    )
+    told = [
+        f"{place_text(places[role][i])}: label {labels[role][i]} is {allowed}"
+        for role, i in wrong[:MOST_EXAMPLES]
+    ]
+    return [listed("labels are no classes", told, len(wrong))]
+
+
+class _Named(NamedTuple):
+    """Names of the classes, the number of class 0 in the files, and what is to be said."""
+
+    names: tuple[str, ...]
+    first: int
+    remarks: tuple[Remark, ...]
+    problems: tuple[str, ...]
+
+
+def _by_number(
+    spec: DatasetSpec,
+    named: tuple[str, ...],
+    column: str,
+    labels: Mapping[str, list[Label]],
+    places: Mapping[str, list[Place]],
+) -> _Named:
+    found = {label for role in ROLES for label in labels[role] if isinstance(label, int)}
+    images = len(labels["train"])
+    if spec.classes > images:
+        told = (
+            f"classes is {spec.classes:,}, but train has {images:,} images, and each class needs at least 2"
+        )
+        return _Named((), 0, (), (told,))
+    low, high = min(found, default=0), max(found, default=-1)
+    begins = low == 1 and (spec.classes or high) == high and (not named or len(named) == high)
+    first = 1 if begins else 0
+    count = spec.classes or max(0, high + 1 - first)
+    if count > images:
+        return _Named((), 0, (), (_too_large(labels, places, images),))
+    if count < 2:
+        told = f"column {column!r} has {count} class(es); at least 2 are needed"
+        return _Named((), 0, (), (told,))
+    remarks = [Remark("labels begin at 1, so label 1 is class 0", 0)] if begins else []
+    if named and len(named) < count:
+        what = f"names of classes in the metadata, not used, for labels go up to {high}"
+        remarks.append(Remark(what, len(named)))
+        named = ()
+    elif len(named) > count:
+        left = named[count:]
+        what = f"classes of the metadata, left out, for labels only go up to {high}"
+        remarks.append(Remark(what, len(left), left[:MOST_EXAMPLES]))
+    names = spec.class_names or named[:count] or tuple(str(i + first) for i in range(count))
+    return _Named(names, first, tuple(remarks), ())
+
+
+def _too_large(labels: Mapping[str, list[Label]], places: Mapping[str, list[Place]], images: int) -> str:
+    """About labels of which so many classes would follow that they cannot all have images."""
+    rows = [
+        (role, i)
+        for role in ROLES
+        for i, label in enumerate(labels[role])
+        if isinstance(label, int) and label > images
+    ] or [("train", max(range(images), key=lambda i: labels["train"][i] or 0))]
+    told = [
+        f"{place_text(places[role][i])}: label {labels[role][i]} is out of range, for classes count from 0 "
+        f"and train has {images:,} images"
+        for role, i in rows[:MOST_EXAMPLES]
+    ]
+    return listed("labels are out of range", told, len(rows))
+
+
+def _by_text(
+    spec: DatasetSpec,
+    named: tuple[str, ...],
+    column: str,
+    labels: Mapping[str, list[Label]],
+    places: Mapping[str, list[Place]],
+) -> _Named:
+    found = {label for label in labels["train"] if isinstance(label, str)}
+    images = len(labels["train"])
+    if len(found) > max(_MANY_TEXTS, images // 2):
+        told = (
+            f"column {column!r} has {len(found):,} different texts in {images:,} training images, too many "
+            "to be classes; label_column names another column"
+        )
+        return _Named((), 0, (), (told,))
+    names = spec.class_names or class_order(found)
+    if spec.classes and spec.classes != len(names):
+        told = f"classes is {spec.classes}, but column {column!r} has {len(names)} different labels in train"
+        return _Named((), 0, (), (told,))
+    if len(names) < 2:
+        told = f"column {column!r} has {len(names)} class(es); at least 2 are needed"
+        return _Named((), 0, (), (told,))
+    return _Named(names, 0, (), ())
+
+
+# ---------------------------------------------------------------------------------- sizes of classes
+
+
+def _too_small(found: Labelled) -> list[str]:
+    """What is wrong with the numbers of images."""
+    problems = []
+    for role in ROLES:
+        counts = found.counts(role)
+        empty = [name for name, count in zip(found.names, counts, strict=True) if count == 0]
+        single = [name for name, count in zip(found.names, counts, strict=True) if 0 < count < _LEAST[role]]
+        if len(empty) == 1:
+            problems.append(f"class {empty[0]!r} has no images in {role}")
+        elif empty:
+            problems.append(
+                f"{len(empty):,} of {len(counts):,} classes have no images in {role}: {_few(empty)}"
+            )
+        if len(single) == 1:
+            problems.append(
+                f"class {single[0]!r} has 1 training image; at least 2 are needed, for one goes to validation"
+            )
+        elif single:
+            problems.append(
+                f"{len(single):,} classes have 1 training image; at least 2 are needed, for one goes to "
+                f"validation: {_few(single)}"
+            )
+    return problems
+
+
+def _few(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MOST_EXAMPLES:,} more" if len(names) > MOST_EXAMPLES else ""
+    return ", ".join(names[:MOST_EXAMPLES]) + more

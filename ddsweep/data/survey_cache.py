@@ -1,0 +1,97 @@
+"""What was found in data sets, kept for as long as no file of theirs is touched.
+
+In the user's cache, ``ddsweep/surveys``: one small file of JSON for each set and way of reading it. It only
+saves time; where it cannot be written or read, the data are looked at again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ddsweep.catalog import DatasetSpec, Remark, Survey
+from ddsweep.errors import DataError
+
+__all__ = ["Files", "keep_survey", "kept_survey", "look_at_files"]
+
+_VERSION = 1
+_SETTLED_S = 2.0
+"""A file that changed so shortly before it was looked at may change again within one tick of its clock."""
+
+
+@dataclass(frozen=True)
+class Files:
+    """``key`` stands for the files as they are and how they are read; ``size`` is their bytes, ``changed``
+    when the last of them was, in seconds of the epoch."""
+
+    key: str
+    size: int
+    changed: float
+
+
+def look_at_files(
+    spec: DatasetSpec, sized: bool, folder: Path, paths: Sequence[tuple[str, Path]], found: object
+) -> Files:
+    """The state of ``paths``, (role, file), that ``spec`` has in ``folder``. ``found`` is what else was seen
+    there. Raises `DataError` for a file that is not there."""
+    read_as = (spec.native_shape, spec.classes, spec.class_names, spec.image_column, spec.label_column, sized)
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(repr((_VERSION, _decoder(), str(folder.resolve()), spec.source, read_as, found)).encode())
+    size, changed = 0, 0.0
+    for role, path in paths:
+        try:
+            state = path.stat()
+        except OSError as error:
+            raise DataError(
+                f"dataset {spec.name}: {path} cannot be read: {error.strerror or error}"
+            ) from error
+        size += state.st_size
+        changed = max(changed, state.st_mtime, state.st_ctime)
+        known = (role, str(path), state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino)
+        digest.update(repr(known).encode())
+    return Files(digest.hexdigest(), size, changed)
+
+
+def _decoder() -> str:
+    from PIL import __version__
+
+    return __version__
+
+
+def _folder() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "ddsweep" / "surveys"
+
+
+def kept_survey(files: Files) -> Survey | None:
+    """What was found in ``files``, if it was kept."""
+    with suppress(OSError, RuntimeError, ValueError, TypeError, KeyError):
+        content = json.loads((_folder() / f"{files.key}.json").read_text("utf-8"))
+        remarks = tuple(
+            Remark(**{**item, "examples": tuple(item["examples"])}) for item in content["remarks"]
+        )
+        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
+        return Survey(**{**plain, "remarks": remarks})
+    return None
+
+
+def keep_survey(files: Files, found: Survey, began: float) -> None:
+    """Keep ``found``, looked at from ``began`` on, unless a file may still be changing."""
+    if files.changed > began - _SETTLED_S:
+        return
+    with suppress(OSError, RuntimeError):
+        folder = _folder()
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        partial = folder / f".{files.key}.{os.getpid()}.{secrets.token_hex(4)}"
+        try:
+            partial.write_text(json.dumps(asdict(found)), "utf-8")
+            partial.replace(folder / f"{files.key}.json")
+        finally:
+            partial.unlink(missing_ok=True)
