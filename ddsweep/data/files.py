@@ -15,6 +15,7 @@ from ddsweep.catalog import DATASETS, DatasetSpec, parse_dataset, transformed
 from ddsweep.data.inline import OWN_SOURCES, given_whole, parse_mapping
 from ddsweep.data.layout import OFFICIAL, TORCHVISION, how_to_get, parquet_files
 from ddsweep.errors import DataError, SettingError
+from ddsweep.paths import user_path
 
 __all__ = [
     "DatasetStatus",
@@ -32,7 +33,7 @@ Say = Callable[[str], None]
 def data_root(flag: str | Path | None) -> Path | None:
     """The folder that holds the data: ``--data-root``, else ``DDSWEEP_DATA``, else None."""
     value = flag or os.environ.get("DDSWEEP_DATA") or None
-    return None if value is None else Path(value).expanduser()
+    return None if value is None else user_path(value)
 
 
 def find_dataset(name: str) -> DatasetSpec:
@@ -52,8 +53,8 @@ def resolve_dataset(
     looked at, once (`ddsweep.data.survey`): what the mapping leaves out is what they have, and ``survey`` of
     the result is what was found. ``shape`` is what the files have, ``size`` and ``channels`` what is made of
     it. The fingerprint is a hash over the chosen files; where they lie does not enter it. Without a
-    ``name`` the data are called by their path, or, where a data set of the catalog is called so, by source and
-    path. ``say`` is told where looking takes a while.
+    ``name`` the data are called by their path, or, where a data set of the catalog is called so, by source
+    and path. ``say`` is told where looking takes a while.
 
     Raises `SettingError` for an unknown name or key or a value of the wrong type, `DataError` for files that
     are missing or doubled, and, all in one message, for whatever makes them unfit: images that cannot be read

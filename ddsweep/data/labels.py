@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ddsweep.catalog import MOST_EXAMPLES, DatasetSpec, Remark
+from ddsweep.catalog.numbers import counted
 from ddsweep.data.folders import Listing, class_order
 
 __all__ = ["ROLES", "Label", "Labelled", "Place", "label_folder", "label_parquet", "listed", "place_text"]
@@ -61,7 +62,7 @@ def label_folder(spec: DatasetSpec, listing: Listing) -> Labelled:
     names, problems = listing.names, []
     if len(names) < 2:
         where = f"{spec.path}/{spec.train[0]}"
-        problems.append(f"{where} holds {len(names)} class folders, at least 2 needed")
+        problems.append(f"{where} holds {counted(len(names), 'class folder')}, at least 2 needed")
     if spec.classes and spec.classes != len(names):
         problems.append(f"classes is {spec.classes}, but there are {len(names)} class folders")
     classes = {role: [label for label, _ in listing.files[role]] for role in ROLES}
@@ -156,7 +157,7 @@ def _by_number(
     if count > images:
         return _Named((), 0, (), (_too_large(labels, places, images),))
     if count < 2:
-        told = f"column {column!r} has {count} class(es); at least 2 are needed"
+        told = f"column {column!r} has {counted(count, 'class', 'classes')}; at least 2 are needed"
         return _Named((), 0, (), (told,))
     remarks = [Remark("labels begin at 1, so label 1 is class 0", 0)] if begins else []
     if named and len(named) < count:
@@ -207,7 +208,7 @@ def _by_text(
         told = f"classes is {spec.classes}, but column {column!r} has {len(names)} different labels in train"
         return _Named((), 0, (), (told,))
     if len(names) < 2:
-        told = f"column {column!r} has {len(names)} class(es); at least 2 are needed"
+        told = f"column {column!r} has {counted(len(names), 'class', 'classes')}; at least 2 are needed"
         return _Named((), 0, (), (told,))
     return _Named(names, 0, (), ())
 

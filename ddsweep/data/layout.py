@@ -133,11 +133,7 @@ def need_root(root: Path | None, name: str) -> Path:
 
 def location(spec: DatasetSpec, root: Path | None) -> Path:
     """The folder of a ``parquet`` or ``folder`` source. An absolute ``path`` needs no data root."""
-<<<<<<< HEAD
     folder = user_path(spec.path)
-=======
-    folder = Path(spec.path).expanduser()
->>>>>>> a38255f (Own data are looked at before they are believed: every image once, at plan, and all that is wrong in one message)
     if not folder.is_absolute():
         folder = need_root(root, spec.name) / folder
     if not folder.is_dir():

@@ -265,7 +265,7 @@ def test_damaged_images_and_labels_in_parquet_name_the_row(tiny: Path) -> None:
     write_parquet(tiny / SHARD, images, [*labels[:5], 10, *labels[6:]])
     fails(tiny, "cifar10-exact", f"{SHARD}: row 5: label 10 is out of range; labels are 0 to 9")
     write_parquet(tiny / SHARD, images, [*labels[:5], None, *labels[6:]])
-    fails(tiny, "cifar10-exact", f"{SHARD}: a label is null")
+    fails(tiny, "cifar10-exact", f"{SHARD}: row 5: the label is null")
 
 
 def test_damaged_images_in_folders_name_the_file(make_folder: Callable[..., Path]) -> None:
