@@ -125,7 +125,7 @@ def test_the_elements_of_an_array_are_told_their_resources_beforehand(refuse: Re
 
 
 def test_a_scheduler_needs_all_trials_in_one_place(refuse: Refuse) -> None:
-    said = refuse("--mode", "array", sweep="scheduler: {grace: 1}\n")
+    said = refuse("--mode", "array", sweep="scheduler: {grace: 1, strata: []}\n")
     assert "scheduler: stopping trials early needs all of them in one Ray cluster" in said
     assert "use --mode cluster, or scheduler=null" in said
 
