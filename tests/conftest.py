@@ -106,6 +106,8 @@ class OneRay:
     address: str
     variables: Mapping[str, str]
     """What tells a process how to log in."""
+    pid: int
+    """Of a process that all others of Ray are below."""
     run: Run
 
     def __call__(self, *arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -140,7 +142,7 @@ def one_ray(ddsweep: Run, environment: dict[str, str]) -> Iterator[OneRay]:
             while "Ray runtime started" not in log.read_text():
                 assert ray.poll() is None, log.read_text()
                 time.sleep(0.1)
-            yield OneRay(address, variables, ddsweep)
+            yield OneRay(address, variables, ray.pid, ddsweep)
         finally:
             end(ray, 20)
 

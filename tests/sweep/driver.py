@@ -139,9 +139,10 @@ class Driver:
         return None
 
     def workers(self, title: str) -> list[int]:
-        """Processes below the driver whose title (as Ray sets it) begins with ``title``."""
+        """Processes of Ray whose title (as Ray sets it) begins with ``title``."""
         assert self.process is not None
-        return [pid for pid in descendants(self.process.pid) if command_line(pid).startswith(title)]
+        above = self.one_ray.pid if self.one_ray else self.process.pid
+        return [pid for pid in descendants(above) if command_line(pid).startswith(title)]
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """The tables without what differs from run to run, in a fixed order."""

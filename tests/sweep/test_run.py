@@ -62,13 +62,12 @@ def test_running_again_does_nothing(undisturbed: Driver) -> None:
     assert {path: path.stat().st_mtime_ns for path in undisturbed.results.glob("*/part-*.parquet")} == before
 
 
-@pytest.mark.ray
 def test_seconds_in_which_every_worker_and_every_shard_is_killed_change_nothing(
-    undisturbed: Driver, tmp_path: Path, environment: dict[str, str]
+    undisturbed: Driver, tmp_path: Path, environment: dict[str, str], one_ray: OneRay
 ) -> None:
     """As in a minute without memory, made short. With three shards where the undisturbed run had one: neither
     number nor loss of shards is seen."""
-    driver = Driver(tmp_path, environment, shards=3, spread_s=25).start()
+    driver = Driver(tmp_path, environment, shards=3, spread_s=25, one_ray=one_ray).start()
     killed = {"ray::Distil": 0, "ray::EvalShard": 0}
 
     def kill_all(title: str, seconds: float) -> None:
