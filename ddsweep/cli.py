@@ -20,7 +20,7 @@ import ddsweep
 from ddsweep import completions
 from ddsweep.bundled import find_file
 from ddsweep.catalog.numbers import counted
-from ddsweep.errors import EXIT_DRAINED, NOT_ON_WINDOWS, UserError
+from ddsweep.errors import EXIT_DRAINED, NOT_ON_WINDOWS, ResultsError, UserError
 from ddsweep.paths import user_path
 
 if TYPE_CHECKING:
@@ -358,7 +358,11 @@ def _run(
             console.print("stopped at once; the same command goes on from the last checkpoints")
             raise typer.Exit(EXIT_INTERRUPTED) from None
     print_last_tables(console, directory, plan.trials, sweep.evaluate.spec(), everything=everything)
-    picture = attack_matrix(directory, plan.trials, lambda path: None)
+    try:
+        picture = attack_matrix(directory, plan.trials, lambda path: None)
+    except ResultsError as error:  # the sweep itself is over
+        console.print(str(error), highlight=False)
+        picture = None
     _print_outcome(console, outcome, directory)
     if picture is not None:
         console.print(f"Attacks: {picture}", highlight=False)
@@ -866,6 +870,14 @@ def _exit_code(arguments: Sequence[str] | None) -> int:
         # ddsweep ... | head: rich turns the first into the second
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left in the buffer goes nowhere
         return 0
+    except Exception as error:
+        from ddsweep.results.files import full_disk
+
+        told = full_disk(error, Path.cwd())
+        if told is None:
+            raise
+        typer.echo(f"ddsweep: {told}", err=True)
+        return 1
     return code if isinstance(code, int) else 0
 
 

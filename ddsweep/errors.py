@@ -7,6 +7,7 @@ __all__ = [
     "NOT_ON_WINDOWS",
     "CheckpointError",
     "DataError",
+    "DiskFullError",
     "DivergedError",
     "ResultsError",
     "SettingError",
@@ -36,6 +37,10 @@ class DataError(UserError):
 
 class ResultsError(UserError):
     """A results folder that cannot be written, is in use by another driver, or holds a torn file."""
+
+
+class DiskFullError(ResultsError):
+    """No space left on a disk, or none left of a quota."""
 
 
 class CheckpointError(UserError):

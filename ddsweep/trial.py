@@ -11,6 +11,7 @@ import json
 import logging
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,10 +37,11 @@ from ddsweep.core.tuning import best_of, score_rates
 from ddsweep.cost import choose_memory, estimate
 from ddsweep.data.sources import Splits
 from ddsweep.distilled import DistilledSet
-from ddsweep.errors import CheckpointError, DivergedError, TooLargeError, UserError
+from ddsweep.errors import CheckpointError, DiskFullError, DivergedError, TooLargeError, UserError
 from ddsweep.pools.imagenet import pool_of
 from ddsweep.provenance import Meter, device_name, environment, utc_now
 from ddsweep.results.artifacts import image_grid, load_tensors, save_tensors
+from ddsweep.results.files import patiently
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.results.parts import is_whole, write_part
 from ddsweep.results.schemas import FAILURES, HISTORY
@@ -146,7 +148,7 @@ def _distil(
     meter = Meter(plan.device, run.wall, run.cpu, run.peak)
 
     def save() -> None:
-        _save_run(run, spec, splits, directory, settings, meter)
+        patiently(lambda: _save_run(run, spec, splits, directory, settings, meter), should_stop)
 
     if run.state.step in settings.rungs and (told := _told_at(run)) is not None:
         on_progress(told)  # once more: whoever was told may have died of it, or sent the trial to wait here
@@ -180,7 +182,7 @@ def _distil(
         if logged:  # last, for a trial that is stopped never comes back from it
             on_progress(Progress(step, taken, report.loss, score, meter.wall_seconds()))
             taken = 0
-    _finish_distillation(run, task, splits, directory, settings, meter)
+    patiently(lambda: _finish_distillation(run, task, splits, directory, settings, meter), should_stop)
     return True
 
 
@@ -336,7 +338,8 @@ def _history_row(
 def record_failure(
     directory: SweepDirectory, spec: TrialSpec, sweep: str, error: Exception, place: str, attempts: int
 ) -> None:
-    """Leave a row in ``failures/``; it goes away when the trial succeeds."""
+    """Leave a row in ``failures/``; it goes away when the trial succeeds. Where the disk is full none is
+    left: nobody who tells of a failure may fail himself."""
     row = {
         "trial_id": spec.trial_id,
         "sweep": sweep,
@@ -348,7 +351,8 @@ def record_failure(
         "attempts": attempts,
         "failed_at": utc_now(),
     }
-    write_part(directory.failure_part(spec.trial_id), [row], FAILURES, directory.temporary)
+    with suppress(DiskFullError):
+        write_part(directory.failure_part(spec.trial_id), [row], FAILURES, directory.temporary)
 
 
 # ------------------------------------------------------------------------------------ checkpoints

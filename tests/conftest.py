@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.disks import small_disk
+
 if TYPE_CHECKING:
     from xdist.scheduler import LoadScopeScheduling
 
@@ -35,6 +37,13 @@ def environment() -> dict[str, str]:
     """The environment of a user without settings of ddsweep's or Ray's own."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("DDSWEEP_", "RAY_"))}
     return {**kept, "COLUMNS": "160"}
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 256 KiB, where this user may make one."""
+    with small_disk(tmp_path / "disk", 256) as made:
+        yield made
 
 
 @pytest.fixture(scope="session")

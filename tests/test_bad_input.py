@@ -11,7 +11,7 @@ import re
 import shutil
 import socket
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from ddsweep.results.lock import SweepLock, read_lock
 from ddsweep.results.parts import read_part, write_part
 from ddsweep.results.schemas import EVALS, HISTORY, TRIALS
 from ddsweep.spec import expand, load_sweep, resolved_yaml
+from tests.disks import fill
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -560,35 +561,13 @@ def test_a_folder_that_cannot_be_written_is_named_with_a_way_out(
     assert "choose another folder with --results or DDSWEEP_RESULTS" in said.err
 
 
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 256 KiB, where this user may make one."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "ddsweep-test", str(folder)]
-    if shutil.which("mount") is None or subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("making a small file system takes more rights than there are")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
-
-
-def fill(disk: Path) -> None:
-    with (disk / "full").open("wb", buffering=0) as file:
-        try:
-            while True:
-                file.write(bytes(1024))
-        except OSError:
-            pass
-
-
 def test_a_full_disk_is_refused_before_any_work(tmp_path: Path, disk: Path, ask: Ask) -> None:
     (tmp_path / "sweep.yaml").write_text(BASE)
     fill(disk)
     said = ask("run", "sweep.yaml", "--results", disk)
     assert (said.code, said.out) == (1, "")
-    assert "no space left on this disk or quota; nothing was lost; free space and run the same" in said.err
+    assert f"no space left on this disk or quota (0.0 MB free in {disk}" in said.err
+    assert "nothing was lost; free space and run the same command again" in said.err
 
 
 def test_collect_on_a_full_disk_leaves_no_half_table(

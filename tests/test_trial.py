@@ -28,7 +28,7 @@ from ddsweep.core.outer import DistillState
 from ddsweep.core.steps import _compiled
 from ddsweep.data.sources import Splits, load_splits
 from ddsweep.distilled import DistilledSet, apply
-from ddsweep.errors import DivergedError, UserError
+from ddsweep.errors import DiskFullError, DivergedError, UserError
 from ddsweep.evaluation.baseline_rows import _images
 from ddsweep.evaluation.group import Group
 from ddsweep.results.artifacts import load_tensors
@@ -37,6 +37,7 @@ from ddsweep.results.parts import read_part
 from ddsweep.seeds import derive_seed
 from ddsweep.trial import Progress, checkpoint_provenance, distil_trial, read_distilled, record_failure
 from ddsweep.trial_plan import TrialSettings, pick_device
+from tests.disks import fill
 
 SETTINGS = TrialSettings(checkpoint_every=3, log_every=5)
 
@@ -233,6 +234,24 @@ def test_a_rung_is_validated_and_checkpointed_before_it_is_told(
     rows = trial.history()
     assert [row for row in rows if row["outer_step"] != rung] == undisturbed.history()
     assert trial.result().provenance["n_resumed"] == 1
+
+
+def test_a_full_disk_loses_nothing_and_a_minute_of_it_is_waited_out(
+    disk: Path, splits: Splits, undisturbed: Trial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = Trial(SPEC, splits, SweepDirectory(disk / "results"))
+    assert not trial.run(steps=4)
+    full = fill(disk)
+    monkeypatch.setattr("ddsweep.results.files.PATIENCE_S", 0.3)
+    with pytest.raises(DiskFullError, match=r"no space left.* MB free in .*run the same command again"):
+        trial.run()
+    assert trial.step() == 4 and not list(trial.directory.temporary.iterdir())
+    record_failure(trial.directory, SPEC, "a sweep", DiskFullError("full"), "distillation", 1)
+    # Somebody makes room while it waits.
+    monkeypatch.setattr("ddsweep.results.files.PATIENCE_S", 60.0)
+    monkeypatch.setattr(time, "sleep", lambda seconds: full.unlink(missing_ok=True))
+    assert trial.run()
+    assert_same_bits(trial, undisturbed)
 
 
 def test_a_drained_trial_leaves_a_checkpoint_of_just_that_step(halfway: Trial) -> None:

@@ -25,7 +25,7 @@ from ddsweep.data.sources import Splits
 from ddsweep.errors import CheckpointError
 from ddsweep.evaluation.group import Group
 from ddsweep.results.artifacts import load_tensors, save_tensors
-from ddsweep.results.files import write_atomic
+from ddsweep.results.files import patiently, write_atomic
 from ddsweep.results.keys import digest, is_current
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.results.parts import read_part, write_part
@@ -63,7 +63,8 @@ def _cached_rows(
     path = directory.cache / "baselines" / f"part-{what[0]}-{key}.parquet"
     with _computed_once(path):
         if not is_current(path, key):
-            write_part(path, compute(), EVALS, directory.temporary, {"unit": key})
+            found = compute()
+            patiently(lambda: write_part(path, found, EVALS, directory.temporary, {"unit": key}))
         rows: list[dict[str, Any]] = read_part(path).to_pylist()
     return rows
 
@@ -106,7 +107,8 @@ def _images(
             centres = load_tensors(path)[0]["centres"]
         except CheckpointError:  # not there yet, or torn
             centres = baselines.kmeans_centres(*data, spec.images_per_class, *space)
-            save_tensors(path, {"centres": centres}, {"kind": "kmeans"}, directory.temporary)
+            kept = {"centres": centres}
+            patiently(lambda: save_tensors(path, kept, {"kind": "kmeans"}, directory.temporary))
     return baselines.arrange(centres, spec.inner_steps)
 
 
@@ -210,7 +212,7 @@ def _computed_json(path: Path, directory: SweepDirectory, compute: Callable[[], 
             return json.loads(path.read_bytes())
         except (OSError, ValueError):  # not there yet, or torn
             found = compute()
-            write_atomic(path, json.dumps(found).encode(), directory.temporary)
+            patiently(lambda: write_atomic(path, json.dumps(found).encode(), directory.temporary))
             return found
 
 

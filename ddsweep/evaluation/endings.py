@@ -12,6 +12,7 @@ from ddsweep.catalog import NEIGHBOUR_BASELINES, SPEC_VERSION, EvaluationSpec, T
 from ddsweep.errors import ResultsError
 from ddsweep.evaluation.units import parts_of
 from ddsweep.results.coverage import HOLDS, Held, described, holds_text, missing, recorded_set
+from ddsweep.results.files import patiently
 from ddsweep.results.keys import digest
 from ddsweep.results.known import KnownParts
 from ddsweep.results.layout import SweepDirectory
@@ -129,7 +130,8 @@ def finish(
         "networks": json.dumps(counts),
         SUMS_UP: _summed_up(sweep, own, known),
     }
-    write_part(directory.trials_part(spec.trial_id), [row], TRIALS, directory.temporary, metadata)
+    path = directory.trials_part(spec.trial_id)
+    patiently(lambda: write_part(path, [row], TRIALS, directory.temporary, metadata))
     directory.failure_part(spec.trial_id).unlink(missing_ok=True)
     return True
 

@@ -35,6 +35,7 @@ from ddsweep.results.coverage import (
     recorded_set,
     sorted_out,
 )
+from ddsweep.results.files import patiently
 from ddsweep.results.known import KnownParts
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.results.parts import read_parts, write_part
@@ -196,7 +197,7 @@ def evaluate_unit(
     # The last two are not columns: rows depend on them in the last digits of a loss at most.
     metadata = {HOLDS: holds, "host": environment()["host"], "native": str(plan.native).lower()}
     rows = [{**row, "trial_id": spec.trial_id} for row in rows]
-    write_part(path, rows, EVALS, directory.temporary, metadata)
+    patiently(lambda: write_part(path, rows, EVALS, directory.temporary, metadata))
     return path
 
 

@@ -29,6 +29,7 @@ from ddsweep.launch.processes import Signals
 from ddsweep.launch.ray_cluster import node_limits
 from ddsweep.pools.file import resolve_pool
 from ddsweep.results.elsewhere import other_sweeps
+from ddsweep.results.files import full_disk_told
 from ddsweep.results.known import KnownParts
 from ddsweep.results.lock import SweepLock
 from ddsweep.spec import Plan, SweepSpec, expand, is_smoke, load_sweep
@@ -229,7 +230,8 @@ def _distil(folder: str, stop_file: str, trial_id: str) -> str:
         there = is_distilled(spec, directory)
         if not there and (taken := take_over(spec, splits.fingerprint, directory, others)):
             return f"taken over from sweep {taken.source.root.name}, which has finished the same"
-        whole = distil_trial(spec, splits, directory, settings, should_stop=should_stop)
+        with full_disk_told(directory.root):
+            whole = distil_trial(spec, splits, directory, settings, should_stop=should_stop)
     except (DivergedError, UserError) as error:
         record_failure(directory, spec, work.sweep.name, error, "distillation", 1)
         print(f"{trial_id}: {error}", file=sys.stderr, flush=True)
@@ -261,5 +263,6 @@ def _evaluate(
     changes = {unit.protocol: unit.changes for unit in evaluation.units(spec)}.get(protocol)
     unit, splits = EvalUnit(protocol, group, size, indices, changes), _splits(folder, splits_key(spec))
     compile = work.sweep.resources.compile
-    evaluate_unit(spec, unit, evaluation, splits, work.launch.directory, device, compile=compile)
+    with full_disk_told(work.launch.directory.root):
+        evaluate_unit(spec, unit, evaluation, splits, work.launch.directory, device, compile=compile)
     return "evaluated"

@@ -162,6 +162,8 @@ def _call(call: Callable[..., str], *words: Any) -> str:
     """In each process of a crew. What it raises must survive pickling, or it would break the pool."""
     try:
         return call(*words)
+    except UserError:  # says all there is to say, and survives
+        raise
     except BaseException as error:
         traceback.print_exc()
         try:

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from ddsweep.pools.recipe import PoolRecipe
 from ddsweep.pools.store import ROLES, save_network
 from ddsweep.provenance import device_name, environment, utc_now
 from ddsweep.results.artifacts import load_tensors, tensor_sha256
+from ddsweep.results.files import patiently
 from ddsweep.results.layout import PoolDirectory
 from ddsweep.results.parts import list_parts, read_part
 from ddsweep.seeds import derive_seed
@@ -153,7 +155,7 @@ def train_group(
             )
         row = {**common, "seed": seeds[k], "accuracy": float(accuracy[k]), "loss": float(loss[k])}
         weights = {key: value[k].cpu() for key, value in trained.items()}
-        save_network(directory, spec, group.role, index, weights, row)
+        patiently(partial(save_network, directory, spec, group.role, index, weights, row), should_stop)
     return True
 
 

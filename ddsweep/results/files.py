@@ -7,23 +7,35 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ddsweep.errors import ResultsError
+from ddsweep.errors import DiskFullError, ResultsError
 
-__all__ = ["partial_path", "remove_leftovers", "results_error", "write_atomic"]
+__all__ = [
+    "full_disk",
+    "full_disk_told",
+    "partial_path",
+    "patiently",
+    "remove_leftovers",
+    "results_error",
+    "write_atomic",
+]
 
 _SUFFIX = ".partial"
 _ELSEWHERE = "choose another folder with --results or DDSWEEP_RESULTS"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+PATIENCE_S = 60.0
+"""How long a writer waits for space: somebody else's files may go, or somebody may make room."""
 
 
 def results_error(error: OSError, path: Path) -> ResultsError:
     """The `ResultsError` that tells a user what an ``OSError`` on ``path`` means and what to do."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return ResultsError(
-            f"{path}: no space left on this disk or quota; nothing was lost; "
+    if error.errno in _FULL:
+        return DiskFullError(
+            f"{path}: no space left on this disk or quota{_free(path)}; nothing was lost; "
             "free space and run the same command again"
         )
     if error.errno == errno.EROFS:
@@ -34,6 +46,72 @@ def results_error(error: OSError, path: Path) -> ResultsError:
         where = error.filename or path
         return ResultsError(f"{where}: a file is in the way of a results folder; move it, or {_ELSEWHERE}")
     return ResultsError(f"{path}: cannot write: {error.strerror or error}; {_ELSEWHERE}")
+
+
+def _free(path: Path) -> str:
+    """What there is left where ``path`` is, in words; nothing where that cannot be asked for."""
+    there = next((place for place in (path, *path.parents) if place.is_dir()), None)
+    if there is None:
+        return ""
+    try:
+        found = os.statvfs(there)
+    except OSError:
+        return ""
+    if found.f_files and not found.f_favail:
+        return f" (no more files fit into {there}: no inodes are left)"
+    megabytes = found.f_bavail * found.f_frsize / 1e6
+    return f" ({megabytes:,.{0 if megabytes >= 10 else 1}f} MB free in {there})"
+
+
+@contextmanager
+def full_disk_told(folder: Path) -> Iterator[None]:
+    """Whatever is raised inside because of a full disk, maybe somewhere below other errors, becomes a
+    `DiskFullError`."""
+    try:
+        yield
+    except DiskFullError:
+        raise
+    except Exception as error:
+        told = full_disk(error, folder)
+        if told is None:
+            raise
+        raise told from error
+
+
+def full_disk(error: BaseException, folder: Path) -> DiskFullError | None:
+    """That a disk is full, if ``error`` came of it: the file is named, or ``folder`` where none is known."""
+    waiting, seen = [error], set[int]()
+    while waiting:
+        one = waiting.pop()
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        if isinstance(one, DiskFullError):
+            return one
+        if isinstance(one, OSError) and one.errno in _FULL:
+            found = results_error(one, Path(one.filename) if isinstance(one.filename, str) else folder)
+            assert isinstance(found, DiskFullError)
+            return found
+        # Ray keeps what a worker raised under a name of its own.
+        below = (one.__cause__, one.__context__, getattr(one, "cause", None))
+        waiting += [cause for cause in below if isinstance(cause, BaseException)]
+    return None
+
+
+def patiently(write: Callable[[], object], should_stop: Callable[[], bool] = lambda: False) -> None:
+    """``write``, tried again for `PATIENCE_S` while the disk is full, and no longer once ``should_stop``.
+    Raises `DiskFullError` if it stays so."""
+    begun, wait = time.monotonic(), 0.5
+    while True:
+        try:
+            write()
+            return
+        except DiskFullError:
+            if should_stop() or time.monotonic() - begun >= PATIENCE_S:
+                raise
+        until, wait = time.monotonic() + wait, min(2 * wait, 8.0)
+        while time.monotonic() < until and not should_stop():
+            time.sleep(0.25)
 
 
 def write_atomic(path: Path, write: Callable[[Path], None] | bytes, temporary: Path) -> None:

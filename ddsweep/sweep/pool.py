@@ -27,6 +27,7 @@ from ddsweep.core.memory import keep_to_share
 from ddsweep.data.sources import Splits
 from ddsweep.errors import DivergedError, UserError
 from ddsweep.evaluation import evaluate_unit, finish, missing_units
+from ddsweep.results.files import full_disk_told
 from ddsweep.results.known import KnownParts
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.sweep.observe import State
@@ -128,7 +129,10 @@ class EvalShard:
         if key not in self._splits:
             self._splits[key] = get_splits(shared)
         splits, directory = self._splits[key], self._directory
-        return evaluate_unit(spec, unit, self._evaluation, splits, directory, device, compile=self._compile)
+        with full_disk_told(directory.root):
+            return evaluate_unit(
+                spec, unit, self._evaluation, splits, directory, device, compile=self._compile
+            )
 
 
 @dataclass(frozen=True)
@@ -165,6 +169,7 @@ class EvalPool:
         gpus: float,
         compile: str,
         on_state: Callable[[str, State], None],
+        on_failure: Callable[[Exception], None] = lambda error: None,
         earlier: Mapping[str, Sequence[Path]],
         known: KnownParts,
         say: Callable[[str], None] = lambda text: None,
@@ -174,7 +179,7 @@ class EvalPool:
         self._known = known
         self._sweep, self._evaluation, self._directory = sweep, evaluation, directory
         self._shared, self._nodes = shared, nodes
-        self._on_state, self._teller = on_state, Teller(say)
+        self._on_state, self._on_failure, self._teller = on_state, on_failure, Teller(say)
         self._how = device, gpus, compile
         self._work = Work(len(nodes), RetryPolicy(RETRIES, spread_s))
         self._actors: dict[int, Any] = {}
@@ -372,6 +377,7 @@ class EvalPool:
             paths = sorted(self._parts.pop(spec.trial_id, ()))
             complete = finish(spec, self._evaluation, self._directory, self._sweep, paths, self._known)
         except Exception as error:  # a full disk, say: this trial failed, the sweep goes on
+            self._on_failure(error)
             record_failure(self._directory, spec, self._sweep, error, "evaluation", 1)
             complete = False
         self._on_state(spec.trial_id, "done" if complete else "failed")
@@ -381,6 +387,7 @@ class EvalPool:
         with self._lock:
             self._left.pop(spec.trial_id, None)
             self._work.drop(spec.trial_id)
+        self._on_failure(error)
         record_failure(self._directory, spec, self._sweep, error, "evaluation", task.failures)
         self._on_state(spec.trial_id, "failed")
 

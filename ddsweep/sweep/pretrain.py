@@ -16,6 +16,7 @@ from ddsweep.pools.file import PoolFile
 from ddsweep.pools.recipe import PoolRecipe
 from ddsweep.pools.store import write_index
 from ddsweep.pools.train import PoolGroup, check_parts, missing_groups, train_group
+from ddsweep.results.files import full_disk_told
 from ddsweep.results.layout import PoolDirectory
 from ddsweep.sweep.drain import drain_on_signal
 from ddsweep.sweep.placement import check_gpus_seen
@@ -114,16 +115,17 @@ def _train_in_worker(
     check_gpus_seen(pool.gpus, group.label)
     device = pick_device(pool.device, pool.gpus)
     keep_to_share(device.type, pool.gpus)
-    return train_group(
-        pool.name,
-        recipe,
-        group,
-        get_splits(shared),
-        directory,
-        device,
-        max(1, int(pool.cpus)),
-        should_stop=directory.stop_file.exists,
-    )
+    with full_disk_told(directory.root):
+        return train_group(
+            pool.name,
+            recipe,
+            group,
+            get_splits(shared),
+            directory,
+            device,
+            max(1, int(pool.cpus)),
+            should_stop=directory.stop_file.exists,
+        )
 
 
 def _result(reference: ray.ObjectRef[bool], group: PoolGroup) -> bool:

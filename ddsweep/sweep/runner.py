@@ -24,16 +24,18 @@ from ray.tune.trainable.function_trainable import wrap_function
 from ddsweep.catalog import TrialSpec
 from ddsweep.catalog.numbers import counted
 from ddsweep.cost import choose_memory, estimate
-from ddsweep.errors import DivergedError, ResultsError, UserError
+from ddsweep.errors import DiskFullError, DivergedError, ResultsError, UserError
 from ddsweep.evaluation import forget_stop, record_stop, settled, take_over_all, trial_is_stopped
 from ddsweep.packing import best, measured
 from ddsweep.pools.imagenet import ready_pool
+from ddsweep.results.files import full_disk_told
 from ddsweep.results.known import KnownParts
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.results.parts import read_part
 from ddsweep.spec import SweepSpec, is_smoke
 from ddsweep.sweep.asha import Asha
 from ddsweep.sweep.drain import drain_on_signal
+from ddsweep.sweep.full_disk import FullDisk
 from ddsweep.sweep.halving import Halving
 from ddsweep.sweep.metrics import exported
 from ddsweep.sweep.observe import Board
@@ -169,18 +171,23 @@ def _distil_in_worker(work: _Work, trial_id: str) -> None:
         taken = 0
 
     try:
-        check_gpus_seen(trial.settings.gpus, f"trial {trial_id}")
-        distilled = distil_trial(
-            spec,
-            get_splits(work.shared[splits_key(spec)]),
-            work.directory,
-            trial.settings,
-            should_stop=should_stop,
-            on_progress=on_progress,
-        )
+        with full_disk_told(work.directory.root):
+            check_gpus_seen(trial.settings.gpus, f"trial {trial_id}")
+            distilled = distil_trial(
+                spec,
+                get_splits(work.shared[splits_key(spec)]),
+                work.directory,
+                trial.settings,
+                should_stop=should_stop,
+                on_progress=on_progress,
+            )
     except (DivergedError, UserError) as error:
+        full = isinstance(error, DiskFullError)
+        if full and should_stop():  # it goes on from the checkpoint that it has
+            tune.report({"state": "drained", "full_disk": str(error)})
+            return
         record_failure(work.directory, spec, work.sweep, error, "distillation", 1)
-        tune.report({"state": "failed"})
+        tune.report({"state": "failed", "full_disk": str(error) if full else None})
         return
     tune.report({"state": "distilled" if distilled else "drained"})
 
@@ -226,8 +233,9 @@ class _Watcher(tune.Callback):
         on_stopped: Callable[[TrialSpec], None],
         on_broken: Callable[[TrialSpec, str, int], None],
         asha: Asha | None,
+        disk: FullDisk,
     ) -> None:
-        self._trials, self._board, self._asha = trials, board, asha
+        self._trials, self._board, self._asha, self._disk = trials, board, asha, disk
         self._on_distilled, self._on_stopped, self._on_broken = on_distilled, on_stopped, on_broken
         self._teller = Teller(board.say)
 
@@ -247,9 +255,12 @@ class _Watcher(tune.Callback):
             if self._asha and self._asha.is_paused(trial_id):
                 self._board.set_state(trial_id, "paused")
         elif state == "distilled":
+            self._disk.ended()
             self._on_distilled(self._trials[trial_id])
         elif state in ("failed", "drained"):
             self._board.set_state(trial_id, state)
+            if result.get("full_disk"):
+                self._disk.met(result["full_disk"])
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         trial_id = trial.config["trial_id"]
@@ -367,6 +378,7 @@ def run_sweep(
         if session.dashboard:
             board.say(_dashboard_line(session))
         shared = {key: put_splits(value) for key, value in splits.items()}
+        disk = FullDisk(board.say, lambda: drain("full disk"), side_by_side(sweep, missing, session))
         pool = EvalPool(
             sweep.name,
             placement.nodes,
@@ -377,6 +389,7 @@ def run_sweep(
             gpus=placement.gpus,
             compile=resources.compile,
             on_state=board.set_state,
+            on_failure=disk.met,
             earlier={trial.trial_id: evals.get(trial.trial_id, []) for trial in missing},
             known=known,
             say=board.say,
@@ -404,7 +417,7 @@ def run_sweep(
                 ]
                 report_every = side_by_side(sweep, to_distil, session) / REPORTS_PER_S
                 work = _Work(sweep.name, _put(given), shared, directory, report_every)
-                _tune(sweep, to_distil, work, session, board, pool, asha, seconds, spread_s)
+                _tune(sweep, to_distil, work, session, board, pool, asha, disk, seconds, spread_s)
             pool.close()
     known.save(directory)
     directory.stop_file.unlink(missing_ok=True)
@@ -518,6 +531,7 @@ def _tune(
     board: Board,
     pool: EvalPool,
     asha: Asha | None,
+    disk: FullDisk,
     seconds: Mapping[str, float],
     spread_s: float,
 ) -> None:
@@ -533,6 +547,7 @@ def _tune(
         try:
             record_stop(spec, work.directory, sweep.name)
         except UserError as error:  # a full disk, say
+            disk.met(error)
             record_failure(work.directory, spec, sweep.name, error, "distillation", 1)
             board.set_state(spec.trial_id, "failed")
         else:
@@ -559,7 +574,7 @@ def _tune(
             storage_path=str((work.directory.temporary / "tune").resolve()),
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=resources.max_failures),
-            callbacks=[_Watcher(by_id, board, pool.submit, stopped, broken, asha)],
+            callbacks=[_Watcher(by_id, board, pool.submit, stopped, broken, asha, disk)],
         ),
     )
     try:

@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ddsweep.errors import ResultsError
+from ddsweep.errors import DiskFullError, ResultsError
 from ddsweep.results.collect import compact
-from ddsweep.results.files import remove_leftovers
+from ddsweep.results.files import full_disk_told, patiently, remove_leftovers
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.results.parts import (
     part_metadata,
@@ -94,6 +94,36 @@ def test_a_full_disk_is_told_and_loses_nothing(
         write_atomic(path, b"new", sweep.temporary)
     assert str(path) in str(caught.value)
     assert path.read_bytes() == b"old" and list(sweep.temporary.iterdir()) == []
+
+
+def test_a_full_disk_is_seen_below_the_errors_of_others(tmp_path: Path) -> None:
+    """Ray and Tune raise errors of their own, below which the reason lies."""
+
+    class RayTaskError(Exception):
+        cause = OSError(errno.EDQUOT, os.strerror(errno.EDQUOT), "/results/a/file")
+
+    with pytest.raises(DiskFullError, match=r"^/results/a/file: no space left"), full_disk_told(tmp_path):
+        try:
+            raise RayTaskError
+        except RayTaskError as error:
+            raise RuntimeError("Tune could not go on") from error
+    with pytest.raises(DiskFullError, match=f"^{tmp_path}: no space left"), full_disk_told(tmp_path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with pytest.raises(OSError, match="Input/output"), full_disk_told(tmp_path):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def test_a_writer_that_is_to_stop_does_not_wait_for_space(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[float] = []
+
+    def write() -> None:
+        tried.append(time.monotonic())
+        raise DiskFullError("full")
+
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("waited"))
+    with pytest.raises(DiskFullError):
+        patiently(write, lambda: True)
+    assert len(tried) == 1
 
 
 def test_a_writer_killed_in_the_middle_leaves_only_readable_parts(

@@ -292,7 +292,7 @@ def test_a_worker_that_died_too_often_is_told_to_the_scheduler() -> None:
     board: Any = SimpleNamespace(set_state=nothing, say=nothing)
     asha: Any = SimpleNamespace(failed=told.append)
     trial = PAIRS[0][0]
-    watcher = _Watcher({trial.trial_id: trial}, board, nothing, nothing, nothing, asha)
+    watcher = _Watcher({trial.trial_id: trial}, board, nothing, nothing, nothing, asha, nothing)
     watcher.on_trial_error(
         1, [], SimpleNamespace(config={"trial_id": trial.trial_id}, error_file=None, num_failures=1)
     )
