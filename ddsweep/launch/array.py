@@ -21,7 +21,7 @@ from ddsweep.catalog import EvalUnit, TrialSpec
 from ddsweep.catalog.numbers import counted
 from ddsweep.core.memory import keep_to_share
 from ddsweep.data.files import data_root, resolve_dataset
-from ddsweep.errors import EXIT_DRAINED, DivergedError, UserError
+from ddsweep.errors import EXIT_DRAINED, DiskFullError, DivergedError, UserError
 from ddsweep.evaluation import evaluate_unit, forget_stop, missing_units, settled, take_over
 from ddsweep.launch.crew import Crew
 from ddsweep.launch.folder import Launch, LaunchFolder, read_json
@@ -233,8 +233,10 @@ def _distil(folder: str, stop_file: str, trial_id: str) -> str:
         with full_disk_told(directory.root):
             whole = distil_trial(spec, splits, directory, settings, should_stop=should_stop)
     except (DivergedError, UserError) as error:
-        record_failure(directory, spec, work.sweep.name, error, "distillation", 1)
         print(f"{trial_id}: {error}", file=sys.stderr, flush=True)
+        if isinstance(error, DiskFullError) and should_stop():
+            return "drained"  # it goes on from the checkpoint that it has
+        record_failure(directory, spec, work.sweep.name, error, "distillation", 1)
         return "failed"
     return f"distilled in {time.monotonic() - begun:.1f} s" if whole else "drained"
 

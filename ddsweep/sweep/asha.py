@@ -20,9 +20,9 @@ from ddsweep.sweep.halving import Halving
 
 __all__ = ["Asha"]
 
-_STAGED = 16
+_STAGED = 4
 """Trials that wait in Ray for a free place, at least; and at most as many as run. Those that go on after a
-pause come behind them."""
+pause come behind them, where workers are not reused."""
 
 
 class Asha(FIFOScheduler):
