@@ -10,6 +10,7 @@ import pytest
 from ddsweep import load_results
 from ddsweep.errors import DiskFullError, DivergedError
 from ddsweep.sweep.full_disk import FullDisk
+from tests.conftest import OneRay
 from tests.disks import enlarge, small_disk
 from tests.sweep.driver import Driver
 
@@ -51,13 +52,12 @@ def disk(tmp_path: Path) -> Iterator[Path]:
         yield made
 
 
-@pytest.mark.slow
-@pytest.mark.ray
+@pytest.mark.slow  # a minute of it is waiting for space
 def test_what_finds_space_goes_on_and_the_rest_with_space_again(
-    disk: Path, environment: dict[str, str]
+    disk: Path, environment: dict[str, str], one_ray: OneRay
 ) -> None:
     """Real files on a real disk: the two small trials fit, the two large ones do not."""
-    driver = Driver(disk, environment)
+    driver = Driver(disk, environment, one_ray=one_ray)
     driver.file.write_text(SWEEP)
     driver.log = disk.parent / "log.txt"
     try:
