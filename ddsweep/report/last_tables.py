@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 from rich.console import Console
 
 from ddsweep.catalog import EvaluationSpec, TrialSpec
 from ddsweep.catalog.numbers import counted
+from ddsweep.errors import ResultsError
 from ddsweep.report.answers import KIND
 from ddsweep.report.attack_table import attack_table
 from ddsweep.report.console import MOST_LISTED
 from ddsweep.report.settings import heading, settings_of, varying
-from ddsweep.report.summary import ALWAYS_SHOWN, OnTorn, summarise, trial_row
+from ddsweep.report.summary import ALWAYS_SHOWN, OnTorn, networks_note, summarise, trial_row
 from ddsweep.report.summary_table import summary_table
 from ddsweep.report.transfer_table import transfer_table
+from ddsweep.results.coverage import networks_judged
+from ddsweep.results.known import KnownParts
 from ddsweep.results.layout import SweepDirectory
 
 __all__ = ["best_of_each_kind", "print_last_tables"]
@@ -54,6 +58,8 @@ def print_last_tables(
         console.print(f"{path}: torn, left out; run the sweep again to redo it", soft_wrap=True)
     if summaries:
         console.print(summary_table(summaries, console.width))
+    if differing := networks_note(_heldout(directory, ended[:_MOST_READ])):
+        console.print(differing, style="yellow", highlight=False, markup=False, soft_wrap=True)
     if note:
         console.print(note, highlight=False, markup=False, soft_wrap=True)
     # Torn parts have been named by now.
@@ -62,6 +68,14 @@ def print_last_tables(
         if table is not None:
             console.print()
             console.print(table)
+
+
+def _heldout(directory: SweepDirectory, trials: Sequence[TrialSpec]) -> Iterator[int | None]:
+    """How many held-out networks each trial was judged on."""
+    known = KnownParts.load(directory)
+    for trial in trials:
+        with suppress(ResultsError):  # torn, and named as such
+            yield networks_judged(directory, trial.trial_id, known, fixed=trial.init == "fixed")
 
 
 def _chosen(

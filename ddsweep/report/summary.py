@@ -75,12 +75,6 @@ class TrialSummary:
     pool: str | None = None
 
     @property
-    def heldout(self) -> int | None:
-        """How many held-out networks it was judged on."""
-        judged = self.on_random if self.settings["init"] == "fixed" else self.test
-        return judged.n if judged else None
-
-    @property
     def n_diverged(self) -> int:
         """Networks that diverged under the trial's own protocol; they count as measured."""
         return self.test.n_diverged if self.test else 0

@@ -14,7 +14,7 @@ from rich.text import Text
 from ddsweep.report.console import PLAIN_WIDTH
 from ddsweep.report.formats import NONE, duration, percent, plain
 from ddsweep.report.settings import heading, telling
-from ddsweep.report.summary import NEIGHBOUR, Accuracy, TrialSummary, networks_note
+from ddsweep.report.summary import NEIGHBOUR, Accuracy, TrialSummary
 from ddsweep.results.statistics import Difference
 
 __all__ = ["BASELINE_NAMES", "gain_text", "summary_table"]
@@ -59,8 +59,7 @@ def summary_table(summaries: Sequence[TrialSummary], width: int = PLAIN_WIDTH) -
     present = {source for summary in summaries for of in summary.baselines.values() for source in of}
     sources = [source for source in BASELINE_NAMES if source in present]
     stopped = any(summary.stopped_at is not None for summary in summaries)
-    note = networks_note(summary.heldout for summary in summaries)
-    caption = (f"{note}\n" if note else "") + _CAPTION + (_STOPPED if stopped else "")
+    caption = _CAPTION + (_STOPPED if stopped else "")
     for gap in (2, 1):
         table = _table(summaries, sources, gap, settings=True)
         if _width(table) <= width:

@@ -88,3 +88,14 @@ def test_nothing_is_shown_where_nothing_came_to_an_end(folder: Folder) -> None:
 
 def test_the_folder_is_named_as_it_was_given(folder: Folder, many: list[TrialSpec]) -> None:
     assert f"ddsweep eval {Path(folder.directory.root)} --all" in shown(folder, many, 40)
+
+
+def test_trials_over_different_numbers_of_networks_are_told_of(folder: Folder, many: list[TrialSpec]) -> None:
+    """Also where it is not among those that are listed."""
+    assert "different numbers" not in shown(folder, many)
+    folder.trial(many[9], test_models=6, val_score=0.0)
+    said = (
+        "Test accuracies are over different numbers of held-out networks: 4 (7 trials), 6 (1 trial); with "
+        "evaluate.networks=6 `ddsweep eval` brings all to 6.\n"
+    )
+    assert said in shown(folder, many) and said in shown(folder, many, everything=True)

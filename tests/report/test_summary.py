@@ -251,13 +251,3 @@ def test_not_measured_is_a_dash(folder: Folder) -> None:
     (row,) = [line for line in lines if line.startswith(second.trial_id)]
     assert row.split().count("–") == 5  # four sources of the other trial, and the gain
     assert f"60.0 ± {100 * math.sqrt(0.02):.1f}" in row
-
-
-def test_the_table_says_where_trials_are_over_different_numbers_of_networks(folder: Folder) -> None:
-    few, many = spec(), spec(inner_lr=0.1)
-    for trial in (few, many):
-        folder.evaluated(trial)
-    assert "different numbers" not in text(summary_table(summarise(folder.directory)))
-    folder.evals(many, "as_distilled", 2, {("distilled", "as_distilled", 4): [(4, 0.5)]})
-    shown = " ".join(text(summary_table(summarise(folder.directory))).split())
-    assert "over different numbers of held-out networks: 4 (1 trial), 5 (1 trial)" in shown

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 
 from ddsweep import DistilledSet, load_results
-from tests.conftest import OneRay
+from tests.conftest import OneRay, Run
 from tests.sweep.driver import OUTER_STEPS, Driver, descendants, kill, until_ended
 
 
@@ -157,7 +157,7 @@ def assert_plain(log: str) -> None:
 
 
 def test_more_networks_are_evaluated_without_distilling_again(
-    undisturbed: Driver, one_ray: OneRay, tmp_path: Path
+    undisturbed: Driver, one_ray: OneRay, ddsweep: Run, tmp_path: Path
 ) -> None:
     results = shutil.copytree(undisturbed.results, tmp_path / "small")
     images = {p: p.stat().st_mtime_ns for p in results.glob("artifacts/*/*.safetensors")}
@@ -171,3 +171,9 @@ def test_more_networks_are_evaluated_without_distilling_again(
     merged = before.merge(after.evals, on=keys, suffixes=("", "_after"))
     assert len(merged) == len(before), "no row was lost or doubled"
     assert (merged["accuracy"] == merged["accuracy_after"]).all()
+    # The sweep file asks for 10, so more than it asks for is there: nothing is left to do, and nothing goes.
+    parts = {p: p.read_bytes() for p in results.glob("*/part-*.parquet")}
+    assert "2 trials, 2 done" in ddsweep("plan", undisturbed.file, "--results", tmp_path).stdout
+    result = ddsweep("run", undisturbed.file, "--results", tmp_path)
+    assert (result.returncode, "Ray" in result.stdout) == (0, False), result.stderr
+    assert {p: p.read_bytes() for p in results.glob("*/part-*.parquet")} == parts
