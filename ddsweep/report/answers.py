@@ -15,16 +15,11 @@ from typing import Any
 import pandas as pd
 
 from ddsweep.catalog import PROTOCOLS
-from ddsweep.report.settings import NAMES, settings_of_row
+from ddsweep.report.settings import KIND, NAMES, settings_of_row
 from ddsweep.results.reader import Results
 from ddsweep.results.statistics import mean_std_ci, paired_difference
 
-__all__ = ["KIND", "Answer", "TwoLevels", "answers", "rows_of", "two_levels"]
-
-KIND = (
-    *("dataset", "network", "objective", "attack_class", "target_class", "init", "pool", "images_per_class"),
-)
-"""Settings in which trials answer different questions; the others are ways to answer them."""
+__all__ = ["Answer", "TwoLevels", "answers", "rows_of", "two_levels"]
 
 FEW_NETWORKS = 10
 """Held-out networks below which the spread over them is hardly known."""

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 
 from ddsweep.catalog.numbers import counted
 from ddsweep.errors import UserError
-from ddsweep.report.answers import FEW_NETWORKS, KIND, Answer, TwoLevels, answers, rows_of
+from ddsweep.report.answers import FEW_NETWORKS, Answer, TwoLevels, answers, rows_of
 from ddsweep.report.formats import percent, plain
-from ddsweep.report.settings import NAMES, heading, settings_of_row, varying
+from ddsweep.report.settings import KIND, NAMES, heading, settings_of_row, varying
 from ddsweep.report.summary_table import BASELINE_NAMES
 from ddsweep.results.reader import Results
 

@@ -11,10 +11,9 @@ from rich.console import Console
 from ddsweep.catalog import EvaluationSpec, TrialSpec
 from ddsweep.catalog.numbers import counted
 from ddsweep.errors import ResultsError
-from ddsweep.report.answers import KIND
 from ddsweep.report.attack_table import attack_table
 from ddsweep.report.console import MOST_LISTED
-from ddsweep.report.settings import heading, settings_of, varying
+from ddsweep.report.settings import KIND, heading, settings_of, varying
 from ddsweep.report.summary import ALWAYS_SHOWN, OnTorn, networks_note, summarise, trial_row
 from ddsweep.report.summary_table import summary_table
 from ddsweep.report.transfer_table import transfer_table

@@ -12,6 +12,7 @@ from ddsweep.errors import SettingError
 from ddsweep.report.formats import NONE, plain
 
 __all__ = [
+    "KIND",
     "NAMES",
     "changed",
     "heading",
@@ -26,6 +27,11 @@ __all__ = [
 _FIRST = ("dataset", "network", "init", "images_per_class", "inner_steps", "inner_epochs")
 NAMES = (*_FIRST, *(item.name for item in fields(TrialSpec) if item.name not in _FIRST))
 """Every science setting once, those that people vary first."""
+
+KIND = (
+    *("dataset", "network", "objective", "attack_class", "target_class", "init", "pool", "images_per_class"),
+)
+"""Settings in which trials answer different questions; the others are ways to answer them."""
 
 _DEFAULTS: dict[str, Any] = {item.name: item.default for item in fields(TrialSpec) if item.name != "dataset"}
 
