@@ -150,9 +150,14 @@ def _expand(
     from ddsweep.spec import expand, is_smoke
 
     def dataset(value: Any) -> DatasetSpec:
-        return resolve_dataset(value, data_root, stand_in=is_smoke(sweep.name))
+        return resolve_dataset(value, data_root, stand_in=is_smoke(sweep.name), say=_aside)
 
     return expand(sweep, dataset, lambda value: resolve_pool(value, directory.pools, dataset, files))
+
+
+def _aside(text: str) -> None:
+    """Tell something that is no result."""
+    typer.echo(text, err=True)
 
 
 def _root(data_root: Path | None) -> Path | None:
@@ -217,6 +222,7 @@ def plan(
     """Show the trials of a sweep, what is done, and what the rest will cost."""
     from ddsweep.cost import choose_memory, estimate
     from ddsweep.report.console import report_console
+    from ddsweep.report.data import data_lines
     from ddsweep.report.plan_table import plan_table, with_distilled
     from ddsweep.report.status import trial_states
     from ddsweep.results.elsewhere import finished_in, other_sweeps
@@ -235,6 +241,8 @@ def plan(
         estimates[trial.trial_id] = estimate(trial, threads=1, memory_mode=mode, segment=segment)
     console = report_console()
     console.print(plan_table(found, states, estimates, threads=1, scheduler=sweep.scheduler))
+    for line in data_lines(trial.dataset for trial in found.trials):
+        console.print(f"data: {line}", highlight=False, markup=False, soft_wrap=True)
     others = other_sweeps(directory)
     missing = [trial_id for trial_id, state in states.items() if state == "missing"]
     names = Counter(there[0].directory.root.name for i in missing if (there := finished_in(i, others)))
@@ -305,6 +313,7 @@ def _run(
     from ddsweep.data.layout import require_files
     from ddsweep.report.attack_table import attack_matrix
     from ddsweep.report.console import report_console
+    from ddsweep.report.data import remark_lines
     from ddsweep.report.labels import trial_columns, trial_labels
     from ddsweep.report.last_tables import print_last_tables
     from ddsweep.results.current import write_sweep_file
@@ -325,6 +334,8 @@ def _run(
 
     with SweepLock(directory.lock):
         remove_leftovers(directory.temporary)
+        for line in remark_lines(trial.dataset for trial in plan.trials):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
         if plan.dropped:
             console.print(
                 f"dropped as impossible: {counted(len(plan.dropped), 'combination')} (see ddsweep plan)"
@@ -428,6 +439,7 @@ def _pretrain(pool: PoolFile, results: Path, data_root: Path | None, address: st
     from ddsweep.data.layout import require_files
     from ddsweep.pools.file import load_pool, pool_yaml
     from ddsweep.report.console import report_console
+    from ddsweep.report.data import remark_lines
     from ddsweep.report.pool import pool_lines
     from ddsweep.results.files import remove_leftovers, write_atomic
     from ddsweep.results.layout import PoolDirectory
@@ -437,7 +449,7 @@ def _pretrain(pool: PoolFile, results: Path, data_root: Path | None, address: st
     stand_in = is_smoke(pool.name)
 
     def dataset(value: Any) -> DatasetSpec:
-        return resolve_dataset(value, data_root, stand_in=stand_in)
+        return resolve_dataset(value, data_root, stand_in=stand_in, say=_aside)
 
     recipe = pool.recipe(dataset)
     directory, console = PoolDirectory(results / "pools" / pool.name), report_console()
@@ -456,6 +468,8 @@ def _pretrain(pool: PoolFile, results: Path, data_root: Path | None, address: st
             return
     if not stand_in:
         require_files(recipe.dataset, data_root)
+    for line in remark_lines([recipe.dataset]):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     from ddsweep.sweep.drain import Interrupted
     from ddsweep.sweep.pretrain import train_pool
 
@@ -514,6 +528,7 @@ def launch(
     from ddsweep.launch.folder import MODES
     from ddsweep.launch.site import load_site
     from ddsweep.report.console import report_console
+    from ddsweep.report.data import remark_lines
     from ddsweep.report.status import trial_states
     from ddsweep.spec import check_strata, load_sweep
 
@@ -552,6 +567,8 @@ def launch(
     def say(text: str) -> None:
         console.print(text, highlight=False, markup=False, soft_wrap=True)
 
+    for line in remark_lines(trial.dataset for trial in missing):
+        say(line)
     start.check_fits(sweep, plan.trials, place, mode)
     if not missing and not dry_run:
         from ddsweep.results.current import write_sweep_file
@@ -799,21 +816,34 @@ def collect(directory: ResultsDir) -> None:
 
 
 @data_app.command("list")
-def data_list(data_root: DataRoot = None) -> None:
-    """The data sets of the catalog, and which of them are here."""
-    from rich.table import Table
-
+def data_list(
+    file: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[FILE]",
+            help="A sweep file: look at the data sets that it names.",
+            callback=_find("sweep file"),
+        ),
+    ] = None,
+    data_root: DataRoot = None,
+) -> None:
+    """The data sets of the catalog, and your own in the data root: what they are, and which are here."""
     from ddsweep.data.files import list_datasets
+    from ddsweep.data.own import list_own, list_values
     from ddsweep.report.console import report_console
+    from ddsweep.report.data import dataset_table
+    from ddsweep.spec import load_sweep
 
-    table = Table(box=None, pad_edge=False)
-    for heading in ("data set", "images", "classes", "here", "where"):
-        table.add_column(heading)
-    for item in list_datasets(_root(data_root)):
-        table.add_row(
-            item.name, "x".join(map(str, item.shape)), str(item.classes), item.status, str(item.where)
-        )
-    report_console().print(table)
+    root = _root(data_root)
+    if file is None:
+        rows = [*list_datasets(root), *list_own(root, _aside)]
+    else:
+        rows = list_values(load_sweep(file).datasets(), root, _aside)
+    console = report_console()
+    console.print(dataset_table(rows))
+    for row in rows:
+        for remark in row.remarks:
+            console.print(f"{row.name}: {remark}", highlight=False, markup=False, soft_wrap=True)
 
 
 @data_app.command("fetch")

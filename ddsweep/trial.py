@@ -558,6 +558,8 @@ def _provenance(
         **environment(),
         "dataset_fingerprint": splits.fingerprint,
         "dataset_stand_in": splits.stand_in or (pool is not None and pool.stand_in),
+        "dataset_shape": "x".join(map(str, spec.dataset.shape)),
+        "n_test_in_train": splits.test_in_train,
         "val_score": scores[-1] if scores else None,
         "outer_loss": run.history[-1]["outer_loss"] if run.history else None,
         "wall_seconds": wall,

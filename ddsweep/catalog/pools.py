@@ -29,7 +29,8 @@ class PoolSpec:
 
     ``recipe`` is a hash over all that decides what one of them is. ``source_shape`` and ``classes`` are of
     the data they were trained on; 0 classes: the last layer is new for each data set (weights of
-    ImageNet, ``weights`` is the file they were given in).
+    ImageNet, ``weights`` is the file they were given in). ``source_fingerprint`` is that of the files, where
+    they are of one's own.
     """
 
     name: str
@@ -41,6 +42,7 @@ class PoolSpec:
     heldout: int
     recipe: str
     weights: str = ""
+    source_fingerprint: str = ""
 
     @property
     def known(self) -> bool:

@@ -264,7 +264,8 @@ class TrialSpec:
     def _check_split_of_pool(self, pool: PoolSpec) -> None:
         """Images that the pool was trained on must be neither test nor validation images here."""
         source, own = base_name(pool.source_dataset), self.dataset.base_name
-        if source == own:
+        prints = (pool.source_fingerprint, self.dataset.fingerprint)
+        if prints[0] == prints[1] if any(prints) else source == own:
             if (self.validation_fraction, self.split_seed) != (POOL_FRACTION, 0):
                 raise SettingError(
                     f"validation_fraction and split_seed: pool {pool.name} was trained on {own} without its "
@@ -349,7 +350,7 @@ class TrialSpec:
         return cls(**{**values, "dataset": dataset, "pool": pool})
 
 
-_SINCE_0_2 = ("image_column", "label_column", "first_label")
+_SINCE_0_2 = ("image_column", "label_column", "first_label", "source_fingerprint")
 
 
 def _plain(value: DatasetSpec | PoolSpec) -> dict[str, Any]:

@@ -13,12 +13,13 @@ from typing import Any
 
 from ddsweep.catalog import DATASETS, DatasetSpec, parse_dataset, transformed
 from ddsweep.data.inline import OWN_SOURCES, given_whole, parse_mapping
-from ddsweep.data.layout import OFFICIAL, TORCHVISION, how_to_get, parquet_files
+from ddsweep.data.layout import OFFICIAL, TORCHVISION, how_to_get, location, parquet_files
 from ddsweep.errors import DataError, SettingError
 from ddsweep.paths import user_path
 
 __all__ = [
     "DatasetStatus",
+    "catalog_status",
     "data_root",
     "find_dataset",
     "list_datasets",
@@ -91,7 +92,8 @@ def surveyed(
 
     found = survey(spec, root, sized=sized, say=say)
     if found.problems:
-        raise DataError(f"dataset {spec.name}: {_numbered(found.problems)}")
+        where = f"dataset {spec.name} in {location(spec, root)}"
+        raise DataError(f"{where}: {_numbered(found.problems)}")
     return replace(
         spec,
         shape=spec.shape if any(spec.shape) else found.shape,
@@ -118,7 +120,8 @@ def _numbered(problems: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class DatasetStatus:
-    """One line of ``ddsweep data list``. ``where`` is a path relative to the data root, or a package."""
+    """One line of ``ddsweep data list``. ``where`` is a path relative to the data root, or a package;
+    ``remarks`` are what was found in data of one's own."""
 
     name: str
     source: str
@@ -126,6 +129,7 @@ class DatasetStatus:
     classes: int
     status: str
     where: str
+    remarks: tuple[str, ...] = ()
 
 
 def presence(name: str, root: Path | None) -> str:
@@ -155,15 +159,17 @@ def presence(name: str, root: Path | None) -> str:
 
 def list_datasets(root: Path | None) -> list[DatasetStatus]:
     """Every data set of the catalog and whether its files are under ``root``."""
-    rows = []
-    for spec in DATASETS.values():
-        where = spec.path
-        if spec.source == "torchvision":
-            where = TORCHVISION[spec.name].folder
-        elif spec.source in OFFICIAL:
-            where = OFFICIAL[spec.source].folder
-        elif spec.source == "digits":
-            where = "scikit-learn"
-        status = presence(spec.name, root)
-        rows.append(DatasetStatus(spec.name, spec.source, spec.shape, spec.classes, status, where))
-    return rows
+    return [catalog_status(spec, root) for spec in DATASETS.values()]
+
+
+def catalog_status(spec: DatasetSpec, root: Path | None) -> DatasetStatus:
+    """A data set of the catalog, maybe transformed."""
+    where = spec.path
+    if spec.source == "torchvision":
+        where = TORCHVISION[spec.base_name].folder
+    elif spec.source in OFFICIAL:
+        where = OFFICIAL[spec.source].folder
+    elif spec.source == "digits":
+        where = "scikit-learn"
+    status = presence(spec.name, root)
+    return DatasetStatus(spec.name, spec.source, spec.shape, spec.classes, status, where)

@@ -61,7 +61,7 @@ def label_folder(spec: DatasetSpec, listing: Listing) -> Labelled:
     """By the folder that an image is in."""
     names, problems = listing.names, []
     if len(names) < 2:
-        where = f"{spec.path}/{spec.train[0]}"
+        where = " and ".join(map(str, spec.train))
         problems.append(f"{where} holds {counted(len(names), 'class folder')}, at least 2 needed")
     if spec.classes and spec.classes != len(names):
         problems.append(f"classes is {spec.classes}, but there are {len(names)} class folders")
@@ -116,9 +116,7 @@ def _unknown(
         return []
     last = found.first + len(found.names) - 1
     allowed = (
-        f"none of the classes; classes are {_few(found.names)}"
-        if texts
-        else f"out of range; labels are {found.first} to {last}"
+        f"none of the classes ({_few(found.names)})" if texts else f"out of range ({found.first} to {last})"
     )
     told = [
         f"{place_text(places[role][i])}: label {labels[role][i]} is {allowed}"

@@ -51,8 +51,8 @@ def survey(spec: DatasetSpec, root: Path | None, *, sized: bool, say: Say | None
     """Look at every image of ``spec``, whose ``shape``, ``classes`` and ``class_names`` may be left out.
 
     ``sized``: images are resized anyway, so they may have different sizes. ``say`` is told once where it
-    takes a while. Raises `DataError` for files that are missing, doubled, or no readable Parquet; all else
-    that is wrong is in ``problems`` of the result.
+    takes a while. Paths in the result are those below the folder of ``spec``. Raises `DataError` for files
+    that are missing, doubled, or no readable Parquet; all else that is wrong is in ``problems``.
     """
     listing, shards = None, None
     if spec.source == "folder":
@@ -61,17 +61,28 @@ def survey(spec: DatasetSpec, root: Path | None, *, sized: bool, say: Say | None
     else:
         shards = parquet_files(spec, root)
         paths = [(role, path) for role in ROLES for path in shards[role]]
-    began = time.time()
+    began, folder = time.time(), location(spec, root)
     seen = listing and (listing.names, listing.remarks, listing.broken)
-    files = look_at_files(spec, sized, location(spec, root), paths, seen)
+    files = look_at_files(spec, sized, folder, paths, seen)
     kept = kept_survey(files)
     if kept is not None:
         return kept
     if say and (files.size > _MUCH or len(paths) > _MANY):
         say(f"dataset {spec.name}: looking at {files.size / 1e6:,.0f} MB of images; next time that is known")
     found = _of_folder(spec, listing, sized) if listing else _of_parquet(spec, shards or {}, sized)
+    found = _from(f"{folder}/", found)
     keep_survey(files, found, began)
     return found
+
+
+def _from(folder: str, found: Survey) -> Survey:
+    """``found`` with paths from ``folder`` on, which whoever shows it names once."""
+    remarks = [
+        replace(remark, examples=tuple(item.replace(folder, "") for item in remark.examples))
+        for remark in found.remarks
+    ]
+    problems = [problem.replace(folder, "") for problem in found.problems]
+    return replace(found, remarks=tuple(remarks), problems=tuple(problems))
 
 
 def _of_folder(spec: DatasetSpec, listing: Listing, sized: bool) -> Survey:

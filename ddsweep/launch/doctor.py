@@ -19,15 +19,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Literal
 
 from ddsweep.catalog.numbers import counted
-from ddsweep.data.files import list_datasets
+from ddsweep.data.files import list_datasets, resolve_dataset
 from ddsweep.errors import UserError
 from ddsweep.launch.probe import Facts, Request, look
 from ddsweep.launch.site import LONGEST_TEMPORARY, PORTS_OF_A_JOB, Site
 from ddsweep.launch.slurm import ask, check_site, partitions, srun_options
 from ddsweep.machine import NONCE, TOKEN, folder_trouble, missing_data, token_trouble, versions
+from ddsweep.report.data import remark_lines
 from ddsweep.results.files import results_error
 from ddsweep.spec import SweepSpec
 
@@ -147,20 +148,31 @@ def check_data_here(root: Path | None, data: Sequence[str], sweep: SweepSpec | N
         return Finding("FAIL", "data", f"{root} is no folder; set --data-root or DDSWEEP_DATA")
     there = [name for name in data if name != ALWAYS_THERE]
     if sweep is not None:
-        return Finding("ok", "data", f"{sweep.name} needs {', '.join(data)}: there")
+        return check_own_data(sweep, root, f"{sweep.name} needs {', '.join(data)}: there")
     if root is None:
         return Finding("warn", "data", f"no data root (--data-root or DDSWEEP_DATA): {ALWAYS_THERE} only")
     return Finding("ok", "data", f"{root}: {', '.join(there) or 'none of the catalog'}")
+
+
+def check_own_data(sweep: SweepSpec, root: Path | None, fine: str) -> Finding:
+    """What is found in the data of one's own that ``sweep`` needs, each image of which is looked at."""
+    found, refused = [], []
+    for value in sweep.datasets():
+        try:
+            found.append(resolve_dataset(value, root))
+        except UserError as error:
+            refused.append(" ".join(str(error).split()))
+    if refused:
+        return Finding("FAIL", "data", "; ".join(refused))
+    remarks = remark_lines(found)
+    return Finding("warn" if remarks else "ok", "data", "; ".join([fine, *remarks]))
 
 
 def data_of(sweep: SweepSpec | None, root: Path | None) -> tuple[str, ...]:
     """Names of the data sets that ``sweep`` needs, and folders of its own; without one, all that are here."""
     if sweep is None:
         return tuple(item.name for item in list_datasets(root) if not item.status.startswith("missing"))
-    searched: dict[str, Any] = sweep.search.space.get("dataset", {}) if sweep.search else {}
-    values = [settings.get("dataset") for settings in (sweep.base, *sweep.points)]
-    values += [*sweep.grid.get("dataset", []), *searched.get("choice", [])]
-    needed = [f"folder:{item['path']}" if isinstance(item, dict) else item for item in values if item]
+    needed = [f"folder:{item['path']}" if isinstance(item, dict) else item for item in sweep.datasets()]
     return tuple(dict.fromkeys(map(str, needed)))
 
 

@@ -52,5 +52,14 @@ class PoolRecipe:
 
     def spec(self, name: str) -> PoolSpec:
         data = self.dataset
-        counts = (self.train, self.heldout)
-        return PoolSpec(name, data.name, data.shape, data.classes, self.network, *counts, self.recipe)
+        return PoolSpec(
+            name=name,
+            source_dataset=data.name,
+            source_shape=data.shape,
+            classes=data.classes,
+            network=self.network,
+            train=self.train,
+            heldout=self.heldout,
+            recipe=self.recipe,
+            source_fingerprint=data.fingerprint,
+        )

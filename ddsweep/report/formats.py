@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["NONE", "duration", "percent", "plain", "size"]
+__all__ = ["NONE", "duration", "percent", "plain", "shape_text", "size"]
 
 NONE = "–"
 """What stands where something was not measured."""
@@ -42,6 +43,11 @@ def duration(seconds: float | None) -> str:
     if minutes < 1440:
         return f"{minutes // 60} h {minutes % 60:02d} min"
     return f"{minutes // 1440} d {minutes % 1440 // 60:02d} h"
+
+
+def shape_text(shape: Sequence[int]) -> str:
+    """(channels, height, width) as ``3x32x32``."""
+    return "x".join(map(str, shape))
 
 
 def size(count: float | None) -> str:

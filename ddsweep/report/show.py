@@ -286,8 +286,13 @@ def _threads(count: int | None) -> str:
 
 
 def _data(row: Mapping[str, Any]) -> str:
-    stand_in = ", a stand-in for the real data" if row["dataset_stand_in"] else ""
-    return f"{row['dataset']}, fingerprint {row['dataset_fingerprint']}{stand_in}"
+    parts = [row["dataset"]]
+    if row.get("dataset_shape"):
+        parts.append(f"images {row['dataset_shape']}")
+    if row.get("n_test_in_train"):
+        parts.append(f"{row['n_test_in_train']:,} of its test images in train too")
+    parts.append(f"fingerprint {row['dataset_fingerprint']}")
+    return ", ".join(parts + ["a stand-in for the real data"] * bool(row["dataset_stand_in"]))
 
 
 def _time(moment: datetime | None) -> str:

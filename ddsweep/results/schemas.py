@@ -138,6 +138,9 @@ TRIALS = pa.schema(
         # Settings of version 0.2.
         ("method", _TEXT),
         ("real_per_class", _COUNT),
+        # What was found in the data.
+        ("dataset_shape", _TEXT),
+        ("n_test_in_train", _COUNT),
     ],
     metadata=_METADATA,
 )

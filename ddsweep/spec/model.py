@@ -222,6 +222,13 @@ class SweepSpec(_Model):
     """A sweep file. Every point of ``points``, every combination of ``grid``, every sample of ``search``
     and all ``seeds`` are crossed with each other."""
 
+    def datasets(self) -> list[str | dict[str, Any]]:
+        """What the file says of data sets, each once, wherever it says so."""
+        searched: dict[str, Any] = self.search.space.get("dataset", {}) if self.search else {}
+        values = [settings.get("dataset") for settings in (self.base, *self.points)]
+        values += [*self.grid.get("dataset", []), *searched.get("choice", [])]
+        return list({repr(value): value for value in values if value}.values())
+
     name: str
     base: dict[str, Any] = {}
     grid: dict[str, list[Any]] = {}

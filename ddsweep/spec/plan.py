@@ -117,6 +117,7 @@ def expand(
             f"sweep {sweep.name}: scheduler.grace: {sweep.scheduler.grace} is not below the outer_steps of "
             f"any trial (at most {most}), so none could be stopped; give fewer, or leave `scheduler` out"
         )
+    _names_differ(sweep, [trial.dataset for trial in found])
     named = [(made.text, made.trial) for made in trials.values()]
     unjudged = check_evaluation(sweep.name, sweep.evaluate.spec(), named, skip_invalid=sweep.skip_invalid)
     return Plan(found, tuple(dropped), tuple(repeated), unjudged, tuple(assumed))
@@ -131,6 +132,18 @@ def _resolved(sweep: SweepSpec, known: dict[str, Any], given: Any, resolve: Call
         except SettingError as error:
             raise SettingError(f"sweep {sweep.name}: {error}") from None
     return known[key]
+
+
+def _names_differ(sweep: SweepSpec, datasets: Iterable[DatasetSpec]) -> None:
+    """Two data sets of one name could not be told apart in any table."""
+    known: dict[str, DatasetSpec] = {}
+    for spec in datasets:
+        before = known.setdefault(spec.name, spec)
+        if before.identity() != spec.identity():
+            raise SettingError(
+                f"sweep {sweep.name}: dataset: two different data sets are called {spec.name}; give each "
+                "a name of its own, with the key `name`"
+            )
 
 
 def _enough_heldout(sweep: SweepSpec, trial: TrialSpec) -> None:

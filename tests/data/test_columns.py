@@ -184,13 +184,13 @@ def test_text_in_the_order_of_class_names(tmp_path: Path) -> None:
         (
             {"label": lambda i: TEXTS if i < 2 else [*TEXTS[:-1], "elk"]},
             {},
-            r"test.parquet: row 19: label elk is none of the classes; classes are apple, bear, cup, dolphin$",
+            r"test.parquet: row 19: label elk is none of the classes \(apple, bear, cup, dolphin\)$",
         ),
         (
             {"label": lambda i: LABELS if i < 2 else [-1] * 20},
             {},
-            r"1. 20 labels are no classes: \S+test.parquet: row 0: label -1 is out of range; labels are 0"
-            r" to 3; .*; and 10 more\n  2. 4 of 4 classes have no images in test: 0, 1, 2, 3$",
+            r"1. 20 labels are no classes: test.parquet: row 0: label -1 is out of range \(0 to 3\)"
+            r"; .*; and 10 more\n  2. 4 of 4 classes have no images in test: 0, 1, 2, 3$",
         ),
         (
             {"label": lambda i: [f"caption {i} {row}" for row in range(20)]},
@@ -200,7 +200,7 @@ def test_text_in_the_order_of_class_names(tmp_path: Path) -> None:
         (
             {"label": lambda i: [*LABELS[:-1], None]},
             {},
-            "3 labels are null: .*train-0.parquet: row 19: the label",
+            "3 labels are null: train-0.parquet: row 19: the label",
         ),
     ],
 )

@@ -216,7 +216,7 @@ def test_folders_that_cannot_be_used(make_folder: Any) -> None:
     with pytest.raises(DataError, match=r"class 'dog' has no images in test"):
         resolve_dataset(FOLDER, root)
     shutil.rmtree(pets / "train/dog")
-    with pytest.raises(DataError, match=r"pets/train holds 1 class folder, at least 2 needed"):
+    with pytest.raises(DataError, match=r"pets: train holds 1 class folder, at least 2 needed"):
         resolve_dataset(FOLDER, root)
 
 

@@ -1,0 +1,93 @@
+"""Data of one's own, for ``ddsweep data list``: those in the data root, and those that a sweep file names."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ddsweep.catalog import DATASETS, DatasetSpec
+from ddsweep.data.files import DatasetStatus, Say, catalog_status, resolve_dataset, surveyed
+from ddsweep.data.inline import parse_mapping
+from ddsweep.data.layout import OFFICIAL, TORCHVISION
+from ddsweep.errors import UserError
+
+__all__ = ["list_own", "list_values"]
+
+_MANY, _MUCH = 20_000, 256 << 20
+"""Files and bytes of a folder that is looked at only where it was asked for."""
+
+
+def list_own(root: Path | None, say: Say | None = None) -> list[DatasetStatus]:
+    """The folders in the data root that are laid out as data of one's own: ``train`` and ``test`` with class
+    folders in them, or Parquet files. Large ones are named and not looked at."""
+    rows = []
+    for folder in _folders(root):
+        value: dict[str, Any] = {"path": folder.name}
+        if (folder / "train").is_dir() and (folder / "test").is_dir():
+            value["source"] = "folder"
+        elif next(folder.glob("*.parquet"), None) is not None:
+            value["source"] = "parquet"
+        else:
+            continue
+        spec = parse_mapping(value)
+        if _is_large(folder):
+            status = "present, and large: `ddsweep data list FILE` of a sweep looks at it"
+            rows.append(_row(spec, status))
+            continue
+        try:
+            rows.append(_row(surveyed(spec, root, sized=True, say=say), "present"))
+        except UserError as error:
+            rows.append(_row(spec, _refused(error)))
+    return rows
+
+
+def list_values(
+    values: Iterable[str | dict[str, Any]], root: Path | None, say: Say | None = None
+) -> list[DatasetStatus]:
+    """The data sets that ``values`` of ``dataset:`` in a sweep file mean, those of one's own looked at."""
+    rows = []
+    for value in values:
+        try:
+            spec = resolve_dataset(value, root, say=say)
+            rows.append(_row(spec, "present") if spec.survey else catalog_status(spec, root))
+        except UserError as error:
+            if isinstance(value, str):
+                raise
+            rows.append(_row(parse_mapping(value), _refused(error)))
+    return rows
+
+
+def _folders(root: Path | None) -> list[Path]:
+    """Those in the data root that belong to no data set of the catalog."""
+    if root is None or not root.is_dir():
+        return []
+    known = [layout.folder for layout in TORCHVISION.values()] + [tree.folder for tree in OFFICIAL.values()]
+    known += [spec.path for spec in DATASETS.values() if spec.path]
+    taken = {PurePosixPath(folder).parts[0] for folder in known}
+    inside = sorted(root.iterdir())
+    return [path for path in inside if path.is_dir() and path.name not in taken and path.name[0] != "."]
+
+
+def _is_large(folder: Path) -> bool:
+    count = size = 0
+    for place, _, names in os.walk(folder, followlinks=False):
+        for name in names:
+            count += 1
+            try:
+                size += os.stat(os.path.join(place, name)).st_size
+            except OSError:
+                continue
+            if count > _MANY or size > _MUCH:
+                return True
+    return False
+
+
+def _row(spec: DatasetSpec, status: str) -> DatasetStatus:
+    remarks = tuple(map(str, spec.survey.remarks)) if spec.survey else ()
+    return DatasetStatus(spec.name, spec.source, spec.shape, spec.classes, status, spec.path, remarks)
+
+
+def _refused(error: UserError) -> str:
+    return "refused: " + " ".join(str(error).split())
