@@ -28,6 +28,9 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 ROOT = Path(__file__).resolve().parents[1]
 
+PATIENCE_S = 600.0
+"""Seconds to wait for what takes few where nothing else runs; less than the time-out of a test."""
+
 
 # ------------------------------------------------------------------------------- the command line
 
@@ -96,7 +99,6 @@ def ddsweep_process(environment: dict[str, str]) -> Run:
             [sys.executable, "-m", "ddsweep", *map(str, arguments)],
             capture_output=True,
             text=True,
-            timeout=280,
             cwd=cwd,
             env={**environment, **more},
             check=False,
@@ -178,6 +180,11 @@ def pytest_collection_finish() -> None:
     """What was imported stays, so no search for garbage need look through it: ddsweep asks for one with each
     trial, and through a million objects of torch and of the tests it takes longer than a small trial."""
     gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """Or libraries written in C++ tell at the end of all that was not freed."""
+    gc.unfreeze()
 
 
 @pytest.hookimpl(optionalhook=True)

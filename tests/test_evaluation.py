@@ -511,7 +511,7 @@ def test_any_order_and_any_number_of_processes_give_equal_rows(new_sweep: Callab
     assert len(units) == 3
     alone.evaluate(RANDOM, evaluation, units)
     for child in children:
-        errors = child.communicate(timeout=200)[1]
+        errors = child.communicate()[1]
         assert child.returncode == 0, errors
     assert finish(RANDOM, evaluation, shards.directory, "a sweep")
     assert_frame_equal(alone.rows(), shards.rows(), check_exact=True)

@@ -232,7 +232,6 @@ def test_memory_that_really_runs_out_on_the_cpu(tmp_path: Path, environment: dic
         [sys.executable, "-c", LIMITED, str(tmp_path)],
         capture_output=True,
         text=True,
-        timeout=250,
         check=False,
         # glibc would keep what is freed in pieces that may fit nothing; above this size it gives it back.
         env={**environment, "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"},

@@ -37,6 +37,7 @@ from ddsweep.results.parts import read_part
 from ddsweep.seeds import derive_seed
 from ddsweep.trial import Progress, checkpoint_provenance, distil_trial, read_distilled, record_failure
 from ddsweep.trial_plan import TrialSettings, pick_device
+from tests.conftest import PATIENCE_S
 from tests.disks import fill
 
 SETTINGS = TrialSettings(checkpoint_every=3, log_every=5)
@@ -329,7 +330,7 @@ def run_and_kill(trial: Trial, after: int, compile: str = "off") -> None:
     spec = json.dumps(trial.spec.to_dict())
     command = [sys.executable, "-c", CHILD, spec, str(trial.directory.root), compile]
     child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE_S
     while not (trial.checkpoint.exists() and trial.step() > after):
         assert child.poll() is None, child.communicate()[1]
         assert time.monotonic() < deadline, "no checkpoint"

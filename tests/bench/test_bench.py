@@ -42,9 +42,7 @@ def run(tmp_path: Path, script: str, *options: str) -> subprocess.CompletedProce
     environment = {key: value for key, value in os.environ.items() if key != "DDSWEEP_DATA"}
     environment["PYTHONPATH"] = str(tmp_path)
     command = [sys.executable, str(Path("bench", script)), "--device", "cpu", *options]
-    return subprocess.run(
-        command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=120, check=False
-    )
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
 
 
 def report(result: subprocess.CompletedProcess[str]) -> dict[str, Any]:
@@ -169,10 +167,9 @@ def test_noise(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "options", [("--seconds", "0.5"), pytest.param(("--steps", "20"), marks=pytest.mark.slow)], ids=" ".join
 )
-@pytest.mark.timeout(300)
 def test_nodes(options: tuple[str, ...]) -> None:
     command = [sys.executable, "bench/nodes.py", "--slots", "2", "--trials", "4", "--reports", "2", *options]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=280, check=False)
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     found = report(result)
     assert (found["nodes"], found["slots"], found["trials"]) == (1, 2, 4)
     assert 0 < found["efficiency"] == pytest.approx(found["ideal_s"] / found["wall_s"], abs=0.02)

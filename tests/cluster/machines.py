@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from tests.conftest import PATIENCE_S
+
 T = TypeVar("T")
 
 SCRIPT = Path(__file__).parent / "lab/slurm-lab.sh"
@@ -202,7 +204,7 @@ class Lab:
         )
 
     def exec(
-        self, node: str, *command: object, user: str | None = None, timeout: float = 60, **more: str
+        self, node: str, *command: object, user: str | None = None, timeout: float = PATIENCE_S, **more: str
     ) -> subprocess.CompletedProcess[str]:
         """Run a command in a node to its end, whatever its code; ``stdout`` has its errors too."""
         with self.start(node, *command, user=user, **more) as process:
@@ -213,7 +215,9 @@ class Lab:
                 raise
         return subprocess.CompletedProcess(process.args, process.returncode, output, "")
 
-    def wait(self, condition: Callable[[], T], what: str, seconds: float = 60, every: float = 0.2) -> T:
+    def wait(
+        self, condition: Callable[[], T], what: str, seconds: float = PATIENCE_S, every: float = 0.2
+    ) -> T:
         """Poll until ``condition`` gives something true, and return that."""
         end = time.monotonic() + seconds
         while not (value := condition()):

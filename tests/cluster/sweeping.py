@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 import ddsweep
 from tests.cluster.machines import Lab
+from tests.conftest import PATIENCE_S
 
 SITE = Path(__file__).parent / "fake_gpus.yaml"
 ROOT = Path(__file__).parents[2]
@@ -72,7 +73,7 @@ class Launched:
             check=False,
         )
 
-    def wait(self, condition: object, what: str, seconds: float = 300) -> float:
+    def wait(self, condition: object, what: str, seconds: float = PATIENCE_S) -> float:
         """Seconds until ``condition()``; with the logs in the message if it never comes true."""
         begun = time.monotonic()
         try:
@@ -81,7 +82,7 @@ class Launched:
             raise AssertionError(f"{error}\n{self.logs()}") from None
         return time.monotonic() - begun
 
-    def wait_until_over(self, seconds: float = 600) -> None:
+    def wait_until_over(self, seconds: float = PATIENCE_S) -> None:
         self.wait(lambda: not self.lab.jobs(), "the launch is over", seconds)
 
     def logs(self, lines: int = 60) -> str:

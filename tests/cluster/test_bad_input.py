@@ -78,7 +78,7 @@ def occupied(lab: Lab, shared: Path) -> Iterator[None]:
     assert process.stdout.readline() == "ready\n"
     yield
     over.touch()
-    process.communicate(timeout=60)
+    process.communicate()
 
 
 # ------------------------------------------------------------------------ refused before it is a job

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -96,11 +95,9 @@ def test_what_slurm_refuses(examine: Examine, lab: Lab) -> None:
 def test_a_job_that_waits(examine: Examine, lab: Lab) -> None:
     other = lab.sbatch("-w", "node1", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 600")
     lab.wait(lambda: lab.jobs().get(other) == "RUNNING", "a node is taken")
-    begun = time.monotonic()
     code, lines = examine("--patience", "2")
     assert code == 1
     assert "still waits (Resources) and was cancelled; wait longer with --patience" in lines["nodes"][0]
-    assert time.monotonic() - begun < 60
     assert list(lab.jobs()) == [other]
 
 

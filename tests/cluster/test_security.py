@@ -95,7 +95,7 @@ def launched(lab: Lab, shared: Path) -> Running:
     assert found is not None
     launch = shared / "results/quickstart/jobs" / found[1]
     log = launch / "logs" / f"{found[2]}_0_log.out"
-    lab.wait(lambda: log.exists() and re.search("[1-9] running", log.read_text()), "trials run", 280, every=1)
+    lab.wait(lambda: log.exists() and re.search("[1-9] running", log.read_text()), "trials run", every=1)
     cluster = launch / "runs" / f"{found[2]}.0"
     return Running(launch, cluster, found[2], json.loads((cluster / "address.json").read_text())["port"])
 
@@ -208,7 +208,7 @@ def test_another_user_gets_nothing_without_the_token(lab: Lab, shared: Path) -> 
 
     said_at_end = lab.ddsweep("cancel", shared / "results/quickstart", "--grace", "30")
     assert said_at_end.returncode == 0, said_at_end.stderr
-    lab.wait(lambda: not any(lab.processes(node) for node in lab.nodes), "nothing runs any more", 60)
+    lab.wait(lambda: not any(lab.processes(node) for node in lab.nodes), "nothing runs any more")
     assert not (run.cluster / "token").exists()
 
 

@@ -21,6 +21,7 @@ from ddsweep.launch.folder import LaunchFolder
 from ddsweep.launch.processes import Signals
 from ddsweep.launch.ray_cluster import NodeLimits
 from ddsweep.sweep.retry import RetryPolicy
+from tests.conftest import PATIENCE_S
 
 QUICK = RetryPolicy(retries=1, spread_s=0.2)
 
@@ -149,7 +150,7 @@ class Broken(list[tuple[str, str, str, int]]):
 
 def when(condition: Callable[[], object], then: Callable[[], object]) -> threading.Thread:
     def work() -> None:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + PATIENCE_S
         while not condition() and time.monotonic() < deadline:
             time.sleep(0.05)
         then()
@@ -277,7 +278,7 @@ def test_an_error_of_its_own_does_not_wait_for_the_others(crew: Crew) -> None:
 def mixed(folder: str, stop_file: str, name: str) -> str:
     if name == "runs":
         return until_told(folder, stop_file, name)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     while not list(Path(folder).glob("notes/runs.*")) and time.monotonic() < deadline:
         time.sleep(0.05)
     return deadly(folder, stop_file, name)

@@ -20,6 +20,7 @@ import ddsweep
 from ddsweep.launch.folder import Launch, LaunchFolder, launches_of, read_json
 from ddsweep.launch.processes import MARK
 from ddsweep.results.layout import SweepDirectory
+from tests.conftest import PATIENCE_S
 
 SITE = Path(__file__).parents[2] / "slurm" / "local.yaml"
 SWEEP = """
@@ -114,8 +115,8 @@ class Sweep:
     def pids(self, text: str) -> list[int]:
         return [pid for pid, command in self.processes().items() if text in command]
 
-    def until(self, what: Callable[[], object], description: str, seconds: float = 240) -> None:
-        deadline = time.monotonic() + seconds
+    def until(self, what: Callable[[], object], description: str) -> None:
+        deadline = time.monotonic() + PATIENCE_S
         while not what():
             assert time.monotonic() < deadline, f"never: {description}\n{self.told()}"
             time.sleep(0.1)
@@ -125,8 +126,8 @@ class Sweep:
             lambda: list(self.directory.root.glob("artifacts/*/checkpoint.safetensors")), "a checkpoint"
         )
 
-    def until_nothing_runs(self, seconds: float = 120) -> None:
-        self.until(lambda: not self.processes(), f"nothing runs: {self.processes()}", seconds)
+    def until_nothing_runs(self) -> None:
+        self.until(lambda: not self.processes(), f"nothing runs: {self.processes()}")
 
     def told(self) -> str:
         return self("logs", self.directory.root, "--lines", 30).stdout + "\n".join(self.processes().values())
@@ -203,7 +204,7 @@ def test_a_launch_makes_what_a_run_makes(
     assert done.returncode == 0, done.stdout + here.told()
     here.assert_equal_to(short)
     assert re.search(rf"launched \S+-{mode}-\w+: local \d+; 2 of 2 trials to do", done.stdout)
-    here.until_nothing_runs(10)
+    here.until_nothing_runs()
     assert not here.directory.lock.exists() and not list(here.folder.root.glob("runs/*/token"))
     kinds = {path.name for path in here.folder.root.glob("outcomes/*.json")}
     ran = {f"{kind}-000{n}.json" for kind in ("trials", "evals") for n in range(elements)}
@@ -239,7 +240,7 @@ def test_a_kill_in_the_middle(long: Sweep, sweep: Callable[..., Sweep], mode: st
     assert again.returncode == 0, again.stdout + here.told()
     here.assert_equal_to(long)
     assert ddsweep.load_results(here.directory.root).trials["n_resumed"].max() >= 1
-    here.until_nothing_runs(10)
+    here.until_nothing_runs()
 
 
 @pytest.mark.ray
@@ -254,7 +255,7 @@ def test_cancelling_drains_and_launching_goes_on(long: Sweep, sweep: Callable[..
     here.until_in_the_middle()
     cancelled = here("cancel", here.directory.root, "--grace", 120)
     assert cancelled.returncode == 0 and "did not end" not in cancelled.stdout, cancelled.stdout
-    here.until_nothing_runs(10)
+    here.until_nothing_runs()
     assert not here.directory.stop_file.exists() and not here.directory.lock.exists()
     assert (here.outcome("cluster" if mode == "cluster" else "finish") or {})["code"] == 75
     assert not list(here.directory.root.glob("trials/part-*"))
@@ -274,7 +275,7 @@ def test_what_is_cancelled_before_it_has_begun_does_not_begin(sweep: Callable[..
     assert here.launch("cluster").returncode == 0
     cancelled = here("cancel", here.directory.root, "--grace", 120)
     assert cancelled.returncode == 0 and "did not end" not in cancelled.stdout, cancelled.stdout
-    here.until_nothing_runs(10)
+    here.until_nothing_runs()
     assert not list(here.directory.root.glob("artifacts/*"))
 
 
@@ -292,7 +293,7 @@ def test_what_does_not_drain_in_time_is_killed_with_all_that_belongs_to_it(
     os.kill(task[0], signal.SIGSTOP)
     cancelled = here("cancel", here.directory.root, "--grace", 0.5)
     assert "did not end" in cancelled.stdout, cancelled.stdout
-    here.until_nothing_runs(20)
+    here.until_nothing_runs()
 
 
 @pytest.mark.ray
@@ -312,7 +313,7 @@ def test_a_time_limit_shorter_than_the_sweep(long: Sweep, sweep: Callable[..., S
         1,
         False,
     )
-    here.until_nothing_runs(10)
+    here.until_nothing_runs()
     assert not here.directory.lock.exists() and not list(here.directory.root.glob("trials/part-*"))
     begun = len(list(here.directory.root.glob("artifacts/*/checkpoint.safetensors")))
     again = here.launch(mode, "--wait")

@@ -99,7 +99,7 @@ def test_a_child_gets_words_environment_and_output_as_they_are(tmp_path: Path) -
     show = "import os, sys; print(sys.argv[1:], os.environ['GIVEN'], file=sys.stderr); sys.exit(7)"
     with log.open("w") as output:
         child = spawn([sys.executable, "-c", show, *words], {**os.environ, "GIVEN": "a b"}, output)
-        assert child.wait(60) == 7
+        assert child.wait() == 7
     assert log.read_text() == f"{words} a b\n"
 
 
@@ -109,7 +109,7 @@ def test_kill_marked_takes_what_the_mark_begins_and_nothing_else(mark: str) -> N
     try:
         until(lambda: marked(mark) == [own.pid], "it is there")
         assert kill_marked(mark) == []
-        assert own.wait(10) == -signal.SIGKILL
+        assert own.wait() == -signal.SIGKILL
         assert other.poll() is None
     finally:
         other.kill()

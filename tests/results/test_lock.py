@@ -15,6 +15,7 @@ import pytest
 
 from ddsweep.errors import ResultsError
 from ddsweep.results.lock import SweepLock, live_holder, read_lock
+from tests.conftest import PATIENCE_S
 
 HOLD = """
 import sys
@@ -89,7 +90,7 @@ def test_takeover_at_once_after_kill(path: Path, run_python: Start) -> None:
     first = run_python(HOLD, path)
     assert line(first) == "held\n"
     first.kill()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:  # not waited for: it is a zombie, as under a busy parent
         try:
             with SweepLock(path):
@@ -125,7 +126,7 @@ def test_threads_race_for_a_stale_lock(path: Path) -> None:
             try:
                 with SweepLock(path):
                     held.append(1)
-                    done.wait(5)
+                    done.wait(PATIENCE_S)
             except ResultsError:
                 held.append(0)
 
@@ -287,7 +288,7 @@ def test_a_driver_and_an_element_that_start_at_once_are_never_both_let_in(path: 
             try:
                 with SweepLock(path, launch=launch):
                     held.append(1)
-                    over.wait(5)
+                    over.wait(PATIENCE_S)
             except ResultsError:
                 held.append(0)
 

@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 import ddsweep
-from tests.conftest import OneRay
+from tests.conftest import PATIENCE_S, OneRay
 
 SWEEP = """
 name: small
@@ -111,7 +111,7 @@ class Driver:
 
     def wait(self) -> int:
         assert self.process is not None
-        return self.process.wait(timeout=240)
+        return self.process.wait(timeout=PATIENCE_S)
 
     def run(self) -> int:
         return self.start().wait()
@@ -123,7 +123,7 @@ class Driver:
     def until(self, what: Callable[[], Any], description: str) -> Any:
         """Wait until ``what`` is true while the driver runs, and return it."""
         assert self.process is not None
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + PATIENCE_S
         while not (found := what()):
             assert self.process.poll() is None, (
                 f"the driver ended before {description}:\n{self.log.read_text()}"
@@ -161,7 +161,7 @@ class Driver:
         if self.process is not None and self.process.poll() is None:
             for pid in [*descendants(self.process.pid), self.process.pid]:
                 kill(pid)
-            self.process.wait(timeout=60)
+            self.process.wait()
 
 
 def command_line(pid: int) -> str:
@@ -188,7 +188,7 @@ def descendants(pid: int) -> list[int]:
 
 def until_ended(pids: list[int], *titles: str) -> None:
     """Wait until none of ``pids`` is a process whose title begins with one of ``titles`` any more."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     while left := [line for pid in pids if (line := command_line(pid)).startswith(titles)]:
         assert time.monotonic() < deadline, f"still there: {left}"
         time.sleep(0.1)

@@ -21,6 +21,7 @@ import yaml
 from ddsweep.dashboards import DASHBOARD, OUTPUT_DIR, provision
 from ddsweep.errors import UserError
 from ddsweep.sweep.metrics import METRICS
+from tests.conftest import PATIENCE_S
 from tests.sweep.driver import Driver, command_line, kill
 
 BOARD = json.loads(DASHBOARD.read_text())
@@ -208,7 +209,7 @@ class Prometheus:
     def ask(self, path: str, **parameters: str) -> Any:
         address = f"{self.url}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
         try:
-            with urllib.request.urlopen(address, timeout=20) as answer:
+            with urllib.request.urlopen(address, timeout=PATIENCE_S) as answer:
                 return json.load(answer)["data"]
         except urllib.error.HTTPError as error:
             raise AssertionError(f"{parameters}: {error.read().decode()}") from error
@@ -223,7 +224,7 @@ class Prometheus:
 
     def ready(self) -> bool:
         try:
-            with urllib.request.urlopen(f"{self.url}/-/ready", timeout=20) as answer:
+            with urllib.request.urlopen(f"{self.url}/-/ready", timeout=PATIENCE_S) as answer:
                 return bool(answer.status == 200)
         except OSError:
             return False
@@ -258,7 +259,7 @@ def test_prometheus_answers_every_query_of_the_dashboard(watched: Driver, tmp_pa
         kill_a_worker_and_a_shard(driver)
 
         unanswered = dict.fromkeys(QUERIES)
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + PATIENCE_S
         while unanswered or not faults_are_counted(prometheus) or losses(prometheus) != {"4"}:
             assert driver.process is not None
             assert driver.process.poll() is None, driver.log.read_text()
@@ -281,7 +282,7 @@ def test_prometheus_answers_every_query_of_the_dashboard(watched: Driver, tmp_pa
         assert driver.wait() == 75, driver.log.read_text()
     finally:
         prometheus.process.terminate()
-        prometheus.process.wait(30)
+        prometheus.process.wait()
     assert "metrics of watched" not in driver.log.read_text()
 
 
@@ -289,7 +290,7 @@ def assert_provisioned(folder: Path) -> None:
     """Ray's own settings for Grafana load a folder in which ours lies beside Ray's."""
     grafana = folder / "ray" / "session_latest" / "metrics" / "grafana" / "provisioning"
     settings = grafana / "dashboards" / "default.yml"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     while not (settings.exists() and (provider := yaml.safe_load(settings.read_text()))):
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -304,7 +305,7 @@ def assert_provisioned(folder: Path) -> None:
 
 def assert_job_is_named(url: str, token: str) -> None:
     request = urllib.request.Request(f"{url}/api/jobs/", headers={"Authorization": f"Bearer {token}"})
-    with urllib.request.urlopen(request, timeout=60) as answer:
+    with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:
         assert [job["metadata"]["job_name"] for job in json.load(answer)] == ["sweep watched"]
 
 

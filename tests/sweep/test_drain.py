@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from ddsweep.sweep.drain import Interrupted, drain_on_signal
+from tests.conftest import PATIENCE_S
 
 
 class Drain:
@@ -32,7 +33,7 @@ def test_a_signal_drains_once_and_outside_of_its_handler(tmp_path: Path, number:
     drain, before = Drain(), signal.getsignal(number)
     with drain_on_signal(drain, tmp_path / "STOP"):
         os.kill(os.getpid(), number)
-        assert drain.called.wait(10)
+        assert drain.called.wait(PATIENCE_S)
         (tmp_path / "STOP").touch()  # as a drain does
         time.sleep(0.5)
     assert drain.causes == [number.name]
@@ -46,7 +47,7 @@ def test_a_stop_file_drains_once_and_a_signal_after_it_is_the_first(tmp_path: Pa
         time.sleep(0.3)
         assert not drain.causes
         (tmp_path / "STOP").touch()
-        assert drain.called.wait(10)
+        assert drain.called.wait(PATIENCE_S)
         os.kill(os.getpid(), signal.SIGTERM)  # `ddsweep cancel` leaves the file, and its job then tells us
         time.sleep(0.5)
     assert drain.causes == ["STOP file"]

@@ -14,6 +14,7 @@ from rich.console import Console
 from ddsweep.catalog import DATASETS, TrialSpec
 from ddsweep.sweep import observe
 from ddsweep.sweep.observe import Board
+from tests.conftest import PATIENCE_S
 
 TRIALS = [TrialSpec(DATASETS["digits"], outer_steps=100, seed=seed) for seed in range(40)]
 IDS = [trial.trial_id for trial in TRIALS]
@@ -106,7 +107,7 @@ def test_a_line_comes_also_while_nothing_happens(monkeypatch: pytest.MonkeyPatch
     console = Console(file=io.StringIO())
     with a_board(console) as board:
         board.expect({}, IDS)
-        end = time.monotonic() + 60
+        end = time.monotonic() + PATIENCE_S
         while len(printed(console)) < 2 and time.monotonic() < end:
             time.sleep(0.05)
     assert printed(console)[1].startswith("0/40 done, 0 running, 0 evaluating, 0:0")

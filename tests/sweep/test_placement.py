@@ -155,7 +155,6 @@ def three_nodes(environment: dict[str, str]) -> dict[str, Any]:
         [sys.executable, str(script)],
         capture_output=True,
         text=True,
-        timeout=280,
         check=False,
         env={**environment, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "5" * 64},
     )

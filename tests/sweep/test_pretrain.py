@@ -15,7 +15,7 @@ import pytest
 
 import ddsweep
 from ddsweep.results.layout import PoolDirectory
-from tests.conftest import Run
+from tests.conftest import PATIENCE_S, Run
 from tests.sweep.driver import descendants, kill
 
 pytestmark = pytest.mark.ray
@@ -70,7 +70,7 @@ def start(file: Path, environment: dict[str, str], log: Path) -> subprocess.Pope
 
 
 def until(done: Callable[[], bool], process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE_S
     while not done():
         assert process.poll() is None and time.monotonic() < deadline, log.read_text()
         time.sleep(0.02)
@@ -89,7 +89,7 @@ def test_a_pool_survives_what_happens_to_it_and_serves_a_sweep(
     time.sleep(0.3)
     for pid in [*descendants(process.pid), process.pid]:
         kill(pid)
-    process.wait(timeout=60)
+    process.wait(timeout=PATIENCE_S)
     assert not pool.index.exists() and not pool.part("heldout", 7).exists()
     first = {path.name: path.stat().st_mtime_ns for path in pool.root.glob("networks/train-*")}
     assert len(first) == 8, "what was trained is whole"
@@ -103,7 +103,7 @@ def test_a_pool_survives_what_happens_to_it_and_serves_a_sweep(
     process = start(file, environment, log)
     until(lambda: "begun" in log.read_text() or children(process.pid), process, log)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=120) == 75, log.read_text()
+    assert process.wait(timeout=PATIENCE_S) == 75, log.read_text()
     assert "draining" in log.read_text() and not pool.index.exists()
 
     done = ddsweep_process("pretrain", file, cwd=tmp_path)

@@ -280,7 +280,6 @@ def test_what_ray_says_of_short_memory_is_understood(environment: dict[str, str]
             env={**environment, **short, "RAY_AUTH_MODE": "disabled"},
             capture_output=True,
             text=True,
-            timeout=200,
             check=True,
         )
     assert "Ray's memory monitor killed the process" in told_death(done.stdout), done.stdout

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 
 from ddsweep import DistilledSet, load_results
-from tests.conftest import OneRay, Run
+from tests.conftest import PATIENCE_S, OneRay, Run
 from tests.sweep.driver import OUTER_STEPS, Driver, descendants, kill, until_ended
 
 
@@ -133,11 +133,11 @@ def assert_dashboard_is_private_and_readable(driver: Driver) -> None:
     url, token = f"{found[1]}/api/v0/actors?detail=True", Path(found[2])
     assert token.stat().st_mode & 0o777 == 0o600
     with pytest.raises(urllib.error.HTTPError) as refused:
-        urllib.request.urlopen(url, timeout=20)
+        urllib.request.urlopen(url, timeout=PATIENCE_S)
     assert refused.value.code in (401, 403)
     refused.value.close()
     request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token.read_text()}"})
-    with urllib.request.urlopen(request, timeout=20) as answer:
+    with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:
         actors = json.load(answer)["data"]["result"]["result"]
     names = {actor["repr_name"] for actor in actors}
     assert {"eval shard 0 of small", "eval shard 1 of small", "distil small"} <= names

@@ -55,13 +55,13 @@ def where_shards_are(session: RaySession, evaluate: str, folder: Path, after: An
 
 def node_of_each(shards: int) -> list[str]:
     """Asked again until a shard that died is there anew."""
-    found, deadline = [], time.monotonic() + 120
+    found, deadline = [], time.monotonic() + 600
     for shard in range(shards):
         while True:
             try:
                 actor = ray.get_actor(f"eval-placed-{shard}")
                 asked = actor.__ray_call__.remote(lambda self: ray.get_runtime_context().get_node_id())
-                found.append(ray.get(asked, timeout=120))
+                found.append(ray.get(asked, timeout=600))
                 break
             except (ValueError, ray.exceptions.RayActorError):
                 if time.monotonic() > deadline:
@@ -120,11 +120,11 @@ def main(folder: Path) -> None:
             found["on GPUs"] = where_shards_are(session, "{gpus: 0.1, shards: 4}", folder)
             for granted in (0.5, 2.0):
                 worker = ray.remote(seen).options(num_cpus=0, num_gpus=granted)
-                found[f"granted {granted:g}"] = ray.get(worker.remote(granted), timeout=120)
+                found[f"granted {granted:g}"] = ray.get(worker.remote(granted), timeout=600)
             shared = put_splits(load_splits(DATASETS["digits"], None, validation_fraction=0.1, split_seed=0))
             there = NodeAffinitySchedulingStrategy(session.nodes[1].name, soft=False)
             read = ray.remote(data_of).options(num_cpus=0, scheduling_strategy=there)
-            found["data"] = ray.get([read.remote(shared) for _ in range(2)], timeout=120)
+            found["data"] = ray.get([read.remote(shared) for _ in range(2)], timeout=600)
             by_name = {node.node_id: node for node in nodes}
             lost = by_name[next(node.name for node in session.nodes if node.name != nodes[0].node_id)]
             found["lost"] = lost.node_id
