@@ -17,7 +17,7 @@ from ddsweep import DistilledSet, load_results
 from ddsweep.bundled import write_files
 from ddsweep.catalog import DATASETS
 from ddsweep.data.sources import load_splits
-from tests.conftest import Run
+from tests.conftest import OneRay, Run
 from tests.documents import blocks, commands
 
 TINY = {
@@ -56,9 +56,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.ray
 def test_the_commands_and_the_snippets_of_the_readme_run(
-    tiny: Path, ddsweep_process: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny: Path,
+    ddsweep: Run,
+    one_ray: OneRay,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tiny)
     (block,) = (block for block in blocks("console") if "ddsweep plan" in block.text)
@@ -69,7 +72,8 @@ def test_the_commands_and_the_snippets_of_the_readme_run(
             continue
         if words[0] == "show":  # an id of the settings that were made tiny
             (words[1],) = load_results("results/quickstart").trials.query("init == 'random'")["trial_id"]
-        done = ddsweep_process(*words, cwd=tiny)
+        how = one_ray if words[0] in ("run", "eval") else ddsweep
+        done = how(*words, cwd=tiny)
         assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
         ran.append(words[0])
     assert ran.count("run") == 3 and ran.count("eval") == 2
