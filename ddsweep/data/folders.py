@@ -14,7 +14,7 @@ from ddsweep.catalog import MOST_EXAMPLES, DatasetSpec, Remark
 from ddsweep.data.layout import how_to_get, location
 from ddsweep.errors import DataError
 
-__all__ = ["IMAGE_SUFFIXES", "Listing", "class_order", "list_folder"]
+__all__ = ["IMAGE_SUFFIXES", "Listing", "class_order", "list_folder", "printable"]
 
 IMAGE_SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".pgm", ".ppm", ".pbm", ".tif", ".tiff", ".webp"}
@@ -47,12 +47,20 @@ class _Found:
     broken: list[tuple[str, str]] = field(default_factory=list)
 
     def note(self, kind: str, path: str) -> None:
-        self.by_kind.setdefault(kind, []).append(path)
+        self.by_kind.setdefault(kind, []).append(printable(path))
+
+    def cannot(self, path: str, reason: str) -> None:
+        self.broken.append((printable(path), reason))
 
     def remarks(self) -> tuple[Remark, ...]:
         return tuple(
             Remark(kind, len(paths), tuple(paths[:MOST_EXAMPLES])) for kind, paths in self.by_kind.items()
         )
+
+
+def printable(path: str) -> str:
+    """``path`` as text: of a name that is not UTF-8 the bytes are spelt out."""
+    return path.encode("utf-8", "backslashreplace").decode()
 
 
 def class_order(names: Iterable[str]) -> tuple[str, ...]:
@@ -118,7 +126,9 @@ def _class_folders(parent: Path, found: _Found) -> dict[str, str]:
     """The folders in ``parent`` that are not hidden, by name."""
     folders = {}
     for entry, kind in _entries(str(parent), found):
-        if kind == "folder":
+        if kind == "folder" and printable(entry.name) != entry.name:
+            found.cannot(entry.path, "the name of a class must be UTF-8")
+        elif kind == "folder":
             folders[entry.name] = entry.path
         elif kind == "file" and _is_image(entry.path):
             found.note(_LOOSE, entry.path)
@@ -129,7 +139,7 @@ def _images(folder: str, found: _Found, above: frozenset[str]) -> Iterator[str]:
     """The image files in ``folder`` and the folders in it, each folder entered once on the way down."""
     here = os.path.realpath(folder)
     if here in above:
-        found.broken.append((folder, "the link leads back to a folder that it is in"))
+        found.cannot(folder, "the link leads back to a folder that it is in")
         return
     for entry, kind in _entries(folder, found):
         if kind == "folder":
@@ -150,7 +160,7 @@ def _entries(folder: str, found: _Found) -> Iterator[tuple[os.DirEntry[str], str
         with os.scandir(folder) as inside:
             entries = sorted(inside, key=lambda entry: entry.name)
     except OSError as error:
-        found.broken.append((folder, f"cannot be looked at: {error.strerror or error}"))
+        found.cannot(folder, f"cannot be looked at: {error.strerror or error}")
         return
     for entry in entries:
         if entry.name.startswith("."):
@@ -160,10 +170,10 @@ def _entries(folder: str, found: _Found) -> Iterator[tuple[os.DirEntry[str], str
         try:
             kind = "folder" if entry.is_dir() else "file" if entry.is_file() else "special"
             if kind == "special" and entry.is_symlink() and not os.path.exists(entry.path):
-                found.broken.append((entry.path, "a link to a file that is not there"))
+                found.cannot(entry.path, "a link to a file that is not there")
                 continue
         except OSError as error:
-            found.broken.append((entry.path, f"cannot be looked at: {error.strerror or error}"))
+            found.cannot(entry.path, f"cannot be looked at: {error.strerror or error}")
             continue
         yield entry, kind
 

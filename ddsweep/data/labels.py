@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from ddsweep.catalog import MOST_EXAMPLES, DatasetSpec, Remark
 from ddsweep.catalog.numbers import counted
-from ddsweep.data.folders import Listing, class_order
+from ddsweep.data.folders import Listing, class_order, printable
 
 __all__ = ["ROLES", "Label", "Labelled", "Place", "label_folder", "label_parquet", "listed", "place_text"]
 
@@ -43,7 +43,7 @@ class Labelled:
 
 def place_text(place: Place) -> str:
     path, row = place
-    return str(path) if row is None else f"{path}: row {row}"
+    return printable(str(path)) if row is None else f"{printable(str(path))}: row {row}"
 
 
 def listed(many: str, items: Sequence[str], count: int) -> str:

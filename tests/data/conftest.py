@@ -7,6 +7,7 @@ import io
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+
+from ddsweep.data.files import resolve_dataset
+from ddsweep.data.sources import Splits, load_splits
 
 
 @pytest.fixture(scope="session")
@@ -26,6 +30,18 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if root is not None and (root / "MNIST/raw").is_dir():
             return root
     return small_root(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="session")
+def loaded(data_root: Path) -> Callable[[str], Splits]:
+    """``loaded(name)``: a data set of the catalog from the data root with the default split, read once."""
+
+    @cache
+    def load(name: str) -> Splits:
+        spec = resolve_dataset(name, data_root)
+        return load_splits(spec, data_root, validation_fraction=0.1, split_seed=0)
+
+    return load
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +42,18 @@ def chosen(splits: Splits) -> str:
     ],
 )
 def test_of_the_catalog(
-    name: str, fingerprint: str, trial_id: str, pixels: str, validation: str, data_root: Path
+    name: str,
+    fingerprint: str,
+    trial_id: str,
+    pixels: str,
+    validation: str,
+    data_root: Path,
+    loaded: Callable[[str], Splits],
 ) -> None:
     if name != "digits" and not (data_root / "README.md").exists():
         pytest.skip("the real data sets are not here: set DDSWEEP_DATA")
-    content, trial, splits = load(name, data_root)
-    assert (content, trial) == (fingerprint, trial_id)
+    spec, splits = resolve_dataset(name, data_root), loaded(name)
+    assert (spec.fingerprint, TrialSpec(spec).trial_id) == (fingerprint, trial_id)
     assert (splits.fingerprint, chosen(splits)) == (pixels, validation)
 
 

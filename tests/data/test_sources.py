@@ -77,8 +77,8 @@ def test_normalisation_is_measured_on_the_training_part_only() -> None:
     assert splits.std[0] == pytest.approx(pixels.std(unbiased=False).item(), abs=1e-12)
 
 
-def test_mnist(data_root: Path) -> None:
-    splits = load("mnist", data_root)
+def test_mnist(data_root: Path, loaded: Callable[[str], Splits]) -> None:
+    splits = loaded("mnist")
     assert splits.train_images.shape[1:] == (1, 28, 28)
     assert (splits.mean, splits.std) == ((0.1307,), (0.3081,))
     if is_real(data_root):
@@ -90,8 +90,8 @@ def test_mnist(data_root: Path) -> None:
         assert round(all_pixels.mean().item(), 4) == 0.1307
 
 
-def test_usps(data_root: Path) -> None:
-    splits = load("usps", data_root)
+def test_usps(data_root: Path, loaded: Callable[[str], Splits]) -> None:
+    splits = loaded("usps")
     assert splits.test_images.shape[1:] == (1, 16, 16)
     assert 0 < splits.mean[0] < 1 and 0 < splits.std[0] < 1
     if is_real(data_root):
@@ -99,8 +99,8 @@ def test_usps(data_root: Path) -> None:
         assert splits.test_labels.bincount().tolist() == [359, 264, 198, 166, 200, 160, 170, 147, 166, 177]
 
 
-def test_cifar10_exact(data_root: Path) -> None:
-    splits = load("cifar10-exact", data_root)
+def test_cifar10_exact(data_root: Path, loaded: Callable[[str], Splits]) -> None:
+    splits = loaded("cifar10-exact")
     assert splits.train_images.shape[1:] == (3, 32, 32)
     assert splits.class_names[6] == "frog" and splits.std == (0.247, 0.243, 0.261)
     if is_real(data_root):

@@ -232,6 +232,19 @@ def test_nothing_in_a_folder_is_dropped_without_a_word(make_folder: MakeFolder) 
     assert len(splits.train_labels) + len(splits.validation_labels) == 11
 
 
+def test_names_that_are_not_utf_8_can_be_told(make_folder: MakeFolder) -> None:
+    root = make_folder()
+    train = os.fsencode(root / "pets/train")
+    os.rename(train + b"/cat/00.png", train + b"/cat/\xe9.png")
+    Path(os.fsdecode(train + b"/cat/\xe9.txt")).write_text("a note")
+    spec = look(root)
+    assert said(spec)[0].endswith(r": 1 (train/cat/\udce9.txt)")
+    assert len(load(spec, root).test_labels) == 4
+    for part in (train, os.fsencode(root / "pets/test")):
+        os.rename(part + b"/cat", part + b"/c\xe9")
+    assert r"train/c\udce9: the name of a class must be UTF-8" in refusal(root)
+
+
 def test_what_cannot_be_read_is_told_at_once(make_folder: MakeFolder) -> None:
     """The first ten, and how many; links, folders, files and labels in one message."""
     root = make_folder()
