@@ -1,9 +1,9 @@
 """Data: from a name or an inline mapping to uint8 tensors, a validation split and a fingerprint.
 
 ``files`` resolves what a sweep file says and has data of one's own looked at by ``survey`` (no torch:
-``plan`` uses both), ``sources`` decodes files into `Splits`, ``stand_in`` makes small data in the place of missing
-files, ``weights`` reads those of networks trained elsewhere, and ``fetch`` is the only place that downloads.
-Importing this package imports none of them.
+``plan`` uses both), ``sources`` decodes files into `Splits`, ``stand_in`` makes small data in the place of
+missing files, ``weights`` reads those of networks trained elsewhere, and ``fetch`` is the only place that
+downloads. Importing this package imports none of them.
 """
 
 from __future__ import annotations
