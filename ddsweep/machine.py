@@ -8,10 +8,12 @@ import hashlib
 import importlib.metadata
 import os
 import platform
+import resource
 import secrets
 import shutil
 import socket
 import stat
+import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
@@ -20,6 +22,7 @@ from pathlib import Path
 
 import ddsweep
 from ddsweep.data.files import presence
+from ddsweep.errors import UserError
 from ddsweep.paths import user_path
 from ddsweep.results.files import write_atomic
 
@@ -28,7 +31,10 @@ __all__ = [
     "TOKEN",
     "folder_trouble",
     "free_bytes",
+    "limits_trouble",
     "missing_data",
+    "most_open_files",
+    "object_store_bytes",
     "shared_trouble",
     "socket_trouble",
     "taken_ports",
@@ -39,6 +45,15 @@ __all__ = [
 
 NONCE = "nonce"
 TOKEN = "token"
+SHARED_MEMORY = Path("/dev/shm")
+
+LEAST_FILES = 128
+"""Open files of one process: Ray's raylet has 50, and some for each worker."""
+
+_LEAST_ROOM = 20 * 10**6
+_LEAST_STORE = 100 * 2**20
+_STORE_OF_MEMORY = 0.3
+"""What Ray takes for its object store, of the memory, if it is not told."""
 
 
 def torch_gpus() -> tuple[int, str]:
@@ -56,10 +71,10 @@ def shared_trouble(folder: Path, nonce: str) -> str:
     try:
         found = (folder / NONCE).read_text(encoding="utf-8")
     except FileNotFoundError:
-        return f"{folder.parent} is not the folder that the login node has"
+        return f"{folder.parent} is another folder there, or not there"
     except OSError as error:
         return f"{folder / NONCE}: {error.strerror}"
-    return "" if found == nonce else f"{folder / NONCE} holds something else here"
+    return "" if found == nonce else f"{folder / NONCE} holds something else there"
 
 
 def folder_trouble(folder: Path) -> str:
@@ -124,6 +139,50 @@ def free_bytes(folder: Path) -> int:
         return shutil.disk_usage(folder).free
     except OSError:
         return 0
+
+
+def most_open_files() -> int:
+    """How many files a process may have open if it asks for all that it may have, as Ray does."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    return sys.maxsize if hard == resource.RLIM_INFINITY else hard
+
+
+def limits_trouble(temporary: Path) -> str:
+    """Why a Ray with its folder in ``temporary`` would not come up here, as far as one can tell."""
+    found = []
+    if (most := most_open_files()) < LEAST_FILES:
+        found.append(
+            f"a process may have {most} files open, and Ray needs {LEAST_FILES}: raise the hard limit "
+            "(ulimit -Hn, LimitNOFILE of systemd, nofile of a container)"
+        )
+    if (free := free_bytes(temporary)) < _LEAST_ROOM:
+        found.append(
+            f"{temporary} has {free / 1e6:.0f} MB free, and Ray needs {_LEAST_ROOM / 1e6:.0f} there: free "
+            "some, or set TMPDIR (of a site: temporary) to another folder"
+        )
+    return "; ".join(found)
+
+
+def object_store_bytes(temporary: Path, data: int) -> int | None:
+    """How large Ray's object store is to be, for ``data`` bytes of data sets, where Ray's own choice does not
+    fit into shared memory: it would put all of it into its folder in ``temporary``. None: its own choice is
+    fine, or has to be. Raises `UserError` if the data fit into neither."""
+    need, free = _LEAST_STORE + 2 * data, int(0.9 * free_bytes(SHARED_MEMORY))
+    if not SHARED_MEMORY.is_dir() or free >= _STORE_OF_MEMORY * memory_bytes():
+        return None
+    if free >= need:
+        return free
+    if (room := free_bytes(temporary)) < need:
+        raise UserError(
+            f"Ray's object store needs {need / 1e6:.0f} MB; {SHARED_MEMORY} has {free / 0.9e6:.0f} MB free "
+            f"and {temporary} {room / 1e6:.0f} MB: make room, or give a container more (its shm size)"
+        )
+    return None
+
+
+def memory_bytes() -> int:
+    """Of this machine, whatever a container or a job may use of it."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def taken_ports(ports: range) -> tuple[int, ...]:

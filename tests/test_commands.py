@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -238,7 +239,10 @@ def test_every_file_shown_can_be_read(block: Block, tmp_path: Path, lab: Path, o
             assert len(splits.class_names) == 2
         return
     content = yaml.safe_load(block.text)
-    if "epochs" in content:
+    if content.get("kind") == "RayJob":
+        check_ddsweep(shlex.split(content["spec"]["entrypoint"])[1:])
+        assert content["spec"]["rayClusterSpec"]["rayVersion"] == version("ray")
+    elif "epochs" in content:
         assert isinstance(load_pool(file), PoolFile)
     elif "name" in content:
         assert ids_of(load_sweep(file))

@@ -13,7 +13,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "ddsweep"
 # The lowest first. Rooms of one line do not know each other.
 LEVELS = (
-    ("errors", "interpreter"),
+    ("errors", "interpreter", "private"),
     ("seeds", "catalog", "bundled", "paths"),
     ("core",),
     ("data", "results", "baselines", "spec", "cost", "compilation", "provenance", "dashboards"),

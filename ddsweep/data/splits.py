@@ -51,6 +51,11 @@ class Splits:
     whitening: Whitening | None = None
     test_in_train: int = 0
 
+    @property
+    def nbytes(self) -> int:
+        """Of images and labels."""
+        return sum(value.nbytes for value in vars(self).values() if isinstance(value, torch.Tensor))
+
     def __repr__(self) -> str:
         counts = ", ".join(
             f"{len(labels)} {part}"

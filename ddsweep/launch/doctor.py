@@ -12,6 +12,7 @@ import secrets
 import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -27,7 +28,7 @@ from ddsweep.errors import UserError
 from ddsweep.launch.probe import Facts, Request, look
 from ddsweep.launch.site import LONGEST_TEMPORARY, PORTS_OF_A_JOB, Site
 from ddsweep.launch.slurm import ask, check_site, partitions, srun_options
-from ddsweep.machine import NONCE, TOKEN, folder_trouble, missing_data, token_trouble, versions
+from ddsweep.machine import LEAST_FILES, NONCE, TOKEN, folder_trouble, missing_data, token_trouble, versions
 from ddsweep.report.data import remark_lines
 from ddsweep.results.files import results_error
 from ddsweep.spec import SweepSpec
@@ -41,6 +42,7 @@ ALWAYS_THERE = "digits"
 
 _LITTLE_SPACE = 2 * 10**9
 _LITTLE_SHARED = 10**9
+_FEW_FILES = 1024
 _LEAST_SHARED = 120 * 2**20
 """Ray's object store takes at least 100 MiB, and of what is free nine tenths."""
 
@@ -87,6 +89,7 @@ def examine(
                 yield check_ports(here, site)
             yield check_gpus(here, site)
             yield check_shared_memory(here, site)
+            yield check_open_files(here)
             yield check_data_here(data_root, data, sweep)
             return
         yield check_results_here(results, folder, trouble)
@@ -118,6 +121,7 @@ def examine_nodes(site: Site, request: Request, patience_s: float) -> Iterator[F
     yield check_ports(nodes, site)
     yield check_gpus(nodes, site)
     yield check_shared_memory(nodes, site)
+    yield check_open_files(nodes)
     yield check_data(nodes, request.data)
     yield check_clocks(nodes, answers.arrived)
 
@@ -502,6 +506,20 @@ def check_shared_memory(nodes: Sequence[Facts], site: Site | None) -> Finding:
         "shared memory",
         f"{little}: {least / 1e9:.1f} GB free in /dev/shm, where Ray keeps data sets; make room, or a "
         "container with more of it",
+    )
+
+
+def check_open_files(nodes: Sequence[Facts]) -> Finding:
+    least = min(found.open_files for found in nodes)
+    if least >= _FEW_FILES:
+        told = f"at least {least}" if least < sys.maxsize else "any number"
+        return Finding("ok", "open files", f"a process may have {told} of them on {_count(nodes)}")
+    few = ", ".join(found.host for found in nodes if found.open_files < _FEW_FILES)
+    return Finding(
+        "FAIL" if least < LEAST_FILES else "warn",
+        "open files",
+        f"{few}: a process may have {least} of them; Ray needs {LEAST_FILES}, and some more for each worker; "
+        "raise the hard limit (ulimit -Hn, LimitNOFILE of systemd, nofile of a container)",
     )
 
 

@@ -17,10 +17,12 @@ from typing import Any
 
 from ddsweep.launch.ray_cluster import node_limits
 from ddsweep.machine import (
+    SHARED_MEMORY,
     TOKEN,
     folder_trouble,
     free_bytes,
     missing_data,
+    most_open_files,
     shared_trouble,
     socket_trouble,
     taken_ports,
@@ -64,6 +66,7 @@ class Facts:
     temporary_free: int
     taken_ports: tuple[int, ...]
     shared_memory: int
+    open_files: int
     missing: dict[str, str]
     clock: float
 
@@ -96,7 +99,8 @@ def look(request: Request) -> Facts:
         temporary_trouble=socket_trouble(Path(request.temporary)),
         temporary_free=free_bytes(Path(request.temporary)),
         taken_ports=taken_ports(range(request.first_port, request.first_port + request.ports)),
-        shared_memory=free_bytes(Path("/dev/shm")),
+        shared_memory=free_bytes(SHARED_MEMORY),
+        open_files=most_open_files(),
         missing=missing_data(request.data, None if request.data_root is None else Path(request.data_root)),
         clock=time.time(),
     )

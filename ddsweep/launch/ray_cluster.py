@@ -13,7 +13,6 @@ import os
 import secrets
 import shutil
 import socket
-import stat
 import subprocess
 import sys
 import time
@@ -28,7 +27,8 @@ from ddsweep.interpreter import SAFE_PATH, python_module
 from ddsweep.launch.folder import read_json, write_json
 from ddsweep.launch.processes import MARK, Signals, end, kill_marked, spawn
 from ddsweep.launch.site import PORTS_OF_A_JOB, Site
-from ddsweep.machine import versions
+from ddsweep.machine import limits_trouble, versions
+from ddsweep.private import PREFIX, is_own, owned, remove_left
 from ddsweep.sweep.retry import RetryPolicy
 
 __all__ = ["LOST_HEAD", "NodeLimits", "Place", "node_limits", "ray_environment", "run_on_cluster"]
@@ -42,6 +42,7 @@ DRIVER_RETRIES = RetryPolicy(4)
 _RAY = "ray"
 """The folder of Ray itself, inside of the one that only its owner may enter."""
 
+_TOKEN = "token"
 _LOOK_S = 0.3
 _LOOK_AT_NODES_S = 1.0
 _DRAIN_S = 10.0
@@ -141,18 +142,23 @@ def run_on_cluster(
     is done. On ``signals.any`` the command gets one SIGTERM, to drain. Raises `UserError` if the cluster does
     not come up; then, as always, nothing keeps running on this node.
     """
-    temporary = Path(site.temporary) / f"dds{place.job.replace('_', '-')}"
-    token = folder / "token"
+    temporary = Path(site.temporary) / f"{PREFIX}{place.job.replace('_', '-')}"
+    token = folder / _TOKEN
     for earlier in range(place.restart):  # what a SIGKILL on this node may have left
         kill_marked(f"{place.job}.{earlier}.")
+        (folder.parent / f"{place.job}.{earlier}" / _TOKEN).unlink(missing_ok=True)
     mark = f"{place.job}.{place.restart}.{place.rank}."
     environment = {**os.environ, **ray_environment(site, temporary / _RAY, token), MARK: mark}
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     card = {"host": socket.gethostname(), "versions": versions(), "trouble": ""}
     try:
+        remove_left(Path(site.temporary))
         _make_private(temporary)
+        if trouble := limits_trouble(temporary):
+            raise UserError(f"{socket.gethostname()}: {trouble}")
         write_json(_card(folder, place.rank), card)
-        with (folder / f"ray-{place.rank}.log").open("a", encoding="utf-8") as log:
+        log_file = folder / f"ray-{place.rank}.log"
+        with owned(temporary), log_file.open("a", encoding="utf-8") as log:
             node = _Node(site, place, folder, temporary / _RAY, environment, limits, signals, say, log)
             return _head(node, command) if place.is_head else _worker(node)
     except UserError as error:
@@ -162,7 +168,7 @@ def run_on_cluster(
         left = kill_marked(mark)
         if left:
             say(f"{socket.gethostname()}: processes that cannot be killed: {left}")
-        if _is_own(temporary):
+        if is_own(temporary):
             shutil.rmtree(temporary, ignore_errors=True)
         # If the head fails before it has begun, the others must not wait for its address for ever.
         said = _done(folder) if place.is_head else _left(folder, place.rank)
@@ -175,19 +181,11 @@ def _make_private(folder: Path) -> None:
     host = socket.gethostname()
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not _is_own(folder):
+        if not is_own(folder):
             raise UserError(f"temporary: {folder} on {host} belongs to somebody else; set another folder")
         folder.chmod(0o700)
     except OSError as error:
         raise UserError(f"temporary: {folder} on {host}: {error.strerror}") from None
-
-
-def _is_own(folder: Path) -> bool:
-    try:
-        found = folder.lstat()
-    except OSError:
-        return False
-    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
 
 
 @dataclass(frozen=True)
@@ -246,7 +244,7 @@ def _head(node: _Node, command: Callable[[str], Sequence[str]]) -> int:
     ip = _own_ip(place.hosts)
     port = _free_ports(ip, site, place.job)
     address = f"{ip}:{port}"
-    _write_token(folder / "token")
+    _write_token(folder / _TOKEN)
     if site.dashboard:
         node.environment.update(provision(node.temporary.parent))
     ray = node.start_ray(
@@ -269,12 +267,12 @@ def _head(node: _Node, command: Callable[[str], Sequence[str]]) -> int:
         if site.dashboard:
             host = socket.gethostname()
             node.say(f"dashboard: ssh -N -L {port + 1}:127.0.0.1:{port + 1} {host}")
-            node.say(f"  then http://127.0.0.1:{port + 1}, with the token in {folder / 'token'}")
+            node.say(f"  then http://127.0.0.1:{port + 1}, with the token in {folder / _TOKEN}")
         return _drive(node, ray, command(address), address)
     finally:
         write_json(_done(folder), {"host": socket.gethostname()})
         end(ray, _DRAIN_S)
-        (folder / "token").unlink(missing_ok=True)  # it opens nothing any more
+        (folder / _TOKEN).unlink(missing_ok=True)  # it opens nothing any more
         _wait_for_leaving(node)
 
 

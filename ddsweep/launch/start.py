@@ -106,7 +106,8 @@ def launch(request: Request) -> LaunchFolder:
         # Nobody else is at work either; and it is free again for the jobs, which may start before all are
         # submitted.
         with SweepLock(directory.lock):
-            pass
+            for token in directory.root.glob("jobs/*/runs/*/token"):  # of jobs that were killed
+                token.unlink(missing_ok=True)
         try:
             folder = new_folder(directory, request.mode)
             try:

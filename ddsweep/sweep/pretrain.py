@@ -19,6 +19,7 @@ from ddsweep.pools.train import PoolGroup, check_parts, missing_groups, train_gr
 from ddsweep.results.files import full_disk_told
 from ddsweep.results.layout import PoolDirectory
 from ddsweep.sweep.drain import drain_on_signal
+from ddsweep.sweep.join import check_nodes
 from ddsweep.sweep.placement import check_gpus_seen
 from ddsweep.sweep.pool import SharedSplits, get_splits, put_splits
 from ddsweep.sweep.session import ray_session
@@ -68,7 +69,10 @@ def train_pool(
         cpus=pool.total_cpus,
         gpus=pool.total_gpus,
         dashboard=False,
+        data_bytes=splits.nbytes,
     ) as session:
+        if address is not None:
+            check_nodes({node.name: node.host for node in session.nodes}, directory.temporary)
         for name, asked, there in (("cpus", pool.cpus, session.cpus), ("gpus", pool.gpus, session.gpus)):
             if asked > there:
                 raise UserError(f"{name}: a group of networks asks for {asked:g}, but there are {there:g}")

@@ -37,6 +37,7 @@ from ddsweep.sweep.asha import Asha
 from ddsweep.sweep.drain import drain_on_signal
 from ddsweep.sweep.full_disk import FullDisk
 from ddsweep.sweep.halving import Halving
+from ddsweep.sweep.join import check_nodes
 from ddsweep.sweep.metrics import exported
 from ddsweep.sweep.observe import Board
 from ddsweep.sweep.placement import check_gpus_seen, check_placement
@@ -369,7 +370,10 @@ def run_sweep(
         cpus=resources.total_cpus,
         gpus=resources.total_gpus,
         dashboard=resources.dashboard,
+        data_bytes=sum(found.nbytes for found in splits.values()),
     ) as session:
+        if address is not None:
+            check_nodes({node.name: node.host for node in session.nodes}, directory.temporary)
         if sweep.resources.to_be_measured:
             sweep = _with_measured_resources(sweep, to_distil, session, directory, board, seconds)
             resources = sweep.resources

@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
@@ -19,6 +19,9 @@ from ray.job_config import JobConfig
 from ddsweep.dashboards import provision
 from ddsweep.errors import UserError
 from ddsweep.interpreter import SAFE_PATH
+from ddsweep.machine import limits_trouble, object_store_bytes
+from ddsweep.private import private_folder
+from ddsweep.sweep.join import find_ray, use_its_token
 
 __all__ = ["Node", "RaySession", "ray_session"]
 
@@ -50,12 +53,14 @@ _ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class Node:
-    """A machine of the session, by its id in Ray, and what trials may use of it; ``memory`` is in bytes."""
+    """A machine of the session, by its id in Ray, and what trials may use of it; ``memory`` is in bytes,
+    ``host`` what people call it."""
 
     name: str
     cpus: float
     gpus: float
     memory: float
+    host: str = ""
 
 
 @dataclass(frozen=True)
@@ -84,65 +89,74 @@ class RaySession:
 
 @contextmanager
 def ray_session(
-    *, job: str, address: str | None, cpus: int | None, gpus: float | None, dashboard: bool
+    *,
+    job: str,
+    address: str | None,
+    cpus: int | None,
+    gpus: float | None,
+    dashboard: bool,
+    data_bytes: int = 0,
 ) -> Iterator[RaySession]:
     """A local Ray of ``cpus`` and ``gpus`` (all there are if None), or the cluster at ``address``. ``job`` is
-    what the dashboard calls this driver.
+    what the dashboard calls this driver. ``data_bytes`` will be put into its object store.
 
-    Raises `UserError` if it cannot be started or reached.
+    Raises `UserError` if it cannot be started or reached: where that can be told beforehand, it is.
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    provisioned: dict[str, str] = {}
-    if address is None:
-        # An address in the environment would quietly send the sweep to another cluster.
-        os.environ.pop("RAY_ADDRESS", None)
-        temporary = _temporary_folder()
-        token = _use_token(temporary)
-        if dashboard:
-            provisioned = provision(temporary)
-        options = {
-            "address": "local",
-            "num_cpus": cpus,
-            "num_gpus": gpus,
-            "include_dashboard": dashboard,
-            "dashboard_host": "127.0.0.1",
-            "_temp_dir": str(temporary / _RAY_FOLDER),
-        }
-    else:
-        temporary, token = None, None
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-        options = {"address": address}
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the outcome of trials is told by ddsweep
-    try:
-        with _environment({**provisioned, **SAFE_PATH}):
-            context = ray.init(
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                configure_logging=True,
-                # As of Ray Client, or Ray would put this folder first on the path of its workers.
-                job_config=JobConfig(metadata={"job_name": job}, _client_job=True),
-                **options,
-            )
-    except Exception as error:  # Ray raises ConnectionError, ValueError, RuntimeError, ...
-        raise UserError(f"Ray {ray.__version__} did not start: {' '.join(str(error).split())}") from error
-    try:
+    with ExitStack() as afterwards:
+        provisioned: dict[str, str] = {}
+        token = None
+        if address is None:
+            # An address in the environment would quietly send the sweep to another cluster.
+            os.environ.pop("RAY_ADDRESS", None)
+            temporary = afterwards.enter_context(private_folder(_base()))
+            if trouble := limits_trouble(temporary):
+                raise UserError(f"Ray cannot start here: {trouble}")
+            token = _use_token(temporary)
+            if dashboard:
+                provisioned = provision(temporary)
+            options = {
+                "address": "local",
+                "num_cpus": cpus,
+                "num_gpus": gpus,
+                "object_store_memory": object_store_bytes(temporary, data_bytes),
+                "include_dashboard": dashboard,
+                "dashboard_host": "127.0.0.1",
+                "_temp_dir": str(temporary / _RAY_FOLDER),
+            }
+        else:
+            found = find_ray(address)
+            use_its_token(found)
+            options = {"address": found}
+        afterwards.callback(ray.shutdown)
+        try:
+            with _environment({**provisioned, **SAFE_PATH}):
+                context = ray.init(
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    configure_logging=True,
+                    # As of Ray Client, or Ray would put this folder first on the path of its workers.
+                    job_config=JobConfig(metadata={"job_name": job}, _client_job=True),
+                    **options,
+                )
+        except Exception as error:  # Ray raises ConnectionError, ValueError, RuntimeError, ...
+            raise UserError(f"Ray {ray.__version__} did not start: {' '.join(str(error).split())}") from error
         url = context.dashboard_url
         yield RaySession(dashboard=f"http://{url}" if url else "", token=token, nodes=_nodes())
-    finally:
-        ray.shutdown()
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _nodes() -> tuple[Node, ...]:
     """The nodes that are alive, in an order that is the same for every caller."""
     alive = sorted((node for node in ray.nodes() if node["Alive"]), key=lambda node: str(node["NodeID"]))
-    there = [(node["NodeID"], node["Resources"]) for node in alive]
-    return tuple(
-        Node(name, has.get("CPU", 0.0), has.get("GPU", 0.0), max(0.0, has.get("memory", 0.0) - _KEPT_BYTES))
-        for name, has in there
-    )
+    return tuple(_node(found, found["Resources"]) for found in alive)
+
+
+def _node(found: Mapping[str, Any], has: Mapping[str, float]) -> Node:
+    memory = max(0.0, has.get("memory", 0.0) - _KEPT_BYTES)
+    host = f"{found['NodeManagerHostname']} ({found['NodeManagerAddress']})"
+    return Node(found["NodeID"], has.get("CPU", 0.0), has.get("GPU", 0.0), memory, host)
 
 
 @contextmanager
@@ -160,11 +174,11 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _temporary_folder() -> Path:
-    """A private folder with a short name, of this run alone: users cannot share Ray's default one."""
+def _base() -> Path:
+    """Where a private folder with a short name may be: users cannot share Ray's default one."""
     for base in (tempfile.gettempdir(), "/tmp"):
         if len(base) <= _LONGEST_BASE and os.access(base, os.W_OK):
-            return Path(tempfile.mkdtemp(prefix="dds-", dir=base))
+            return Path(base)
     raise UserError(
         f"no temporary folder with a path of at most {_LONGEST_BASE} characters can be written: "
         "set TMPDIR to one (Ray keeps its sockets there)"

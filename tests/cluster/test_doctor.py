@@ -74,7 +74,7 @@ def test_a_healthy_site(examine: Examine, lab: Lab, tmp_path: Path) -> None:
         "results": 2,  # here, and on the nodes
         "data": 2,
         **dict.fromkeys(("slurm", "accounting", "partition", "request", "nodes", "versions", "token"), 1),
-        **dict.fromkeys(("temporary", "ports", "gpus", "shared memory", "clocks"), 1),
+        **dict.fromkeys(("temporary", "ports", "gpus", "shared memory", "open files", "clocks"), 1),
     }
     assert lines["nodes"] == ["ok   nodes: node1, node2, node3 answered"]
     assert "to start at" in lines["request"][0]
@@ -126,7 +126,7 @@ def test_nodes_that_are_wrong_in_every_way(
     assert set(bad) == {"nodes", "versions", "results", "temporary", "data"}
     assert "2 of 3 answered; node3: no python here" in bad["nodes"]
     assert "node2: ray 2.59.0 (here " in bad["versions"]
-    assert f"node1, node2: {tmp_path / 'results'} is not the folder that the login node" in bad["results"]
+    assert f"node1, node2: {tmp_path / 'results'} is another folder there, or not" in bad["results"]
     assert "node1, node2: /var/none: No such file or directory" in bad["temporary"]
     assert f"node1, node2: birds: {tmp_path / 'data/birds'}; set --data-root" in bad["data"]
     assert not (tmp_path / "results").exists()

@@ -43,6 +43,7 @@ def facts(host: str = "a", **changes: object) -> Facts:
         temporary_free=10**11,
         taken_ports=(),
         shared_memory=10**10,
+        open_files=1024,
         missing={},
         clock=1000.0,
     )
@@ -80,6 +81,7 @@ def test_this_machine_is_well(ask: Ask) -> None:
         ["ok", "temporary"],
         ["ok", "gpus"],
         [lines[5].split()[0], "shared"],  # it has as much as it has
+        ["ok", "open"],
         ["warn", "data"],
     ]
     assert versions()["ray"] in lines[0]
@@ -177,8 +179,8 @@ def test_looking_at_a_machine(shared: Path, tmp_path: Path) -> None:
 
 def test_the_folder_must_be_the_same(shared: Path) -> None:
     assert machine.shared_trouble(shared, "secret") == ""
-    assert "holds something else here" in machine.shared_trouble(shared, "other")
-    assert "is not the folder that the login node has" in machine.shared_trouble(shared / "none", "secret")
+    assert "holds something else there" in machine.shared_trouble(shared, "other")
+    assert "is another folder there, or not there" in machine.shared_trouble(shared / "none", "secret")
 
 
 def test_files_must_be_written_as_results_are(shared: Path) -> None:
@@ -236,6 +238,13 @@ def test_ports_that_somebody_has() -> None:
         (doctor.check_gpus, {"gpus": 1, "visible": "0"}, "FAIL", "b: Slurm gives 1 of 2 GPUs"),
         (doctor.check_gpus, {"torch_gpus": 0}, "FAIL", "b: torch can use 0 of 2 GPUs"),
         (doctor.check_gpus, {"torch_trouble": "no libcuda"}, "FAIL", "b: no libcuda"),
+        (
+            doctor.check_open_files,
+            {"open_files": 256},
+            "warn",
+            "b: a process may have 256 of them; Ray needs",
+        ),
+        (doctor.check_open_files, {"open_files": 48}, "FAIL", "b: a process may have 48 of them"),
         (doctor.check_shared_memory, {"shared_memory": 5 * 10**8}, "warn", "b: 0.5 GB free in /dev/shm"),
         (doctor.check_shared_memory, {"shared_memory": 64 * 2**20}, "FAIL", "b: 0.1 GB free in /dev/shm"),
         (doctor.check_data, {"missing": {"mnist": "MNIST/raw"}}, "FAIL", "b: mnist: MNIST/raw; set --data"),

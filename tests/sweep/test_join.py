@@ -1,0 +1,158 @@
+"""A Ray that is there already: with a token and without, and what is told of it before the first trial."""
+
+from __future__ import annotations
+
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from ddsweep.launch.processes import end, spawn
+from ddsweep.machine import NONCE, versions
+from ddsweep.sweep import join
+from tests.conftest import OneRay, Run
+
+SWEEP = """\
+name: joined
+base: {dataset: digits, network: convnet(width=4), outer_steps: 2, models_per_step: 1, selection_networks: 1}
+evaluate: {networks: 2, shards: 1, baselines: none}
+resources: {checkpoint_every: 1}
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "joined.yaml"
+    path.write_text(SWEEP)
+    return path
+
+
+@contextmanager
+def listening() -> Iterator[str]:
+    """Somebody who is no Ray, and says nothing."""
+    with socket.create_server(("", 0)) as server:
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+
+
+# -------------------------------------------------------------------------------------- the address
+
+
+@pytest.mark.parametrize(
+    ("address", "told"),
+    [
+        ("ray://10.0.0.1:10001", "is for Ray Client or the dashboard; run ddsweep on a node of the cluster"),
+        ("http://127.0.0.1:8265", "is for Ray Client or the dashboard; run ddsweep on a node of the cluster"),
+        ("10.0.0.1", "such as 10.0.0.1:6379"),
+        ("nobody.invalid:6379", "such as 10.0.0.1:6379"),
+        ("127.0.0.1:1", ":1 (Connection refused); is it up"),
+        ("somebody else", "(what listens there is none); is it up"),
+    ],
+)
+def test_an_address_where_no_ray_is(
+    file: Path, ddsweep: Run, monkeypatch: pytest.MonkeyPatch, address: str, told: str
+) -> None:
+    monkeypatch.setattr(join, "_ANSWER_S", 0.5)
+    with listening() as other:
+        address = other if address == "somebody else" else address
+        said = ddsweep("run", file, "--address", address, cwd=file.parent)
+    assert (said.returncode, said.stderr.count("\n")) == (1, 1), said.stderr
+    assert said.stderr.startswith("ddsweep: --address: ") and told in said.stderr
+    assert not (file.parent / "results" / "joined").exists()
+
+
+@pytest.mark.parametrize(
+    ("token", "told"),
+    [
+        ({}, "wants a token, and there is none in RAY_AUTH_TOKEN_PATH"),
+        (
+            {"RAY_AUTH_TOKEN": "0" * 64},
+            "wants a token, and not the one that was found in RAY_AUTH",
+        ),
+        ({"RAY_AUTH_TOKEN_PATH": "/none"}, "wants a token: "),
+    ],
+)
+def test_the_token_of_a_ray_is_asked_for_in_one_line(
+    file: Path, ddsweep: Run, one_ray: OneRay, token: dict[str, str], told: str
+) -> None:
+    said = ddsweep("run", file, "--address", one_ray.address, cwd=file.parent, HOME=str(file.parent), **token)
+    assert (said.returncode, said.stderr.count("\n")) == (1, 1), said.stderr
+    assert told in said.stderr
+
+
+# ---------------------------------------------------------------------------------------- its nodes
+
+
+def test_what_is_wrong_on_a_node_is_told(tmp_path: Path) -> None:
+    look, place = join._look(), tmp_path / "results" / "nodes"
+    place.mkdir(parents=True)
+    (place / NONCE).write_text("nonce")
+    assert look(str(place), "nonce", versions()) == ""
+    assert "is another folder there, or not there; --results" in look(
+        str(tmp_path / "a/b"), "nonce", versions()
+    )
+    assert "holds something else there; --results" in look(str(place), "other", versions())
+    found = look(str(place), "nonce", {**versions(), "ray": "1.0"})
+    assert f"has other versions: ray {versions()['ray']} (here 1.0)" in found
+
+
+HIDDEN = """
+import importlib.abc, sys
+class Hide(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name.partition(".")[0] == "ddsweep":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Hide())
+"""
+
+
+@contextmanager
+def ray_node(folder: Path, environment: dict[str, str], *options: str) -> Iterator[None]:
+    """``ray start`` by hand, in a session of its own."""
+    log = folder / f"log{len(list(folder.glob('log*')))}"
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
+    sizes = ["--num-cpus=1", f"--object-store-memory={100 * 2**20}"]
+    with log.open("w") as output:
+        ray = spawn([*command, *sizes, *options], environment, output)
+    try:
+        while "Ray runtime started" not in log.read_text():
+            assert ray.poll() is None, log.read_text()
+            time.sleep(0.1)
+        yield
+    finally:
+        end(ray, 20)
+
+
+@pytest.mark.ray
+def test_a_ray_without_a_token_and_a_node_without_ddsweep(
+    file: Path, environment: dict[str, str], ddsweep: Run
+) -> None:
+    """As `ray start --head` leaves it where nobody thinks of a token: the driver finds that out by itself."""
+    with tempfile.TemporaryDirectory(prefix="dds-") as name, socket.socket() as probe:
+        folder = Path(name)
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+        probe.close()
+        own = {**environment, "HOME": name}
+        (folder / "sitecustomize.py").write_text(HIDDEN)
+        bare = {**own, "PYTHONPATH": name}
+        head = ["--head", "--node-ip-address=127.0.0.1", f"--port={address.partition(':')[2]}"]
+        head += ["--include-dashboard=false", f"--temp-dir={folder}/ray"]
+
+        def run() -> tuple[int, str, str]:
+            said = ddsweep("run", file, "--address", address, cwd=file.parent, HOME=name)
+            return said.returncode, said.stdout, said.stderr
+
+        with ray_node(folder, own, *head):
+            with ray_node(folder, bare, f"--address={address}", "--node-ip-address=127.0.0.1"):
+                code, _, err = run()
+                assert (code, err.count("\n")) == (1, 1), err
+                assert "nodes of this Ray cannot run the sweep: " in err and ": has no ddsweep" in err
+                assert f"install {versions()['ddsweep']} there" in err
+                assert not (file.parent / "results" / "joined").exists()
+            code, out, err = run()
+            assert code == 0 and "1 trial done" in out, err
