@@ -196,7 +196,8 @@ def _discard(folder: LaunchFolder, launch: Launch) -> None:
         path for one in (directory.lock, directory.launch_lock) for path in one.parent.glob(f"{one.name}*")
     ]
     empty = {directory.sweep_file, *locks}
-    if all(path in empty for path in directory.root.rglob("*") if not path.is_dir()):
+    there = [path for path in directory.root.rglob("*") if not path.is_dir()]
+    if all(path in empty or path.is_relative_to(directory.cache) for path in there):
         shutil.rmtree(directory.root, ignore_errors=True)
 
 

@@ -15,6 +15,7 @@ from ddsweep.launch.folder import Job, Launch, LaunchFolder, write_json
 from ddsweep.launch.site import Site
 from ddsweep.launch.start import Request, launch
 from ddsweep.launch.watch import active_jobs, cancel, latest, launch_lines, log_files, wait_for
+from ddsweep.results.current import write_sweep_file
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.results.lock import SweepLock, process_start
 from ddsweep.spec import load_sweep
@@ -162,7 +163,7 @@ def test_what_never_starts_is_cancelled_but_not_what_nobody_can_ask_for(
     assert slurm.asked("scancel") == []
     slurm.says("squeue", "12|PENDING|Priority|\n")
     with SweepLock(directory.launch_lock):  # as launching does, which leaves a file beside it
-        pass
+        write_sweep_file(directory, b"name: small\n", ["0123456789"])
     with pytest.raises(UserError, match=r"nothing started \(12: Priority\)"):
         waited(folder)
     assert slurm.asked("scancel") == ["scancel 12"]
