@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import ray
 
@@ -22,13 +24,14 @@ from ddsweep.sweep.drain import drain_on_signal
 from ddsweep.sweep.join import check_nodes
 from ddsweep.sweep.placement import check_gpus_seen
 from ddsweep.sweep.pool import SharedSplits, get_splits, put_splits
+from ddsweep.sweep.retry import RetryPolicy, told_death
 from ddsweep.sweep.session import ray_session
 from ddsweep.trial_plan import pick_device
 
 __all__ = ["train_pool"]
 
-MAX_RETRIES = 3
-"""How often a group is tried again whose worker died."""
+RETRIES = RetryPolicy(3)
+"""How often, and when, a group is tried again whose worker died."""
 
 
 def load_pool_splits(recipe: PoolRecipe, data_root: Path | None, *, stand_in: bool = False) -> Splits:
@@ -78,8 +81,12 @@ def train_pool(
                 raise UserError(f"{name}: a group of networks asks for {asked:g}, but there are {there:g}")
         on_ready()
         shared = put_splits(splits)
-        needs = {"num_cpus": pool.cpus, "num_gpus": pool.gpus, "max_retries": MAX_RETRIES}
+        needs = {"num_cpus": pool.cpus, "num_gpus": pool.gpus, "max_retries": 0}
         train = ray.remote(_train_in_worker)
+
+        def start(group: PoolGroup) -> Any:
+            there = train.options(name=f"pool {pool.name}, {group.label}", **needs)
+            return there.remote(pool, recipe, group, shared, directory)
 
         def drain(cause: str) -> None:
             directory.stop_file.touch()
@@ -87,17 +94,31 @@ def train_pool(
 
         begun, done = time.monotonic(), 0
         with drain_on_signal(drain, directory.stop_file):
-            running = {
-                train.options(name=f"pool {pool.name}, {group.label}", **needs).remote(
-                    pool, recipe, group, shared, directory
-                ): group
-                for group in groups
-            }
-            while running:
-                finished, _ = ray.wait(list(running), timeout=0.5)
+            running = {start(group): group for group in groups}
+            deaths, resting = Counter[str](), dict[float, PoolGroup]()
+            while running or (resting and not directory.stop_file.exists()):
+                for due in [due for due in resting if due <= time.monotonic()]:
+                    group = resting.pop(due)
+                    running[start(group)] = group
+                finished: Sequence[Any] = ()
+                if running:
+                    finished, _ = ray.wait(list(running), timeout=0.5)
+                else:
+                    time.sleep(0.5)
                 for reference in finished:
                     group = running.pop(reference)
-                    if _result(reference, group):
+                    try:
+                        trained = _result(reference, group)
+                    except ray.exceptions.RayError as error:  # the worker died
+                        deaths[group.label] += 1
+                        wait, death = RETRIES.wait(deaths[group.label]), told_death(str(error))
+                        if wait is None:
+                            times = f"{group.label}: tried {deaths[group.label]} times"
+                            raise UserError(f"{times}: {death}") from error
+                        resting[time.monotonic() + wait] = group
+                        say(f"{pool.name}: {group.label}: tried again in {wait:.0f} s: {death}")
+                        continue
+                    if trained:
                         done += 1
                         seconds = time.monotonic() - begun
                         left = seconds / done * (len(groups) - done)
@@ -133,16 +154,13 @@ def _train_in_worker(
 
 
 def _result(reference: ray.ObjectRef[bool], group: PoolGroup) -> bool:
+    """Raises `UserError` for what the work itself raised, and Ray's error if its worker died."""
     try:
         return bool(ray.get(reference))
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, UserError):
             raise error.cause from None
         raise UserError(f"{group.label}: {type(error.cause).__name__}: {error.cause}") from error
-    except ray.exceptions.RayError as error:
-        raise UserError(
-            f"{group.label}: the worker died {MAX_RETRIES + 1} times: {' '.join(str(error).split())[:200]}"
-        ) from error
 
 
 def _clock(seconds: float) -> str:

@@ -61,7 +61,7 @@ _OUT_OF_MEMORY = re.compile(
 )
 _LARGEST = re.compile(r"^(\d+)\t([\d.]+)\t(.+)$", re.M)
 _LOST_NODE = re.compile(r"node has died|NODE_DIED|The node .* died")
-_KILLED = re.compile(r"exit type: SYSTEM_ERROR|Socket closed|process was killed")
+_KILLED = re.compile(r"exit type: SYSTEM_ERROR|Socket closed|process was killed|worker died unexpectedly")
 _MORE_ROOM = (
     "make room there, or have fewer trials run side by side (resources.max_concurrent; in an array, more "
     "resources.cpus for each)"

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,9 @@ import pytest
 
 import ddsweep
 from ddsweep.results.layout import PoolDirectory
-from tests.conftest import PATIENCE_S, Run
+from ddsweep.sweep import pretrain as train
+from ddsweep.sweep.retry import RetryPolicy
+from tests.conftest import PATIENCE_S, OneRay, Run
 from tests.sweep.driver import descendants, kill
 
 pytestmark = pytest.mark.ray
@@ -125,6 +128,31 @@ def test_a_pool_survives_what_happens_to_it_and_serves_a_sweep(
     trial = min((tmp_path / "results" / "attacks" / "artifacts").iterdir()).name
     shown = ddsweep_process("show", trial, cwd=tmp_path).stdout
     assert "fooled" in shown and "other classes" in shown and "0, before" in shown
+
+
+def test_a_group_whose_worker_is_killed_is_tried_again(
+    tmp_path: Path, one_ray: OneRay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "RETRIES", RetryPolicy(3, spread_s=3))
+    killed: list[int] = []
+
+    def kill_once() -> None:
+        deadline = time.monotonic() + PATIENCE_S
+        while not killed and time.monotonic() < deadline:
+            for pid in descendants(one_ray.pid):
+                if "pool tiny, train" in title(pid) and not killed:
+                    kill(pid)
+                    killed.append(pid)
+            time.sleep(0.02)
+
+    killer = threading.Thread(target=kill_once)
+    killer.start()
+    done = one_ray("pretrain", write(tmp_path / "tiny.yaml", POOL.format(epochs=30)), cwd=tmp_path)
+    killer.join()
+    assert done.returncode == 0 and killed, done.stderr
+    assert "tried again in 0 s: the process was killed from outside" in " ".join(done.stdout.split())
+    index = pd.read_parquet(PoolDirectory(tmp_path / "results" / "pools" / "tiny").index)
+    assert index.groupby("role").size().to_dict() == {"heldout": 8, "train": 8}
 
 
 def children(pid: int) -> bool:

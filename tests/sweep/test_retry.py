@@ -74,6 +74,7 @@ OSError: [Errno 5] Input/output error
         (KILLED, ["was killed from outside, or crashed", "dmesg", "resources.max_concurrent"]),
         (LOST, ["its node 192.0.2.7 was lost"]),
         (RAISED, ["OSError: [Errno 5] Input/output error"]),
+        ("The worker died unexpectedly while executing this task.", ["was killed from outside"]),
         ("", ["nobody said why"]),
     ],
 )
