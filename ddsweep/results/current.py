@@ -19,7 +19,7 @@ from ddsweep.results.layout import SweepDirectory
 from ddsweep.results.parts import list_parts, read_whole, write_part_table
 from ddsweep.results.schemas import TRIALS
 
-__all__ = ["IN_SWEEP", "current_ids", "is_current", "mark_current", "write_sweep_file"]
+__all__ = ["IN_SWEEP", "current_ids", "is_in_sweep", "mark_current", "write_sweep_file"]
 
 IN_SWEEP = "in_sweep"
 """The column, and the key in the metadata of a ``trials`` part that says the same. Without it: true."""
@@ -64,7 +64,7 @@ def current_ids(directory: SweepDirectory) -> frozenset[str] | None:
         return None
 
 
-def is_current(directory: SweepDirectory, flags: dict[str, bool | None]) -> Callable[[str], bool]:
+def is_in_sweep(directory: SweepDirectory, flags: dict[str, bool | None]) -> Callable[[str], bool]:
     """Whether a trial is in the sweep, by its id; ``flags`` are those of the rows that are there."""
     ids = current_ids(directory)
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 from ddsweep.errors import ResultsError
 from ddsweep.paths import user_path
 from ddsweep.results.collect import sorted_rows
-from ddsweep.results.current import is_current
+from ddsweep.results.current import is_in_sweep
 from ddsweep.results.html_table import trials_html
 from ddsweep.results.known import is_collected
 from ddsweep.results.layout import SweepDirectory
@@ -81,7 +81,7 @@ def load_results(directory: str | os.PathLike[str], *, all_trials: bool = False)
     trials = frames["trials"]
     trials["in_sweep"] = trials["in_sweep"].fillna(True)
     if not all_trials:
-        current = is_current(
+        current = is_in_sweep(
             sweep, dict(zip(trials["trial_id"], trials["in_sweep"].astype(bool), strict=True))
         )
         for name, frame in frames.items():

@@ -20,7 +20,7 @@ from ddsweep import DistilledSet
 from ddsweep.catalog import EvaluationSpec, TrialSpec
 from ddsweep.data.files import resolve_dataset
 from ddsweep.data.sources import Splits, load_splits
-from ddsweep.evaluation import evaluate_unit, finish, missing_units, trial_is_done, trial_is_stopped
+from ddsweep.evaluation import evaluate_unit, finish, missing_units, settled, trial_is_done, trial_is_stopped
 from ddsweep.pools.file import resolve_pool
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.spec import SweepSpec, expand, load_sweep
@@ -127,6 +127,27 @@ def test_more_networks_are_added_to_those_there(older: Path) -> None:
     assert len(rows) == len(before), "no row of before is gone or changed"
     fresh = after.trials[after.trials["init"] == "random"]
     assert set(fresh["test_models"]) == {6}
+
+
+def test_less_is_asked_and_all_of_it_stays(older: Path) -> None:
+    sweep, trials, directory = sweep_of(older, "small")
+    asked = sweep.evaluate.spec()
+    less = [
+        replace(asked, networks=3),
+        replace(asked, baselines=asked.baselines[:1], inner_steps_beyond=()),
+        replace(asked, group_size=3, protocols=("as_distilled",), baselines=()),
+    ]
+    files = {path: path.read_bytes() for path in directory.parts("evals").iterdir()}
+    before = ddsweep.load_results(directory.root).trials
+    for trial in trials:
+        for evaluation in less:
+            assert missing_units(trial, evaluation, directory) == []
+            assert settled(trial, evaluation, directory, "small")
+    assert {path: path.read_bytes() for path in directory.parts("evals").iterdir()} == files
+    after = ddsweep.load_results(directory.root).trials
+    assert after["gain_mean"].notna().all(), "a column that 0.1.0 did not have"
+    same = before.dropna(axis="columns", how="all").columns.drop("evaluation_id")
+    pd.testing.assert_frame_equal(after[same], before[same])
 
 
 @pytest.mark.parametrize(
