@@ -156,7 +156,12 @@ def ray_session(
 
 def _start(drain: Drain, environment: Mapping[str, str], job: str, options: Mapping[str, Any]) -> Any:
     try:
-        with drain.interruptible(), out_of_reach(), _environment({**environment, **SAFE_PATH}):
+        with (
+            drain.interruptible(),
+            out_of_reach(),
+            _our_handler_stays(),
+            _environment({**environment, **SAFE_PATH}),
+        ):
             return ray.init(
                 log_to_driver=False,
                 logging_level=logging.ERROR,
@@ -165,14 +170,23 @@ def _start(drain: Drain, environment: Mapping[str, str], job: str, options: Mapp
                 job_config=JobConfig(metadata={"job_name": job}, _client_job=True),
                 **options,
             )
-    except SystemExit:  # Ray's own handler of SIGTERM
-        drain.listen()
-        drain.tell("SIGTERM")
-        drain.check()
     except Exception as error:  # Ray raises ConnectionError, ValueError, RuntimeError, ...
         raise UserError(f"Ray {ray.__version__} did not start: {' '.join(str(error).split())}") from error
     finally:
-        drain.listen()
+        drain.listen()  # Ray's C++ has put a handler over ours, which prints its stack and may abort
+
+
+@contextmanager
+def _our_handler_stays() -> Iterator[None]:
+    """Ray would set a handler of its own for SIGTERM as it starts. That raises `SystemExit` wherever this
+    thread is, also where Python ignores exceptions: then the signal is lost."""
+    utils = ray._private.utils
+    before = utils.set_sigterm_handler
+    utils.set_sigterm_handler = lambda handler: None
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = before
 
 
 @contextmanager
