@@ -122,11 +122,6 @@ class OneRay:
     run: Run
 
     def __call__(self, *arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-        from ray._raylet import AuthenticationTokenLoader, Config
-
-        with only({**os.environ, **self.variables}):  # Ray read its settings when it was imported
-            Config.initialize("")
-            AuthenticationTokenLoader.instance().reset_cache()
         return self.run(*arguments, "--address", self.address, cwd=cwd, **self.variables)
 
 

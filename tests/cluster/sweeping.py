@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 import ddsweep
+from tests.alone import run_without_ray
 from tests.cluster.machines import Lab
 from tests.conftest import PATIENCE_S
 
@@ -29,7 +29,13 @@ NOT_SCIENCE = [
     "ended_at",
 ]
 # git_dirty: a test that runs while somebody edits.
-NOT_SCIENCE += ["n_resumed", "git_commit", "git_dirty", "distilled_bytes"]  # its header has the host, too
+NOT_SCIENCE += [
+    "n_resumed",
+    "ray_version",
+    "git_commit",
+    "git_dirty",
+    "distilled_bytes",
+]  # its header has the host, too
 
 
 def ddsweep_command(*arguments: object) -> list[str]:
@@ -145,20 +151,5 @@ def _lines(path: Path) -> list[str]:
 
 def run_alone(folder: Path, file: Path, settings: Sequence[str]) -> Path:
     """The same sweep on one machine, with the same execution plan."""
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "SLURM_"))
-    }
-    done = subprocess.run(
-        ddsweep_command(
-            "run", file, "--results", folder, *settings, "resources.device=cpu", "resources.gpus=0"
-        ),
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=900,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout
-    return folder / file.stem
+    here = [*settings, "resources.device=cpu", "resources.gpus=0"]
+    return run_without_ray(file, folder / file.stem, here).root

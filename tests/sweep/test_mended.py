@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from ddsweep.catalog import DATASETS, TrialSpec
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.results.parts import part_metadata, read_part
 from ddsweep.results.schemas import TABLES
-from ddsweep.spec import expand, load_sweep, resolved_yaml
+from tests.alone import run_without_ray, trials_of
 from tests.conftest import OneRay, Run
 
 SWEEP = """\
@@ -62,39 +61,9 @@ def rows_of(directory: SweepDirectory, table: str, trial_id: str = "") -> list[d
     return found
 
 
-def trials_of(file: Path) -> tuple[TrialSpec, ...]:
-    return expand(load_sweep(file), lambda name: DATASETS[str(name)]).trials
-
-
 def truncate(path: Path) -> None:
     """Half of the file, as a full disk or a torn copy leaves it."""
     os.truncate(path, path.stat().st_size // 2)
-
-
-def run_without_ray(file: Path, root: Path) -> SweepDirectory:
-    """What ``ddsweep run`` leaves, made by this process alone."""
-    import torch
-
-    from ddsweep.data.sources import load_splits
-    from ddsweep.evaluation import evaluate_unit, finish
-    from ddsweep.trial import distil_trial
-    from ddsweep.trial_plan import TrialSettings
-
-    sweep, directory = load_sweep(file), SweepDirectory(root)
-    directory.create()
-    directory.sweep_file.write_text(resolved_yaml(sweep))
-    evaluation, threads = sweep.evaluate.spec(), torch.get_num_threads()
-    try:
-        for trial in trials_of(file):
-            fraction, seed = trial.validation_fraction, trial.split_seed
-            splits = load_splits(trial.dataset, None, validation_fraction=fraction, split_seed=seed)
-            assert distil_trial(trial, splits, directory, TrialSettings(checkpoint_every=2))
-            for unit in evaluation.units(trial):
-                evaluate_unit(trial, unit, evaluation, splits, directory, torch.device("cpu"))
-            assert finish(trial, evaluation, directory, sweep.name)
-    finally:
-        torch.set_num_threads(threads)
-    return directory
 
 
 @pytest.fixture(scope="module")
