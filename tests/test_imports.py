@@ -15,6 +15,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "ddsweep"
 LEVELS = (
     ("errors", "interpreter", "private"),
     ("seeds", "catalog", "bundled", "paths"),
+    ("own_code",),
     ("core",),
     ("data", "results", "baselines", "spec", "cost", "compilation", "provenance", "dashboards"),
     ("distilled", "pools", "trial_plan", "machine"),

@@ -30,6 +30,7 @@ from ddsweep.catalog.networks import (
     parameter_shapes,
     parse_network,
 )
+from ddsweep.catalog.own_code import CodeRef, is_code, parse_code
 from ddsweep.catalog.pools import IMAGENET, POOL_FRACTION, SMOKE, PoolSpec
 from ddsweep.catalog.survey import MOST_EXAMPLES, Remark, Survey
 from ddsweep.catalog.trials import (
@@ -61,6 +62,7 @@ __all__ = [
     "PROTOCOLS",
     "SMOKE",
     "SPEC_VERSION",
+    "CodeRef",
     "DatasetSpec",
     "EvalUnit",
     "EvaluationSpec",
@@ -74,9 +76,11 @@ __all__ = [
     "augmentation_parts",
     "base_name",
     "forward_flops",
+    "is_code",
     "layer_shapes",
     "parameter_count",
     "parameter_shapes",
+    "parse_code",
     "parse_dataset",
     "parse_network",
     "transformed",

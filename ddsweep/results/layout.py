@@ -84,6 +84,11 @@ class SweepDirectory:
         return self.root / ".cache"
 
     @property
+    def code(self) -> Path:
+        """Copies of users' code that trials name, a folder for each hash (`ddsweep.own_code`)."""
+        return self.root / "code"
+
+    @property
     def pools(self) -> Path:
         """The folder of pools of trained networks, which all sweeps beside this one share."""
         return self.root.parent / "pools"
