@@ -33,7 +33,7 @@ def draw(folder: Path, out: Path) -> None:
     images = distilled.images.float()
     low, high = (images.flatten().quantile(torch.tensor(q)).item() for q in (0.005, 0.995))
     grid = torch.cat([torch.cat([*step[:, 0]], 1) for step in images], 0)
-    left.imshow(grid, cmap="gray", vmin=low, vmax=high)
+    left.imshow(grid.numpy(), cmap="gray", vmin=low, vmax=high)
     left.set_axis_off()
     left.set_title(f"{images.shape[0] * images.shape[1]} distilled images", fontsize=10)
 
