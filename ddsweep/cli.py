@@ -241,7 +241,7 @@ def plan(
         estimates[trial.trial_id] = estimate(trial, threads=1, memory_mode=mode, segment=segment)
     console = report_console()
     console.print(plan_table(found, states, estimates, threads=1, scheduler=sweep.scheduler))
-    for line in data_lines(trial.dataset for trial in found.trials):
+    for line in data_lines((trial.dataset for trial in found.trials), _root(data_root)):
         console.print(f"data: {line}", highlight=False, markup=False, soft_wrap=True)
     others = other_sweeps(directory)
     missing = [trial_id for trial_id, state in states.items() if state == "missing"]
@@ -310,7 +310,7 @@ def _run(
     only_evaluate: bool,
     everything: bool,
 ) -> None:
-    from ddsweep.data.layout import require_files
+    from ddsweep.data.files import require_files
     from ddsweep.report.attack_table import attack_matrix
     from ddsweep.report.console import report_console
     from ddsweep.report.data import remark_lines
@@ -435,8 +435,7 @@ def _pretrain_smoke(
 
 
 def _pretrain(pool: PoolFile, results: Path, data_root: Path | None, address: str | None) -> None:
-    from ddsweep.data.files import resolve_dataset
-    from ddsweep.data.layout import require_files
+    from ddsweep.data.files import require_files, resolve_dataset
     from ddsweep.pools.file import load_pool, pool_yaml
     from ddsweep.report.console import report_console
     from ddsweep.report.data import remark_lines
@@ -524,7 +523,7 @@ def launch(
 
     KEY=VALUE are settings of the sweep, and with site. before them of the site file.
     """
-    from ddsweep.data.layout import require_files
+    from ddsweep.data.files import require_files
     from ddsweep.launch.folder import MODES
     from ddsweep.launch.site import load_site
     from ddsweep.report.console import report_console

@@ -199,7 +199,7 @@ def taken_ports(ports: range) -> tuple[int, ...]:
 
 
 def missing_data(data: Sequence[str], root: Path | None) -> dict[str, str]:
-    """What is missing, of data sets by name, or folders below ``root``."""
+    """What is missing or damaged, of data sets by name, or folders below ``root``."""
     found = {}
     for item in data:
         if item.startswith("folder:"):
@@ -208,7 +208,7 @@ def missing_data(data: Sequence[str], root: Path | None) -> dict[str, str]:
             state = "present" if place.is_dir() else f"missing: {place}"
         else:
             state = presence(item, root)
-        if state.startswith("missing"):
+        if state not in ("present", "embedded"):
             found[item.removeprefix("folder:")] = state.removeprefix("missing: ")
     return found
 

@@ -32,6 +32,7 @@ from ddsweep.catalog.networks import (
 )
 from ddsweep.catalog.own_code import CodeRef, is_code, parse_code
 from ddsweep.catalog.pools import IMAGENET, POOL_FRACTION, SMOKE, PoolSpec
+from ddsweep.catalog.sources import SOURCES, SourceSpec
 from ddsweep.catalog.survey import MOST_EXAMPLES, Remark, Survey
 from ddsweep.catalog.trials import (
     AUGMENTATIONS,
@@ -61,6 +62,7 @@ __all__ = [
     "POOL_FRACTION",
     "PROTOCOLS",
     "SMOKE",
+    "SOURCES",
     "SPEC_VERSION",
     "CodeRef",
     "DatasetSpec",
@@ -71,6 +73,7 @@ __all__ = [
     "PoolSpec",
     "Protocol",
     "Remark",
+    "SourceSpec",
     "Survey",
     "TrialSpec",
     "augmentation_parts",

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ddsweep.catalog.sources import SOURCES
 from ddsweep.catalog.survey import Survey
 from ddsweep.errors import SettingError
 
@@ -24,10 +25,10 @@ class DatasetSpec:
     """One data set: where it comes from and what its images are.
 
     ``shape`` is (channels, height, width). ``mean`` and ``std`` per channel are the constants that a
-    paper names; empty means measured on the training part. ``path`` is relative to the data root.
-    ``train`` and ``test`` name the files (or, by number, the shards) of a ``parquet`` source
-    and the two folders of a ``folder`` source. ``fingerprint`` is the content hash of the files of a
-    ``parquet`` or ``folder`` source: it stands for the path in a trial's id.
+    paper names; empty means measured on the training part. ``source`` is one of `SOURCES`. ``path`` is
+    relative to the data root, or names the package that the data come with. ``train`` and ``test`` name the
+    files (or, by number, the shards) of a ``parquet`` source and the two folders of a ``folder`` source.
+    ``fingerprint`` is the content hash of data of one's own: it stands for the path in a trial's id.
 
     ``shape``, ``mean`` and ``std`` are of what comes out. ``native`` is the shape of the files where that is
     another (`transformed`), and empty where it is the same, or where a source has no one shape; height and
@@ -78,7 +79,7 @@ class DatasetSpec:
     def identity(self) -> str | list[Any]:
         """What stands for this data set in a trial id: its name, or the content of its files together
         with how they are read (the same files as grey or RGB, or normalised otherwise, are other data)."""
-        if self.source in ("parquet", "folder"):
+        if SOURCES[self.source].own:
             read_as: list[Any] = [list(self.shape), self.classes, list(self.mean), list(self.std)]
             # Only where there is one, so that ids from before there were transforms stay.
             return [self.fingerprint, *read_as, *([list(self.native)] if self.native else [])]
@@ -107,21 +108,27 @@ _CUB_MEAN, _CUB_STD = (0.4785, 0.4993, 0.4022), (0.2321, 0.2277, 0.2665)
 DATASETS: dict[str, DatasetSpec] = {
     spec.name: spec
     for spec in (
-        DatasetSpec("digits", "digits", (1, 8, 8), 10, _DIGITS),
-        DatasetSpec("mnist", "torchvision", (1, 28, 28), 10, _DIGITS, (0.1307,), (0.3081,)),
-        DatasetSpec("fashion_mnist", "torchvision", (1, 28, 28), 10, _FASHION),
-        DatasetSpec("usps", "torchvision", (1, 16, 16), 10, _DIGITS),
-        DatasetSpec("cifar10", "torchvision", (3, 32, 32), 10, _CIFAR10, _CIFAR10_MEAN, _CIFAR10_STD),
+        DatasetSpec("digits", "digits", (1, 8, 8), 10, _DIGITS, path="scikit-learn"),
+        DatasetSpec("mnist", "idx", (1, 28, 28), 10, _DIGITS, (0.1307,), (0.3081,), "MNIST/raw"),
+        DatasetSpec("fashion_mnist", "idx", (1, 28, 28), 10, _FASHION, path="FashionMNIST/raw"),
+        DatasetSpec("usps", "usps", (1, 16, 16), 10, _DIGITS, path="USPS"),
+        DatasetSpec(
+            *("cifar10", "cifar", (3, 32, 32), 10, _CIFAR10, _CIFAR10_MEAN, _CIFAR10_STD),
+            path="cifar-10-batches-py",
+        ),
         DatasetSpec(
             *("cifar10-exact", "parquet", (3, 32, 32), 10, _CIFAR10, _CIFAR10_MEAN, _CIFAR10_STD),
             path="cifar10",
             train=(0, 1, 2, 3),
             test=(4,),
         ),
-        DatasetSpec("svhn", "torchvision", (3, 32, 32), 10, _DIGITS, _SVHN_MEAN, _SVHN_STD),
-        DatasetSpec("voc2007", "voc", (3, 224, 224), 20, _VOC, _IMAGENET_MEAN, _IMAGENET_STD),
+        DatasetSpec("svhn", "svhn", (3, 32, 32), 10, _DIGITS, _SVHN_MEAN, _SVHN_STD, "SVHN"),
+        DatasetSpec(
+            *("voc2007", "voc", (3, 224, 224), 20, _VOC, _IMAGENET_MEAN, _IMAGENET_STD),
+            path="VOCdevkit/VOC2007",
+        ),
         # Its class names are read from classes.txt: two hundred of them.
-        DatasetSpec("cub200", "cub", (3, 224, 224), 200, (), _CUB_MEAN, _CUB_STD),
+        DatasetSpec("cub200", "cub", (3, 224, 224), 200, (), _CUB_MEAN, _CUB_STD, "CUB_200_2011"),
     )
 }
 
@@ -201,7 +208,7 @@ def transformed(spec: DatasetSpec, *, size: int | None = None, channels: int | N
         spec,
         name=f"{spec.name}({','.join(parts)})",
         shape=shape,
-        native=() if spec.source in ("voc", "cub") else spec.shape,
+        native=() if SOURCES[spec.source].any_size else spec.shape,
         mean=spec.mean * repeat,
         std=spec.std * repeat,
     )

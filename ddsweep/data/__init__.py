@@ -1,9 +1,9 @@
 """Data: from a name or an inline mapping to uint8 tensors, a validation split and a fingerprint.
 
 ``files`` resolves what a sweep file says and has data of one's own looked at by ``survey`` (no torch:
-``plan`` uses both), ``sources`` decodes files into `Splits`, ``stand_in`` makes small data in the place of
-missing files, ``weights`` reads those of networks trained elsewhere, and ``fetch`` is the only place that
-downloads. Importing this package imports none of them.
+``plan`` uses both), ``sources`` has a module for each kind of files, ``load`` makes `Splits` of what they
+read, ``stand_in`` makes small data in the place of missing files, ``weights`` reads those of networks trained
+elsewhere, and ``fetch`` is the only place that downloads. Importing this package imports none of them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ddsweep.data.files import DatasetStatus, data_root, list_datasets, presence, resolve_dataset
-    from ddsweep.data.sources import Splits, load_splits
+    from ddsweep.data.load import Splits, load_splits
 
 __all__ = [
     "DatasetStatus",
@@ -27,10 +27,10 @@ __all__ = [
 
 _HOMES = {
     "DatasetStatus": "files",
-    "Splits": "sources",
+    "Splits": "load",
     "data_root": "files",
     "list_datasets": "files",
-    "load_splits": "sources",
+    "load_splits": "load",
     "presence": "files",
     "resolve_dataset": "files",
 }

@@ -6,38 +6,16 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from ddsweep.catalog import DatasetSpec
-from ddsweep.data.folders import list_folder
-from ddsweep.data.layout import parquet_files
 from ddsweep.errors import DataError
 
-__all__ = ["combined_digest", "content_digest", "file_digest"]
-
-
-def content_digest(spec: DatasetSpec, root: Path | None) -> str:
-    """32 hex of a hash over the chosen files of a ``parquet`` or ``folder`` source.
-
-    What enters: the bytes of each file with its role (train or test), in order, and for ``folder`` its
-    class name. What does not: paths, file names, the name of the data set.
-    """
-    if spec.source == "parquet":
-        entries = [
-            (role, "", file_digest(spec.name, path))
-            for role, paths in parquet_files(spec, root).items()
-            for path in paths
-        ]
-    else:
-        listing = list_folder(spec, root)
-        entries = [
-            (role, listing.names[label], file_digest(spec.name, path))
-            for role, files in listing.files.items()
-            for label, path in files
-        ]
-    return combined_digest(spec.source, entries)
+__all__ = ["combined_digest", "file_digest"]
 
 
 def combined_digest(source: str, entries: Iterable[tuple[str, str, bytes]]) -> str:
-    """Of (role, class name or nothing, digest of the file's bytes), in order."""
+    """32 hex of (role, class name or nothing, digest of the file's bytes), in order.
+
+    Paths, file names and the name of the data set do not enter.
+    """
     total = hashlib.blake2b(f"ddsweep {source} 1".encode(), digest_size=16)
     for role, class_name, digest in entries:
         label = class_name.encode()

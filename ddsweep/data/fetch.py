@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
 
+from ddsweep.catalog import DATASETS
 from ddsweep.data.files import find_dataset, presence
-from ddsweep.data.layout import NO_ROOT, OFFICIAL, TORCHVISION, TorchvisionFiles, how_to_get, one_line
+from ddsweep.data.layout import NO_ROOT, one_line
+from ddsweep.data.sources import source_of
 from ddsweep.data.weights import ALEXNET, CACHED, SHA256_START, STORED, read_weights
 from ddsweep.errors import DataError, SettingError
 
@@ -19,10 +20,11 @@ def fetch(name: str, root: Path | None) -> Path:
     """Download the data set ``name`` into the data root and return the folder that holds it; of
     ``alexnet-imagenet``, the weights of a network, the file.
 
-    A data set that is all there is left alone. The download goes to a folder of its own, is read once, and is
-    then moved into place, so a broken one leaves nothing behind; a file lock lets one process at a time
-    do it. Raises `DataError` for a data set that is not downloaded (embedded, or brought by the user),
-    without a data root, and when the network or the disk fails; `SettingError` for an unknown name.
+    A data set that is all there is left alone; where a file is damaged, all are fetched again. The download
+    goes to a folder of its own, is read once, and is then moved into place, so a broken one leaves nothing
+    behind; a file lock lets one process at a time do it. Raises `DataError` for a data set that is not
+    downloaded (embedded, or brought by the user), without a data root, and when the network or the disk
+    fails; `SettingError` for an unknown name.
     """
     if name == ALEXNET:
         return _fetch_weights(root)
@@ -30,23 +32,17 @@ def fetch(name: str, root: Path | None) -> Path:
         spec = find_dataset(name)
     except SettingError as error:
         raise SettingError(f"{error}, and {ALEXNET}") from None
-    name = spec.base_name  # the files are the same for every transform
-    if spec.source == "digits":
-        raise DataError(f"{name}: nothing to fetch: it comes with scikit-learn")
+    spec = DATASETS[spec.base_name]  # the files are the same for every transform
+    name, source, status = spec.name, source_of(spec), presence(spec.name, root)
+    if status == "embedded":
+        raise DataError(f"{name}: nothing to fetch: {source.how_to_get(spec)}")
     if root is None:
         raise DataError(f"{name}: {NO_ROOT}")
-    status = presence(name, root)
-    if spec.source in OFFICIAL:
-        if status == "present":
-            return root / OFFICIAL[spec.source].folder
-        raise DataError(f"{name}: nothing to fetch: {how_to_get(name)} {root} ({status})")
-    if spec.source != "torchvision":
-        if status == "present":
-            return root / spec.path
-        raise DataError(f"{name}: nothing to fetch: put its parquet files into {root / spec.path} ({status})")
-    layout = TORCHVISION[name]
+    folder = root / spec.path
     if status == "present":
-        return root / layout.folder
+        return folder
+    if not source.downloads:
+        raise DataError(f"{name}: nothing to fetch: {source.how_to_get(spec)} ({status})")
 
     from filelock import FileLock
 
@@ -54,28 +50,10 @@ def fetch(name: str, root: Path | None) -> Path:
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(str(root / ".fetch.lock")):
             if presence(name, root) != "present":  # another process may have fetched it meanwhile
-                _download(layout, root)
+                source.fetch(spec, root)
     except Exception as error:  # torchvision and urllib have no common error for a failed download
         raise DataError(f"{name}: could not be fetched into {root}: {_reason(error)}") from error
-    return root / layout.folder
-
-
-def _download(layout: TorchvisionFiles, root: Path) -> None:
-    import torchvision.datasets
-
-    # Inside the root, so that the move is a rename on one file system.
-    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=root) as temporary:
-        for train in (True, False):
-            part: dict[str, Any] = {"train": train}
-            if layout.by_split:
-                part = {"split": "train" if train else "test"}
-            getattr(torchvision.datasets, layout.cls)(
-                str(Path(temporary) / layout.root), **part, download=True
-            )
-        target = root / layout.folder
-        target.mkdir(parents=True, exist_ok=True)
-        for file in layout.files:
-            os.replace(Path(temporary) / layout.folder / file, target / file)
+    return folder
 
 
 def _fetch_weights(root: Path | None) -> Path:

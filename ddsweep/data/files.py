@@ -6,29 +6,30 @@ numpy, pyarrow and PIL are imported only where files of a parquet or folder sour
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ddsweep.catalog import DATASETS, DatasetSpec, parse_dataset, transformed
-from ddsweep.data.inline import OWN_SOURCES, given_whole, parse_mapping
-from ddsweep.data.layout import OFFICIAL, TORCHVISION, how_to_get, location, parquet_files
+from ddsweep.data.inline import given_whole, parse_mapping
+from ddsweep.data.layout import MissingError, location
+from ddsweep.data.sources import Say, source_of
 from ddsweep.errors import DataError, SettingError
 from ddsweep.paths import user_path
 
 __all__ = [
     "DatasetStatus",
-    "catalog_status",
     "data_root",
+    "dataset_status",
     "find_dataset",
+    "is_here",
     "list_datasets",
     "presence",
+    "require_files",
     "resolve_dataset",
     "surveyed",
 ]
-
-Say = Callable[[str], None]
 
 
 def data_root(flag: str | Path | None) -> Path | None:
@@ -65,9 +66,7 @@ def resolve_dataset(
     """
     if isinstance(value, str):
         spec = find_dataset(value)
-        if spec.source not in OWN_SOURCES or (stand_in and presence(value, root) != "present"):
-            return spec
-        return surveyed(spec, root, say=say)
+        return spec if stand_in and not is_here(spec, root) else surveyed(spec, root, say=say)
     if not isinstance(value, Mapping):
         raise SettingError(
             f"dataset: expected a name or a mapping, got {value!r}; names are {', '.join(DATASETS)}"
@@ -86,11 +85,11 @@ def resolve_dataset(
 def surveyed(
     spec: DatasetSpec, root: Path | None, *, sized: bool = False, say: Say | None = None
 ) -> DatasetSpec:
-    """``spec`` of a parquet or folder source with what its files say where it says nothing. ``sized``: its
-    images may have different sizes. Raises `DataError` with all that makes the files unfit."""
-    from ddsweep.data.survey import survey
-
-    found = survey(spec, root, sized=sized, say=say)
+    """``spec`` of data of one's own with what their files say where it says nothing. ``sized``: images may
+    have different sizes. Raises `DataError` with all that makes the files unfit."""
+    found = source_of(spec).survey(spec, root, sized=sized, say=say)
+    if found is None:
+        return spec
     if found.problems:
         where = f"dataset {spec.name} in {location(spec, root)}"
         raise DataError(f"{where}: {_numbered(found.problems)}")
@@ -133,43 +132,42 @@ class DatasetStatus:
 
 
 def presence(name: str, root: Path | None) -> str:
-    """``embedded``, ``present``, or ``missing: <what>`` for a data set of the catalog; decodes nothing."""
-    spec = find_dataset(name)
-    if spec.source == "digits":
-        return "embedded"
-    if root is None:
-        return "missing: no data root (--data-root or DDSWEEP_DATA)"
-    if spec.source == "torchvision":
-        layout = TORCHVISION[spec.base_name]
-        absent = [file for file in layout.files if not (root / layout.folder / file).is_file()]
-        return f"missing: {layout.folder}/{absent[0]}" if absent else "present"
-    if spec.source in OFFICIAL:
-        tree = OFFICIAL[spec.source]
-        absent = [item for item in tree.files if not (root / tree.folder / item).is_file()]
-        absent += [item for item in tree.folders if not (root / tree.folder / item).is_dir()]
-        return f"missing: {tree.folder}/{absent[0]}" if absent else "present"
+    """Of a data set of the catalog: ``embedded``, ``present``, ``missing: WHAT``, or ``damaged: WHAT``."""
+    return _status(find_dataset(name), root)
+
+
+def is_here(spec: DatasetSpec, root: Path | None) -> bool:
+    """False if files are missing. Raises `DataError` if they are there and damaged."""
     try:
-        parquet_files(spec, root)
+        source_of(spec).check(spec, root)
+    except MissingError:
+        return False
+    return True
+
+
+def require_files(spec: DatasetSpec, root: Path | None) -> None:
+    """Raises `DataError` for files that are not there or cannot be right, in milliseconds."""
+    source_of(spec).check(spec, root)
+
+
+def _status(spec: DatasetSpec, root: Path | None) -> str:
+    source = source_of(spec)
+    try:
+        source.check(spec, root)
+    except MissingError as error:
+        return f"missing: {error.what}"
     except DataError as error:
-        return (
-            f"missing: {str(error).removeprefix(f'dataset {name}: ').removesuffix(f'; {how_to_get(name)}')}"
-        )
-    return "present"
+        return f"damaged: {str(error).removeprefix(f'dataset {spec.name}: ')}"
+    return source.present
 
 
 def list_datasets(root: Path | None) -> list[DatasetStatus]:
     """Every data set of the catalog and whether its files are under ``root``."""
-    return [catalog_status(spec, root) for spec in DATASETS.values()]
+    return [dataset_status(spec, root) for spec in DATASETS.values()]
 
 
-def catalog_status(spec: DatasetSpec, root: Path | None) -> DatasetStatus:
-    """A data set of the catalog, maybe transformed."""
-    where = spec.path
-    if spec.source == "torchvision":
-        where = TORCHVISION[spec.base_name].folder
-    elif spec.source in OFFICIAL:
-        where = OFFICIAL[spec.source].folder
-    elif spec.source == "digits":
-        where = "scikit-learn"
-    status = presence(spec.name, root)
-    return DatasetStatus(spec.name, spec.source, spec.shape, spec.classes, status, where)
+def dataset_status(spec: DatasetSpec, root: Path | None, status: str = "") -> DatasetStatus:
+    """A line about ``spec``; ``status`` is what its files are where that is known."""
+    remarks = tuple(map(str, spec.survey.remarks)) if spec.survey else ()
+    there = status or _status(spec, root)
+    return DatasetStatus(spec.name, spec.source, spec.shape, spec.classes, there, spec.path, remarks)

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ddsweep.catalog import MOST_EXAMPLES, DatasetSpec, Remark
-from ddsweep.data.layout import how_to_get, location
+from ddsweep.data.layout import PUT_THERE, MissingError, location
 from ddsweep.errors import DataError
 
-__all__ = ["IMAGE_SUFFIXES", "Listing", "class_order", "list_folder", "printable"]
+__all__ = ["IMAGE_SUFFIXES", "Listing", "class_order", "list_folder", "printable", "split_folders"]
 
 IMAGE_SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".pgm", ".ppm", ".pbm", ".tif", ".tiff", ".webp"}
@@ -79,7 +79,7 @@ def list_folder(spec: DatasetSpec, root: Path | None) -> Listing:
     and a class folder that is no class.
     """
     found = _Found()
-    parts = _split_folders(spec, root)
+    parts = split_folders(spec, root)
     folders = {role: [_class_folders(parent, found) for parent in parts[role]] for role in parts}
     names = spec.class_names or class_order({name for inside in folders["train"] for name in inside})
     files: dict[str, list[tuple[int, Path]]] = {}
@@ -101,7 +101,8 @@ def list_folder(spec: DatasetSpec, root: Path | None) -> Listing:
     return Listing(names, files, found.remarks(), tuple(found.broken))
 
 
-def _split_folders(spec: DatasetSpec, root: Path | None) -> dict[str, list[Path]]:
+def split_folders(spec: DatasetSpec, root: Path | None) -> dict[str, list[Path]]:
+    """The folders of train and of test. Raises `DataError` for one that is missing, or in both."""
     base = location(spec, root)
     parts = {
         role: [base / str(item) for item in items]
@@ -110,9 +111,8 @@ def _split_folders(spec: DatasetSpec, root: Path | None) -> dict[str, list[Path]
     for role, folders in parts.items():
         for folder in folders:
             if not folder.is_dir():
-                raise DataError(
-                    f"dataset {spec.name}: {role} folder {folder} is missing; {how_to_get(spec.name)}"
-                )
+                what = f"{role} folder {folder} is missing"
+                raise MissingError(f"dataset {spec.name}: {what}; {PUT_THERE}", what)
     everything = [(role, folder.resolve()) for role, folders in parts.items() for folder in folders]
     for i, (role, folder) in enumerate(everything):
         for other, before in everything[:i]:

@@ -9,13 +9,13 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any
 
-from ddsweep.catalog import DATASETS, DatasetSpec, base_name
+from ddsweep.catalog import DATASETS, SOURCES, DatasetSpec, base_name
 from ddsweep.catalog.numbers import real, whole
+from ddsweep.data.sources import source_of
 from ddsweep.errors import SettingError
 
-__all__ = ["OWN_SOURCES", "given_whole", "parse_mapping"]
+__all__ = ["described_items", "given_whole", "parse_mapping", "text"]
 
-OWN_SOURCES = ("parquet", "folder")
 _KEYS = (
     *("source", "path", "train", "test", "name", "shape", "classes", "class_names", "mean", "std"),
     *("size", "channels", "image_column", "label_column"),
@@ -29,33 +29,27 @@ def parse_mapping(value: Mapping[str, Any]) -> DatasetSpec:
         close = difflib.get_close_matches(unknown[0], _KEYS, n=1)
         meant = f" (did you mean {close[0]}?)" if close else ""
         raise SettingError(f"dataset: unknown key {unknown[0]!r}{meant}; allowed are {', '.join(_KEYS)}")
-    source = value.get("source")
-    if source not in OWN_SOURCES:
+    source, own = value.get("source"), [name for name, kind in SOURCES.items() if kind.own]
+    if source not in own:
         raise SettingError(
-            f"dataset: source is one of {', '.join(OWN_SOURCES)}, not {source!r}; "
+            f"dataset: source is one of {', '.join(own)}, not {source!r}; "
             f"other data sets go by name: {', '.join(DATASETS)}"
         )
-    path = _text(value, "path", None)
+    path = text(value, "path", None)
     called = path_name(path) or source
     if called in DATASETS or base_name(called) != called:
         called = f"{source}-{called.replace('(', '-').replace(')', '')}"
     spec = DatasetSpec(
-        name=_text(value, "name", called),
+        name=text(value, "name", called),
         source=source,
         path=path,
-        train=_items(value, "train", source),
-        test=_items(value, "test", source),
         shape=_shape(value.get("shape")),
         classes=_class_count(value.get("classes")),
         class_names=_names(value.get("class_names")),
         mean=_numbers(value, "mean"),
         std=_numbers(value, "std"),
-        image_column=_text(value, "image_column", ""),
-        label_column=_text(value, "label_column", ""),
     )
-    for key in ("image_column", "label_column"):
-        if source == "folder" and key in value:
-            raise SettingError(f"dataset: {key} is for source: parquet; classes of a folder are its folders")
+    spec = replace(spec, **source_of(spec).described(value))
     if spec.class_names and spec.classes and len(spec.class_names) != spec.classes:
         raise SettingError(f"dataset: classes is {spec.classes}, but class_names has {len(spec.class_names)}")
     if spec.name in DATASETS:
@@ -74,7 +68,8 @@ def parse_mapping(value: Mapping[str, Any]) -> DatasetSpec:
     return replace(spec, classes=spec.classes or len(spec.class_names))
 
 
-def _text(value: Mapping[str, Any], key: str, default: str | None) -> str:
+def text(value: Mapping[str, Any], key: str, default: str | None) -> str:
+    """What a mapping says under ``key``. Raises `SettingError` for what is no text."""
     given = value.get(key)
     if given is None and default is not None:
         return default
@@ -103,9 +98,14 @@ def path_name(path: str) -> str:
     return str(plain) if below and plain.parts else plain.name
 
 
-def _items(value: Mapping[str, Any], key: str, source: str) -> tuple[str | int, ...]:
-    numbers = source == "parquet"
-    given = value.get(key, f"{key}*.parquet" if numbers else key)
+def described_items(value: Mapping[str, Any], default: str, *, numbers: bool) -> dict[str, Any]:
+    """``train`` and ``test`` of a mapping: names of files or folders (left out: ``default`` with the role in
+    it) or, with ``numbers``, places among them."""
+    return {role: _items(value, role, default.format(role), numbers) for role in ("train", "test")}
+
+
+def _items(value: Mapping[str, Any], key: str, default: str, numbers: bool) -> tuple[str | int, ...]:
+    given = value.get(key, default)
     items = tuple(given) if _is_list(given) else () if given is None else (given,)
     if numbers:  # text is the name of a file, also where it looks like a number
         items = tuple(int(i) if isinstance(i, float) and i.is_integer() else i for i in items)

@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ddsweep.catalog import DATASETS, DatasetSpec
-from ddsweep.data.files import DatasetStatus, Say, catalog_status, resolve_dataset, surveyed
+from ddsweep.catalog import DATASETS, SOURCES, DatasetSpec
+from ddsweep.data.files import DatasetStatus, dataset_status, resolve_dataset, surveyed
 from ddsweep.data.inline import parse_mapping
-from ddsweep.data.layout import OFFICIAL, TORCHVISION
+from ddsweep.data.sources import Say, source_of
 from ddsweep.errors import UserError
 
 __all__ = ["list_own", "list_values"]
@@ -24,22 +24,19 @@ def list_own(root: Path | None, say: Say | None = None) -> list[DatasetStatus]:
     folders in them, or Parquet files. Large ones are named and not looked at."""
     rows = []
     for folder in _folders(root):
-        value: dict[str, Any] = {"path": folder.name}
-        if (folder / "train").is_dir() and (folder / "test").is_dir():
-            value["source"] = "folder"
-        elif next(folder.glob("*.parquet"), None) is not None:
-            value["source"] = "parquet"
-        else:
+        kinds = (name for name in SOURCES if source_of(DatasetSpec(folder.name, name)).recognises(folder))
+        kind = next(kinds, None)
+        if kind is None:
             continue
-        spec = parse_mapping(value)
+        spec = parse_mapping({"source": kind, "path": folder.name})
         if _is_large(folder):
             status = "present, and large: `ddsweep data list FILE` of a sweep looks at it"
-            rows.append(_row(spec, status))
+            rows.append(dataset_status(spec, root, status))
             continue
         try:
-            rows.append(_row(surveyed(spec, root, sized=True, say=say), "present"))
+            rows.append(dataset_status(surveyed(spec, root, sized=True, say=say), root, "present"))
         except UserError as error:
-            rows.append(_row(spec, _refused(error)))
+            rows.append(dataset_status(spec, root, _refused(error)))
     return rows
 
 
@@ -50,12 +47,11 @@ def list_values(
     rows = []
     for value in values:
         try:
-            spec = resolve_dataset(value, root, say=say)
-            rows.append(_row(spec, "present") if spec.survey else catalog_status(spec, root))
+            rows.append(dataset_status(resolve_dataset(value, root, say=say), root))
         except UserError as error:
             if isinstance(value, str):
                 raise
-            rows.append(_row(parse_mapping(value), _refused(error)))
+            rows.append(dataset_status(parse_mapping(value), root, _refused(error)))
     return rows
 
 
@@ -63,9 +59,7 @@ def _folders(root: Path | None) -> list[Path]:
     """Those in the data root that belong to no data set of the catalog."""
     if root is None or not root.is_dir():
         return []
-    known = [layout.folder for layout in TORCHVISION.values()] + [tree.folder for tree in OFFICIAL.values()]
-    known += [spec.path for spec in DATASETS.values() if spec.path]
-    taken = {PurePosixPath(folder).parts[0] for folder in known}
+    taken = {PurePosixPath(spec.path).parts[0] for spec in DATASETS.values()}
     inside = sorted(root.iterdir())
     return [path for path in inside if path.is_dir() and path.name not in taken and path.name[0] != "."]
 
@@ -82,11 +76,6 @@ def _is_large(folder: Path) -> bool:
             if count > _MANY or size > _MUCH:
                 return True
     return False
-
-
-def _row(spec: DatasetSpec, status: str) -> DatasetStatus:
-    remarks = tuple(map(str, spec.survey.remarks)) if spec.survey else ()
-    return DatasetStatus(spec.name, spec.source, spec.shape, spec.classes, status, spec.path, remarks)
 
 
 def _refused(error: UserError) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,12 +17,12 @@ import torch
 
 from ddsweep.catalog import DatasetSpec
 from ddsweep.core.images import normalise
-from ddsweep.data.layout import how_to_get
+from ddsweep.data.sources import Part, source_of
 from ddsweep.data.whitening import Whitening, measure_whitening
 from ddsweep.errors import DataError, SettingError
 from ddsweep.seeds import derive_seed
 
-__all__ = ["Part", "Splits", "check_part", "make_splits"]
+__all__ = ["Splits", "check_part", "make_splits"]
 
 
 @dataclass(frozen=True)
@@ -67,14 +67,6 @@ class Splits:
         )
         shape = "x".join(map(str, self.train_images.shape[1:]))
         return f"Splits({self.name}: {counts} images of {shape}, {len(self.class_names)} classes)"
-
-
-class Part(NamedTuple):
-    """Train or test before the split: images uint8 [N, c, h, w], labels int64 [N], and its files."""
-
-    images: npt.NDArray[np.uint8]
-    labels: npt.NDArray[np.int64]
-    where: str
 
 
 def make_splits(
@@ -150,7 +142,7 @@ def check_part(spec: DatasetSpec, names: tuple[str, ...], role: str, part: Part)
     if count != len(part.labels):
         raise DataError(
             f"dataset {spec.name}: {part.where}: {count} {role} images but {len(part.labels)} labels; "
-            + how_to_get(spec.name)
+            + source_of(spec).how_to_get(spec)
         )
     if len(names) != spec.classes:
         raise DataError(f"dataset {spec.name}: {len(names)} class names for {spec.classes} classes")

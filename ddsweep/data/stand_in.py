@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ddsweep.catalog import DatasetSpec
-from ddsweep.data.splits import Part, Splits, make_splits
+from ddsweep.data.sources import Part
+from ddsweep.data.splits import Splits, make_splits
 from ddsweep.data.transforms import transform_images
 from ddsweep.errors import DataError
 

@@ -1,6 +1,7 @@
 """Looking at own data before they are believed: every image once, and what was found as a `Survey`.
 
 No torch, for ``plan`` does it. What was found is kept (`ddsweep.data.survey_cache`) until a file changes.
+Which files and labels there are is the source's; this is what sources do with them.
 """
 
 from __future__ import annotations
@@ -16,19 +17,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ddsweep.catalog import DatasetSpec, Survey
-from ddsweep.data.columns import IMAGE, LABEL, find_columns, read_rows
-from ddsweep.data.content import combined_digest, file_digest
 from ddsweep.data.decode import Look, look, unusable
-from ddsweep.data.folders import Listing, list_folder
-from ddsweep.data.labels import ROLES, Label, Labelled, Place, label_folder, label_parquet
-from ddsweep.data.layout import location, parquet_files
+from ddsweep.data.labels import Label, Labelled, Place
+from ddsweep.data.sources import Say
 from ddsweep.data.survey_cache import keep_survey, kept_survey, look_at_files
 from ddsweep.data.tally import Tally
-from ddsweep.errors import DataError
 
-__all__ = ["Say", "survey"]
-
-Say = Callable[[str], None]
+__all__ = ["Item", "looked_at", "summed_up", "survey_once"]
 
 _THREADS = 8
 """They wait for a file server together; decoding takes one after the other."""
@@ -38,7 +33,7 @@ _MANY, _MUCH = 10_000, 256 << 20
 """Files and bytes from which on a user is told that this takes a while."""
 
 
-class _Item(NamedTuple):
+class Item(NamedTuple):
     """An image to look at: its role, its label as it is, where it lies, and its file or bytes."""
 
     role: str
@@ -47,30 +42,29 @@ class _Item(NamedTuple):
     source: Path | bytes
 
 
-def survey(spec: DatasetSpec, root: Path | None, *, sized: bool, say: Say | None = None) -> Survey:
-    """Look at every image of ``spec``, whose ``shape``, ``classes`` and ``class_names`` may be left out.
+def survey_once(
+    spec: DatasetSpec,
+    folder: Path,
+    paths: Sequence[tuple[str, Path]],
+    look_at_all: Callable[[], Survey],
+    *,
+    sized: bool,
+    seen: object = None,
+    say: Say | None = None,
+) -> Survey:
+    """What ``look_at_all`` finds in ``paths``, (role, file), or what is kept of it.
 
-    ``sized``: images are resized anyway, so they may have different sizes. ``say`` is told once where it
-    takes a while. Paths in the result are those below the folder of ``spec``. Raises `DataError` for files
-    that are missing, doubled, or no readable Parquet; all else that is wrong is in ``problems``.
+    ``sized``: images are resized anyway, so they may have different sizes. ``seen`` is what else was found in
+    ``folder``. ``say`` is told once where it takes a while. Paths in the result are those below ``folder``.
     """
-    listing, shards = None, None
-    if spec.source == "folder":
-        listing = list_folder(spec, root)
-        paths = [(role, path) for role in ROLES for _, path in listing.files[role]]
-    else:
-        shards = parquet_files(spec, root)
-        paths = [(role, path) for role in ROLES for path in shards[role]]
-    began, folder = time.time(), location(spec, root)
-    seen = listing and (listing.names, listing.remarks, listing.broken)
+    began = time.time()
     files = look_at_files(spec, sized, folder, paths, seen)
     kept = kept_survey(files)
     if kept is not None:
         return kept
     if say and (files.size > _MUCH or len(paths) > _MANY):
         say(f"dataset {spec.name}: looking at {files.size / 1e6:,.0f} MB of images; next time that is known")
-    found = _of_folder(spec, listing, sized) if listing else _of_parquet(spec, shards or {}, sized)
-    found = _from(f"{folder}/", found)
+    found = _from(f"{folder}/", look_at_all())
     keep_survey(files, found, began)
     return found
 
@@ -85,62 +79,7 @@ def _from(folder: str, found: Survey) -> Survey:
     return replace(found, remarks=tuple(remarks), problems=tuple(problems))
 
 
-def _of_folder(spec: DatasetSpec, listing: Listing, sized: bool) -> Survey:
-    tally, entries = Tally(), []
-    items = (_Item(role, label, (path, None), path) for role in ROLES for label, path in listing.files[role])
-    for item, digest, seen in _looked_at(items):
-        entries.append((item.role, listing.names[int(item.label or 0)], digest))
-        tally.add(item.role, item.label, item.place, seen)
-    for path, reason in listing.broken:
-        tally.troubles.add(f"{path}: {reason}")
-    content = combined_digest("folder", entries)
-    found = _summed_up(spec, sized, tally, label_folder(spec, listing), content, {})
-    return replace(found, remarks=(*listing.remarks, *found.remarks))
-
-
-def _of_parquet(spec: DatasetSpec, shards: dict[str, tuple[Path, ...]], sized: bool) -> Survey:
-    first_file = shards["train"][0]
-    columns = find_columns(first_file, spec.image_column, spec.label_column)
-    tally, entries = Tally(), []
-    roles: dict[bytes, tuple[str, Path]] = {}
-    every = [(role, path) for role in ROLES for path in shards[role]]
-    for role, path in every:
-        digest = file_digest(spec.name, path)
-        entries.append((role, "", digest))
-        other, before = roles.setdefault(digest, (role, path))
-        if other != role:
-            raise DataError(f"dataset {spec.name}: {path} is in both train and test: it equals {before}")
-        own = find_columns(path, columns.image, columns.label)
-        if own.text != columns.text or (own.names and columns.names and own.names != columns.names):
-            raise DataError(
-                f"dataset {spec.name}: {path}: column {columns.label!r} has other classes than that of "
-                f"{first_file}"
-            )
-        for item, _, seen in _looked_at(_rows(role, path, (columns.image, columns.label))):
-            tally.add(item.role, item.label, item.place, seen)
-    labels = label_parquet(spec, columns.names, columns.label, tally.labels, tally.places)
-    read_as: dict[str, Any] = {}
-    if (columns.image, columns.label) != (IMAGE, LABEL):
-        read_as["columns"] = [columns.image, columns.label]
-    if columns.text:
-        read_as["classes"] = labels.names
-    found = _summed_up(spec, sized, tally, labels, combined_digest("parquet", entries), read_as)
-    return replace(
-        found,
-        image_column="" if columns.image == IMAGE else columns.image,
-        label_column="" if columns.label == LABEL else columns.label,
-        first_label=labels.first,
-    )
-
-
-def _rows(role: str, path: Path, columns: tuple[str, str]) -> Iterator[_Item]:
-    row = itertools.count()
-    for contents, labels in read_rows(path, *columns):
-        for content, label in zip(contents, labels, strict=True):
-            yield _Item(role, label, (path, next(row)), content or b"")
-
-
-def _summed_up(
+def summed_up(
     spec: DatasetSpec, sized: bool, tally: Tally, labels: Labelled, content: str, read_as: dict[str, Any]
 ) -> Survey:
     """``read_as`` is what decides beside the files, whose hash is ``content``, what is read from them."""
@@ -165,7 +104,7 @@ def _summed_up(
 # ----------------------------------------------------------------------------------------- looking
 
 
-def _looked_at(items: Iterable[_Item]) -> Iterator[tuple[_Item, bytes, Look]]:
+def looked_at(items: Iterable[Item]) -> Iterator[tuple[Item, bytes, Look]]:
     """Each item with the digest of its file (nothing for bytes) and what it looks like, in order."""
     rest = iter(items)
     with ThreadPoolExecutor(_THREADS) as pool:
@@ -175,7 +114,7 @@ def _looked_at(items: Iterable[_Item]) -> Iterator[tuple[_Item, bytes, Look]]:
                 yield from looks
 
 
-def _look_at_chunk(chunk: Sequence[_Item]) -> list[tuple[_Item, bytes, Look]]:
+def _look_at_chunk(chunk: Sequence[Item]) -> list[tuple[Item, bytes, Look]]:
     return [(item._replace(source=b""), *_look_at(item.source)) for item in chunk]
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from rich.table import Table
 from rich.text import Text
 
 from ddsweep.catalog import DatasetSpec
 from ddsweep.catalog.numbers import counted
-from ddsweep.data.files import DatasetStatus
+from ddsweep.data.files import DatasetStatus, dataset_status
 from ddsweep.report.formats import NONE, shape_text, size
 
 __all__ = ["data_lines", "dataset_table", "remark_lines"]
@@ -21,11 +22,14 @@ _LARGE = 10**9
 """Bytes of images from which on it is said how many there are."""
 
 
-def data_lines(datasets: Iterable[DatasetSpec]) -> list[str]:
-    """Shape and classes of each data set; of one's own also how many images, and what was found."""
+def data_lines(datasets: Iterable[DatasetSpec], root: Path | None) -> list[str]:
+    """Shape and classes of each data set, and what is missing or damaged of its files in ``root``; of one's
+    own also how many images, and what was found."""
     lines = []
     for spec in dict.fromkeys(datasets):
-        lines += [f"{spec.name}: {_about(spec)}", *(f"  {remark}" for remark in _remarks(spec))]
+        status = dataset_status(spec, root).status
+        wrong = "" if status in ("present", "embedded") else f"; {status}"
+        lines += [f"{spec.name}: {_about(spec)}{wrong}", *(f"  {remark}" for remark in _remarks(spec))]
     return lines
 
 

@@ -15,8 +15,7 @@ from PIL import Image
 
 from ddsweep.catalog import DATASETS, DatasetSpec, TrialSpec
 from ddsweep.data.fetch import fetch
-from ddsweep.data.files import list_datasets, presence, resolve_dataset
-from ddsweep.data.layout import require_files
+from ddsweep.data.files import list_datasets, presence, require_files, resolve_dataset
 from ddsweep.data.sources import Splits, load_splits
 from ddsweep.errors import DataError
 
@@ -241,7 +240,7 @@ def test_other_damage_to_voc(voc: Path) -> None:
     trainval.write_text(names + "000101\n")
     fails(SMALL, voc, "image 000101 is in both trainval and test")
     trainval.write_text("")
-    fails(SMALL, voc, "class 'aeroplane' has no images in train")
+    fails(SMALL, voc, "trainval.txt: the list is empty; unpack VOC")
 
 
 # ---------------------------------------------------------------------------------------------- CUB

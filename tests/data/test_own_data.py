@@ -57,7 +57,7 @@ def test_plan_prints_shape_counts_and_what_was_found(root: Path, ddsweep: Run) -
         *(f"data:   {remark.removeprefix('pets(size=8): ')}" for remark in REMARKS),
     ]
     said = ddsweep("plan", "sweep.yaml", "base.dataset=usps", "--data-root", ".", cwd=root)
-    assert said.stdout.splitlines()[-1] == "data: usps: images 1x16x16, 10 classes"
+    assert said.stdout.splitlines()[-1] == "data: usps: images 1x16x16, 10 classes; missing: USPS/usps.bz2"
 
 
 @pytest.mark.parametrize("verb", ["plan", "run"])

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import bz2
 import hashlib
+import os
 import pickle
 import shutil
 from collections.abc import Callable
@@ -237,6 +238,11 @@ def test_foreign_cifar_pickles_are_not_opened(tiny: Path) -> None:
     folder.mkdir()
     for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta"):
         (folder / name).write_bytes(pickle.dumps(Trap()))
+    fails(
+        tiny, "cifar10", "data_batch_1: damaged or short: .* bytes, but its images alone have 30720000; `ddsw"
+    )
+    for file in folder.iterdir():
+        os.truncate(file, 31_000_000)  # as large as the published ones
     fails(tiny, "cifar10", "cifar-10-batches-py: damaged or short: Dataset not found or corrupted; `ddsweep")
     assert not (tiny / "opened").exists()
 

@@ -7,16 +7,19 @@ from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
 
-import numpy as np
-
 from ddsweep.catalog import DatasetSpec
-from ddsweep.data.decode import Box, decode_resized
-from ddsweep.data.layout import how_to_get, official_folder, one_line
-from ddsweep.data.splits import Part
+from ddsweep.data.layout import need_all, one_line
+from ddsweep.data.sources import Part, Raw, Source
 from ddsweep.errors import DataError
 
-__all__ = ["read_voc"]
+__all__ = ["SOURCE", "check_lists"]
 
+_LISTS = ("ImageSets/Main/trainval.txt", "ImageSets/Main/test.txt")
+_FOLDERS = ("Annotations", "JPEGImages")
+_HOW = (
+    "unpack VOCtrainval_06-Nov-2007.tar and VOCtest_06-Nov-2007.tar (from the PASCAL VOC site) into the data "
+    "root"
+)
 _ROLES = {"train": "trainval", "test": "test"}
 _LONGEST = 1 << 20
 """Bytes of an annotation; the official ones have a few thousand."""
@@ -27,27 +30,40 @@ class _Picture(NamedTuple):
     """An image file and its objects."""
 
     path: Path
-    boxes: list[Box]
+    boxes: list[tuple[int, int, int, int]]
     labels: list[int]
 
 
-def read_voc(spec: DatasetSpec, root: Path | None) -> tuple[Part, Part]:
+class Voc(Source):
     """Train (image set ``trainval``) and test (``test``): images uint8 [N, 3, h, w], one per bounding box, in
     the order of the image set and of the annotation.
 
     All objects are kept, those marked difficult or truncated too. A box, whose official coordinates count
     from 1 and include their ends, is cut out and resized to ``spec.shape`` (bicubic), straight from the file.
-
-    Raises `DataError`, naming the file, for a list, annotation or image that is missing or cannot be read, a
-    class that is none of ``spec.class_names``, and a box that is empty or not inside its image.
+    A class that is none of ``spec.class_names``, or a box that is empty or not inside its image, is refused.
     """
-    folder = official_folder(spec, root)
-    names = {role: _image_set(spec, folder, _ROLES[role]) for role in _ROLES}
-    both = sorted(set(names["train"]) & set(names["test"]))
-    if both:
-        raise DataError(f"dataset {spec.name}: {folder}: image {both[0]} is in both trainval and test")
-    train, test = (_read(spec, folder, _ROLES[role], names[role]) for role in _ROLES)
-    return train, test
+
+    def check(self, spec: DatasetSpec, root: Path | None) -> None:
+        check_lists(spec, need_all(spec, root, _LISTS, _HOW, _FOLDERS), _LISTS, _HOW)
+
+    def read(self, spec: DatasetSpec, root: Path | None) -> Raw:
+        folder = need_all(spec, root, _LISTS, _HOW, _FOLDERS)
+        names = {role: _image_set(spec, folder, _ROLES[role]) for role in _ROLES}
+        both = sorted(set(names["train"]) & set(names["test"]))
+        if both:
+            raise DataError(f"dataset {spec.name}: {folder}: image {both[0]} is in both trainval and test")
+        train, test = (_read(spec, folder, _ROLES[role], names[role]) for role in _ROLES)
+        return Raw(train, test, spec.class_names)
+
+    def how_to_get(self, spec: DatasetSpec) -> str:
+        return _HOW
+
+
+def check_lists(spec: DatasetSpec, folder: Path, lists: tuple[str, ...], how_to_get: str) -> None:
+    """Raises `DataError` for one that is empty."""
+    for path in (folder / name for name in lists):
+        if not path.stat().st_size:
+            raise DataError(f"dataset {spec.name}: {path}: the list is empty; {how_to_get}")
 
 
 def _image_set(spec: DatasetSpec, folder: Path, name: str) -> list[str]:
@@ -65,6 +81,10 @@ def _image_set(spec: DatasetSpec, folder: Path, name: str) -> list[str]:
 
 
 def _read(spec: DatasetSpec, folder: Path, image_set: str, names: list[str]) -> Part:
+    import numpy as np
+
+    from ddsweep.data.decode import decode_resized
+
     listed = folder / f"ImageSets/Main/{image_set}.txt"
     pictures = [_annotation(spec, folder, name, listed) for name in names]
     labels = [label for picture in pictures for label in picture.labels]
@@ -87,9 +107,7 @@ def _annotation(spec: DatasetSpec, folder: Path, name: str, listed: Path) -> _Pi
         return DataError(f"dataset {spec.name}: {path}: {reason}")
 
     if not path.is_file():
-        raise DataError(
-            f"dataset {spec.name}: {path} is missing, but {listed} names it; {how_to_get(spec.name)}"
-        )
+        raise DataError(f"dataset {spec.name}: {path} is missing, but {listed} names it; {_HOW}")
     try:
         with path.open("rb") as file:
             content = file.read(_LONGEST + 1)
@@ -102,7 +120,7 @@ def _annotation(spec: DatasetSpec, folder: Path, name: str, listed: Path) -> _Pi
         objects = ElementTree.fromstring(text).findall("object")
     except (OSError, ValueError, ElementTree.ParseError) as error:
         raise refused(f"the annotation cannot be read: {one_line(error)}") from error
-    boxes: list[Box] = []
+    boxes: list[tuple[int, int, int, int]] = []
     labels: list[int] = []
     for number, item in enumerate(objects, 1):
         label = (item.findtext("name") or "").strip()
@@ -124,3 +142,6 @@ def _annotation(spec: DatasetSpec, folder: Path, name: str, listed: Path) -> _Pi
         labels.append(spec.class_names.index(label))
         boxes.append((left - 1, upper - 1, right, lower))
     return _Picture(folder / f"JPEGImages/{name}.jpg", boxes, labels)
+
+
+SOURCE = Voc()
