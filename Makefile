@@ -3,6 +3,7 @@
 # make test-cluster the tests that start a Ray or a Slurm of their own
 # make check        lint, format, types, and both of these
 # make test-full    all tests, with the slow ones
+# make docs         write the tables in docs/ that say what the code declares
 # make cluster-deps install, as root on Debian or Ubuntu, what the tests on a Slurm of their own need
 
 # What tells whether a Python will do. A version manager may offer a name that does not run, so try each.
@@ -20,7 +21,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses
 CLUSTER_PACKAGES := slurmd slurmctld slurm-client munge slurmdbd slurm-wlm-mysql-plugin mariadb-server \
 	iproute2 procps prometheus chromium
 
-.PHONY: help venv quickstart test test-cluster test-full lint format check cluster-deps clean
+.PHONY: help venv quickstart test test-cluster test-full lint format docs check cluster-deps clean
 .DEFAULT_GOAL := help
 
 help:
@@ -59,6 +60,9 @@ lint: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(STAMP)
+	$(BIN)/python docs/tables.py
 
 check: lint test-cluster test
 

@@ -157,7 +157,7 @@ def test_refused_networks(network: str, shape: tuple[int, int, int], message: st
         ({"validation_fraction": 1.0}, "between 0 and 1"),
         ({"clip_norm": 1.0, "clip_median": 2.0}, "exclude each other"),
         ({"window": 2}, "window: 2 must lie between 1 and T = inner_steps x inner_epochs = 1"),
-        ({"window": 0, "inner_epochs": 3}, "window: 0 must lie between 1 and T = .* = 3"),
+        ({"window": 0, "inner_epochs": 3}, "window: 0 must lie between 1 and T = inner_steps x inner_epochs"),
         ({"order": "shuffled", "inner_epochs": 5}, "order: shuffled needs inner_steps of at least 2"),
         ({"order": "sampled", "images_per_class": 10}, "order: sampled needs inner_steps of at least 2"),
         ({"order": "random"}, "order: 'random' is not one of fixed, shuffled, sampled"),

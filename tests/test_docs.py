@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import ast
 import re
+import runpy
 from collections.abc import Iterator
-from dataclasses import fields
 from pathlib import Path
 
 import click
 import pytest
 import typer
 
-from ddsweep.catalog import CHOICES, DATASETS, NETWORKS, NORMS, TrialSpec
-from ddsweep.catalog.trials import AUGMENTATIONS
+from ddsweep.catalog import AUGMENTATIONS, DATASETS, NETWORKS, NORMS, SETTINGS
 from ddsweep.cli import app
 from ddsweep.launch.site import Site
-from ddsweep.pools.file import PoolFile
+from ddsweep.report.declarations import declared
 from ddsweep.results.schemas import TABLES
-from ddsweep.spec import AshaSpec, EvaluateSpec, ResourcesSpec, SearchSpec, SweepSpec
-from ddsweep.spec.meanings import MEANINGS
+from ddsweep.spec import SweepSpec
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("bench/*.md"), *ROOT.glob("slurm/*.md")]
@@ -44,59 +42,28 @@ def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= 120
 
 
-def test_every_setting_is_documented_and_no_other() -> None:
-    text = (ROOT / "docs/settings.md").read_text()
-    science = {item.name for item in fields(TrialSpec)} | {"images_per_class_per_step"}
-    assert words_of_first_column(section(text, "Science: `base`, `grid`, `points`, `search`")) == science
-    assert words_of_first_column(section(text, "Pools")) == set(PoolFile.model_fields)
-    assert words_of_first_column(section(text, "`search`")) == set(SearchSpec.model_fields)
-    assert words_of_first_column(section(text, "`scheduler`")) == set(AshaSpec.model_fields)
-    assert words_of_first_column(section(text, "`evaluate`")) == set(EvaluateSpec.model_fields)
-    assert words_of_first_column(section(text, "`resources`")) == set(ResourcesSpec.model_fields)
+def test_tables_of_what_is_declared_are_up_to_date() -> None:
+    tables = runpy.run_path(str(ROOT / "docs/tables.py"))
+    for page in ROOT.glob("docs/*.md"):
+        text = page.read_text()
+        assert tables["up_to_date"](text) == text, f"{page.name}: `make docs` writes its tables anew"
 
 
-def test_every_key_of_a_site_file_is_documented_and_no_other() -> None:
-    text = section((ROOT / "docs/cluster.md").read_text(), "Site files")
-    assert words_of_first_column(text) == set(Site.model_fields)
-
-
-SECTIONS = {
-    **{"trial": "Science: `base`, `grid`, `points`, `search`", "pool": "Pools", "site": "Site files"},
-    **{name: f"`{name}`" for name in ("search", "scheduler", "evaluate", "resources")},
-}
-
-
-@pytest.mark.parametrize("group", SECTIONS)
-def test_documents_and_the_verb_settings_say_the_same(group: str) -> None:
-    """What differs is to be changed in both: the table of the document, and ddsweep/spec/meanings.py."""
-    document = "docs/cluster.md" if group == "site" else "docs/settings.md"
-    text = section((ROOT / document).read_text(), SECTIONS[group])
-    rows = [line.split("|") for line in text.splitlines() if line.startswith("| `")]
-    assert MEANINGS[group] == {row[1].strip(" `"): plain_text("|".join(row[3:-1])) for row in rows}
+def test_every_setting_and_key_has_a_place_in_a_document() -> None:
+    pages = "".join((ROOT / f"docs/{name}.md").read_text() for name in ("settings", "cluster"))
+    shown = set(re.findall(r"<!-- table: settings (\w+) -->", pages))
+    assert shown == {*declared({"site": Site})} - {"file"}
 
 
 def test_a_setting_that_takes_words_says_which() -> None:
     """In its meaning, or as its default."""
     words = {
-        **CHOICES,
-        **{"dataset": tuple(DATASETS), "network": (*NETWORKS, *NORMS)},
-        **{name: AUGMENTATIONS for name in ("inner_augment", "outer_augment")},
+        **{name: item.one_of for name, item in SETTINGS.items()},
+        **{"dataset": tuple(DATASETS), "network": (*NETWORKS, *NORMS), "outer_augment": AUGMENTATIONS},
     }
-    text = section((ROOT / "docs/settings.md").read_text(), SECTIONS["trial"])
-    rows = {row[1]: line for line in text.splitlines() if (row := re.match(r"\| `(\w+)`", line))}
-    for name, allowed in words.items():
-        row = rows["inner_augment" if name == "outer_augment" else name]
-        assert {word for word in allowed if f"`{word}`" not in row} == set(), name
-
-
-def plain_text(cell: str) -> str:
-    """Without links and what points to other places of the page."""
-    cell = re.sub(r" \(\[[^]]*\]\([^)]*\)\)| \(below\)", "", cell)
-    return re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", cell).strip()
-
-
-def test_every_key_of_a_sweep_file_has_a_meaning() -> None:
-    assert list(MEANINGS["file"]) == list(SweepSpec.model_fields)
+    for key in declared({})["trial"]:
+        said = f"{key.default} {key.meaning}"
+        assert {word for word in words[key.name] if f"`{word}`" not in said} == set(), key.name
 
 
 def test_every_data_set_is_documented_as_it_is() -> None:
@@ -111,23 +78,6 @@ def test_every_key_of_a_sweep_file_is_named() -> None:
     keys = re.search(r"has the keys ([^.]*)\.", (ROOT / "docs/settings.md").read_text())
     assert keys is not None
     assert re.findall(r"`([a-z_]+)`", keys[1]) == list(SweepSpec.model_fields)
-
-
-def test_documented_defaults_are_the_defaults() -> None:
-    text = section((ROOT / "docs/settings.md").read_text(), "Science: `base`, `grid`, `points`, `search`")
-    for line in text.splitlines():
-        if not line.startswith("| `"):
-            continue
-        name, default = (cell.strip().strip("`") for cell in line.split("|")[1:3])
-        if name in ("dataset", "images_per_class_per_step"):
-            continue
-        actual = TrialSpec.__dataclass_fields__[name].default
-        if isinstance(actual, bool):
-            assert default == str(actual).lower()
-        elif isinstance(actual, float):
-            assert default == f"{actual:g}"
-        else:
-            assert default == ("none" if actual is None else str(actual))
 
 
 @pytest.mark.parametrize("table", list(TABLES))

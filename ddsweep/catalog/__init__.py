@@ -18,7 +18,8 @@ from ddsweep.catalog.evaluation import (
     EvalUnit,
     Protocol,
 )
-from ddsweep.catalog.methods import METHODS, MethodSpec
+from ddsweep.catalog.groups import AUGMENTATIONS, MOST_WHITENED, augmentation_parts
+from ddsweep.catalog.methods import DEFAULT_METHOD, METHODS, MethodSpec
 from ddsweep.catalog.networks import (
     INIT_LAWS,
     NETWORKS,
@@ -32,25 +33,20 @@ from ddsweep.catalog.networks import (
 )
 from ddsweep.catalog.own_code import CodeRef, is_code, parse_code
 from ddsweep.catalog.pools import IMAGENET, POOL_FRACTION, SMOKE, PoolSpec
+from ddsweep.catalog.setting import SEED, Setting, SettingsGroup, settings_in
 from ddsweep.catalog.sources import SOURCES, SourceSpec
 from ddsweep.catalog.survey import MOST_EXAMPLES, Remark, Survey
-from ddsweep.catalog.trials import (
-    AUGMENTATIONS,
-    CHOICES,
-    MOST_WHITENED,
-    SPEC_VERSION,
-    TrialSpec,
-    augmentation_parts,
-)
+from ddsweep.catalog.trials import GROUPS, SETTINGS, SPEC_VERSION, TrialSpec
 
 __all__ = [
     "AUGMENTATIONS",
     "BASELINES",
     "BASELINE_EPOCHS",
     "BASELINE_RATES",
-    "CHOICES",
     "DATASETS",
     "DEFAULT_BASELINES",
+    "DEFAULT_METHOD",
+    "GROUPS",
     "IMAGENET",
     "INIT_LAWS",
     "METHODS",
@@ -61,6 +57,8 @@ __all__ = [
     "NORMS",
     "POOL_FRACTION",
     "PROTOCOLS",
+    "SEED",
+    "SETTINGS",
     "SMOKE",
     "SOURCES",
     "SPEC_VERSION",
@@ -73,6 +71,8 @@ __all__ = [
     "PoolSpec",
     "Protocol",
     "Remark",
+    "Setting",
+    "SettingsGroup",
     "SourceSpec",
     "Survey",
     "TrialSpec",
@@ -86,5 +86,6 @@ __all__ = [
     "parse_code",
     "parse_dataset",
     "parse_network",
+    "settings_in",
     "transformed",
 ]

@@ -1,38 +1,105 @@
-"""Methods by name, and which settings of a trial each of them has."""
+"""Methods by name, and the settings that each of them has for itself."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
 
-__all__ = ["METHODS", "MethodSpec"]
+from ddsweep.catalog.groups import augmentation_parts
+from ddsweep.catalog.setting import COUNT, POSITIVE, Limit, SettingsGroup, setting, settings_in
+from ddsweep.errors import SettingError
+
+if TYPE_CHECKING:
+    from ddsweep.catalog.trials import TrialSpec
+
+__all__ = ["DEFAULT_METHOD", "METHODS", "MethodSpec", "SettingsOfMethods"]
+
+
+@dataclass(frozen=True)
+class Unrolled(SettingsGroup):
+    """Of `bptt`: training steps of its own"""
+
+    inner_lr: float = setting(0.02, POSITIVE)
+    """every learned rate at the start"""
+    inner_lr_mode: str = setting("per_step", one_of=("per_step", "shared", "fixed"))
+    """`per_step`: T learned rates; `shared`: one; `fixed`: not learned"""
+    window: int | None = setting(
+        None, Limit("must lie between 1 and T = inner_steps x inner_epochs", lambda value: value >= 1)
+    )
+    """inner steps that are differentiated, at a random place in T; the outer loss is taken after them"""
+    labels: str = setting("hard", one_of=("hard", "soft"))
+    """`hard`: classes; `soft`: class probabilities, learned, not bound to be positive or to add up to 1"""
+    inner_augment: str = setting("none", check=augmentation_parts)
+    """the changes of `outer_augment`, of the distilled images, in each inner step"""
+    real_batch: int = setting(1024, COUNT)
+    """real images in one outer step"""
+    real_batch_mode: str = setting("shared", one_of=("shared", "per_network"))
+    """`shared` by the networks of a step, or `per_network`"""
+    outer_lr_rates: float | None = setting(None, POSITIVE)
+    """`outer_lr` of the raw inner rates; none: that of the images"""
+    outer_lr_labels: float | None = setting(None, POSITIVE)
+    """`outer_lr` of soft labels; none: that of the images"""
+    rate_limit: float = setting(100.0, POSITIVE)
+    """with `max_rollbacks`: a rate beyond it counts as diverged"""
+
+    @staticmethod
+    def check(trial: TrialSpec) -> None:
+        augmentation_parts("inner_augment", trial.inner_augment, trial.dataset.name)
+        if trial.window is not None and trial.window > trial.steps:
+            raise SettingError(
+                f"window: {trial.window} must lie between 1 and T = inner_steps x inner_epochs = "
+                f"{trial.steps}"
+            )
+
+
+@dataclass(frozen=True)
+class Matched(SettingsGroup):
+    """Of `distribution_matching`"""
+
+    real_per_class: int = setting(256, COUNT)
+    """real images of each class in one outer step of `distribution_matching`; the `outer_augment` of a step
+    is one draw for these and the distilled images"""
 
 
 @dataclass(frozen=True)
 class MethodSpec:
-    """One method: what it does in a line, and the settings of a trial that mean nothing to it.
+    """A method, and its own groups of settings; two methods may share one.
 
-    Those are outside the ids of its trials, and null in its rows.
+    What only other methods declare it lacks: that is outside the ids of its trials, and null in their rows.
     """
 
     name: str
-    summary: str
-    lacks: frozenset[str]
+    groups: tuple[type[SettingsGroup], ...]
+
+    @cached_property
+    def lacks(self) -> frozenset[str]:
+        return _names(*METHODS.values()) - _names(self)
 
 
-_UNROLLED = frozenset(
-    {
-        *("inner_lr", "inner_lr_mode", "inner_augment", "window", "labels", "real_batch", "real_batch_mode"),
-        *("outer_lr_rates", "outer_lr_labels", "rate_limit"),
-    }
-)
-"""What only a method has that goes through training steps of its own."""
+def _names(*methods: MethodSpec) -> frozenset[str]:
+    return frozenset(
+        item.name for method in methods for group in method.groups for item in settings_in(group)
+    )
 
-_MATCHED = frozenset({"real_per_class"})
 
 METHODS: dict[str, MethodSpec] = {
     spec.name: spec
-    for spec in (
-        MethodSpec("bptt", "gradients through training steps (Wang et al. 2018)", _MATCHED),
-        MethodSpec("distribution_matching", "mean features of classes (Zhao and Bilen 2023)", _UNROLLED),
-    )
+    for spec in (MethodSpec("bptt", (Unrolled,)), MethodSpec("distribution_matching", (Matched,)))
 }
+DEFAULT_METHOD = "bptt"
+
+
+@dataclass(frozen=True)
+class Method(SettingsGroup):
+    """The method"""
+
+    method: str = setting(DEFAULT_METHOD, one_of=tuple(METHODS))
+    """what makes the images: `bptt`, by the gradient through T training steps (Wang et al. 2018);
+    `distribution_matching`, by the mean features of each class in networks that are not trained (Zhao and
+    Bilen 2023)"""
+
+
+@dataclass(frozen=True)
+class SettingsOfMethods(Matched, Unrolled, Method):
+    """Which method, and the settings of all methods; the last base comes first."""

@@ -83,36 +83,72 @@ class Site(BaseModel):
     model_config = SECTION
 
     scheduler: Literal["slurm", "local"]
+    """`slurm`, or `local`: this machine, through submitit's local executor"""
     partition: Text | None = None
+    """as for sbatch; none: the site's default"""
     account: Text | None = None
+    """who pays"""
     qos: Text | None = None
+    """quality of service"""
     constraint: Text | None = None
+    """features that nodes must have"""
     wckey: Text | None = None
-    time: Annotated[int, BeforeValidator(_minutes)] = 60
+    """none: not passed on (submitit's own default is refused by some sites)"""
+    time: Annotated[int, BeforeValidator(_minutes)] = Field("1h", validate_default=True)
+    """of one job: `90m`, `4h`, `1d12h`, `'04:00:00'` in quotes"""
     nodes: Count = 1
+    """of the job; of an array, how many elements run at a time"""
     array_tasks: Count = 8
+    """elements of each array"""
     cpus_per_node: Count
+    """CPUs of a job on each node"""
     gpus_per_node: NotNegative = 0
+    """GPUs of a job on each node"""
     gpu_syntax: Literal["gpus-per-node", "gres"] = "gpus-per-node"
+    """how the site wants to be asked: `gpus-per-node`, or `gres`"""
     gpu_type: Text | None = None
+    """such as `a100`, where nodes have several"""
     memory_per_node: Gigabytes | None = None
+    """GB; none: the site's default"""
     exclusive: Annotated[bool, Field(strict=True)] = False
+    """whole nodes"""
     sbatch: Options = {}
+    """a mapping of further options of sbatch, such as `{reservation: mine, hold: true}`; those that another
+    key decides are refused, in every spelling of sbatch; variables `SBATCH_...` of your shell do not go over
+    any of these"""
     setup: Annotated[tuple[str, ...], BeforeValidator(_names)] = ()
+    """a list of shell lines before Python starts: modules, activating an environment"""
     python: Text | None = None
+    """the shell words that start Python on a node, such as those of a container; none: the one that
+    launches"""
     device: Literal["auto", "cpu", "cuda"] | None = None
+    """overrides `resources.device` of the sweep"""
     temporary: Text = "/tmp"
+    """a folder on the node itself, of at most 26 characters: a folder that only you may enter is made in it,
+    for Ray's sockets"""
     first_port: Count = 20000
+    """the first port for jobs of this site"""
     ports: Count = 10000
+    """how many; each job uses ten, by its number. Not between 10002 and 19999, where Ray's workers listen"""
     object_store: Gigabytes | None = None
+    """GB of shared memory for Ray's objects: the data set is there once per node; none: a fifth of the
+    memory, at most 20"""
     dashboard: Annotated[bool, Field(strict=True)] = True
+    """Ray's dashboard, on loopback of the head's node"""
     wait_for_nodes: Seconds = 300.0
+    """seconds until the sweep starts without those that did not come"""
     least_nodes: Count = 1
+    """with fewer the job fails"""
     node_failure: Seconds = 30.0
+    """seconds until a silent node is given up"""
     drain: Count = 120
+    """seconds before the time limit at which a job begins to checkpoint; less than `time`"""
     requeues: NotNegative = 5
+    """times that a job is requeued to go on; under `local` at most 5"""
     poll: Seconds = 15.0
+    """seconds between two looks of `--wait`"""
     longest_pending: Annotated[int, BeforeValidator(_minutes)] | None = None
+    """a time after which `--wait` cancels a launch of which nothing has started"""
 
     @property
     def python_command(self) -> str:

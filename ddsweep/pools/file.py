@@ -40,25 +40,45 @@ class PoolFile(BaseModel):
     model_config = SECTION
 
     name: str
+    """of the pool, and of its folder"""
     dataset: str | dict[str, Any]
+    """as in a sweep file; networks are trained on its training part without validation"""
     network: str
+    """as in a sweep file"""
     init_law: Annotated[str, BeforeValidator(lambda value: word(value, INIT_LAWS))] = "xavier"
+    """law of their first weights"""
     init_param: Annotated[float, BeforeValidator(real), Field(gt=0, lt=math.inf)] = 1.0
+    """p of the law"""
     train: Count
+    """networks for distillation; validation scores and rates of baselines look at the first of them"""
     heldout: Count
+    """networks for evaluation alone"""
     epochs: Count
+    """times each network goes over all images of the training part, in an order of its own"""
     batch: Count = 1024
+    """images a step"""
     lr: Annotated[float, BeforeValidator(real), Field(gt=0, lt=math.inf)]
+    """rate of Adam (betas 0.5, 0.999)"""
     decay_epochs: Count
+    """epochs between decays"""
     decay_factor: Annotated[float, BeforeValidator(real), Field(gt=0, le=1)] = 0.5
+    """factor of a decay"""
     seed: Annotated[int, BeforeValidator(whole), Field(ge=0)] = 0
+    """another seed is another pool"""
     group_size: Count = GROUP_SIZE
+    """networks that are trained together"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """as in `resources`"""
     cpus: Annotated[float, BeforeValidator(real), Field(ge=0, lt=math.inf)] = 1.0
+    """CPUs of a group"""
     gpus: Annotated[float, BeforeValidator(_gpus)] = 0.0
+    """GPUs of a group, also a part of one"""
     total_cpus: Count | None = None
+    """CPUs that may be used; none: all"""
     total_gpus: Annotated[float, BeforeValidator(real), Field(ge=0)] | None = None
+    """GPUs that may be used; none: all"""
     smoke: dict[str, Any] = {}
+    """small values for `--smoke`"""
 
     @field_validator("name", mode="before")
     @classmethod

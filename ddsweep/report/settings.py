@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-from ddsweep.catalog import METHODS, TrialSpec, parse_dataset, parse_network
+from ddsweep.catalog import DEFAULT_METHOD, METHODS, TrialSpec, parse_dataset, parse_network
 from ddsweep.errors import SettingError
 from ddsweep.report.formats import NONE, plain
 
@@ -52,7 +52,7 @@ def settings_of(trial: TrialSpec) -> dict[str, Any]:
 def settings_of_row(row: Mapping[str, Any]) -> dict[str, Any]:
     """The settings in a row of ``trials``; one that an older file lacks has its default ("as before"), but
     for what the trial's method lacks."""
-    lacks = METHODS[row.get("method") or "bptt"].lacks
+    lacks = METHODS[row.get("method") or DEFAULT_METHOD].lacks
     return {
         name: _DEFAULTS.get(name) if row.get(name) is None and name not in lacks else row[name]
         for name in NAMES

@@ -4,43 +4,18 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ddsweep.catalog import (
-    CHOICES,
-    DATASETS,
-    NETWORKS,
-    DatasetSpec,
-    TrialSpec,
-    layer_shapes,
-    parameter_count,
-    parse_network,
-)
+from ddsweep.catalog import DATASETS, NETWORKS, DatasetSpec, layer_shapes, parameter_count, parse_network
 from ddsweep.errors import SettingError
-from ddsweep.pools.file import PoolFile
-from ddsweep.report.formats import plain
-from ddsweep.spec import AshaSpec, EvaluateSpec, ResourcesSpec, SearchSpec, SweepSpec
-from ddsweep.spec.meanings import DEFAULTS, MEANINGS
-from ddsweep.spec.values import SCIENCE_SETTINGS
+from ddsweep.report.declarations import TRIAL, Key, declared, plain_text
 
-__all__ = ["Setting", "names_of_settings", "override_keys", "settings_page"]
+__all__ = ["names_of_settings", "override_keys", "settings_page"]
 
-TRIAL = "trial"
-_SECTIONS: dict[str, type[BaseModel]] = {
-    "file": SweepSpec,
-    "evaluate": EvaluateSpec,
-    "resources": ResourcesSpec,
-    "search": SearchSpec,
-    "scheduler": AshaSpec,
-    "pool": PoolFile,
-}
 _TITLES = {
     TRIAL: (
         "Settings of a trial, under base, grid, points or search of a sweep file, or NAME=VALUE on the "
@@ -54,37 +29,21 @@ _SIDES = range(4, 513)
 _NETWORKS, _DATASETS = "networks", "datasets"
 
 
-@dataclass(frozen=True)
-class Setting:
-    """One setting of ``group``. ``default`` is text; ``allowed`` is empty where any fitting value is."""
-
-    name: str
-    group: str
-    default: str
-    meaning: str
-    allowed: tuple[str, ...] = ()
-
-    @property
-    def key(self) -> str:
-        """As on the command line."""
-        return self.name if self.group in (TRIAL, "file", "pool") else f"{self.group}.{self.name}"
-
-
 def settings_page(name: str | None, more: Mapping[str, type[BaseModel]]) -> RenderableType:
     """All settings of a trial, networks and data sets; or what ``name`` is: one of them, a section of a file,
     ``networks`` or ``datasets``. ``more`` are further sections. Raises `SettingError` for anything else."""
-    groups = _groups(more)
+    sections = declared(more)
     if name is None:
-        rest = [*(group for group in groups if group != TRIAL), _NETWORKS, _DATASETS]
+        rest = [*(section for section in sections if section != TRIAL), _NETWORKS, _DATASETS]
         return Group(
-            _section(TRIAL, groups[TRIAL]),
+            _section(TRIAL, sections[TRIAL]),
             Text(),
             _networks(NETWORKS),
             Text(),
             _datasets(DATASETS.values()),
             Text(f"\nMore: ddsweep settings NAME, with any name above, or {', '.join(rest)}."),
         )
-    if found := _found(name.strip(), groups):
+    if found := _found(name.strip(), sections):
         return Group(*found)
     known = names_of_settings(more)
     near = difflib.get_close_matches(name, known, n=1)
@@ -94,24 +53,23 @@ def settings_page(name: str | None, more: Mapping[str, type[BaseModel]]) -> Rend
 
 def names_of_settings(more: Mapping[str, type[BaseModel]]) -> list[str]:
     """Every name that `settings_page` takes."""
-    groups = _groups(more)
-    keys = [setting.key for settings in groups.values() for setting in settings]
-    return list(dict.fromkeys([*keys, *groups, _NETWORKS, _DATASETS, *NETWORKS, *DATASETS]))
+    sections = declared(more)
+    keys = [key.dotted for section in sections.values() for key in section]
+    return list(dict.fromkeys([*keys, *sections, _NETWORKS, _DATASETS, *NETWORKS, *DATASETS]))
 
 
 def override_keys(more: Mapping[str, type[BaseModel]]) -> list[str]:
     """What may stand before the ``=`` of an override of a sweep."""
-    groups = _groups(more)
-    whole = ("name", "seeds", "skip_invalid", "scheduler")
-    keys = [setting.key for group in groups for setting in groups[group] if group not in ("file", "pool")]
-    return [*whole, *keys]
+    sections = declared(more)
+    keys = [key.dotted for name in sections if name not in ("file", "pool") for key in sections[name]]
+    return ["name", "seeds", "skip_invalid", "scheduler", *keys]
 
 
-def _found(name: str, groups: Mapping[str, Sequence[Setting]]) -> list[RenderableType]:
+def _found(name: str, sections: Mapping[str, Sequence[Key]]) -> list[RenderableType]:
     """What goes by that name, blank lines between: `cpus` is one of `resources` and one of a pool."""
     out: list[RenderableType] = []
-    if name in groups:
-        out.append(_section(name, groups[name]))
+    if name in sections:
+        out.append(_section(name, sections[name]))
     if name in (_NETWORKS, "network"):
         out.append(_networks(NETWORKS))
     elif name in (_DATASETS, "dataset", "data"):
@@ -121,65 +79,13 @@ def _found(name: str, groups: Mapping[str, Sequence[Setting]]) -> list[Renderabl
     elif name in DATASETS:
         out.append(_datasets([DATASETS[name]]))
     out += [
-        _one(setting)
-        for settings in groups.values()
-        for setting in settings
-        if name in (setting.name, setting.key, f"{setting.group}.{setting.name}")
-        and (name not in groups or setting.group == TRIAL)
+        _one(key)
+        for keys in sections.values()
+        for key in keys
+        if name in (key.name, key.dotted, f"{key.section}.{key.name}")
+        and (name not in sections or key.section == TRIAL)
     ]
     return [item for thing in out for item in (Text(), thing)][1:]
-
-
-# ------------------------------------------------------------------------------------- declarations
-
-
-def _groups(more: Mapping[str, type[BaseModel]]) -> dict[str, list[Setting]]:
-    groups = {TRIAL: [_of_trial(name) for name in sorted(SCIENCE_SETTINGS, key=_place)]}
-    for group, model in {**_SECTIONS, **more}.items():
-        groups[group] = [_of_model(group, model, name) for name in model.model_fields]
-    return groups
-
-
-def _place(name: str) -> int:
-    """In the order of the documents, where what belongs together stands together."""
-    return list(MEANINGS[TRIAL]).index(name)
-
-
-def _of_trial(name: str) -> Setting:
-    default: Any = {item.name: item.default for item in fields(TrialSpec)}.get(name, 1)
-    return Setting(name, TRIAL, _default(TRIAL, name, default), _meaning(TRIAL, name), CHOICES.get(name, ()))
-
-
-def _of_model(group: str, model: type[BaseModel], name: str) -> Setting:
-    field = model.model_fields[name]
-    default = _default(group, name, MISSING if field.is_required() else field.default)
-    return Setting(name, group, default, _meaning(group, name), _words(field.annotation))
-
-
-def _meaning(group: str, name: str) -> str:
-    return MEANINGS[group].get(name, "").replace("`", "")
-
-
-def _default(group: str, name: str, value: Any) -> str:
-    if value is MISSING:
-        return "required"
-    if words := DEFAULTS.get((group, name)):
-        return words
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, BaseModel):
-        return "its own"
-    if value is None or (isinstance(value, list | tuple | dict) and not value):
-        return "none"
-    return ", ".join(map(plain, value)) if isinstance(value, list | tuple) else plain(value)
-
-
-def _words(annotation: Any) -> tuple[str, ...]:
-    """The words of an annotation that is a `Literal`, or one or None."""
-    parts = [part for part in get_args(annotation) if part is not NoneType]
-    if get_origin(annotation) is Literal:
-        return tuple(map(str, parts))
-    return _words(parts[0]) if get_origin(annotation) in (Union, UnionType) and len(parts) == 1 else ()
 
 
 # ------------------------------------------------------------------------------------------- tables
@@ -193,23 +99,25 @@ def _table(*headings: str) -> Table:
     return table
 
 
-def _section(group: str, settings: Sequence[Setting]) -> RenderableType:
+def _section(name: str, keys: Sequence[Key]) -> RenderableType:
     table = _table("setting", "default", "meaning")
-    for setting in settings:
-        table.add_row(setting.name, setting.default, setting.meaning)
-    other = f"Section {group} of a sweep file, or {group}.NAME=VALUE on the command line."
-    return Group(Text(_TITLES.get(group, other)), Text(), table)
+    for key in keys:
+        table.add_row(key.name, plain_text(key.default), plain_text(key.meaning))
+    other = f"Section {name} of a sweep file, or {name}.NAME=VALUE on the command line."
+    return Group(Text(_TITLES.get(name, other)), Text(), table)
 
 
-def _one(setting: Setting) -> RenderableType:
+def _one(key: Key) -> RenderableType:
     files = {"file": "of a sweep file", "pool": "of a pool file", "site": "of a site file"}
-    place = {TRIAL: "of a trial", **files}.get(setting.group, f"of section {setting.group} of a sweep file")
+    place = {TRIAL: "of a trial", **files}.get(key.section, f"of section {key.section} of a sweep file")
     table = Table.grid(padding=(0, 2, 0, 0))
-    table.add_row(Text(setting.key, "bold"), place)
-    table.add_row("default", setting.default)
-    if setting.allowed:
-        table.add_row("one of", ", ".join(setting.allowed))
-    table.add_row("meaning", setting.meaning)
+    table.add_row(Text(key.dotted, "bold"), place)
+    table.add_row("default", plain_text(key.default))
+    if key.one_of:
+        table.add_row("one of", ", ".join(key.one_of))
+    if key.limit:
+        table.add_row("values", key.limit)
+    table.add_row("meaning", plain_text(key.meaning))
     return table
 
 

@@ -10,10 +10,8 @@ from ddsweep.spec.model import EvaluateSpec, ResourcesSpec, SweepSpec
 from ddsweep.spec.plan import Plan, expand
 from ddsweep.spec.scheduler import AshaSpec, check_strata, setting_of, settings_by_stratum
 from ddsweep.spec.search import SearchSpec
-from ddsweep.spec.values import SCIENCE_SETTINGS
 
 __all__ = [
-    "SCIENCE_SETTINGS",
     "AshaSpec",
     "EvaluateSpec",
     "Plan",

@@ -8,12 +8,12 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from ddsweep.catalog import SMOKE
+from ddsweep.catalog import SETTINGS, SMOKE
 from ddsweep.errors import SettingError
 from ddsweep.spec.model import EvaluateSpec, ResourcesSpec, SweepSpec, spelled_out
 from ddsweep.spec.scheduler import AshaSpec
 from ddsweep.spec.search import SearchSpec
-from ddsweep.spec.values import KINDS, SCIENCE_SETTINGS, Problem, shown, unknown
+from ddsweep.spec.values import Problem, shown, unknown
 from ddsweep.spec.yaml_text import parse_yaml, yaml_of
 
 _SECTIONS: dict[tuple[Any, ...], type[BaseModel]] = {
@@ -143,10 +143,10 @@ def _laid_over(
     model: type[BaseModel],
 ) -> dict[Any, Any]:
     parts = key.split(".")
-    if model is SweepSpec and key in KINDS:
+    if model is SweepSpec and key in SETTINGS:
         return _everywhere(raw, key, value, override, origins)
     if parts[0] not in model.model_fields:
-        science = SCIENCE_SETTINGS if model is SweepSpec else ()
+        science = SETTINGS if model is SweepSpec else ()
         what = unknown(parts[0], [*model.model_fields, *science], _section(model))
         raise SettingError(f"override {override!r}: {what}")
     origins[key] = override
@@ -235,7 +235,7 @@ def _reason(item: Mapping[str, Any], context: Mapping[str, Any], model: type[Bas
 
 def _misplaced(loc: tuple[Any, ...], model: type[BaseModel]) -> str:
     *home, key = loc
-    if model is SweepSpec and not home and key in KINDS:
+    if model is SweepSpec and not home and key in SETTINGS:
         return (
             f"unknown key {key!r} at the top level; settings of a trial go under `base`, `grid` or `points`"
         )

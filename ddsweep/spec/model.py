@@ -20,6 +20,7 @@ from ddsweep.catalog import (
     DATASETS,
     DEFAULT_BASELINES,
     PROTOCOLS,
+    SETTINGS,
     SMOKE,
     EvaluationSpec,
     Protocol,
@@ -33,9 +34,7 @@ from ddsweep.spec.protocols import protocols_of
 from ddsweep.spec.scheduler import AshaSpec
 from ddsweep.spec.search import SearchSpec
 from ddsweep.spec.values import (
-    KINDS,
     MOST_TRIALS,
-    SCIENCE_SETTINGS,
     SECTION,
     Count,
     Problem,
@@ -94,21 +93,37 @@ class EvaluateSpec(_Model):
     ``protocols`` are what `ddsweep.catalog.Protocol` is made of."""
 
     networks: Count = 64
+    """held-out networks, the same for every trial"""
     shards: Count | None = None
+    """Ray actors they are spread over; none: one for each node and at least 2, and where they use GPUs [one
+    for each GPU](#shards)"""
     group_size: Count = 16
+    """networks computed together"""
     protocols: Annotated[
         tuple[str | dict[str, Any], ...], BeforeValidator(protocols_of), Field(min_length=1)
     ] = PROTOCOLS
+    """`as_distilled` (always), `on_random` (random networks for `fixed` sets), and [mappings](#protocols)"""
     baselines: Annotated[tuple[str, ...], words_of(BASELINES, short={"none": (), "all": BASELINES})] = (
         DEFAULT_BASELINES
     )
+    """of `random_real`, `optimized_random`, `class_mean`, `kmeans`, `knn_random`, `knn_kmeans`; `none`;
+    `all`"""
     rates: Annotated[tuple[float, ...], BeforeValidator(positives), Field(min_length=1)] = BASELINE_RATES
+    """constant rates that are tried for a baseline"""
     epochs: Annotated[tuple[int, ...], BeforeValidator(_sorted_counts), Field(min_length=1)] = BASELINE_EPOCHS
+    """numbers of epochs that are tried for a baseline's tuned variant, beside E: of the default those that
+    make at most 100 steps; a list of your own is taken as it is"""
     candidates: Count = 20
+    """draws of real images of which `optimized_random` is the best"""
     neighbours: Count = 1
+    """k of `knn_random` and `knn_kmeans`: the majority among the k nearest images; of classes with as many
+    votes that of the nearest image; at most images_per_class x classes"""
     neighbour_norm: Annotated[float, BeforeValidator(_norm)] = 2.0
+    """p of the distance between images, at least 1; `inf` for the largest difference"""
     inner_steps_beyond: Annotated[tuple[int, ...], BeforeValidator(lambda v: wholes(v, 1))] = ()
+    """inner steps beyond T at which to look too; the rates of the last epoch repeat"""
     gpus: Annotated[float, BeforeValidator(real), Field(ge=0, le=1)] | None = None
+    """part of a GPU for each shard; none: 0.1 where trials use GPUs, else 0"""
 
     def spec(self) -> EvaluationSpec:
         """What decides the rows; ``shards`` and ``gpus`` (of each shard) only decide who computes them."""
@@ -151,23 +166,47 @@ class ResourcesSpec(_Model):
     """
 
     cpus: Cpus = 1.0
+    """CPUs of a trial; or by a setting: `{by: images_per_class, 1: 1, default: 2}`; or
+    [`auto`](#resources-auto)"""
     gpus: Gpus = 0.0
+    """GPUs of a trial; a fraction packs several on one, each with that part of its memory; or by a setting;
+    or `auto`"""
     max_concurrent: Count | None = None
+    """most trials at a time"""
     device: Annotated[Literal["auto", "cpu", "cuda"], _one_of("auto", "cpu", "cuda")] = "auto"
+    """`auto`: CUDA if a GPU was granted; `cpu`; `cuda`"""
     memory_mode: Annotated[Literal["auto", "store", "recompute"], _one_of("auto", "store", "recompute")] = (
         "auto"
     )
+    """`store`, or `recompute`: less memory, more time; `auto` recomputes where storing would take more than 2
+    GB"""
     segment: Count | None = None
+    """`recompute` keeps the weights of every so many steps; none: of as many as take the least memory"""
     compile: Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)] = "auto"
+    """`on` compiles each inner step, the way back through it and the pass over real images with
+    `torch.compile`; `off`; `auto` is [a static rule on the work ahead](#compile-auto). Unless it is `off`,
+    the test passes of LeNet on the CPU are compiled as well"""
     channels_last: Annotated[bool, Field(strict=True)] = False
+    """`true`: images have their channels innermost in memory where autograd takes derivatives (AlexCifarNet,
+    AlexNet)"""
     memory: Annotated[float | str | None, BeforeValidator(_gigabytes)] = "auto"
+    """GB that a trial asks Ray for, so that no more are packed on a machine than fit: `auto` is the estimate
+    that `plan` shows and 1 GB for the process; `null` asks for none"""
     threads: Count | None = None
+    """CPU threads of a trial: its networks are dealt out to as many teams of one thread; a single network
+    (`fixed`) has them all; none: as many as `cpus`"""
     total_cpus: Count | None = None
+    """CPUs that Ray may use here; none: all"""
     total_gpus: Annotated[float, BeforeValidator(real), Field(ge=0)] | None = None
+    """GPUs that Ray may use here; none: all"""
     max_failures: Annotated[int, BeforeValidator(whole), Field(ge=0)] = 3
+    """times a trial is tried again after its worker died, over three minutes, by waits that grow"""
     checkpoint_every: Count = 50
+    """outer steps between checkpoints"""
     log_every: Count = 10
+    """outer steps between rows of `history`"""
     dashboard: Annotated[bool, Field(strict=True)] = True
+    """Ray's dashboard, on loopback"""
 
     def for_trial(self, trial: TrialSpec) -> tuple[float, float]:
         """(CPUs, GPUs) of ``trial``; as by default where they are still to be measured. Raises `SettingError`
@@ -230,16 +269,27 @@ class SweepSpec(_Model):
         return list({repr(value): value for value in values if value}.values())
 
     name: str
+    """of the sweep, and of its folder of results"""
     base: dict[str, Any] = {}
+    """settings of every trial"""
     grid: dict[str, list[Any]] = {}
+    """settings and their values, of which every combination is a trial"""
     points: tuple[dict[str, Any], ...] = ()
+    """a list of mappings of settings, crossed with `grid`"""
     search: SearchSpec | None = None
+    """settings drawn at random, crossed with `grid` and `points`"""
     seeds: tuple[int, ...] = (0,)
+    """a number, such as 3 for 0, 1, 2, or a list; each setting is run with each"""
     scheduler: AshaSpec | None = None
+    """stops poor settings early"""
     evaluate: EvaluateSpec = EvaluateSpec()
+    """how distilled sets are judged"""
     resources: ResourcesSpec = ResourcesSpec()
+    """where and how fast trials run; nothing in it changes a result"""
     skip_invalid: Annotated[bool, Field(strict=True)] = False
+    """`true`: combinations that are impossible are left out, and counted by `plan`"""
     smoke: dict[str, Any] = {}
+    """small settings that `--smoke` lays over the file to try it out"""
 
     @field_validator("name", mode="before")
     @classmethod
@@ -272,8 +322,8 @@ class SweepSpec(_Model):
         problems: list[Problem] = []
         out: dict[str, list[Any]] = {}
         for key, values in value.items():
-            if key not in KINDS:
-                problems.append((f"grid.{key}", unknown(key, SCIENCE_SETTINGS)))
+            if key not in SETTINGS:
+                problems.append((f"grid.{key}", unknown(key, SETTINGS)))
             elif not isinstance(values, list) or not values:
                 what = "is empty" if values == [] else f"{shown(values)} is not a list"
                 problems.append((f"grid.{key}", f"{what}; a grid axis is a list of at least one value"))

@@ -8,14 +8,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ddsweep.catalog import METHODS, DatasetSpec, PoolSpec, TrialSpec
+from ddsweep.catalog import DEFAULT_METHOD, METHODS, DatasetSpec, PoolSpec, TrialSpec
 from ddsweep.catalog.numbers import counted
 from ddsweep.errors import DataError, SettingError
 from ddsweep.spec.model import SweepSpec
 from ddsweep.spec.protocols import check_evaluation
 from ddsweep.spec.values import MOST_TRIALS, SIZES
-
-_DEFAULT_METHOD = "bptt"
 
 _LISTED = 5
 """How many impossible combinations a message lists."""
@@ -181,8 +179,8 @@ def _methods(sweep: SweepSpec) -> frozenset[str]:
     """The methods that trials of the sweep have."""
     searched = sweep.search.space if sweep.search else {}
     if not any("method" in named for named in (sweep.base, sweep.grid, searched, *sweep.points)):
-        return frozenset({_DEFAULT_METHOD})
-    return frozenset(c.settings.get("method", _DEFAULT_METHOD) for c in _combinations(sweep))
+        return frozenset({DEFAULT_METHOD})
+    return frozenset(c.settings.get("method", DEFAULT_METHOD) for c in _combinations(sweep))
 
 
 def _of_method(
@@ -190,7 +188,7 @@ def _of_method(
 ) -> tuple[dict[str, Any], frozenset[str]]:
     """``settings`` without those that their method lacks, and which these are. Raises `SettingError` for one
     that no method of the sweep has: nothing would read it."""
-    lacks = METHODS[settings.get("method", _DEFAULT_METHOD)].lacks & settings.keys()
+    lacks = METHODS[settings.get("method", DEFAULT_METHOD)].lacks & settings.keys()
     for name in sorted(lacks):
         if all(name in METHODS[method].lacks for method in methods):
             having = ", ".join(method.name for method in METHODS.values() if name not in method.lacks)

@@ -9,17 +9,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field
 
-from ddsweep.catalog import TrialSpec
+from ddsweep.catalog import SETTINGS, TrialSpec
 from ddsweep.catalog.numbers import whole
 from ddsweep.errors import SettingError
-from ddsweep.spec.values import SCIENCE_SETTINGS, SECTION, Count, word, words_of
+from ddsweep.spec.values import SECTION, Count, word, words_of
 
 __all__ = ["AshaSpec", "check_strata", "setting_of", "settings_by_stratum"]
 
 KINDS_OF_SCHEDULER = ("asha",)
 
 _OF_A_SETTING = tuple(item.name for item in fields(TrialSpec) if item.name != "seed")
-_STRATA = tuple(name for name in SCIENCE_SETTINGS if name != "seed")
+_STRATA = tuple(name for name in SETTINGS if name != "seed")
 
 
 class AshaSpec(BaseModel):
@@ -34,11 +34,17 @@ class AshaSpec(BaseModel):
     model_config = SECTION
 
     kind: Annotated[Literal["asha"], BeforeValidator(lambda value: word(value, KINDS_OF_SCHEDULER))] = "asha"
+    """the only one there is"""
     grace: Count = 100
+    """outer steps before the first comparison"""
     reduction: Annotated[int, BeforeValidator(whole), Field(ge=2)] = 3
+    """comparisons follow at each `reduction` times as many outer steps; there a setting goes on if its score
+    is among the best 1/`reduction` of those seen there so far"""
     strata: Annotated[tuple[str, ...], words_of(_STRATA)] = (
         *("dataset", "objective", "attack_class", "target_class", "init", "pool", "images_per_class"),
     )
+    """only settings that agree in these are compared: the scores of others answer other questions; a file
+    that names none has the axes of its `grid` as well"""
 
     def rungs(self, trial: TrialSpec) -> tuple[int, ...]:
         """Outer steps after which ``trial`` may be stopped: below its last, which every survivor reaches."""

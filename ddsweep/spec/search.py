@@ -12,11 +12,10 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, Field, field_validator
 
+from ddsweep.catalog import SETTINGS
 from ddsweep.catalog.numbers import whole
 from ddsweep.seeds import derive_seed
 from ddsweep.spec.values import (
-    KINDS,
-    SCIENCE_SETTINGS,
     SECTION,
     Count,
     Problem,
@@ -41,8 +40,12 @@ class SearchSpec(BaseModel):
     model_config = SECTION
 
     samples: Count
+    """how many are drawn"""
     seed: Annotated[int, BeforeValidator(whole), Field(ge=0)] = 0
+    """seed of the draw; nothing else in a trial depends on it"""
     space: dict[str, dict[str, list[Any]]]
+    """settings, and for each one distribution: `uniform` or `log_uniform` for numbers, `integer` for whole
+    numbers (`[low, high]`, both included), `choice` for any setting"""
 
     @field_validator("space", mode="before")
     @classmethod
@@ -105,8 +108,8 @@ def _exponent(number: float) -> int:
 def _distribution(name: Any, given: Any, problems: list[Problem]) -> dict[str, list[Any]]:
     """One axis of the space, typed; what is wrong is added to ``problems``."""
     where = f"search.space.{name}"
-    if name not in KINDS:
-        problems.append((where, unknown(name, SCIENCE_SETTINGS)))
+    if name not in SETTINGS:
+        problems.append((where, unknown(name, SETTINGS)))
         return {}
     if not isinstance(given, dict) or len(given) != 1:
         problems.append(
@@ -133,14 +136,14 @@ def _distribution(name: Any, given: Any, problems: list[Problem]) -> dict[str, l
 
 def _allowed(name: str) -> tuple[str, ...]:
     """The distributions that make sense for a setting."""
-    kind = KINDS[name]
+    kind = SETTINGS[name].kind
     if kind.startswith("float"):
         return ("uniform", "log_uniform", "choice")
     return ("integer", "choice") if kind == "int" else ("choice",)
 
 
 def _nature(name: str) -> str:
-    kind = KINDS[name]
+    kind = SETTINGS[name].kind
     if kind.startswith("float"):
         return "is not a whole number"
     return "is a whole number" if kind == "int" else "is not a number"

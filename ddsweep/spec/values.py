@@ -10,20 +10,14 @@ import difflib
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
-from ddsweep.catalog import CHOICES, DATASETS, TrialSpec, parse_network
+from ddsweep.catalog import SETTINGS, parse_network
 from ddsweep.catalog.numbers import real, whole
 from ddsweep.errors import SettingError
-
-KINDS = {item.name: str(item.type) for item in fields(TrialSpec)} | {"images_per_class_per_step": "int"}
-SCIENCE_SETTINGS = tuple(KINDS)
-"""What ``base``, ``grid``, ``points`` and ``search`` may give: the fields of `TrialSpec` and the third of
-images_per_class = inner_steps x images_per_class_per_step."""
 
 SIZES = ("images_per_class", "inner_steps", "images_per_class_per_step")
 MOST_TRIALS = 100_000
@@ -55,63 +49,37 @@ def word(value: Any, allowed: Sequence[str]) -> str:
 
 def setting(name: str, value: Any) -> Any:
     """One science setting with its type made right. Raises `ValueError` if it is wrong by itself."""
-    kind = KINDS[name]
-    if name == "dataset":
-        if not value or not isinstance(value, str | dict):
-            raise ValueError(f"{value!r} is neither a name nor a mapping such as {{source: folder, ...}}")
-        return value
-    if name == "pool" and value is not None and value != "none":
-        if not value or not isinstance(value, str | dict):
-            raise ValueError(f"{value!r} is neither the name of a pool nor {{name: imagenet, weights: FILE}}")
-        return value
-    if kind.endswith("None") and (value is None or value == "none"):
+    declared = SETTINGS[name]
+    if declared.optional and (value is None or value == "none"):
         return None
-    if name in CHOICES:
-        return word(value, CHOICES[name])
-    if kind.startswith("int"):
-        value = whole(value)
-    elif kind.startswith("float"):
-        value = real(value)
+    if name in _GIVEN_AS:
+        if not value or not isinstance(value, str | dict):
+            raise ValueError(f"{value!r} is neither {_GIVEN_AS[name]}")
+        return value
+    if declared.one_of:
+        return word(value, declared.one_of)
+    kind = declared.kind.removesuffix(" | None")
+    if kind in ("int", "float"):
+        value = whole(value) if kind == "int" else real(value)
     elif kind == "bool":
         if not isinstance(value, bool):
             raise ValueError(f"{value!r} is not true or false")
     elif not isinstance(value, str):
         raise ValueError(f"{value!r} is not text")
-    if name in ("seed", "split_seed") and value < 0:
-        raise ValueError(f"{value} must be at least 0")
     try:
-        _alone(name, value)
+        declared.refuse(value)
+        if name == "network":  # at a size that every network of its kind takes, however deep
+            side = {"convnet": 1 << 20, "alexnet": 224}.get(value.partition("(")[0].strip(), 32)
+            parse_network(value, (3, side, side))
     except SettingError as error:
-        raise ValueError(str(error).partition(": ")[2] or str(error)) from None
+        raise ValueError(str(error).partition(": ")[2]) from None
     return value
 
 
-def _alone(name: str, value: Any) -> None:
-    """Raises `SettingError` if no trial can have this value, whatever its other settings are."""
-    if name == "network":
-        # A size that every network of that kind takes, for any depth that makes sense.
-        kind = value.partition("(")[0].strip()
-        side = {"convnet": 1 << 20, "alexnet": 224}.get(kind, 32)
-        parse_network(value, (3, side, side))
-        return
-    if name in ("attack_class", "target_class"):
-        if value < 0:
-            raise SettingError(f"{name}: {value} must be at least 0")
-        return
-    if name in ("init", "objective"):  # each of their words needs settings beside it
-        return
-    others = _OTHERS.get(name, {})
-    settings = {"images_per_class" if name in SIZES else name: value}
-    TrialSpec(**{"dataset": DATASETS["digits"], **others, **settings})
-
-
-_OTHERS: dict[str, dict[str, Any]] = {
-    "window": {"inner_epochs": 2**31 - 1},
-    "order": {"inner_steps": 2, "images_per_class": 2},
-    "inner_augment": {"dataset": DATASETS["cifar10"]},
-    "outer_augment": {"dataset": DATASETS["cifar10"]},
+_GIVEN_AS = {
+    "dataset": "a name nor a mapping such as {source: folder, ...}",
+    "pool": "the name of a pool nor {name: imagenet, weights: FILE}",
 }
-"""With which other settings every value of a setting is possible that is possible at all."""
 
 
 # ------------------------------------------------------------------------------ groups of settings
@@ -130,8 +98,8 @@ def settings_of(given: Any, where: str, problems: list[Problem]) -> dict[str, An
         return {}
     out: dict[str, Any] = {}
     for key, value in given.items():
-        if key not in KINDS:
-            problems.append((f"{where}.{key}", unknown(key, SCIENCE_SETTINGS)))
+        if key not in SETTINGS:
+            problems.append((f"{where}.{key}", unknown(key, SETTINGS)))
             continue
         try:
             out[key] = setting(key, value)
@@ -212,8 +180,8 @@ def amount(value: Any, *, shared: bool = False) -> float | dict[Any, Any]:
     if not isinstance(value, dict):
         return _number_of(value, shared)
     by = value.get("by")
-    if not isinstance(by, str) or by not in KINDS:
-        near = like(by, KINDS)
+    if not isinstance(by, str) or by not in SETTINGS:
+        near = like(by, SETTINGS)
         raise ValueError(f"by: {by!r} is not a setting{near}; e.g. {{by: images_per_class, 1: 0.1}}")
     if len(value) < 2:
         raise ValueError(f"{shown(value)} gives no amount; e.g. {{by: {by}, default: 1}}")

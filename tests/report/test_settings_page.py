@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-
 import pytest
 
-from ddsweep.catalog import CHOICES, DATASETS, NETWORKS, TrialSpec
+from ddsweep.catalog import DATASETS, NETWORKS, SETTINGS
 from ddsweep.errors import SettingError
 from ddsweep.launch.site import Site
 from ddsweep.report.settings_page import names_of_settings, settings_page
 from ddsweep.spec import ResourcesSpec, SweepSpec
-from ddsweep.spec.values import SCIENCE_SETTINGS
 
 from .conftest import text
 
@@ -26,7 +23,7 @@ def test_the_overview_has_every_setting_network_and_data_set_at_any_width() -> N
     for width in (80, 160):
         shown = page(width=width)
         first = {line.split()[0] for line in shown.splitlines() if line.strip()}
-        assert first >= {*SCIENCE_SETTINGS, *NETWORKS, *DATASETS}
+        assert first >= {*SETTINGS, *NETWORKS, *DATASETS}
         assert all(len(line) <= width for line in shown.splitlines())
     assert "More: ddsweep settings NAME" in shown and "resources" in shown and "site" in shown
 
@@ -41,11 +38,11 @@ def test_one_setting_has_its_default_its_words_and_what_it_means() -> None:
     words = page("dtype").split()
     assert words[:3] == ["dtype", "of", "a"]
     assert words[words.index("default") + 1] == "float32"
-    assert f"one of   {', '.join(CHOICES['dtype'])}" in page("dtype")
+    assert f"one of   {', '.join(SETTINGS['dtype'].one_of)}" in page("dtype")
     assert "`" not in page("dtype")
-    outer_lr = {item.name: item.default for item in fields(TrialSpec)}["outer_lr"]
-    assert page("outer_lr").split()[4:6] == ["default", f"{outer_lr:g}"]
+    assert page("outer_lr").split()[4:6] == ["default", f"{SETTINGS['outer_lr'].default:g}"]
     assert "one of" not in page("outer_lr")
+    assert "values    must be a positive number" in page("outer_lr")
 
 
 def test_a_name_in_several_places_shows_them_all() -> None:
@@ -59,7 +56,7 @@ def test_a_name_in_several_places_shows_them_all() -> None:
 def test_a_section_has_all_its_keys_with_their_defaults() -> None:
     rows = {line.split()[0]: line.split()[1] for line in page("resources").splitlines() if line[:1].isalpha()}
     assert rows.keys() >= set(ResourcesSpec.model_fields)
-    assert (rows["checkpoint_every"], rows["dashboard"], rows["segment"]) == ("50", "true", "by")
+    assert (rows["checkpoint_every"], rows["dashboard"], rows["segment"]) == ("50", "true", "none")
     keys = {line.split()[0] for line in page("file").splitlines() if line}
     assert keys >= set(SweepSpec.model_fields)
     assert "scheduler        required" in page("site")

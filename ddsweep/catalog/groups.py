@@ -1,0 +1,351 @@
+"""The settings that every method has, in groups; those of one method are in `ddsweep.catalog.methods`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ddsweep.catalog.datasets import DatasetSpec, base_name
+from ddsweep.catalog.networks import INIT_LAWS, parameter_shapes, parse_network
+from ddsweep.catalog.pools import POOL_FRACTION, PoolSpec
+from ddsweep.catalog.setting import (
+    BELOW_ONE,
+    COUNT,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SEED,
+    Limit,
+    Setting,
+    SettingsGroup,
+    setting,
+)
+from ddsweep.errors import SettingError
+
+if TYPE_CHECKING:
+    from ddsweep.catalog.trials import TrialSpec
+
+__all__ = [
+    "AUGMENTATIONS",
+    "MOST_WHITENED",
+    "General",
+    "InnerSteps",
+    "Networks",
+    "OuterSteps",
+    "Question",
+    "Start",
+    "Update",
+    "Validation",
+    "augmentation_parts",
+]
+
+MOST_WHITENED = 4096
+"""Values of an image up to which it can be whitened: the matrix has their square."""
+
+AUGMENTATIONS = ("shift", "rotate", "scale", "flip", "cutout")
+"""What an augmentation is made of: one of them, or several joined by ``+``."""
+
+_NEVER_FLIPPED = ("digits", "mnist", "usps", "svhn")
+"""Data sets whose classes are not the same in a mirror, at any size and in any colour."""
+
+
+def augmentation_parts(name: str, text: str, dataset: str = "") -> tuple[str, ...]:
+    """The parts of setting ``name``, such as ``shift+rotate``; none for ``none``. Raises `SettingError`, also
+    for a part that is nothing for the images of ``dataset``."""
+    if text == "none":
+        return ()
+    parts = text.split("+")
+    for part in parts:
+        if part not in AUGMENTATIONS:
+            raise SettingError(
+                f"{name}: {part!r} is not one of {', '.join(AUGMENTATIONS)} (several joined by +; or none)"
+            )
+    if len(set(parts)) < len(parts):
+        raise SettingError(f"{name}: {text!r} names a part twice")
+    if "flip" in parts and base_name(dataset) in _NEVER_FLIPPED:
+        raise SettingError(f"{name}: {text!r}: {dataset} is not the same in a mirror; leave flip out")
+    return tuple(parts)
+
+
+@dataclass(frozen=True)
+class Question(SettingsGroup):
+    """Data, network and objective"""
+
+    dataset: DatasetSpec
+    """`digits`, `mnist`, `fashion_mnist`, `usps`, `cifar10`, `cifar10-exact`, `svhn`, `voc2007`, `cub200`,
+    also with transforms such as `usps(size=28)`, or a [mapping](#data-sets)"""
+    network: str = "convnet"
+    """`lenet` (28 or 32 px), `alexcifarnet` (32 px), `alexnet` (224 px), `convnet` or
+    `convnet(depth=3,width=128,norm=instance)`; depth is 2 up to 16 px and 3 beyond; norm is `instance` or
+    `none`"""
+    objective: str = setting("classification", one_of=("classification", "attack"))
+    """cross-entropy on real data after T steps; `attack`: the same with the labels `attack_class` rewritten
+    to `target_class`"""
+    attack_class: int | None = None
+    """of an attack: the class whose images are to be called `target_class`"""
+    target_class: int | None = None
+    """of an attack: another class"""
+    whitening: str = setting("none", one_of=("none", "zca"))
+    """`zca`: all images are whitened by the training part (ZCA, epsilon 0.1); distilled images are then made
+    in that space, pictures of them are brought back"""
+
+    @staticmethod
+    def check(trial: TrialSpec) -> None:
+        _check_attack(trial)
+        values = math.prod(trial.dataset.shape)
+        if trial.whitening != "none" and values > MOST_WHITENED:
+            raise SettingError(
+                f"whitening: {trial.whitening} of {values} values an image takes a matrix too large; at most "
+                f"{MOST_WHITENED} (32x32x3 are 3072)"
+            )
+
+
+def _check_attack(trial: TrialSpec) -> None:
+    if trial.objective == "attack" and trial.method != "bptt":
+        raise SettingError(f"method: {trial.method} has no objective: attack; only bptt has")
+    pair = (trial.attack_class, trial.target_class)
+    if trial.objective != "attack":
+        for name, value in zip(("attack_class", "target_class"), pair, strict=True):
+            if value is not None:
+                raise SettingError(f"{name}: {value} is for objective: attack, not {trial.objective}")
+        return
+    last = trial.dataset.classes - 1
+    for name, value in zip(("attack_class", "target_class"), pair, strict=True):
+        if value is None:
+            raise SettingError(f"{name}: objective: attack needs one; 0 to {last}")
+        if not 0 <= value <= last:
+            raise SettingError(f"{name}: {value} is no class of {trial.dataset.name}: 0 to {last}")
+    if trial.attack_class == trial.target_class:
+        raise SettingError(
+            f"target_class: {trial.target_class} is attack_class too; they must be different classes"
+        )
+
+
+@dataclass(frozen=True)
+class Networks(SettingsGroup):
+    """First weights"""
+
+    init: str = setting("random", one_of=("fixed", "random", "pretrained"))
+    """`random`: fresh networks at every outer step; `fixed`: one known network, number `seed` of its law, or
+    of its pool; `pretrained`: trained networks, drawn from `pool` at every outer step"""
+    pool: PoolSpec | None = None
+    """the [pool](#pools) of trained networks; or `imagenet` (torchvision's AlexNet, one known network),
+    `{name: imagenet, weights: FILE}`"""
+    init_law: str = setting("xavier", one_of=INIT_LAWS)
+    """`xavier`, `xavier_uniform`, `kaiming`, `kaiming_out`, `orthogonal`, `normal`, `default` (torch's
+    own)"""
+    init_param: float = setting(1.0, POSITIVE)
+    """p of the law, as in Wang et al. 2018: gain of xavier and orthogonal, slope of kaiming (1 means gain 1),
+    deviation of normal"""
+
+    @staticmethod
+    def check(trial: TrialSpec) -> None:
+        """Whether the networks of ``pool`` are of this trial's kind and shape."""
+        pool = trial.pool
+        if pool is None:
+            if trial.init == "pretrained":
+                raise SettingError("pool: init: pretrained needs one: the name of a pool of trained networks")
+            return
+        if trial.init == "random":
+            raise SettingError(
+                f"pool: {pool.name}: init: random draws fresh networks; leave pool out, or give init: "
+                "pretrained (or fixed, for one network of the pool)"
+            )
+        if trial.init == "pretrained" and pool.known:
+            raise SettingError(
+                f"pool: {pool.name} is one known network, with none of its kind to judge on; give init: fixed"
+            )
+        for name, default in (("init_law", "xavier"), ("init_param", 1.0)):
+            if getattr(trial, name) != default:
+                raise SettingError(
+                    f"{name}: {getattr(trial, name)}: the networks are those of pool {pool.name}; leave it "
+                    "out"
+                )
+        if trial.whitening != "none":
+            raise SettingError(
+                f"whitening: {trial.whitening}: the networks of pool {pool.name} were trained on images that "
+                "are not whitened"
+            )
+        _check_split_of_pool(trial, pool)
+        source = parse_network(pool.network, pool.source_shape)
+        classes = pool.classes or trial.dataset.classes
+        ours = parameter_shapes(trial.network_spec, trial.dataset.shape, trial.dataset.classes)
+        if source.kind != trial.network_spec.kind or ours != parameter_shapes(
+            source, pool.source_shape, classes
+        ):
+            theirs, here = ("x".join(map(str, shape)) for shape in (pool.source_shape, trial.dataset.shape))
+            raise SettingError(
+                f"pool: {pool.name} has {pool.network} for {classes} classes of {theirs} images; "
+                f"{trial.network} for the {trial.dataset.classes} classes of {here} images of "
+                f"{trial.dataset.name} has other weights"
+            )
+        if trial.init == "pretrained" and trial.models_per_step > pool.train:
+            raise SettingError(
+                f"models_per_step: {trial.models_per_step} are more than the {pool.train} training networks "
+                f"of pool {pool.name}"
+            )
+        if trial.init == "fixed" and trial.seed >= pool.train:
+            raise SettingError(
+                f"seed: {trial.seed}: a fixed trial takes training network number `seed` of its pool, and "
+                f"{pool.name} has 0 to {pool.train - 1}"
+            )
+
+
+def _check_split_of_pool(trial: TrialSpec, pool: PoolSpec) -> None:
+    """Images that the pool was trained on must be neither test nor validation images here."""
+    source, own = base_name(pool.source_dataset), trial.dataset.base_name
+    prints = (pool.source_fingerprint, trial.dataset.fingerprint)
+    if prints[0] == prints[1] if any(prints) else source == own:
+        if (trial.validation_fraction, trial.split_seed) != (POOL_FRACTION, 0):
+            raise SettingError(
+                f"validation_fraction and split_seed: pool {pool.name} was trained on {own} without its "
+                f"validation images, those of fraction {POOL_FRACTION:g} and split_seed 0; give these"
+            )
+    elif {source, own} == {"cifar10", "cifar10-exact"}:
+        raise SettingError(
+            f"pool: {pool.name} was trained on {source}, which splits the same images otherwise than "
+            f"{own}: its training images may be test images here; make a pool on {own}"
+        )
+
+
+@dataclass(frozen=True)
+class InnerSteps(SettingsGroup):
+    """Training steps on the distilled images"""
+
+    images_per_class: int = setting(1, COUNT)
+    """= S x m; give two of the three, or one: then S is 1, or m beside S"""
+    inner_steps: int = setting(1, COUNT)
+    """S: distinct batches of distilled images"""
+    inner_epochs: int = setting(1, COUNT)
+    """E: times the S batches are gone through; adds steps and rates, not images"""
+    inner_optimizer: str = setting("gd", one_of=("gd", "momentum", "adam"))
+    """of the inner steps: `gd`: plain gradient descent; `momentum`: heavy ball; `adam`: betas 0.9, 0.999"""
+    inner_momentum: float = setting(0.9, BELOW_ONE)
+    """momentum of `inner_optimizer: momentum`"""
+    order: str = setting("fixed", one_of=("fixed", "shuffled", "sampled"))
+    """`fixed`: step t uses batch t mod S; `shuffled`: every epoch the S batches in random order, each with
+    its own rate; `sampled`: every step m random distilled images of each class; both for each network anew,
+    and S must be at least 2"""
+
+    derived = (Setting("images_per_class_per_step", "int", 1, COUNT),)
+
+    @property
+    def images_per_class_per_step(self) -> int:
+        """m: images of each class in one of the S batches"""
+        return self.images_per_class // self.inner_steps
+
+    @property
+    def steps(self) -> int:
+        """T = S*E: gradient steps of one unroll."""
+        return self.inner_steps * self.inner_epochs
+
+    @staticmethod
+    def check(trial: TrialSpec) -> None:
+        if trial.images_per_class % trial.inner_steps:
+            raise SettingError(
+                f"images_per_class: {trial.images_per_class} does not divide into inner_steps "
+                f"{trial.inner_steps}; images_per_class = inner_steps x images_per_class_per_step"
+            )
+        if trial.order != "fixed" and trial.inner_steps == 1:
+            raise SettingError(
+                f"order: {trial.order} needs inner_steps of at least 2: there is one batch, and so one order"
+            )
+
+
+@dataclass(frozen=True)
+class Start(SettingsGroup):
+    """The images at the start"""
+
+    image_init: str = setting("noise", one_of=("noise", "real", "kmeans"))
+    """`noise`: N(0, 1) in normalised pixels; `real`: training images; `kmeans`: cluster centres of each
+    class"""
+    image_centre: bool = False
+    """`true`: the mean of all start images is taken away from each, so that they differ in all that they
+    have"""
+    image_scale: float = setting(1.0, POSITIVE)
+    """factor on the start images, after that"""
+
+
+@dataclass(frozen=True)
+class OuterSteps(SettingsGroup):
+    """Outer steps: the gradient"""
+
+    outer_steps: int = setting(400, COUNT)
+    """updates of the distilled set"""
+    models_per_step: int = setting(4, COUNT)
+    """networks unrolled in one outer step; always 1 for `fixed`"""
+    outer_augment: str = setting("none", check=augmentation_parts)
+    """random changes of the real images in each outer step: `shift` (by up to 10 %), `rotate` (15 degrees),
+    `scale` (15 %), `flip` (not for `digits`, `mnist`, `usps`, `svhn`), `cutout` (a square of 40 %), or
+    several joined by `+`"""
+    on_nonfinite: str = setting("skip", one_of=("stop", "skip"))
+    """a network whose loss or gradient is not finite: `skip` leaves it out and counts it, `stop` ends the
+    trial"""
+    trim: float = setting(0.0, BELOW_ONE)
+    """of the networks of a step, the part with the largest gradients that is left out; random networks
+    only"""
+    clip_norm: float | None = setting(None, POSITIVE)
+    """largest gradient norm of one network"""
+    clip_median: float | None = setting(None, POSITIVE)
+    """largest gradient norm of one network, as a multiple of the median over the networks of the step"""
+    clip_running: float | None = setting(None, POSITIVE)
+    """largest norm of the mean gradient, as a multiple of its running mean (decay 0.9)"""
+
+    @staticmethod
+    def check(trial: TrialSpec) -> None:
+        augmentation_parts("outer_augment", trial.outer_augment, trial.dataset.name)
+        if trial.trim and trial.init == "fixed":
+            raise SettingError(f"trim: {trial.trim}: a fixed trial has one network, none can be left out")
+        if trial.clip_norm is not None and trial.clip_median is not None:
+            raise SettingError("clip_norm and clip_median exclude each other: give one of them")
+
+
+@dataclass(frozen=True)
+class Update(SettingsGroup):
+    """Outer steps: the update, and what is handed over"""
+
+    outer_lr: float = setting(0.01, POSITIVE)
+    """rate of Adam on the images (betas 0.5, 0.999)"""
+    outer_cutoff: float | None = setting(None, POSITIVE)
+    """Adam works on the cosine transform of the images, and its step for frequency f (half-waves over the
+    image) is divided by 1 + (f / `outer_cutoff`)^2; none: on pixels"""
+    outer_schedule: str = setting("constant", one_of=("constant", "step", "cosine"))
+    """`constant`, `step` or `cosine` (to zero)"""
+    outer_decay_steps: int = setting(1000, COUNT)
+    """outer steps between decays of `step`"""
+    outer_decay_factor: float = setting(0.5, POSITIVE)
+    """factor of a decay of `step`"""
+    ema: float | None = setting(None, BELOW_ONE)
+    """decay of a running mean of all that is learned, which is validated and handed over instead; less in the
+    first steps"""
+    keep: str = setting("last", one_of=("last", "best"))
+    """what is handed over: `last`, or `best` by `val_score`"""
+    max_rollbacks: int = setting(0, NOT_NEGATIVE)
+    """times that a trial which diverged goes back to its last healthy state (at a validation step, or the
+    start) at half the outer rate"""
+
+
+@dataclass(frozen=True)
+class Validation(SettingsGroup):
+    """Validation"""
+
+    validation_fraction: float = setting(0.1, Limit("must lie between 0 and 1", lambda value: 0 < value < 1))
+    """part of the training data that is kept for validation, stratified"""
+    split_seed: int = setting(0, SEED)
+    """seed of the validation split"""
+    selection_networks: int = setting(8, COUNT)
+    """networks that `val_score` is a mean over"""
+    validate_every: int = setting(100, COUNT)
+    """outer steps between validation scores; the last step always has one"""
+
+
+@dataclass(frozen=True)
+class General(SettingsGroup):
+    """The trial as a whole"""
+
+    dtype: str = setting("float32", one_of=("float32", "float64", "tf32", "bf16"))
+    """`float32`; `float64`; `tf32`: float32 whose products are taken in TF32 (a GPU alone); `bf16`: float32
+    whose passes through the networks are taken in bfloat16. Sets are judged in float32 all the same ([what
+    that does to gradients](performance.md))"""
+    seed: int = setting(0, SEED)
+    """seed of everything in the trial, and the number of the known network of `fixed`"""

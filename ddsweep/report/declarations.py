@@ -1,0 +1,126 @@
+"""What can be set, as it is declared: the settings of trials, and the keys of sweep, pool and site files.
+
+What it means is the text below its field, for `ddsweep settings` and for the tables of the documents.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass
+from itertools import pairwise
+from textwrap import dedent
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+
+from ddsweep.catalog import GROUPS, SettingsGroup, settings_in
+from ddsweep.pools.file import PoolFile
+from ddsweep.report.formats import plain
+from ddsweep.spec import AshaSpec, EvaluateSpec, ResourcesSpec, SearchSpec, SweepSpec
+
+__all__ = ["TRIAL", "Key", "declared", "keys_of_group", "plain_text"]
+
+TRIAL = "trial"
+_SECTIONS: dict[str, type[BaseModel]] = {
+    "file": SweepSpec,
+    "evaluate": EvaluateSpec,
+    "resources": ResourcesSpec,
+    "search": SearchSpec,
+    "scheduler": AshaSpec,
+    "pool": PoolFile,
+}
+
+
+@dataclass(frozen=True)
+class Key:
+    """A setting or key of ``section``. ``default`` and ``meaning`` are Markdown. ``one_of`` are the words
+    that it takes, and ``limit`` says which numbers, where not every value of its type will do."""
+
+    name: str
+    section: str
+    default: str
+    meaning: str
+    one_of: tuple[str, ...] = ()
+    limit: str = ""
+
+    @property
+    def dotted(self) -> str:
+        """As on the command line."""
+        return self.name if self.section in (TRIAL, "file", "pool") else f"{self.section}.{self.name}"
+
+
+def declared(more: Mapping[str, type[BaseModel]]) -> dict[str, list[Key]]:
+    """All there is by section, ``more`` sections included."""
+    sections = {TRIAL: [key for group in GROUPS for key in keys_of_group(group)]}
+    return sections | {name: _of_model(name, model) for name, model in {**_SECTIONS, **more}.items()}
+
+
+def keys_of_group(group: type[SettingsGroup]) -> list[Key]:
+    meanings = _meanings(group) | {item.name: getattr(group, item.name).__doc__ for item in group.derived}
+    return [
+        Key(
+            item.name,
+            TRIAL,
+            _default(item.default),
+            meanings[item.name],
+            item.one_of,
+            item.limit.words if item.limit else "",
+        )
+        for item in settings_in(group)
+    ]
+
+
+def _of_model(section: str, model: type[BaseModel]) -> list[Key]:
+    meanings = _meanings(model)
+    return [
+        Key(
+            name,
+            section,
+            _default(MISSING if item.is_required() else item.default),
+            meanings[name],
+            _words(item.annotation),
+        )
+        for name, item in model.model_fields.items()
+    ]
+
+
+def _meanings(of: type) -> dict[str, str]:
+    """The text below each field of a class."""
+    (node,) = ast.parse(dedent(inspect.getsource(of))).body
+    assert isinstance(node, ast.ClassDef)
+    found = {}
+    for above, below in pairwise(node.body):
+        match above, below:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                found[name] = " ".join(text.split())
+    return found
+
+
+def _default(value: Any) -> str:
+    if value is MISSING:
+        return "required"
+    if isinstance(value, BaseModel):
+        return "its own"
+    if value is None or (isinstance(value, list | tuple | dict) and not value):
+        return "none"
+    if isinstance(value, tuple):
+        return ", ".join(map(_default, value))
+    return f"`{str(value).lower()}`" if isinstance(value, bool | str) else plain(value)
+
+
+def _words(annotation: Any) -> tuple[str, ...]:
+    """The words of an annotation that is a `Literal`, or one or None."""
+    parts = [part for part in get_args(annotation) if part is not NoneType]
+    if get_origin(annotation) is Literal:
+        return tuple(map(str, parts))
+    return _words(parts[0]) if get_origin(annotation) in (Union, UnionType) and len(parts) == 1 else ()
+
+
+def plain_text(markdown: str) -> str:
+    """For a terminal: without backticks, and without links and what is only a link."""
+    text = re.sub(r" \(\[[^]]*\]\([^)]*\)\)", "", markdown)
+    return re.sub(r"\[([^]]*)\]\(([#a-z_-][^)]*)\)", r"\1", text).replace("`", "")

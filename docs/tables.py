@@ -1,0 +1,51 @@
+"""Writes the tables of docs/ that say what the code declares: `make docs`.
+
+They stand between `<!-- table: KIND NAME -->` and `<!-- end -->`; the text around them is written by hand.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from ddsweep.catalog import GROUPS
+from ddsweep.launch.site import Site
+from ddsweep.report.declarations import TRIAL, Key, declared, keys_of_group
+
+DOCS = Path(__file__).parent
+_TABLE = re.compile(r"(<!-- table: (\w+) (\w+) -->\n).*?(<!-- end -->)", flags=re.S)
+
+
+def up_to_date(page: str) -> str:
+    """The text of a page with its tables as they should be."""
+    return _TABLE.sub(lambda found: f"{found[1]}{_MADE[found[2]](found[3])}{found[4]}", page)
+
+
+def settings(section: str) -> str:
+    if section != TRIAL:
+        return _keys(declared({"site": Site})[section])
+    parts = [f"\n**{(group.__doc__ or '').strip()}**\n\n{_keys(keys_of_group(group))}" for group in GROUPS]
+    return "".join(parts) + "\n"
+
+
+def _keys(keys: Iterable[Key]) -> str:
+    return _table(
+        ("setting", "default", "meaning"), ((f"`{key.name}`", key.default, key.meaning) for key in keys)
+    )
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    first, *rest = (f"| {' | '.join(cells)} |\n" for cells in (head, *rows))
+    return "".join((first, f"|{'---|' * len(head)}\n", *rest))
+
+
+_MADE = {"settings": settings}
+
+
+if __name__ == "__main__":
+    for path in DOCS.glob("*.md"):
+        before = path.read_text()
+        if (after := up_to_date(before)) != before:
+            path.write_text(after)
+            print(f"{path.name}: tables made anew")
