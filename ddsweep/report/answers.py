@@ -1,7 +1,7 @@
 """The best setting of each kind, chosen on validation, and what it is worth on test: from the tables alone.
 
-Seeds and networks are two levels, and are never pooled as one: a mean is over seeds of means over networks,
-its interval is over seeds where there are several, and over networks where there is one.
+Seeds and networks are two levels, and are never pooled. A mean is over seeds of means over networks. Its
+interval is over seeds if there are several, else over networks.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ddsweep.results.statistics import mean_std_ci, paired_difference
 __all__ = ["Answer", "TwoLevels", "answers", "rows_of", "two_levels"]
 
 FEW_NETWORKS = 10
-"""Held-out networks below which the spread over them is hardly known."""
+"""With fewer held-out networks the spread over them is hardly known."""
 
 Row = Mapping[str, Any]
 
@@ -43,7 +43,7 @@ class TwoLevels:
 
 
 def two_levels(by_seed: Sequence[Sequence[float]]) -> TwoLevels:
-    """Of the values over networks of each seed. Raises ``ValueError`` if there is none."""
+    """Sum up the values over networks of each seed. Raises ``ValueError`` if there is none."""
     within = [mean_std_ci(values) for values in by_seed]
     mean, over_seeds, ci95 = mean_std_ci([mean for mean, _, _ in within])
     spreads = [std for _, std, _ in within if std is not None]
@@ -73,14 +73,14 @@ class Answer:
 
 
 def rows_of(frame: pd.DataFrame) -> list[Row]:
-    """The rows of a table, with None where there is nothing."""
+    """The rows of a table, with None for null."""
     plain = frame.astype(object).where(frame.notna(), None)
     return [{str(name): value for name, value in row.items()} for row in plain.to_dict("records")]
 
 
 def answers(results: Results, by: Sequence[str] | None = None) -> list[Answer]:
-    """One for each kind, in the order of the table: trials that agree in ``by``, by default in the settings
-    of `KIND`. Settings of which a seed was stopped or failed are not chosen from, but counted."""
+    """One answer for each kind, in the order of the table. Trials of one kind agree in ``by``, by default in
+    the settings of `KIND`. A setting with a stopped or failed seed is counted, but not chosen."""
     rows = rows_of(results.trials)
     kinds: dict[tuple[str, ...], list[Row]] = defaultdict(list)
     names = KIND if by is None else tuple(by)
@@ -130,7 +130,7 @@ def _key(settings: Mapping[str, Any], names: Iterable[str]) -> tuple[str, ...]:
 
 
 def _distilled_and_baselines(results: Results) -> dict[str, list[Row]]:
-    """By trial the rows under the protocol that its set was made for, those of baselines among them."""
+    """By trial, the rows under the protocol that its set was made for, with those of baselines."""
     frame = results.evals
     own = frame[frame["protocol"].isin([PROTOCOLS[0], f"{PROTOCOLS[0]}_tuned"])]
     by_trial: dict[str, list[Row]] = defaultdict(list)
@@ -140,7 +140,7 @@ def _distilled_and_baselines(results: Results) -> dict[str, list[Row]]:
 
 
 def _own_rows(rows: Sequence[Row], trial: Row) -> list[Row]:
-    """Of the distilled set after T steps."""
+    """The values of the distilled set after T steps."""
     last = trial["inner_steps"] * trial["inner_epochs"]
     return [row for row in rows if row["source"] == "distilled" and row["inner_step"] == last]
 

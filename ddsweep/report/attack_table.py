@@ -28,8 +28,8 @@ _CAPTION = (
 
 
 def attack_table(directory: SweepDirectory, trials: Sequence[TrialSpec], on_torn: OnTorn) -> Table | None:
-    """A block for each attack among ``trials`` that is evaluated: before, after, and its baselines. None if
-    there is none."""
+    """A block for each evaluated attack among ``trials``: before, after, and its baselines. None without an
+    attack."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     table.caption, table.caption_justify, table.caption_style = _CAPTION, "left", "dim"
     for title in ("trial", "attack", "images", "fooled", "others", "networks"):
@@ -74,7 +74,7 @@ def attack_matrix(directory: SweepDirectory, trials: Sequence[TrialSpec], on_tor
     cells: dict[tuple[int, int], list[float]] = defaultdict(list)
     attacks = [trial for trial in trials if trial.attack_class is not None and trial.target_class is not None]
     if len({(trial.dataset.name, trial.network, trial.pool) for trial in attacks}) != 1:
-        return None  # a matrix of several questions would answer none
+        return None  # one matrix cannot show several questions
     for trial in attacks:
         row = trial_row(directory, trial.trial_id, on_torn)
         if row is not None and row["test_attack_success_mean"] is not None:

@@ -21,7 +21,7 @@ _SPEAKING = ("init", "dataset", "network", "pool", "method", "init_law")
 def best_lines(results: Results, by: Sequence[str] | None = None) -> list[str]:
     """What `ddsweep best` prints. ``by`` are the settings that tell kinds apart.
 
-    Raises `UserError` for a name that is no setting, and where no trial is done.
+    Raises `UserError` for an unknown setting, and if no trial is done.
     """
     unknown = [name for name in by or () if name not in NAMES]
     if unknown:

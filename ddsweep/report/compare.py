@@ -18,7 +18,7 @@ from ddsweep.results.statistics import Difference, mean_std_ci, paired_differenc
 __all__ = ["Pair", "compare_lines", "pairs_of"]
 
 MOST_PAIRS = 20
-"""Pairs that are listed; the mean is over all."""
+"""The number of pairs that are listed; the mean is over all."""
 
 Row = Mapping[str, Any]
 
@@ -26,8 +26,8 @@ Row = Mapping[str, Any]
 @dataclass(frozen=True)
 class Pair:
     """Two trials that agree in all settings but those in which the sweeps differ as a whole. ``moved`` is the
-    test accuracy of the second minus that of the first, on the networks that both were judged on; None where
-    these are other networks."""
+    test accuracy of the second minus that of the first, on the networks that both were judged on; None if the
+    networks differ."""
 
     first: Row
     second: Row
@@ -64,7 +64,7 @@ def pairs_of(first: Results, second: Results) -> tuple[list[str], list[Pair]]:
 def compare_lines(names: tuple[str, str], first: Results, second: Results) -> list[str]:
     """What `ddsweep compare` prints of the sweeps called ``names``.
 
-    Raises `UserError` where one of them has no trial that is done.
+    Raises `UserError` if no trial of one of them is done.
     """
     for name, results in zip(names, (first, second), strict=True):
         if not _rows(results):
@@ -118,7 +118,7 @@ def _key(row: Row, names: Sequence[str]) -> tuple[str, ...]:
 
 
 def _evals(results: Results) -> dict[str, list[Row]]:
-    """By trial the rows of the distilled set under its own protocol."""
+    """By trial, the rows of the distilled set under its own protocol."""
     frame = results.evals
     own = frame[(frame["source"] == "distilled") & (frame["protocol"] == "as_distilled")]
     by_trial: dict[str, list[Row]] = defaultdict(list)
@@ -128,8 +128,8 @@ def _evals(results: Results) -> dict[str, list[Row]]:
 
 
 def _moved(first: Sequence[Row], second: Sequence[Row], a: Row, b: Row) -> Difference | None:
-    """On the networks of both, each after its own T steps: a network is its architecture, law or pool, and
-    number (of a ``fixed`` trial, the seed that names it)."""
+    """The difference on the networks that both have, each after its own T steps. A network is known by its
+    architecture, its law or pool, and its number (for a ``fixed`` trial, its seed)."""
     sides = []
     for rows, trial in ((second, b), (first, a)):
         last = trial["inner_steps"] * trial["inner_epochs"]

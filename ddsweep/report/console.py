@@ -13,20 +13,20 @@ from rich.table import Table
 __all__ = ["MORE", "MOST_LISTED", "PLAIN_WIDTH", "Fitted", "add_headings", "report_console"]
 
 MORE = "…"
-"""The heading of a column that stands for those that are not shown."""
+"""The heading of a column that stands for hidden ones."""
 
 PLAIN_WIDTH = 160
-"""Columns of a table that goes to a file or pipe, where nobody says how wide it may be."""
+"""The width of a table in a file or pipe, which has no width of its own."""
 
 
 MOST_LISTED = 1000
-"""Trials that a table for people has a line for; of more it says how many. Laying out a line takes longer
-than all else that is done for a trial."""
+"""A table for people has a line for so many trials, and counts the rest. Laying out a line takes longer than
+all other work on a trial."""
 
 
 class Fitted:
-    """A table with as many of its ``most`` settings as there is room for, the first ones: ``build(n, tall)``
-    makes it with ``n`` of them, its headings on several lines if ``tall``. So no number is broken in two."""
+    """A table with the first of its ``most`` settings, as many as fit: ``build(n, tall)`` makes it with ``n``
+    of them, its headings on several lines if ``tall``. So no number is broken over two lines."""
 
     def __init__(self, build: Callable[[int, bool], Table], most: int) -> None:
         self._build, self._most = build, most
@@ -43,7 +43,7 @@ class Fitted:
 def add_headings(
     table: Table, titles: Sequence[str], *, tall: bool, right: bool = False, fold: bool = False
 ) -> None:
-    """Columns with these headings, whose cells stay on a line unless they ``fold``."""
+    """Columns with these headings. Their cells stay on one line unless they ``fold``."""
     for title in titles:
         broken = title.replace("/", "/\n").replace(" ", "\n") if tall else title
         table.add_column(broken, justify="right" if right else "left", no_wrap=not fold, overflow="fold")
@@ -51,7 +51,7 @@ def add_headings(
 
 def report_console(file: IO[str] | None = None) -> Console:
     """A console on ``file`` (standard output by default): as wide as the terminal, or `PLAIN_WIDTH` columns
-    where there is none. ``COLUMNS`` in the environment decides in both cases."""
+    without one. ``COLUMNS`` in the environment overrides both."""
     console = Console(file=file, highlight=False)
     if console.is_terminal or os.environ.get("COLUMNS", "").isdecimal():
         return console

@@ -14,8 +14,8 @@ _GAP = "×"
 def sparkline(values: Sequence[float | None], width: int = 48) -> str:
     """``values`` as bars from the least to the greatest, at most ``width`` of them.
 
-    More values than that are averaged in runs of equal length. A run without a finite number is a
-    ``×``: a loss that is not finite is shown, not skipped. All equal gives a line in the middle.
+    More values than that are averaged in runs of equal length. A run without a finite number is a ``×``, so a
+    loss that is not finite is shown. Equal values give a line in the middle.
     """
     count = min(width, len(values))
     runs = [values[i * len(values) // count : (i + 1) * len(values) // count] for i in range(count)]

@@ -8,7 +8,7 @@ from typing import Any
 __all__ = ["NONE", "duration", "percent", "plain", "shape_text", "size"]
 
 NONE = "–"
-"""What stands where something was not measured."""
+"""Stands for a value that was not measured."""
 
 
 def percent(mean: float | None, spread: float | None = None, *, sign: bool = False) -> str:

@@ -14,7 +14,8 @@ _SHORT = {"images_per_class": "ipc", "inner_steps": "S", "inner_epochs": "E", "m
 
 
 def trial_labels(trials: Sequence[TrialSpec]) -> dict[str, str]:
-    """A readable name of each trial, by id: its id, and ``name=value`` of what tells it from the others."""
+    """A readable name of each trial, by id: its id, and ``name=value`` of the settings that tell it from the
+    others."""
     settings = [settings_of(trial) for trial in trials]
     told = telling(settings, varying(settings, always=("init", "images_per_class")))
     return {

@@ -1,4 +1,4 @@
-"""What a run ends with: its trials beside their baselines, of many the best of each kind."""
+"""The tables at the end of a run: its trials beside their baselines, of many trials the best of each kind."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from ddsweep.results.layout import SweepDirectory
 __all__ = ["best_of_each_kind", "print_last_tables"]
 
 FEW = 10
-"""Trials of which a run ends with all."""
+"""Up to so many trials, the last table shows all."""
 
 _MOST_KINDS = 30
 _MOST_READ = 10_000
-"""Rows that are looked through for the best: of more, the first so many."""
+"""The best are looked for among the first so many rows."""
 
 
 def print_last_tables(
@@ -39,7 +39,7 @@ def print_last_tables(
     *,
     everything: bool = False,
 ) -> None:
-    """The tables for those of ``trials`` that came to an end, on ``console``; of more than `FEW` the best by
+    """Print the tables of the finished ``trials`` on ``console``. Of more than `FEW` it shows the best by
     ``val_score`` of each kind, unless ``everything`` is asked for."""
     torn: list[Any] = []
     ended = [trial for trial in trials if directory.trials_part(trial.trial_id).exists()]
@@ -49,7 +49,7 @@ def print_last_tables(
         note = f"These are the first {len(listed)} of {len(ended)}; the Parquet tables have them all."
     if not everything and len(ended) > FEW:
         listed, note = _chosen(directory, ended, torn.append)
-        # Also what the best have in common: it is what the others do not have.
+        # Also the settings that the best have in common, because the others differ in them.
         always = (*ALWAYS_SHOWN, *varying([settings_of(trial) for trial in ended]))
     ids = [trial.trial_id for trial in listed]
     summaries = summarise(directory, ids, on_torn=torn.append, always=always)
@@ -61,7 +61,7 @@ def print_last_tables(
         console.print(differing, style="yellow", highlight=False, markup=False, soft_wrap=True)
     if note:
         console.print(note, highlight=False, markup=False, soft_wrap=True)
-    # Torn parts have been named by now.
+    # Torn parts have been named already.
     transferred = transfer_table(directory, listed, evaluation, lambda path: None, console.width)
     for table in (transferred, attack_table(directory, listed, lambda path: None)):
         if table is not None:
@@ -70,17 +70,17 @@ def print_last_tables(
 
 
 def _heldout(directory: SweepDirectory, trials: Sequence[TrialSpec]) -> Iterator[int | None]:
-    """How many held-out networks each trial was judged on."""
+    """By trial, the number of held-out networks that it was judged on."""
     known = KnownParts.load(directory)
     for trial in trials:
-        with suppress(ResultsError):  # torn, and named as such
+        with suppress(ResultsError):  # a torn part, which has been named
             yield networks_judged(directory, trial.trial_id, known, fixed=trial.init == "fixed")
 
 
 def _chosen(
     directory: SweepDirectory, ended: Sequence[TrialSpec], on_torn: OnTorn
 ) -> tuple[list[TrialSpec], str]:
-    """The trials that are listed, and what is said of it."""
+    """The trials that are listed, and a sentence about the choice."""
     best, names = best_of_each_kind(directory, ended[:_MOST_READ], on_torn)
     what = "best by val_score"
     if names:
@@ -96,8 +96,8 @@ def _chosen(
 def best_of_each_kind(
     directory: SweepDirectory, trials: Sequence[TrialSpec], on_torn: OnTorn
 ) -> tuple[list[TrialSpec], list[str]]:
-    """(the trial with the highest ``val_score`` of each kind of those that are done, in their order; the
-    settings that tell kinds apart). Of equal ones the first."""
+    """(of each kind, the finished trial with the highest ``val_score``, in their order; the settings that
+    tell kinds apart). The first of equal ones."""
     settings = {trial.trial_id: settings_of(trial) for trial in trials}
     names = [name for name in KIND if len({repr(own[name]) for own in settings.values()}) > 1]
     best: dict[tuple[str, ...], tuple[float, TrialSpec]] = {}

@@ -1,4 +1,4 @@
-"""The trials that a sweep file no longer has, for people to look at before they remove them."""
+"""A table of the trials that a sweep file no longer has, to look at before removing them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["leftover_table"]
 
 
 def leftover_table(trials: Sequence[Leftover]) -> Group:
-    """A line for each of ``trials``, and what they are together."""
+    """A line for each of ``trials``, and a total."""
     listed = trials[:MOST_LISTED]
     settings = [settings_of_row(trial.row) if trial.row else {} for trial in listed]
     names = varying([item for item in settings if item])

@@ -1,4 +1,4 @@
-"""What a sweep will do, for people."""
+"""The plan of a sweep, for people."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from ddsweep.spec import AshaSpec, Plan, settings_by_stratum
 __all__ = ["TO_EVALUATE", "plan_table", "with_distilled"]
 
 _LISTED = 3
-"""How many combinations that were left out are named."""
+"""The number of left-out combinations that are named."""
 
 
 TO_EVALUATE = "to evaluate"
-"""The state of a trial whose set is distilled: no distillation is left to do, and no cost of one."""
+"""The state of a trial with a distilled set and an evaluation to do. It costs no distillation."""
 
 
 def with_distilled(directory: SweepDirectory, states: Mapping[str, str]) -> dict[str, str]:
-    """``states`` of trials by id, in which missing ones that are distilled are to be evaluated only."""
+    """``states`` of trials by id, with `TO_EVALUATE` for missing trials that are distilled."""
     return {
         trial_id: TO_EVALUATE if state == "missing" and directory.distilled(trial_id).is_file() else state
         for trial_id, state in states.items()
@@ -42,14 +42,13 @@ def plan_table(
     threads: float = 1.0,
     scheduler: AshaSpec | None = None,
 ) -> Group:
-    """The trials of ``plan`` with their state (``done``, ``stopped``, `TO_EVALUATE`, or ``missing``, also
-    where ``states`` has none) and cost, and below it the totals. ``threads`` is the number that
-    ``estimates`` were made for.
+    """The trials of ``plan`` with their state (``done``, ``stopped``, `TO_EVALUATE` or, also by default,
+    ``missing``) and cost, and the totals below. ``threads`` is the number that ``estimates`` were made for.
     """
     settings = [settings_of(trial) for trial in plan.trials]
     names = varying(settings)
     titles = setting_headings(names)
-    fold = len(titles) < len(names)  # one column for all of them
+    fold = len(titles) < len(names)  # one column for all settings
     listed = plan.trials[:MOST_LISTED]
     cells = setting_cells(settings[:MOST_LISTED], names)
 
@@ -128,7 +127,7 @@ def _totals(
 
 
 def _scheduling(plan: Plan, scheduler: AshaSpec) -> list[str]:
-    """Where settings may be stopped, which axes are compared, and which are thinned out."""
+    """Lines on early stopping: after which steps, which axes are compared, and which are thinned out."""
     rungs = sorted({rung for trial in plan.trials for rung in scheduler.rungs(trial)})
     strata = settings_by_stratum(scheduler, plan.trials)
     seeds = sorted({count for settings in strata for count in settings.values()})

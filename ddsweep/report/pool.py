@@ -1,4 +1,4 @@
-"""What a finished pool of networks has to say of itself."""
+"""The summary of a finished pool of networks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["pool_lines"]
 
 
 def pool_lines(directory: PoolDirectory) -> list[str]:
-    """One line a role: accuracy of its networks on the test set of their own data, and what they cost."""
+    """One line for each role: accuracy of its networks on the test set of their own data, and their cost."""
     rows = read_part(directory.index).to_pylist()
     lines = []
     for role in ("train", "heldout"):

@@ -1,4 +1,4 @@
-"""One trial, with all that its files say of it."""
+"""One trial, with all that its files tell."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ Rows = Sequence[Mapping[str, Any]]
 def find_trial(
     directories: Sequence[SweepDirectory], prefix: str, resolve: Resolve = from_catalog
 ) -> tuple[SweepDirectory, str]:
-    """The one trial whose id begins with ``prefix``, and the sweep that it is in.
+    """The one trial whose id begins with ``prefix``, and its sweep.
 
-    A sweep in which it left files goes before one that only asks for it. Raises `ResultsError`, listing
-    candidates, if no trial or more than one begins like that, and if it is in several sweeps.
+    A sweep with files of the trial goes before one that only asks for it. Raises `ResultsError`, listing
+    candidates, if no id or several begin like that, and if the trial is in several sweeps.
     """
     homes: dict[str, list[SweepDirectory]] = defaultdict(list)
     asked: dict[str, list[SweepDirectory]] = defaultdict(list)
@@ -80,8 +80,8 @@ def show(directory: SweepDirectory, prefix: str, resolve: Resolve = from_catalog
     """The trial whose id begins with ``prefix``: settings, state, curve, accuracy at each inner step and
     against each baseline, cost, where it was made, and its files.
 
-    ``resolve`` makes trials known that have left no files yet. Raises `ResultsError` for a prefix of no
-    trial or of several, and for a folder that holds no sweep.
+    ``resolve`` is needed to find trials without files. Raises `ResultsError` for a prefix of no trial or of
+    several, and for a folder without a sweep.
     """
     asked = asked_of(directory, resolve)
     trials = {trial.trial_id: trial for trial in asked.trials or ()}
@@ -159,7 +159,7 @@ def _settings(settings: Mapping[str, Any], note: str | None) -> RenderableType:
 def _curve(history: Rows) -> Table:
     table = Table.grid(padding=(0, 2, 0, 0))
     for name, title in (("outer_loss", "outer loss"), ("val_score", "val. score")):
-        # The score is measured at a few of the steps only; a loss that is null was not finite.
+        # The score is measured at a few steps only; a null loss was not finite.
         values = [row[name] for row in history if name == "outer_loss" or row[name] is not None]
         finite = [value for value in values if value is not None]
         if finite:

@@ -1,4 +1,4 @@
-"""How far a sweep is, from its files alone: no driver needs to run, and a login node will do."""
+"""How far a sweep is, from its files alone: without a driver, also on a login node."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ __all__ = [
 STATES = (
     *("done", "stopped", "evaluating", "distilled", "running", "paused", "interrupted", "failed", "pending"),
 )
-"""Furthest first. ``evaluating`` and ``running`` with a driver at work; without one the same files mean
-``distilled`` (the evaluation is still to do) and ``interrupted``: running the sweep again goes on there.
-``stopped``: by the scheduler, for good as long as there is one; ``paused``: waiting there for the other
-seeds of its setting."""
+"""Furthest first. ``evaluating`` and ``running`` need a driver at work. Without one the same files mean
+``distilled`` (the evaluation is still to do) and ``interrupted``; the next run goes on there. ``stopped``:
+the scheduler ended the trial, and a run without one goes on with it. ``paused``: the trial waits for the
+other seeds of its setting."""
 
 STYLES = {
     "done": "green",
@@ -68,9 +68,9 @@ _AGAIN = ("distilled", "interrupted", "failed", "pending")
 
 @dataclass(frozen=True)
 class TrialStatus:
-    """One trial. ``outer_step`` is the last logged one; loss and score are the last of its history, the
-    score being measured more rarely. ``settings`` is empty where only files say that the trial exists.
-    ``heldout`` is how many held-out networks the test accuracy of one that is done is over."""
+    """One trial. ``outer_step`` is the last logged one. Loss and score are the last in its history; the score
+    is measured more rarely. ``settings`` is empty if only files say that the trial exists. ``heldout`` is the
+    number of held-out networks behind its test accuracy."""
 
     trial_id: str
     state: str
@@ -86,9 +86,9 @@ class TrialStatus:
 
 @dataclass(frozen=True)
 class SweepStatus:
-    """All trials of a sweep. ``driver`` is what the lock says of a driver at work; ``eta_seconds`` is rough,
-    and None without one. ``torn`` are parts that cannot be read; ``left`` are trials with files that are not
-    asked for any more."""
+    """All trials of a sweep. ``driver`` is what the lock says about a driver at work; ``eta_seconds`` is
+    rough, and None without a driver. ``torn`` are unreadable parts; ``left`` are trials with files that the
+    sweep no longer has."""
 
     name: str
     root: Path
@@ -101,7 +101,7 @@ class SweepStatus:
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many trials are in each of `STATES`."""
+        """The number of trials in each of `STATES`."""
         found = Counter(trial.state for trial in self.trials)
         return {state: found[state] for state in STATES}
 
@@ -115,7 +115,7 @@ def trial_states(
 ) -> dict[str, str]:
     """``done``, ``stopped`` or ``missing`` for each trial, by id; the folder need not be there.
 
-    Without a scheduler stopped trials do not stay stopped: ``missing``, for a run goes on with them.
+    Without a scheduler stopped trials are ``missing``, because a run goes on with them.
     """
     known = KnownParts.load(directory)
     evals = directory.evals_by_trial()
@@ -125,7 +125,7 @@ def trial_states(
         )
         for trial in trials
     }
-    with suppress(ResultsError):  # a folder that others own: then it takes as long the next time
+    with suppress(ResultsError):  # a folder of somebody else: the next call takes as long again
         known.save(directory)
     ends = ("done", "stopped") if stopped_stay else ("done",)
     return {trial_id: state if state and state in ends else "missing" for trial_id, state in states.items()}
@@ -138,11 +138,11 @@ def status(
     note: str | None = None,
     scheduler: AshaSpec | None = None,
 ) -> SweepStatus:
-    """The state of ``trials``, in that order; without them, of all trials that left files.
+    """The state of ``trials``, in that order; without them, of all trials with files.
 
     The other arguments are those of `ddsweep.report.sweep_file.asked_of`, or of a plan. Torn parts are listed
-    in ``torn`` (a whole part of altered bytes is found by ``collect`` only). Raises `ResultsError` for a
-    folder that is not there or holds no sweep.
+    in ``torn`` (only ``collect`` finds altered bytes inside a part). Raises `ResultsError` for a folder that
+    does not exist or holds no sweep.
     """
     require_sweep(directory)
     driver, known = live_driver(directory), KnownParts.load(directory)
@@ -179,7 +179,7 @@ def status(
 def _with_paused(
     found: Sequence[TrialStatus], trials: Sequence[TrialSpec], scheduler: AshaSpec
 ) -> tuple[TrialStatus, ...]:
-    """``found`` with ``paused`` for trials that wait at a rung for seeds that have not come so far."""
+    """``found``, with ``paused`` for trials that wait at a rung for slower seeds."""
     behind: dict[tuple[Any, ...], int] = {}
     for one, trial in zip(found, trials, strict=True):
         if one.state in ("running", "interrupted", "pending"):
@@ -196,7 +196,7 @@ def _with_paused(
 
 
 def live_driver(directory: SweepDirectory) -> dict[str, Any] | None:
-    """What the lock says of the driver that is at work on this sweep; None if none is."""
+    """What the lock says about the driver that is at work on this sweep; None without one."""
     return live_holder(directory.lock)
 
 
@@ -210,8 +210,8 @@ def trial_status(
     known: KnownParts | None = None,
     evals: Sequence[Path] | None = None,
 ) -> TrialStatus:
-    """The state of one trial. Parts that cannot be read are added to ``torn``; of those that are ``known``,
-    less is read. ``evals`` are its evals parts; left out, the folder is listed.
+    """The state of one trial. Unreadable parts are added to ``torn``; less is read of ``known`` parts.
+    ``evals`` are its evals parts; left out, the folder is listed.
 
     Without ``trial`` and ``evaluation`` any ``trials`` part counts as current.
     """
@@ -248,7 +248,7 @@ def _heldout(
 
 
 def read_history(directory: SweepDirectory, trial_id: str, torn: list[Path]) -> list[dict[str, Any]]:
-    """The logged outer steps of a trial; none if its part is torn, which is then added to ``torn``."""
+    """The logged outer steps of a trial; none if its part is torn. A torn part is added to ``torn``."""
     return _read(directory.history_part(trial_id), HISTORY, torn)
 
 
@@ -264,7 +264,7 @@ def _state(
 ) -> str:
     if ended := _ended(directory, trial_id, trial, evaluation, torn, known, evals):
         return ended
-    # A file from before the driver started says what an earlier one left, not what this one is doing.
+    # A file from before the driver started is from an earlier driver, and says nothing about this one.
     since = _since(driver)
     worked = max(map(_modified, (directory.checkpoint(trial_id), directory.history_part(trial_id))))
     failed = _modified(directory.failure_part(trial_id))
@@ -287,8 +287,8 @@ def _ended(
     known: KnownParts,
     evals: Sequence[Path],
 ) -> str | None:
-    """``stopped`` if the ``trials`` part says so, ``done`` if what is asked is there; None if the trial has
-    not come to its end."""
+    """``stopped`` if the ``trials`` part says so, ``done`` if all that is asked is there; None for an
+    unfinished trial."""
     path = directory.trials_part(trial_id)
     if not path.exists():
         return None
@@ -321,7 +321,8 @@ def _read(path: Path, schema: Any, torn: list[Path]) -> list[dict[str, Any]]:
 
 
 def _truncated(path: Path) -> bool:
-    """Whether a part has lost its end. Cheap, for thousands of parts: a whole one ends in its magic word."""
+    """Whether a part has lost its end. Cheap enough for thousands of parts: a whole one ends in its magic
+    word."""
     try:
         with path.open("rb") as file:
             if file.seek(0, 2) < 12:
@@ -347,8 +348,8 @@ def _since(driver: Mapping[str, Any] | None) -> float:
 
 
 def _eta(trials: Sequence[TrialStatus]) -> float | None:
-    """Seconds until the last trial is distilled: what remains at the pace so far, shared by as many trials as
-    run now; a trial of which nothing is known takes the mean time. None if nothing is known of any."""
+    """Seconds until the last trial is distilled: the rest at the pace so far, shared by the trials that run
+    now. A trial without a pace takes the mean time. None if no trial has a pace."""
     whole = {t.trial_id: _whole_time(t) for t in trials}
     known = [seconds for seconds in whole.values() if seconds is not None]
     if not known:
@@ -371,7 +372,7 @@ def _whole_time(trial: TrialStatus) -> float | None:
 
 
 def status_table(found: SweepStatus) -> RenderableType:
-    """A head line, a line per trial, and below it failures and torn parts."""
+    """A head line, a line for each trial, then failures and torn parts."""
     counts = ", ".join(f"{count} {state}" for state, count in found.counts.items() if count)
     trials = counted(len(found.trials), "trial")
     head = Text.assemble((found.name, "bold"), f": {trials}, {counts or 'none yet'}")
@@ -397,7 +398,7 @@ def status_table(found: SweepStatus) -> RenderableType:
 
 
 def driver_text(found: SweepStatus) -> str:
-    """Who is at work and for how long yet; or that nobody is, and what to do."""
+    """The driver at work and the time left; or that there is none, and what to do."""
     driver = found.driver
     if driver is None:
         rest = sum(found.counts[state] for state in _AGAIN)
@@ -417,7 +418,7 @@ def driver_text(found: SweepStatus) -> str:
 
 
 def _listed(trials: Sequence[TrialStatus]) -> Sequence[TrialStatus]:
-    """As many as a person reads, in their order: of too many, those first in which something happens."""
+    """As many as a person reads, in their order; of too many, the active ones first."""
     if len(trials) <= MOST_LISTED:
         return trials
     settled = ("done", "stopped", "pending")

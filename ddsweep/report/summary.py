@@ -1,7 +1,8 @@
-"""What came out of a sweep: every trial on held-out networks, with the baselines beside it.
+"""The result of a sweep: every trial on held-out networks, with the baselines beside it.
 
-Numbers are those of the ``evals`` parts. A distilled set is read at T = inner_steps x inner_epochs, a
-baseline at the one step where it was measured: the same T, or under a ``*_tuned`` protocol its own best.
+Numbers are those of the ``evals`` parts. A distilled set is read at T = inner_steps x inner_epochs. A
+baseline is read at the one step where it was measured: the same T or, under a ``*_tuned`` protocol, its own
+best number of steps.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ OnTorn = Callable[[Path], None]
 @dataclass(frozen=True)
 class Accuracy:
     """Test accuracy (fractions) over ``n`` networks: mean, standard deviation, half-width of the 95 %
-    confidence interval of the mean. One network has neither spread nor interval."""
+    confidence interval of the mean. One network has no spread and no interval."""
 
     mean: float
     std: float | None
@@ -54,13 +55,13 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class TrialSummary:
-    """One trial that has come to its end: evaluated, or stopped by the scheduler after ``stopped_at`` outer
-    steps, then without any accuracy.
+    """One finished trial: evaluated, or stopped by the scheduler after ``stopped_at`` outer steps and without
+    any accuracy.
 
     ``test`` is under the trial's own protocol, ``before`` the same networks at step 0, ``on_random`` a
     ``fixed`` set on held-out networks. ``baselines[protocol][source]`` and ``differences[protocol]``
-    (distilled - random_real, same T) have what was measured: protocols ``as_distilled``, ``on_random``,
-    these with ``_tuned``, and ``nearest_neighbour``. ``pool`` is what its networks come from, if not fresh.
+    (distilled - random_real, same T) have the measured ones: protocols ``as_distilled``, ``on_random``, these
+    with ``_tuned``, and ``nearest_neighbour``. ``pool`` is the source of its networks, unless they are fresh.
     """
 
     trial_id: str
@@ -76,7 +77,7 @@ class TrialSummary:
 
     @property
     def n_diverged(self) -> int:
-        """Networks that diverged under the trial's own protocol; they count as measured."""
+        """The number of networks that diverged under the trial's own protocol; they count in the mean."""
         return self.test.n_diverged if self.test else 0
 
     def distilled(self, protocol: str) -> Accuracy | None:
@@ -92,7 +93,7 @@ def _warn(path: Path) -> None:
 
 
 def trial_row(directory: SweepDirectory, trial_id: str, on_torn: OnTorn = _warn) -> dict[str, Any] | None:
-    """The row of a trial in ``trials``; None if there is none, or it is torn (then ``on_torn`` is called)."""
+    """The row of a trial in ``trials``; None without a row, or if it is torn (then ``on_torn`` is called)."""
     rows = _rows([directory.trials_part(trial_id)], TRIALS, on_torn)
     return rows[0] if rows else None
 
@@ -103,11 +104,11 @@ def eval_rows(
     on_torn: OnTorn = _warn,
     parts: Sequence[Path] | None = None,
 ) -> list[dict[str, Any]]:
-    """The ``evals`` rows of the trial of ``row`` on networks of its own kind, each measurement once: of all
-    networks, asked for now or not, as in its row.
+    """The ``evals`` rows of the trial of ``row`` on networks of its own kind, each measurement once. All
+    networks count, also those that are not asked for now, as in the row.
 
-    ``parts`` are its evals parts; left out, the folder is listed. Of two measurements of one thing the newer
-    part counts. Torn parts are left out.
+    ``parts`` are its evals parts; left out, the folder is listed. Of two measurements of the same thing the
+    one in the newer part counts. Torn parts are left out.
     """
     if parts is None:
         parts = directory.evals_parts(row["trial_id"])
@@ -118,7 +119,7 @@ def eval_rows(
         if protocol != NEIGHBOUR and any(item[k] != row[k] for k in ("network", "init_law", "pool")):
             continue
         key = tuple(item[k] for k in ("source", "protocol", "model_seed", "split"))
-        # A distilled set is looked at after several steps; a baseline once, so a newer one replaces it.
+        # A distilled set is tested after several steps; a baseline once, so a newer row replaces it.
         step = item["inner_step"] if item["source"] == "distilled" else None
         kept[*key, step] = item
     return list(kept.values())
@@ -145,7 +146,7 @@ def _rows(paths: Iterable[Path], schema: Any, on_torn: OnTorn) -> list[dict[str,
 
 
 def measured(rows: Rows) -> Accuracy | None:
-    """Mean and spread of the accuracies of ``rows``, one a network; None if there are none."""
+    """Mean and spread of the accuracies of ``rows``, one for each network; None without rows."""
     if not rows:
         return None
     mean, std, ci95 = mean_std_ci(row["accuracy"] for row in rows)
@@ -153,8 +154,8 @@ def measured(rows: Rows) -> Accuracy | None:
 
 
 def networks_note(counts: Iterable[int | None]) -> str | None:
-    """What to say of trials whose test accuracies are over so many held-out networks each (None: over none);
-    None if they are all over as many."""
+    """A warning if the test accuracies of trials are over different numbers of held-out networks (None: over
+    none); else None."""
     found = Counter(count for count in counts if count)
     if len(found) < 2:
         return None
@@ -176,9 +177,9 @@ def summarise(
     """The evaluated and the stopped trials among ``trial_ids``, in that order; without it, of the whole
     folder, by id.
 
-    A trial without a ``trials`` part is neither, and left out. ``on_torn`` is called with every part that
-    cannot be read and is left out; it warns by default. ``settings`` has those that differ between the
-    trials, and ``always`` those: init, images_per_class, inner_steps and inner_epochs by default.
+    A trial without a ``trials`` part is left out. ``on_torn`` is called with every unreadable part, which is
+    left out; it warns by default. ``settings`` has the settings that differ between the trials, and those of
+    ``always``: by default init, images_per_class, inner_steps and inner_epochs.
     """
     if trial_ids is None:
         paths = list_parts(directory.parts("trials"))
@@ -226,7 +227,7 @@ def _summary(row: Mapping[str, Any], settings: dict[str, Any], evals: Rows) -> T
     return TrialSummary(
         trial_id=row["trial_id"],
         settings=settings,
-        # The row has the same numbers, and stands in where the parts are torn.
+        # The row has the same numbers, and replaces them if the parts are torn.
         test=measured(distilled["as_distilled", last]) or recorded,
         before=measured(distilled["as_distilled", 0]),
         on_random=measured(distilled["on_random", last]),

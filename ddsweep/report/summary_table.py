@@ -39,7 +39,7 @@ _CAPTION = (
 _STOPPED = " stopped N: by the scheduler, after N outer steps; never evaluated."
 
 _FIRST_TO_GO = ("knn_random", "optimized_random", "class_mean", "kmeans", "knn_kmeans")
-"""Baselines whose columns are left out where there is no room for all."""
+"""Baselines whose columns are left out first if there is no room."""
 
 _SPEAKING = ("init", "dataset", "network", "init_law")
 """Settings whose values say what they are."""
@@ -50,9 +50,9 @@ _Cell = str | Text
 def summary_table(summaries: Sequence[TrialSummary], width: int = PLAIN_WIDTH) -> RenderableType:
     """The summaries as a table that fits ``width`` columns, from 60 on (print it on `report_console`).
 
-    A block per trial: the distilled set on its own networks, beneath it the tuned baselines; for a
-    ``fixed`` trial the same again on random networks. Where a column for each setting would not fit, the
-    settings stand above the block; where that is not enough, baselines are left out, and named.
+    A block for each trial: the distilled set on its own networks, and the tuned baselines below; for a
+    ``fixed`` trial the same again on random networks. If a column for each setting does not fit, the settings
+    stand above the block. If that is not enough, baselines are left out, and named.
     """
     if not summaries:
         return Text("No trial is done yet.", style="bold")
@@ -81,7 +81,7 @@ def _width(table: Table) -> int:
 
 
 def _table(summaries: Sequence[TrialSummary], sources: Sequence[str], gap: int, *, settings: bool) -> Table:
-    """One row a line, with the settings of trials in columns of their own or without them."""
+    """One line for each row, with or without columns for the settings of trials."""
     table = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), header_style="bold")
     names = list(summaries[0].settings) if settings else []
     if settings:
@@ -110,14 +110,14 @@ def _table(summaries: Sequence[TrialSummary], sources: Sequence[str], gap: int, 
 
 
 class _Blocks:
-    """The lines of ``table``, those of each trial below its id, settings and time."""
+    """The lines of ``table``; those of each trial stand below its id, settings and time."""
 
     def __init__(self, table: Table, summaries: Sequence[TrialSummary]) -> None:
         self._table, self._summaries = table, summaries
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         lines = console.render_lines(self._table, options, pad=False)
-        headings = len(lines) - len(self._table.rows)  # a row is a line: no cell of it wraps
+        headings = len(lines) - len(self._table.rows)  # a row is one line: no cell wraps
         for line in lines[:headings]:
             yield from [*line, Segment.line()]
         told = telling([summary.settings for summary in self._summaries], list(self._summaries[0].settings))
@@ -133,13 +133,13 @@ class _Blocks:
 
 
 def _height(summary: TrialSummary) -> int:
-    """Lines of a trial."""
+    """The lines of a trial."""
     return len(_lines(summary, [], tight=True, before=False))
 
 
 def _lines(summary: TrialSummary, sources: Sequence[str], *, tight: bool, before: bool) -> list[list[_Cell]]:
     """From ``networks`` to ``div``: a line for each protocol, and one for its tuned baselines; accuracy
-    ``before`` beside the networks where there are trained ones."""
+    ``before`` beside the networks if they are trained ones."""
     if summary.stopped_at is not None:
         return [[f"stopped {summary.stopped_at}", *[NONE] * (len(sources) + 3 + before)]]
     fixed = summary.settings.get("init") == "fixed"
@@ -153,7 +153,7 @@ def _lines(summary: TrialSummary, sources: Sequence[str], *, tight: bool, before
         kind = "random" if summary.pool is None else "trained"
         where = "own" if fixed and protocol == "as_distilled" else f"{distilled.n} {kind}"
         first = summary.before if protocol == "as_distilled" else None
-        # k-NN has no network, so it stands in the first line of a trial only.
+        # k-NN has no network, so only the first line of a trial has it.
         numbers = {**own, **neighbours} if not lines else own
         blank = [NONE if source not in neighbours else "" for source in sources]
         lines.append(
@@ -187,7 +187,7 @@ def _spread(accuracy: Accuracy | None, absent: str = NONE, *, tight: bool) -> st
 
 
 def gain_text(difference: Difference | None, *, tight: bool = False) -> Text:
-    """A paired difference with its interval; coloured if the interval does not reach zero."""
+    """A paired difference with its interval, coloured if the interval excludes zero."""
     if difference is None:
         return Text(NONE)
     text = percent(difference.mean, difference.ci95, sign=True)

@@ -1,4 +1,4 @@
-"""What a results folder was asked for: the trials of its ``sweep.yaml``, and how they are judged."""
+"""What the ``sweep.yaml`` of a results folder asks for: its trials, and how they are judged."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ Resolve = Callable[[str | dict[str, Any]], DatasetSpec]
 class Asked:
     """The trials of the sweep file and their evaluation.
 
-    ``trials`` is None where the file, or the data whose content enters the ids of its trials, are not
-    here; ``note`` then says why. ``evaluation`` is None without a file.
+    ``trials`` is None without the file, or without data whose content enters the ids; ``note`` then says why.
+    ``evaluation`` is None without the file.
     """
 
     trials: tuple[TrialSpec, ...] | None
@@ -35,7 +35,8 @@ class Asked:
 
 
 def from_catalog(value: str | dict[str, Any]) -> DatasetSpec:
-    """A data set that the catalog alone describes. Raises `DataError` for one read from files of the user."""
+    """A data set that the catalog alone describes. Raises `DataError` for one that is read from the user's
+    files."""
     spec = None
     if isinstance(value, str):
         with suppress(SettingError):
@@ -46,7 +47,7 @@ def from_catalog(value: str | dict[str, Any]) -> DatasetSpec:
 
 
 def asked_of(directory: SweepDirectory, resolve: Resolve = from_catalog) -> Asked:
-    """What the sweep in ``directory`` was asked for.
+    """What the sweep in ``directory`` asks for.
 
     Raises `ResultsError` for a folder that is not there or holds no sweep, `SettingError` for a
     ``sweep.yaml`` that cannot be read.
@@ -67,7 +68,7 @@ def asked_of(directory: SweepDirectory, resolve: Resolve = from_catalog) -> Aske
 
 
 def require_sweep(directory: SweepDirectory) -> None:
-    """Raises `ResultsError` for a folder that is not there, or holds neither a sweep file nor results."""
+    """Raises `ResultsError` for a folder that does not exist, or holds neither a sweep file nor results."""
     root = directory.root
     if not root.is_dir():
         raise ResultsError(f"{root}: no such results folder; give the folder of one sweep, results/<sweep>")
@@ -78,7 +79,7 @@ def require_sweep(directory: SweepDirectory) -> None:
 
 
 def seen_trials(directory: SweepDirectory) -> list[str]:
-    """The ids of all trials that left a file: a part, or something in ``artifacts/``."""
+    """The ids of all trials with a file: a part, or something in ``artifacts/``."""
     tables = ("trials", "history", "failures")
     found = {
         path.stem.removeprefix("part-") for t in tables for path in directory.parts(t).glob("part-*.parquet")

@@ -28,7 +28,8 @@ _KEY = "ddsweep"
 
 
 def tensor_sha256(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes, by sorted name: the same wherever the tensors lie."""
+    """SHA-256 over names, dtypes, shapes and bytes, by sorted name. The device of the tensors does not
+    matter."""
     import torch
 
     digest = hashlib.sha256()
@@ -45,15 +46,14 @@ def save_tensors(
 ) -> None:
     """Write named tensors and a JSON header as one safetensors file, atomically.
 
-    The metadata key ``ddsweep`` holds the JSON ``{"header": ..., "sha256": ...}``, the sum over header
-    and tensors. One key, for safetensors writes several in an order that differs from run to run,
-    and the same content should give the same bytes.
-    Raises ``ValueError`` or ``TypeError`` for a header that is no JSON (NaN included), and
-    `ResultsError` where the file cannot be written.
+    The metadata key ``ddsweep`` holds the JSON ``{"header": ..., "sha256": ...}``, the sum over header and
+    tensors. There is one key, because safetensors writes several in an order that differs from run to run;
+    the same content should give the same bytes. Raises ``ValueError`` or ``TypeError`` for a header that is
+    not JSON (NaN included), and `ResultsError` if the file cannot be written.
     """
     from safetensors.torch import save
 
-    # A clone each, for safetensors refuses tensors that share memory.
+    # safetensors refuses tensors that share memory, so each is cloned.
     own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     text = json.dumps({"header": header, "sha256": _sum(own, header)}, sort_keys=True, allow_nan=False)
     write_atomic(path, save(own, metadata={_KEY: text}), temporary)
@@ -67,8 +67,7 @@ def _sum(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> str:
 def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors (on CPU) and the header of a file of `save_tensors`.
 
-    Raises `CheckpointError`, naming the file, if it is missing, truncated, altered in any byte that
-    matters, or not a file of ddsweep.
+    Raises `CheckpointError`, naming the file, if it is missing, truncated, altered, or not a file of ddsweep.
     """
     from safetensors.torch import load
 
@@ -97,7 +96,7 @@ def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
 # ---------------------------------------------------------------------------------------- picture
 
 _DPI = 100
-_TILE = 48  # pixels a side, at least: 8x8 digits are legible from here
+_TILE = 48  # least pixels a side: 8x8 digits are legible from here
 _GAP = 2
 _MAX_ROWS, _MAX_COLUMNS = 20, 100
 
@@ -124,10 +123,10 @@ def grid_png(
 ) -> bytes:
     """A picture of a distilled set as PNG: a row per inner step, columns by class.
 
-    ``images`` [S, n, c, h, w] are in normalised pixel space, ``mean`` and ``std`` have c values,
-    ``labels`` are [n] or [S, n] classes. Pixels are brought back by x * std + mean, clipped to
-    [0, 1] and enlarged without smoothing. Beyond 20 steps evenly spaced ones are shown, beyond 100
-    columns the first images of each class; the picture says so.
+    ``images`` [S, n, c, h, w] are in normalised pixel space, ``mean`` and ``std`` have c values, ``labels``
+    are [n] or [S, n] classes. Pixels become x * std + mean, clipped to [0, 1] and enlarged without smoothing.
+    Of more than 20 steps it shows evenly spaced ones, of more than 100 columns the first images of each
+    class, and says so.
     """
     import torch
 
@@ -157,13 +156,13 @@ def grid_png(
         note="; ".join(notes),
     )
     buffer = io.BytesIO()
-    # No version of matplotlib in the file: the same images then give the same bytes for longer.
+    # The file names no version of matplotlib, so the same images give the same bytes for longer.
     figure.savefig(buffer, format="png", dpi=_DPI, metadata={"Software": None})
     return buffer.getvalue()
 
 
 def _by_class(classes: torch.Tensor, n_classes: int) -> list[int]:
-    """The images of one step sorted by class, with equally many of each class if that is too many."""
+    """The images of one step sorted by class; of too many, equally many of each class."""
     order: list[int] = classes.sort(stable=True).indices.tolist()
     if len(order) <= _MAX_COLUMNS:
         return order
@@ -183,10 +182,10 @@ def _figure(canvas: torch.Tensor, row_names: list[str], column_names: list[str],
     height, width = canvas.shape[:2]
     row_side, column_side = height / len(row_names), width / len(column_names)
     groups = _groups(column_names)
-    # Names are written upright only where the widest fits over its own columns (6 pixels a letter).
+    # Names are upright only if the widest fits over its own columns (6 pixels a letter).
     upright = all(6 * len(name) <= column_side * (end - start) for name, start, end in groups)
     top = 22 if upright else 10 + 5 * max(len(name) for name in column_names)
-    # A slanted name leans out beyond the last column.
+    # A slanted name reaches beyond the last column.
     left, bottom, right = 56, 22 if note else 6, 6 if upright else top
     full_width, full_height = max(left + width + right, 6 * len(note) + left), top + height + bottom
     figure = Figure(figsize=(full_width / _DPI, full_height / _DPI), dpi=_DPI)
@@ -206,7 +205,7 @@ def _figure(canvas: torch.Tensor, row_names: list[str], column_names: list[str],
 
 
 def _groups(names: list[str]) -> list[tuple[str, int, int]]:
-    """Runs of one name, as (name, first column, column after the last)."""
+    """Runs of equal names, as (name, first column, column after the last)."""
     groups: list[tuple[str, int, int]] = []
     for column, name in enumerate(names):
         if groups and groups[-1][0] == name:

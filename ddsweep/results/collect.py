@@ -1,4 +1,5 @@
-"""Many small parts as one file for each table, whatever their number: a stretch of trials at a time."""
+"""Many small parts become one file for each table. Memory is bounded: a stretch of trials is read at a
+time."""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ _PARTS_TOGETHER = 1000
 """Parts that are read before their rows become one piece of memory."""
 
 _ROWS_TOGETHER = 2**18
-"""Rows that are sorted and written together, at least: some 100 MB of the table that has most of them."""
+"""The least number of rows that are sorted and written together: some 100 MB of the largest table."""
 
 _TRIAL = re.compile(r"part-([^-.]*)")
 
@@ -37,9 +38,9 @@ OnTorn = Callable[[Path], None]
 def compact(directory: SweepDirectory) -> dict[str, int]:
     """Write each table as one file, ``tables/<name>.parquet``; returns its number of rows.
 
-    The parts stay: they are the truth, and the same parts give the same bytes whatever the order in
-    which they were written. Every byte of every part is read and checked; raises `ResultsError` naming
-    every torn part, and then leaves the tables of before.
+    The parts stay; they are the source of truth. The same parts give the same bytes, in any order of writing.
+    Every byte of every part is read and checked. Raises `ResultsError` naming every torn part; the previous
+    tables then stay.
     """
     known, counts = KnownParts.load(directory), {}
     torn: list[Path] = []
@@ -71,15 +72,16 @@ def sorted_rows(
 ) -> Iterator[pa.Table]:
     """All rows of one table in the order of `SORT_KEYS`, some 100 MB of them at a time.
 
-    ``on_part`` is called with every part that was read, ``on_torn`` with every one that cannot be; one
-    that vanished since it was listed (a failure that succeeded) is skipped. Raises `ResultsError` for a
+    ``on_part`` is called with every part that was read, ``on_torn`` with every part that cannot be read. A
+    part that vanished since it was listed (a failure that succeeded) is skipped. Raises `ResultsError` for a
     part with a column of another type.
     """
     schema, rows = TABLES[name], 0
     waiting: list[pa.Table] = []
     few: list[pa.Table] = []
     keys = [(key, "ascending") for key in SORT_KEYS[name]]
-    # The first key is the trial, and parts are listed by it: sorting stretches of trials sorts all.
+    # The first key is the trial, and parts are listed by trial. So sorting stretches of trials sorts the
+    # table.
     for _, parts in groupby(list_parts(directory.parts(name)), key=_trial_of):
         for path in parts:
             stamp = stamp_of(path)

@@ -1,9 +1,9 @@
-"""Which evaluation rows a trial has, and which are missing of what is asked now.
+"""Which evaluation rows a trial has, and which are still missing.
 
 Every evals part says in its metadata (`HOLDS`) what its rows are: which networks at which inner steps, which
-baselines and how they were computed, and the distilled set that was judged. What is there beyond what is
-asked counts as done and stays. Parts of version 0.1 have one digest of the whole question instead: they are
-taken for what their rows say, where the digest of the question so found is theirs.
+baselines and how they were computed, and the distilled set that was judged. Rows beyond what is asked count
+as done and stay. Parts of version 0.1 have one digest of the whole question instead. Their question is worked
+out from their rows, and believed if its digest is theirs.
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ __all__ = [
 ]
 
 HOLDS = "holds"
-"""The key in the metadata of an evals part under which it says what its rows are."""
+"""The key in the metadata of an evals part that says what its rows are."""
 
 _COLUMNS = ("source", "protocol", "model_seed", "inner_step", "group")
 _UNKNOWN: dict[str, Any] = {}
-"""What a protocol changes that nothing says any more; no protocol changes nothing."""
+"""Stands for the changes of a protocol that no file records; a real protocol changes at least one setting."""
 
 Rows = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """Rows of one baseline in one part: how they were computed (None: nothing says it), and for which
-    networks; nearest neighbour on k-means centres has None for a network."""
+    """Rows of one baseline in one part: how they were computed (None: unknown), and for which networks.
+    Nearest neighbour on k-means centres has None as its network."""
 
     settings: Mapping[str, Any] | None
     networks: frozenset[int | None]
@@ -63,7 +63,7 @@ class Baseline:
 class Held:
     """One evals part: a group of networks under one protocol, computed ``size`` at a time.
 
-    ``steps[i]`` are the inner steps after which the distilled set was looked at on network i.
+    ``steps[i]`` are the inner steps after which the distilled set was tested on network i.
     """
 
     path: Path
@@ -75,11 +75,11 @@ class Held:
     baselines: Mapping[str, Baseline]
 
     def lacks_steps(self, index: int, steps: Iterable[int]) -> bool:
-        """Whether the distilled set was not looked at on network ``index`` after each of ``steps``."""
+        """Whether a test of the distilled set on network ``index`` is missing for one of ``steps``."""
         return not frozenset(steps) <= self.steps.get(index, frozenset())
 
     def lacks_baseline(self, index: int, source: str, settings: Mapping[str, Any]) -> bool:
-        """Whether network ``index`` has no rows of this baseline that were computed by ``settings``."""
+        """Whether network ``index`` lacks rows of this baseline with these ``settings``."""
         found = self.baselines.get(source)
         if found is None or found.settings != settings:
             return True
@@ -88,8 +88,8 @@ class Held:
 
 @dataclass(frozen=True)
 class TrialParts:
-    """The evals parts of one trial: those of its distilled set, those that cannot be read, and those of
-    another set, which was distilled before."""
+    """The evals parts of one trial: those of its distilled set, those that cannot be read, and those of an
+    earlier set."""
 
     held: tuple[Held, ...]
     torn: tuple[Path, ...] = ()
@@ -100,8 +100,8 @@ class TrialParts:
 
 
 def content_of(rows: Rows) -> dict[str, Any]:
-    """What ``rows`` of one part are, as far as they say it themselves: protocol, group, inner steps of the
-    distilled set, and networks of each baseline. Empty for no rows."""
+    """What ``rows`` of one part tell by themselves: protocol, group, inner steps of the distilled set, and
+    networks of each baseline. Empty for no rows."""
     ours = [row for row in rows if row["source"] == "distilled"]
     if not ours:
         return {}
@@ -134,7 +134,8 @@ def holds_text(
     changes: Mapping[str, Any] | None,
     settings: Mapping[str, Mapping[str, Any] | None],
 ) -> str:
-    """What a new part says of ``rows`` under `HOLDS`; ``settings`` has those of every baseline in them."""
+    """What a new part says of its ``rows`` under `HOLDS`. ``settings`` has those of every baseline in
+    ``rows``."""
     content = content_of(rows)
     for source, found in content["baselines"].items():
         found["settings"] = settings[source]
@@ -142,8 +143,8 @@ def holds_text(
 
 
 def described(path: Path, known: KnownParts, *, whole: bool = True) -> dict[str, Any]:
-    """What the part says it holds; of one of version 0.1, what its rows say. Every byte of it is checked
-    unless ``known`` has it, or ``whole`` is not asked for. Raises `ResultsError` if it is torn."""
+    """What the part says it holds; for version 0.1, what its rows say. Every byte is checked, unless
+    ``known`` has the part or ``whole`` is false. Raises `ResultsError` for a torn part."""
     if whole:
         metadata = known.metadata(path)
         if metadata is None:
@@ -162,8 +163,8 @@ def described(path: Path, known: KnownParts, *, whole: bool = True) -> dict[str,
 
 
 def recorded_set(directory: SweepDirectory, trial_id: str, known: KnownParts) -> str | None:
-    """The hash of the distilled set that the trial's row in ``trials`` was made of; None if it does not say
-    so, or there is no such row."""
+    """The hash of the distilled set that the trial's row in ``trials`` was made from; None without such a
+    row, or if it has no hash."""
     path = directory.trials_part(trial_id)
     try:
         metadata = known.footer(path)
@@ -184,9 +185,9 @@ def recorded_set(directory: SweepDirectory, trial_id: str, known: KnownParts) ->
 def networks_judged(
     directory: SweepDirectory, trial_id: str, known: KnownParts, *, fixed: bool
 ) -> int | None:
-    """How many held-out networks the row of a trial is over: random ones, for a ``fixed`` set. None without
-    such a row, and for a ``fixed`` one of version 0.1, which does not say it. Raises `ResultsError` if it is
-    torn."""
+    """The number of held-out networks in the row of a trial; for a ``fixed`` set, of random ones. None
+    without a row, and for a ``fixed`` row of version 0.1, which does not say it. Raises `ResultsError` if it
+    is torn."""
     path = directory.trials_part(trial_id)
     if not path.exists():
         return None
@@ -210,8 +211,8 @@ def sorted_out(
 ) -> TrialParts:
     """The evals parts ``paths`` of ``trial``, whose distilled set has the hash ``distilled``.
 
-    ``recorded`` is the hash in its row: a part of version 0.1 that nothing else tells of was there when the
-    row was written, and is of that set.
+    ``recorded`` is the hash in its row. A part of version 0.1 without a hash was there when the row was
+    written, so it is of that set.
     """
     held, torn, foreign = [], [], []
     for path in paths:
@@ -245,7 +246,7 @@ def _held(
     changes: Mapping[str, Any] | None,
     settings: Mapping[str, Mapping[str, Any]] | None,
 ) -> Held:
-    """``settings`` are those of the baselines; without them each says its own, or nothing does."""
+    """``settings`` are those of the baselines; without them each part says its own, or they are unknown."""
     baselines = {
         source: Baseline(found.get("settings") if settings is None else settings[source], frozenset(networks))
         for source, found in content["baselines"].items()
@@ -266,7 +267,7 @@ def old_key(
     baselines: Iterable[str] = (),
     settings: Mapping[str, Any] | None = None,
 ) -> str:
-    """The digest by which version 0.1 knew the part of ``unit``."""
+    """The digest that version 0.1 gave the part of ``unit``."""
     asked = [unit.protocol, unit.group, unit.size, unit.indices]
     if unit.changes is not None:  # no baselines under this one
         pool = [] if trial.pool is None else [trial.pool.heldout]
@@ -281,7 +282,7 @@ def _recognised(
     evaluation: EvaluationSpec,
     distilled: str | None,
 ) -> Held | None:
-    """A part of version 0.1, if it is of the set ``distilled`` and its question can be told from its rows."""
+    """A part of version 0.1, if it is of the set ``distilled`` and its rows tell what was asked."""
     if distilled is None or len(content["steps"]) != 1:
         return None
     (steps, indices), key = content["steps"][0], content["key"]
@@ -290,7 +291,8 @@ def _recognised(
     if protocol not in PROTOCOLS and changes is None:
         return None
     there = tuple(content["baselines"])
-    # Not every group has rows of these: one has those of all, or the groups of another protocol.
+    # Not every group has rows of these: one group has the row for all, or the groups of another protocol have
+    # them.
     silent = [source for source in NEIGHBOUR_BASELINES if source not in there]
     more = [
         tuple(s for s, on in zip(silent, bits, strict=True) if on)
@@ -312,7 +314,7 @@ def _recognised(
 
 
 def _sizes(content: Mapping[str, Any], evaluation: EvaluationSpec) -> list[int]:
-    """How many networks may have been computed together, the likeliest first; never none."""
+    """How many networks may have been computed together, the likeliest first; at least one number."""
     indices = [index for _, some in content["steps"] for index in some]
     if content["group"] == 0 and len(indices) == 1:
         tried = [1, evaluation.group_size, EvaluationSpec.group_size]
@@ -326,10 +328,10 @@ def _sizes(content: Mapping[str, Any], evaluation: EvaluationSpec) -> list[int]:
 
 
 def missing(trial: TrialSpec, evaluation: EvaluationSpec, held: Sequence[Held]) -> list[EvalUnit]:
-    """What is left to compute of what ``evaluation`` asks about ``trial``: networks without all their rows,
-    group by group, and those with baselines that were computed by other settings than these.
+    """What ``evaluation`` asks about ``trial`` and is left to compute: by group, the networks that lack rows,
+    or whose baselines have other settings.
 
-    A network that has rows is completed in its own group, whatever size was asked for since.
+    A network with rows is completed in its own group, even if another group size is asked for now.
     """
     todo: dict[tuple[str, int, int], set[int]] = defaultdict(set)
     changes = {unit.protocol: unit.changes for unit in evaluation.units(trial)}
@@ -365,15 +367,15 @@ def missing(trial: TrialSpec, evaluation: EvaluationSpec, held: Sequence[Held]) 
 
 
 def _homes(held: Sequence[Held], protocol: str, changes: Any) -> dict[int, Held]:
-    """The part that has each network under a protocol."""
+    """By network, the part that has it under a protocol."""
     same = None if changes is None else changes.changes()
     mine = [part for part in held if part.protocol == protocol and part.changes == same]
     return {index: part for part in reversed(mine) for index in part.steps}
 
 
 def _asked_of(trial: TrialSpec, evaluation: EvaluationSpec, protocol: str, held: Sequence[Held]) -> list[str]:
-    """The baselines that the parts of ``protocol`` should have. Nearest neighbour needs no network: a trial
-    with one known network has it beside the held-out ones, if it has those."""
+    """The baselines that the parts of ``protocol`` should have. Nearest neighbour needs no network. A trial
+    with one known network has it beside the held-out networks, if it has any."""
     if not _is_known(trial, protocol):
         return list(evaluation.baselines)
     beside = [part.baselines for part in held if part.protocol == "on_random"]
@@ -390,8 +392,8 @@ def _is_known(trial: TrialSpec, protocol: str) -> bool:
 
 
 def needs_baseline(trial: TrialSpec, protocol: str, index: int, source: str) -> bool:
-    """Whether network ``index`` is to have rows of a baseline. Nearest neighbour on k-means centres is one
-    row for all networks, beside the known one or number 0."""
+    """Whether network ``index`` should have rows of a baseline. Nearest neighbour on k-means centres is one
+    row for all networks; it stands beside the known network, or number 0."""
     return source != "knn_kmeans" or index == 0 or _is_known(trial, protocol)
 
 
@@ -403,9 +405,9 @@ def is_evaluated(
     paths: Sequence[Path],
 ) -> bool:
     """Whether the trial has a row in ``trials``, and its evals parts ``paths`` have all that is asked. For
-    readers: a row that says so itself is believed, and of parts the footers are read.
+    readers: a row that says so is believed, and only the footers of parts are read.
 
-    Raises `ResultsError` for a row that is torn.
+    Raises `ResultsError` for a torn row.
     """
     part = directory.trials_part(trial.trial_id)
     if not part.exists():

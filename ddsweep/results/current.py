@@ -1,7 +1,7 @@
 """Which trials the sweep file has now. Rows of others stay: they are marked, and readers leave them out.
 
-Each row of ``trials`` has the flag ``in_sweep``. A trial that has not come to its end has no row yet, so the
-ids of all trials are kept in ``.cache/current.json`` beside the hash of the ``sweep.yaml`` that they are of.
+Each row of ``trials`` has the flag ``in_sweep``. An unfinished trial has no row yet. So
+``.cache/current.json`` keeps the ids of all trials, with the hash of their ``sweep.yaml``.
 """
 
 from __future__ import annotations
@@ -22,18 +22,19 @@ from ddsweep.results.schemas import TRIALS
 __all__ = ["IN_SWEEP", "current_ids", "is_in_sweep", "mark_current", "write_sweep_file"]
 
 IN_SWEEP = "in_sweep"
-"""The column, and the key in the metadata of a ``trials`` part that says the same. Without it: true."""
+"""The column, and the key in the metadata of a ``trials`` part that says the same. A part without it counts
+as true."""
 
 
 def write_sweep_file(directory: SweepDirectory, content: bytes, trial_ids: Iterable[str]) -> None:
-    """Write ``sweep.yaml``, whose trials are ``trial_ids``, and mark the rows that are there accordingly."""
+    """Write ``sweep.yaml``, which has the trials ``trial_ids``, and mark the rows accordingly."""
     write_atomic(directory.sweep_file, content, directory.temporary)
     mark_current(directory, trial_ids)
 
 
 def mark_current(directory: SweepDirectory, trial_ids: Iterable[str]) -> None:
-    """Mark the rows of ``trials``: those of ``trial_ids``, which are the trials of ``sweep.yaml``, as in the
-    sweep, all others as not. Parts whose flag is right are left alone, and so are torn ones."""
+    """Mark the rows of ``trials`` as in the sweep if they are of ``trial_ids``, the trials of ``sweep.yaml``;
+    all others as not in it. Parts with the right flag, and torn ones, are left alone."""
     ids, known = set(trial_ids), KnownParts.load(directory)
     for path in list_parts(directory.parts("trials")):
         wanted = path.stem.removeprefix("part-") in ids
@@ -56,7 +57,7 @@ def mark_current(directory: SweepDirectory, trial_ids: Iterable[str]) -> None:
 
 
 def current_ids(directory: SweepDirectory) -> frozenset[str] | None:
-    """The ids of the trials of ``sweep.yaml``, told when it was written; None if nothing says so."""
+    """The ids of the trials of ``sweep.yaml``, as recorded when it was written; None without a record."""
     try:
         content = json.loads((directory.cache / "current.json").read_bytes())
         return frozenset(content["trials"]) if content["sweep"] == _hash(directory) else None
@@ -65,7 +66,7 @@ def current_ids(directory: SweepDirectory) -> frozenset[str] | None:
 
 
 def is_in_sweep(directory: SweepDirectory, flags: dict[str, bool | None]) -> Callable[[str], bool]:
-    """Whether a trial is in the sweep, by its id; ``flags`` are those of the rows that are there."""
+    """Whether a trial is in the sweep, by its id; ``flags`` are those of the existing rows."""
     ids = current_ids(directory)
 
     def current(trial_id: str) -> bool:

@@ -16,7 +16,7 @@ __all__ = ["OtherSweep", "finished_in", "other_sweeps"]
 
 @dataclass(frozen=True)
 class OtherSweep:
-    """A sweep beside the one that asks."""
+    """Another sweep in the same folder of results."""
 
     directory: SweepDirectory
 
@@ -40,6 +40,6 @@ def finished_in(trial_id: str, others: Sequence[OtherSweep]) -> list[OtherSweep]
         try:
             if row.exists() and part_metadata(row).get("status") != "stopped":
                 found.append(other)
-        except ResultsError:  # torn: as good as not there
+        except ResultsError:  # a torn row counts as missing
             continue
     return [other for other in found if other.directory.distilled(trial_id).exists()]

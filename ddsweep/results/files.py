@@ -1,4 +1,4 @@
-"""Writing one file so that it is either there in full or not there at all."""
+"""Writing one file so that it appears in full or not at all."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _ELSEWHERE = "choose another folder with --results or DDSWEEP_RESULTS"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 PATIENCE_S = 60.0
-"""How long a writer waits for space: somebody else's files may go, or somebody may make room."""
+"""How long a writer waits for space: somebody may make room."""
 
 
 def results_error(error: OSError, path: Path) -> ResultsError:
@@ -49,7 +49,7 @@ def results_error(error: OSError, path: Path) -> ResultsError:
 
 
 def _free(path: Path) -> str:
-    """What there is left where ``path`` is, in words; nothing where that cannot be asked for."""
+    """The free space where ``path`` is, in words; empty if the system does not tell."""
     there = next((place for place in (path, *path.parents) if place.is_dir()), None)
     if there is None:
         return ""
@@ -65,8 +65,8 @@ def _free(path: Path) -> str:
 
 @contextmanager
 def full_disk_told(folder: Path) -> Iterator[None]:
-    """Whatever is raised inside because of a full disk, maybe somewhere below other errors, becomes a
-    `DiskFullError`."""
+    """An error raised inside becomes a `DiskFullError` if a full disk caused it, also as the cause of other
+    errors."""
     try:
         yield
     except DiskFullError:
@@ -79,7 +79,8 @@ def full_disk_told(folder: Path) -> Iterator[None]:
 
 
 def full_disk(error: BaseException, folder: Path) -> DiskFullError | None:
-    """That a disk is full, if ``error`` came of it: the file is named, or ``folder`` where none is known."""
+    """A `DiskFullError` if a full disk caused ``error``, else None. It names the file, or ``folder`` if the
+    file is not known."""
     waiting, seen = [error], set[int]()
     while waiting:
         one = waiting.pop()
@@ -92,15 +93,15 @@ def full_disk(error: BaseException, folder: Path) -> DiskFullError | None:
             found = results_error(one, Path(one.filename) if isinstance(one.filename, str) else folder)
             assert isinstance(found, DiskFullError)
             return found
-        # Ray keeps what a worker raised under a name of its own.
+        # Ray keeps the error of a worker as its cause.
         below = (one.__cause__, one.__context__, getattr(one, "cause", None))
         waiting += [cause for cause in below if isinstance(cause, BaseException)]
     return None
 
 
 def patiently(write: Callable[[], object], should_stop: Callable[[], bool] = lambda: False) -> None:
-    """``write``, tried again for `PATIENCE_S` while the disk is full, and no longer once ``should_stop``.
-    Raises `DiskFullError` if it stays so."""
+    """Call ``write``, again for `PATIENCE_S` while the disk is full, until ``should_stop`` says so. Raises
+    `DiskFullError` if the disk stays full."""
     begun, wait = time.monotonic(), 0.5
     while True:
         try:
@@ -117,10 +118,10 @@ def patiently(write: Callable[[], object], should_stop: Callable[[], bool] = lam
 def write_atomic(path: Path, write: Callable[[Path], None] | bytes, temporary: Path) -> None:
     """Make ``path`` appear in full or not at all, replacing what was there.
 
-    ``write`` is the content, or a function that writes the content to the path it is given. That
-    path is unique and lies in ``temporary``, which must be on the same file system as ``path``;
-    both folders are created. Whatever happens short of a kill, nothing stays behind in
-    ``temporary``. An ``OSError`` becomes a `ResultsError` that names ``path``.
+    ``write`` is the content, or a function that writes the content to the path it is given. That path is
+    unique and lies in ``temporary``, which must be on the same file system as ``path``; both folders are
+    created. Nothing stays behind in ``temporary``, except after a kill. An ``OSError`` becomes a
+    `ResultsError` that names ``path``.
     """
     partial = partial_path(path, temporary)
     try:
@@ -132,16 +133,17 @@ def write_atomic(path: Path, write: Callable[[Path], None] | bytes, temporary: P
             partial.write_bytes(write)
         _fsync(partial, os.O_RDWR)  # some network file systems report a full disk only here
         os.replace(partial, path)
-        _fsync(path.parent, os.O_RDONLY)  # without it a power cut can undo the rename
+        _fsync(path.parent, os.O_RDONLY)  # without this a power cut can undo the rename
     except OSError as error:
         raise results_error(error, path) from error
     finally:
-        with suppress(OSError):  # gone by the rename, or never made; the first error is the one to tell
+        with suppress(OSError):  # renamed, or never made; the first error is the one to report
             partial.unlink()
 
 
 def partial_path(path: Path, temporary: Path) -> Path:
-    """A unique name in ``temporary`` for what is to become ``path``; `remove_leftovers` knows it."""
+    """A unique name in ``temporary`` for a file that will become ``path``. `remove_leftovers` knows such
+    names."""
     unique = f"{path.name}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}{_SUFFIX}"
     return temporary / unique
 
@@ -149,7 +151,7 @@ def partial_path(path: Path, temporary: Path) -> Path:
 def remove_leftovers(temporary: Path, older_than_s: float = 86400.0) -> int:
     """Remove what killed writers left in ``temporary``; returns how many files.
 
-    Younger files may belong to a writer on another node that is alive.
+    Younger files may belong to a living writer on another node.
     """
     removed = 0
     for partial in temporary.glob(f"*{_SUFFIX}"):

@@ -11,7 +11,7 @@ from ddsweep.catalog import TrialSpec
 __all__ = ["trials_html"]
 
 _OUTCOME = {"val_score": "", "test_accuracy_mean": "test_accuracy_std", "gain_mean": "gain_ci95"}
-"""Columns of fractions, each with the one of its ±."""
+"""Columns of fractions, each with the column of its ±."""
 
 _MOST_ROWS, _MOST_SETTINGS = 50, 8
 
@@ -20,7 +20,7 @@ def trials_html(trials: pd.DataFrame) -> str:
     """``trials`` with the settings in which they differ, at most eight, their status, and their accuracy in
     percent; beyond 50 rows the first and the last."""
     settings = [item.name for item in fields(TrialSpec) if item.name in trials]
-    # A fixed trial has one model per step, whatever was asked.
+    # A fixed trial has one model per step, also if more are asked for.
     free = {"models_per_step": trials["init"] != "fixed"}
     differ = [name for name in settings if trials.loc[free.get(name, slice(None)), name].nunique(False) > 1]
     table = trials[["trial_id", *differ[:_MOST_SETTINGS], "status"]].copy()

@@ -1,4 +1,4 @@
-"""Which parts may be taken as they are: those whose key says that they answer this very question."""
+"""Which parts may be reused: those with a key that matches the question."""
 
 from __future__ import annotations
 

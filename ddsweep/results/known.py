@@ -1,8 +1,8 @@
-"""What is known of parts that were read once, so that a sweep of many trials is resumed in seconds.
+"""Parts that were verified once, so that a sweep of many trials resumes in seconds.
 
-To see that a part is whole all of it must be read; to see that it is still the same file, its size and
-times are enough. They are kept in ``.cache/parts.parquet`` with the key-value metadata of each part. The
-file may go at any time: then all parts are read again.
+Each part is verified once by reading all of it, and again if its size or times change. These are kept in
+``.cache/parts.parquet`` with the key-value metadata of each part. The file may be removed at any time: then
+all parts are read again.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from ddsweep.results.parts import part_metadata, read_whole
 __all__ = ["KnownParts", "Stamp", "is_collected", "stamp_of"]
 
 Stamp = tuple[int, int, int]
-"""Size, and the times of the last change of content and of anything, ns. The last one cannot be set."""
+"""Size, and the times in ns of the last change of content (mtime) and of anything (ctime, which no program
+can set)."""
 
 _SCHEMA = pa.schema(
     [
@@ -38,7 +39,7 @@ _SCHEMA = pa.schema(
 
 
 def stamp_of(path: Path) -> Stamp | None:
-    """The stamp of a file; None if it is not there."""
+    """The stamp of a file; None without the file."""
     try:
         found = os.stat(path)
     except OSError:
@@ -56,7 +57,7 @@ class KnownParts:
 
     @classmethod
     def load(cls, directory: SweepDirectory) -> KnownParts:
-        """What was saved; nothing if that cannot be read."""
+        """What was saved; empty if it cannot be read."""
         known = cls()
         try:
             table, metadata = read_whole(_file(directory))
@@ -69,7 +70,7 @@ class KnownParts:
         return known
 
     def save(self, directory: SweepDirectory) -> None:
-        """Keep what was learned, if anything was. Raises `ResultsError` where the file cannot be written."""
+        """Save what is new, if anything is. Raises `ResultsError` if the file cannot be written."""
         if not self._changed:
             return
         rows = [(part, *stamp, text) for part, (stamp, text) in self._parts.items()]
@@ -79,13 +80,13 @@ class KnownParts:
         self._changed = False
 
     def note(self, path: Path, stamp: Stamp, metadata: dict[str, str]) -> None:
-        """The part was whole when it had this stamp, taken before it was read. What was noted of it
-        beside its own metadata stays."""
+        """Record that the part was whole at this stamp, which was taken before reading it. Notes beside its
+        own metadata stay."""
         self._parts[_key(path)] = (stamp, json.dumps({**(self._same(path, stamp) or {}), **metadata}))
         self._changed = True
 
     def metadata(self, path: Path) -> dict[str, str] | None:
-        """The key-value metadata of a part that is whole; None for one that is torn or not there."""
+        """The key-value metadata of a whole part; None if it is torn or missing."""
         if (stamp := stamp_of(path)) is None:
             return None
         if (found := self._same(path, stamp)) is not None:
@@ -98,7 +99,7 @@ class KnownParts:
         return metadata
 
     def is_whole(self, path: Path) -> bool:
-        """Whether the part is there and every byte of it could be read."""
+        """Whether the part exists and every byte of it could be read."""
         return self.metadata(path) is not None
 
     def footer(self, path: Path) -> dict[str, str]:
@@ -108,7 +109,7 @@ class KnownParts:
         return part_metadata(path) if found is None else found
 
     def is_same(self, path: Path) -> bool:
-        """Whether the part was whole once and is still the same file."""
+        """Whether the part was verified and is still the same file."""
         entry = self._parts.get(_key(path))
         return entry is not None and entry[0] == stamp_of(path)
 
@@ -120,13 +121,14 @@ class KnownParts:
         return metadata
 
     def note_collected(self, table: Path, parts: Iterable[tuple[Path, Stamp]]) -> None:
-        """``tables/<name>.parquet`` was made of these parts."""
+        """Record that ``tables/<name>.parquet`` was made from these parts."""
         self._collected[table.stem] = _digest([*parts, (table, stamp_of(table))])
         self._changed = True
 
 
 def is_collected(directory: SweepDirectory, table: str, parts: Iterable[Path]) -> bool:
-    """Whether ``tables/<table>.parquet`` was made of these very parts, and neither has changed since."""
+    """Whether ``tables/<table>.parquet`` was made from exactly these parts, and none of the files has changed
+    since."""
     try:
         recorded = part_metadata(_file(directory)).get(table)
     except ResultsError:

@@ -1,4 +1,4 @@
-"""Where everything of one sweep lies: ``results/<sweep>/``."""
+"""The paths of one sweep: ``results/<sweep>/``."""
 
 from __future__ import annotations
 
@@ -34,22 +34,22 @@ class SweepDirectory:
         return self.root / table
 
     def trials_part(self, trial_id: str) -> Path:
-        """One row; a trial is done if and only if this file is there."""
+        """One row. A trial is done if and only if this file exists."""
         return self.parts("trials") / f"part-{trial_id}.parquet"
 
     def evals_part(self, trial_id: str, protocol: str, law: str, group: int, size: int | None = None) -> Path:
-        """The rows of one group of networks (its law, or pool) under one protocol; with ``size``, of a group
-        of so many where the group of that number is there in another size."""
+        """The rows of one group of networks (its law, or pool) under one protocol. ``size`` tells groups of
+        one number apart if both sizes exist."""
         word = f"g{group:03d}" if size is None else f"g{group:03d}of{size}"
         return self.parts("evals") / f"part-{trial_id}-{_word(protocol)}-{_word(law)}-{word}.parquet"
 
     def evals_parts(self, trial_id: str) -> list[Path]:
-        """All evals parts of one trial that are there, sorted by name."""
+        """All evals parts of one trial, sorted by name."""
         return sorted(self.parts("evals").glob(f"part-{trial_id}-*.parquet"))
 
     def evals_by_trial(self) -> dict[str, list[Path]]:
-        """All evals parts that are there, sorted by name, by trial: one listing of the folder, which has a
-        few files for each trial, where `evals_parts` takes one for each."""
+        """All evals parts by trial, sorted by name. This lists the folder once; `evals_parts` lists it for
+        each trial."""
         found: dict[str, list[Path]] = {}
         for path in sorted(self.parts("evals").glob("part-*-*.parquet")):
             found.setdefault(path.name.split("-", 2)[1], []).append(path)
@@ -75,12 +75,12 @@ class SweepDirectory:
 
     @property
     def temporary(self) -> Path:
-        """Where files are written before they are renamed; readers of the parts never look here."""
+        """Files are written here before they are renamed; readers never look here."""
         return self.root / ".tmp"
 
     @property
     def cache(self) -> Path:
-        """What can be computed again, such as baselines shared by several trials."""
+        """Files that can be computed again, such as baselines shared by several trials."""
         return self.root / ".cache"
 
     @property
@@ -107,19 +107,20 @@ class SweepDirectory:
 
     @property
     def launch_lock(self) -> Path:
-        """Held while jobs are submitted: the first of them may want the other lock before the last is."""
+        """Held while jobs are submitted: the first job may take the other lock before the last one is
+        submitted."""
         return self.root / ".launch.lock"
 
     @property
     def stop_file(self) -> Path:
-        """Once it is there, the driver drains."""
+        """Once this file exists, the driver drains."""
         return self.temporary / "STOP"
 
     def create(self) -> None:
-        """Make the folders and see that files can be written in each, before any work is done.
+        """Make the folders and check that files can be written in each, before any work is done.
 
-        ``tables/`` is left to whoever compacts. Raises `ResultsError` where a file is in the way,
-        for want of permission or space, and on a read-only file system.
+        ``collect`` makes ``tables/``. Raises `ResultsError` if a file is in the way, without permission or
+        space, and on a read-only file system.
         """
         folders = [self.parts(table) for table in PART_FOLDERS]
         for folder in (self.root, *folders, self.root / "artifacts", self.temporary, self.cache):
@@ -127,8 +128,8 @@ class SweepDirectory:
 
 
 def _make(folder: Path) -> None:
-    """Make a folder and write in it. Asking for permissions is not enough: network file systems and quotas
-    answer on writing."""
+    """Make a folder and write in it. Permissions alone do not tell: network file systems and quotas refuse on
+    writing."""
     probe = folder / f".probe-{os.getpid()}-{secrets.token_hex(4)}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -155,12 +156,12 @@ class PoolDirectory:
         return self.root / "networks" / f"{role}-{index:05d}.safetensors"
 
     def part(self, role: str, index: int) -> Path:
-        """The row of one network; it is trained if and only if this file is there."""
+        """The row of one network. It is trained if and only if this file exists."""
         return self.root / "parts" / f"part-{role}-{index:05d}.parquet"
 
     @property
     def index(self) -> Path:
-        """All rows as one table: there once the pool is whole."""
+        """All rows as one table. It exists once the pool is whole."""
         return self.root / "index.parquet"
 
     @property
@@ -176,14 +177,14 @@ class PoolDirectory:
         return self.temporary / "STOP"
 
     def create(self) -> None:
-        """Make the folders, and see that files can be written in each. Raises `ResultsError`."""
+        """Make the folders, and check that files can be written in each. Raises `ResultsError`."""
         for folder in (self.root, self.root / "networks", self.root / "parts", self.temporary):
             _make(folder)
 
 
 def _word(text: str) -> str:
-    """``text`` as a piece of a file name: a pool may be called anything, and a protocol as long as its
-    changes are, where a file name has 255 characters at most."""
+    """``text`` as a piece of a file name, which has 255 characters at most: names of pools and protocols have
+    any characters and any length."""
     quoted = quote(text, safe="")
     if len(quoted) <= _LONGEST_WORD:
         return quoted

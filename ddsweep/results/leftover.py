@@ -1,4 +1,4 @@
-"""What the trials left that a sweep file no longer has, and removing it."""
+"""Files of trials that the sweep file no longer has, and removing them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["Leftover", "leftovers", "remove"]
 
 @dataclass(frozen=True)
 class Leftover:
-    """One trial: its row in ``trials`` (None if it has none that can be read), and its files."""
+    """One trial: its row in ``trials`` (None if it has no readable row), and its files."""
 
     trial_id: str
     row: Mapping[str, Any] | None
@@ -48,7 +48,7 @@ def leftovers(directory: SweepDirectory, current: Collection[str]) -> list[Lefto
 
 
 def _leftover(directory: SweepDirectory, trial_id: str, evals: list[Path]) -> Leftover:
-    # In the order in which they go: rows of a trial whose summary is gone are in no table of the sweep.
+    # In the order of removal: once its summary is gone, no table of the sweep shows a trial's other rows.
     one_each = (directory.trials_part, directory.failure_part, directory.history_part)
     parts = [path for path in (part(trial_id) for part in one_each) if path.exists()]
     try:

@@ -1,10 +1,9 @@
 """One driver at a time: a lock file with a heartbeat that survives kills, nodes and requeues.
 
-Who holds the lock is written in the file. Starters are kept apart by the creation of that file, and,
-while one of them judges and clears a stale one, by ``flock`` on ``<lock>.guard``, which the kernel
-lets go when its holder dies. The heartbeat is written in place through the descriptor that created
-the file: a driver that slept through the loss of its lock then writes to a file that is no longer
-there, and not over the lock of its successor.
+The file says who holds the lock. Exclusive creation of the file keeps starters apart. While one of them
+judges and clears a stale lock, ``flock`` on ``<lock>.guard`` does, which the kernel frees when its holder
+dies. The heartbeat is written in place through the descriptor that created the file. So a driver that slept
+through the loss of its lock writes to a removed file, and not over the lock of its successor.
 """
 
 from __future__ import annotations
@@ -37,12 +36,12 @@ _GUARD_PATIENCE_S = 10.0
 class SweepLock:
     """Context manager: inside it, no other driver works on this sweep.
 
-    The file holds JSON: ``host, pid, process_start, job, command, since, heartbeat``. The heartbeat
-    is refreshed every ``heartbeat_s`` by a daemon thread. A lock of this host whose process is gone
-    is taken over at once, one of another host when its heartbeat is older than ``stale_s``. Else
-    entering raises `ResultsError`, which says who is at work. ``lost`` turns true if somebody took
-    this lock over, as after a long suspension: the driver should then drain. A lock of the same Slurm
-    job before it was requeued is stale at once. Holders with the same ``launch`` share the lock.
+    The file holds JSON: ``host, pid, process_start, job, command, since, heartbeat``. The heartbeat is
+    refreshed every ``heartbeat_s`` by a daemon thread. A lock of this host whose process is gone is taken
+    over at once, one of another host when its heartbeat is older than ``stale_s``. Otherwise entering raises
+    `ResultsError`, which names the holder. ``lost`` becomes true if another driver took this lock over, for
+    example after a long suspension; then the driver should drain. A lock of the same Slurm job from before
+    its requeue is stale at once. Holders with the same ``launch`` share the lock.
     """
 
     def __init__(
@@ -50,7 +49,7 @@ class SweepLock:
     ) -> None:
         self.sweep_lock = path
         self.launch = launch
-        # The job, for containers on one node may count their processes from 1 each.
+        # The job matters because containers on one node may each count their processes from 1.
         member = f"{socket.gethostname()}-{os.environ.get('SLURM_JOB_ID', '0')}-{os.getpid()}"
         self.path = path if launch is None else _members(path) / member
         self.heartbeat_s = heartbeat_s
@@ -88,7 +87,7 @@ class SweepLock:
         self._release()
 
     def _keep_others_out(self) -> None:
-        """Look at the other kind of lock once ours is there: then two starters cannot miss each other."""
+        """Look at the other kind of lock after ours exists: then two starters cannot miss each other."""
         others = [self.sweep_lock] if self.launch is not None else []
         others += [path for path in _members(self.sweep_lock).glob("*") if path != self.path]
         for other in others:
@@ -103,7 +102,7 @@ class SweepLock:
             if self._still_ours():
                 self.path.unlink(missing_ok=True)
         except OSError:
-            pass  # it goes stale by itself; a lock that cannot be removed must not hide the real error
+            pass  # it becomes stale by itself; a lock that cannot be removed must not hide the real error
         finally:
             os.close(self._descriptor)
             self._descriptor = None
@@ -127,7 +126,7 @@ class SweepLock:
             return
 
     def _write(self) -> None:
-        # Always of one length, so that a reader never sees the tail of an older heartbeat.
+        # The length never changes, so a reader never sees the tail of an older heartbeat.
         assert self._descriptor is not None
         os.pwrite(self._descriptor, (json.dumps(self._content) + "\n").encode(), 0)
         os.fsync(self._descriptor)
@@ -156,7 +155,7 @@ class SweepLock:
 
 
 def live_holder(path: Path, stale_s: float = 300.0) -> dict[str, Any] | None:
-    """Who is at work under the lock ``path``, alone or sharing it; None if nobody is."""
+    """The holder of the lock ``path``, or one of those that share it; None if it is free."""
     for place in (path, *sorted(_members(path).glob("*"))):
         holder = read_lock(place)
         if holder is not None and not is_stale(holder, stale_s):
@@ -165,14 +164,14 @@ def live_holder(path: Path, stale_s: float = 300.0) -> dict[str, Any] | None:
 
 
 def _members(path: Path) -> Path:
-    """The folder of those who share the lock ``path``."""
+    """The folder of the holders that share the lock ``path``."""
     return path.with_name(path.name + ".d")
 
 
 def read_lock(path: Path) -> dict[str, Any] | None:
-    """Who holds the lock, or None where there is no lock file.
+    """The holder of the lock, or None without a lock file.
 
-    A file that was killed before its content was written gives only ``heartbeat``, its own age.
+    If the writer was killed before it wrote anything, there is only ``heartbeat``: the time of the file.
     """
     try:
         modified, text = path.stat().st_mtime, path.read_text(errors="replace")
@@ -187,8 +186,8 @@ def read_lock(path: Path) -> dict[str, Any] | None:
 
 
 def _settled(path: Path) -> dict[str, Any] | None:
-    """`read_lock` once there is something to read: where the file system has no flock, somebody may have
-    made the file a moment ago."""
+    """`read_lock`, after waiting for content: without flock, a starter may have created the file a moment
+    ago."""
     for _ in range(20):
         holder = read_lock(path)
         if holder is None or "host" in holder:
@@ -198,14 +197,14 @@ def _settled(path: Path) -> dict[str, Any] | None:
 
 
 def _clear_if_stale(path: Path, stale_s: float) -> None:
-    """Remove a stale lock, return if there is none, raise `ResultsError` if somebody is at work."""
+    """Remove a stale lock; return if there is none. Raises `ResultsError` if a driver is at work."""
     holder = read_lock(path)
     if holder is None:
         return
     if not is_stale(holder, stale_s):
         raise ResultsError(_describe(holder, path))
-    # By a rename to a name of our own, then a look at what was renamed: where the file system has no
-    # flock, another starter may have put its own lock there since we looked, and gets it back.
+    # Rename it to our own name, then look at what was renamed: without flock, another starter may have put
+    # its own lock there since we looked. It gets it back.
     aside = path.with_name(f"{path.name}.stale-{os.getpid()}-{secrets.token_hex(4)}")
     try:
         os.rename(path, aside)
@@ -221,14 +220,14 @@ def _clear_if_stale(path: Path, stale_s: float) -> None:
 
 
 def is_stale(holder: dict[str, Any], stale_s: float) -> bool:
-    """Whether who holds a lock is gone: its process on this host, this very job before it was requeued, or
-    for ``stale_s`` without a heartbeat."""
+    """Whether the holder of a lock is gone: a process of this host that ended, this job before its requeue,
+    or no heartbeat for ``stale_s``."""
     own_job = holder.get("job") is not None and holder["job"] == os.environ.get("SLURM_JOB_ID")
     if own_job and int(holder.get("restart") or 0) < _restart():
         return True
     if holder.get("host") == socket.gethostname():
         started = process_start(holder["pid"])
-        # Process numbers are used again: the same number with another start is another process.
+        # Process numbers are reused: the same number with another start time is another process.
         recorded = holder.get("process_start")
         return started is None or bool(recorded and started and recorded != started)
     age = datetime.now(UTC) - datetime.fromisoformat(holder["heartbeat"])
@@ -261,9 +260,9 @@ def _restart() -> int:
 
 
 def process_start(pid: int) -> str | None:
-    """What tells this process from a later one of the same number; None if it is gone.
+    """Tells this process from a later one of the same number; None if it is gone.
 
-    Clock ticks from boot to its start where /proc says so, else an empty string.
+    Clock ticks from boot to its start if /proc has them, else an empty string.
     """
     try:
         os.kill(pid, 0)
@@ -275,7 +274,7 @@ def process_start(pid: int) -> str | None:
         stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
     except OSError:
         return ""
-    # The second field is the name in brackets and may hold spaces and brackets: count from its end.
+    # The second field is the name in brackets, which may hold spaces and brackets. So count from its end.
     after_name = stat.rpartition(")")[2].split()
     state, start = after_name[0], after_name[19]
     return None if state in "ZX" else start  # a zombie is dead and waits only for its parent
@@ -287,7 +286,7 @@ def _now() -> str:
 
 @contextmanager
 def _guard(path: Path) -> Iterator[None]:
-    """At most one starter at a time. Held for milliseconds; freed by the kernel when its holder dies."""
+    """Lets one starter in at a time, for milliseconds; the kernel frees it when its holder dies."""
     descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
     try:
         deadline = time.monotonic() + _GUARD_PATIENCE_S
@@ -297,7 +296,7 @@ def _guard(path: Path) -> Iterator[None]:
                 break
             except OSError as error:
                 if error.errno not in (errno.EAGAIN, errno.EACCES):
-                    break  # no flock on this file system: exclusive creation alone has to do
+                    break  # no flock on this file system: exclusive creation alone must do
                 if time.monotonic() > deadline:
                     raise ResultsError(
                         f"{path}: another driver is starting on this sweep; try again"

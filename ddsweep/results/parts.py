@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 _TOGETHER = 1000
-"""As many parts become one piece of memory: a table keeps some kilobytes for each of its pieces."""
+"""So many parts become one piece of memory: a table keeps some kilobytes for each piece."""
 
 
 # ---------------------------------------------------------------------------------------- writing
@@ -45,8 +45,8 @@ def write_part(
 ) -> None:
     """Write ``rows`` as one part, atomically. A column that a row leaves out is null.
 
-    ``metadata`` goes into the file beside ``schema_version``. Raises ``ValueError`` for a column
-    that the schema does not have and `ResultsError` where the file cannot be written.
+    ``metadata`` goes into the file beside ``schema_version``. Raises ``ValueError`` for a column that the
+    schema does not have, and `ResultsError` if the file cannot be written.
     """
     known = set(schema.names)
     unknown = sorted({name for row in rows for name in row if name not in known})
@@ -66,11 +66,11 @@ def write_part_table(
     pq.write_table(
         table.replace_schema_metadata(merged),
         buffer,
-        # A part of many columns and a row or two: what is set up for each column takes the time.
+        # A part has many columns and a row or two, so the set-up of each column takes most of the time.
         compression="snappy",
         use_dictionary=table.num_rows > 1,
         write_statistics=False,
-        write_page_checksum=True,  # so that altered bytes are seen and not read as numbers
+        write_page_checksum=True,  # so that altered bytes are noticed and not read as numbers
     )
     write_atomic(path, buffer.getvalue(), temporary)
 
@@ -91,8 +91,8 @@ def read_part(path: Path) -> pa.Table:
 def read_whole(path: Path) -> tuple[pa.Table, dict[str, str]]:
     """One part and its key-value metadata, every byte checked. Raises `ResultsError` if torn or gone."""
     try:
-        # In one go: column by column it is a hundred reads, on a network file system too. And without
-        # threads, which cost more than they save on files this small.
+        # One read instead of one for each of a hundred columns, which matters on a network file system. No
+        # threads: they cost more than they save on files this small.
         content = pa.BufferReader(path.read_bytes())
         with pq.ParquetFile(content, page_checksum_verification=True) as file:
             return file.read(use_threads=False), _text(file.metadata.metadata)
@@ -115,9 +115,9 @@ def part_metadata(path: Path) -> dict[str, str]:
 def read_parts(paths: Iterable[Path], schema: pa.Schema) -> pa.Table:
     """These parts as one table of exactly ``schema``, in the order given.
 
-    A column that an older file lacks is null, one that only a newer file has is left out. A part
-    that vanished since it was listed (a failure that succeeded) is skipped. File by file and not
-    through ``pyarrow.dataset``: that imports pandas, and does not say which file is torn.
+    A column that an older file lacks is null; a column that only a newer file has is left out. A part that
+    vanished since it was listed (a failure that succeeded) is skipped. ``pyarrow.dataset`` is not used: it
+    imports pandas, and does not say which file is torn.
     """
     tables, few = [pa.Table.from_batches([], schema=schema)], []
     for path in paths:
@@ -138,7 +138,7 @@ def read_table(directory: Path, schema: pa.Schema) -> pa.Table:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether the part is there and every byte of it can be read."""
+    """Whether the part exists and every byte of it can be read."""
     try:
         read_part(path)
     except ResultsError:
@@ -188,6 +188,6 @@ def torn_error(paths: Sequence[Path], reason: str) -> ResultsError:
 
 
 def _text(metadata: Mapping[bytes, bytes] | None) -> dict[str, str]:
-    # ARROW:schema is pyarrow's own copy of the schema, of no use to a reader of our keys.
+    # ARROW:schema is pyarrow's own copy of the schema; readers of our keys do not need it.
     items = (metadata or {}).items()
     return {key.decode(): value.decode() for key, value in items if key != b"ARROW:schema"}

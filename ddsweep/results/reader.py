@@ -34,9 +34,8 @@ _NULLABLE: dict[pa.DataType, pd.api.extensions.ExtensionDtype] = {
 class Results:
     """The tables of one sweep; columns and types as in `ddsweep.results.schemas`.
 
-    Whole numbers and flags are pandas' nullable types, so that a null turns no count into a
-    fraction; in columns of fractions null is NaN. ``torn`` are the parts that were left out because
-    they cannot be read.
+    Whole numbers and flags have pandas' nullable types, so a null does not turn counts into fractions. In
+    columns of fractions null is NaN. ``torn`` are the unreadable parts that were left out.
     """
 
     trials: pd.DataFrame
@@ -53,17 +52,18 @@ class Results:
         return f"Results({', '.join(counts)})"
 
     def _repr_html_(self) -> str:
-        """In a notebook: the same, and the trials with what varies among them and what came out."""
+        """In a notebook: the same, and a table of the trials with the settings that vary and their
+        accuracy."""
         return f"<div>{html.escape(repr(self))}</div>{trials_html(self.trials)}"
 
 
 def load_results(directory: str | os.PathLike[str], *, all_trials: bool = False) -> Results:
-    """The results of one sweep, ``results/<sweep>``, as pandas frames: of the trials that its sweep file has,
-    or, with ``all_trials``, of all that are there. ``trials["in_sweep"]`` tells them apart.
+    """The results of one sweep, ``results/<sweep>``, as pandas frames: of the trials in its sweep file or,
+    with ``all_trials``, of all trials. ``trials["in_sweep"]`` tells them apart.
 
-    Reads the parts, which are the truth; where ``ddsweep collect`` has seen these very parts, or their
-    folder is gone, ``tables/<name>.parquet``, which has the same rows in the same order (`SORT_KEYS`). Torn
-    parts are left out, with a warning each. Raises `ResultsError` for a folder that is not there or holds no
+    Reads the parts, the source of truth. If ``ddsweep collect`` has seen exactly these parts, or their folder
+    is gone, it reads ``tables/<name>.parquet``, with the same rows in the same order (`SORT_KEYS`). Each torn
+    part is left out, with a warning. Raises `ResultsError` for a folder that does not exist or holds no
     sweep.
     """
     root = user_path(directory)

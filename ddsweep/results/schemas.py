@@ -1,7 +1,7 @@
 """The columns of the result tables: public API, one explicit schema per table.
 
-Accuracies are fractions, times are seconds, sizes are bytes. Null means not measured. Every column
-may be null in a file, so that a table can grow a column and still read the files of before.
+Accuracies are fractions, times are seconds, sizes are bytes. Null means not measured. Every column may be
+null in a file, so that a table can get a new column and still read older files.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import pyarrow as pa
 __all__ = ["EVALS", "FAILURES", "HISTORY", "POOL", "SCHEMA_VERSION", "SORT_KEYS", "TABLES", "TRIALS"]
 
 SCHEMA_VERSION = 1
-"""Raised when a column changes its meaning. A new column raises nothing: old files read it as null."""
+"""Raised when a column changes its meaning. A new column does not raise it: old files read it as null."""
 
 _METADATA = {"schema_version": str(SCHEMA_VERSION)}
 _TEXT, _FLAG, _REAL = pa.string(), pa.bool_(), pa.float64()
@@ -22,9 +22,9 @@ TRIALS = pa.schema(
     [
         ("trial_id", _TEXT),
         ("sweep", _TEXT),
-        # Whether the sweep file has the trial still; null, in older files, is not known to be otherwise.
+        # Whether the sweep file still has the trial; null in older files, which counts as true.
         ("in_sweep", _FLAG),
-        # What was asked for: every setting of `TrialSpec`, the ones people vary first.
+        # Every setting of `TrialSpec`; those that people vary come first.
         ("dataset", _TEXT),
         ("network", _TEXT),
         ("objective", _TEXT),
@@ -80,7 +80,7 @@ TRIALS = pa.schema(
         ("pool_train", _COUNT),
         ("attack_class", _COUNT),
         ("target_class", _COUNT),
-        # What came out. test_models networks; std and ci95 over networks, null when there is one.
+        # Results. test_models networks; std and ci95 over networks, null for one network.
         ("status", _TEXT),
         ("outer_steps_done", _COUNT),
         ("val_score", _REAL),
@@ -89,7 +89,7 @@ TRIALS = pa.schema(
         ("test_accuracy_ci95", _REAL),
         ("test_accuracy_before_mean", _REAL),
         ("test_accuracy_before_std", _REAL),
-        # Of attacks: the fraction of attack_class called target_class, and accuracy on the other classes.
+        # For attacks: the fraction of attack_class called target_class, and accuracy on the other classes.
         ("test_attack_success_mean", _REAL),
         ("test_attack_success_std", _REAL),
         ("test_attack_success_ci95", _REAL),
@@ -102,13 +102,13 @@ TRIALS = pa.schema(
         # Accuracy of the distilled set minus that of random real images, network by network.
         ("gain_mean", _REAL),
         ("gain_ci95", _REAL),
-        # What it cost. gpu_seconds = granted fraction x wall_seconds.
+        # Cost. gpu_seconds = granted fraction x wall_seconds.
         ("wall_seconds", _REAL),
         ("cpu_seconds", _REAL),
         ("gpu_seconds", _REAL),
         ("peak_memory_bytes", _LONG),
         ("distilled_bytes", _LONG),
-        # Where it came from.
+        # Provenance.
         ("distilled_sha256", _TEXT),
         ("dataset_fingerprint", _TEXT),
         ("dataset_stand_in", _FLAG),
@@ -123,7 +123,7 @@ TRIALS = pa.schema(
         ("device_name", _TEXT),
         ("threads", _COUNT),
         ("memory_mode", _TEXT),
-        # JSON: how it was computed at the end, after so many changes because memory ran out.
+        # JSON: the plan at the end, after n_replans changes because memory ran out.
         ("execution_plan", _TEXT),
         ("n_replans", _COUNT),
         ("host", _TEXT),
@@ -138,7 +138,7 @@ TRIALS = pa.schema(
         # Settings of version 0.2.
         ("method", _TEXT),
         ("real_per_class", _COUNT),
-        # What was found in the data.
+        # Found in the data.
         ("dataset_shape", _TEXT),
         ("n_test_in_train", _COUNT),
     ],
@@ -163,7 +163,8 @@ EVALS = pa.schema(
         ("order", _TEXT),
         ("inner_optimizer", _TEXT),
         ("accuracy", _REAL),
-        # Of attacks: on the classes but attack_class; and how many of that are called target_class.
+        # For attacks: accuracy on the classes but attack_class, and the fraction of attack_class called
+        # target_class.
         ("accuracy_other", _REAL),
         ("attack_success", _REAL),
         ("loss", _REAL),
@@ -226,11 +227,11 @@ POOL = pa.schema(
         ("decay_epochs", _COUNT),
         ("decay_factor", _REAL),
         ("recipe", _TEXT),
-        # On the test set of the data that it was trained on.
+        # On the test set of its own training data.
         ("accuracy", _REAL),
         ("loss", _REAL),
         ("sha256", _TEXT),
-        # Of the networks that were trained together, divided by their number.
+        # For the networks that were trained together, divided by their number.
         ("wall_seconds", _REAL),
         ("cpu_seconds", _REAL),
         ("device", _TEXT),

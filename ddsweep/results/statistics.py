@@ -31,8 +31,8 @@ def mean_std_ci(values: Iterable[float]) -> tuple[float, float | None, float | N
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean of the differences on ``n`` networks that both were measured on, and the half-width of its 95 %
-    confidence interval (Student's t over the differences), None for one network."""
+    """Mean of the differences on the ``n`` networks that both have, and the half-width of its 95 % confidence
+    interval (Student's t over the differences); None for one network."""
 
     mean: float
     ci95: float | None
@@ -42,8 +42,8 @@ class Difference:
 def paired_difference(
     ours: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]]
 ) -> Difference | None:
-    """Accuracy of the rows ``ours`` minus that of ``others`` on the networks (``model_seed``) that both have;
-    None if there is none."""
+    """Accuracy of the rows ``ours`` minus that of ``others``, on the networks (``model_seed``) that both
+    have; None without a common network."""
     theirs = {row["model_seed"]: row["accuracy"] for row in others}
     differences = [row["accuracy"] - theirs[row["model_seed"]] for row in ours if row["model_seed"] in theirs]
     if not differences:
