@@ -1,4 +1,4 @@
-"""What is known of the data sets that a sweep uses, in lines."""
+"""The data sets of a sweep, in lines."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from ddsweep.report.formats import NONE, shape_text, size
 __all__ = ["data_lines", "dataset_table", "remark_lines"]
 
 _LISTED = 10
-"""Up to how many classes their images are counted one by one."""
+"""Up to so many classes, images are counted class by class."""
 _LARGE = 10**9
-"""Bytes of images from which on it is said how many there are."""
+"""From so many bytes on, the size of the images is shown."""
 
 
 def data_lines(datasets: Iterable[DatasetSpec], root: Path | None) -> list[str]:
@@ -34,7 +34,7 @@ def data_lines(datasets: Iterable[DatasetSpec], root: Path | None) -> list[str]:
 
 
 def remark_lines(datasets: Iterable[DatasetSpec]) -> list[str]:
-    """What was found in each data set of one's own that its user should know."""
+    """Remarks on each of the user's own data sets."""
     return [f"{spec.name}: {remark}" for spec in dict.fromkeys(datasets) for remark in _remarks(spec)]
 
 

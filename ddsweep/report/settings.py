@@ -1,4 +1,4 @@
-"""The settings of trials: which of them a table needs to show, and how their columns are called."""
+"""Which settings of trials a table shows, and the titles of their columns."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ __all__ = [
 
 _FIRST = ("dataset", "network", "init", "images_per_class", "inner_steps", "inner_epochs")
 NAMES = (*_FIRST, *(item.name for item in fields(TrialSpec) if item.name not in _FIRST))
-"""Every science setting once, those that people vary first."""
+"""Every science setting, those that people vary first."""
 
 KIND = (
     *("dataset", "network", "objective", "attack_class", "target_class", "init", "pool", "images_per_class"),
 )
-"""Settings in which trials answer different questions; the others are ways to answer them."""
+"""Trials that differ in these answer different questions; the other settings are ways to answer them."""
 
 _DEFAULTS: dict[str, Any] = {item.name: item.default for item in fields(TrialSpec) if item.name != "dataset"}
 
@@ -39,19 +39,19 @@ _HEADINGS = {"images_per_class": "images/class", "inner_steps": "steps", "inner_
 
 
 def heading(name: str) -> str:
-    """The title of a column, which breaks between words where the column is narrow."""
+    """The title of a column. It breaks between words in a narrow column."""
     return _HEADINGS.get(name, name.replace("_", " "))
 
 
 def settings_of(trial: TrialSpec) -> dict[str, Any]:
-    """The settings of ``trial`` by name, data set and pool by theirs."""
+    """The settings of ``trial`` by name; data set and pool as their names."""
     settings = {name: None if name in trial.lacks else getattr(trial, name) for name in NAMES}
     return settings | {"dataset": trial.dataset.name, "pool": trial.pool.name if trial.pool else None}
 
 
 def settings_of_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings in a row of ``trials``; one that an older file lacks has its default ("as before"), but
-    for what the trial's method lacks."""
+    """The settings in a row of ``trials``. A setting that an older file lacks has its default ("as before"),
+    unless the trial's method lacks it."""
     lacks = METHODS[row.get("method") or DEFAULT_METHOD].lacks
     return {
         name: _DEFAULTS.get(name) if row.get(name) is None and name not in lacks else row[name]
@@ -63,8 +63,8 @@ def settings_of_row(row: Mapping[str, Any]) -> dict[str, Any]:
 def varying(settings: Sequence[Mapping[str, Any]], always: Sequence[str] = ()) -> list[str]:
     """The settings in which trials differ, and those of ``always``, in the order of `NAMES`.
 
-    A ``fixed`` trial has one model per step whatever is asked: beside ``random`` trials that all have
-    the same number, that is no difference of its own.
+    A ``fixed`` trial always has one model per step. Beside ``random`` trials that all have the same number
+    this does not count as a difference.
     """
     names = [name for name in NAMES if name in always or _differ(settings, name)]
     free = [item for item in settings if item.get("init") != "fixed"]
@@ -74,12 +74,13 @@ def varying(settings: Sequence[Mapping[str, Any]], always: Sequence[str] = ()) -
 
 
 _MOST_COLUMNS = 8
-"""From how many varying settings on a table has one column for all of them."""
+"""With so many varying settings, a table has one column for all of them."""
 
 
 def telling(settings: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[list[str]]:
-    """For each trial those of ``names`` that tell it from the others: all, if they are few. If they are many,
-    as where each trial changes one setting of its own, those with another value than most trials have."""
+    """For each trial, the settings of ``names`` that tell it from the others: all of them, if they are few.
+    If they are many, for example when each trial changes another setting, those whose value differs from that
+    of most trials."""
     if len(names) <= _MOST_COLUMNS:
         return [list(names) for _ in settings]
     usual = {name: Counter(repr(item.get(name)) for item in settings).most_common(1)[0][0] for name in names}
@@ -92,7 +93,7 @@ def setting_headings(names: Sequence[str]) -> list[str]:
 
 
 def setting_cells(settings: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[list[str]]:
-    """What stands for each trial in the columns of `setting_headings`."""
+    """The cells of each trial in the columns of `setting_headings`."""
     if len(names) <= _MOST_COLUMNS:
         return [[plain(item.get(name)) for name in names] for item in settings]
     return [
@@ -106,7 +107,7 @@ def _differ(settings: Sequence[Mapping[str, Any]], name: str) -> bool:
 
 
 def changed(settings: Mapping[str, Any]) -> list[str]:
-    """The settings that differ from their defaults, in the order of `NAMES`; the data set always does."""
+    """The settings that differ from their defaults, in the order of `NAMES`, always with the data set."""
     return [name for name in NAMES if name in settings and settings[name] != _default(name, settings)]
 
 
@@ -114,7 +115,7 @@ def _default(name: str, settings: Mapping[str, Any]) -> Any:
     if name == "models_per_step" and settings.get("init") == "fixed":
         return 1
     if name == "network" and isinstance(settings.get("dataset"), str):
-        try:  # a trial has its network in full, and the default depends on the size of the images
+        try:  # a trial has the full name of its network, and the default depends on the size of the images
             return str(parse_network(_DEFAULTS["network"], parse_dataset(settings["dataset"]).shape))
         except SettingError:
             pass

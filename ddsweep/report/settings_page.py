@@ -1,4 +1,4 @@
-"""What can be set, for people: settings, networks and data sets as the code declares them."""
+"""The pages of ``ddsweep settings``: settings, networks and data sets as the code declares them."""
 
 from __future__ import annotations
 
@@ -30,8 +30,9 @@ _NETWORKS, _DATASETS = "networks", "datasets"
 
 
 def settings_page(name: str | None, more: Mapping[str, type[BaseModel]]) -> RenderableType:
-    """All settings of a trial, networks and data sets; or what ``name`` is: one of them, a section of a file,
-    ``networks`` or ``datasets``. ``more`` are further sections. Raises `SettingError` for anything else."""
+    """All settings of a trial, networks and data sets; or those of ``name``: one of them, a section of a
+    file, ``networks`` or ``datasets``. ``more`` are further sections. Raises `SettingError` for any other
+    name."""
     sections = declared(more)
     if name is None:
         rest = [*(section for section in sections if section != TRIAL), _NETWORKS, _DATASETS]
@@ -59,14 +60,14 @@ def names_of_settings(more: Mapping[str, type[BaseModel]]) -> list[str]:
 
 
 def override_keys(more: Mapping[str, type[BaseModel]]) -> list[str]:
-    """What may stand before the ``=`` of an override of a sweep."""
+    """The names that may stand before the ``=`` of an override."""
     sections = declared(more)
     keys = [key.dotted for name in sections if name not in ("file", "pool") for key in sections[name]]
     return ["name", "seeds", "skip_invalid", "scheduler", *keys]
 
 
 def _found(name: str, sections: Mapping[str, Sequence[Key]]) -> list[RenderableType]:
-    """What goes by that name, blank lines between: `cpus` is one of `resources` and one of a pool."""
+    """All entries of that name, with blank lines between: `cpus` is a key of `resources` and of a pool."""
     out: list[RenderableType] = []
     if name in sections:
         out.append(_section(name, sections[name]))
