@@ -1,4 +1,4 @@
-"""What exists, by name: networks with the sizes they take, data sets, init laws, and `TrialSpec`.
+"""The catalog: networks with the sizes they take, data sets, init laws, and `TrialSpec`.
 
 Imports neither torch nor anything heavy, so that ``ddsweep plan`` and ``--help`` stay instant.
 The names here are the vocabulary of sweep files and of the result tables.

@@ -22,7 +22,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """One data set: where it comes from and what its images are.
+    """One data set: its source, and the shape of its images.
 
     ``shape`` is (channels, height, width). ``mean`` and ``std`` per channel are the constants that a
     paper names; empty means measured on the training part. ``source`` is one of `SOURCES`. ``path`` is
@@ -30,9 +30,9 @@ class DatasetSpec:
     files (or, by number, the shards) of a ``parquet`` source and the two folders of a ``folder`` source.
     ``fingerprint`` is the content hash of data of one's own: it stands for the path in a trial's id.
 
-    ``shape``, ``mean`` and ``std`` are of what comes out. ``native`` is the shape of the files where that is
-    another (`transformed`), and empty where it is the same, or where a source has no one shape; height and
-    width are 0 where files of one's own have several.
+    ``shape``, ``mean`` and ``std`` are those of the images as read. ``native`` is the shape of the files
+    where that is another (`transformed`), and empty where it is the same, or where a source has no one shape;
+    height and width are 0 where files of one's own have several.
 
     ``image_column``, ``label_column`` and ``first_label`` say how a ``parquet`` source is read where that is
     not by ``image``, ``label`` and 0. ``survey`` is what was found in the files; two sets that differ in
@@ -66,22 +66,22 @@ class DatasetSpec:
 
     @property
     def read_shape(self) -> tuple[int, int, int]:
-        """The shape that images have when they are read: `native_shape`, or, where files have several sizes,
-        the channels of the files and the size of what comes out."""
+        """The shape of images when they are read: `native_shape` or, if files have several sizes, the
+        channels of the files and the size of ``shape``."""
         channels, height, width = self.native_shape
         return (channels, height or self.shape[1], width or self.shape[2])
 
     @property
     def base_name(self) -> str:
-        """The name without transforms: that of the files."""
+        """The name without transforms."""
         return base_name(self.name)
 
     def identity(self) -> str | list[Any]:
-        """What stands for this data set in a trial id: its name, or the content of its files together
-        with how they are read (the same files as grey or RGB, or normalised otherwise, are other data)."""
+        """What enters a trial id: the name, or the content of the files and how they are read. The same files
+        as grey or RGB, or with another normalisation, are other data."""
         if SOURCES[self.source].own:
             read_as: list[Any] = [list(self.shape), self.classes, list(self.mean), list(self.std)]
-            # Only where there is one, so that ids from before there were transforms stay.
+            # Only if there is one, so that ids from before transforms stay.
             return [self.fingerprint, *read_as, *([list(self.native)] if self.native else [])]
         return self.name
 
@@ -127,7 +127,7 @@ DATASETS: dict[str, DatasetSpec] = {
             *("voc2007", "voc", (3, 224, 224), 20, _VOC, _IMAGENET_MEAN, _IMAGENET_STD),
             path="VOCdevkit/VOC2007",
         ),
-        # Its class names are read from classes.txt: two hundred of them.
+        # Its two hundred class names are read from classes.txt.
         DatasetSpec("cub200", "cub", (3, 224, 224), 200, (), _CUB_MEAN, _CUB_STD, "CUB_200_2011"),
     )
 }
@@ -147,7 +147,7 @@ def parse_dataset(text: str) -> DatasetSpec:
     """The `DatasetSpec` that the catalog has for ``text``: a name, or a name with transforms.
 
     ``usps(size=28)``, ``mnist(channels=3,size=32)``: see `transformed`. Raises `SettingError` for an unknown
-    name or transform, and for one that is not possible.
+    name or transform, and for an impossible one.
     """
     match = _DATASET.fullmatch(text)
     name = match.group(1) if match else text.partition("(")[0].strip()
@@ -179,11 +179,11 @@ def parse_dataset(text: str) -> DatasetSpec:
 
 def transformed(spec: DatasetSpec, *, size: int | None = None, channels: int | None = None) -> DatasetSpec:
     """``spec`` with its images resized to ``size`` x ``size`` (bicubic), and with ``channels``: 3 of a grey
-    set repeats its one channel. What the images have already is not part of the name.
+    set repeats its one channel. Values that the images have already are not part of the name.
 
     Constants of a paper hold for every size, and are repeated with the channel. ``voc`` and ``cub`` resize
     every image anyway, so there ``size`` takes the place of their own. Raises `SettingError` for a size out
-    of range, and for a conversion that is not there.
+    of range, and for a conversion that does not exist.
     """
     if spec.base_name != spec.name:
         raise SettingError(f"dataset: {spec.name} is transformed already: give size and channels together")

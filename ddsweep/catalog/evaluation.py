@@ -1,4 +1,4 @@
-"""What is asked of a distilled set: protocols, groups of held-out networks, baselines."""
+"""How distilled sets are judged: protocols, groups of held-out networks, baselines."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ __all__ = [
 
 
 PROTOCOLS = ("as_distilled", "on_random")
-"""How a set is applied: on the networks it was made for, or a ``fixed`` set on random held-out ones.
-Every other way is a `Protocol`."""
+"""Protocols with a name: a set on the networks it was made for, or a ``fixed`` set on random held-out ones.
+Every other one is a `Protocol`."""
 
 BASELINES = ("random_real", "optimized_random", "class_mean", "kmeans", "knn_random", "knn_kmeans")
 
 DEFAULT_BASELINES = ("random_real", "class_mean", "kmeans", "knn_random", "knn_kmeans")
-"""What is asked for if nothing is said. It enters the ids of evaluations that are there, so it stays."""
+"""The default. It enters the ids of existing evaluations, so it stays."""
 
 BASELINE_RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 BASELINE_EPOCHS = (1, 2, 5, 10, 20, 50, 100)
-"""The grids in which the rate and the number of epochs of a baseline are chosen."""
+"""The rate and the number of epochs of a baseline are chosen from these."""
 
 NEIGHBOUR_BASELINES = ("knn_random", "knn_kmeans")
-"""Nearest neighbour: no network, so no steps."""
+"""Nearest neighbour has no network and no steps."""
 
 _TRAINED = tuple(name for name in BASELINES if name not in NEIGHBOUR_BASELINES)
 _MATTERS_TO = {
@@ -56,13 +56,13 @@ _PROTOCOL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,=()+-]{0,199}")
 
 @dataclass(frozen=True)
 class Protocol:
-    """A way to apply distilled sets that is not the one they were made for; None is as in the trial.
+    """A way to apply distilled sets other than the one they were made for. None means as in the trial.
 
-    ``inner_lr`` is one rate for all steps instead of the learned ones. With other ``inner_epochs`` than
-    the trained number the sets are applied for so many; beyond it the rates of the last epoch repeat.
-    Without a ``name`` it is called by what it changes: ``order=shuffled,inner_lr=0.1``.
+    ``inner_lr`` is one rate for all steps instead of the learned ones. ``inner_epochs`` is how often the
+    batches are gone through; beyond the trained number the rates of the last epoch repeat. Without a ``name``
+    it is called by what it changes: ``order=shuffled,inner_lr=0.1``.
 
-    Raises `SettingError` if nothing is changed, or for a name that means something else already.
+    Raises `SettingError` if nothing is changed, or for a name that has another meaning already.
     """
 
     name: str = ""
@@ -95,22 +95,22 @@ class Protocol:
 
     @classmethod
     def settings(cls) -> tuple[str, ...]:
-        """What a protocol can change."""
+        """The settings that a protocol can change."""
         return tuple(item.name for item in fields(cls) if item.name != "name")
 
     def changes(self) -> dict[str, Any]:
-        """What it changes, by setting."""
+        """Its changes, by setting."""
         return {name: value for name in self.settings() if (value := getattr(self, name)) is not None}
 
     def applied_to(self, trial: TrialSpec) -> TrialSpec:
         """``trial`` with the networks, the order, the optimiser and the epochs of this protocol: how to apply
         its set, not how it was made.
 
-        A trial with a known network or a pool stays so only if its networks are the same: of another kind or
-        law there are none but fresh ones. Raises `SettingError` if its set cannot be applied like this.
+        A trial keeps its known network or pool only if network and law stay the same; for another network or
+        law there are only fresh ones. Raises `SettingError` if its set cannot be applied like this.
         """
         changes = {name: value for name, value in self.changes().items() if name != "inner_lr"}
-        # Of distilling; it need not lie in these epochs.
+        # A window is for distilling only; it need not fit these epochs.
         trial = replace(trial, window=None)
         fresh = replace(trial, init="random", pool=None, **changes)
         networks = [(spec.network, spec.init_law, spec.init_param) for spec in (trial, fresh)]
@@ -120,11 +120,11 @@ class Protocol:
 
 @dataclass(frozen=True)
 class EvalUnit:
-    """What one evaluation task computes and one part holds: a group of networks under one protocol.
+    """One evaluation task, and the content of one part: a group of networks under one protocol.
 
-    ``indices`` are the networks whose rows are wanted. ``size`` networks, those from ``group * size``
-    on, are always computed together: float32 results depend on the size of the batch. ``changes`` is
-    what the protocol is, unless it is one of ``PROTOCOLS``.
+    ``indices`` are the networks with wanted rows. ``size`` networks, those from ``group * size`` on, are
+    always computed together: float32 results depend on the size of the batch. ``changes`` are those of the
+    protocol, unless it is one of ``PROTOCOLS``.
     """
 
     protocol: str
@@ -137,10 +137,10 @@ class EvalUnit:
 @dataclass(frozen=True)
 class EvaluationSpec:
     """What is asked of every trial: ``networks`` held-out networks, computed ``group_size`` at a time, the
-    protocols and baselines, and inner steps beyond T at which to look as well.
+    protocols and baselines, and inner steps beyond T to test at.
 
-    Of baselines: the grids of ``rates`` and ``epochs`` that are searched, how many ``candidates`` the
-    optimised random images are the best of, and the ``neighbours`` and the p of the distance of k-NN.
+    For baselines: the ``rates`` and ``epochs`` that are searched, the number of ``candidates`` for the
+    optimised random images, and the ``neighbours`` and the p of the distance of k-NN.
     """
 
     networks: int = 64
@@ -157,9 +157,9 @@ class EvaluationSpec:
     def units(self, trial: TrialSpec) -> list[EvalUnit]:
         """The units that a trial needs, in a fixed order.
 
-        ``as_distilled`` is always among them. For ``fixed`` it is the one known network (its index is
-        the trial's seed), and the held-out networks (of its law, or of its pool) come under ``on_random``.
-        A `Protocol` that is impossible for the trial has none (``plan`` refuses it, or says that it is left
+        ``as_distilled`` is always among them. For ``fixed`` it is the one known network (its index is the
+        trial's seed), and the held-out networks (of its law, or of its pool) come under ``on_random``. A
+        `Protocol` that is impossible for the trial has no units (``plan`` refuses it, or says that it is left
         out).
         """
         groups = [
@@ -186,21 +186,21 @@ class EvaluationSpec:
         return units
 
     def steps(self, trial: TrialSpec, protocol: Protocol | None = None) -> tuple[int, ...]:
-        """Inner steps at which a distilled set is judged: 0, the end of each epoch, T (of a ``protocol``, the
-        end of its own epochs), and beyond."""
+        """Inner steps at which a distilled set is judged: 0, the end of each epoch, T (under a ``protocol``,
+        the end of its own epochs), and steps beyond."""
         last = self.last_step(trial, protocol)
         ends = range(0, last + 1, trial.inner_steps)
         return tuple(sorted({*ends, *(s for s in self.inner_steps_beyond if s > last)}))
 
     def last_step(self, trial: TrialSpec, protocol: Protocol | None = None) -> int:
-        """The inner step with which the epochs end: T, or that of the epochs of a ``protocol``."""
+        """The last inner step of the epochs: T, or that of a ``protocol``."""
         return (trial if protocol is None else protocol.applied_to(trial)).steps
 
     def baseline_settings(self, sources: Iterable[str] | None = None) -> dict[str, Any]:
-        """How the baselines ``sources`` (left out: all that are asked for) are computed, as far as it is not
-        as by default, in the types of JSON.
+        """Settings of the baselines ``sources`` (default: all that are asked for) that differ from their
+        defaults, in JSON types.
 
-        Empty by default, and then in no key and no id: what was evaluated before stays valid.
+        Defaults are in no key and no id, so earlier evaluations stay valid.
         """
         default = {item.name: item.default for item in fields(self)}
         asked = set(self.baselines if sources is None else sources)
@@ -212,7 +212,7 @@ class EvaluationSpec:
         }
 
     def evaluation_id(self, trial: TrialSpec) -> str:
-        """10 hex digits over all that decides the evaluation rows of ``trial``."""
+        """10 hex digits over all settings that decide the evaluation rows of ``trial``."""
         units = [
             [u.protocol, u.group, u.size, list(u.indices)]
             + ([u.changes.changes(), list(self.steps(trial, u.changes))] if u.changes else [])

@@ -12,12 +12,12 @@ _NUMBER = re.compile(r"[-+]?(?!0\d)(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\Z")
 
 
 def counted(number: float, noun: str, plural: str = "") -> str:
-    """``1 trial``, ``2 trials``; the plural is that with an s unless it is given."""
+    """``1 trial``, ``2 trials``; the plural has an s unless it is given."""
     return f"{number:.15g} {noun if number == 1 else plural or f'{noun}s'}"
 
 
 def real(value: Any) -> float:
-    """A number; also one that YAML 1.1 reads as text, such as 1e-3. Truth values are no numbers.
+    """A number, also one that YAML 1.1 reads as text, such as 1e-3. Truth values are not numbers.
 
     Raises `ValueError` for anything else.
     """

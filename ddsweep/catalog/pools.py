@@ -1,4 +1,4 @@
-"""Pools of trained networks, as far as a trial needs to know of them."""
+"""What a trial knows about its pool of trained networks."""
 
 from __future__ import annotations
 
@@ -14,23 +14,22 @@ __all__ = [
 
 
 IMAGENET = "imagenet"
-"""The pool of one network that is not trained here: torchvision's AlexNet."""
+"""The pool with one network that ddsweep does not train: torchvision's AlexNet."""
 
 POOL_FRACTION = 0.1
-"""The part of its data that a pool leaves out as validation, with split_seed 0: the default of trials."""
+"""A pool leaves out this part of its data as validation, with split_seed 0: the default of trials."""
 
 SMOKE = "-smoke"
-"""What the names of tiny sweeps and pools end with, which only try out the way."""
+"""The names of smoke sweeps and smoke pools end with this."""
 
 
 @dataclass(frozen=True)
 class PoolSpec:
     """A pool of trained networks: ``train`` of them for distillation, ``heldout`` for evaluation alone.
 
-    ``recipe`` is a hash over all that decides what one of them is. ``source_shape`` and ``classes`` are of
-    the data they were trained on; 0 classes: the last layer is new for each data set (weights of
-    ImageNet, ``weights`` is the file they were given in). ``source_fingerprint`` is that of the files, where
-    they are of one's own.
+    ``recipe`` is a hash over all that decides one network. ``source_shape`` and ``classes`` are those of the
+    training data. 0 classes means that the last layer is new for each data set (weights of ImageNet from the
+    file ``weights``). ``source_fingerprint`` is that of the files, for the user's own data.
     """
 
     name: str
@@ -46,9 +45,9 @@ class PoolSpec:
 
     @property
     def known(self) -> bool:
-        """Whether there are no networks of its kind to judge on."""
+        """Whether it has no held-out networks."""
         return self.heldout == 0
 
     def identity(self) -> list[Any]:
-        """What stands for this pool in a trial id: not its name, nor how many there are to judge on."""
+        """What enters a trial id: not the name, and not the number of held-out networks."""
         return [self.recipe, self.train]

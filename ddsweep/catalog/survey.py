@@ -1,4 +1,4 @@
-"""What was found when the files of a data set were looked at: facts to be shown, and reasons to refuse it."""
+"""The findings in the files of a data set: facts to show, and reasons to refuse it."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 __all__ = ["MOST_EXAMPLES", "Remark", "Survey"]
 
 MOST_EXAMPLES = 10
-"""How many examples a remark names, of however many there are."""
+"""A remark names at most so many examples."""
 
 
 @dataclass(frozen=True)
 class Remark:
-    """Something that was found ``count`` times (0: once and for all), of ``total`` where that says more;
+    """Something that was found ``count`` times (0: it has no count), out of ``total`` if that is known;
     ``examples`` are the first `MOST_EXAMPLES`."""
 
     what: str
@@ -30,14 +30,14 @@ class Remark:
 
 @dataclass(frozen=True)
 class Survey:
-    """A ``parquet`` or ``folder`` data set, every image of which was looked at once.
+    """The findings in a ``parquet`` or ``folder`` data set. Every image was checked once.
 
-    ``content`` is 32 hex of a hash over the files, ``fingerprint`` the same where nothing else decides what
-    is read from them. ``train`` and ``test`` are the numbers of images by class. ``shape`` is that of the
-    files: 3 channels if any image has colour; height and width are 0 where there are several sizes.
-    ``test_in_train`` is the number of test images whose pixels are those of a training image. The columns of
-    a Parquet file (empty: ``image`` and ``label``) and the number of its class 0 say how it is read.
-    ``remarks`` are to be shown; ``problems`` are the reasons why the data cannot be used.
+    ``content`` is 32 hex of a hash over the files. ``fingerprint`` adds the settings of reading; without any
+    it is the same. ``train`` and ``test`` are the numbers of images by class. ``shape`` is that of the files:
+    3 channels if any image has colour; height and width are 0 if there are several sizes. ``test_in_train``
+    is the number of test images whose pixels are those of a training image. A Parquet file is read by its
+    columns (empty: ``image`` and ``label``) and the number of its class 0. ``remarks`` are for the user;
+    ``problems`` are the reasons why the data cannot be used.
     """
 
     content: str

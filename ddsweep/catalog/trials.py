@@ -35,16 +35,16 @@ SPEC_VERSION = 1
 class TrialSpec(  # the last one comes first, as dataclasses collect fields
     General, Validation, Update, OuterSteps, Start, InnerSteps, SettingsOfMethods, Networks, Question
 ):
-    """The science settings of one distillation: all that decides which images come out.
+    """The science settings of one distillation: they decide the images.
 
     Notation of Wang et al. 2018: ``inner_steps`` S, ``inner_epochs`` E, ``images_per_class_per_step``
     m, T = S*E gradient steps, S*m*classes synthetic images. Where and how fast a trial runs is not
     here, so moving it changes no id. Settings are declared in groups (`ddsweep.catalog.groups`,
     `ddsweep.catalog.methods`), and each is an attribute.
 
-    A value exists only if it is possible: the constructor raises `SettingError`, naming the setting,
-    what it got and what is allowed. It also writes ``network`` in full, and ``models_per_step`` of a
-    ``fixed`` trial as 1, for it has one known network (number ``seed`` of its law).
+    The constructor raises `SettingError` for impossible settings, naming the setting, its value and what is
+    allowed. It writes ``network`` in full, and ``models_per_step`` of a ``fixed`` trial as 1, because there
+    is one known network (number ``seed`` of its law).
     """
 
     def __post_init__(self) -> None:
@@ -58,7 +58,7 @@ class TrialSpec(  # the last one comes first, as dataclasses collect fields
 
     @property
     def lacks(self) -> frozenset[str]:
-        """The settings that mean nothing to the trial's method: they decide nothing."""
+        """The settings that the trial's method lacks."""
         return METHODS[self.method].lacks
 
     @property
@@ -108,8 +108,8 @@ _SINCE_0_2 = ("image_column", "label_column", "first_label", "source_fingerprint
 
 
 def _plain(value: DatasetSpec | PoolSpec) -> dict[str, Any]:
-    """Its fields in types that JSON has; `_tuples` is the way back. What was found in files stays behind, and
-    so do settings of reading them that are as they always were."""
+    """Its fields in JSON types; `_tuples` is the way back. Findings in files are left out, and so are
+    settings of reading at their defaults."""
     plain = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(value).items()}
     return {k: v for k, v in plain.items() if k != "survey" and (v or k not in _SINCE_0_2)}
 

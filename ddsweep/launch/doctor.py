@@ -1,7 +1,7 @@
-"""What goes wrong on clusters, looked for beforehand: one finding a line.
+"""Looks for what goes wrong on clusters before it does: one finding on each line.
 
-Without a Slurm site it is about this machine. With one: what Slurm says on the login node, then what one
-short job sees on the nodes (`ddsweep.launch.probe`). Nothing stays behind, in the queue or on disk.
+Without a Slurm site it checks this machine. With one it asks Slurm on the login node, and runs one short job
+that looks at the nodes (`ddsweep.launch.probe`). It leaves nothing in the queue or on disk.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ _LITTLE_SPACE = 2 * 10**9
 _LITTLE_SHARED = 10**9
 _FEW_FILES = 1024
 _LEAST_SHARED = 120 * 2**20
-"""Ray's object store takes at least 100 MiB, and of what is free nine tenths."""
+"""Ray's object store takes at least 100 MiB, and at most nine tenths of what is free."""
 
 _SKEW_S = (10.0, 150.0)
-"""To be told, and too much: a lock counts as left behind when its heartbeat is 300 s old."""
+"""Differences that are a warning, and a failure: a lock is stale when its heartbeat is 300 s old."""
 
 _JOB_MIN = 5
 _RUN_S = 150.0
@@ -56,7 +56,7 @@ _LOOK_S = 1.0
 
 @dataclass(frozen=True)
 class Finding:
-    """One line: what was looked at, what was found, and, unless it is ``ok``, what to do."""
+    """One line: what was checked, what was found and, unless it is ``ok``, what to do."""
 
     state: State
     name: str
@@ -66,7 +66,7 @@ class Finding:
 def examine(
     site: Site | None, results: Path, data_root: Path | None, sweep: SweepSpec | None, patience_s: float
 ) -> Iterator[Finding]:
-    """All findings, as they come. ``patience_s`` is how long the job may wait in the queue."""
+    """All findings, as they come. The job may wait in the queue for ``patience_s``."""
     data = data_of(sweep, data_root)
     with _shared_folder(results) as (folder, nonce, trouble):
         request = Request(
@@ -108,7 +108,7 @@ def examine(
 
 
 def examine_nodes(site: Site, request: Request, patience_s: float) -> Iterator[Finding]:
-    """What the nodes say, in one short job of the site's shape."""
+    """The findings on the nodes, from one short job of the site's shape."""
     answers = ask_nodes(site, request, patience_s)
     yield check_reported(answers, site)
     nodes = answers.facts
@@ -159,7 +159,7 @@ def check_data_here(root: Path | None, data: Sequence[str], sweep: SweepSpec | N
 
 
 def check_own_data(sweep: SweepSpec, root: Path | None, fine: str) -> Finding:
-    """What is found in the data of one's own that ``sweep`` needs, each image of which is looked at."""
+    """The findings in the user's own data that ``sweep`` needs; each image is checked."""
     found, refused = [], []
     for value in sweep.datasets():
         try:
@@ -173,7 +173,8 @@ def check_own_data(sweep: SweepSpec, root: Path | None, fine: str) -> Finding:
 
 
 def data_of(sweep: SweepSpec | None, root: Path | None) -> tuple[str, ...]:
-    """Names of the data sets that ``sweep`` needs, and folders of its own; without one, all that are here."""
+    """Names of the data sets that ``sweep`` needs, and folders of the user's own; without a sweep, all that
+    are here."""
     if sweep is None:
         return tuple(item.name for item in list_datasets(root) if not item.status.startswith("missing"))
     needed = [f"folder:{item['path']}" if isinstance(item, dict) else item for item in sweep.datasets()]
@@ -181,7 +182,7 @@ def data_of(sweep: SweepSpec | None, root: Path | None) -> tuple[str, ...]:
 
 
 def _temporary(site: Site | None) -> str:
-    """Where Ray will have its folder; of this machine, where a local sweep puts it."""
+    """Where Ray will have its folder; on this machine, the place of a local sweep."""
     if site is not None:
         return site.temporary
     given = tempfile.gettempdir()
@@ -190,8 +191,8 @@ def _temporary(site: Site | None) -> str:
 
 @contextmanager
 def _shared_folder(results: Path) -> Iterator[tuple[Path, str, str]]:
-    """A folder in ``results`` with a nonce and a token in it, the nonce, and why it could not be made. It
-    goes at the end, and so do folders above it that were made for it."""
+    """A folder in ``results`` with a nonce and a token in it, the nonce, and why it could not be made. It is
+    removed at the end, with folders above it that were made for it."""
     nonce = secrets.token_hex(16)
     folder = results.resolve() / f".ddsweep-doctor-{nonce[:8]}"
     made = [place for place in (folder, *folder.parents) if not place.exists()]
@@ -209,7 +210,7 @@ def _shared_folder(results: Path) -> Iterator[tuple[Path, str, str]]:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         for place in made[1:]:
-            with suppress(OSError):  # somebody else put something into it meanwhile
+            with suppress(OSError):  # somebody else has put something into it
                 place.rmdir()
 
 
@@ -255,7 +256,7 @@ def check_partition(site: Site) -> Finding:
 
 
 def check_request(site: Site) -> Finding:
-    """Whether Slurm would take a job such as the site file describes, and when it would start."""
+    """Whether Slurm would accept a job as the site file describes it, and when it would start."""
     asked = f"{counted(site.nodes, 'node')} for {site.time} min"
     said = ask("srun", "--test-only", *srun_options(site, minutes=site.time, nodes=site.nodes), "true")
     if said.returncode != 0:
@@ -280,9 +281,9 @@ def _last(said: subprocess.CompletedProcess[str]) -> str:
 
 @dataclass(frozen=True)
 class Answers:
-    """What came of the job: ``facts`` of the nodes that answered, and when they ``arrived`` (by host);
-    ``started`` by rank are the hosts where a task began; ``said`` by rank (-1: srun itself) are the lines of
-    stderr; ``waiting`` is Slurm's reason if it never started."""
+    """The answers of the job: ``facts`` of the nodes, and when they ``arrived`` (by host). ``started`` by
+    rank are the hosts where a task began, ``said`` by rank (-1: srun itself) the lines of stderr. ``waiting``
+    is Slurm's reason if the job never started."""
 
     facts: tuple[Facts, ...]
     arrived: dict[str, float]
@@ -292,7 +293,7 @@ class Answers:
 
 
 def ask_nodes(site: Site, request: Request, patience_s: float) -> Answers:
-    """Run `ddsweep.launch.probe` on the nodes. Whatever happens, no job of it is left."""
+    """Run `ddsweep.launch.probe` on the nodes. No job is left afterwards, also after an error."""
     name = f"ddsweep-doctor-{secrets.token_hex(4)}"
     content = shlex.quote(json.dumps(asdict(request)))
     script = "\n".join(
@@ -355,7 +356,7 @@ class _Lines:
                 self._lines.append((time.time(), line.strip()))
 
     def all(self) -> list[tuple[float, str]]:
-        self._thread.join(10.0)  # srun is gone, but what it started may still hold the pipe
+        self._thread.join(10.0)  # srun is gone, but its children may still hold the pipe
         return list(self._lines)
 
 
@@ -368,7 +369,7 @@ def _answers(out: Sequence[tuple[float, str]], err: Sequence[tuple[float, str]],
             continue
         try:
             found = Facts.read(text)
-        except ValueError:  # what a line of `setup` printed
+        except ValueError:  # printed by a line of `setup`
             continue
         facts.append(found)
         arrived[found.host] = at
@@ -430,7 +431,7 @@ def check_results(nodes: Sequence[Facts], results: str) -> Finding:
 
 
 def check_token(nodes: Sequence[Facts]) -> Finding:
-    """Of those that see the results folder."""
+    """The token, on the nodes that see the results folder."""
     fine = f"mode 600 holds on {_count(nodes)}"
     advice = "set --results to a file system that keeps modes and owners"
     return _of_each("token", nodes, lambda found: found.token_trouble, fine, advice)
@@ -549,7 +550,7 @@ def check_clocks(nodes: Sequence[Facts], arrived: dict[str, float]) -> Finding:
 def _of_each(
     name: str, nodes: Sequence[Facts], trouble: Callable[[Facts], str], fine: str, advice: str
 ) -> Finding:
-    """``FAIL`` with the trouble of each machine, those of the same trouble together."""
+    """``FAIL`` with the problem of each machine; machines with the same problem stand together."""
     by_trouble: dict[str, list[str]] = {}
     for found in nodes:
         if text := trouble(found):

@@ -1,8 +1,7 @@
-"""The folder of one launch, ``results/<sweep>/jobs/<launch>/``: what was submitted, and what came of it.
+"""The folder of one launch, ``results/<sweep>/jobs/<launch>/``: what was submitted, and the outcomes.
 
-Everything that the login node and the jobs tell each other goes through small JSON files in here. The
-folder is for its owner only (mode 700): submitit keeps pickles of the submitted calls in it, and each
-cluster a token.
+The login node and the jobs exchange small JSON files in it. Only its owner may enter (mode 700): submitit
+keeps pickles of the submitted calls in it, and each cluster a token.
 """
 
 from __future__ import annotations
@@ -38,8 +37,8 @@ MODES = ("cluster", "array")
 @dataclass(frozen=True)
 class Job:
     """One job that was submitted: its number at the scheduler, ``cluster``, ``trials``, ``evals`` or
-    ``finish``, how many array elements it has (0: it is no array), and of a local one the start of its
-    process, which tells it from a later one of the same number."""
+    ``finish``, how many array elements it has (0: it is no array), and for a local job the start time of its
+    process, which tells it from a later process of the same number."""
 
     id: str
     kind: str
@@ -67,7 +66,7 @@ class LaunchFolder:
 
     @property
     def sweep_file(self) -> Path:
-        """The resolved sweep, with what the site asks for."""
+        """The resolved sweep, with the settings of the site."""
         return self.root / "sweep.yaml"
 
     @property
@@ -88,11 +87,12 @@ class LaunchFolder:
         return self.logs / f"{job}_{rank}_log.{kind}"
 
     def run(self, job: str, restart: int) -> Path:
-        """Where the processes of one start of a job meet: a requeued one must not read an old address."""
+        """Shared by the processes of one start of a job. A requeued job has another one, so it reads no old
+        address."""
         return self.root / "runs" / f"{job}.{restart}"
 
     def outcome(self, kind: str, index: int = 0) -> Path:
-        """How a job ended. Without it a job that is gone did not come to an end of its own."""
+        """How a job ended. A job that is gone without this file was killed."""
         return self.root / "outcomes" / f"{kind}-{index:04d}.json"
 
 
@@ -112,14 +112,14 @@ class Launch:
 
     @classmethod
     def read(cls, folder: LaunchFolder) -> Launch:
-        """Raises `ResultsError` if there is no record, or not one of this version."""
+        """Raises `ResultsError` without a record, or for one of another version."""
         content = read_json(folder.record)
         if content is None:
             raise ResultsError(f"{folder.record}: no record of a launch")
         try:
             jobs = tuple(Job(**job) for job in content.pop("jobs"))
             found = cls(**content, jobs=jobs)
-            found.site["scheduler"]  # the one key that all who read it count on
+            found.site["scheduler"]  # the one key that all readers rely on
             return found
         except (TypeError, KeyError) as error:
             raise ResultsError(f"{folder.record}: not a record that this version reads ({error})") from None
@@ -129,7 +129,7 @@ class Launch:
 
     @property
     def site_spec(self) -> Site:
-        # As it was validated; times are minutes by now and would be refused as input.
+        # Not validated again: times are minutes by now and would be refused as input.
         return Site.model_construct(**self.site)
 
     @property
@@ -156,7 +156,7 @@ def launches_of(directory: SweepDirectory) -> list[LaunchFolder]:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The file, or None if it is not there. Raises `ResultsError` for one that cannot be read."""
+    """The file, or None without one. Raises `ResultsError` for an unreadable one."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -169,5 +169,5 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Readers on other nodes see the whole file or none."""
+    """Readers on other nodes see the whole file or no file."""
     write_atomic(path, (json.dumps(content, indent=1, default=str) + "\n").encode(), path.parent / ".tmp")

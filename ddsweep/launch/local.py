@@ -1,7 +1,7 @@
 """``scheduler: local``: the jobs of a launch one after the other on this machine, through submitit.
 
-A process of its own, started by `ddsweep.launch.start`; its number stands in the record of the launch.
-SIGTERM to it (`ddsweep cancel`) drains what runs and ends the launch.
+`ddsweep.launch.start` starts it as a separate process; the record of the launch has its number. SIGTERM
+(`ddsweep cancel`) drains the running job and ends the launch.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def run_local(folder: LaunchFolder) -> None:
             job = submitit_executor.submit(call)
             print(f"{call.kind} {call.index}: process {job.job_id}", flush=True)
             while not job.done():
-                if told:  # by the file, and not by a signal: submitit's controller does not always hand it on
+                if told:  # by the file, because submitit's controller does not always pass a signal on
                     folder.stop_file.touch()
                 time.sleep(0.2)
 

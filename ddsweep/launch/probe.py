@@ -1,7 +1,7 @@
-"""What a machine is like, for `ddsweep doctor`: looked at here, and on each node of a short job.
+"""Looks at a machine for `ddsweep doctor`: this one, and each node of a short job.
 
-``python -m ddsweep.launch.probe REQUEST`` prints one line of JSON. It looks, leaves nothing behind, and
-judges nothing: that is for `ddsweep.launch.doctor`, which sees all machines.
+``python -m ddsweep.launch.probe REQUEST`` prints one line of JSON. It leaves nothing behind, and does not
+judge: `ddsweep.launch.doctor` does, which sees all machines.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class Request:
 
 @dataclass(frozen=True)
 class Facts:
-    """Of one machine. Texts are empty where nothing is wrong; sizes are bytes, ``clock`` seconds of the epoch
-    when it was looked at; ``missing`` are data by what is missing of them."""
+    """The facts of one machine. Texts are empty if nothing is wrong; sizes are bytes; ``clock`` is the time
+    of the look in seconds of the epoch; ``missing`` says what is missing of each data set."""
 
     host: str
     versions: dict[str, str]
@@ -72,7 +72,7 @@ class Facts:
 
     @classmethod
     def read(cls, line: str) -> Facts:
-        """From a line of JSON. Raises ValueError for any other."""
+        """Read a line of JSON. Raises ValueError for any other line."""
         content = json.loads(line)
         try:
             return cls(**{**content, "taken_ports": tuple(content["taken_ports"])})

@@ -1,8 +1,8 @@
-"""Options of sbatch in a site file: their spellings, and which of them other keys decide.
+"""Options of sbatch in a site file: their spellings, and those that other keys set.
 
-sbatch takes an option by its long name, by a letter, or by a beginning of its name that no other begins
-with; and from a variable ``SBATCH_...``, which goes over the script. The names are those of Slurm 22.05 to
-24.11. Others are handed on as they are, for plugins of a site add options of their own.
+sbatch takes an option by its long name, by a letter, or by a unique beginning of its name; and from a
+variable ``SBATCH_...``, which overrides the script. The names are those of Slurm 22.05 to 24.11. Other
+options are passed on unchanged, because plugins of a site add their own.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ _DECIDED: dict[str, str] = {
     "cluster": "the machine that it is submitted from, whose cluster alone is asked about jobs",
     **dict.fromkeys(("wrap", "parsable", "quiet", "help", "usage", "version"), _SCRIPT),
 }
-"""Options that are set by something else, and by what."""
+"""Options that another key sets, by that key."""
 
 _OTHERS = (
     *("acctg-freq", "batch", "bb", "bbf", "begin", "chdir", "cluster-constraint", "comment", "container"),
@@ -90,20 +90,20 @@ _VARIABLES = {
     **{"ARRAY_INX": "array", "TIMELIMIT": "time", "MEM_PER_NODE": "mem", "REQ_SWITCH": "switches"},
     "WAIT4SWITCH": "switches",
 }
-"""What ``SBATCH_<...>`` stands for, where that is not the name of the option."""
+"""The option of a variable ``SBATCH_<...>`` that has another name."""
 
 _SITE_DEFAULTS = {
     **{name: name for name in ("partition", "account", "qos", "constraint", "wckey", "mem")},
     **dict.fromkeys(("mem-per-cpu", "mem-per-gpu"), "mem"),
 }
-"""Options that a variable may give where the script does not have the option beside it."""
+"""Options that a variable may give if the script does not have the other option."""
 
 
 def further_options(given: Any, *, exclusive: bool = False) -> Options:
     """The key ``sbatch`` of a site file: options by their long names.
 
-    Raises pydantic's error with all that is wrong: options that another key decides, in any spelling, and
-    values that are no text, number or truth value of one line.
+    Raises pydantic's error with all that is wrong: options that another key sets, in any spelling, and values
+    that are not one line of text, a number or a truth value.
     """
     if not isinstance(given, Mapping):
         raise ValueError(f"{shown(given)} is not a mapping of options, such as {{reservation: mine}}")
@@ -122,7 +122,7 @@ def further_options(given: Any, *, exclusive: bool = False) -> Options:
 
 
 def _name(key: Any, exclusive: bool) -> str:
-    """The long name of what ``key`` is for sbatch. Raises `ValueError`."""
+    """The long name of the option ``key``. Raises `ValueError`."""
     given = str(key).strip("-").replace("_", "-")
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9-]*", given):
         raise ValueError("is not the name of an option; write {name: value}, without the dashes of sbatch")
@@ -160,8 +160,8 @@ def _value(value: Any) -> str | int | bool:
 
 @contextmanager
 def without_variables(options: Mapping[str, Any]) -> Iterator[None]:
-    """Without the variables ``SBATCH_...`` of the user's shell that would go over ``options`` (by their long
-    names) of a script, or over what a job of ddsweep relies on."""
+    """The environment without the variables ``SBATCH_...`` that would override ``options`` (by their long
+    names) of a script, or settings that a job of ddsweep relies on."""
     kept = {
         name: os.environ.pop(name)
         for name in list(os.environ)

@@ -1,4 +1,4 @@
-"""The file of a site: where jobs go and how its machines want to be asked. No torch, no Ray."""
+"""The file of a site: where jobs go, and how its Slurm takes requests. No torch, no Ray."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ LONGEST_TEMPORARY = 26
 their paths end at 107."""
 
 PORTS_OF_A_JOB = 10
-"""Ports that one job may use; those of different jobs do not meet."""
+"""The number of ports of one job; jobs share none."""
 
 _LOCAL_REQUEUES = 5
-"""What the controller of submitit's local executor does, whatever it is told."""
+"""The number of restarts by submitit's local executor; it cannot be changed."""
 
 _WORKER_PORTS = range(10002, 20000)
-"""Ray's own: it refuses a head port in here."""
+"""Ray's own ports: it refuses a head port among these."""
 
 
 def _minutes(value: Any) -> int:
@@ -54,7 +54,7 @@ def _minutes(value: Any) -> int:
             total = 0
         if total > 0:
             return total
-    # A bare number means minutes to Slurm, and seconds to others.
+    # A bare number is refused: Slurm reads minutes, other programs seconds.
     raise ValueError(f"{shown(value)} is no time; write 90m, 4h, 1d12h, or '04:00:00' in quotes")
 
 
@@ -77,8 +77,8 @@ Gigabytes = Annotated[float, BeforeValidator(real), Field(gt=0)]
 
 
 class Site(BaseModel):
-    """A site file. What each key means is told in docs/cluster.md; ``--key value`` on the command line and
-    ``site.key=value`` go over it."""
+    """A site file. docs/cluster.md explains each key; ``--key value`` on the command line and
+    ``site.key=value`` override it."""
 
     model_config = SECTION
 
@@ -152,7 +152,7 @@ class Site(BaseModel):
 
     @property
     def python_command(self) -> str:
-        """The shell words that start Python on a node; it imports nothing from the folder that it is in."""
+        """The shell words that start Python on a node. It imports nothing from the current folder."""
         return f"{self.python or shlex.quote(sys.executable)} -P"
 
     @field_validator("temporary")
@@ -202,5 +202,5 @@ class Site(BaseModel):
 
 
 def load_site(path: Path, overrides: Sequence[str] = ()) -> Site:
-    """The site in the YAML file ``path``, with ``key=value`` laid over it. Raises `SettingError`."""
+    """The site in the YAML file ``path``, with ``key=value`` overrides. Raises `SettingError`."""
     return load_model(Site, path, overrides, what="site file")

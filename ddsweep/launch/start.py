@@ -1,4 +1,4 @@
-"""Launching a sweep: everything that can be refused is refused here, before a job is submitted."""
+"""Launching a sweep. It refuses what cannot work before a job is submitted."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ _LOCAL_START_S = 30.0
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be launched. ``shares`` deals the trials that are to be distilled to the elements of an
-    array; it is empty in mode ``cluster``, and where only evaluations are missing. ``trials`` are the ids of
-    all that the sweep has."""
+    """A request to launch. ``shares`` deals the trials to be distilled to the elements of an array; it is
+    empty in mode ``cluster``, and if only evaluations are missing. ``trials`` are the ids of all trials of
+    the sweep."""
 
     sweep: SweepSpec
     directory: SweepDirectory
@@ -62,7 +62,7 @@ class Request:
 
 
 def check_fits(sweep: SweepSpec, trials: Sequence[TrialSpec], site: Site, mode: str) -> None:
-    """Raises `UserError` for trials that no node of the site could ever run."""
+    """Raises `UserError` for trials that no node of the site can run."""
     if mode == "array" and sweep.scheduler is not None:
         raise UserError(
             "scheduler: stopping trials early needs all of them in one Ray cluster; use --mode cluster, or "
@@ -94,7 +94,7 @@ def check_fits(sweep: SweepSpec, trials: Sequence[TrialSpec], site: Site, mode: 
 
 def launch(request: Request) -> LaunchFolder:
     """Write the folder of the launch and submit its jobs. Raises `UserError` if the sweep is at work already,
-    or Slurm refuses; then nothing stays behind."""
+    or Slurm refuses; nothing stays behind."""
     directory, site = request.directory, request.site
     _check_path(directory)
     if site.scheduler == "slurm":
@@ -103,10 +103,10 @@ def launch(request: Request) -> LaunchFolder:
     directory.create()
     with SweepLock(directory.launch_lock):
         _refuse_if_active(directory)
-        # Nobody else is at work either; and it is free again for the jobs, which may start before all are
-        # submitted.
+        # This checks that no other driver is at work. The lock is then free for the jobs, which may start
+        # before all are submitted.
         with SweepLock(directory.lock):
-            for token in directory.root.glob("jobs/*/runs/*/token"):  # of jobs that were killed
+            for token in directory.root.glob("jobs/*/runs/*/token"):  # tokens of jobs that were killed
                 token.unlink(missing_ok=True)
         try:
             folder = new_folder(directory, request.mode)
@@ -121,13 +121,14 @@ def launch(request: Request) -> LaunchFolder:
             if directory.root in made and not launches_of(directory) and live_holder(directory.lock) is None:
                 shutil.rmtree(directory.root, ignore_errors=True)
                 for place in made[1:]:
-                    with suppress(OSError):  # there is another sweep in it by now
+                    with suppress(OSError):  # the folder holds another sweep by now
                         place.rmdir()
             raise
 
 
 def _check_path(directory: SweepDirectory) -> None:
-    """Raises `UserError`. Logs lie below the results, and in their paths %j and the like are numbers."""
+    """Raises `UserError` for a path that Slurm misreads: logs lie below the results, and Slurm replaces %j
+    and the like in their paths."""
     path = str(directory.root.resolve())
     if "%" in path or "\\" in path or not path.isprintable():
         raise UserError(
@@ -151,7 +152,7 @@ def _refuse_if_active(directory: SweepDirectory) -> None:
     for folder in launches_of(directory):
         try:
             earlier = Launch.read(folder)
-        except ResultsError:  # of another version; if it is at work, it has the lock
+        except ResultsError:  # a record of another version; if that launch is at work, it has the lock
             continue
         if active := active_jobs(earlier):
             raise ResultsError(
@@ -182,7 +183,8 @@ def _write(request: Request, folder: LaunchFolder) -> None:
 
 
 def _submit_all(request: Request, folder: LaunchFolder) -> LaunchFolder:
-    """Each job is in the record as soon as it is submitted; if one is refused, those before it go too."""
+    """Each job is recorded as soon as it is submitted. If one is refused, the earlier ones are cancelled
+    too."""
     jobs: list[Job] = []
     root, site = str(folder.root), request.site
 
@@ -210,11 +212,11 @@ def _submit_all(request: Request, folder: LaunchFolder) -> LaunchFolder:
 
 
 def _start_local(folder: LaunchFolder) -> LaunchFolder:
-    """Hand over to a process of its own session: the launch outlives the terminal it was typed into."""
+    """Start a process in its own session, so that the launch outlives its terminal."""
     with (folder.logs / "local.log").open("a", encoding="utf-8") as log:
         process = subprocess.Popen(
             python_module("ddsweep.launch.local", str(folder.root)),
-            env={**os.environ, **SAFE_PATH},  # submitit starts others
+            env={**os.environ, **SAFE_PATH},  # submitit starts more processes
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -236,7 +238,7 @@ def _start_local(folder: LaunchFolder) -> LaunchFolder:
 
 
 def dry_run(request: Request, trials: int, missing: int, say: Callable[[str], None]) -> None:
-    """Print what `launch` would submit, to the letter, and write nothing that stays."""
+    """Print exactly what `launch` would submit; no file stays."""
     site = request.site
     _check_path(request.directory)
     if site.scheduler == "slurm":
@@ -256,7 +258,7 @@ def dry_run(request: Request, trials: int, missing: int, say: Callable[[str], No
         options: Mapping[str, object] = {"nodes": site.nodes} if kind == "cluster" else {}
         if kind != "cluster" and before is not None:
             options = {**options, "after": before}
-        with _only_for_now(folder.logs):  # submitit makes it whatever it is asked for
+        with _only_for_now(folder.logs):  # submitit always makes this folder
             text = script(
                 site,
                 folder,
@@ -271,7 +273,7 @@ def dry_run(request: Request, trials: int, missing: int, say: Callable[[str], No
 
 @contextmanager
 def _only_for_now(folder: Path) -> Iterator[None]:
-    """Make a folder, and remove it and what else had to be made above it."""
+    """Make a folder, and remove it at the end with all folders that were made above it."""
     made = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
