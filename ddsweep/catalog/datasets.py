@@ -30,13 +30,13 @@ class DatasetSpec:
     files (or, by number, the shards) of a ``parquet`` source and the two folders of a ``folder`` source.
     ``fingerprint`` is the content hash of data of one's own: it stands for the path in a trial's id.
 
-    ``shape``, ``mean`` and ``std`` are those of the images as read. ``native`` is the shape of the files
-    where that is another (`transformed`), and empty where it is the same, or where a source has no one shape;
-    height and width are 0 where files of one's own have several.
+    ``shape``, ``mean`` and ``std`` are those of the images as read. ``native`` is the shape of the files if
+    it differs (`transformed`); it is empty if it is the same, or if a source has several shapes. Height and
+    width are 0 if the user's own files have several sizes.
 
-    ``image_column``, ``label_column`` and ``first_label`` say how a ``parquet`` source is read where that is
-    not by ``image``, ``label`` and 0. ``survey`` is what was found in the files; two sets that differ in
-    nothing else are equal.
+    ``image_column``, ``label_column`` and ``first_label`` say how a ``parquet`` source is read; the defaults
+    are ``image``, ``label`` and 0. ``survey`` is what was found in the files; it does not count in
+    comparisons.
     """
 
     name: str

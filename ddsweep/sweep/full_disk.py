@@ -1,4 +1,4 @@
-"""A disk that is full in the middle of a sweep: told once, and no reason to try a thousand trials in vain."""
+"""A disk that is full in the middle of a sweep: reported once, and not tried again by a thousand trials."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from ddsweep.errors import DiskFullError
 __all__ = ["FullDisk"]
 
 _IN_VAIN = 16
-"""Trials that end in a row because the disk is full, at least, until the others are left for another run."""
+"""After so many trials in a row that find the disk full, at least, the others are left for another run."""
 
 
 class FullDisk:
-    """Hears of every trial that ends. The first that finds the disk full is told of by ``say``; after so many
-    in a row that each of ``places`` had two, ``give_up`` is called. What is said may come from any thread."""
+    """Hears of every trial that ends. It reports the first one that finds the disk full by ``say``, and calls
+    ``give_up`` after many in a row: two for each of ``places``. Both may be called from any thread."""
 
     def __init__(self, say: Callable[[str], None], give_up: Callable[[], None], places: float) -> None:
         self._say, self._give_up = say, give_up
@@ -24,7 +24,7 @@ class FullDisk:
         self._told, self._in_vain = "", 0
 
     def ended(self) -> None:
-        """A trial had the space that it needs."""
+        """A trial ended with enough space."""
         with self._lock:
             self._in_vain = 0
 

@@ -1,6 +1,6 @@
-"""Asynchronous successive halving of settings: who goes on, who waits for the other seeds, who is stopped.
+"""Asynchronous successive halving of settings: which trials go on, wait for the other seeds, or are stopped.
 
-No Ray here, and no clock: decisions follow from the scores that came in, and those are in the files.
+No Ray here, and no clock: decisions follow from the scores so far, which are in the files.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ __all__ = ["WORST", "Halving", "Verdict"]
 Verdict = Literal["go", "wait", "stop"]
 
 WORST = 0.0
-"""What a seed that failed counts as: accuracy and attack success are fractions, and none is lower."""
+"""The score of a failed seed: accuracy and attack success are fractions, so none is lower."""
 
 
 @dataclass
 class _Setting:
-    """All seeds of one setting: the ``scores`` of each by rung, and what was ``decided`` at which rung."""
+    """All seeds of one setting: the ``scores`` of each by rung, and the decision at each rung in
+    ``decided``."""
 
     stratum: tuple[Any, ...]
     rungs: tuple[int, ...]
@@ -38,7 +39,7 @@ class _Setting:
     stopped: set[str] = field(default_factory=set)
 
     def next_rung(self) -> int | None:
-        """The first rung at which nothing is decided; None after the last, and once it was stopped."""
+        """The first rung without a decision; None after the last, and once it was stopped."""
         if not all(self.decided.values()):
             return None
         return next((rung for rung in self.rungs if rung not in self.decided), None)
@@ -47,17 +48,17 @@ class _Setting:
         return all(seed in self.scores[rung] or seed in self.failed for seed in self.seeds)
 
     def mean(self, rung: int) -> float | None:
-        """Over the seeds whose score is known, and those that failed."""
+        """The mean over the seeds with a known score and the failed ones."""
         known = [*self.scores[rung].values(), *(WORST for s in self.failed if s not in self.scores[rung])]
         return fmean(known) if known else None
 
 
 class Halving:
-    """The decisions of ``asha`` over all ``trials`` of a sweep, those of earlier runs included.
+    """The decisions of ``asha`` over all ``trials`` of a sweep, with those of earlier runs.
 
-    What an earlier run left is told first, by `replay` for each trial and then `begin`. A decision on a
-    setting is made as soon as each of its seeds has a score at the rung or has failed; ``decided`` are the
-    trials of settings on which one was made and that nobody has asked for yet.
+    The state of an earlier run comes first: `replay` for each trial, then `begin`. A decision on a setting is
+    made as soon as each of its seeds has a score at the rung or has failed; ``decided`` are the trials of
+    settings on which one was made and that nobody has asked for yet.
     """
 
     def __init__(self, asha: AshaSpec, trials: Sequence[TrialSpec]) -> None:
@@ -76,8 +77,8 @@ class Halving:
     def replay(
         self, trial_id: str, scores: Mapping[int, float], reached: int, *, stopped: bool = False
     ) -> None:
-        """What an earlier run left of a trial: its ``scores`` by outer step, the last step it ``reached``,
-        and whether it was ``stopped`` there."""
+        """Tell what an earlier run left of a trial: its ``scores`` by outer step, the last step it
+        ``reached``, and whether it was ``stopped`` there."""
         setting = self._setting[trial_id]
         setting.reached[trial_id] = reached
         if stopped:
@@ -87,8 +88,8 @@ class Halving:
                 setting.scores[rung][trial_id] = scores[rung]
 
     def begin(self) -> None:
-        """Decide what follows from what was replayed. A setting with a seed beyond a rung has passed it,
-        whatever its scores: that was decided then, or there was no scheduler."""
+        """Make the decisions that follow from the replayed scores. A setting with a seed beyond a rung has
+        passed that rung: it was decided then, or there was no scheduler."""
         open_: list[tuple[_Setting, int]] = []
         for setting in self._settings.values():
             for rung in setting.rungs:
@@ -102,11 +103,11 @@ class Halving:
                     self._recorded[setting.stratum, rung].append(mean)
                 if not passed:
                     break
-        for setting, rung in open_:  # now that all that came before is recorded
+        for setting, rung in open_:  # now that all earlier scores are recorded
             self._decide(setting, rung)
 
     def verdict(self, trial_id: str) -> Verdict:
-        """What a trial is to do that has come as far as its scores say."""
+        """What a trial does next, after its last score."""
         setting = self._setting[trial_id]
         here = max((rung for rung in setting.rungs if trial_id in setting.scores[rung]), default=None)
         if not all(setting.decided.values()):
@@ -122,7 +123,7 @@ class Halving:
         setting = self._setting[trial_id]
         setting.scores[rung].setdefault(trial_id, score)
         missed = [lower for lower in setting.rungs if lower < rung and lower not in setting.decided]
-        if missed and all(setting.decided.values()):  # it is beyond them: nobody need wait there any more
+        if missed and all(setting.decided.values()):  # it is beyond them: no trial waits there any more
             setting.decided |= dict.fromkeys(missed, True)
             self.decided += setting.seeds
         self._decide_if_all_there(setting)
@@ -135,7 +136,7 @@ class Halving:
         self._decide_if_all_there(setting)
 
     def wait_no_longer(self, trial_id: str) -> None:
-        """Nobody is left to wait for: those that did not come count as failed."""
+        """No trial is left to wait for: missing seeds count as failed."""
         setting = self._setting[trial_id]
         rung = setting.next_rung()
         if rung is not None:

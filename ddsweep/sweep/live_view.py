@@ -1,7 +1,7 @@
-"""A running sweep on the screen of a terminal: always as large as that is, whatever it is changed to.
+"""A running sweep on the screen of a terminal. The picture follows the size of the window.
 
-The terminal's other screen is drawn on, as editors do. Each picture replaces the whole one before, so that
-nothing is left of it where the window was made smaller; afterwards the first screen is as it was.
+It draws on the terminal's other screen, as editors do. Each picture replaces the whole previous one, so
+nothing of it remains in a smaller window. Afterwards the first screen is as it was.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["Columns", "LiveView", "Picture", "Row", "draw"]
 
 _GAP = 2
 _WIDEST = 16
-"""Characters of a setting in its column."""
+"""The width of a setting's column in characters."""
 
 _MORE = "…"
 _STYLES = {
@@ -40,8 +40,8 @@ _STYLES = {
 
 @dataclass(frozen=True)
 class Columns:
-    """The settings in which trials differ: their short names, the most telling first, and by trial their
-    values."""
+    """The settings in which trials differ: their short names, the most important first, and their values by
+    trial."""
 
     headings: tuple[str, ...] = ()
     cells: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -49,7 +49,7 @@ class Columns:
 
 @dataclass(frozen=True)
 class Row:
-    """What is shown of one trial."""
+    """The row of one trial."""
 
     trial_id: str
     state: str
@@ -60,7 +60,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Picture:
-    """What is to be shown: ``rows(n)`` are the ``n`` trials of most interest, of ``counts`` by state."""
+    """The content of a picture: ``rows(n)`` are the ``n`` most interesting trials; ``counts`` are by
+    state."""
 
     summary: str
     counts: Mapping[str, int]
@@ -72,11 +73,11 @@ class Picture:
 def draw(picture: Picture, width: int, height: int) -> list[Text | Table]:
     """``picture`` in at most ``width`` x ``height`` characters: a line of counts, then trials, then messages.
 
-    Where there is little room settings lose their columns first, then trials and messages their lines; the
-    counts stay.
+    In a small window columns of settings are left out first, then lines of trials and messages; the counts
+    stay.
     """
     head = _fitting([picture.summary], width, max(1, height // 3), "bold")
-    room = height - _lines(head, width) - 2  # the headings, and what is not shown
+    room = height - _lines(head, width) - 2  # the headings, and a line on what is hidden
     notes = _fitting(picture.messages, width, room // 4, "dim")
     total = sum(picture.counts.values())
     rows = picture.rows(max(0, min(total, room - _lines(notes, width))))
@@ -87,7 +88,7 @@ def draw(picture: Picture, width: int, height: int) -> list[Text | Table]:
 
 
 def _fitting(texts: Sequence[str], width: int, most: int, style: str) -> list[Text]:
-    """The last of ``texts`` that fit ``most`` lines; of one that does not, as much as fits."""
+    """The last of ``texts`` that fit ``most`` lines; a text that is too long is cut."""
     found: list[Text] = []
     for text in reversed(texts):
         line = Text(text, style, overflow="fold")
@@ -133,8 +134,8 @@ def _columns(titles: Sequence[Any], rows: Sequence[Sequence[str]]) -> Iterator[t
 def _settings(
     headings: Sequence[str], cells: Sequence[Sequence[str]], free: int
 ) -> tuple[list[tuple[int, int]], bool]:
-    """(place, width) of the settings that ``free`` characters have room for, and whether some have none:
-    those go first that are the same in all these trials, then the last."""
+    """(place, width) of the settings that fit ``free`` characters, and whether some are left out. Settings
+    that are the same in all these trials are left out first, then the last ones."""
     columns = [column for _, column in _columns(headings, cells)]
     sizes = [
         min(_WIDEST, max([min(len(title), 8), *map(len, column)]))
@@ -159,7 +160,7 @@ def _cut(text: str, size: int) -> str:
 class LiveView:
     """Draws what ``picture()`` gives twice a second, from `start` to `stop`.
 
-    Meanwhile what the process prints goes to ``on_text``, line by line, for it would spoil the picture.
+    Meanwhile all output of the process goes to ``on_text``, line by line, because it would spoil the picture.
     """
 
     def __init__(
@@ -178,7 +179,7 @@ class LiveView:
         self._streams: tuple[IO[str], IO[str]] | None = None
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        # Not that of `options`: the window may have another size by now.
+        # Not the size in `options`: the window may have another one by now.
         yield from draw(self._picture(), *console.size)
 
     def start(self) -> None:
@@ -207,14 +208,14 @@ class LiveView:
 
 
 class _Lines(io.TextIOBase):
-    """In the place of a stream: hands on whole lines. What else is asked, the stream answers."""
+    """Replaces a stream and passes on whole lines. All other attributes are those of the stream."""
 
     def __init__(self, stream: IO[str], on_text: Callable[[str], None]) -> None:
         self._stream, self._on_text, self._begun = stream, on_text, ""
 
     @property
     def rich_proxied_file(self) -> IO[str]:
-        """Where rich draws all the same."""
+        """The stream on which rich draws."""
         return self._stream
 
     def write(self, text: str) -> int:

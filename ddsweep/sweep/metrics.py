@@ -1,8 +1,8 @@
 """Metrics of a running sweep for Prometheus, through Ray, all set from one place: the driver.
 
-Ray hands out a gauge for some twenty seconds after it was set and then forgets it, so a thread sets all of
-them anew every few seconds, and what has no meaning any more (the loss of a kind of trial of which none
-runs) goes by itself, because it is not set. Trials never are a tag: there are too many of them.
+Ray reports a gauge for some twenty seconds after it was set and then forgets it. So a thread sets all gauges
+anew every few seconds. A gauge without a value (the loss of a kind of trial when none of it runs) is not set
+and ends by itself. No tag names a trial: there are too many.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from ddsweep.sweep.pool import Load
 __all__ = ["METRICS", "Exporter", "Metric", "Score", "exported", "measure"]
 
 REFRESH_S = 5.0
-"""Below the 10 s after which a Ray process reports its metrics: each report has all gauges."""
+"""Less than the 10 s between reports of a Ray process, so each report has all gauges."""
 
 READ_AT_ONCE = 20
-"""Rows of trials done that are read in one refresh: about a tenth of a second of one core."""
+"""Rows of finished trials that are read in one refresh: about a tenth of a second of one core."""
 
 _KIND = ("sweep", "images_per_class", "init")
 
@@ -70,12 +70,12 @@ Series = tuple[str, tuple[str, ...]]
 """A metric by its name, and the values of its tags in the order of `Metric.tags`."""
 
 Sink = Callable[[float, dict[str, str]], None]
-"""Takes the value of a gauge, or what a counter is to grow by, with its tags."""
+"""Takes the value of a gauge, or the increase of a counter, with its tags."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """What the row of a trial that is done, or was stopped, says of it; null where it was not measured."""
+    """The scores in the row of a finished or stopped trial; null if not measured."""
 
     val_score: float | None
     test_accuracy: float | None
@@ -84,8 +84,8 @@ class Score:
 def measure(
     sweep: str, seen: Mapping[str, Seen], load: Load, scores: Mapping[str, Score]
 ) -> dict[Series, float]:
-    """All there is to say now, counters as sums, of what was ``seen`` of each trial and of the ``scores`` of
-    those at their end, both by id."""
+    """All metrics now, counters as sums: from what was ``seen`` of each trial, and from the ``scores`` of
+    finished ones, both by id."""
     states = Count(one.state for one in seen.values())
     found: dict[Series, float] = {
         ("ddsweep_trials", (sweep, state)): states[state] for state in get_args(State)
@@ -154,7 +154,7 @@ class Exporter:
                 sink(value, tags)
                 continue
             if series not in self._counted:
-                # Ray takes no 0, and a counter that appears with its first event has no rate there.
+                # Ray refuses 0, and a counter that appears with its first event has no rate for it.
                 sink(sys.float_info.min, tags)
             growth = value - self._counted.get(series, 0.0)
             if growth > 0:
@@ -166,7 +166,7 @@ class Exporter:
         for trial_id in [trial_id for trial_id in ended if trial_id not in self._scores][:READ_AT_ONCE]:
             try:
                 row = read_part(self._directory.trials_part(trial_id)).to_pylist()[0]
-            except ResultsError:  # gone or torn since
+            except ResultsError:  # vanished or torn meanwhile
                 row = {}
             self._scores[trial_id] = Score(row.get("val_score"), row.get("test_accuracy_mean"))
 

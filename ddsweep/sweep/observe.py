@@ -1,4 +1,4 @@
-"""What a person sees of a running sweep: a picture of it in a terminal, plain lines elsewhere."""
+"""The view of a running sweep: a picture in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ _ORDER: tuple[State, ...] = (
 )
 _LINE_EVERY_S = 15.0
 _MESSAGES = 200
-"""That are kept to be printed when the picture is gone."""
+"""Messages that are kept and printed after the picture."""
 
 
 @dataclass(frozen=True)
 class Seen:
-    """The last that is known of one trial. ``steps_taken`` and ``retries`` (how often Tune tried it again
-    after its worker died) are of this run alone."""
+    """The latest state of one trial. ``steps_taken`` and ``retries`` (how often Tune tried it again after its
+    worker died) count this run alone."""
 
     spec: TrialSpec
     label: str
@@ -48,9 +48,9 @@ class Seen:
 class Board:
     """The states of all trials, fed by the runner from several threads.
 
-    As a context manager it shows them from `expect` on: a picture where ``console`` is a terminal that can
-    draw, and else a line when a trial changes its state and, if nothing does, every 15 seconds. ``labels``
-    name trials in lines, ``columns`` in the picture.
+    As a context manager it shows them from `expect` on: a picture if ``console`` is a terminal that can draw,
+    else a line when a trial changes its state and, if none does, every 15 seconds. ``labels`` name trials in
+    lines, ``columns`` in the picture.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Board:
         self._trials = {
             spec.trial_id: Seen(spec, labels[spec.trial_id], place) for place, spec in enumerate(trials)
         }
-        # Of 100,000 trials nothing may be counted anew at each event: they are kept by state.
+        # 100,000 trials cannot be counted anew at each event, so they are kept by state.
         self._in: dict[State, dict[str, Seen]] = {state: {} for state in _ORDER}
         for trial_id, seen in self._trials.items():
             self._in[seen.state][trial_id] = seen
@@ -73,7 +73,7 @@ class Board:
         self._lock = threading.Lock()
         self._started = self._last_line = time.monotonic()
         self._messages: deque[str] = deque(maxlen=_MESSAGES)
-        # Not where a variable of the environment asks for colours in a file.
+        # Not if an environment variable asks for colours in a file.
         draws = console.is_interactive and console.file.isatty()
         self._view = LiveView(console, self._picture, self.say) if draws else None
         self._drawing, self._ended = False, threading.Event()
@@ -91,17 +91,17 @@ class Board:
         if self._view is not None and self._drawing:
             self._view.stop()
             self._drawing = False
-            for text in self._messages:  # on the first screen they are still to be read
+            for text in self._messages:  # they stay readable on the first screen
                 self._print(text)
 
     # ------------------------------------------------------------------------------ what happens
 
     def found(self, trial_id: str, state: State) -> None:
-        """How an earlier run left a trial; nothing is told of it by itself."""
+        """How an earlier run left a trial; this prints nothing."""
         self._change(trial_id, lambda seen: replace(seen, state=state))
 
     def expect(self, distil: Mapping[str, float], evaluate: Iterable[str], *, at_most: bool = False) -> None:
-        """What this run has to do, and so what is to be watched: see `ddsweep.sweep.pace.Pace.expect`."""
+        """The work of this run: see `ddsweep.sweep.pace.Pace.expect`."""
         with self._lock:
             self._pace.expect(distil, evaluate, at_most=at_most)
         counts = self.counts()
@@ -142,7 +142,7 @@ class Board:
         outer_loss: float | None,
         val_score: float | None,
     ) -> None:
-        """A logged outer step of a running trial, and how many it took since the last one."""
+        """A logged outer step of a running trial, and the number of steps since the last one."""
         _, seen = self._change(
             trial_id,
             lambda before: replace(
@@ -183,14 +183,14 @@ class Board:
             return Counter({state: len(trials) for state, trials in self._in.items() if trials})
 
     def seen(self) -> dict[str, Seen]:
-        """All trials by their id, as they are now."""
+        """All trials by id, as they are now."""
         with self._lock:
             return dict(self._trials)
 
     # -------------------------------------------------------------------------------- what is shown
 
     def say(self, text: str) -> None:
-        """Something for the reader beside the states of trials."""
+        """A message for the reader."""
         if self._drawing:
             self._messages.append(text)
         else:
@@ -198,7 +198,7 @@ class Board:
             self._print(text)
 
     def _print(self, text: str) -> None:
-        # A line stays one, so that it can be searched for in a log.
+        # A message stays on one line, so that it can be searched for in a log.
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def _print_line(self, seen: Seen) -> None:
@@ -207,7 +207,7 @@ class Board:
             self._print(f"{self._summary()} | {seen.label}: {_words(seen)}")
 
     def _keep_printing(self) -> None:
-        """A line also while nothing happens: an evaluation may take minutes."""
+        """Prints a line also while nothing happens: an evaluation may take minutes."""
         while not self._ended.wait(1.0):
             if time.monotonic() - self._last_line > _LINE_EVERY_S:
                 self._last_line = time.monotonic()
@@ -266,14 +266,14 @@ def _clock(seconds: float) -> str:
 
 
 def _left(left: Left) -> str:
-    """``about 8 min left``; ``... of distilling left`` while the rest is unknown."""
+    """``about 8 min left``; ``... of distilling left`` while the time of evaluation is unknown."""
     seconds = left.distilling if left.seconds is None else left.seconds
     what = "of distilling left" if left.seconds is None else "left"
     return f"{'at most ' if left.at_most else ''}about {_rounded(seconds or 0.0)} {what}"
 
 
 def _rounded(seconds: float) -> str:
-    """In steps that such a forecast is good for."""
+    """Rounded as far as such a forecast deserves."""
     if seconds < 55:
         return f"{max(10, round(seconds, -1)):.0f} s"
     minutes = max(1, round(seconds / 60))

@@ -1,7 +1,7 @@
-"""How long a sweep takes yet: from what this run measured of its own trials and evaluations alone.
+"""The time that a sweep still takes, from what this run measured of its own trials and evaluations.
 
-The estimates of `ddsweep.cost` only say how trials compare; what one takes is measured. Trials are dealt out
-to as many places as run at a time, and what they distil is evaluated in the order in which it comes.
+The estimates of `ddsweep.cost` only say how trials compare; their time is measured. The forecast deals trials
+out to the places that run at a time, and evaluates their sets in the order in which they come.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from math import prod
 __all__ = ["Left", "Pace"]
 
 _SIMULATED = 500
-"""Of more trials that wait, those are taken together that begin one after the other."""
+"""If more trials wait, consecutive ones are taken together."""
 
 
 @dataclass(frozen=True)
 class Left:
-    """Seconds that are left: in all, or, while no evaluation has come to its end in this run, only until all
-    is distilled. One of the two is None; ``at_most`` where trials may be stopped before their end."""
+    """Seconds that are left: in all or, until the first evaluation of this run has ended, only until all is
+    distilled. One of the two is None. ``at_most`` is true if trials may be stopped before their end."""
 
     seconds: float | None
     distilling: float | None
@@ -29,8 +29,8 @@ class Left:
 
 @dataclass
 class _Running:
-    """A trial at work. ``weight`` is its whole estimated cost, ``share`` what was left of it when it started
-    as far as was known; ``first`` and ``last`` are (time, outer step) of reports, ``taken`` steps since."""
+    """A trial at work. ``weight`` is its whole estimated cost, ``share`` the part that was left at its start,
+    as far as known. ``first`` and ``last`` are (time, outer step) of reports, ``taken`` the steps since."""
 
     weight: float
     share: float
@@ -70,20 +70,20 @@ class Pace:
 
     def __init__(self) -> None:
         self._at_most = False
-        self._waiting: dict[str, tuple[float, float]] = {}  # whole weight, and the share that is left
+        self._waiting: dict[str, tuple[float, float]] = {}  # the whole weight, and the share that is left
         self._running: dict[str, _Running] = {}
         self._queued: set[str] = set()
-        self._ended = [0.0, 0.0]  # seconds and weight of trials that this run distilled
+        self._ended = [0.0, 0.0]  # seconds and weight of trials distilled in this run
         self._evaluated, self._busy = 0, 0.0
         self._busy_since: float | None = None
         self._last_evaluated: float | None = None
-        # Seconds in which trials waited, and the sum of those times the trials at work.
+        # Seconds in which trials waited, and the sum of these seconds times the running trials.
         self._side_by_side = [0.0, 0.0]
         self._looked: float | None = None
 
     def expect(self, distil: Mapping[str, float], evaluate: Iterable[str], *, at_most: bool = False) -> None:
-        """What this run is to do: trials to distil, with what each costs beside the others, and trials that
-        are only to be evaluated. ``at_most``: some may be stopped before their end."""
+        """The work of this run: trials to distil, with their relative costs, and trials that are only to be
+        evaluated. ``at_most``: some may be stopped before their end."""
         self._waiting = {trial_id: (weight, 1.0) for trial_id, weight in distil.items()}
         self._queued, self._at_most = set(evaluate), at_most
 
@@ -106,7 +106,7 @@ class Pace:
         own.taken += steps_taken
 
     def paused(self, trial_id: str, now: float) -> None:
-        """It waits for others, and goes on from here."""
+        """It waits for others, and goes on from here later."""
         self._look(now)
         if own := self._running.pop(trial_id, None):
             share = own.share if own.last is None else 1 - own.last[1] / own.outer_steps
@@ -132,7 +132,7 @@ class Pace:
         self.dropped(trial_id, now)
 
     def dropped(self, trial_id: str, now: float) -> None:
-        """It failed, was stopped or drained: nothing is left to do for it."""
+        """It failed, was stopped or drained: this run does no more for it."""
         self._look(now)
         self._waiting.pop(trial_id, None)
         self._running.pop(trial_id, None)
@@ -142,7 +142,7 @@ class Pace:
             self._busy_since = None
 
     def _look(self, now: float) -> None:
-        """Count how many trials run while others wait: so many there is room for."""
+        """Count the trials that run while others wait: there is room for so many."""
         if self._looked is not None and self._waiting:
             self._side_by_side[0] += now - self._looked
             self._side_by_side[1] += (now - self._looked) * len(self._running)
@@ -151,7 +151,7 @@ class Pace:
     # ---------------------------------------------------------------------------------- what is left
 
     def left(self, now: float) -> Left | None:
-        """What is left; None while nothing was measured of what is to be done, and when all is done."""
+        """The time that is left; None until something was measured, and when all is done."""
         self._look(now)
         ends = self._ends(now)
         if ends is None or not (ends or self._queued):
@@ -172,12 +172,12 @@ class Pace:
             return None
         busy = self._busy
         if self._busy_since is not None:
-            # Without that which is at work: it has not come to its end.
+            # Without the one in progress, which has not ended.
             busy += max(self._busy_since, self._last_evaluated or 0.0) - self._busy_since
         return busy / self._evaluated
 
     def _ends(self, now: float) -> list[float] | None:
-        """Seconds until each trial is distilled, in order; None if nothing is known of some."""
+        """Seconds until each trial is distilled, in order; None if one cannot be told."""
         if not self._waiting and not self._running:
             return []
         seconds, weight = self._ended

@@ -1,4 +1,4 @@
-"""Where work goes on the nodes of a Ray: what fits, the evaluation shards, the GPUs that a worker sees."""
+"""Placing work on the nodes of a Ray: what fits, the evaluation shards, the GPUs that a worker sees."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from ddsweep.trial_plan import check_dtype
 __all__ = ["Placement", "check_gpus_seen", "check_placement", "place_shards"]
 
 LEAST_SHARDS = 2
-"""Of an automatic number: one alone would leave work waiting whenever it dies."""
+"""The least automatic number: one shard alone would leave work waiting when it dies."""
 
 _TINY = 1e-9
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Of the evaluation shards: the part of a GPU for each, and the node of each."""
+    """The evaluation shards: the part of a GPU for each, and the node of each."""
 
     gpus: float
     nodes: tuple[str, ...]
 
 
 def check_placement(sweep: SweepSpec, trials: Sequence[TrialSpec], session: RaySession) -> Placement:
-    """Where the evaluation shards go. Raises `UserError` for trials or shards that could never be placed:
-    each trial must fit one node, and all shards beside the largest trial."""
+    """Place the evaluation shards. Raises `UserError` for trials or shards that can never be placed: each
+    trial must fit one node, and all shards must fit beside the largest trial."""
     resources, evaluate = sweep.resources, sweep.evaluate
     check_compiler(resources.compile)
     one = " on one machine" if len(session.nodes) > 1 else ""
@@ -82,10 +82,10 @@ def place_shards(
 ) -> tuple[int, ...] | None:
     """The node of each shard, where node i has ``gpus[i]`` GPUs, or None if they do not fit.
 
-    Shards without a GPU go one to a node, round and round. Those with a ``share`` of one go round the GPUs,
-    unless that costs more than a quarter of the trials (of ``trial`` GPUs each) that could run at once: then
-    they are packed on as few nodes as possible. Either way there is room for one trial. Without a ``wanted``
-    number there is one shard for each GPU if that many fit, else one for each node, at least two.
+    Shards without a GPU go round the nodes. Shards with a ``share`` of a GPU go round the GPUs, unless that
+    costs more than a quarter of the trials (of ``trial`` GPUs each) that could run at once; then they are
+    packed on as few nodes as possible. Both ways leave room for one trial. Without a ``wanted`` number there
+    is one shard for each GPU if that many fit, else one for each node, at least two.
     """
     if share == 0:
         count = max(LEAST_SHARDS, len(gpus)) if wanted is None else wanted
@@ -103,13 +103,13 @@ def place_shards(
 
 
 def _spread(count: int, gpus: Sequence[float]) -> tuple[int, ...]:
-    """The first GPU of every node before the second of any; empty if there are none."""
+    """The first GPU of every node comes before any second one; empty without GPUs."""
     order = [i for turn in range(int(max(gpus))) for i, own in enumerate(gpus) if turn < int(own)]
     return tuple(order[k % len(order)] for k in range(count)) if order else ()
 
 
 def _packed(count: int, share: float, trial: float, gpus: Sequence[float]) -> tuple[int, ...]:
-    """One node after the other, the first that takes a trial as the last; empty if they do not fit so."""
+    """One node after the other; the first node that takes a trial comes last. Empty if they do not fit so."""
     kept = next((i for i in range(len(gpus)) if _room(0, share, trial, gpus[i])), -1)
     chosen: list[int] = []
     for i in sorted(range(len(gpus)), key=lambda i: i == kept):
@@ -120,14 +120,16 @@ def _packed(count: int, share: float, trial: float, gpus: Sequence[float]) -> tu
 
 
 def _trials_beside(chosen: Sequence[int], share: float, trial: float, gpus: Sequence[float]) -> int:
-    """How many trials fit beside shards on the nodes ``chosen``; 0 also if the shards do not fit there."""
+    """The number of trials that fit beside shards on the nodes ``chosen``; 0 also if the shards do not
+    fit."""
     rooms = [_room(chosen.count(i), share, trial, own) for i, own in enumerate(gpus)]
     return 0 if min(rooms) < 0 else sum(rooms)
 
 
 def _room(shards: int, share: float, trial: float, gpus: float) -> int:
-    """How many trials fit on a node beside ``shards``, -1 if not even those do. A part never spans two GPUs,
-    and Ray fills one GPU with parts before it begins the next. A trial without a GPU fits anywhere."""
+    """The number of trials that fit on a node beside ``shards``; -1 if not even the shards fit. A part never
+    spans two GPUs, and Ray fills one GPU with parts before it begins the next. A trial without a GPU fits
+    anywhere."""
     per_device = int((1 + _TINY) / share)
     full, rest = divmod(shards, per_device)
     free = int(gpus) - full - (rest > 0)
@@ -146,9 +148,9 @@ def _room(shards: int, share: float, trial: float, gpus: float) -> int:
 
 
 def check_gpus_seen(granted: float, who: str) -> None:
-    """Raises `UserError` unless this Ray worker sees the GPUs that it was granted and no other: one for a
-    part, else as many as ``granted``. Without the narrowing all workers of a node would meet on its first
-    GPU. Asks Ray and the environment alone, so it holds for GPUs that are none."""
+    """Raises `UserError` unless this Ray worker sees exactly the GPUs that it was granted: one for a part,
+    else as many as ``granted``. Otherwise all workers of a node would meet on its first GPU. It reads only
+    Ray and the environment, so it works with pretended GPUs too."""
     if granted == 0:
         return
     ids = [str(number) for number in ray.get_gpu_ids()]

@@ -1,8 +1,8 @@
-"""EvalPool: named Ray actors, the shards, and the one queue that feeds them groups of held-out networks.
+"""EvalPool: named Ray actors (the shards), and one queue that feeds them groups of held-out networks.
 
-Whichever shard is free takes the next group. A shard that dies is started again after a while, and its work
-goes to another one meanwhile; rows do not depend on who computes them. Not Ray but the pool starts it again:
-of an actor that Ray restarts nobody learns why it died.
+A free shard takes the next group. A shard that dies is started again after a while, and another one does its
+work meanwhile: rows do not depend on who computes them. The pool restarts shards itself, because Ray does not
+say why an actor that it restarts has died.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ from ddsweep.trial_plan import pick_device
 __all__ = ["EvalPool", "Load", "SharedSplits", "get_splits", "put_splits"]
 
 RETRIES = 4
-"""Of a unit under which shards die, before its trial is said to have failed."""
+"""Attempts at a unit whose shards die, before its trial counts as failed."""
 
 PATIENCE_S = 5.0
-"""From the begin of a drain on, for units that actors have in hand."""
+"""A drain waits so long for units in progress."""
 
 _LOOK_S = 0.5
 _ASK_IDLE_S = 5.0
@@ -66,7 +66,7 @@ class SharedSplits:
 
 
 def put_splits(splits: Splits) -> SharedSplits:
-    """Put the tensors into the object store as numpy arrays, which all processes of a node read in place."""
+    """Put the tensors into the object store as numpy arrays. All processes of a node read them in place."""
     arrays = {name: getattr(splits, name).numpy() for name in _TENSORS}
     nothing: dict[str, Any] = dict.fromkeys(_TENSORS, torch.empty(0))
     return SharedSplits(ray.put(arrays), replace(splits, **nothing))
@@ -76,7 +76,7 @@ def get_splits(shared: SharedSplits) -> Splits:
     """The splits back, without a copy."""
     arrays: Mapping[str, np.ndarray[Any, Any]] = ray.get(shared.arrays)
     with warnings.catch_warnings():
-        # torch knows no read-only tensors and warns of such arrays; nothing here writes to data.
+        # torch has no read-only tensors and warns of such arrays; nothing here writes to data.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         tensors: dict[str, Any] = {name: torch.from_numpy(array) for name, array in arrays.items()}
     return replace(shared.rest, **tensors)
@@ -86,7 +86,7 @@ def get_splits(shared: SharedSplits) -> Splits:
 
 
 class EvalShard:
-    """One actor of the pool. Networks are functions of their index, so its shard needs no memory."""
+    """One actor of the pool. Networks are functions of their index, so a shard keeps no state."""
 
     def __init__(
         self,
@@ -105,12 +105,12 @@ class EvalShard:
         self._compile = compile
         self._device: torch.device | None = None
 
-    def __repr__(self) -> str:  # what the dashboard and the logs call it
+    def __repr__(self) -> str:  # its name in the dashboard and the logs
         return self._label
 
     def ready(self) -> str:
-        """Raises `UserError` without the GPU that was asked for. (A constructor that did would leave its
-        caller with the news that the actor died.)"""
+        """Raises `UserError` without the GPU that was asked for. (If the constructor raised, its caller would
+        only learn that the actor died.)"""
         self._on_device()
         return self._label
 
@@ -124,7 +124,7 @@ class EvalShard:
         return self._device
 
     def evaluate(self, spec: TrialSpec, unit: EvalUnit, shared: SharedSplits) -> Path:
-        # The data comes with each call: what a constructor was given may be gone when Ray restarts an actor.
+        # The data comes with each call: arguments of a constructor may be gone when Ray restarts an actor.
         device, key = self._on_device(), splits_key(spec)
         if key not in self._splits:
             self._splits[key] = get_splits(shared)
@@ -137,8 +137,8 @@ class EvalShard:
 
 @dataclass(frozen=True)
 class Load:
-    """Units that wait here, units that actors have; held-out networks evaluated so far, and how often a unit
-    was tried again after its actor died."""
+    """Waiting units, units with an actor, held-out networks evaluated so far, and the number of retries after
+    an actor died."""
 
     waiting: int
     in_flight: int
@@ -147,14 +147,14 @@ class Load:
 
 
 class EvalPool:
-    """Evaluates distilled trials while other trials still run, on one actor for each entry of ``nodes``: the
-    node that it lives on. Where that is lost, the actor is started on another.
+    """Evaluates distilled trials while other trials still run, on one actor for each entry of ``nodes``: its
+    node. If the node is lost, the actor starts on another.
 
     ``submit`` returns at once. ``on_state(trial_id, state)`` is called from the pool's own thread with
-    ``evaluating``, ``done`` or ``failed``, and ``say`` with what the user may want to know. Actors ask for
-    no CPU, so they fit beside any trial, and for ``gpus`` of a GPU each. ``earlier`` are the evals parts of
-    each trial that are there already; rows that they hold are not computed again. ``known`` learns the parts
-    of the trials that end. Attempts on what dies are spread over ``spread_s`` seconds.
+    ``evaluating``, ``done`` or ``failed``, and ``say`` with messages for the user. Actors ask for no CPU, so
+    they fit beside any trial, and for ``gpus`` of a GPU each. ``earlier`` are the existing evals parts of
+    each trial; their rows are not computed again. ``known`` learns the parts of the trials that end. Retries
+    are spread over ``spread_s`` seconds.
     """
 
     def __init__(
@@ -216,7 +216,7 @@ class EvalPool:
                 raise
 
     def submit(self, spec: TrialSpec) -> None:
-        """Queue what is missing of the evaluation of a distilled trial."""
+        """Queue the missing evaluation of a distilled trial."""
         there = sorted(self._parts.get(spec.trial_id, ()))
         units = missing_units(spec, self._evaluation, self._directory, there)
         tasks = [Task(spec, unit) for unit in units]
@@ -232,13 +232,13 @@ class EvalPool:
             self._lock.notify_all()
 
     def close(self) -> None:
-        """Wait for what was submitted; once it drains, for `PATIENCE_S` and for what actors have in hand: a
-        unit that takes longer is begun again by the next run."""
+        """Wait for all submitted units. In a drain, wait only for `PATIENCE_S` and for units in progress; the
+        next run repeats a unit that takes longer."""
         with self._lock:
             self._closing = True
             self._lock.notify_all()
         while self._thread.is_alive() and not self._is_late():
-            self._thread.join(0.5)  # in pieces: a join without limit would hold back signals
+            self._thread.join(0.5)  # in pieces: a join without limit would block signals
         for actor in list(self._actors.values()):
             ray.kill(actor)
         self._thread.join(PATIENCE_S)
@@ -264,7 +264,7 @@ class EvalPool:
         try:
             while not (self._closing and not self._running and not self._work.waiting):
                 self._round(time.monotonic())
-        except Exception as error:  # a defect of this module, or of Ray: `close` tells the caller
+        except Exception as error:  # an error in this module, or in Ray: `close` tells the caller
             self._broken = error
 
     def _round(self, now: float) -> None:
@@ -275,7 +275,7 @@ class EvalPool:
                 shared = self._shared[splits_key(task.spec)]
                 reference = self._actors[shard].evaluate.remote(task.spec, task.unit, shared)
                 self._running[reference] = (shard, task)
-            if now - self._asked_at > _ASK_IDLE_S:  # of an idle one that dies nobody else would tell
+            if now - self._asked_at > _ASK_IDLE_S:  # no call tells of an idle one that dies
                 self._asked_at = now
                 for shard in self._work.idle():
                     self._asked[self._actors[shard].ready.remote()] = shard
@@ -288,7 +288,7 @@ class EvalPool:
         if not references:
             return
         finished, _ = ray.wait(references, num_returns=1, timeout=_LOOK_S)
-        if finished:  # and whatever else has: each round goes over all that is under way
+        if finished:  # and all others that ended: each round looks at everything in progress
             finished, _ = ray.wait(references, num_returns=len(references), timeout=0)
         outcomes = [(reference, *_outcome_of(reference)) for reference in finished]
         for outcome in sorted(outcomes, key=lambda outcome: outcome[2] is not None):  # what is done is done
@@ -301,7 +301,7 @@ class EvalPool:
             name=f"eval-{self._sweep}-{shard}",
             num_cpus=0,
             num_gpus=gpus,
-            memory=1,  # byte: Ray would not look at the strategy of an actor that asks for nothing
+            memory=1,  # a byte, because Ray ignores the strategy of an actor that asks for nothing
             max_restarts=0,
             max_task_retries=0,
             scheduling_strategy=NodeAffinitySchedulingStrategy(self._nodes[shard], soft=True),
@@ -310,7 +310,7 @@ class EvalPool:
             self._actors[shard] = actor.remote(
                 label, self._evaluation, self._directory, device, gpus, compile
             )
-        except ValueError:  # Ray has not taken its name off the one that died
+        except ValueError:  # Ray still has its name for the one that died
             self._work.died(shard, time.monotonic())
         else:
             self._asked[self._actors[shard].ready.remote()] = shard
@@ -318,7 +318,7 @@ class EvalPool:
     def _collect(self, reference: Any, value: Any, error: Exception | None) -> None:
         if reference in self._asked:
             self._came_up(self._asked.pop(reference), error)
-        elif reference in self._running:  # else its shard died, and another of its units told so
+        elif reference in self._running:  # else its shard died, and another unit has told so
             self._ended(reference, value, error)
 
     def _came_up(self, shard: int, error: Exception | None) -> None:
@@ -347,7 +347,7 @@ class EvalPool:
                 self._left[task.spec.trial_id] = left - 1
             else:
                 cause = getattr(error, "cause", None) or error
-                final = isinstance(cause, UserError | DivergedError)  # again would not help
+                final = isinstance(cause, UserError | DivergedError)  # a retry would not help
                 if self._work.broke(shard, task, time.monotonic(), final=final):
                     return
         if error is None:
@@ -376,7 +376,7 @@ class EvalPool:
         try:
             paths = sorted(self._parts.pop(spec.trial_id, ()))
             complete = finish(spec, self._evaluation, self._directory, self._sweep, paths, self._known)
-        except Exception as error:  # a full disk, say: this trial failed, the sweep goes on
+        except Exception as error:  # a full disk, for example: this trial failed, the sweep goes on
             self._on_failure(error)
             record_failure(self._directory, spec, self._sweep, error, "evaluation", 1)
             complete = False
@@ -393,7 +393,7 @@ class EvalPool:
 
 
 def _outcome_of(reference: Any) -> tuple[Any, Exception | None]:
-    """What a call returned, or the error of Ray's that came instead."""
+    """The result of a call, or the Ray error in its place."""
     try:
         return ray.get(reference), None
     except ray.exceptions.RayError as error:

@@ -1,4 +1,4 @@
-"""What trials need before they run, whoever runs them: data and settings. No Ray here."""
+"""What every trial needs before it runs: data and settings. No Ray here."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ddsweep.trial_plan import TrialSettings
 __all__ = ["EVAL_GPUS", "eval_gpus", "load_all_splits", "splits_key", "trial_settings"]
 
 EVAL_GPUS = 0.1
-"""The part of a GPU that an evaluation shard asks for where trials run on GPUs."""
+"""The part of a GPU that an evaluation shard asks for if trials run on GPUs."""
 
 
 def splits_key(spec: TrialSpec) -> str:
@@ -57,7 +57,7 @@ def trial_settings(sweep: SweepSpec, trial: TrialSpec) -> TrialSettings:
 
 
 def eval_gpus(sweep: SweepSpec, gpus: float) -> float:
-    """The part of a GPU for each evaluation shard, of a sweep whose largest trial asks for ``gpus``."""
+    """The part of a GPU for each evaluation shard, if the largest trial asks for ``gpus``."""
     if sweep.evaluate.gpus is not None:
         return sweep.evaluate.gpus
     return EVAL_GPUS if gpus > 0 and sweep.resources.device != "cpu" else 0.0

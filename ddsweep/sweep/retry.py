@@ -1,7 +1,7 @@
-"""When work is tried again whose process died, and what is told of a death. No Ray here.
+"""When work is tried again after its process died, and what the message says. No Ray here.
 
-What kills processes mostly passes: another program takes the memory for a minute, a node is lost and comes
-back. So attempts are spread over minutes, by waits that grow.
+Most causes pass: another program takes the memory for a minute, or a node is lost and comes back. So attempts
+are spread over minutes, with growing waits.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from dataclasses import dataclass, field
 __all__ = ["SPREAD_S", "RetryPolicy", "Teller", "WorkerError", "told_death"]
 
 SPREAD_S = 180.0
-"""From the first failure of a piece of work to its last attempt, besides what the attempts take."""
+"""The time from the first failure of a piece of work to its last attempt, without the attempts themselves."""
 
 _GROWTH = 3.0
 _LONGEST = 400
 
 
 class WorkerError(Exception):
-    """A process died, or raised something unforeseen, in every attempt."""
+    """A process died, or raised an unforeseen error, in every attempt."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,8 @@ class RetryPolicy:
 
 @dataclass
 class Teller:
-    """Says what died and goes on, once in ``every_s`` seconds: a minute without memory is many deaths."""
+    """Reports deaths of work that goes on, once in ``every_s`` seconds: a minute without memory causes
+    many."""
 
     say: Callable[[str], None]
     every_s: float = 60.0
@@ -69,8 +70,8 @@ _MORE_ROOM = (
 
 
 def told_death(text: str) -> str:
-    """Who ended a worker, and what to do, in one line. ``text`` is what Ray says of it: a message, or all of
-    an error file, of which the last failure counts."""
+    """Who ended a worker, and what to do, in one line. ``text`` is Ray's message, or an error file; its last
+    failure counts."""
     text = text.rpartition("Failure # ")[2]
     if found := _OUT_OF_MEMORY.search(text):
         node, used, limit = found.groups()

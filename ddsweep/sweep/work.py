@@ -1,5 +1,5 @@
-"""Which evaluation shard gets which unit, and what becomes of units and shards when one dies. No Ray here,
-and no clock: calls are told the time, in seconds."""
+"""Which evaluation shard gets which unit, and what happens to units and shards when one dies. No Ray here,
+and no clock: calls get the time in seconds."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from ddsweep.sweep.retry import RetryPolicy
 __all__ = ["IN_HAND", "STRANDED_S", "Task", "Work"]
 
 IN_HAND = 2
-"""Units given to one shard at a time: the next one waits there, the others here, where a drain sees them."""
+"""Units that one shard holds at a time: one in progress and one waiting. The others wait here, where a drain
+sees them."""
 
 STRANDED_S = 900.0
-"""With no shard up for so long, what waits is given up."""
+"""If no shard is up for so long, waiting units are given up."""
 
 
 @dataclass(eq=False)
 class Task:
-    """One unit of a trial. ``failures`` are attempts that did not end well."""
+    """One unit of a trial. ``failures`` counts failed attempts."""
 
     spec: TrialSpec
     unit: EvalUnit
@@ -32,8 +33,8 @@ class Task:
 
 @dataclass
 class _Shard:
-    """``deaths`` in a row, without a finished unit between them. It is up, or rests until ``rests_until``, or
-    is being started."""
+    """``deaths`` are in a row, without a finished unit between them. A shard is up, or rests until
+    ``rests_until``, or is being started."""
 
     tasks: list[Task] = field(default_factory=list)
     up: bool = False
@@ -65,7 +66,7 @@ class Work:
         return [number for number, shard in enumerate(self._shards) if shard.up and not shard.tasks]
 
     def to_start(self, now: float) -> list[int]:
-        """The shards that are to be started now; `started` or `died` tells what came of it."""
+        """The shards to start now; `started` or `died` reports the result."""
         if self._drained:
             return []
         due = [
@@ -81,8 +82,8 @@ class Work:
         self._shards[number].up = True
 
     def died(self, number: int, now: float) -> list[Task]:
-        """A shard died, or could not be started; it rests before it is started again. Returns what it was at,
-        if that has been tried often enough: it is given up."""
+        """A shard died, or could not be started; it rests before it is started again. Returns its unit if
+        that has been tried often enough and is given up."""
         shard = self._shards[number]
         tasks, shard.tasks = shard.tasks, []
         given_up = [] if not tasks or self._charge(tasks[0], now) else tasks[:1]
@@ -103,7 +104,7 @@ class Work:
             self.waiting.extend(tasks)
 
     def give(self, now: float) -> list[tuple[int, Task]]:
-        """What goes to which shard now: one unit for each before a second for any."""
+        """The units to send to shards now: one for each before a second for any."""
         given = []
         for place in range(IN_HAND):
             for number, shard in enumerate(self._shards):
@@ -125,8 +126,8 @@ class Work:
         shard.deaths = 0
 
     def broke(self, number: int, task: Task, now: float, *, final: bool) -> bool:
-        """The unit itself raised something, and its shard lives. Whether it is tried again: by this run, or,
-        if that drains, by the next one; not if that is ``final``."""
+        """The unit raised an error, and its shard lives. Returns whether it is tried again: by this run or,
+        in a drain, by the next one; never if ``final``."""
         self._shards[number].tasks.remove(task)
         if final:
             task.failures += 1
@@ -145,16 +146,16 @@ class Work:
         return True
 
     def drain(self) -> None:
-        """Nothing more is given out, and no shard started."""
+        """From now on no unit is given out and no shard started."""
         self._drained = True
         self.waiting.clear()
 
     def drop(self, trial_id: str) -> None:
-        """Nothing that waits of this trial is wanted any more."""
+        """Drop the waiting units of this trial."""
         self.waiting = deque(task for task in self.waiting if task.spec.trial_id != trial_id)
 
     def stranded(self, now: float) -> list[Task]:
-        """What waits, if no shard has been up for `STRANDED_S`: it is given up."""
+        """The waiting units, if no shard has been up for `STRANDED_S`: they are given up."""
         if any(shard.up for shard in self._shards) or not self.waiting:
             self._none_up_since = None
             return []
