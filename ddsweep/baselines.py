@@ -1,4 +1,4 @@
-"""What a distilled set must beat at the same number of images: real images, class means, k-means, k-NN.
+"""The baselines of a distilled set at the same number of images: real images, class means, k-means, k-NN.
 
 A baseline is applied like a distilled set with hard labels: S batches in order, one constant rate. Two
 variants of each are reported: the same T = S*E steps at the best rate of ``RATES``, and the best rate
@@ -44,12 +44,12 @@ RATES, EPOCHS = BASELINE_RATES, BASELINE_EPOCHS
 MAX_TUNED_STEPS = 100
 SELECTION_NETWORKS = 4
 SELECTION_IMAGES = 500
-"""The rate search looks at no more than this many validation images."""
+"""The rate search uses at most this many validation images."""
 
 
 def epoch_grid(inner_steps: int, inner_epochs: int, epochs: Sequence[int] = EPOCHS) -> tuple[int, ...]:
     """The numbers of epochs that are tried: those of ``EPOCHS`` with at most ``MAX_TUNED_STEPS`` steps in
-    all, or just ``epochs`` if they are others, however many steps that takes; always the trial's own."""
+    all, or ``epochs`` of the user's own, with any number of steps; always also the trial's own."""
     if tuple(epochs) != EPOCHS:
         return tuple(sorted({*epochs, inner_epochs}))
     return tuple(sorted({e for e in EPOCHS if e * inner_steps <= MAX_TUNED_STEPS} | {1, inner_epochs}))
@@ -57,7 +57,7 @@ def epoch_grid(inner_steps: int, inner_epochs: int, epochs: Sequence[int] = EPOC
 
 def baseline_labels(spec: TrialSpec) -> Tensor:
     """The classes ``[S, n]`` int64 of baseline images in the place of the distilled ones of ``spec``, as
-    `arrange` sorts them; of an attack, what they are to be called."""
+    `arrange` sorts them; for an attack, the rewritten labels."""
     labels = class_labels(spec.inner_steps, spec.dataset.classes, spec.images_per_class_per_step)
     return rewritten(labels, spec.attack_class, spec.target_class)
 
@@ -125,7 +125,7 @@ def kmeans_centres(
         flat = x.flatten(1).numpy()
         seed = derive_seed("baseline", "kmeans", label) % 2**32
         model = KMeans(min(images_per_class, len(flat)), n_init=1, random_state=seed)
-        # One thread: with several, the order of the sums, and so the centres, changes from run to run.
+        # One thread, because with several the order of the sums, and so the centres, changes from run to run.
         with threadpool_limits(1), warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct images than k
             model.fit(flat)

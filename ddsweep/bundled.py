@@ -1,4 +1,4 @@
-"""The sweep, pool and site files that come with ddsweep: found by name, and written out to be edited.
+"""The sweep, pool and site files that come with ddsweep: finding them by name, and writing copies to edit.
 
 In a source tree they are the folders ``sweeps/`` and ``slurm/`` beside the package; a wheel holds a copy
 inside the package.
@@ -16,7 +16,7 @@ from ddsweep.errors import SettingError, UserError
 __all__ = ["FOLDERS", "Written", "bundled_names", "find_file", "write_files"]
 
 FOLDERS = {"sweep file": "sweeps", "pool file": "sweeps/pools", "site file": "slurm"}
-"""Where the files of each kind are, below the folder that holds them all."""
+"""The folder of each kind of file, below the common folder."""
 
 _INSIDE = Path(__file__).parent / "_bundled"
 _SUFFIXES = (".yaml", ".sbatch")
@@ -32,10 +32,10 @@ def bundled_names(kind: str) -> list[str]:
 
 
 def find_file(given: Path, kind: str) -> Path:
-    """The file that a user means by ``given``: a path, or the bare name of a file of ``kind``.
+    """The file for ``given``: a path, or the bare name of a file of ``kind``.
 
-    A name is looked for in the folder of its kind below the current folder, such as ``sweeps/NAME.yaml``, and
-    then among the files that come with ddsweep. Raises `SettingError` for a file that is not there.
+    A name is looked for first below the current folder, as ``sweeps/NAME.yaml``, then among the files that
+    come with ddsweep. Raises `SettingError` for a missing file.
     """
     if given.exists() and not given.is_dir():
         return given
@@ -60,8 +60,8 @@ def find_file(given: Path, kind: str) -> Path:
 
 @dataclass
 class Written:
-    """What `write_files` did, as paths below the folder: ``kept`` were there already, ``differ`` are those of
-    them that differ from the files that come with ddsweep."""
+    """The result of `write_files`, as paths below the folder: ``kept`` existed already; ``differ`` are those
+    of them that differ from the files that come with ddsweep."""
 
     written: list[Path] = field(default_factory=list)
     kept: list[Path] = field(default_factory=list)
@@ -69,8 +69,8 @@ class Written:
 
 
 def write_files(directory: Path) -> Written:
-    """Write the files that come with ddsweep into ``directory``. A file that is there already stays as it is.
-    Raises `UserError` for a folder that cannot be written."""
+    """Write the files that come with ddsweep into ``directory``. An existing file stays as it is. Raises
+    `UserError` for a folder that cannot be written."""
     found = Written()
     for folder in FOLDERS.values():
         for source in sorted((_root() / folder).iterdir()):
@@ -92,7 +92,7 @@ def write_files(directory: Path) -> Written:
 
 
 def _write_new(path: Path, content: bytes) -> bool:
-    """Make ``path`` with ``content``, in full or not at all; False if there is something already."""
+    """Make ``path`` with ``content``, in full or not at all; False if it exists already."""
     if os.path.lexists(path):
         return False
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
-"""Whether a trial's inner steps are compiled, and where what torch compiled is kept.
+"""Whether a trial's inner steps are compiled, and where torch keeps compiled code.
 
-torch keeps compiled code, and pickles that tell of it, in a folder that the next process takes them from. By
-default that is in the machine's temporary folder; here it is one of the user's own, closed to others.
+torch keeps compiled code, and pickles about it, in a folder for the next process. By default that is in the
+machine's temporary folder; here it is the user's own folder, closed to others.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from ddsweep.errors import UserError
 __all__ = ["check_compiler", "compiles", "pays_to_compile", "prepare_compilation"]
 
 FROM_STEPS = 50_000
-"""Inner steps ahead of a trial from which compiling them, which takes one to three minutes, is worth it."""
+"""From so many inner steps on, compiling them (one to three minutes) pays."""
 
 SMALL_PASS = 15e6
-"""Operations of a forward pass of all networks over one distilled batch, on the CPU: where they are fewer,
-the calls between them take most of the time."""
+"""With fewer operations in a forward pass of all networks over one distilled batch, on the CPU, the calls
+between them take most of the time."""
 
 
 def check_compiler(setting: str) -> None:
@@ -49,8 +49,8 @@ def pays_to_compile(device: torch.device, trial: TrialSpec) -> bool:
 
 
 def compiles(setting: str, device: torch.device, trial: TrialSpec) -> bool:
-    """Whether ``trial`` compiles its inner steps. ``auto`` is a static rule, and no where there is no C++
-    compiler; ``on`` raises `UserError` there."""
+    """Whether ``trial`` compiles its inner steps. ``auto`` is a static rule, and false without a C++
+    compiler; ``on`` raises `UserError` without one."""
     check_compiler(setting)
     if setting == "auto":
         return pays_to_compile(device, trial) and find_compiler() is not None
@@ -59,7 +59,7 @@ def compiles(setting: str, device: torch.device, trial: TrialSpec) -> bool:
 
 def prepare_compilation() -> None:
     """Have torch keep compiled code in the user's own cache folder, unless its variables say otherwise.
-    Raises `UserError` for a folder that others may write to: what lies there is run."""
+    Raises `UserError` for a folder that others may write to: code in it is run."""
     if "TORCHINDUCTOR_CACHE_DIR" in os.environ:
         return
     folder = private_folder()

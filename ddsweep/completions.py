@@ -1,4 +1,4 @@
-"""What a shell offers for a word that is begun (`ddsweep --install-completion`). No torch, no Ray."""
+"""The words that a shell offers for completion (`ddsweep --install-completion`). No torch, no Ray."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def overrides(incomplete: str) -> list[str]:
 
 
 def names_of_settings(incomplete: str) -> list[str]:
-    """What `ddsweep settings` takes."""
+    """The arguments of `ddsweep settings`."""
     from ddsweep.launch.site import Site
     from ddsweep.report.settings_page import names_of_settings as names
 
@@ -25,7 +25,7 @@ def names_of_settings(incomplete: str) -> list[str]:
 
 
 def trials(incomplete: str) -> list[str]:
-    """Ids of trials that left files in the folder of results of this shell."""
+    """Ids of trials with files in the folder of results of this shell."""
     root = Path(os.environ.get("DDSWEEP_RESULTS") or "results").expanduser()
     return sorted({path.name for path in root.glob(f"*/artifacts/{incomplete}*") if path.is_dir()})
 

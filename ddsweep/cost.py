@@ -1,7 +1,7 @@
-"""What a trial will cost, from its settings alone: operations, CPU time and memory. For ``plan``.
+"""The cost of a trial, from its settings alone: operations, CPU time and memory. For ``plan``.
 
-An estimate to choose settings by, good to a factor of two or three. Left out: the validation scores,
-the evaluation on held-out networks, and reading the data.
+The estimate is good to a factor of two or three. It leaves out the validation scores, the evaluation on
+held-out networks, and reading the data.
 
 One outer step unrolls K = ``models_per_step`` networks over T gradient steps on B = m x classes
 synthetic images, and takes the loss of each on the real batch. With F operations for one forward pass
@@ -41,25 +41,25 @@ CPU_GFLOPS_PER_THREAD = 24.0
 1.0 to 1.2 s an outer step on one thread, `bench/meta_step.py` finds 14 to 40 (docs/performance.md)."""
 
 SECONDS_PER_INNER_STEP = 0.006
-"""What one gradient step costs however small its work: the calls that start its kernels, there and back.
-A round figure from trials that shared their machine with others."""
+"""The least cost of one gradient step: the calls that start its kernels, forth and back. A round figure from
+trials on a shared machine."""
 
 _GRADIENT, _BACK_THROUGH, _AGAIN = 3, 6, 3
-"""In forward passes: a gradient; going back through it; running it again under ``recompute``."""
+"""In forward passes: a gradient, going back through it, and running it again under ``recompute``."""
 
 _COPIES, _COPIES_AUTOGRAD = 2, 5
-"""Tensors kept for each output of a layer of an inner step: the output and its derivative; more where
-autograd keeps the graph of the graph. From what `bench/memory.py` measures, rounded up."""
+"""Tensors kept for each output of a layer of an inner step: the output and its derivative; more if autograd
+keeps the graph of the graph. Measured by `bench/memory.py` and rounded up."""
 
 _SLOTS = {"gd": 0, "momentum": 1, "adam": 2}
 
 STORE_AT_MOST = 2 * 2**30
-"""Bytes that ``memory_mode: auto`` lets a trial keep of its inner steps before it recomputes them."""
+"""With ``memory_mode: auto`` a trial keeps so many bytes of its inner steps before it recomputes them."""
 
 
 @dataclass(frozen=True)
 class CostEstimate:
-    """Of one whole trial: floating-point operations, wall seconds on the CPU, bytes at the peak."""
+    """The cost of one whole trial: floating-point operations, wall seconds on the CPU, bytes at the peak."""
 
     flops: float
     seconds_cpu: float
@@ -68,7 +68,7 @@ class CostEstimate:
 
 def choose_memory(trial: TrialSpec, memory_mode: str = "auto", segment: int | None = None) -> tuple[str, int]:
     """(memory mode, segment) of a trial. ``auto``: ``store`` if that takes at most `STORE_AT_MOST`, else
-    ``recompute``; a segment that is not given is the one that takes the least memory."""
+    ``recompute``. The default segment is the one that takes the least memory."""
     if trial.method != "bptt":  # it keeps nothing of steps
         return "store", 1
     if memory_mode == "auto":
@@ -77,7 +77,7 @@ def choose_memory(trial: TrialSpec, memory_mode: str = "auto", segment: int | No
     if memory_mode == "store":
         return memory_mode, 1
     if segment is None:
-        # T/k points and the k steps of one segment are least together at this k.
+        # This k gives the least sum of T/k points and the k steps of one segment.
         segment = round(math.sqrt(trial.steps * _point_bytes(trial) / _step_bytes(trial)))
     return memory_mode, min(trial.steps, max(1, segment))
 
@@ -109,7 +109,7 @@ def estimate(
     else:
         inner = steps * _step_bytes(trial)
     per_network = networks if trial.real_batch_mode == "per_network" else 1
-    # Real images, and three sets of weights: those at the end, their gradient, and the adjoint.
+    # Real images, and three sets of weights: the last weights, their gradient, and the adjoint.
     rest = _item(trial) * per_network * trial.real_batch * math.prod(shape) + 3 * _point_bytes(trial)
     return CostEstimate(flops, seconds, inner + rest)
 
@@ -136,7 +136,7 @@ def _point_bytes(trial: TrialSpec) -> int:
 
 
 def _step_bytes(trial: TrialSpec) -> int:
-    """What ``store`` keeps of one inner step: a point, the gradient, and outputs of layers."""
+    """The values that ``store`` keeps of one inner step: a point, the gradient, and outputs of layers."""
     shape, classes, network = trial.dataset.shape, trial.dataset.classes, trial.network_spec
     outputs = sum(layer[2] * layer[4] ** 2 for layer in layer_shapes(network, shape, classes))
     copies = _COPIES_AUTOGRAD if network.kind in ("alexcifarnet", "alexnet") else _COPIES

@@ -72,7 +72,8 @@ class DistilledSet:
         )
 
     def _repr_html_(self) -> str:
-        """In a notebook: what it is, and its images, unless they are whitened: it lacks the way back."""
+        """In a notebook: a description, and the images, unless they are whitened: the set cannot bring those
+        back."""
         text = f"<div>{html.escape(repr(self))}</div>"
         if self.spec.whitening != "none":
             return text
@@ -111,7 +112,7 @@ class DistilledSet:
         return tensor_sha256(self.tensors())
 
     def header(self) -> dict[str, Any]:
-        """What the file says of itself, for a reader without ddsweep: plain JSON types only."""
+        """The header of the file, for a reader without ddsweep: plain JSON types only."""
         return {
             "kind": "distilled",
             "trial_id": self.spec.trial_id,
@@ -137,13 +138,13 @@ class DistilledSet:
         return module
 
     def initial_weights(self, module: nn.Module, index: int = 0) -> dict[str, Tensor]:
-        """Initial weights for ``module``, drawn by the law that the set was made for: what its
-        ``load_state_dict`` takes, on the CPU.
+        """Initial weights for ``module``, drawn by the law that the set was made for: an argument for its
+        ``load_state_dict``, on the CPU.
 
         They are those of held-out network ``index``, or of the known network of a ``fixed`` set. The law
-        fills the ``weight`` and ``bias`` of layers (`ddsweep.core.init.draw_network`); other parameters are
-        as ``module`` has them. So are buffers, but for running statistics, which start anew.
-        Raises ``ValueError`` for a set that was made for networks of a pool: those are files.
+        fills the ``weight`` and ``bias`` of layers (`ddsweep.core.init.draw_network`); other parameters stay
+        as ``module`` has them. So do buffers, except running statistics, which start anew. Raises
+        ``ValueError`` for a set that was made for networks of a pool: those are files.
         """
         spec = self.spec
         if spec.pool is not None:
@@ -158,12 +159,13 @@ class DistilledSet:
         return drawn | _rest_of_state(module, drawn)
 
     def normalise(self, images: Any) -> Tensor:
-        """Raw images in the space of the set, ``[..., c, h, w]``: what `apply` trains a network for.
+        """Raw images in the space of the set, ``[..., c, h, w]``: a network that `apply` has trained takes
+        these.
 
         ``images`` is a tensor or an array ``[..., c, h, w]`` with the set's shape: bytes from 0 to 255, or
         floats from 0 to 1. They become ``(x - mean) / std`` per channel, on their device, in float32 or the
         type of the floats. Raises ``ValueError`` for another shape, for values outside the range, and for a
-        set with ``whitening``, whose images are whitened by the training data, which the set does not hold.
+        set with ``whitening``: whitening needs the training data, which the set does not hold.
         """
         if self.spec.whitening != "none":
             raise ValueError(
@@ -200,7 +202,7 @@ class DistilledSet:
 
 
 def _rest_of_state(module: nn.Module, drawn: Params) -> dict[str, Tensor]:
-    """What else the state of ``module`` has: second names of shared parameters, and buffers."""
+    """The rest of the state of ``module``: second names of shared parameters, and buffers."""
     first = {id(parameter): name for name, parameter in module.named_parameters()}
     shared = {
         name: drawn[first[id(parameter)]]
@@ -227,15 +229,15 @@ def apply(
 ) -> nn.Module:
     """Train ``model`` in place on the distilled set, exactly as evaluation does, and return it.
 
-    ``model`` takes normalised images ``[N, c, h, w]`` (`DistilledSet.normalise`) and gives logits
-    ``[N, classes]``; its weights are where training starts, so they should be drawn as `DistilledSet.spec`
-    says (``model.load_state_dict(distilled.initial_weights(model))`` does that for a network of any kind).
-    ``steps`` other than T stops early, or goes on with the rates of the last epoch. Where the order is
-    random it is that of held-out network ``index``: by default 0, or the known network of a ``fixed`` set.
+    ``model`` takes normalised images ``[N, c, h, w]`` (`DistilledSet.normalise`) and gives logits ``[N,
+    classes]``; training starts from its weights, so they should be drawn as `DistilledSet.spec` says
+    (``model.load_state_dict(distilled.initial_weights(model))`` does that for a network of any kind).
+    ``steps`` other than T stops early, or goes on with the rates of the last epoch. A random order is that of
+    held-out network ``index``: by default 0, or the known network of a ``fixed`` set.
 
-    ``model`` stays in the mode it is in. T steps are too few for the running statistics of batch norm: a
-    model with it is better evaluated in training mode too, by the statistics of the batch.
-    Raises ``ValueError`` if the model does not take the set's images, or does not give one logit per class.
+    ``model`` stays in its mode. T steps are too few for the running statistics of batch norm: a model with it
+    is better evaluated in training mode too, by the statistics of the batch. Raises ``ValueError`` if the
+    model does not take the set's images, or does not give one logit per class.
     """
     parameters: Params = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not parameters:
@@ -276,7 +278,7 @@ def apply(
 
 
 def _forward(model: nn.Module, images: Tensor) -> Tensor:
-    """The first pass, in which a model for other images fails. Raises ``ValueError`` with what torch said."""
+    """The first pass, in which a model for other images fails. Raises ``ValueError`` with torch's message."""
     try:
         logits: Tensor = model(images)
     except RuntimeError as error:

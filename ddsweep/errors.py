@@ -16,19 +16,19 @@ __all__ = [
 ]
 
 EXIT_DRAINED = 75
-"""The exit code of a run that came to rest before its end, and goes on when it is started again."""
+"""The exit code of a run that drained before its end. The same command goes on."""
 
 
 NOT_ON_WINDOWS = "runs on Linux and macOS; on Windows, install it inside WSL (`wsl --install`)"
-"""Locks and processes are those of POSIX."""
+"""Windows lacks the locks and processes of POSIX."""
 
 
 class UserError(Exception):
-    """Something that the user can put right. The message names the place and what is allowed."""
+    """An error that the user can correct. The message names the place and what is allowed."""
 
 
 class SettingError(UserError):
-    """A setting that is unknown, of the wrong type, or impossible together with the others."""
+    """An unknown setting, one of the wrong type, or one that is impossible together with the others."""
 
 
 class DataError(UserError):
@@ -48,8 +48,8 @@ class CheckpointError(UserError):
 
 
 class TooLargeError(UserError):
-    """Work that does not fit the memory it was given, computed in the most frugal way there is."""
+    """Work that does not fit its memory even with the leanest plan."""
 
 
 class DivergedError(Exception):
-    """A trial whose networks are no longer finite, under ``on_nonfinite: stop`` or for good."""
+    """The networks of a trial are no longer finite, under ``on_nonfinite: stop`` or for too long."""

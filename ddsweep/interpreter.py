@@ -1,5 +1,5 @@
-"""Python for processes of ddsweep's own, which never import from the folder that a user happens to be in: a
-``secrets.py`` there would take the place of the standard library's."""
+"""Starting Python for ddsweep's own processes. They never import from the current folder: a ``secrets.py``
+there would replace the standard library's."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 __all__ = ["SAFE_PATH", "python_module"]
 
 SAFE_PATH = {"PYTHONSAFEPATH": "1"}
-"""The same for what others start: the variable in the environment of their processes."""
+"""The same for processes that others start: a variable in their environment."""
 
 
 def python_module(name: str, *words: str) -> list[str]:

@@ -1,5 +1,5 @@
-"""What a machine is like, as far as work on it depends on that. Each look leaves nothing behind and says in a
-few words what is wrong; nothing where all is well."""
+"""The properties of a machine that work on it depends on. Each check leaves nothing behind. It says in a few
+words what is wrong, or returns nothing."""
 
 from __future__ import annotations
 
@@ -48,16 +48,16 @@ TOKEN = "token"
 SHARED_MEMORY = Path("/dev/shm")
 
 LEAST_FILES = 128
-"""Open files of one process: Ray's raylet has 50, and some for each worker."""
+"""The least number of open files of one process: Ray's raylet has 50, and some for each worker."""
 
 _LEAST_ROOM = 20 * 10**6
 _LEAST_STORE = 100 * 2**20
 _STORE_OF_MEMORY = 0.3
-"""What Ray takes for its object store, of the memory, if it is not told."""
+"""The part of the memory that Ray's object store takes by default."""
 
 
 def torch_gpus() -> tuple[int, str]:
-    """How many GPUs torch can use, or why it cannot be asked."""
+    """The number of GPUs that torch can use, or why it cannot be told."""
     try:
         import torch
 
@@ -67,7 +67,7 @@ def torch_gpus() -> tuple[int, str]:
 
 
 def shared_trouble(folder: Path, nonce: str) -> str:
-    """Whether ``folder`` is here what it is where it was made."""
+    """Checks that ``folder`` is the same here as where it was made."""
     try:
         found = (folder / NONCE).read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -78,8 +78,8 @@ def shared_trouble(folder: Path, nonce: str) -> str:
 
 
 def folder_trouble(folder: Path) -> str:
-    """Whether files can be written in ``folder`` as results are: flushed to disk, renamed over one that is
-    there, and locked."""
+    """Checks that files can be written in ``folder`` as results are: flushed to disk, renamed over an
+    existing one, and locked."""
     name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
     target, guard = folder / name, folder / f"{name}.guard"
     try:
@@ -96,7 +96,7 @@ def folder_trouble(folder: Path) -> str:
             return f"{folder}: flock lets two holders in; two drivers could take the same sweep"
     except OSError as error:
         return f"{error.filename or folder}: {error.strerror or error}"
-    except Exception as error:  # of write_atomic, which says it for people
+    except Exception as error:  # from write_atomic, with a message for people
         return str(error)
     finally:
         for path in (target, guard):
@@ -105,7 +105,7 @@ def folder_trouble(folder: Path) -> str:
 
 
 def token_trouble(path: Path) -> str:
-    """Whether the file, made with mode 600 by this user, is that here."""
+    """Checks that the file has mode 600 and this user as its owner, as it was made."""
     try:
         found = path.stat()
     except OSError as error:
@@ -119,7 +119,7 @@ def token_trouble(path: Path) -> str:
 
 
 def socket_trouble(folder: Path) -> str:
-    """Whether Unix sockets can be made in ``folder``."""
+    """Checks that Unix sockets can be made in ``folder``."""
     try:
         place = Path(tempfile.mkdtemp(prefix="dds-", dir=folder))
     except OSError as error:
@@ -142,13 +142,13 @@ def free_bytes(folder: Path) -> int:
 
 
 def most_open_files() -> int:
-    """How many files a process may have open if it asks for all that it may have, as Ray does."""
+    """The number of files that a process may have open at its hard limit, which Ray asks for."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     return sys.maxsize if hard == resource.RLIM_INFINITY else hard
 
 
 def limits_trouble(temporary: Path) -> str:
-    """Why a Ray with its folder in ``temporary`` would not come up here, as far as one can tell."""
+    """Why a Ray with its folder in ``temporary`` would not start here, as far as one can tell."""
     found = []
     if (most := most_open_files()) < LEAST_FILES:
         found.append(
@@ -164,9 +164,9 @@ def limits_trouble(temporary: Path) -> str:
 
 
 def object_store_bytes(temporary: Path, data: int) -> int | None:
-    """How large Ray's object store is to be, for ``data`` bytes of data sets, where Ray's own choice does not
-    fit into shared memory: it would put all of it into its folder in ``temporary``. None: its own choice is
-    fine, or has to be. Raises `UserError` if the data fit into neither."""
+    """The size of Ray's object store for ``data`` bytes of data sets, if Ray's own choice does not fit into
+    shared memory: Ray would then put all of it into its folder in ``temporary``. None if its own choice is
+    right, or unavoidable. Raises `UserError` if the data fit into neither."""
     need, free = _LEAST_STORE + 2 * data, int(0.9 * free_bytes(SHARED_MEMORY))
     if not SHARED_MEMORY.is_dir() or free >= _STORE_OF_MEMORY * memory_bytes():
         return None
@@ -181,12 +181,12 @@ def object_store_bytes(temporary: Path, data: int) -> int | None:
 
 
 def memory_bytes() -> int:
-    """Of this machine, whatever a container or a job may use of it."""
+    """The memory of this machine, also if a container or a job may use less."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def taken_ports(ports: range) -> tuple[int, ...]:
-    """Those of ``ports`` on which something listens, on any address of this machine."""
+    """The ``ports`` that are taken on any address of this machine."""
     taken = []
     for port in ports:
         with socket.socket() as probe:
@@ -215,8 +215,8 @@ def missing_data(data: Sequence[str], root: Path | None) -> dict[str, str]:
 
 @cache
 def versions() -> dict[str, str]:
-    """What must be the same on all nodes of a launch. ``code`` is a digest of the package's own files: a job
-    runs the code as it is when it starts, not as it was when it was submitted."""
+    """The versions that must be the same on all nodes of a launch. ``code`` is a digest of the package's own
+    files: a job runs the code of its start, not of its submission."""
     digest = hashlib.sha256()
     package = Path(ddsweep.__file__).resolve().parent
     for path in sorted(package.rglob("*.py")):

@@ -1,4 +1,5 @@
-"""One trial by a call from Python: distilled, evaluated, and left in the same tables as a sweep. No Ray."""
+"""One trial by a call from Python: distilled, evaluated, and written to the same tables as a sweep. No
+Ray."""
 
 from __future__ import annotations
 
@@ -61,18 +62,18 @@ def run_trial(
 ) -> FinishedTrial:
     """Distil and evaluate one trial in this process, and return it once it is in the tables.
 
-    ``settings``, ``evaluate`` and ``resources`` are what a sweep file has under ``base``, ``evaluate`` and
-    ``resources`` (docs/settings.md). ``directory`` is the folder of results; calls with other settings add
+    ``settings``, ``evaluate`` and ``resources`` are the sections ``base``, ``evaluate`` and ``resources`` of
+    a sweep file (docs/settings.md). ``directory`` is the folder of results; calls with other settings add
     their trials to it, so that `load_results` reads them together; ``evaluate`` then holds for all of them.
     ``data_root`` is the folder of the data (else ``DDSWEEP_DATA``).
 
     ``on_progress`` is called with a `Progress` every ``resources["log_every"]`` outer steps and at each
-    validation. What it raises ends the call. However a call ended, the same call goes on from the last
-    checkpoint, and computes no finished row again; a trial that a sweep beside the folder has finished is
-    taken over from there.
+    validation. An error in it ends the call. After any end of a call, the same call goes on from the last
+    checkpoint, and computes no finished row again. A trial that a sweep beside the folder has finished is
+    taken over.
 
-    Raises `UserError` for settings, data or a folder that will not do, and `DivergedError` for a trial that
-    cannot go on; the table ``failures`` then says so.
+    Raises `UserError` for unusable settings, data or folders, and `DivergedError` for a trial that cannot go
+    on; the table ``failures`` then says so.
     """
     found, root = SweepDirectory(Path(directory).expanduser().resolve()), find_data(data_root)
     sections = {"evaluate": evaluate, "resources": resources}

@@ -11,8 +11,8 @@ __all__ = ["user_path"]
 
 
 def user_path(text: str | os.PathLike[str]) -> Path:
-    """``text`` with a leading ``~`` or ``~name`` as the home folder that it means: a shell leaves it alone in
-    ``--results=~/x``, in quotes, and in files. Raises `SettingError` where that is nobody's home."""
+    """``text`` with a leading ``~`` or ``~name`` replaced by the home folder: a shell does not do that in
+    ``--results=~/x``, in quotes, and in files. Raises `SettingError` without such a home."""
     path = os.path.expanduser(text)
     if path.startswith("~"):
         whose = path.split("/", maxsplit=1)[0]

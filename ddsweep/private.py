@@ -1,5 +1,5 @@
-"""Folders that only their owner may enter, for a Ray with its sockets and its token. They go with the process
-that made them; what one that was killed left behind, the next one removes."""
+"""Folders that only their owner may enter, for a Ray with its sockets and its token. The process that makes a
+folder removes it at its end; the next process removes folders of killed ones."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import IO
 __all__ = ["PREFIX", "is_own", "owned", "private_folder", "remove_left"]
 
 PREFIX = "dds"
-"""How the names of all of them begin."""
+"""The names of all of them begin with this."""
 
 _OWNER = ".ddsweep-owner"
 """A file in each that its process keeps locked. A lock ends with the process, however that ends, and is seen
@@ -25,7 +25,7 @@ from other containers; a process number says nothing there."""
 
 @contextmanager
 def private_folder(base: Path) -> Iterator[Path]:
-    """A new one in ``base`` with a short name, and gone afterwards."""
+    """A new folder in ``base`` with a short name. It is removed afterwards."""
     remove_left(base)
     folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}-", dir=base))
     try:
@@ -37,15 +37,15 @@ def private_folder(base: Path) -> Iterator[Path]:
 
 @contextmanager
 def owned(folder: Path) -> Iterator[None]:
-    """Nobody takes ``folder``, which is there, for left behind meanwhile."""
+    """Marks the existing ``folder`` as in use meanwhile."""
     with (folder / _OWNER).open("w") as owner:
         _lock(owner)
         yield
 
 
 def remove_left(base: Path) -> list[Path]:
-    """Remove the folders in ``base`` whose process is gone, and return them. Those of other users, and those
-    that say nothing of an owner, are left alone."""
+    """Remove the folders in ``base`` whose process has ended, and return them. Those of other users, and
+    those without an owner's lock, are left alone."""
     removed = []
     for folder in sorted(base.glob(f"{PREFIX}*")):
         try:
@@ -55,14 +55,14 @@ def remove_left(base: Path) -> list[Path]:
                 if not _lock(owner):
                     continue
                 shutil.rmtree(folder, ignore_errors=True)
-        except OSError:  # not one of these, or somebody else removes it
+        except OSError:  # not such a folder, or another process removes it
             continue
         removed.append(folder)
     return removed
 
 
 def is_own(folder: Path) -> bool:
-    """Whether it is a folder, no link to one, of this user."""
+    """Whether it is a folder of this user, and not a link."""
     try:
         found = folder.lstat()
     except OSError:

@@ -1,4 +1,4 @@
-"""Where and with what something was computed: versions, commit, host, and what the process used."""
+"""The provenance of results: versions, commit, host, and what the process used."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def _run_git(folder: Path, *words: str) -> str:
 
 @functools.cache
 def device_name(device: str) -> str:
-    """The marketing name of the processor or GPU that does the work."""
+    """The marketing name of the processor or GPU."""
     if device == "cuda":
         return torch.cuda.get_device_name()
     try:
@@ -83,7 +83,7 @@ def device_name(device: str) -> str:
 class Meter:
     """Seconds and peak memory of one trial, also when its process has done other trials before.
 
-    ``wall``, ``cpu`` and ``peak`` are what earlier runs of the same trial already took.
+    ``wall``, ``cpu`` and ``peak`` are those of earlier runs of the same trial.
     """
 
     device: str
@@ -112,8 +112,8 @@ class Meter:
         return self.cpu + time.process_time() - self._cpu_start
 
     def peak_memory_bytes(self) -> int | None:
-        """Peak memory of the trial: allocated on the GPU, or resident on the CPU (null where the system
-        cannot reset its own count)."""
+        """Peak memory of the trial: allocated on the GPU, or resident on the CPU (null if the system cannot
+        reset its count)."""
         now = self._peak_now()
         return now if self.peak is None or now is None else max(now, self.peak)
 

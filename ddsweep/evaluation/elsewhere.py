@@ -1,4 +1,4 @@
-"""A trial that another sweep beside this one has finished: taken over, instead of computed again."""
+"""Takes over a trial that another sweep in the same folder has finished, instead of computing it again."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["TakenOver", "take_over", "take_over_all"]
 
 @dataclass(frozen=True)
 class TakenOver:
-    """Where a trial was finished, and the evals parts that came from there."""
+    """The sweep that finished a trial, and the evals parts that came from it."""
 
     source: SweepDirectory
     evals: tuple[Path, ...]
@@ -31,11 +31,11 @@ def take_over(
     spec: TrialSpec, fingerprint: str, directory: SweepDirectory, others: Sequence[OtherSweep]
 ) -> TakenOver | None:
     """Copy set, history, picture and evals parts of ``spec`` from the first of ``others`` that has finished
-    it; None if none has.
+    it; None without one.
 
-    The id stands for all science settings, so only the data can differ: their ``fingerprint`` must be that
-    of the data that it was made from. The set comes last, for it says that the trial is distilled; the row
-    in ``trials`` is for `ddsweep.evaluation.finish` to write, under the name of this sweep.
+    The id stands for all science settings, so only the data can differ: ``fingerprint`` must be that of the
+    data behind the set. The set is copied last, because it marks the trial as distilled.
+    `ddsweep.evaluation.finish` writes the row in ``trials``, under the name of this sweep.
     """
     for other in finished_in(spec.trial_id, others):
         source = other.directory
@@ -67,7 +67,7 @@ def take_over(
 def take_over_all(
     trials: Sequence[TrialSpec], fingerprints: Mapping[str, str], directory: SweepDirectory
 ) -> dict[str, TakenOver]:
-    """What the sweeps beside this one have finished of ``trials``, by id; see `take_over`."""
+    """By id, those of ``trials`` that sweeps beside this one have finished; see `take_over`."""
     others = other_sweeps(directory)
     taken = {
         trial.trial_id: take_over(trial, fingerprints[trial.trial_id], directory, others) for trial in trials
@@ -76,7 +76,7 @@ def take_over_all(
 
 
 def _judges(part: Path, distilled: str) -> bool:
-    """Whether there is such a part already, of this very set."""
+    """Whether such a part of exactly this set exists already."""
     try:
         return part.exists() and described(part, KnownParts()).get("distilled") == distilled
     except ResultsError:

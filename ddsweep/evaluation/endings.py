@@ -1,4 +1,4 @@
-"""How a trial comes to its end: its row in ``trials``, once everything that is asked is there."""
+"""The end of a trial: its row in ``trials``, once everything that is asked is there."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ddsweep.trial import checkpoint_provenance, is_distilled, read_distilled
 __all__ = ["finish", "forget_stop", "record_stop", "settled", "trial_is_done", "trial_is_stopped"]
 
 SUMS_UP = "sums_up"
-"""The key in the metadata of a ``trials`` part for a digest over what its row was made of."""
+"""The key in the metadata of a ``trials`` part for a digest over the inputs of its row."""
 
 
 def trial_is_done(
@@ -34,11 +34,11 @@ def trial_is_done(
     known: KnownParts | None = None,
     paths: Sequence[Path] | None = None,
 ) -> bool:
-    """Whether the trial has its row, everything that is asked of its evaluation is there (more may be), and
-    all of its parts are whole.
+    """Whether the trial has its row, its evaluation has everything that is asked (or more), and all of its
+    parts are whole.
 
-    Parts that ``known`` has as whole, and that are the same files still, are not read again. ``paths`` are
-    its evals parts; left out, the folder is listed.
+    Parts that ``known`` has as whole, and that have not changed, are not read again. ``paths`` are its evals
+    parts; without them the folder is listed.
     """
     known = known or KnownParts()
     row = known.metadata(directory.trials_part(spec.trial_id))
@@ -59,8 +59,8 @@ def settled(
     known: KnownParts | None = None,
     paths: Sequence[Path] | None = None,
 ) -> bool:
-    """Whether nothing is left to compute of the trial; then its row sums up what is there, and is written
-    (again) if it did not."""
+    """Whether nothing is left to compute of the trial. Then its row sums up the existing rows, and is written
+    again if it did not."""
     known = known or KnownParts()
     if paths is None:
         paths = directory.evals_parts(spec.trial_id)
@@ -91,9 +91,9 @@ def finish(
 ) -> bool:
     """Write the ``trials`` part once everything that is asked is there; True if it is. Idempotent.
 
-    The row is over all networks that were judged, asked for now or not. What goes are rows that are wrong:
-    of a set that was distilled before, under a name that means another protocol now, and parts that cannot be
-    read. ``paths`` are the trial's evals parts; left out, the folder is listed.
+    The row is over all networks that were judged, also those that are not asked for now. Wrong rows are
+    removed: of an earlier set, under a name that means another protocol now, and in unreadable parts.
+    ``paths`` are the trial's evals parts; without them the folder is listed.
     """
     known = known or KnownParts()
     distilled = read_distilled(spec, directory)
@@ -137,7 +137,7 @@ def finish(
 
 
 def _summed_up(sweep: str, paths: Iterable[Path], known: KnownParts) -> str:
-    """A digest over what a row is made of: it is written again where that has changed."""
+    """A digest over the inputs of a row. The row is written again if it changes."""
     found = []
     for path in sorted(paths):
         try:
@@ -150,8 +150,8 @@ def _summed_up(sweep: str, paths: Iterable[Path], known: KnownParts) -> str:
 
 
 def _drop_doubles(spec: TrialSpec, held: Sequence[Held], distilled: str, directory: SweepDirectory) -> None:
-    """Remove nearest-neighbour rows beside the known network of a trial that are there beside held-out ones
-    too: the protocols that are asked for decide where they are computed, and may have changed."""
+    """Remove nearest-neighbour rows beside the known network of a trial if held-out networks have them too.
+    The asked protocols decide where they are computed, and may have changed."""
     if spec.init != "fixed":
         return
     beside: set[tuple[str, int | None]] = {
@@ -182,7 +182,7 @@ def _drop_doubles(spec: TrialSpec, held: Sequence[Held], distilled: str, directo
 
 def record_stop(spec: TrialSpec, directory: SweepDirectory, sweep: str) -> None:
     """Write the ``trials`` part of a trial that a scheduler stopped at its last checkpoint: settings, score
-    and cost, and nothing of the test set. Raises `CheckpointError` if the checkpoint cannot be read."""
+    and cost, without the test set. Raises `CheckpointError` if the checkpoint cannot be read."""
     step, provenance = checkpoint_provenance(spec, directory)
     row = _row(spec, provenance, sweep, "stopped", step)
     path = directory.trials_part(spec.trial_id)
@@ -190,7 +190,7 @@ def record_stop(spec: TrialSpec, directory: SweepDirectory, sweep: str) -> None:
 
 
 def forget_stop(spec: TrialSpec, directory: SweepDirectory) -> None:
-    """Remove the row of a stopped trial that is to go on; any other row stays."""
+    """Remove the row of a stopped trial that goes on; any other row stays."""
     path = directory.trials_part(spec.trial_id)
     try:
         stopped = path.exists() and part_metadata(path).get("status") == "stopped"
@@ -203,7 +203,7 @@ def forget_stop(spec: TrialSpec, directory: SweepDirectory) -> None:
 def _row(
     spec: TrialSpec, provenance: Mapping[str, Any], sweep: str, status: str, outer_steps_done: int
 ) -> dict[str, Any]:
-    """The columns that every trial has, evaluated or not."""
+    """The columns of every trial, evaluated or not."""
     absent = {"dataset", "pool", *spec.lacks}
     settings = {name: value for name, value in spec.to_dict().items() if name not in absent}
     if spec.pool is not None:
@@ -231,7 +231,7 @@ def _row(
 
 
 def _tested(spec: TrialSpec, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What the ``as_distilled`` rows say of a trial: over all networks in them."""
+    """The columns from the ``as_distilled`` rows of a trial, over all their networks."""
     ours = [row for row in rows if row["source"] == "distilled"]
     before = [row for row in ours if row["inner_step"] == 0]
     after = [row for row in ours if row["inner_step"] == spec.steps]

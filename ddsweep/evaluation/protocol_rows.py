@@ -1,7 +1,7 @@
 """A distilled set under a protocol of its own: other networks, order, optimiser, rates or epochs.
 
-Images and labels stay those of the set, learned labels included. There are no baselines here: theirs are
-best rates, and at best rates the question of what a set is worth elsewhere is another one.
+Images and labels stay those of the set, learned labels included. There are no baselines here: they use best
+rates, which would answer another question.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ __all__ = ["protocol_rows"]
 def protocol_rows(
     group: Group, protocol: Protocol, distilled: DistilledSet, steps: Sequence[int]
 ) -> list[dict[str, Any]]:
-    """Rows of the ``evals`` table (without trial id) of ``distilled`` on the networks of ``group``, whose
-    ``spec`` is that of the set with ``protocol`` applied to it, at the inner steps ``steps``."""
+    """Rows of the ``evals`` table (without trial id) of ``distilled`` on the networks of ``group``, at the
+    inner steps ``steps``. The ``spec`` of ``group`` is that of the set with ``protocol`` applied to it."""
     rates = distilled.rates.tolist()
     if protocol.inner_lr is not None:
         rates = [protocol.inner_lr] * len(rates)

@@ -1,4 +1,4 @@
-"""The units of a trial's evaluation: what is missing of them, and computing one."""
+"""The units of a trial's evaluation: which are missing, and computing one."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ from ddsweep.trial import read_distilled
 __all__ = ["evaluate_unit", "missing_units", "parts_of"]
 
 THREADS = 1
-"""Evaluation always computes on this many CPU threads: float32 results change with it."""
+"""Evaluation always uses this many CPU threads, because float32 results depend on it."""
 
 
 # ------------------------------------------------------------------------------------ what is there
@@ -75,7 +75,7 @@ def parts_of(
     known: KnownParts | None = None,
 ) -> TrialParts:
     """The evals parts of a trial (``paths``, if they have been listed), by what they hold of the set with the
-    hash ``distilled``; every byte of what is not ``known`` is read."""
+    hash ``distilled``. Every byte of parts that are not ``known`` is read."""
     known = known or KnownParts()
     if paths is None:
         paths = directory.evals_parts(spec.trial_id)
@@ -86,7 +86,7 @@ def parts_of(
 def _own_part(
     spec: TrialSpec, unit: EvalUnit, evaluation: EvaluationSpec, directory: SweepDirectory, distilled: str
 ) -> tuple[Path, Held | None]:
-    """Where the rows of ``unit`` go, and what is there already that may stay beside them."""
+    """The path for the rows of ``unit``, and the existing rows that may stay beside them."""
     law = spec.pool.name if spec.pool else spec.init_law
     name = (spec.trial_id, unit.protocol, law, unit.group)
     plain, sized = directory.evals_part(*name), directory.evals_part(*name, size=unit.size)
@@ -105,14 +105,14 @@ def _own_part(
 
 @lru_cache(maxsize=8)
 def _network(spec: NetworkSpec, shape: tuple[int, int, int], classes: int) -> nn.Module:
-    """The same module for all groups, since what a GPU records belongs to a module."""
+    """One module for all groups, because recordings of a GPU belong to a module."""
     return build_network(spec, shape, classes)
 
 
 @dataclass(frozen=True)
 class _Todo:
-    """What is missing of a unit: networks on which the distilled set was not looked at often enough, and by
-    baseline those that lack it. Rows of the baselines ``stale`` were computed otherwise than is asked."""
+    """The missing rows of a unit: networks that lack a test of the distilled set and, by baseline, networks
+    that lack it. Rows of the baselines ``stale`` have other settings than asked."""
 
     distilled: tuple[int, ...]
     baselines: Mapping[str, tuple[int, ...]]
@@ -138,7 +138,7 @@ def _todo(spec: TrialSpec, unit: EvalUnit, evaluation: EvaluationSpec, held: Hel
             stale.add(source)
             lacking |= {i for i in held.steps if None in there.networks or i in there.networks}
         if lacking:
-            # Other trials find the one row of all networks by those that are asked for.
+            # Other trials find the one row for all networks by the networks that are asked for.
             whole = {*unit.indices, *lacking} if source == "knn_kmeans" else lacking
             baselines[source] = tuple(sorted(whole))
     return _Todo(distilled, baselines, frozenset(stale))
@@ -154,13 +154,13 @@ def evaluate_unit(
     *,
     compile: str = "auto",
 ) -> Path:
-    """Compute what is missing of one unit of a distilled trial, baselines included, and write its part: rows
-    that are there stay, but for baselines that were computed by other settings. Under ``compile: off`` the
-    test pass is not compiled either.
+    """Compute the missing rows of one unit of a distilled trial, with baselines, and write its part. Existing
+    rows stay, except those of baselines with other settings. Under ``compile: off`` the test pass is not
+    compiled either.
 
-    Returns the part's path; does nothing if nothing is missing. Raises `CheckpointError` if the
-    distilled set is missing or torn, and `TooLargeError` if the group does not fit the memory there is:
-    only its test pass can be taken in smaller pieces, for rows depend on who is trained together.
+    Returns the part's path; does nothing if no row is missing. Raises `CheckpointError` if the distilled set
+    is missing or torn, and `TooLargeError` if the group does not fit the memory. Only its test pass can be
+    taken in smaller pieces, because rows depend on the networks that are trained together.
     """
     distilled = read_distilled(spec, directory)
     sha256 = distilled.sha256
@@ -183,7 +183,7 @@ def evaluate_unit(
                 raise
             if not has_recordings():
                 raise TooLargeError(_too_large(spec, group, device, error)) from error
-        if rows is None:  # what other groups were trained by may have been in the way
+        if rows is None:  # recordings of other groups may have taken the memory
             release_memory()
     rows = _beside([] if held is None else read_parts([path], EVALS).to_pylist(), rows, todo.stale)
     before = {} if held is None else {name: found.settings for name, found in held.baselines.items()}
@@ -194,7 +194,7 @@ def evaluate_unit(
         changes=None if unit.changes is None else unit.changes.changes(),
         settings={**before, **{name: evaluation.baseline_settings([name]) for name in todo.baselines}},
     )
-    # The last two are not columns: rows depend on them in the last digits of a loss at most.
+    # The last two are not columns: they change at most the last digits of a loss.
     metadata = {HOLDS: holds, "host": environment()["host"], "native": str(plan.native).lower()}
     rows = [{**row, "trial_id": spec.trial_id} for row in rows]
     patiently(lambda: write_part(path, rows, EVALS, directory.temporary, metadata))
@@ -204,14 +204,14 @@ def evaluate_unit(
 def _beside(
     there: list[dict[str, Any]], new: list[dict[str, Any]], stale: frozenset[str]
 ) -> list[dict[str, Any]]:
-    """The rows that stay, and the ``new`` ones that are not among them."""
+    """The rows that stay, and the ``new`` rows that are not among them."""
     kept = [row for row in there if row["source"] not in stale]
     keys = set(map(_key, kept))
     return [*kept, *(row for row in new if _key(row) not in keys)]
 
 
 def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    # A distilled set is looked at after several steps, a baseline once.
+    # A distilled set is tested after several steps, a baseline once.
     step = row["inner_step"] if row["source"] == "distilled" else None
     return row["source"], row["protocol"], row["model_seed"], step
 

@@ -1,4 +1,4 @@
-"""The file of a pool: what its networks are trained on and how. No torch: ``plan`` reads it."""
+"""The file of a pool: data and training of its networks. No torch: ``plan`` reads it."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ __all__ = ["PoolFile", "load_pool", "pool_yaml", "resolve_pool"]
 
 
 def _gpus(value: Any) -> float:
-    """As of a trial: a part of one GPU, or whole ones."""
+    """As for a trial: a part of one GPU, or whole GPUs."""
     if isinstance(value, dict):
         raise ValueError(f"{shown(value)} is not a number")
     return float(amount(value, shared=True))  # type: ignore[arg-type]
 
 
 class PoolFile(BaseModel):
-    """A pool file. ``cpus`` and ``gpus`` are for each group of networks that are trained together,
-    ``total_cpus`` and ``total_gpus`` what may be used at once; none of the four changes a network."""
+    """A pool file. ``cpus`` and ``gpus`` are for each group of networks that are trained together;
+    ``total_cpus`` and ``total_gpus`` limit all groups. None of the four changes a network."""
 
     model_config = SECTION
 
@@ -132,8 +132,8 @@ def resolve_pool(
     files: Path | None = None,
 ) -> PoolSpec:
     """What ``pool:`` of a sweep file means: the name of a pool in the folder ``pools``, or ``imagenet``, or
-    ``{name: imagenet, weights: FILE}``. A pool that was not begun is what its file in the folder ``files``
-    says. Raises `SettingError` for anything else, `DataError` for a pool without any file."""
+    ``{name: imagenet, weights: FILE}``. A pool that was not begun is read from its file in the folder
+    ``files``. Raises `SettingError` for anything else, `DataError` for a pool without a file."""
     if isinstance(value, Mapping):
         if set(value) != {"name", "weights"} or value["name"] != IMAGENET:
             raise SettingError(
@@ -162,7 +162,7 @@ def resolve_pool(
 
 
 def _heldout_there(directory: PoolDirectory, spec: PoolSpec) -> int:
-    """Held-out networks that can be judged on: while a whole pool grows, those that were there."""
+    """The number of usable held-out networks: while a whole pool grows, the earlier ones."""
     try:
         return int(part_metadata(directory.index)["heldout"])
     except (ResultsError, KeyError):

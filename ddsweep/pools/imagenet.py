@@ -1,4 +1,4 @@
-"""The pool of a trial; and the one whose network was trained elsewhere: AlexNet with weights of ImageNet."""
+"""The pool of a trial; and the pool `imagenet`: AlexNet with torchvision's weights of ImageNet."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _LAST_LAYER = ("classifier.6.weight", "classifier.6.bias")
 
 @dataclass(frozen=True)
 class _WithNewLastLayer(TrainedPool):
-    """A pool whose last layer is new, for ``classes``: weights 0, biases 1, as Wang et al. 2018 start their
+    """A pool with a new last layer for ``classes``: weights 0, biases 1, as Wang et al. 2018 start their
     AlexNet."""
 
     classes: int = 0
@@ -64,7 +64,7 @@ def ready_pool(spec: PoolSpec, pools: Path, data_root: Path | None) -> None:
 
 
 def _weights(spec: PoolSpec, data_root: Path | None) -> Params:
-    if spec.name == IMAGENET + SMOKE:  # tells by its name that it stands in
+    if spec.name == IMAGENET + SMOKE:  # the name tells that it is a stand-in
         network = build_network(NetworkSpec("alexnet"), (3, 224, 224), 1000)
         return draw_network(network, "kaiming", 0.0, 0)
     return read_weights(find_weights(Path(spec.weights) if spec.weights else None, data_root))

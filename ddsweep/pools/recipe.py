@@ -1,4 +1,4 @@
-"""What decides the networks of a pool."""
+"""The settings that decide the networks of a pool."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from ddsweep.catalog import DatasetSpec, PoolSpec
 __all__ = ["GROUP_SIZE", "PoolRecipe"]
 
 POOL_VERSION = 1
-"""Raised when the meaning of a setting of a pool changes, or the way in which its networks are trained."""
+"""Raised when the meaning of a setting of a pool changes, or the training of its networks."""
 
 GROUP_SIZE = 8
 
 
 @dataclass(frozen=True)
 class PoolRecipe:
-    """All that decides what network i of a pool is, and how many there are in each role.
+    """The settings that decide network i of a pool, and the number of networks in each role.
 
     ``train`` networks are for distillation, ``heldout`` ones for evaluation alone; both are trained alike
     on the training part of ``dataset`` (without validation). Adam (0.5, 0.999) at rate ``lr``, times

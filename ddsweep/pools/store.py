@@ -1,4 +1,4 @@
-"""Networks of a pool on disk: one safetensors file each, and the index that says which is for what."""
+"""Networks of a pool on disk: one safetensors file each, and an index with their roles."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from ddsweep.results.schemas import POOL
 __all__ = ["ROLES", "TrainedPool", "open_pool", "save_network", "write_index"]
 
 ROLES = ("train", "heldout")
-"""For distillation, and for evaluation alone."""
+"""The roles: for distillation, and for evaluation alone."""
 
 _KEPT_BYTES = 2**29
-"""Networks that were read stay in memory up to this: an outer step draws some of them again and again."""
+"""Networks that were read stay in memory up to this size: outer steps draw them again and again."""
 
 
 def save_network(
     directory: PoolDirectory, spec: PoolSpec, role: str, index: int, weights: Params, row: dict[str, Any]
 ) -> None:
-    """Write network ``index`` of a role, and then its row: what has a row is whole."""
+    """Write network ``index`` of a role, then its row: a network with a row is whole."""
     header = {"kind": "network", "recipe": spec.recipe, "role": role, "index": index}
     save_tensors(directory.network(role, index), weights, header, directory.temporary)
     full = {**row, "pool": spec.name, "role": role, "index": index, "recipe": spec.recipe}
@@ -37,8 +37,8 @@ def save_network(
 
 
 def write_index(directory: PoolDirectory, spec: PoolSpec) -> None:
-    """Write ``index.parquet``, all rows as one table. Raises `DataError` if one is missing or torn, and for a
-    network that is in both roles."""
+    """Write ``index.parquet``, all rows as one table. Raises `DataError` for a missing or torn row, and for a
+    network in both roles."""
     rows = []
     for role, count in zip(ROLES, (spec.train, spec.heldout), strict=True):
         for index in range(count):
@@ -49,7 +49,7 @@ def write_index(directory: PoolDirectory, spec: PoolSpec) -> None:
 
 
 def _check_disjoint(where: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """No network, by its seed or by its weights, may be both trained on and judged on."""
+    """No network, by its seed or by its weights, may be in both roles."""
     for key in ("seed", "sha256"):
         train = {row[key]: row["index"] for row in rows if row["role"] == "train" and row[key] is not None}
         for row in rows:
@@ -63,8 +63,8 @@ def _check_disjoint(where: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 @dataclass(frozen=True)
 class TrainedPool:
-    """The networks of a pool, read when they are asked for. ``sums`` are their hashes by role and number;
-    ``stand_in``: what they were trained on only stands in for what is named."""
+    """The networks of a pool, read on demand. ``sums`` are their hashes by role and number. ``stand_in``:
+    their training data were a stand-in."""
 
     directory: PoolDirectory
     spec: PoolSpec
@@ -73,8 +73,8 @@ class TrainedPool:
     kept: dict[tuple[str, int], Params] = field(default_factory=dict)
 
     def networks(self, role: str, indices: Sequence[int]) -> list[Params]:
-        """Networks of ``role`` by their numbers, each ``name -> [...]`` float32. Raises `DataError` for one
-        that is missing, torn, or not the one that the index names."""
+        """Networks of ``role`` by their numbers, each ``name -> [...]`` float32. Raises `DataError` for a
+        network that is missing, torn, or not the one in the index."""
         return [self._network(role, index) for index in indices]
 
     def _network(self, role: str, index: int) -> Params:
