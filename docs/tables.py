@@ -11,7 +11,8 @@ from pathlib import Path
 
 from ddsweep.catalog import GROUPS
 from ddsweep.launch.site import Site
-from ddsweep.report.declarations import TRIAL, Key, declared, keys_of_group
+from ddsweep.report.declarations import TRIAL, Key, declared, keys_of_group, texts_below
+from ddsweep.results.schemas import PARTS
 
 DOCS = Path(__file__).parent
 _TABLE = re.compile(r"(<!-- table: (\w+) (\w+) -->\n).*?(<!-- end -->)", flags=re.S)
@@ -40,7 +41,18 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "".join((first, f"|{'---|' * len(head)}\n", *rest))
 
 
-_MADE = {"settings": settings}
+def columns(table: str) -> str:
+    """Columns with one meaning share a row; settings do, wherever they stand."""
+    rows: dict[str, list[str]] = {}
+    for part in PARTS[table]:
+        found = [(part.split(), _SETTING)] if isinstance(part, str) else texts_below(part)
+        for names, meaning in found:
+            rows.setdefault(meaning, []).extend(f"`{name}`" for name in names)
+    return _table(("column", "meaning"), ((" ".join(names), meaning) for meaning, names in rows.items()))
+
+
+_SETTING = "the [settings](settings.md); null where the method of the trial lacks one"
+_MADE = {"settings": settings, "columns": columns}
 
 
 if __name__ == "__main__":

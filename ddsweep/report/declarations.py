@@ -10,7 +10,6 @@ import inspect
 import re
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass
-from itertools import pairwise
 from textwrap import dedent
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -22,7 +21,7 @@ from ddsweep.pools.file import PoolFile
 from ddsweep.report.formats import plain
 from ddsweep.spec import AshaSpec, EvaluateSpec, ResourcesSpec, SearchSpec, SweepSpec
 
-__all__ = ["TRIAL", "Key", "declared", "keys_of_group", "plain_text"]
+__all__ = ["TRIAL", "Key", "declared", "keys_of_group", "plain_text", "texts_below"]
 
 TRIAL = "trial"
 _SECTIONS: dict[str, type[BaseModel]] = {
@@ -88,16 +87,24 @@ def _of_model(section: str, model: type[BaseModel]) -> list[Key]:
     ]
 
 
-def _meanings(of: type) -> dict[str, str]:
-    """The text below each field of a class."""
+def texts_below(of: type) -> list[tuple[list[str], str]]:
+    """The texts in a class, each with the fields above it: those since the text before."""
     (node,) = ast.parse(dedent(inspect.getsource(of))).body
     assert isinstance(node, ast.ClassDef)
-    found = {}
-    for above, below in pairwise(node.body):
-        match above, below:
-            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
-                found[name] = " ".join(text.split())
+    found: list[tuple[list[str], str]] = []
+    above: list[str] = []
+    for item in node.body:
+        match item:
+            case ast.AnnAssign(target=ast.Name(id=name)):
+                above.append(name)
+            case ast.Expr(value=ast.Constant(value=str(text))) if above:
+                found.append((above, " ".join(text.split())))
+                above = []
     return found
+
+
+def _meanings(of: type) -> dict[str, str]:
+    return {names[-1]: text for names, text in texts_below(of)}
 
 
 def _default(value: Any) -> str:

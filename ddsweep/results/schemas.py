@@ -1,256 +1,315 @@
 """The columns of the result tables: public API, one explicit schema per table.
 
+A class below is a table or a part of one; the text below columns says what they mean, for docs/results.md.
 Accuracies are fractions, times are seconds, sizes are bytes. Null means not measured. Every column may be
 null in a file, so that a table can get a new column and still read older files.
 """
 
 from __future__ import annotations
 
+from datetime import datetime
+from typing import Any, NewType, get_type_hints
+
 import pyarrow as pa
 
-__all__ = ["EVALS", "FAILURES", "HISTORY", "POOL", "SCHEMA_VERSION", "SORT_KEYS", "TABLES", "TRIALS"]
+from ddsweep.catalog import SEED, SETTINGS
+
+__all__ = ["EVALS", "FAILURES", "HISTORY", "PARTS", "POOL", "SCHEMA_VERSION", "SORT_KEYS", "TABLES", "TRIALS"]
 
 SCHEMA_VERSION = 1
 """Raised when a column changes its meaning. A new column does not raise it: old files read it as null."""
 
-_METADATA = {"schema_version": str(SCHEMA_VERSION)}
-_TEXT, _FLAG, _REAL = pa.string(), pa.bool_(), pa.float64()
-_COUNT, _LONG = pa.int32(), pa.int64()
-_TIME = pa.timestamp("us", tz="UTC")
+Long = NewType("Long", int)
+"""A whole number of 64 bits; others have 32."""
 
-TRIALS = pa.schema(
-    [
-        ("trial_id", _TEXT),
-        ("sweep", _TEXT),
-        # Whether the sweep file still has the trial; null in older files, which counts as true.
-        ("in_sweep", _FLAG),
-        # Every setting of `TrialSpec`; those that people vary come first.
-        ("dataset", _TEXT),
-        ("network", _TEXT),
-        ("objective", _TEXT),
-        ("init", _TEXT),
-        ("init_law", _TEXT),
-        ("pool", _TEXT),
-        ("images_per_class", _COUNT),
-        ("inner_steps", _COUNT),
-        ("images_per_class_per_step", _COUNT),
-        ("inner_epochs", _COUNT),
-        ("outer_steps", _COUNT),
-        ("models_per_step", _COUNT),
-        ("seed", _LONG),
-        ("init_param", _REAL),
-        ("inner_lr", _REAL),
-        ("inner_lr_mode", _TEXT),
-        ("image_init", _TEXT),
-        ("real_batch", _COUNT),
-        ("real_batch_mode", _TEXT),
-        ("outer_lr", _REAL),
-        ("outer_schedule", _TEXT),
-        ("outer_decay_steps", _COUNT),
-        ("outer_decay_factor", _REAL),
-        ("clip_norm", _REAL),
-        ("clip_median", _REAL),
-        ("on_nonfinite", _TEXT),
-        ("validation_fraction", _REAL),
-        ("split_seed", _LONG),
-        ("selection_networks", _COUNT),
-        ("validate_every", _COUNT),
-        ("dtype", _TEXT),
-        ("inner_optimizer", _TEXT),
-        ("inner_momentum", _REAL),
-        ("order", _TEXT),
-        ("window", _COUNT),
-        ("labels", _TEXT),
-        ("inner_augment", _TEXT),
-        ("outer_augment", _TEXT),
-        ("clip_running", _REAL),
-        ("trim", _REAL),
-        ("ema", _REAL),
-        ("keep", _TEXT),
-        ("max_rollbacks", _COUNT),
-        ("rate_limit", _REAL),
-        ("image_centre", _FLAG),
-        ("image_scale", _REAL),
-        ("outer_lr_rates", _REAL),
-        ("outer_lr_labels", _REAL),
-        ("whitening", _TEXT),
-        ("outer_cutoff", _REAL),
-        ("source_dataset", _TEXT),
-        ("pool_recipe", _TEXT),
-        ("pool_train", _COUNT),
-        ("attack_class", _COUNT),
-        ("target_class", _COUNT),
-        # Results. test_models networks; std and ci95 over networks, null for one network.
-        ("status", _TEXT),
-        ("outer_steps_done", _COUNT),
-        ("val_score", _REAL),
-        ("test_accuracy_mean", _REAL),
-        ("test_accuracy_std", _REAL),
-        ("test_accuracy_ci95", _REAL),
-        ("test_accuracy_before_mean", _REAL),
-        ("test_accuracy_before_std", _REAL),
-        # For attacks: the fraction of attack_class called target_class, and accuracy on the other classes.
-        ("test_attack_success_mean", _REAL),
-        ("test_attack_success_std", _REAL),
-        ("test_attack_success_ci95", _REAL),
-        ("test_attack_success_before_mean", _REAL),
-        ("test_accuracy_other_mean", _REAL),
-        ("test_accuracy_other_std", _REAL),
-        ("test_accuracy_other_before_mean", _REAL),
-        ("test_models", _COUNT),
-        ("n_diverged", _COUNT),
-        # Accuracy of the distilled set minus that of random real images, network by network.
-        ("gain_mean", _REAL),
-        ("gain_ci95", _REAL),
-        # Cost. gpu_seconds = granted fraction x wall_seconds.
-        ("wall_seconds", _REAL),
-        ("cpu_seconds", _REAL),
-        ("gpu_seconds", _REAL),
-        ("peak_memory_bytes", _LONG),
-        ("distilled_bytes", _LONG),
-        # Provenance.
-        ("distilled_sha256", _TEXT),
-        ("dataset_fingerprint", _TEXT),
-        ("dataset_stand_in", _FLAG),
-        ("spec_version", _COUNT),
-        ("evaluation_id", _TEXT),
-        ("outer_loss", _REAL),
-        ("n_skipped", _LONG),
-        ("n_rollbacks", _COUNT),
-        ("n_resumed", _COUNT),
-        ("n_torn_checkpoints", _COUNT),
-        ("device", _TEXT),
-        ("device_name", _TEXT),
-        ("threads", _COUNT),
-        ("memory_mode", _TEXT),
-        # JSON: the plan at the end, after n_replans changes because memory ran out.
-        ("execution_plan", _TEXT),
-        ("n_replans", _COUNT),
-        ("host", _TEXT),
-        ("started_at", _TIME),
-        ("ended_at", _TIME),
-        ("ddsweep_version", _TEXT),
-        ("git_commit", _TEXT),
-        ("git_dirty", _FLAG),
-        ("python_version", _TEXT),
-        ("torch_version", _TEXT),
-        ("ray_version", _TEXT),
-        # Settings of version 0.2.
-        ("method", _TEXT),
-        ("real_per_class", _COUNT),
-        # Found in the data.
-        ("dataset_shape", _TEXT),
-        ("n_test_in_train", _COUNT),
-    ],
-    metadata=_METADATA,
+
+class _Trial:
+    """One row for each trial that has ended."""
+
+    trial_id: str
+    sweep: str
+    """id and sweep"""
+    in_sweep: bool
+    """whether the sweep file has the trial still (below); null, in rows of versions without this column, is
+    true"""
+
+
+class _OfPool:
+    """The pool of a trial."""
+
+    source_dataset: str
+    pool_recipe: str
+    pool_train: int
+    """what the networks of `pool` were trained on, a hash of how, and how many of them distillation had; null
+    without a pool"""
+
+
+class _Outcome:
+    """What came out, what it cost, and where it came from."""
+
+    status: str
+    """`done`, or `stopped`"""
+    outer_steps_done: int
+    """as many as `outer_steps` unless it was stopped"""
+    val_score: float
+    """mean accuracy on the validation split, over selection networks, of the set that was handed over (of an
+    attack: its success there): at the last outer step that was done, or at the best"""
+    test_accuracy_mean: float
+    """after T steps, over `test_models` held-out networks: all that have rows in `evals` (below); `fixed`: on
+    its one known network"""
+    test_accuracy_std: float
+    test_accuracy_ci95: float
+    """over those networks: standard deviation (n - 1), half-width of the 95 % interval (Student t); null for
+    one network"""
+    test_accuracy_before_mean: float
+    test_accuracy_before_std: float
+    """the same networks before training"""
+    test_attack_success_mean: float
+    test_attack_success_std: float
+    test_attack_success_ci95: float
+    test_attack_success_before_mean: float
+    """of an attack: the fraction of `attack_class` that is called `target_class`, after T steps and before"""
+    test_accuracy_other_mean: float
+    test_accuracy_other_std: float
+    test_accuracy_other_before_mean: float
+    """of an attack: accuracy on all other classes"""
+    test_models: int
+    n_diverged: int
+    """networks, and how many of them diverged; they count in the mean"""
+    gain_mean: float
+    gain_ci95: float
+    """accuracy of the distilled set minus that of `random_real` with the same T, network by network: mean
+    over the networks that have both, half-width of its 95 % interval (Student t; null for one network). The
+    gain of the printed table; null without `random_real`, and in rows of versions without these columns"""
+    wall_seconds: float
+    cpu_seconds: float
+    gpu_seconds: float
+    """of distilling, all runs of the trial together; GPU: granted fraction x wall"""
+    peak_memory_bytes: Long
+    """of the process while it did this trial (CPU, on Linux), or allocated on the GPU; includes torch itself
+    on the CPU"""
+    distilled_bytes: Long
+    distilled_sha256: str
+    """size of the file; hash of images, labels and rates"""
+    dataset_fingerprint: str
+    dataset_stand_in: bool
+    """content of the data; whether it stands in for the named set"""
+    spec_version: int
+    evaluation_id: str
+    """version of the meaning of settings; what was asked of the evaluation when the row was written"""
+    outer_loss: float
+    n_skipped: Long
+    """last outer loss; networks left out over all outer steps"""
+    n_rollbacks: int
+    """times it went back to a healthy state after it diverged"""
+    n_resumed: int
+    n_torn_checkpoints: int
+    """times it went on from a checkpoint; files it found that could not be gone on with, and moved aside"""
+    device: str
+    device_name: str
+    threads: int
+    memory_mode: str
+    """how it was computed"""
+    execution_plan: str
+    n_replans: int
+    """the whole plan that it was computed by at the end (JSON), and how often another one was taken, since
+    memory ran out, torch could not compile, or there was no compiler any more; null in rows of versions
+    without these columns"""
+    host: str
+    started_at: datetime
+    ended_at: datetime
+    """where, and when (UTC)"""
+    ddsweep_version: str
+    git_commit: str
+    git_dirty: bool
+    python_version: str
+    torch_version: str
+    ray_version: str
+    """with what"""
+
+
+class _OfData:
+    """What was found in the data."""
+
+    dataset_shape: str
+    n_test_in_train: int
+    """of the images that come out (`3x32x32`); test images that are training images too, pixel by pixel. Null
+    in rows of versions without these columns"""
+
+
+class _Evals:
+    """One row for each (trial, source, protocol, network, inner step)."""
+
+    trial_id: str
+    """the trial"""
+    source: str
+    """`distilled`, or a baseline: `random_real`, `optimized_random` (one draw, the best of several on
+    validation images), `class_mean`, `kmeans`, `knn_random`, `knn_kmeans`"""
+    protocol: str
+    """`as_distilled`; `on_random`: a `fixed` set on random networks; `*_tuned`: a baseline at its best rate
+    and epochs; `nearest_neighbour`: k-NN, no network; else the name of a [protocol](settings.md) of one's
+    own"""
+    network: str
+    init_law: str
+    pool: str
+    """the networks; null for nearest neighbour"""
+    model_seed: Long
+    """number of the held-out network (`fixed`: of the known one), and of its draw of real images"""
+    split: str
+    """`test`"""
+    inner_step: int
+    """gradient steps taken: 0, the end of each epoch, T (of a protocol: of its own epochs), beyond; baselines
+    at their last only"""
+    inner_epochs: int
+    inner_lr: float
+    """epochs; the constant rate of a baseline or a protocol, null for learned rates"""
+    order: str
+    inner_optimizer: str
+    """in which order images were used, by which optimiser; null for nearest neighbour, and in files of
+    versions without these columns"""
+    accuracy: float
+    """on the split"""
+    accuracy_other: float
+    attack_success: float
+    """of an attack: accuracy on the classes but `attack_class`, and the fraction of that called
+    `target_class`; else null"""
+    loss: float
+    diverged: bool
+    """on the split; loss is null where the network diverged"""
+    n_images: int
+    """images of the split: all of it"""
+    dataset_stand_in: bool
+    """whether the data, or those of the pool, stand in for the named ones"""
+    group: int
+    """the networks that were computed together"""
+
+
+class _History:
+    """One row for each logged outer step of a trial."""
+
+    trial_id: str
+    outer_step: int
+    """outer steps done"""
+    outer_loss: float
+    """mean over the finite networks of that step"""
+    val_score: float
+    """at validation steps, and where a scheduler compared"""
+    grad_norm: float
+    """norm of the gradient applied"""
+    inner_lr_mean: float
+    """mean learned rate"""
+    n_skipped: int
+    """networks left out in that step"""
+    n_rollbacks: int
+    """times it went back to a healthy state so far; rows of steps that were taken again are the later ones"""
+    seconds: float
+    """wall seconds of the trial so far"""
+
+
+class _Failures:
+    """One row for each trial that failed and has not succeeded since."""
+
+    trial_id: str
+    sweep: str
+    """which"""
+    status: str
+    """`failed`, or `diverged`"""
+    error_class: str
+    message: str
+    place: str
+    """what happened, in which stage"""
+    host: str
+    """where"""
+    attempts: int
+    """after how many attempts"""
+    failed_at: datetime
+    """when"""
+
+
+class _Pool:
+    """One row for each network of a pool: `index.parquet` of its folder."""
+
+    pool: str
+    role: str
+    index: Long
+    seed: Long
+    dataset: str
+    dataset_fingerprint: str
+    dataset_stand_in: bool
+    network: str
+    init_law: str
+    init_param: float
+    epochs: int
+    batch: int
+    lr: float
+    decay_epochs: int
+    decay_factor: float
+    recipe: str
+    accuracy: float
+    loss: float
+    """on the test set of the data that it was trained on"""
+    sha256: str
+    wall_seconds: float
+    cpu_seconds: float
+    """of the networks that were trained together, divided by their number"""
+    device: str
+    device_name: str
+    threads: int
+    trained_at: datetime
+    host: str
+    ddsweep_version: str
+    git_commit: str
+    git_dirty: bool
+    python_version: str
+    torch_version: str
+    ray_version: str
+
+
+_SETTINGS = (
+    "dataset network objective init init_law pool images_per_class inner_steps images_per_class_per_step "
+    "inner_epochs outer_steps models_per_step seed init_param inner_lr inner_lr_mode image_init real_batch "
+    "real_batch_mode outer_lr outer_schedule outer_decay_steps outer_decay_factor clip_norm clip_median "
+    "on_nonfinite validation_fraction split_seed selection_networks validate_every dtype inner_optimizer "
+    "inner_momentum order window labels inner_augment outer_augment clip_running trim ema keep max_rollbacks "
+    "rate_limit image_centre image_scale outer_lr_rates outer_lr_labels whitening outer_cutoff"
 )
-"""One row per trial: settings, status, accuracy, cost, provenance."""
+_ATTACK, _SINCE_0_2 = "attack_class target_class", "method real_per_class"
+_NEW = " ".join(name for name in SETTINGS if name not in f"{_SETTINGS} {_ATTACK} {_SINCE_0_2}".split())
 
-EVALS = pa.schema(
-    [
-        ("trial_id", _TEXT),
-        ("source", _TEXT),
-        ("protocol", _TEXT),
-        ("network", _TEXT),
-        ("init_law", _TEXT),
-        ("pool", _TEXT),
-        ("model_seed", _LONG),
-        ("split", _TEXT),
-        ("inner_step", _COUNT),
-        ("inner_epochs", _COUNT),
-        # The constant rate of a baseline or a protocol; null where the rates were learned.
-        ("inner_lr", _REAL),
-        ("order", _TEXT),
-        ("inner_optimizer", _TEXT),
-        ("accuracy", _REAL),
-        # For attacks: accuracy on the classes but attack_class, and the fraction of attack_class called
-        # target_class.
-        ("accuracy_other", _REAL),
-        ("attack_success", _REAL),
-        ("loss", _REAL),
-        ("diverged", _FLAG),
-        ("n_images", _COUNT),
-        ("dataset_stand_in", _FLAG),
-        ("group", _COUNT),
-    ],
-    metadata=_METADATA,
-)
-"""One row per (trial, source, protocol, network, inner step)."""
+PARTS: dict[str, tuple[type | str, ...]] = {
+    "trials": (_Trial, _SETTINGS, _OfPool, _ATTACK, _Outcome, _SINCE_0_2, _OfData, _NEW),
+    "evals": (_Evals,),
+    "history": (_History,),
+    "failures": (_Failures,),
+}
+"""Of what each table is made, in the order of its columns: classes, and names of settings."""
 
-HISTORY = pa.schema(
-    [
-        ("trial_id", _TEXT),
-        ("outer_step", _COUNT),
-        ("outer_loss", _REAL),
-        ("val_score", _REAL),
-        ("grad_norm", _REAL),
-        ("inner_lr_mean", _REAL),
-        ("n_skipped", _COUNT),
-        ("n_rollbacks", _COUNT),
-        ("seconds", _REAL),
-    ],
-    metadata=_METADATA,
-)
-"""One row per logged outer step of a trial."""
+_TYPES: dict[Any, pa.DataType] = {
+    **{str: pa.string(), bool: pa.bool_(), float: pa.float64(), int: pa.int32(), Long: pa.int64()},
+    datetime: pa.timestamp("us", tz="UTC"),
+}
 
-FAILURES = pa.schema(
-    [
-        ("trial_id", _TEXT),
-        ("sweep", _TEXT),
-        ("status", _TEXT),
-        ("error_class", _TEXT),
-        ("message", _TEXT),
-        ("place", _TEXT),
-        ("host", _TEXT),
-        ("attempts", _COUNT),
-        ("failed_at", _TIME),
-    ],
-    metadata=_METADATA,
-)
-"""One row per trial that failed and has not succeeded since."""
 
-POOL = pa.schema(
-    [
-        ("pool", _TEXT),
-        ("role", _TEXT),
-        ("index", _LONG),
-        ("seed", _LONG),
-        ("dataset", _TEXT),
-        ("dataset_fingerprint", _TEXT),
-        ("dataset_stand_in", _FLAG),
-        ("network", _TEXT),
-        ("init_law", _TEXT),
-        ("init_param", _REAL),
-        ("epochs", _COUNT),
-        ("batch", _COUNT),
-        ("lr", _REAL),
-        ("decay_epochs", _COUNT),
-        ("decay_factor", _REAL),
-        ("recipe", _TEXT),
-        # On the test set of its own training data.
-        ("accuracy", _REAL),
-        ("loss", _REAL),
-        ("sha256", _TEXT),
-        # For the networks that were trained together, divided by their number.
-        ("wall_seconds", _REAL),
-        ("cpu_seconds", _REAL),
-        ("device", _TEXT),
-        ("device_name", _TEXT),
-        ("threads", _COUNT),
-        ("trained_at", _TIME),
-        ("host", _TEXT),
-        ("ddsweep_version", _TEXT),
-        ("git_commit", _TEXT),
-        ("git_dirty", _FLAG),
-        ("python_version", _TEXT),
-        ("torch_version", _TEXT),
-        ("ray_version", _TEXT),
-    ],
-    metadata=_METADATA,
-)
-"""One row per network of a pool: ``index.parquet`` of its folder."""
+def _schema(*parts: type | str) -> pa.Schema:
+    columns: list[tuple[str, pa.DataType]] = []
+    for part in parts:
+        kinds = (
+            {name: _kind(name) for name in part.split()} if isinstance(part, str) else get_type_hints(part)
+        )
+        columns += [(name, _TYPES[kind]) for name, kind in kinds.items()]
+    return pa.schema(columns, metadata={"schema_version": str(SCHEMA_VERSION)})
 
-TABLES: dict[str, pa.Schema] = {"trials": TRIALS, "evals": EVALS, "history": HISTORY, "failures": FAILURES}
+
+def _kind(name: str) -> Any:
+    """The type of the column of a setting, as it is declared."""
+    found = SETTINGS[name]
+    kinds = {"int": Long if found.limit is SEED else int, "float": float, "bool": bool}
+    return kinds.get(found.kind.removesuffix(" | None"), str)  # data set, network and pool by their names
+
+
+TABLES: dict[str, pa.Schema] = {name: _schema(*parts) for name, parts in PARTS.items()}
+TRIALS, EVALS, HISTORY, FAILURES = TABLES.values()
+POOL = _schema(_Pool)
 
 SORT_KEYS: dict[str, tuple[str, ...]] = {
     "trials": ("trial_id",),
