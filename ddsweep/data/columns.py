@@ -1,4 +1,4 @@
-"""Parquet files of images: which columns they lie in, and what labels mean."""
+"""Parquet files of images: their columns, and the meaning of labels."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from ddsweep.errors import DataError
 __all__ = ["IMAGE", "LABEL", "Columns", "decode_parquet", "find_columns", "read_rows"]
 
 IMAGE, LABEL = "image", "label"
-"""How the columns are called unless they are called otherwise."""
+"""The default names of the columns."""
 _ROWS = 512
-"""Rows of a parquet file that are in memory as encoded bytes at a time."""
+"""So many rows of a Parquet file are in memory as encoded bytes at a time."""
 _USUAL_LABELS = ("labels", "fine_label", "class", "category", "target", "y")
 
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns of a Parquet file that matter: ``image``, encoded images as bytes or as
-    struct<bytes, path>; ``label``, whole numbers or (``text``) names of classes. ``names`` are the classes by
-    the metadata that Hugging Face writes, if it names them."""
+    """The columns of a Parquet file that matter: ``image``, encoded images as bytes or as struct<bytes,
+    path>; ``label``, whole numbers or (``text``) names of classes. ``names`` are the classes in Hugging
+    Face's metadata, if it has them."""
 
     image: str
     label: str
@@ -43,7 +43,7 @@ class Columns:
 
 @contextmanager
 def _parquet(path: Path) -> Iterator[pq.ParquetFile]:
-    """Anything unreadable in the file is a `DataError` with its path."""
+    """Turns any reading error into a `DataError` with the path."""
     try:
         with pq.ParquetFile(path) as file:
             yield file
@@ -54,11 +54,11 @@ def _parquet(path: Path) -> Iterator[pq.ParquetFile]:
 
 
 def find_columns(path: Path, image: str = "", label: str = "") -> Columns:
-    """Which columns of a Parquet file hold images and labels; ``image`` and ``label`` name them.
+    """The columns of images and labels of a Parquet file; ``image`` and ``label`` name them.
 
-    Left out, they are ``image`` and ``label`` if there are such columns, then what the metadata of Hugging
-    Face calls an Image and a ClassLabel, then the only columns that can be it. Raises `DataError`, naming the
-    columns and the setting that helps, for a column that is not there, of another type, or one of several.
+    By default they are ``image`` and ``label`` if these exist, then the Image and the ClassLabel of Hugging
+    Face's metadata, then the only columns of a fitting type. Raises `DataError`, naming the columns and the
+    setting that helps, for a missing column, one of another type, and several candidates.
     """
     with _parquet(path) as file:
         if file.metadata.num_rows == 0:
@@ -82,7 +82,8 @@ def find_columns(path: Path, image: str = "", label: str = "") -> Columns:
 def _choose(
     path: Path, schema: pa.Schema, what: str, given: str, candidates: Sequence[list[str]], usable: list[str]
 ) -> str:
-    """The column for ``what``: that which is given, or called so, or the only one of the first candidates."""
+    """The column for ``what``: the given one, one of that name, or the only one of the first non-empty
+    candidates."""
     wanted = given or (what if what in schema.names else "")
     types = {
         "image": "bytes of encoded images, or struct<bytes: binary, path: string>",
@@ -108,7 +109,7 @@ def _choose(
 
 
 def _features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
-    """What Hugging Face's metadata says of each column; nothing where there is none."""
+    """Hugging Face's metadata on each column; empty without any."""
     with suppress(ValueError, KeyError, TypeError, AttributeError):
         found = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
         return {str(name): item for name, item in found.items() if isinstance(item, dict)}
@@ -163,8 +164,8 @@ def decode_parquet(
     """Parquet files, in order, to images uint8 [N, c, h, w] and labels int64 [N].
 
     ``columns`` are those of images and of labels, ``numbers`` the class of each label. Raises `DataError`
-    naming file and row for an image that is damaged or, without ``resize``, of another size than ``shape``,
-    and for a label that has no class.
+    naming file and row for a damaged image, for one of another size than ``shape`` without ``resize``, and
+    for a label without a class.
     """
     counts = []
     for path in files:

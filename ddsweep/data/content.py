@@ -1,4 +1,4 @@
-"""The hash over the files of a data set that stands for it in trial ids. No torch."""
+"""The hash over the files of a data set, which enters trial ids. No torch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def combined_digest(source: str, entries: Iterable[tuple[str, str, bytes]]) -> s
 
 
 def file_digest(name: str, path: Path) -> bytes:
-    """Of the bytes of a file of data set ``name``."""
+    """The digest of the bytes of a file of data set ``name``."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()

@@ -1,4 +1,4 @@
-"""One image file: what it is, and its pixels as uint8, decoded once."""
+"""One image file: its properties, and its pixels as uint8, decoded once."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Shape = tuple[int, int, int]
 _GREY = frozenset({"1", "L", "LA", "La"})
 _COLOUR = frozenset({"RGB", "RGBA", "RGBX", "RGBa", "P", "PA", "CMYK", "YCbCr", "LAB", "HSV"})
 _BY_CONTENT = ("PNG", "JPEG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "JPEG2000", "AVIF")
-"""Formats that are known by how a file begins, whatever its name is."""
+"""Formats that are recognised by the first bytes of a file, under any name."""
 _ORIENTATION = 0x0112
 
 
@@ -42,7 +42,7 @@ class _UnreadableError(Exception):
 
 @contextmanager
 def _opened(source: Path | bytes) -> Iterator[Image.Image]:
-    """An 8-bit image; whatever goes wrong while it is read is an `_UnreadableError`."""
+    """An 8-bit image; any error while it is read becomes an `_UnreadableError`."""
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
             if image.mode not in _GREY | _COLOUR:
@@ -50,15 +50,15 @@ def _opened(source: Path | bytes) -> Iterator[Image.Image]:
             yield image
     except _UnreadableError:
         raise
-    except Exception as error:  # decoders of damaged files raise nearly anything: SyntaxError, struct.error
+    except Exception as error:  # decoders raise many types for damaged files: SyntaxError, struct.error
         reason = "not an image" if isinstance(error, UnidentifiedImageError) else one_line(error)
         raise _UnreadableError(f"the image cannot be read: {reason}") from error
 
 
 def _flattened(image: Image.Image) -> tuple[Image.Image, bool]:
-    """``image`` with what is transparent in it laid on white, and whether anything was.
+    """``image`` with transparent parts laid on white, and whether there were any.
 
-    Without that the colour shows that a drawing program left under what nobody was to see.
+    Otherwise the hidden colour below transparent parts would show.
     """
     if not image.has_transparency_data:
         return image, False
@@ -70,12 +70,12 @@ def _flattened(image: Image.Image) -> tuple[Image.Image, bool]:
 
 
 def is_image(path: Path) -> bool:
-    """Whether the content of a file begins as that of an image, whatever its name is."""
+    """Whether the content of a file begins as that of an image, under any name."""
     Image.init()
     try:
         with Image.open(path, formats=[name for name in _BY_CONTENT if name in Image.OPEN]):
             return True
-    except Exception:  # as above: nearly anything
+    except Exception:  # as above: many types
         return False
 
 
@@ -83,8 +83,8 @@ def is_image(path: Path) -> bool:
 
 
 class Look(NamedTuple):
-    """What one image is: (channels, height, width), a digest of its pixels as RGB, and what a reader should
-    know of it; or ``trouble``, why it cannot be used."""
+    """The properties of one image: (channels, height, width), a digest of its pixels as RGB, and remarks; or
+    ``trouble``, the reason why it cannot be used."""
 
     shape: Shape
     pixels: bytes
@@ -95,12 +95,12 @@ class Look(NamedTuple):
 
 
 def unusable(reason: str) -> Look:
-    """Of an image that cannot be looked at."""
+    """The properties of an unreadable image."""
     return Look((0, 0, 0), b"", False, False, False, reason)
 
 
 def look(content: bytes) -> Look:
-    """Decode an image and say what it is. Raises nothing: what is wrong is ``trouble``."""
+    """Decode an image and return its properties. Raises nothing: ``trouble`` names a problem."""
     if not content:
         return unusable("the image cannot be read: there are no bytes")
     try:
@@ -123,8 +123,8 @@ def look(content: bytes) -> Look:
 def decode_into(out: npt.NDArray[np.uint8], source: Path | bytes, where: str, *, resize: bool) -> None:
     """Decode into ``out`` [c, h, w]: as grey if c is 1, as RGB if it is 3, transparent parts on white.
 
-    An image of another size is resized by PIL's bicubic filter, height to width not kept; without ``resize``
-    that, like damage, is a `DataError` that begins with ``where``.
+    An image of another size is resized by PIL's bicubic filter, without keeping height to width. Raises a
+    `DataError` that begins with ``where`` for damage and, without ``resize``, for another size.
     """
     channels, height, width = out.shape
     try:
@@ -150,7 +150,7 @@ def decode_files(
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
     """(label, file) pairs to images uint8 [N, c, h, w] and labels int64 [N].
 
-    Raises `DataError` naming the file for one that is damaged, or, without ``resize``, of another size than
+    Raises `DataError` naming the file for a damaged image and, without ``resize``, for another size than
     ``shape``.
     """
     images = np.empty((len(files), *shape), np.uint8)
@@ -162,14 +162,15 @@ def decode_files(
 # ------------------------------------------------------------------------------------ crops, resized
 
 Box = tuple[int, int, int, int]
-"""Left, upper, right, lower, in pixels from 0; right and lower are the first that are outside."""
+"""Left, upper, right, lower, in pixels from 0; right and lower are the first pixels outside."""
 
 
 def decode_resized(out: npt.NDArray[np.uint8], path: Path, boxes: Sequence[Box | None]) -> None:
     """One image, as RGB, into ``out [len(boxes), 3, h, w]``: the part in each box (None: all of it), resized
-    by PIL's bicubic filter; height to width is not kept.
+    by PIL's bicubic filter, without keeping height to width.
 
-    Raises `DataError` naming the file if it is missing or damaged, and for a box that is empty or not inside.
+    Raises `DataError` naming the file if it is missing or damaged, and for a box that is empty or reaches
+    outside.
     """
     if not path.is_file():
         raise DataError(f"{path} is missing")
@@ -185,7 +186,7 @@ def decode_resized(out: npt.NDArray[np.uint8], path: Path, boxes: Sequence[Box |
                             f"box x {left + 1} to {right}, y {upper + 1} to {lower} is empty or not "
                             f"inside the image, which is {pixels.width} wide and {pixels.height} high"
                         )
-                # Cropped first: resizing with a box would let pixels around it in.
+                # Cropped first: resizing with a box would mix in pixels around it.
                 part = pixels if box is None else pixels.crop(box)
                 target[...] = np.asarray(part.resize(side, Image.Resampling.BICUBIC)).transpose(2, 0, 1)
     except _UnreadableError as error:

@@ -22,9 +22,9 @@ def fetch(name: str, root: Path | None) -> Path:
 
     A data set that is all there is left alone; where a file is damaged, all are fetched again. The download
     goes to a folder of its own, is read once, and is then moved into place, so a broken one leaves nothing
-    behind; a file lock lets one process at a time do it. Raises `DataError` for a data set that is not
-    downloaded (embedded, or brought by the user), without a data root, and when the network or the disk
-    fails; `SettingError` for an unknown name.
+    behind; a file lock lets one process at a time do it. Raises `DataError` for a data set without a download
+    (embedded, or from the user), without a data root, and if the network or the disk fails; `SettingError`
+    for an unknown name.
     """
     if name == ALEXNET:
         return _fetch_weights(root)

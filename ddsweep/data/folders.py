@@ -1,6 +1,6 @@
-"""The images of a ``folder`` source: which files they are, and what else lies among them.
+"""The images of a ``folder`` source: their files, and other files among them.
 
-Neither torch nor numpy here. PIL is imported where a file's name does not say whether it is an image.
+Neither torch nor numpy here. PIL is imported only if a file's name does not tell whether it is an image.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["IMAGE_SUFFIXES", "Listing", "class_order", "list_folder", "printable
 IMAGE_SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".pgm", ".ppm", ".pbm", ".tif", ".tiff", ".webp"}
 )
-"""A file with one of these is meant to be an image. Others are images if their content is."""
+"""A file with one of these is taken for an image. For other files the content decides."""
 
 _NO_IMAGE = "left out, for they are no images that can be read"
 _HIDDEN = "left out, for their names begin with a dot"
@@ -31,8 +31,8 @@ _NESTED = "images in folders inside the class folders, read as the others"
 class Listing:
     """The images of a ``folder`` source by role, as (label, file), sorted by class, folder, and path in it.
 
-    ``names`` are the classes. ``remarks`` are about what was left out; ``broken`` are (path, reason) of links
-    that lead nowhere and of folders and files that cannot be looked at.
+    ``names`` are the classes. ``remarks`` are about files that were left out; ``broken`` are (path, reason)
+    of broken links and of unreadable folders and files.
     """
 
     names: tuple[str, ...]
@@ -59,12 +59,12 @@ class _Found:
 
 
 def printable(path: str) -> str:
-    """``path`` as text: of a name that is not UTF-8 the bytes are spelt out."""
+    """``path`` as text. Bytes that are not UTF-8 are spelt out."""
     return path.encode("utf-8", "backslashreplace").decode()
 
 
 def class_order(names: Iterable[str]) -> tuple[str, ...]:
-    """``names`` in the order of their classes: by number where all are whole numbers, else as text."""
+    """``names`` in the order of their classes: by number if all are whole numbers, else as text."""
     names = set(names)
     if all(name.isascii() and name.isdecimal() for name in names):
         return tuple(sorted(names, key=lambda name: (int(name), name)))
@@ -72,11 +72,11 @@ def class_order(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def list_folder(spec: DatasetSpec, root: Path | None) -> Listing:
-    """What lies in the folders of ``spec``. Folders inside class folders belong to the class.
+    """The files in the folders of ``spec``. Folders inside class folders belong to the class.
 
     ``spec.class_names`` gives the classes and their order; if empty they are the folders in train, in the
-    order of `class_order`. Raises `DataError` for a missing folder, a folder that is in both train and test,
-    and a class folder that is no class.
+    order of `class_order`. Raises `DataError` for a missing folder, a folder in both train and test, and a
+    class folder without a class.
     """
     found = _Found()
     parts = split_folders(spec, root)
@@ -136,7 +136,7 @@ def _class_folders(parent: Path, found: _Found) -> dict[str, str]:
 
 
 def _images(folder: str, found: _Found, above: frozenset[str]) -> Iterator[str]:
-    """The image files in ``folder`` and the folders in it, each folder entered once on the way down."""
+    """The image files in ``folder`` and the folders in it. Each folder is entered once on the way down."""
     here = os.path.realpath(folder)
     if here in above:
         found.cannot(folder, "the link leads back to a folder that it is in")
@@ -154,8 +154,8 @@ def _images(folder: str, found: _Found, above: frozenset[str]) -> Iterator[str]:
 
 
 def _entries(folder: str, found: _Found) -> Iterator[tuple[os.DirEntry[str], str]]:
-    """What lies in ``folder``, sorted by name, each a ``folder``, a ``file``, or a ``special`` one such as a
-    pipe; hidden ones are left out, and those that lead nowhere are broken."""
+    """The entries of ``folder``, sorted by name, each a ``folder``, a ``file``, or a ``special`` one such as
+    a pipe. Hidden entries are left out, and broken links are noted as broken."""
     try:
         with os.scandir(folder) as inside:
             entries = sorted(inside, key=lambda entry: entry.name)

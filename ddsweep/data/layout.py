@@ -23,7 +23,7 @@ class MissingError(DataError):
 
 
 def one_line(error: BaseException) -> str:
-    """The first line of an error's text, or its type where it says nothing."""
+    """The first line of an error's text, or its type without a text."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 

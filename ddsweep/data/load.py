@@ -32,15 +32,14 @@ def load_splits(
 ) -> Splits:
     """Read and check the data set ``spec`` under the data root ``root``, and carve out validation.
 
-    From each class ``round(validation_fraction * n)`` training images, at least one, become
-    validation; which ones is a pure function of the data set and ``split_seed``. The order of the
-    files is kept in all parts. Normalisation is ``spec.mean`` and ``spec.std``, or measured on the
-    training part without validation. With ``whitening`` ``zca`` all images come whitened, by the
-    training part without validation too.
+    From each class ``round(validation_fraction * n)`` training images, at least one, become validation; the
+    choice is a pure function of the data set and ``split_seed``. All parts keep the order of the files.
+    Normalisation is ``spec.mean`` and ``spec.std``, or measured on the training part without validation. With
+    ``whitening`` ``zca`` all images are whitened, also by the training part without validation.
 
-    Files are checked as they are, and images then transformed as the name of ``spec`` says. A set and its
-    transformed versions have the same validation images. With ``stand_in``, small data made here
-    (`ddsweep.data.stand_in`) takes the place of files that are missing, and the result says so.
+    Files are checked first, and images then transformed as the name of ``spec`` says. A set and its
+    transformed versions have the same validation images. With ``stand_in``, small made-up data
+    (`ddsweep.data.stand_in`) replace missing files, and the result says so.
 
     Raises `DataError` (one message with the path and how to get the files) for files that are missing,
     damaged, short, of another shape or changed since ``spec`` was resolved, for a class without
@@ -101,7 +100,8 @@ def _as_planned(spec: DatasetSpec, root: Path | None) -> DatasetSpec:
 
 
 def _test_in_train(spec: DatasetSpec, train: Part, test: Part) -> int:
-    """How many test images are training images, pixel by pixel. Raises `DataError` where all of them are."""
+    """The number of test images that are training images, pixel by pixel. Raises `DataError` if all of them
+    are."""
     if spec.survey is not None:
         return spec.survey.test_in_train
     known = set(_digests(train.images))

@@ -1,4 +1,4 @@
-"""Data of one's own, for ``ddsweep data list``: those in the data root, and those that a sweep file names."""
+"""The user's own data, for ``ddsweep data list``: in the data root, and in a sweep file."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from ddsweep.errors import UserError
 __all__ = ["list_own", "list_values"]
 
 _MANY, _MUCH = 20_000, 256 << 20
-"""Files and bytes of a folder that is looked at only where it was asked for."""
+"""A folder of more files or bytes is checked only on demand."""
 
 
 def list_own(root: Path | None, say: Say | None = None) -> list[DatasetStatus]:
-    """The folders in the data root that are laid out as data of one's own: ``train`` and ``test`` with class
-    folders in them, or Parquet files. Large ones are named and not looked at."""
+    """The folders in the data root with the layout of own data: ``train`` and ``test`` with class folders in
+    them, or Parquet files. Large ones are named and not checked."""
     rows = []
     for folder in _folders(root):
         kinds = (name for name in SOURCES if source_of(DatasetSpec(folder.name, name)).recognises(folder))
@@ -43,7 +43,7 @@ def list_own(root: Path | None, say: Say | None = None) -> list[DatasetStatus]:
 def list_values(
     values: Iterable[str | dict[str, Any]], root: Path | None, say: Say | None = None
 ) -> list[DatasetStatus]:
-    """The data sets that ``values`` of ``dataset:`` in a sweep file mean, those of one's own looked at."""
+    """The data sets of the ``values`` of ``dataset:`` in a sweep file. The user's own are checked."""
     rows = []
     for value in values:
         try:
@@ -56,7 +56,7 @@ def list_values(
 
 
 def _folders(root: Path | None) -> list[Path]:
-    """Those in the data root that belong to no data set of the catalog."""
+    """The folders in the data root that belong to no data set of the catalog."""
     if root is None or not root.is_dir():
         return []
     taken = {PurePosixPath(spec.path).parts[0] for spec in DATASETS.values()}

@@ -20,7 +20,7 @@ from ddsweep.errors import DataError
 __all__ = ["stand_in"]
 
 _TRAIN = 1437
-"""Digits before this one are of other writers than those after it (but for one writer)."""
+"""Digits before this one are by other writers than those after it (except one writer)."""
 _MOST_TRAIN, _MOST_TEST = 100, 33
 """Per class: there are at least 33 of each digit in the last 360."""
 _USUAL_BYTES, _MOST_BYTES = 48 << 20, 192 << 20
@@ -31,10 +31,10 @@ def stand_in(
 ) -> Splits:
     """Images of ``spec.shape`` in ``spec.classes`` classes, the same at every call; ``stand_in`` is set.
 
-    100 training (validation included) and 33 test images per class where images are small and classes few,
-    down to 12 and 6 where not, and 4 and 2 where that would take more than 192 MiB. ``name``, ``mean`` and
-    ``std`` are those of ``spec``, the fingerprint is that of these images. Raises `DataError` where ``spec``
-    has no shape yet, for only its files would tell.
+    100 training (with validation) and 33 test images per class if images are small and classes few, down to
+    12 and 6 if not, and 4 and 2 if that would take more than 192 MiB. ``name``, ``mean`` and ``std`` are
+    those of ``spec``, the fingerprint is that of these images. Raises `DataError` if ``spec`` has no shape
+    yet, because only its files could tell it.
     """
     if 0 in spec.shape or not spec.classes:
         raise DataError(f"dataset {spec.name}: there is no stand-in for data whose shape is not known")
@@ -84,7 +84,7 @@ def _part(
             large[digit] = transform_images(pixels[chosen], (1, height, width))
         back, ink = _colours(group, groups, channels)
         for channel in range(channels):
-            # By table: each of the 256 levels of a digit has its colour between background and ink.
+            # By a table: each of the 256 levels of a digit has its colour between background and ink.
             table = np.rint(np.linspace(back[channel], ink[channel], 256)).astype(np.uint8)
             images[label :: spec.classes, channel] = table[large[digit][:, 0]]
     return Part(images, labels.astype(np.int64), "stand-in")

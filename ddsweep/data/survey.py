@@ -1,7 +1,7 @@
-"""Looking at own data before they are believed: every image once, and what was found as a `Survey`.
+"""Checks the user's own data: every image once, with a `Survey` as the result.
 
-No torch, for ``plan`` does it. What was found is kept (`ddsweep.data.survey_cache`) until a file changes.
-Which files and labels there are is the source's; this is what sources do with them.
+No torch: ``plan`` does it. The result is kept (`ddsweep.data.survey_cache`) until a file changes. Which files
+and labels there are is the source's; this is what sources do with them.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from ddsweep.data.tally import Tally
 __all__ = ["Item", "looked_at", "summed_up", "survey_once"]
 
 _THREADS = 8
-"""They wait for a file server together; decoding takes one after the other."""
+"""Threads wait for a file server together; decoding goes one after the other."""
 _AT_ONCE, _TOGETHER = 1024, 32
-"""Images that are waited for, and that one thread takes, at a time."""
+"""Images in progress, and images of one thread at a time."""
 _MANY, _MUCH = 10_000, 256 << 20
-"""Files and bytes from which on a user is told that this takes a while."""
+"""With so many files or bytes the user is told that this takes a while."""
 
 
 class Item(NamedTuple):
-    """An image to look at: its role, its label as it is, where it lies, and its file or bytes."""
+    """An image to check: its role, its raw label, its place, and its file or bytes."""
 
     role: str
     label: Label
@@ -70,7 +70,7 @@ def survey_once(
 
 
 def _from(folder: str, found: Survey) -> Survey:
-    """``found`` with paths from ``folder`` on, which whoever shows it names once."""
+    """``found`` with paths relative to ``folder``."""
     remarks = [
         replace(remark, examples=tuple(item.replace(folder, "") for item in remark.examples))
         for remark in found.remarks
@@ -82,7 +82,7 @@ def _from(folder: str, found: Survey) -> Survey:
 def summed_up(
     spec: DatasetSpec, sized: bool, tally: Tally, labels: Labelled, content: str, read_as: dict[str, Any]
 ) -> Survey:
-    """``read_as`` is what decides beside the files, whose hash is ``content``, what is read from them."""
+    """``read_as`` are the settings of reading; ``content`` is the hash of the files."""
     shape = tally.shape(spec)
     shared, doubled, same = tally.doubles(labels.classes)
     if tally.transparent:
@@ -105,7 +105,7 @@ def summed_up(
 
 
 def looked_at(items: Iterable[Item]) -> Iterator[tuple[Item, bytes, Look]]:
-    """Each item with the digest of its file (nothing for bytes) and what it looks like, in order."""
+    """Each item with the digest of its file (empty for bytes) and its properties, in order."""
     rest = iter(items)
     with ThreadPoolExecutor(_THREADS) as pool:
         while batch := list(itertools.islice(rest, _AT_ONCE)):

@@ -1,7 +1,7 @@
-"""What was found in data sets, kept for as long as no file of theirs is touched.
+"""Findings in data sets, kept until one of their files changes.
 
 In the user's cache, ``ddsweep/surveys``: one small file of JSON for each set and way of reading it. It only
-saves time; where it cannot be written or read, the data are looked at again.
+saves time: if it cannot be written or read, the data are checked again.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ __all__ = ["Files", "keep_survey", "kept_survey", "look_at_files"]
 
 _VERSION = 1
 _SETTLED_S = 2.0
-"""A file that changed so shortly before it was looked at may change again within one tick of its clock."""
+"""A file that changed so shortly before the check may change again within one tick of its clock."""
 
 
 @dataclass(frozen=True)
 class Files:
-    """``key`` stands for the files as they are and how they are read; ``size`` is their bytes, ``changed``
-    when the last of them was, in seconds of the epoch."""
+    """``key`` stands for the state of the files and the settings of reading; ``size`` is their bytes,
+    ``changed`` the time of their last change, in seconds of the epoch."""
 
     key: str
     size: int
@@ -39,8 +39,8 @@ class Files:
 def look_at_files(
     spec: DatasetSpec, sized: bool, folder: Path, paths: Sequence[tuple[str, Path]], found: object
 ) -> Files:
-    """The state of ``paths``, (role, file), that ``spec`` has in ``folder``. ``found`` is what else was seen
-    there. Raises `DataError` for a file that is not there."""
+    """The state of ``paths``, (role, file), of ``spec`` in ``folder``. ``found`` are other observations
+    there. Raises `DataError` for a missing file."""
     read_as = (spec.native_shape, spec.classes, spec.class_names, spec.image_column, spec.label_column, sized)
     digest = hashlib.blake2b(digest_size=16)
     digest.update(repr((_VERSION, _decoder(), str(folder.resolve()), spec.source, read_as, found)).encode())
@@ -71,7 +71,7 @@ def _folder() -> Path:
 
 
 def kept_survey(files: Files) -> Survey | None:
-    """What was found in ``files``, if it was kept."""
+    """The findings in ``files``, if they were kept."""
     with suppress(OSError, RuntimeError, ValueError, TypeError, KeyError):
         content = json.loads((_folder() / f"{files.key}.json").read_text("utf-8"))
         remarks = tuple(
@@ -83,7 +83,7 @@ def kept_survey(files: Files) -> Survey | None:
 
 
 def keep_survey(files: Files, found: Survey, began: float) -> None:
-    """Keep ``found``, looked at from ``began`` on, unless a file may still be changing."""
+    """Keep the findings ``found`` of a check that began at ``began``, unless a file may still be changing."""
     if files.changed > began - _SETTLED_S:
         return
     with suppress(OSError, RuntimeError):

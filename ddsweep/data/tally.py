@@ -1,4 +1,4 @@
-"""What the images of a data set are like, added up while they go by."""
+"""Statistics over the images of a data set, added up one by one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _OTHERWISE = "training images that are there again with another label"
 
 @dataclass
 class _Noted:
-    """How often something was found, and where first."""
+    """The count of a finding, and its first places."""
 
     count: int = 0
     examples: list[str] = field(default_factory=list)
@@ -39,8 +39,8 @@ class _Noted:
 
 @dataclass
 class Tally:
-    """Labels, places and digests of the pixels of all images by role; over both roles what kinds and sizes
-    there are, and why some images cannot be used."""
+    """Labels, places and digests of the pixels of all images by role; over both roles the kinds and sizes,
+    and the reasons why some images cannot be used."""
 
     labels: dict[str, list[Label]] = field(default_factory=lambda: {role: [] for role in ROLES})
     places: dict[str, list[Place]] = field(default_factory=lambda: {role: [] for role in ROLES})
@@ -67,19 +67,19 @@ class Tally:
 
     @property
     def transparent(self) -> bool:
-        """Whether what is read is not what the files alone say."""
+        """Whether reading changes the images of the files."""
         return _TRANSPARENT in self.kinds
 
     def shape(self, spec: DatasetSpec) -> Shape:
-        """(channels, height, width) by ``spec``; what it leaves out is that of the files: 3 channels if any
-        image has colour, 0 for height and width if there are several."""
+        """(channels, height, width) by ``spec``. Values that it leaves out are those of the files: 3 channels
+        if any image has colour, 0 for height and width if there are several sizes."""
         channels, height, width = spec.native_shape
         if not height and len(self.sizes) == 1:
             ((height, width),) = self.sizes
         return (channels or (3 if self.channels[3].count else 1), height, width)
 
     def remarks(self, shape: Shape) -> list[Remark]:
-        """What is to be said of images that are read as ``shape``."""
+        """Remarks on images that are read as ``shape``."""
         other = self.channels[4 - shape[0]]
         out = [other.remark(_GREY if shape[0] == 3 else _COLOUR)] if other.count else []
         if not shape[1] and self.sizes:
@@ -89,7 +89,7 @@ class Tally:
         return out + [noted.remark(what) for what, noted in self.kinds.items()]
 
     def problems(self, shape: Shape, sized: bool) -> list[str]:
-        """Why images cannot be read as ``shape``; ``sized``: all are resized anyway."""
+        """The reasons why images cannot be read as ``shape``; ``sized``: all are resized anyway."""
         out = []
         if self.troubles.count:
             out.append(listed("images cannot be used", self.troubles.examples, self.troubles.count))
@@ -113,8 +113,8 @@ class Tally:
         return out
 
     def doubles(self, classes: Mapping[str, list[int]]) -> tuple[int, list[Remark], list[str]]:
-        """How many test images are in train, pixel by pixel; what is to be said of images that are there
-        twice, whose class is by ``classes``; and the problem where no test image is new."""
+        """The number of test images in train, pixel by pixel; remarks on duplicate images, with their class
+        by ``classes``; and the problem if no test image is new."""
         first: dict[bytes, int] = {}
         again, otherwise, shared = _Noted(), _Noted(), _Noted()
         for i, pixels in enumerate(self.pixels["train"]):

@@ -1,4 +1,4 @@
-"""What a data set's name says is done to its images: ``size`` (bicubic) and ``channels`` (grey repeated)."""
+"""The transforms in the name of a data set: ``size`` (bicubic) and ``channels`` (grey repeated)."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ __all__ = ["transform_images"]
 def transform_images(images: npt.NDArray[np.uint8], shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
     """uint8 images ``[N, c, h, w]`` as ``[N, *shape]``, image by image.
 
-    Another height or width is made by PIL's bicubic filter, which rounds to uint8 and, where it makes
-    images smaller, widens the filter so that nothing is skipped; height to width is not kept. One
-    channel becomes three by repetition, after that: the three are equal.
+    PIL's bicubic filter makes another height or width, without keeping height to width. It rounds to uint8
+    and, for smaller images, widens so that no pixel is skipped. After that one channel becomes three equal
+    ones.
     """
     if images.shape[1:] == shape:
         return images

@@ -1,6 +1,6 @@
-"""Weights of networks that were trained elsewhere: torchvision's AlexNet on ImageNet.
+"""Weights of networks that ddsweep did not train: torchvision's AlexNet on ImageNet.
 
-Looked for in this order: a given file; ``weights/alexnet-imagenet.safetensors`` under the data root, which
+The places, in this order: a given file; ``weights/alexnet-imagenet.safetensors`` under the data root, which
 ``ddsweep data fetch alexnet-imagenet`` writes; torch's own cache. Nothing here downloads.
 """
 
@@ -30,16 +30,16 @@ __all__ = [
 ]
 
 ALEXNET = "alexnet-imagenet"
-"""What ``ddsweep data fetch`` calls them."""
+"""Their name for ``ddsweep data fetch``."""
 
 STORED = "weights/alexnet-imagenet.safetensors"
-"""Where they lie, relative to the data root."""
+"""Their path, relative to the data root."""
 
 CACHED = "checkpoints/alexnet-owt-7be5be79.pth"
 """torchvision's file ``AlexNet_Weights.IMAGENET1K_V1``, relative to torch's hub folder."""
 
 SHA256_START = "7be5be79"
-"""Of that file: torchvision has it in the file name."""
+"""The hash of that file: torchvision has it in the file name."""
 
 ALEXNET_SHAPES: dict[str, tuple[int, ...]] = {
     "features.0.weight": (64, 3, 11, 11),
@@ -65,8 +65,8 @@ ALEXNET_SHAPES: dict[str, tuple[int, ...]] = {
 def imagenet_weights(file: Path | None, root: Path | None) -> dict[str, Tensor]:
     """The state of torchvision's AlexNet, float32 on the CPU: `find_weights`, then `read_weights`.
 
-    The last layer is that of the 1000 classes of ImageNet. Raises `DataError` where there are none, and for a
-    file that is not whole.
+    The last layer is that of the 1000 classes of ImageNet. Raises `DataError` without weights, and for a
+    damaged file.
     """
     return read_weights(find_weights(file, root))
 
@@ -74,7 +74,7 @@ def imagenet_weights(file: Path | None, root: Path | None) -> dict[str, Tensor]:
 def find_weights(file: Path | None, root: Path | None) -> Path:
     """The file that holds the weights: ``file`` if given, else that under the data root, else torch's own.
 
-    Raises `DataError` naming the places if none is there; none is opened.
+    Raises `DataError` naming the places if no file is there. No file is opened.
     """
     if file is not None:
         path = user_path(file)
@@ -99,9 +99,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """A ``.safetensors`` file, or a ``.pth`` of nothing but tensors, as float32 tensors of `ALEXNET_SHAPES`.
 
     Half precision is converted. A ``.pth`` goes through torch's loader for weights only, which runs no code
-    of the file. torchvision's own file is known by its name, and must have the content published under it.
-    Raises `DataError`, naming the file, for one that cannot be read, and for a tensor that is missing,
-    unknown, of another shape, no floating point, or not finite.
+    of the file. A file with torchvision's name must have the published content. Raises `DataError`, naming
+    the file, for an unreadable one, and for a tensor that is missing, unknown, of another shape, not floating
+    point, or not finite.
     """
     import torch
 
@@ -116,7 +116,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             found = load_file(path)
         else:
             found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # of a damaged file, the loaders pass on whatever their parsing raises
+    except Exception as error:  # for a damaged file, the loaders raise any error of their parsing
         raise DataError(
             f"{ALEXNET}: {path}: not a file of weights, or truncated: {one_line(error)}"
         ) from error
@@ -146,7 +146,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def weights_fingerprint(weights: Mapping[str, Tensor]) -> str:
-    """64 hex of the SHA-256 over names, dtypes, shapes and bytes, by sorted name, whatever the file was."""
+    """64 hex of the SHA-256 over names, dtypes, shapes and bytes, by sorted name. The kind of file does not
+    matter."""
     import torch
 
     digest = hashlib.sha256()

@@ -5,8 +5,8 @@ their covariance, an image x becomes (x - m) W with
 
     W = U diag((s + epsilon)^-1/2) U^T,
 
-the whitening that changes images least. epsilon = 0.1 keeps the directions without variance small, as
-in Cazenavete et al. 2022 (MTT) and its successors, who whiten CIFAR.
+the whitening that changes images least. epsilon = 0.1 keeps the directions without variance small, as in
+Cazenavette et al. 2022 (MTT) and its successors, who whiten CIFAR.
 """
 
 from __future__ import annotations

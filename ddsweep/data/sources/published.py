@@ -56,7 +56,7 @@ class Published(Source):
         try:
             data = self.torchvision(spec, root, train=train, download=False)
             images, labels = np.asarray(data.data), np.asarray(data.targets, dtype=np.int64)
-        except Exception as error:  # of a damaged file, torchvision passes on whatever its parsing raises
+        except Exception as error:  # for a damaged file, torchvision raises any error of its parsing
             reason = one_line(error).removesuffix(". You can use download=True to download it")
             raise DataError(
                 f"dataset {spec.name}: {where}: damaged or short: {reason}; {self.how_to_get(spec)}"

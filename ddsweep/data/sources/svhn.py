@@ -59,9 +59,9 @@ class Svhn(Published):
 
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # what scipy only warns of shows in the arrays
+                warnings.simplefilter("ignore")  # what scipy only warns about shows in the arrays
                 content = loadmat(path, variable_names=("X", "y"))
-        except Exception as error:  # of a damaged file, scipy passes on whatever its parsing raises
+        except Exception as error:  # for a damaged file, scipy raises any error of its parsing
             raise refused(f"truncated or not a .mat file: {one_line(error)}") from error
         for key, what in (("X", "images"), ("y", "labels")):
             if key not in content:
