@@ -352,3 +352,12 @@ def test_one_is_singular() -> None:
         *("0 trials", "1 trial", "2 trials", "1 trial", "0.5 trials"),
     ]
     assert [counted(n, "class", "classes") for n in (1, 1234567)] == ["1 class", "1234567 classes"]
+
+
+def test_a_spec_that_0_1_0_has_stored_names_sources_of_today() -> None:
+    spec = parse_dataset("usps(size=28)")
+    stored = TrialSpec(spec, network="lenet").to_dict()
+    stored["dataset"] |= {"source": "torchvision", "path": ""}
+    again = TrialSpec.from_dict(stored)
+    assert again.dataset == spec
+    assert again.trial_id == TrialSpec(spec, network="lenet").trial_id

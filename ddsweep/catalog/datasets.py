@@ -14,6 +14,7 @@ from ddsweep.errors import SettingError
 __all__ = [
     "DATASETS",
     "DatasetSpec",
+    "as_in_catalog",
     "base_name",
     "parse_dataset",
     "transformed",
@@ -136,6 +137,12 @@ _TRANSFORMS = ("channels", "size")
 _LARGEST, _SMALLEST = 512, 4
 _DATASET = re.compile(r"\s*([^\s()]+)\s*(?:\(([^()]*)\))?\s*")
 _SUFFIX = re.compile(r"\((?:channels=3|size=\d+|channels=3,size=\d+)\)$")
+
+
+def as_in_catalog(spec: DatasetSpec) -> DatasetSpec:
+    """``spec`` as it was stored, found where the catalog says now: 0.1.0 had another name for some sources."""
+    known = DATASETS.get(spec.base_name)
+    return replace(spec, source=known.source, path=known.path) if known else spec
 
 
 def base_name(name: str) -> str:

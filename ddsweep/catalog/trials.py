@@ -95,7 +95,7 @@ class TrialSpec(  # the last one comes first, as dataclasses collect fields
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrialSpec:
-        dataset = DatasetSpec(**_tuples(values["dataset"]))
+        dataset = as_in_catalog(DatasetSpec(**_tuples(values["dataset"])))
         pool = values.get("pool") and PoolSpec(**_tuples(values["pool"]))
         known = {item.name for item in fields(cls)}
         unknown = sorted(set(values) - known)
