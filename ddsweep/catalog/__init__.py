@@ -6,7 +6,14 @@ The names here are the vocabulary of sweep files and of the result tables.
 
 from __future__ import annotations
 
-from ddsweep.catalog.datasets import DATASETS, DatasetSpec, base_name, parse_dataset, transformed
+from ddsweep.catalog.datasets import (
+    DATASETS,
+    DatasetSpec,
+    base_name,
+    parse_dataset,
+    transformed,
+    transforms_of,
+)
 from ddsweep.catalog.evaluation import (
     BASELINE_EPOCHS,
     BASELINE_RATES,
@@ -88,4 +95,5 @@ __all__ = [
     "parse_network",
     "settings_in",
     "transformed",
+    "transforms_of",
 ]

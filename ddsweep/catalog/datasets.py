@@ -18,6 +18,7 @@ __all__ = [
     "base_name",
     "parse_dataset",
     "transformed",
+    "transforms_of",
 ]
 
 
@@ -80,7 +81,7 @@ class DatasetSpec:
     def identity(self) -> str | list[Any]:
         """What enters a trial id: the name, or the content of the files and how they are read. The same files
         as grey or RGB, or with another normalisation, are other data."""
-        if SOURCES[self.source].own:
+        if SOURCES[self.source].by:
             read_as: list[Any] = [list(self.shape), self.classes, list(self.mean), list(self.std)]
             # Only if there is one, so that ids from before transforms stay.
             return [self.fingerprint, *read_as, *([list(self.native)] if self.native else [])]
@@ -140,9 +141,16 @@ _SUFFIX = re.compile(r"\((?:channels=3|size=\d+|channels=3,size=\d+)\)$")
 
 
 def as_in_catalog(spec: DatasetSpec) -> DatasetSpec:
-    """``spec`` as it was stored, found where the catalog says now: 0.1.0 had another name for some sources."""
+    """``spec`` as it was stored, found where the catalog says now: 0.1.0 called some sources otherwise."""
     known = DATASETS.get(spec.base_name)
     return replace(spec, source=known.source, path=known.path) if known else spec
+
+
+def transforms_of(name: str) -> dict[str, int]:
+    """``size`` and ``channels`` in the name of a transformed data set."""
+    found = _SUFFIX.search(name)
+    pairs = (item.split("=") for item in found.group().strip("()").split(",")) if found else ()
+    return {key: int(value) for key, value in pairs}
 
 
 def base_name(name: str) -> str:

@@ -11,12 +11,13 @@ __all__ = ["SOURCES", "SourceSpec"]
 class SourceSpec:
     """One kind of source. `ddsweep.data.sources.<name>` reads it.
 
-    ``own``: its data are described by a mapping in a sweep file, and their content stands for them in ids.
+    ``by``: the key of a mapping in a sweep file that says where its data are; their content then stands for
+    them in ids. Without it, data sets of the catalog alone have this source.
     ``any_size``: each image is resized as it is read, for its files have no one size.
     """
 
     name: str
-    own: bool = False
+    by: str = ""
     any_size: bool = False
 
 
@@ -30,7 +31,8 @@ SOURCES: dict[str, SourceSpec] = {
         SourceSpec("svhn"),
         SourceSpec("voc", any_size=True),
         SourceSpec("cub", any_size=True),
-        SourceSpec("parquet", own=True),
-        SourceSpec("folder", own=True),
+        SourceSpec("parquet", by="path"),
+        SourceSpec("folder", by="path"),
+        SourceSpec("code", by="file"),
     )
 }

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
-from ddsweep.catalog.datasets import DatasetSpec
+from ddsweep.catalog.datasets import DatasetSpec, as_in_catalog
 from ddsweep.catalog.groups import (
     General,
     InnerSteps,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ddsweep.catalog import DATASETS, DatasetSpec, parse_dataset, transformed
+from ddsweep.catalog import DATASETS, DatasetSpec, is_code, parse_dataset, transformed, transforms_of
 from ddsweep.data.inline import given_whole, parse_mapping
 from ddsweep.data.layout import MissingError, location
 from ddsweep.data.sources import Say, source_of
@@ -45,7 +45,13 @@ def find_dataset(name: str) -> DatasetSpec:
 
 
 def resolve_dataset(
-    value: str | Mapping[str, Any], root: Path | None, *, stand_in: bool = False, say: Say | None = None
+    value: str | Mapping[str, Any],
+    root: Path | None,
+    *,
+    stand_in: bool = False,
+    say: Say | None = None,
+    may_run: bool = False,
+    code: Path | None = None,
 ) -> DatasetSpec:
     """The data set that ``dataset:`` of a sweep file means, complete, with its content fingerprint.
 
@@ -58,12 +64,21 @@ def resolve_dataset(
     ``name`` the data are called by their path, or, where a data set of the catalog is called so, by source
     and path. ``say`` is told where looking takes a while.
 
+    A function of the user's own is ``{file, name}`` with its options, or the text that results have of that
+    (`CodeRef`), whose source then lies in ``code``. With ``may_run`` it is run, in a process of its own,
+    where it is not known what it gives.
+
     Raises `SettingError` for an unknown name or key or a value of the wrong type, `DataError` for files that
     are missing or doubled, and, all in one message, for whatever makes them unfit: images that cannot be read
     or have another size, labels out of range, classes without images, test images that are all in train. With
     ``stand_in``, a name of the catalog whose files are missing has no fingerprint instead: `load_splits` then
     makes a stand-in.
     """
+    if isinstance(value, str) and is_code(value):
+        from ddsweep.data.sources.code import from_copy
+
+        spec = surveyed(from_copy(value, code), root, say=say, may_run=may_run)
+        return transformed(spec, **transforms_of(value))
     if isinstance(value, str):
         spec = find_dataset(value)
         return spec if stand_in and not is_here(spec, root) else surveyed(spec, root, say=say)
@@ -73,7 +88,7 @@ def resolve_dataset(
         )
     spec = parse_mapping(value)
     size, channels = given_whole(value, "size"), given_whole(value, "channels")
-    spec = surveyed(spec, root, sized=size is not None, say=say)
+    spec = surveyed(spec, root, sized=size is not None, say=say, may_run=may_run)
     spec = transformed(spec, size=size, channels=channels)
     if spec.mean and len(spec.mean) != spec.shape[0]:
         raise SettingError(
@@ -83,11 +98,16 @@ def resolve_dataset(
 
 
 def surveyed(
-    spec: DatasetSpec, root: Path | None, *, sized: bool = False, say: Say | None = None
+    spec: DatasetSpec,
+    root: Path | None,
+    *,
+    sized: bool = False,
+    say: Say | None = None,
+    may_run: bool = False,
 ) -> DatasetSpec:
     """``spec`` of data of one's own with what their files say where it says nothing. ``sized``: images may
     have different sizes. Raises `DataError` with all that makes the files unfit."""
-    found = source_of(spec).survey(spec, root, sized=sized, say=say)
+    found = source_of(spec).survey(spec, root, sized=sized, say=say, may_run=may_run)
     if found is None:
         return spec
     if found.problems:

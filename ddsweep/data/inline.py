@@ -23,13 +23,16 @@ _KEYS = (
 
 
 def parse_mapping(value: Mapping[str, Any]) -> DatasetSpec:
-    """The mapping as a `DatasetSpec`, each value checked by type; no file is looked at."""
+    """The mapping as a `DatasetSpec`, each value checked by type; no file of images is looked at."""
+    if "source" not in value and ("file" in value or "module" in value):
+        spec = DatasetSpec("", "code")
+        return replace(spec, **source_of(spec).described(value))
     unknown = [str(key) for key in value if key not in _KEYS]
     if unknown:
         close = difflib.get_close_matches(unknown[0], _KEYS, n=1)
         meant = f" (did you mean {close[0]}?)" if close else ""
         raise SettingError(f"dataset: unknown key {unknown[0]!r}{meant}; allowed are {', '.join(_KEYS)}")
-    source, own = value.get("source"), [name for name, kind in SOURCES.items() if kind.own]
+    source, own = value.get("source"), [name for name, kind in SOURCES.items() if kind.by == "path"]
     if source not in own:
         raise SettingError(
             f"dataset: source is one of {', '.join(own)}, not {source!r}; "

@@ -12,7 +12,17 @@ from ddsweep.catalog import MOST_EXAMPLES, DatasetSpec, Remark
 from ddsweep.catalog.numbers import counted
 from ddsweep.data.folders import Listing, class_order, printable
 
-__all__ = ["ROLES", "Label", "Labelled", "Place", "label_folder", "label_parquet", "listed", "place_text"]
+__all__ = [
+    "ROLES",
+    "Label",
+    "Labelled",
+    "Place",
+    "label_folder",
+    "label_parquet",
+    "listed",
+    "place_text",
+    "too_small",
+]
 
 ROLES = ("train", "test")
 Label = int | str | None
@@ -67,7 +77,7 @@ def label_folder(spec: DatasetSpec, listing: Listing) -> Labelled:
         problems.append(f"classes is {spec.classes}, but there are {len(names)} class folders")
     classes = {role: [label for label, _ in listing.files[role]] for role in ROLES}
     out = Labelled(names, classes, 0, (), ())
-    return Labelled(names, classes, 0, (), (*problems, *_too_small(out)))
+    return Labelled(names, classes, 0, (), (*problems, *too_small(out)))
 
 
 # ------------------------------------------------------------------------------------- label columns
@@ -99,7 +109,7 @@ def label_parquet(
     problems += found.problems
     if found.names:
         out = Labelled(found.names, classes, found.first, (), ())
-        problems += _unknown(out, labels, places, texts) + _too_small(out)
+        problems += _unknown(out, labels, places, texts) + too_small(out)
     return Labelled(found.names, classes, found.first, found.remarks, tuple(problems))
 
 
@@ -214,7 +224,7 @@ def _by_text(
 # ---------------------------------------------------------------------------------- sizes of classes
 
 
-def _too_small(found: Labelled) -> list[str]:
+def too_small(found: Labelled) -> list[str]:
     """What is wrong with the numbers of images."""
     problems = []
     for role in ROLES:

@@ -19,7 +19,16 @@ from typing import Any
 from ddsweep.catalog import DatasetSpec, Remark, Survey
 from ddsweep.errors import DataError
 
-__all__ = ["Files", "keep_survey", "kept_survey", "look_at_files"]
+__all__ = [
+    "Files",
+    "as_text",
+    "files_of",
+    "forget_survey",
+    "from_text",
+    "keep_survey",
+    "kept_survey",
+    "look_at_files",
+]
 
 _VERSION = 1
 _SETTLED_S = 2.0
@@ -59,6 +68,12 @@ def look_at_files(
     return Files(digest.hexdigest(), size, changed)
 
 
+def files_of(*known: object) -> Files:
+    """The state of data that ``known`` alone decides, whatever files there are."""
+    digest = hashlib.blake2b(repr((_VERSION, *known)).encode(), digest_size=16)
+    return Files(digest.hexdigest(), 0, 0.0)
+
+
 def _decoder() -> str:
     from PIL import __version__
 
@@ -73,13 +88,26 @@ def _folder() -> Path:
 def kept_survey(files: Files) -> Survey | None:
     """The findings in ``files``, if they were kept."""
     with suppress(OSError, RuntimeError, ValueError, TypeError, KeyError):
-        content = json.loads((_folder() / f"{files.key}.json").read_text("utf-8"))
-        remarks = tuple(
-            Remark(**{**item, "examples": tuple(item["examples"])}) for item in content["remarks"]
-        )
-        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
-        return Survey(**{**plain, "remarks": remarks})
+        return from_text((_folder() / f"{files.key}.json").read_text("utf-8"))
     return None
+
+
+def forget_survey(files: Files) -> None:
+    """Have ``files`` looked at again."""
+    with suppress(OSError, RuntimeError):
+        (_folder() / f"{files.key}.json").unlink(missing_ok=True)
+
+
+def as_text(found: Survey) -> str:
+    return json.dumps(asdict(found))
+
+
+def from_text(text: str) -> Survey:
+    """What `as_text` has written. Raises `ValueError`, `TypeError` or `KeyError` for anything else."""
+    content = json.loads(text)
+    remarks = tuple(Remark(**{**item, "examples": tuple(item["examples"])}) for item in content["remarks"])
+    plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
+    return Survey(**{**plain, "remarks": remarks})
 
 
 def keep_survey(files: Files, found: Survey, began: float) -> None:
@@ -91,7 +119,7 @@ def keep_survey(files: Files, found: Survey, began: float) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         partial = folder / f".{files.key}.{os.getpid()}.{secrets.token_hex(4)}"
         try:
-            partial.write_text(json.dumps(asdict(found)), "utf-8")
+            partial.write_text(as_text(found), "utf-8")
             partial.replace(folder / f"{files.key}.json")
         finally:
             partial.unlink(missing_ok=True)

@@ -86,10 +86,17 @@ class Source:
         return False
 
     def survey(
-        self, spec: DatasetSpec, root: Path | None, *, sized: bool, say: Say | None = None
+        self,
+        spec: DatasetSpec,
+        root: Path | None,
+        *,
+        sized: bool,
+        say: Say | None = None,
+        may_run: bool = False,
     ) -> Survey | None:
         """What is there, every image looked at, with the fingerprint that stands for it in ids; None where
-        the name does. ``sized``: images are resized anyway. ``say`` is told where that takes a while."""
+        the name does. ``sized``: images are resized anyway. ``say`` is told where that takes a while.
+        ``may_run``: code of the user's own may be run for it, in a process of its own."""
         return None
 
     def content(self, spec: DatasetSpec, root: Path | None) -> str:

@@ -38,7 +38,13 @@ class Folder(Source):
         split_folders(spec, root)
 
     def survey(
-        self, spec: DatasetSpec, root: Path | None, *, sized: bool, say: Say | None = None
+        self,
+        spec: DatasetSpec,
+        root: Path | None,
+        *,
+        sized: bool,
+        say: Say | None = None,
+        may_run: bool = False,
     ) -> Survey | None:
         from ddsweep.data.survey import survey_once
 

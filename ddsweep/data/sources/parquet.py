@@ -48,7 +48,13 @@ class Parquet(Source):
                     )
 
     def survey(
-        self, spec: DatasetSpec, root: Path | None, *, sized: bool, say: Say | None = None
+        self,
+        spec: DatasetSpec,
+        root: Path | None,
+        *,
+        sized: bool,
+        say: Say | None = None,
+        may_run: bool = False,
     ) -> Survey | None:
         from ddsweep.data.survey import survey_once
 
