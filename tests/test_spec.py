@@ -134,7 +134,7 @@ def test_a_size_that_is_left_out_is_1_and_plan_says_so(load: Load) -> None:
     )
     plan = expand(load(text), resolve)
     assert [(t.images_per_class, t.inner_steps) for t in plan.trials] == [(1, 1), (4, 1)] * 2
-    assert plan.assumed == ("inner_steps: 1, for of the three sizes only images_per_class is given",)
+    assert plan.assumed == ("inner_steps: 1, because only images_per_class of the three sizes is given",)
     assert not expand(load("base: {dataset: digits, images_per_class: 4, inner_steps: 2}"), resolve).assumed
 
 

@@ -171,7 +171,9 @@ def parse_dataset(text: str) -> DatasetSpec:
         meant = f" (did you mean {close[0]}?)" if close else ""
         raise SettingError(f"dataset: unknown data set {name!r}{meant}; known are {', '.join(DATASETS)}")
     if match is None:
-        cut = "; inside [...] of YAML it needs quotes, for there a comma ends it" if ")" not in text else ""
+        cut = (
+            "; inside [...] of YAML it needs quotes, because a comma ends it there" if ")" not in text else ""
+        )
         raise SettingError(
             f"dataset: {text!r}: transforms are written as {name}(channels=3,size=32), either or both{cut}"
         )

@@ -21,10 +21,10 @@ IMAGE_SUFFIXES = frozenset(
 )
 """A file with one of these is taken for an image. For other files the content decides."""
 
-_NO_IMAGE = "left out, for they are no images that can be read"
-_HIDDEN = "left out, for their names begin with a dot"
-_LOOSE = "left out, for they lie beside the class folders and not in one"
-_NESTED = "images in folders inside the class folders, read as the others"
+_NO_IMAGE = "left out: not readable as images"
+_HIDDEN = "left out: names that begin with a dot"
+_LOOSE = "left out: beside the class folders, not in one"
+_NESTED = "images in folders inside the class folders, read like the others"
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from ddsweep.data.labels import ROLES, Label, Place, listed, place_text
 __all__ = ["Tally"]
 
 _GREY = "grey images, read as colour"
-_COLOUR = "colour images, read as grey, for shape says so"
+_COLOUR = "colour images, read as grey because shape says so"
 _TRANSPARENT = "images with transparent parts, laid on white"
 _ANIMATED = "images of several frames, of which the first is read"
 _TURNED = "photographs to be turned by their EXIF data, read as they are stored"

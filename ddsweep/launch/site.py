@@ -162,7 +162,7 @@ class Site(BaseModel):
             raise ValueError(f"{value!r} is not an absolute path of a folder on the node itself")
         if len(value) > LONGEST_TEMPORARY:
             raise ValueError(
-                f"{value!r} has {len(value)} characters; at most {LONGEST_TEMPORARY}, for Ray keeps Unix "
+                f"{value!r} has {len(value)} characters; at most {LONGEST_TEMPORARY}, because Ray keeps Unix "
                 "sockets below it, whose paths may not be longer than 107"
             )
         return value

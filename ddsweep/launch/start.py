@@ -70,8 +70,8 @@ def check_fits(sweep: SweepSpec, trials: Sequence[TrialSpec], site: Site, mode: 
         )
     if mode == "array" and sweep.resources.to_be_measured:
         raise UserError(
-            "resources: auto is measured where the trials run, before the first of them, and the elements of "
-            "an array must be told sooner; use --mode cluster, or give resources.cpus and resources.gpus"
+            "resources: auto is measured where the trials run, but an array needs the numbers before that; "
+            "use --mode cluster, or give resources.cpus and resources.gpus"
         )
     memory, there_is = sweep.resources.memory, site.memory_per_node
     if isinstance(memory, float) and there_is is not None and memory > there_is:

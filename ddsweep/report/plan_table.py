@@ -119,7 +119,7 @@ def _totals(
         texts = list(dict.fromkeys(plan.repeated))
         few = len(texts) <= _LISTED
         lines.append(
-            f"{len(plan.repeated)} left out, for an earlier sample is the same trial"
+            f"{len(plan.repeated)} left out: an earlier sample is the same trial"
             f"{':' if few else ', among them:'}"
         )
         lines += [f"  {text}" for text in texts[:_LISTED]]
@@ -148,7 +148,7 @@ def _scheduling(plan: Plan, scheduler: AshaSpec) -> list[str]:
         f"{len(strata)} strat{'a' if len(strata) > 1 else 'um'}, {_span(seeds, 'seed')} each",
     ]
     if seeds != [1]:
-        lines[-1] += "; the seeds of a setting live and die together, by their mean"
+        lines[-1] += "; the seeds of a setting go on or stop together, by their mean"
     return lines
 
 

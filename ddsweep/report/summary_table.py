@@ -71,7 +71,7 @@ def summary_table(summaries: Sequence[TrialSummary], width: int = PLAIN_WIDTH) -
             break
         shown = [name for name in shown if name != source]
     if hidden := ", ".join(BASELINE_NAMES[source] for source in sources if source not in shown):
-        caption += f" Left out, for the window is too narrow: {hidden}."
+        caption += f" Left out because the window is too narrow: {hidden}."
     return Group(_Blocks(table, summaries), Text(caption, "dim"))
 
 

@@ -57,13 +57,13 @@ def asked_of(directory: SweepDirectory, resolve: Resolve = from_catalog) -> Aske
 
     require_sweep(directory)
     if not directory.sweep_file.exists():
-        return Asked(None, None, "no sweep.yaml here: only trials that left files are listed")
+        return Asked(None, None, "no sweep.yaml here: only trials with files are listed")
     sweep = load_sweep(directory.sweep_file)
     try:
         plan = expand(sweep, resolve, lambda value: resolve_pool(value, directory.pools, resolve))
         return Asked(plan.trials, sweep.evaluate.spec(), scheduler=sweep.scheduler)
     except DataError as error:
-        note = f"only trials that left files are listed, for the data are not here: {error}"
+        note = f"only trials with files are listed, because the data are not here: {error}"
         return Asked(None, sweep.evaluate.spec(), note)
 
 

@@ -89,7 +89,7 @@ def expand(
             settings["pool"] = _resolved(sweep, pools, settings["pool"], resolve_pool)
         if one := _assumed(sweep, combination):
             settings[one[0]] = 1
-            assumed.setdefault("{}: 1, for of the three sizes only {} is given".format(*one))
+            assumed.setdefault("{}: 1, because only {} of the three sizes is given".format(*one))
         for seed in combination.seeds:
             text = combination.text + (f" seed={seed}" if len(combination.seeds) > 1 else "")
             try:

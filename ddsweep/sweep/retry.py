@@ -86,8 +86,8 @@ def told_death(text: str) -> str:
         return f"its node{f' {where[1]}' if where else ''} was lost; see whether it is up and can be reached"
     if _KILLED.search(text):
         return (
-            "the process was killed from outside, or crashed: mostly by the kernel or a batch system, for "
-            f"want of memory (dmesg tells); {_MORE_ROOM}"
+            "the process was killed from outside, or crashed: often by the kernel or a batch system, for "
+            f"lack of memory (see dmesg); {_MORE_ROOM}"
         )
     lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
-    return lines[-1][:_LONGEST] if lines else "the process died, and nobody said why"
+    return lines[-1][:_LONGEST] if lines else "the process died for an unknown reason"

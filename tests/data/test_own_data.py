@@ -43,7 +43,7 @@ def root(make_folder: Callable[..., Path]) -> Path:
 
 
 REMARKS = (
-    "pets(size=8): left out, for they are no images that can be read: 1 (train/cat/notes.txt)",
+    "pets(size=8): left out: not readable as images: 1 (train/cat/notes.txt)",
     "pets(size=8): test images that are in train too: 1 of 5 (test/cat/twin.png equals train/cat/00.png)",
 )
 

@@ -142,7 +142,7 @@ def test_a_folder_has_colour_if_any_image_has(make_folder: MakeFolder) -> None:
     assert spec.shape == (3, 6, 6)
     assert said(spec) == ["grey images, read as colour: 1 (train/cat/00.png)"]
     assert said(look(root, shape=[1, 6, 6]))[0].startswith(
-        "colour images, read as grey, for shape says so: 11 ("
+        "colour images, read as grey because shape says so: 11 ("
     )
 
 
@@ -222,11 +222,10 @@ def test_nothing_in_a_folder_is_dropped_without_a_word(make_folder: MakeFolder) 
     spec = look(root)
     assert spec.survey is not None and spec.survey.train == (7, 4)
     assert said(spec) == [
-        "left out, for they lie beside the class folders and not in one: 1 (train/loose.png)",
-        "left out, for their names begin with a dot: 1 (train/cat/.hidden.png)",
-        "left out, for they are no images that can be read: 3 "
-        "(train/cat/Thumbs.db, train/cat/notes.txt, train/cat/pipe)",
-        "images in folders inside the class folders, read as the others: 1 (train/cat/more/yet/c.png)",
+        "left out: beside the class folders, not in one: 1 (train/loose.png)",
+        "left out: names that begin with a dot: 1 (train/cat/.hidden.png)",
+        "left out: not readable as images: 3 (train/cat/Thumbs.db, train/cat/notes.txt, train/cat/pipe)",
+        "images in folders inside the class folders, read like the others: 1 (train/cat/more/yet/c.png)",
     ]
     splits = load(spec, root)
     assert len(splits.train_labels) + len(splits.validation_labels) == 11

@@ -88,7 +88,7 @@ def test_an_option_that_is_none(refuse: Refuse) -> None:
         (("--time", "1m"), "drain: 120 s before the end of a job of 1 min"),
         (("site.partitoin=gpu",), "unknown key 'partitoin' (did you mean partition?)"),
         (("site.first_port=12000",), "overlaps 10002 to 19999, where Ray's workers listen"),
-        (("site.temporary=/a/folder/that/is/far/too/long",), "at most 26, for Ray keeps Unix sockets"),
+        (("site.temporary=/a/folder/that/is/far/too/long",), "at most 26, because Ray keeps Unix sockets"),
         (("site.sbatch={nodes: 3}",), "'nodes' is decided by nodes"),
         (("outer_stepz=3",), "unknown key 'outer_stepz' (did you mean outer_steps?)"),
     ],

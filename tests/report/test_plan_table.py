@@ -108,16 +108,18 @@ def test_a_scheduler_says_where_it_stops_and_what_it_compares() -> None:
     trials = (*trials, *(spec(inner_lr=lr, seed=1) for lr in (0.1, 0.2)))
     every = text(plan_table(Plan(trials), {}, costs, scheduler=AshaSpec(grace=20, strata=())))
     assert "keeps its best): –\n  thinned out: init, inner_lr\n" in every
-    assert "4 settings in 1 stratum, 1 to 2 seeds each; the seeds of a setting live and die together" in every
+    assert (
+        "4 settings in 1 stratum, 1 to 2 seeds each; the seeds of a setting go on or stop together" in every
+    )
 
 
 def test_samples_that_repeat_are_counted_and_named() -> None:
     trial = spec()
     shown = text(plan_table(Plan((trial,), (), ("outer_steps=3", "outer_steps=3")), {}, {}))
-    assert "2 left out, for an earlier sample is the same trial:\n  outer_steps=3" in shown
+    assert "2 left out: an earlier sample is the same trial:\n  outer_steps=3" in shown
     many = tuple(f"outer_steps={i}" for i in range(5))
     shown = text(plan_table(Plan((trial,), (), many), {}, {}))
-    assert "5 left out, for an earlier sample is the same trial, among them:" in shown
+    assert "5 left out: an earlier sample is the same trial, among them:" in shown
     assert "outer_steps=2" in shown and "outer_steps=3" not in shown
 
 

@@ -207,7 +207,7 @@ def test_where_there_is_no_room_for_all_baselines_the_table_says_which_are_left_
     found = summarise(folder.directory)
     at = {width: " ".join(text(summary_table(found, width), width).split()) for width in (54, 80)}
     assert "Left out" not in at[80] and "90.0" in at[80]
-    assert "Left out, for the window is too narrow: k-means, k-NN random." in at[54]
+    assert "Left out because the window is too narrow: k-means, k-NN random." in at[54]
     assert "random real" not in at[54].partition("Left out")[2], "with which sets are compared: it stays"
 
 

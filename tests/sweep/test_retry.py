@@ -75,7 +75,7 @@ OSError: [Errno 5] Input/output error
         (LOST, ["its node 192.0.2.7 was lost"]),
         (RAISED, ["OSError: [Errno 5] Input/output error"]),
         ("The worker died unexpectedly while executing this task.", ["was killed from outside"]),
-        ("", ["nobody said why"]),
+        ("", ["for an unknown reason"]),
     ],
 )
 def test_who_ended_a_worker_is_told_in_one_line(text: str, told: list[str]) -> None:
