@@ -22,7 +22,7 @@ from ddsweep.core.networks import Params, build_network
 from ddsweep.core.order import fixed_batch_order
 from ddsweep.core.recipe import evaluation_loop
 from ddsweep.core.task import known_seed
-from ddsweep.errors import CheckpointError
+from ddsweep.errors import CheckpointError, SettingError
 from ddsweep.results.artifacts import grid_png, load_tensors, tensor_sha256
 from ddsweep.seeds import derive_seed
 
@@ -84,11 +84,14 @@ class DistilledSet:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> DistilledSet:
         """Read ``distilled.safetensors``. Raises `CheckpointError` if it is missing, torn, altered, or
-        another kind of file."""
+        another kind of file, and `SettingError` if this version does not have a setting of it."""
         tensors, header = load_tensors(path)
         if header.get("kind") != "distilled":
             raise CheckpointError(f"{path}: holds a {header.get('kind', 'file')}, not a distilled set")
-        return cls.from_tensors(tensors, header)
+        try:
+            return cls.from_tensors(tensors, header)
+        except SettingError as error:
+            raise SettingError(f"{path}: {error}") from None
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> DistilledSet:

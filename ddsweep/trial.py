@@ -37,7 +37,14 @@ from ddsweep.core.tuning import best_of, score_rates
 from ddsweep.cost import choose_memory, estimate
 from ddsweep.data.sources import Splits
 from ddsweep.distilled import DistilledSet
-from ddsweep.errors import CheckpointError, DiskFullError, DivergedError, TooLargeError, UserError
+from ddsweep.errors import (
+    CheckpointError,
+    DiskFullError,
+    DivergedError,
+    SettingError,
+    TooLargeError,
+    UserError,
+)
 from ddsweep.pools.imagenet import pool_of
 from ddsweep.provenance import Meter, device_name, environment, utc_now
 from ddsweep.results.artifacts import image_grid, load_tensors, save_tensors
@@ -448,21 +455,25 @@ def checkpoint_provenance(spec: TrialSpec, directory: SweepDirectory) -> tuple[i
 
 
 def _move_aside_if_torn(path: Path, spec: TrialSpec, kind: str) -> None:
-    """Rename a file that is damaged or of another trial; one that cannot be read for another reason (want
-    of permission, a failing disk) is left alone, and the `CheckpointError` raised."""
+    """Rename a file that is damaged, of another trial, or of a run by a plan that this version cannot follow.
+    One that cannot be read for another reason (want of permission, a failing disk) is left alone, and the
+    `CheckpointError` raised."""
     if not path.exists():
         return
     try:
         _, header = load_tensors(path)
         if (header.get("trial_id"), header.get("kind")) != (spec.trial_id, kind):
             raise CheckpointError(f"{path}: not the {kind} of trial {spec.trial_id}")
-    except CheckpointError as error:
+        if kind == "checkpoint":
+            ExecutionPlan.from_dict(header["plan"])
+    except (CheckpointError, SettingError) as error:
         if isinstance(error.__cause__, OSError):
             raise
         number = 1
         while (aside := path.with_name(f"{path.name}.torn-{number}")).exists():
             number += 1
         path.rename(aside)
+        _log.warning("trial %s starts again, %s is moved aside: %s", spec.trial_id, path.name, error)
 
 
 def _check_device(plan: ExecutionPlan, spec: TrialSpec, directory: SweepDirectory) -> None:

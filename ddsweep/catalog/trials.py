@@ -22,8 +22,8 @@ from ddsweep.catalog.groups import (
 from ddsweep.catalog.methods import METHODS, SettingsOfMethods
 from ddsweep.catalog.networks import NetworkSpec, parse_network
 from ddsweep.catalog.pools import PoolSpec
+from ddsweep.catalog.removed import without_removed
 from ddsweep.catalog.setting import Setting, SettingsGroup, settings_in
-from ddsweep.errors import SettingError
 
 __all__ = ["GROUPS", "SETTINGS", "SPEC_VERSION", "TrialSpec"]
 
@@ -97,11 +97,8 @@ class TrialSpec(  # the last one comes first, as dataclasses collect fields
     def from_dict(cls, values: dict[str, Any]) -> TrialSpec:
         dataset = as_in_catalog(DatasetSpec(**_tuples(values["dataset"])))
         pool = values.get("pool") and PoolSpec(**_tuples(values["pool"]))
-        known = {item.name for item in fields(cls)}
-        unknown = sorted(set(values) - known)
-        if unknown:
-            raise SettingError(f"settings of a newer version of ddsweep: {', '.join(unknown)}")
-        return cls(**{**values, "dataset": dataset, "pool": pool})
+        kept = without_removed("trial", values, [item.name for item in fields(cls)])
+        return cls(**{**kept, "dataset": dataset, "pool": pool})
 
 
 _SINCE_0_2 = ("image_column", "label_column", "first_label", "source_fingerprint")

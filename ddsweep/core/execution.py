@@ -6,13 +6,15 @@ same bits. That is why a resumed trial takes its plan from the checkpoint.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import nn
 
+from ddsweep.catalog.removed import without_removed
 from ddsweep.core.native import native_logits
+from ddsweep.errors import SettingError
 
 __all__ = ["ExecutionPlan", "choose_plan", "more_frugal", "runnable", "smaller_test"]
 
@@ -68,8 +70,13 @@ class ExecutionPlan:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ExecutionPlan:
-        """Those of before there was one took as many images at a time in test passes as in outer steps."""
-        return cls(**{"test_chunk": values.get("real_chunk", cls.test_chunk)} | values)
+        """A stored plan; without a ``test_chunk`` it took as many images in test passes as in outer steps.
+        Raises `SettingError` for one that this version cannot follow."""
+        kept = without_removed("plan", values, [item.name for item in fields(cls)])
+        try:
+            return cls(**{"test_chunk": values.get("real_chunk", cls.test_chunk)} | kept)
+        except ValueError as error:
+            raise SettingError(str(error)) from None
 
 
 def choose_plan(

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from ddsweep.catalog import SETTINGS, SMOKE
+from ddsweep.catalog.removed import without_removed
 from ddsweep.errors import SettingError
 from ddsweep.spec.model import EvaluateSpec, ResourcesSpec, SweepSpec, spelled_out
 from ddsweep.spec.scheduler import AshaSpec
@@ -66,12 +67,23 @@ def sweep_of(content: Mapping[str, Any], where: str) -> SweepSpec:
 
 def _validated(model: type[Model], raw: Mapping[Any, Any], where: str, origins: dict[str, str]) -> Model:
     try:
-        return model.model_validate(raw)
+        return model.model_validate(_without_removed(raw))
+    except SettingError as error:
+        raise SettingError(f"{where}: {error}") from None
     except ValidationError as error:
         problems = [_with_origin(problem, origins) for problem in _problems(error, model)]
     if len(problems) == 1:
         raise SettingError(f"{where}: {problems[0]}")
     raise SettingError("\n  ".join([f"{where}: {len(problems)} settings are wrong:", *problems]))
+
+
+def _without_removed(raw: Mapping[Any, Any]) -> dict[Any, Any]:
+    """A file without what this version no longer has: that of a folder of results has every default."""
+    sections = {key: raw[key] for key in _KINDS_OF_REMOVED if isinstance(raw.get(key), dict)}
+    return {**raw, **{key: without_removed(_KINDS_OF_REMOVED[key], given) for key, given in sections.items()}}
+
+
+_KINDS_OF_REMOVED = {"base": "trial", "evaluate": "evaluate", "resources": "resources"}
 
 
 def _smoke(
