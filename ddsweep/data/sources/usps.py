@@ -10,6 +10,9 @@ from ddsweep.data.sources.published import Published
 
 __all__ = ["SOURCE"]
 
+_LEAST = 14
+"""Bytes of a bzip2 file of nothing."""
+
 
 class Usps(Published):
     files = (("usps.bz2",), ("usps.t.bz2",))
@@ -20,7 +23,8 @@ class Usps(Published):
         return torchvision.datasets.USPS(str(root / spec.path), train=train, download=download)
 
     def trouble(self, path: Path, size: int, start: bytes) -> str:
-        return "" if start.startswith(b"BZh") else "damaged or short: Invalid data stream, not bzip2"
+        whole = start.startswith(b"BZh") and size >= _LEAST
+        return "" if whole else "damaged or short: Invalid data stream, not bzip2"
 
 
 SOURCE = Usps()
