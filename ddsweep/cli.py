@@ -22,6 +22,7 @@ from ddsweep.bundled import find_file
 from ddsweep.catalog.numbers import counted
 from ddsweep.errors import EXIT_DRAINED, NOT_ON_WINDOWS, ResultsError, UserError
 from ddsweep.paths import user_path
+from ddsweep.report_verb import report
 
 if TYPE_CHECKING:
     from ddsweep.catalog import DatasetSpec
@@ -43,6 +44,7 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Data sets: which there are, and fetching them.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+app.command()(report)
 
 
 def _find(kind: str) -> Callable[[Path | None], Path | None]:

@@ -23,7 +23,7 @@ LEVELS = (
     ("evaluation",),
     ("sweep", "report"),
     ("launch", "one_trial"),
-    ("completions",),
+    ("completions", "report_verb"),
     ("cli",),
     ("__main__",),
 )

@@ -8,21 +8,39 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
 from ddsweep.catalog import PROTOCOLS
+from ddsweep.catalog.numbers import counted
 from ddsweep.report.settings import KIND, NAMES, settings_of_row
+from ddsweep.report.summary import NEIGHBOUR
 from ddsweep.results.reader import Results
-from ddsweep.results.statistics import mean_std_ci, paired_difference
+from ddsweep.results.statistics import mean_std_ci
 
-__all__ = ["Answer", "TwoLevels", "answers", "rows_of", "two_levels"]
+__all__ = [
+    "FEW_NETWORKS",
+    "PROTOCOL_TEXTS",
+    "Answer",
+    "TwoLevels",
+    "answers",
+    "rows_of",
+    "two_levels",
+    "warnings_of",
+]
 
 FEW_NETWORKS = 10
 """With fewer held-out networks the spread over them is hardly known."""
+
+PROTOCOL_TEXTS = {
+    PROTOCOLS[0]: "at the same steps",
+    f"{PROTOCOLS[0]}_tuned": "with steps tuned",
+    NEIGHBOUR: "without a network",
+}
+"""How baselines are applied, in the order in which they are told."""
 
 Row = Mapping[str, Any]
 
@@ -57,7 +75,7 @@ class Answer:
     """The best of ``among`` settings of one ``kind``, by the mean of ``val_score`` over its seeds.
 
     ``measure`` is what is shown: ``accuracy``, or ``attack_success`` of an attack. ``gains`` are paired
-    differences to each baseline, at the same steps (``as_distilled``) and with rate and steps tuned.
+    differences to each baseline, by (source, protocol); protocols are those of `PROTOCOL_TEXTS`.
     """
 
     kind: dict[str, Any]
@@ -82,16 +100,29 @@ def answers(results: Results, by: Sequence[str] | None = None) -> list[Answer]:
     """One answer for each kind, in the order of the table. Trials of one kind agree in ``by``, by default in
     the settings of `KIND`. A setting with a stopped or failed seed is counted, but not chosen."""
     rows = rows_of(results.trials)
+    if not rows:
+        return []
     kinds: dict[tuple[str, ...], list[Row]] = defaultdict(list)
     names = KIND if by is None else tuple(by)
     for row in rows:
         kinds[_key(settings_of_row(row), names)].append(row)
-    evals = _distilled_and_baselines(results)
-    found = (_answer(of_kind, names, evals) for of_kind in kinds.values())
+    chosen = [_choice(of_kind) for of_kind in kinds.values()]
+    ids = [row["trial_id"] for choice in chosen if choice is not None for row in choice.trials]
+    evals = _distilled_and_baselines(results, ids)
+    found = (_answer(choice, names, evals) for choice in chosen if choice is not None)
     return [answer for answer in found if answer is not None]
 
 
-def _answer(rows: Sequence[Row], names: Sequence[str], evals: Mapping[str, list[Row]]) -> Answer | None:
+@dataclass(frozen=True)
+class _Choice:
+    """The trials of the setting that was chosen, of how many, and how many could not be chosen from."""
+
+    trials: list[Row]
+    among: int
+    unfinished: int
+
+
+def _choice(rows: Sequence[Row]) -> _Choice | None:
     by_setting: dict[tuple[str, ...], list[Row]] = defaultdict(list)
     free = [name for name in NAMES if name != "seed"]
     for row in rows:
@@ -99,7 +130,11 @@ def _answer(rows: Sequence[Row], names: Sequence[str], evals: Mapping[str, list[
     whole = [own for own in by_setting.values() if all(row["status"] == "done" for row in own)]
     if not whole:
         return None
-    best = max(whole, key=_score)
+    return _Choice(max(whole, key=_score), len(whole), len(by_setting) - len(whole))
+
+
+def _answer(choice: _Choice, names: Sequence[str], evals: Mapping[str, list[Row]]) -> Answer | None:
+    best = choice.trials
     settings = settings_of_row(best[0])
     measure = "attack_success" if settings.get("objective") == "attack" else "accuracy"
     own = {row["trial_id"]: _own_rows(evals[row["trial_id"]], row) for row in best}
@@ -110,13 +145,13 @@ def _answer(rows: Sequence[Row], names: Sequence[str], evals: Mapping[str, list[
         kind={name: settings.get(name) for name in names},
         settings=settings,
         trials=tuple(row["trial_id"] for row in best),
-        among=len(whole),
-        unfinished=len(by_setting) - len(whole),
+        among=choice.among,
+        unfinished=choice.unfinished,
         val_score=None if _score(best) == -math.inf else _score(best),
         measure=measure,
         test=two_levels(after),
         n_diverged=sum(item["diverged"] for rows in own.values() for item in rows),
-        gains=_gains(best, own, evals) if measure == "accuracy" else {},
+        gains=_gains(best, own, evals, measure),
     )
 
 
@@ -129,10 +164,12 @@ def _key(settings: Mapping[str, Any], names: Iterable[str]) -> tuple[str, ...]:
     return tuple(repr(settings.get(name)) for name in names)
 
 
-def _distilled_and_baselines(results: Results) -> dict[str, list[Row]]:
-    """By trial, the rows under the protocol that its set was made for, with those of baselines."""
+def _distilled_and_baselines(results: Results, ids: Sequence[str]) -> dict[str, list[Row]]:
+    """Of the trials ``ids`` the rows under the protocol that its set was made for, those of baselines among
+    them."""
     frame = results.evals
-    own = frame[frame["protocol"].isin([PROTOCOLS[0], f"{PROTOCOLS[0]}_tuned"])]
+    own = frame[frame["trial_id"].isin(ids)]
+    own = own[own["protocol"].isin(list(PROTOCOL_TEXTS))]
     by_trial: dict[str, list[Row]] = defaultdict(list)
     for row in rows_of(own):
         by_trial[row["trial_id"]].append(row)
@@ -146,18 +183,40 @@ def _own_rows(rows: Sequence[Row], trial: Row) -> list[Row]:
 
 
 def _gains(
-    best: Sequence[Row], own: Mapping[str, list[Row]], evals: Mapping[str, list[Row]]
+    best: Sequence[Row], own: Mapping[str, list[Row]], evals: Mapping[str, list[Row]], measure: str
 ) -> dict[tuple[str, str], TwoLevels]:
+    """By (source, protocol) the paired differences, for baselines that every seed has on its own networks."""
     found: dict[tuple[str, str], list[list[float]]] = defaultdict(list)
     for trial in best:
-        others: dict[tuple[str, str], list[Row]] = defaultdict(list)
+        others: dict[tuple[str, str], dict[Any, float]] = defaultdict(dict)
         for row in evals[trial["trial_id"]]:
-            if row["source"] != "distilled":
-                others[row["source"], row["protocol"]].append(row)
-        for key, rows in others.items():
-            ours = {row["model_seed"]: row["accuracy"] for row in own[trial["trial_id"]]}
-            if paired_difference(own[trial["trial_id"]], rows) is not None:
-                found[key].append(
-                    [ours[r["model_seed"]] - r["accuracy"] for r in rows if r["model_seed"] in ours]
-                )
+            if row["source"] != "distilled" and row[measure] is not None:
+                others[row["source"], row["protocol"]][row["model_seed"]] = row[measure]
+        for key, theirs in others.items():
+            # Nearest neighbour on k-means centres is one number, whatever the network.
+            one = theirs.get(None)
+            differences = [
+                row[measure] - theirs.get(row["model_seed"], one)
+                for row in own[trial["trial_id"]]
+                if row["model_seed"] in theirs or one is not None
+            ]
+            if differences:
+                found[key].append(differences)
     return {key: two_levels(values) for key, values in found.items() if len(values) == len(best)}
+
+
+def warnings_of(answer: Answer) -> Iterator[str]:
+    """What a reader must know of an answer before believing it."""
+    test = answer.test
+    if test.seeds == 1:
+        yield "one seed: the interval says nothing of other seeds"
+    elif test.seeds == 2:
+        yield "two seeds: an interval over so few is wide, and hardly known"
+    if 1 < test.networks < FEW_NETWORKS:
+        yield f"{test.networks} networks are few"
+    if answer.among > 1:
+        yield f"validation is that of the best of {answer.among}, and so flatters; test chose nothing"
+    if answer.n_diverged:
+        yield f"{counted(answer.n_diverged, 'network')} diverged, and count in the mean"
+    if answer.unfinished:
+        yield f"{counted(answer.unfinished, 'setting')} left out, stopped or failed for some seed"

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from ddsweep.catalog.numbers import counted
 from ddsweep.errors import UserError
-from ddsweep.report.answers import FEW_NETWORKS, Answer, TwoLevels, answers, rows_of
+from ddsweep.report.answers import PROTOCOL_TEXTS, Answer, TwoLevels, answers, rows_of, warnings_of
 from ddsweep.report.formats import percent, plain
 from ddsweep.report.settings import KIND, NAMES, heading, settings_of_row, varying
 from ddsweep.report.summary_table import BASELINE_NAMES
@@ -59,7 +59,7 @@ def _lines(answer: Answer, names: Sequence[str], varied: Sequence[str]) -> Itera
     chosen = f"best of {answer.among} settings" if answer.among > 1 else "the only setting"
     score = "" if answer.val_score is None else f", validation {percent(answer.val_score)}"
     yield f"  {chosen}{score}{': ' if own else ''}{', '.join(own)}"
-    for protocol, text in (("as_distilled", "at the same steps"), ("as_distilled_tuned", "with steps tuned")):
+    for protocol, text in PROTOCOL_TEXTS.items():
         levels = {name: answer.gains.get((source, protocol)) for source, name in BASELINE_NAMES.items()}
         gains = [
             f"{percent(gain.mean, sign=True)} {interval_text(gain)} over {name}"
@@ -69,7 +69,7 @@ def _lines(answer: Answer, names: Sequence[str], varied: Sequence[str]) -> Itera
         if gains:
             yield f"  {text}: {', '.join(gains)}"
     yield f"  {'trials' if len(answer.trials) > 1 else 'trial'} {', '.join(answer.trials)}"
-    if warnings := list(_warnings(answer)):
+    if warnings := list(warnings_of(answer)):
         yield f"  mind: {'; '.join(warnings)}"
 
 
@@ -85,19 +85,3 @@ def levels_text(levels: TwoLevels) -> str:
 
 def interval_text(levels: TwoLevels) -> str:
     return "[no interval: n = 1]" if levels.ci95 is None else f"[± {percent(levels.ci95)}]"
-
-
-def _warnings(answer: Answer) -> Iterator[str]:
-    test = answer.test
-    if test.seeds == 1:
-        yield "one seed: the interval says nothing of other seeds"
-    elif test.seeds == 2:
-        yield "two seeds: an interval over so few is wide, and hardly known"
-    if 1 < test.networks < FEW_NETWORKS:
-        yield f"{test.networks} networks are few"
-    if answer.among > 1:
-        yield f"validation is that of the best of {answer.among}, and so flatters; test chose nothing"
-    if answer.n_diverged:
-        yield f"{counted(answer.n_diverged, 'network')} diverged, and count in the mean"
-    if answer.unfinished:
-        yield f"{counted(answer.unfinished, 'setting')} left out, stopped or failed for some seed"

@@ -8,6 +8,7 @@ key, the value and what is allowed.
 from ddsweep.spec.files import is_smoke, load_sweep, resolved_yaml, sweep_of
 from ddsweep.spec.model import EvaluateSpec, ResourcesSpec, SweepSpec
 from ddsweep.spec.plan import Plan, expand
+from ddsweep.spec.published import PublishedSpec
 from ddsweep.spec.scheduler import AshaSpec, check_strata, setting_of, settings_by_stratum
 from ddsweep.spec.search import SearchSpec
 
@@ -15,6 +16,7 @@ __all__ = [
     "AshaSpec",
     "EvaluateSpec",
     "Plan",
+    "PublishedSpec",
     "ResourcesSpec",
     "SearchSpec",
     "SweepSpec",

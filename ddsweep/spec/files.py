@@ -104,7 +104,7 @@ def _smoke(
 def resolved_yaml(sweep: SweepSpec) -> str:
     """``sweep`` with every default written out; `load_sweep` reads it back to an equal model."""
     content = sweep.model_dump()
-    for key in ("base", "grid", "points", "search", "scheduler", "smoke"):
+    for key in ("base", "grid", "points", "search", "scheduler", "smoke", "published"):
         if not content[key]:
             del content[key]
     return yaml_of(content)

@@ -2,7 +2,7 @@
 
 The invariant: only ``base``, ``grid``, ``points``, ``search`` and ``seeds`` decide what a trial is (its
 id); ``scheduler`` decides which of them are stopped before their end; ``evaluate`` decides which rows
-their evaluation has; ``resources`` changes none of it.
+their evaluation has; ``resources`` changes none of it, and ``published`` stands beside it.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from ddsweep.catalog import (
 from ddsweep.catalog.numbers import real, whole
 from ddsweep.errors import SettingError
 from ddsweep.spec.protocols import protocols_of
+from ddsweep.spec.published import PublishedSpec, one_or_several
 from ddsweep.spec.scheduler import AshaSpec
 from ddsweep.spec.search import SearchSpec
 from ddsweep.spec.values import (
@@ -290,6 +291,8 @@ class SweepSpec(_Model):
     """`true`: combinations that are impossible are left out, and counted by `plan`"""
     smoke: dict[str, Any] = {}
     """small settings that `--smoke` lays over the file to try it out"""
+    published: Annotated[tuple[PublishedSpec, ...], BeforeValidator(one_or_several)] = ()
+    """numbers of papers that stand beside those of the sweep in its report"""
 
     @field_validator("name", mode="before")
     @classmethod

@@ -1,0 +1,51 @@
+"""One style for all charts, on the page and in papers: Altair descriptions without data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import altair as alt
+
+from ddsweep.report.page.section import Axis, Chart
+
+__all__ = ["COLOURS", "colour_of", "described", "percent_axis", "x_of"]
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c8c8c")
+"""Told apart by colour-blind people too (Okabe & Ito 2008, without yellow and black, which one of a light
+and a
+dark page swallows)."""
+
+
+def x_of(axis: Axis, field: str = "x") -> alt.X:
+    """Along x. The page replaces title, type and scale where a reader chooses another axis."""
+    title = alt.X(field, type=axis.kind, title=axis.title)
+    if axis.kind == "quantitative":
+        title = title.scale(alt.Scale(type="log" if axis.log else "linear", zero=False, nice=True))
+        return title.axis(alt.Axis(format="d", tickMinStep=1)) if field == "step" else title
+    return title.axis(alt.Axis(labelAngle=0, labelOverlap=True, labelLimit=120))
+
+
+def colour_of(axis: Axis, field: str = "c") -> alt.Color:
+    if axis.kind == "quantitative":
+        scale = alt.Scale(scheme="viridis", type="log" if axis.log else "linear")
+        return alt.Color(field, type="quantitative", title=axis.title, scale=scale)
+    return alt.Color(
+        field,
+        type="nominal",
+        title=axis.title,
+        scale=alt.Scale(range=list(COLOURS)),
+        legend=alt.Legend(orient="bottom", columns=1, labelLimit=600, symbolLimit=20, symbolOpacity=1),
+    )
+
+
+def percent_axis(field: str, title: str, **settings: Any) -> alt.Y:
+    return alt.Y(field, type="quantitative", title=title, scale=alt.Scale(zero=False, nice=True), **settings)
+
+
+def described(chart: Chart, x: Axis | None = None, colour: Axis | None = None) -> dict[str, Any]:
+    """The description in Vega-Lite, without data and without colours of the page."""
+    made = chart.build(x or chart.x, colour or chart.colour)
+    content: dict[str, Any] = made.to_dict(validate=False)
+    content.pop("config", None)
+    content["autosize"] = {"type": "fit-x", "contains": "padding"}
+    return content

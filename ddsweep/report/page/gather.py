@@ -1,0 +1,245 @@
+"""Read sweeps for a report: their tables, what is known of trials that have no row yet, what was left out."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ddsweep.catalog import TrialSpec
+from ddsweep.catalog.numbers import counted
+from ddsweep.errors import UserError
+from ddsweep.report.answers import Answer, answers, rows_of
+from ddsweep.report.formats import plain
+from ddsweep.report.page.networks import Networks
+from ddsweep.report.settings import NAMES, heading, settings_of, settings_of_row, telling, varying
+from ddsweep.report.status import live_driver, trial_status
+from ddsweep.report.sweep_file import Resolve, asked_of, from_catalog, seen_trials
+from ddsweep.results.layout import SweepDirectory
+from ddsweep.results.reader import Results, load_results
+from ddsweep.results.schemas import SORT_KEYS
+from ddsweep.spec import PublishedSpec, load_sweep
+
+__all__ = ["Gathered", "Sweep", "Trial", "gather"]
+
+_EVALS_KEY = [name for name in SORT_KEYS["evals"] if name != "split"]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A trial of a sweep. ``row`` is its row of ``trials``; empty where it has none, and ``state`` then says
+    how far it is (a state of ``ddsweep status``). ``label`` tells it from the others."""
+
+    number: int
+    sweep: str
+    directory: SweepDirectory
+    trial_id: str
+    state: str
+    settings: dict[str, Any]
+    row: dict[str, Any]
+    label: str = ""
+    message: str | None = None
+
+    @property
+    def measure(self) -> str:
+        """What is shown of it: ``accuracy``, or ``attack_success`` of an attack."""
+        return "attack_success" if self.settings.get("objective") == "attack" else "accuracy"
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One folder of results. ``notes`` say what was left out, and why; ``text`` is its sweep file."""
+
+    name: str
+    directory: SweepDirectory
+    results: Results
+    answers: list[Answer]
+    published: tuple[PublishedSpec, ...]
+    driver: dict[str, Any] | None
+    notes: list[str]
+    text: str
+    is_search: bool
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """All sweeps of a report. ``trials[i].number`` is i; ``axes`` are the settings that tell them apart."""
+
+    sweeps: list[Sweep]
+    trials: list[Trial]
+    axes: list[str]
+    networks: Networks
+    history: pd.DataFrame
+    by_id: dict[tuple[str, str], int] = field(repr=False)
+
+    def of(self, sweep: Sweep, ids: Sequence[str]) -> list[Trial]:
+        return [self.trials[self.by_id[sweep.name, trial_id]] for trial_id in ids]
+
+    @property
+    def running(self) -> bool:
+        return any(sweep.driver for sweep in self.sweeps)
+
+    def value(self, trial: Trial, axis: str) -> Any:
+        return trial.sweep if axis == "sweep" else trial.settings.get(axis)
+
+
+def gather(folders: Sequence[Path], resolve: Resolve = from_catalog) -> Gathered:
+    """The sweeps in ``folders``. ``resolve`` finds the data sets of their files, whose content may enter ids.
+
+    Raises `ResultsError` for a folder that holds no sweep, `UserError` for one that is given twice.
+    """
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise UserError("the same folder of results is given twice")
+    names = _names(folders)
+    sweeps, trials = [], []
+    for name, folder in zip(names, folders, strict=True):
+        sweep, asked = _read(name, SweepDirectory(folder), resolve)
+        sweeps.append(sweep)
+        trials += _trials(sweep, asked)
+    settings = [trial.settings for trial in trials]
+    axes = ["sweep"] if len(sweeps) > 1 else []
+    axes += varying(settings, always=("init", "images_per_class")) if settings else []
+    told = telling(settings, axes) if settings else []
+    found = [
+        replace(trial, number=number, label=_label(trial, own))
+        for number, (trial, own) in enumerate(zip(trials, told, strict=True))
+    ]
+    by_id = {(trial.sweep, trial.trial_id): trial.number for trial in found}
+    frames = [(sweep.name, sweep.results) for sweep in sweeps]
+    return Gathered(
+        sweeps=sweeps,
+        trials=found,
+        axes=axes,
+        networks=Networks.of([(name, results.evals) for name, results in frames], by_id),
+        history=_together([(name, results.history) for name, results in frames], by_id),
+        by_id=by_id,
+    )
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """The folders' own names; with the folder above where two have the same."""
+    names = [folder.resolve().name for folder in folders]
+    if len(set(names)) < len(names):
+        names = [str(folder) for folder in folders]
+    return names
+
+
+def _label(trial: Trial, told: Sequence[str]) -> str:
+    said = [f"{heading(name)} {plain(trial.settings.get(name))}" for name in told if name != "sweep"]
+    return ", ".join([trial.trial_id, *said])
+
+
+def _together(frames: Sequence[tuple[str, pd.DataFrame]], by_id: dict[tuple[str, str], int]) -> pd.DataFrame:
+    """The rows of all sweeps, ``trial`` being the number of theirs."""
+    found = []
+    for name, frame in frames:
+        ids = {trial_id: number for (sweep, trial_id), number in by_id.items() if sweep == name}
+        found.append(frame.assign(trial=frame["trial_id"].map(ids)))
+    whole = pd.concat(found, ignore_index=True)
+    whole = whole[whole["trial"].notna()]
+    return whole.assign(trial=whole["trial"].astype(int))
+
+
+# ---------------------------------------------------------------------------------------- one sweep
+
+
+def _read(name: str, directory: SweepDirectory, resolve: Resolve) -> tuple[Sweep, tuple[TrialSpec, ...]]:
+    notes: list[str] = []
+    asked, is_search, text = None, False, ""
+    published: tuple[PublishedSpec, ...] = ()
+    if directory.sweep_file.is_file():
+        text = directory.sweep_file.read_text(encoding="utf-8", errors="replace")
+        try:
+            spec = load_sweep(directory.sweep_file)
+            published, is_search = spec.published, spec.search is not None or spec.scheduler is not None
+            asked = asked_of(directory, resolve)
+        except UserError as error:
+            notes.append(f"sweep.yaml cannot be read, so trials without files are not known: {error}")
+    if asked is not None and asked.note:
+        notes.append(asked.note)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        results = load_results(directory.root)
+        everything = len(load_results(directory.root, all_trials=True).trials) if _marked(directory) else 0
+    for path in results.torn:
+        notes.append(
+            f"{path.relative_to(directory.root)} is torn and left out; running the sweep again redoes it"
+        )
+    if everything > len(results.trials):
+        left = counted(everything - len(results.trials), "trial")
+        notes.append(f"{left} that the sweep file no longer has: left out")
+    results = _once(results, notes)
+    sweep = Sweep(
+        name=name,
+        directory=directory,
+        results=results,
+        answers=answers(results),
+        published=published,
+        driver=live_driver(directory),
+        notes=notes,
+        text=text,
+        is_search=is_search,
+    )
+    return sweep, (asked.trials if asked and asked.trials else ())
+
+
+def _marked(directory: SweepDirectory) -> bool:
+    return directory.parts("trials").is_dir()
+
+
+def _once(results: Results, notes: list[str]) -> Results:
+    """``results`` with every row once: a copy of a part beside it must not count twice."""
+    keys = {"trials": ["trial_id"], "history": ["trial_id", "outer_step"], "failures": ["trial_id"]}
+    frames = {"evals": results.evals, **{name: getattr(results, name) for name in keys}}
+    for name, frame in frames.items():
+        key = keys.get(name) or [column for column in _EVALS_KEY if not frame[column].isna().all()]
+        if frame.empty:
+            continue
+        doubled = frame.duplicated(key, keep="last")
+        if doubled.any():
+            count = counted(int(doubled.sum()), "row")
+            notes.append(f"{count} of {name} are there twice; each counts once")
+            frames[name] = frame[~doubled].reset_index(drop=True)
+    return replace(results, **frames)
+
+
+def _trials(sweep: Sweep, asked: Sequence[TrialSpec]) -> list[Trial]:
+    """Those that have a row, then those that do not."""
+    found = []
+    for row in rows_of(sweep.results.trials):
+        found.append(
+            Trial(
+                number=0,
+                sweep=sweep.name,
+                directory=sweep.directory,
+                trial_id=row["trial_id"],
+                state=row["status"] or "done",
+                settings={name: value for name, value in settings_of_row(row).items() if name in NAMES},
+                row=dict(row),
+            )
+        )
+    ended = {trial.trial_id for trial in found}
+    failures = {row["trial_id"]: row for row in rows_of(sweep.results.failures)}
+    specs: dict[str, TrialSpec | None] = {spec.trial_id: spec for spec in asked}
+    if not asked:
+        specs = dict.fromkeys(dict.fromkeys([*seen_trials(sweep.directory), *failures]))
+    torn: list[Path] = []
+    for trial_id, spec in specs.items():
+        if trial_id in ended:
+            continue
+        state = trial_status(sweep.directory, trial_id, spec, None, sweep.driver, torn).state
+        failure, message = failures.get(trial_id), None
+        if failure and state in ("failed", "pending"):
+            words = [
+                failure["error_class"],
+                failure["message"],
+                failure["place"] and f"in {failure['place']}",
+            ]
+            state, message = "failed", ": ".join(word for word in words if word)
+        settings = settings_of(spec) if spec else {}
+        found.append(Trial(0, sweep.name, sweep.directory, trial_id, state, settings, {}, message=message))
+    return found

@@ -1,0 +1,108 @@
+"""What accuracy costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import altair as alt
+
+from ddsweep.report.page.charts import colour_of, percent_axis, x_of
+from ddsweep.report.page.gather import Gathered
+from ddsweep.report.page.markup import tag
+from ddsweep.report.page.measures import Spread
+from ddsweep.report.page.section import Axis, Chart, Dataset, Section
+from ddsweep.report.page.table import Column, Table
+
+__all__ = ["cost_section", "front_of"]
+
+
+def front_of(points: Mapping[int, tuple[float, float]]) -> list[int]:
+    """Of (cost, worth) by trial those that no other one beats in both, the cheapest first."""
+    found: list[int] = []
+    best = float("-inf")
+    for number, (_, worth) in sorted(points.items(), key=lambda item: (item[1][0], -item[1][1])):
+        if worth > best:
+            found.append(number)
+            best = worth
+    return found
+
+
+def cost_section(gathered: Gathered, finals: Mapping[int, Spread]) -> Section:
+    points = {
+        number: (gathered.trials[number].row["wall_seconds"], float(found.values.mean()))
+        for number, found in finals.items()
+        if gathered.trials[number].row.get("wall_seconds")
+    }
+    if not points:
+        return Section("cost", "Cost", [])
+    front = front_of(points)
+    columns: dict[str, list[Any]] = {
+        "trial": list(points),
+        "x": [float(f"{cost:.5g}") for cost, _ in points.values()],
+        "y": [round(100 * worth, 3) for _, worth in points.values()],
+    }
+    line = {
+        "x": [float(f"{points[number][0]:.5g}") for number in front],
+        "y": [round(100 * points[number][1], 3) for number in front],
+    }
+    costs = [cost for cost, _ in points.values()]
+    chart = Chart(
+        name="cost-front",
+        title="Test accuracy against the time of distilling",
+        caption=(
+            "The line is the front: no trial is both cheaper and better than one on it. It is over "
+            "all trials."
+        ),
+        summary="Accuracy of each trial over its wall seconds; the table below has the trials on the front.",
+        build=_build,
+        datasets={"points": Dataset(columns, "shown"), "front": Dataset(line)},
+        x=Axis("wall seconds of distilling", "quantitative", log=max(costs) > 10 * min(costs)),
+        coloured=True,
+    )
+    rows = []
+    for number in front:
+        row = gathered.trials[number].row
+        rows.append(
+            [
+                gathered.trials[number].label,
+                points[number][1],
+                *(
+                    row.get(name)
+                    for name in ("wall_seconds", "cpu_seconds", "gpu_seconds", "peak_memory_bytes")
+                ),
+                row.get("distilled_bytes"),
+            ]
+        )
+    table = Table(
+        "front",
+        "Trials on the front, the cheapest first. Cost is that of distilling",
+        [
+            Column("trial", "trial", "words"),
+            Column("test_mean", "test, %", "percent"),
+            Column("wall_seconds", "time", "seconds"),
+            Column("cpu_seconds", "CPU time", "seconds"),
+            Column("gpu_seconds", "GPU time", "seconds"),
+            Column("peak_memory_bytes", "memory", "bytes"),
+            Column("distilled_bytes", "size of the set", "bytes"),
+        ],
+        rows,
+        trials=front,
+    )
+    note = tag("p", "Energy is not measured.", class_="note")
+    return Section("cost", "Cost", [chart, table, note])
+
+
+def _build(x: Axis, colour: Axis) -> alt.LayerChart:
+    told = [alt.Tooltip("label:N", title="trial"), alt.Tooltip("y:Q", title="%", format=".1f"), "x:Q"]
+    points = (
+        alt.Chart(alt.NamedData("points"))
+        .mark_circle(size=60, opacity=0.7)
+        .encode(x=x_of(x), y=percent_axis("y", "test accuracy, %"), color=colour_of(colour), tooltip=told)
+    )
+    front = (
+        alt.Chart(alt.NamedData("front"))
+        .mark_line(interpolate="step-after", color="#8c8c8c", strokeDash=[4, 3])
+        .encode(x=x_of(x), y=percent_axis("y", "test accuracy, %"))
+    )
+    return alt.layer(front, points).properties(width="container", height=300)

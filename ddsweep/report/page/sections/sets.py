@@ -1,0 +1,136 @@
+"""The distilled sets themselves: their images, and the rates that belong to them."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import altair as alt
+
+from ddsweep.report.page.charts import colour_of, x_of
+from ddsweep.report.page.gather import Gathered, Trial
+from ddsweep.report.page.markup import Markup, tag
+from ddsweep.report.page.section import Axis, Chart, Dataset, Section
+
+__all__ = ["by_worth", "pictures_section", "rates_section"]
+
+_MOST_PICTURES = 24
+_MOST_BYTES = 5_000_000
+_MOST_RATES = 100_000
+
+
+def by_worth(gathered: Gathered) -> list[Trial]:
+    """The trials of the answers, then the others, best on validation first."""
+    first = [
+        trial
+        for sweep in gathered.sweeps
+        for own in sweep.answers
+        for trial in gathered.of(sweep, own.trials)
+    ]
+    others = sorted(gathered.trials, key=lambda trial: -(trial.row.get("val_score") or -1.0))
+    return list({trial.number: trial for trial in [*first, *others]}.values())
+
+
+def pictures_section(gathered: Gathered) -> Section:
+    figures: list[Markup] = []
+    spent, left = 0, 0
+    for trial in by_worth(gathered):
+        path = trial.directory.grid(trial.trial_id)
+        try:
+            content = path.read_bytes()
+        except OSError:
+            continue
+        if (
+            not content.startswith(b"\x89PNG")
+            or len(figures) >= _MOST_PICTURES
+            or spent + len(content) > _MOST_BYTES
+        ):
+            left += 1
+            continue
+        spent += len(content)
+        figures.append(_figure(trial, content))
+    if not figures:
+        return Section("pictures", "Distilled images", [])
+    note = "A picture opens larger. The best sets come first."
+    if left:
+        note += f" {left} more are in artifacts/<trial>/grid.png of the results."
+    return Section(
+        "pictures",
+        "Distilled images",
+        [tag("p", note, class_="note"), tag("div", *figures, class_="pictures")],
+    )
+
+
+def _figure(trial: Trial, content: bytes) -> Markup:
+    names = _header(trial).get("class_names") or []
+    classes = f" Classes: {', '.join(map(str, names))}." if names else ""
+    source = f"data:image/png;base64,{base64.b64encode(content).decode()}"
+    picture = tag("img", src=source, alt=f"Distilled images of trial {trial.label}.{classes}", loading="lazy")
+    button = tag(
+        "button", picture, type="button", class_="zoom", aria_label=f"Enlarge the images of {trial.label}"
+    )
+    return tag("figure", button, tag("figcaption", f"{trial.label}.{classes}"), data_trial=trial.number)
+
+
+def _header(trial: Trial) -> dict[str, Any]:
+    """What the set's file says of itself; empty where it cannot be read."""
+    from safetensors import safe_open
+
+    try:
+        with safe_open(str(trial.directory.distilled(trial.trial_id)), framework="np") as file:
+            found = json.loads((file.metadata() or {}).get("ddsweep", "{}")).get("header")
+            return found if isinstance(found, dict) else {}
+    except Exception:  # safetensors raises its own of many kinds for a file that is torn or gone
+        return {}
+
+
+def rates_section(gathered: Gathered) -> Section:
+    """The learned rate of every step, of as many sets as there is room for, the best first."""
+    columns: dict[str, list[Any]] = {"trial": [], "step": [], "rate": []}
+    for trial in by_worth(gathered):
+        rates = _rates(trial)
+        if len(columns["step"]) + len(rates) > _MOST_RATES:
+            break
+        for step, rate in enumerate(rates, start=1):
+            for name, value in zip(columns, (trial.number, step, float(f"{rate:.5g}")), strict=True):
+                columns[name].append(value)
+    if not columns["step"]:
+        return Section("rates", "Learned rates", [])
+    chart = Chart(
+        name="rates",
+        title="Learned rates over the inner steps",
+        caption="Of the trials that are picked: the rate of each inner step, as the distilled set has it.",
+        summary="The learning rate that belongs to each inner step of the picked distilled sets.",
+        build=_build,
+        datasets={"rates": Dataset(columns, "picked")},
+        x=Axis("inner step", "quantitative"),
+    )
+    return Section("rates", "Learned rates", [chart])
+
+
+def _rates(trial: Trial) -> Sequence[float]:
+    from safetensors import safe_open
+
+    try:
+        with safe_open(str(trial.directory.distilled(trial.trial_id)), framework="np") as file:
+            values: Iterable[float] = file.get_tensor("rates").reshape(-1).tolist()
+            return [value for value in values if value == value]
+    except Exception:  # as above
+        return []
+
+
+def _build(x: Axis, colour: Axis) -> alt.Chart:
+    told = [alt.Tooltip("label:N", title="trial"), "step:Q", alt.Tooltip("rate:Q", format=".4g")]
+    return (
+        alt.Chart(alt.NamedData("rates"))
+        .mark_line(point=True, interpolate="step-after")
+        .encode(
+            x=x_of(x, "step"),
+            y=alt.Y("rate:Q", title="rate", scale=alt.Scale(zero=True)),
+            color=colour_of(colour),
+            tooltip=told,
+        )
+        .properties(width="container", height=240)
+    )

@@ -1,0 +1,184 @@
+"""How accuracy grows with the inner steps, and how distilling went."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import altair as alt
+import numpy as np
+import pandas as pd
+
+from ddsweep.report.page.charts import colour_of, percent_axis, x_of
+from ddsweep.report.page.gather import Gathered
+from ddsweep.report.page.measures import Spread, spread_of
+from ddsweep.report.page.section import Axis, Chart, Dataset, Section
+from ddsweep.report.page.table import Column, Table
+
+__all__ = ["curves_section", "steps_section"]
+
+_MOST_POINTS = 60
+"""Logged outer steps of a trial that are drawn; of more, those with a score and others evenly."""
+
+
+def steps_section(gathered: Gathered, steps: Mapping[int, Sequence[Spread]]) -> Section:
+    """Accuracy at each inner step that was measured."""
+    measured = {number: found for number, found in steps.items() if len(found) > 1}
+    if not measured:
+        return Section("steps", "Accuracy at each inner step", [])
+    columns: dict[str, list[Any]] = {name: [] for name in ("trial", "step", "mean", "low", "high", "n")}
+    rows, numbers = [], []
+    for number, found in measured.items():
+        for spread in found:
+            mean, std, ci95 = spread_of(spread.values)
+            rows.append([gathered.trials[number].trial_id, spread.step, mean, std, ci95, len(spread.values)])
+            numbers.append(number)
+            low, high = (mean + side * (std or 0.0) for side in (-1, 1))
+            for name, value in zip(
+                columns, (number, spread.step, mean, low, high, len(spread.values)), strict=True
+            ):
+                columns[name].append(round(100 * value, 3) if name in ("mean", "low", "high") else value)
+    chart = Chart(
+        name="inner-steps",
+        title="Test accuracy at each inner step",
+        caption=(
+            "Of the trials that are picked: the mean over held-out networks, in a band of one standard "
+            "deviation "
+            "over them to either side. Small dots are single networks."
+        ),
+        summary="Accuracy of picked trials after each inner step; the table below has the numbers.",
+        build=_steps_build,
+        datasets={"means": Dataset(columns, "picked")},
+        x=Axis("inner step", "quantitative"),
+        networks="every",
+    )
+    table = Table(
+        "inner-step-numbers",
+        "Test accuracy in % at each inner step: mean, standard deviation and 95 % ± over held-out networks",
+        [
+            Column("trial_id", "trial"),
+            Column("inner_step", "inner step", "count"),
+            Column("mean", "test", "percent"),
+            Column("std", "±", "percent"),
+            Column("ci95", "95 % ±", "percent"),
+            Column("networks", "networks", "count"),
+        ],
+        rows,
+        trials=numbers,
+    )
+    return Section("steps", "Accuracy at each inner step", [chart, table])
+
+
+def _steps_build(x: Axis, colour: Axis) -> alt.LayerChart:
+    along = x_of(x, "step")
+    told = [
+        alt.Tooltip("label:N", title="trial"),
+        "step:Q",
+        alt.Tooltip("mean:Q", title="mean, %", format=".1f"),
+    ]
+    base = alt.Chart(alt.NamedData("means")).encode(x=along, color=colour_of(colour))
+    band = base.mark_area(opacity=0.18).encode(y=percent_axis("low", "test accuracy, %"), y2="high:Q")
+    line = base.mark_line(point=True).encode(y=percent_axis("mean", "test accuracy, %"), tooltip=told)
+    points = (
+        alt.Chart(alt.NamedData("networks"))
+        .mark_circle(size=8, opacity=0.3)
+        .encode(x=along, y=percent_axis("y", "test accuracy, %"), color=colour_of(colour))
+    )
+    return alt.layer(band, points, line).properties(width="container", height=280)
+
+
+def curves_section(gathered: Gathered) -> Section:
+    """Outer loss and validation score over outer steps."""
+    frame = gathered.history
+    charts = []
+    for name, column, title, text in (
+        (
+            "loss",
+            "outer_loss",
+            "Outer loss",
+            "loss on real images after the inner steps, mean over networks of the step",
+        ),
+        ("validation", "val_score", "Score on validation", "accuracy on validation images, %"),
+    ):
+        own = frame[frame[column].notna()]
+        if own.empty:
+            continue
+        own = own.assign(v=own[column] * (100 if column == "val_score" else 1))
+        lines = pd.concat([_thinned(rows) for _, rows in own.groupby("trial")])
+        drawn: dict[str, list[Any]] = {
+            "trial": [int(value) for value in lines["trial"]],
+            "step": [int(value) for value in lines["outer_step"]],
+            "v": [float(f"{value:.5g}") for value in lines["v"]],
+        }
+        charts.append(
+            Chart(
+                name=name,
+                title=f"{title} over outer steps",
+                caption=(
+                    "Of the trials that are picked. The grey line is the median of all trials at that "
+                    "step, its band "
+                    f"holds the middle 80 % of them. In {text}."
+                ),
+                summary=(
+                    f"{title} of picked trials over outer steps; the last values are in the table of trials."
+                ),
+                build=_log_build if _wide(own["v"]) else _curve_build,
+                datasets={"lines": Dataset(drawn, "picked"), "all": Dataset(_band(own), "all")},
+                x=Axis("outer step", "quantitative"),
+            )
+        )
+    return Section("curves", "How distilling went", charts)
+
+
+def _wide(values: pd.Series) -> bool:
+    return bool((values > 0).all() and values.quantile(0.99) > 30 * values.quantile(0.01))
+
+
+def _thinned(rows: pd.DataFrame) -> pd.DataFrame:
+    if len(rows) <= _MOST_POINTS:
+        return rows
+    return rows.iloc[np.unique(np.linspace(0, len(rows) - 1, _MOST_POINTS).round().astype(int))]
+
+
+def _band(frame: pd.DataFrame) -> dict[str, list[Any]]:
+    """Over all trials, at outer steps that at least two of them logged."""
+    found = frame.groupby("outer_step")["v"].quantile(np.array([0.1, 0.5, 0.9])).unstack()
+    found = found[frame.groupby("outer_step")["v"].size() > 1]
+    values = {
+        name: [float(f"{v:.5g}") for v in found[q]] for name, q in (("low", 0.1), ("mid", 0.5), ("high", 0.9))
+    }
+    return {"step": [int(step) for step in found.index], **values}
+
+
+def _log_build(x: Axis, colour: Axis) -> alt.LayerChart:
+    return _curves(x, colour, alt.Scale(type="log", nice=True))
+
+
+def _curve_build(x: Axis, colour: Axis) -> alt.LayerChart:
+    return _curves(x, colour, alt.Scale(zero=False, nice=True))
+
+
+def _curves(x: Axis, colour: Axis, scale: alt.Scale) -> alt.LayerChart:
+    along = x_of(x, "step")
+    everything = alt.Chart(alt.NamedData("all")).encode(x=along)
+    band = everything.mark_area(opacity=0.15, color="#8c8c8c").encode(
+        y=alt.Y("low:Q", title=None, scale=scale), y2="high:Q"
+    )
+    middle = everything.mark_line(color="#8c8c8c", strokeDash=[4, 3]).encode(
+        y=alt.Y("mid:Q", title=None, scale=scale)
+    )
+    lines = (
+        alt.Chart(alt.NamedData("lines"))
+        .mark_line()
+        .encode(
+            x=along,
+            y=alt.Y("v:Q", title=None, scale=scale),
+            color=colour_of(colour),
+            tooltip=[
+                alt.Tooltip("label:N", title="trial"),
+                "step:Q",
+                alt.Tooltip("v:Q", title="value", format=".4g"),
+            ],
+        )
+    )
+    return alt.layer(band, middle, lines).properties(width="container", height=240)

@@ -1,0 +1,56 @@
+"""The verb ``report``: a page, or figures and tables for papers, of one sweep or several."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ddsweep.errors import UserError
+
+__all__ = ["report"]
+
+
+def report(
+    directories: Annotated[
+        list[Path], typer.Argument(metavar="DIR...", help="Results of one sweep, or of several.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Folder to write into.")] = Path("report"),
+    figures: Annotated[
+        bool, typer.Option("--figures", help="Figures (PDF, SVG, PNG) and tables (LaTeX, Markdown, CSV) too.")
+    ] = False,
+    watch: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", help="Write it anew every so often until no sweep runs any more."),
+    ] = None,
+    data_root: Annotated[
+        Path | None, typer.Option("--data-root", help="Folder of data sets (or DDSWEEP_DATA).", metavar="DIR")
+    ] = None,
+) -> None:
+    """One page with the answer, charts, pictures and all tables; no network, no torch, also while it runs."""
+    from ddsweep.data.files import data_root as find
+    from ddsweep.data.files import resolve_dataset
+    from ddsweep.report.page.scripts import require_charts
+
+    if watch is not None and watch < 1:
+        raise UserError(f"--watch: {watch:g} must be at least 1 second")
+    require_charts()
+    from ddsweep.report.page.gather import gather
+    from ddsweep.report.page.write import write_page
+
+    root = find(data_root)
+    while True:
+        gathered = gather(directories, lambda value: resolve_dataset(value, root))
+        goes_on = watch is not None and gathered.running
+        path = write_page(gathered, out, watch if goes_on else None)
+        typer.echo(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
+        if not goes_on or watch is None:
+            break
+        time.sleep(watch)
+    if figures:
+        from ddsweep.report.page.figures import write_figures
+
+        for line in write_figures(gathered, out):
+            typer.echo(line)

@@ -1,0 +1,85 @@
+"""Numbers of papers that a sweep's are to stand beside: the key ``published`` of a sweep file."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, Field, StringConstraints, field_validator, model_validator
+
+from ddsweep.catalog.numbers import real
+from ddsweep.spec.values import SECTION, Problem, refuse, settings_of, shown
+
+__all__ = ["PublishedSpec", "one_or_several"]
+
+
+def _fraction(value: Any) -> float | None:
+    if value is None:
+        return None
+    number = real(value)
+    if not 0 <= number <= 1:
+        raise ValueError(f"{value!r} must lie between 0 and 1; 79.5 % is 0.795")
+    return number
+
+
+Fraction = Annotated[float | None, BeforeValidator(_fraction)]
+
+
+class PublishedSpec(BaseModel):
+    """One number: ``accuracy`` on test, or ``attack_success``, and its ``std`` over networks, as fractions.
+    ``source`` says where it stands; ``where`` are the settings of the trials that it is to be beside, all if
+    there are none. It changes no id and no result."""
+
+    model_config = SECTION
+
+    accuracy: Fraction = None
+    attack_success: Fraction = None
+    std: Fraction = None
+    source: Annotated[str, Field(strict=True), StringConstraints(min_length=1)]
+    where: dict[str, Any] = {}
+
+    @field_validator("where", mode="before")
+    @classmethod
+    def _where(cls, value: Any) -> dict[str, Any]:
+        problems: list[Problem] = []
+        out = settings_of(value, "published.where", problems)
+        refuse(problems)
+        return out
+
+    @model_validator(mode="after")
+    def _one_number(self) -> PublishedSpec:
+        if (self.accuracy is None) == (self.attack_success is None):
+            raise ValueError("give accuracy, or attack_success of an attack: one of the two")
+        return self
+
+    @property
+    def value(self) -> float:
+        number = self.attack_success if self.accuracy is None else self.accuracy
+        assert number is not None
+        return number
+
+    @property
+    def measure(self) -> str:
+        return "attack_success" if self.accuracy is None else "accuracy"
+
+    def applies(self, settings: dict[str, Any]) -> bool:
+        """Whether it is to stand beside trials of ``settings``. A network, data set or pool without
+        parameters
+        stands for all of its name."""
+        return all(_same(wanted, settings.get(name)) for name, wanted in self.where.items())
+
+
+def _same(wanted: Any, value: Any) -> bool:
+    if isinstance(wanted, str) and isinstance(value, str):
+        return value == wanted or value.startswith(f"{wanted}(")
+    return bool(wanted == value)
+
+
+def one_or_several(value: Any) -> Any:
+    """The list that ``published`` is, of which a single mapping is short."""
+    if isinstance(value, dict):
+        return [value]
+    if not isinstance(value, list | tuple):
+        raise ValueError(
+            f"{shown(value)} is neither a mapping such as {{accuracy: 0.795, source: ...}} nor a list of them"
+        )
+    return value

@@ -1,0 +1,336 @@
+"""`ddsweep report`: what is on the page, computed again; results that are torn, doubled, old or strange."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from ddsweep.cli import main
+from ddsweep.report.page.gather import gather
+from ddsweep.report.page.table import Column, Table
+from ddsweep.report.page.write import page
+from ddsweep.results.layout import SweepDirectory
+from ddsweep.results.parts import write_part
+from ddsweep.results.reader import load_results
+from ddsweep.results.schemas import HISTORY
+from ddsweep.results.statistics import mean_std_ci
+from tests.report.conftest import Folder, spec
+
+OLDER = Path(__file__).parents[1] / "older" / "results_0_1_0"
+
+ASKED = """\
+name: small
+base: {dataset: digits, network: convnet(width=8), images_per_class: 2, inner_steps: 2, inner_epochs: 2,
+       outer_steps: 60, init: random}
+grid: {inner_lr: [0.02, 0.1]}
+seeds: 2
+"""
+
+
+class Page(HTMLParser):
+    """Tables by id, as rows of (text, value); the tags of which there are some; what scripts hold."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tables: dict[str, list[list[tuple[str, float | None]]]] = {}
+        self.heads: dict[str, list[str]] = {}
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text, self.data = "", ""
+        self._table = self._cell = ""
+        self._value: float | None = None
+        self._inside: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        self.tags.append((tag, given))
+        if tag not in ("br", "img", "input", "link", "meta"):
+            self._inside.append(tag)
+        if tag == "table":
+            self._table = given["id"] or ""
+            self.tables[self._table], self.heads[self._table] = [], []
+        if tag == "tr" and "tbody" in self._inside:
+            self.tables[self._table].append([])
+        if tag in ("td", "th"):
+            self._cell, value = "", given.get("data-v")
+            self._value = float(value) if value else None
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._inside.pop() == tag
+        if tag in ("td", "th"):
+            if "tbody" in self._inside:
+                self.tables[self._table][-1].append((self._cell, self._value))
+            else:
+                self.heads[self._table].append(self._cell)
+
+    def handle_data(self, data: str) -> None:
+        if self._inside and self._inside[-1] == "script":
+            self.data = data if data.startswith("{") else self.data
+        elif self._inside and self._inside[-1] != "style":
+            self._cell += data
+            self.text += data + " "
+
+    def rows(self, table: str) -> list[dict[str, tuple[str, float | None]]]:
+        return [dict(zip(self.heads[table], row, strict=True)) for row in self.tables[table]]
+
+
+def made(*folders: Path) -> Page:
+    return Page(page(gather(list(folders))))
+
+
+def whole(folder: Folder) -> list[Any]:
+    """Four trials with every kind of row, two seeds of one of two settings."""
+    folder.asked(ASKED)
+    trials = [spec(init="random", inner_lr=lr, seed=seed) for lr in (0.02, 0.1) for seed in (0, 1)]
+    for number, trial in enumerate(trials):
+        folder.evaluated(trial)
+        folder.trial(trial, val_score=0.5 + 0.1 * number, peak_memory_bytes=10**9, wall_seconds=10.0 + number)
+    return trials
+
+
+def test_the_table_of_trials_is_computed_again(folder: Folder) -> None:
+    trials = whole(folder)
+    results = load_results(folder.directory.root, all_trials=True)
+    rows = {row["trial"][0]: row for row in made(folder.directory.root).rows("all-trials")}
+    assert set(rows) == {trial.trial_id for trial in trials}
+    for trial in trials:
+        own = results.evals[
+            (results.evals.trial_id == trial.trial_id) & (results.evals.protocol == "as_distilled")
+        ]
+        last = own[(own.source == "distilled") & (own.inner_step == 4)]["accuracy"]
+        row = rows[trial.trial_id]
+        assert row["test"][1] == pytest.approx(last.mean())
+        assert row["±"][1] == pytest.approx(last.std())
+        assert row["95 % ±"][1] == pytest.approx(mean_std_ci(last)[2])
+        assert row["networks"][0] == str(len(last)) == "4"
+        assert row["test"][0] == f"{100 * last.mean():.1f}"
+        for source, title in (("random_real", "random real"), ("kmeans", "k-means")):
+            theirs = own[own.source == source]["accuracy"]
+            assert row[title][1] == pytest.approx(theirs.mean())
+        assert row["k-NN k-means"][1] == pytest.approx(0.9)
+
+
+def test_the_answer_and_its_gains_are_computed_again(folder: Folder) -> None:
+    whole(folder)
+    found = made(folder.directory.root)
+    (best,) = found.rows("best")
+    results = load_results(folder.directory.root, all_trials=True)
+    means = results.trials.groupby("inner_lr")["val_score"].mean()
+    chosen = results.trials[results.trials.inner_lr == means.idxmax()]
+    assert best["validation"][1] == pytest.approx(means.max())
+    evals = results.evals[results.evals.protocol == "as_distilled"]
+    own = evals[
+        (evals.source == "distilled") & (evals.inner_step == 4) & evals.trial_id.isin(chosen.trial_id)
+    ]
+    by_seed = own.groupby("trial_id")["accuracy"].mean()
+    mean, _, ci95 = mean_std_ci(by_seed)
+    assert best["test"][1] == pytest.approx(mean)
+    assert best["95 % from"][1] == pytest.approx(mean - (ci95 or 0), abs=1e-9)
+    assert best["seeds"][0] == "2" and best["networks"][0] == "4"
+    assert best["± over seeds"][1] == pytest.approx(by_seed.std(), abs=1e-9)
+    gains = {(row["over"][0], row["how it is applied"][0]): row for row in found.rows("gains")}
+    paired = own.merge(evals[evals.source == "kmeans"], on=["trial_id", "model_seed"], suffixes=("", "_of"))
+    expected = (paired.accuracy - paired.accuracy_of).groupby(paired.trial_id).mean().mean()
+    assert gains["k-means", "at the same steps"]["gain"][1] == pytest.approx(expected)
+    one = statistics.fmean(own.accuracy) - 0.9
+    assert gains["k-NN k-means", "without a network"]["gain"][1] == pytest.approx(one)
+
+
+def test_steps_networks_and_curves_are_the_tables(folder: Folder) -> None:
+    trials = whole(folder)
+    found = made(folder.directory.root)
+    results = load_results(folder.directory.root, all_trials=True)
+    own = results.evals[(results.evals.source == "distilled") & (results.evals.protocol == "as_distilled")]
+    expected = own.groupby(["trial_id", "inner_step"])["accuracy"].agg(["mean", "std", "size"])
+    rows = found.rows("inner-step-numbers")
+    assert len(rows) == len(expected) == 12
+    for row in rows:
+        mean, std, size = expected.loc[(row["trial"][0], int(row["inner step"][0]))]
+        assert row["test"][1] == pytest.approx(mean) and row["±"][1] == pytest.approx(std)
+        assert int(row["networks"][0]) == size
+    data = json.loads(found.data)
+    number = next(n for n, trial in enumerate(data["trials"]) if trial["id"] == trials[0].trial_id)
+    lines = data["charts"]["loss"]["datasets"]["lines"]["columns"]
+    drawn = [v for trial, v in zip(lines["trial"], lines["v"], strict=True) if trial == number]
+    history = results.history[results.history.trial_id == trials[0].trial_id]
+    assert drawn == pytest.approx(list(history.outer_loss), rel=1e-4)
+
+
+def test_a_published_number_stands_beside_the_answer(folder: Folder) -> None:
+    whole(folder)
+    folder.asked(
+        ASKED + "published: [{accuracy: 0.3, std: 0.1, source: A paper, where: {init: random}},"
+        " {accuracy: 0.9, source: Another, where: {init: fixed}}]\n"
+    )
+    found = made(folder.directory.root)
+    (best,) = found.rows("best")
+    assert best["published"][1] == 0.3 and best["where"][0] == "A paper"
+    assert "A paper: 30.0 ± 10.0 %" in found.text and "Another" not in str(found.tables)
+
+
+def test_what_is_torn_doubled_or_not_done_is_left_out_and_said(folder: Folder) -> None:
+    trials = whole(folder)
+    folder.asked(ASKED.replace("0.1]", "0.1, 0.5, 0.6, 0.7]"))
+    directory = folder.directory
+    torn = directory.trials_part(trials[0].trial_id)
+    torn.write_bytes(torn.read_bytes()[:-9])
+    first = directory.evals_parts(trials[1].trial_id)[0]
+    shutil.copy(first, first.with_name(first.name.replace(".parquet", "-copy.parquet")))
+    part = directory.trials_part(trials[2].trial_id)
+    shutil.copy(part, part.with_name("part-copy.parquet"))
+    failed, begun = (spec(init="random", inner_lr=lr) for lr in (0.5, 0.6))
+    folder.failure(failed, "a <b>bad</b> & ugly end")
+    folder.history(begun, last=20)
+    folder.stopped(spec(init="random", inner_lr=0.7))
+    found = made(directory.root)
+    assert f"trials/part-{trials[0].trial_id}.parquet is torn and left out" in found.text
+    assert "1 row of trials are there twice" in found.text and "rows of evals are there twice" in found.text
+    reasons = {row["trial"][0][:10]: row for row in found.rows("not-done")}
+    assert reasons[failed.trial_id]["why"][0] == "DivergedError: a <b>bad</b> & ugly end"
+    assert reasons[begun.trial_id]["state"][0] == "interrupted"
+    rows = {row["trial"][0]: row for row in found.rows("all-trials")}
+    assert rows[trials[1].trial_id]["networks"][0] == "4"
+    assert rows[failed.trial_id]["test"] == ("–", None)
+    assert rows[trials[0].trial_id]["state"][0] != "done"
+
+
+@pytest.mark.parametrize("state", ["failed", "stopped", "nothing"])
+def test_no_answer_yet(folder: Folder, state: str) -> None:
+    folder.asked()
+    for lr in (0.02, 0.1):
+        trial = spec(init="random", inner_lr=lr)
+        if state == "failed":
+            folder.failure(trial)
+        elif state == "stopped":
+            folder.stopped(trial)
+    found = made(folder.directory.root)
+    assert "there is no answer so far" in found.text
+    expected = {"failed": 2, "stopped": 2, "nothing": 0}[state]
+    states = [row["state"][0] for row in found.rows("all-trials")]
+    assert states.count(state) == expected and len(states) == 4
+
+
+def test_names_break_out_of_nothing(tmp_path: Path) -> None:
+    name = "ünï </script><script>alert(1)</script>"
+    directory = SweepDirectory(tmp_path / name.replace("/", "⁄"))
+    directory.create()
+    folder = Folder(directory)
+    folder.asked("name: x\nbase: {dataset: digits}\n# </pre><script>alert(2)</script>\n")
+    trial = spec(init="random")
+    folder.evaluated(trial)
+    folder.trial(
+        trial, val_score=0.5, device_name="<img src=x onerror=alert(3)>", inner_augment="</script><b>"
+    )
+    path = directory.history_part(trial.trial_id)
+    write_part(
+        path, [{"trial_id": trial.trial_id, "outer_step": 1, "outer_loss": 1.0}], HISTORY, directory.temporary
+    )
+    text = page(gather([directory.root]))
+    found = Page(text)
+    assert "ünï" in found.text and "alert(1)" in found.text and "alert(3)" in found.text
+    scripts = [given for tag, given in found.tags if tag == "script"]
+    assert len(scripts) == 3 and not any(tag == "b" for tag, _ in found.tags)
+    assert not any("onerror" in given for _, given in found.tags)
+    assert json.loads(found.data)["trials"][0]["id"] == trial.trial_id
+
+
+@pytest.mark.parametrize("name", ["small", "stopped"])
+def test_results_of_the_first_version(name: str) -> None:
+    found = made(OLDER / name)
+    assert "The answer" in found.text and found.rows("all-trials")
+
+
+def test_several_sweeps_on_one_page(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        directory = SweepDirectory(tmp_path / name)
+        directory.create()
+        whole(Folder(directory))
+    found = made(tmp_path / "a", tmp_path / "b")
+    rows = found.rows("all-trials")
+    assert [row["sweep"][0] for row in rows] == ["a"] * 4 + ["b"] * 4
+    assert len(found.rows("best")) == 2
+
+
+def test_a_table_in_all_its_forms() -> None:
+    columns = [Column("name", "name_of"), Column("mean", "mean, %", "percent"), Column("n", "n", "count")]
+    table = Table("t", "50 % & more", columns, [["a|b_c", 0.12345, 3], ["<x>", None, None]])
+    assert list(csv.reader(io.StringIO(table.csv()))) == [
+        ["name", "mean", "n"],
+        ["a|b_c", "0.12345", "3"],
+        ["<x>", "", ""],
+    ]
+    assert "| a\\|b_c | 12.3 | 3 |" in table.markdown() and "| <x> | – | – |" in table.markdown()
+    latex = table.latex()
+    assert r"\caption{50 \% \& more}" in latex and r"\begin{tabular}{lrr}" in latex
+    assert r"a|b\_c & 12.3 & 3 \\" in latex
+    assert "&lt;x&gt;" in table.html()
+
+
+def test_the_command_writes_a_page_figures_and_tables(folder: Folder, tmp_path: Path) -> None:
+    whole(folder)
+    out = tmp_path / "out"
+    code = (
+        "import sys; from ddsweep.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit as end: assert end.code == 0, end.code\n"
+        "print([name for name in ('torch', 'ray') if name in sys.modules])"
+    )
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        "report",
+        str(folder.directory.root),
+        "--out",
+        str(out),
+        "--figures",
+    ]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert ran.stdout.splitlines()[-1] == "[]"
+    assert (out / "index.html").stat().st_size < 3e6
+    for name, start in (("pdf", b"%PDF"), ("png", b"\x89PNG"), ("svg", b"<svg")):
+        assert (out / "figures" / f"accuracy.{name}").read_bytes().startswith(start)
+    assert "middle half of its" in (out / "figures" / "captions.md").read_text()
+    best = pd.read_csv(out / "tables" / "best.csv")
+    assert len(best) == 1 and best["seeds"][0] == 2
+    assert not [path.name for path in out.iterdir() if path.name not in ("index.html", "figures", "tables")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "nowhere: no such results folder"),
+        (["{root}", "{root}"], "the same folder of results is given twice"),
+        (["{root}", "--watch", "0.1"], "--watch: 0.1 must be at least 1 second"),
+    ],
+)
+def test_bad_input(
+    folder: Folder, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str, tmp_path: Path
+) -> None:
+    whole(folder)
+    given = [word.format(root=folder.directory.root) for word in arguments]
+    with pytest.raises(SystemExit) as ended:
+        main(["report", *given, "--out", str(tmp_path / "out")])
+    assert ended.value.code == 1 and message in capsys.readouterr().err
+
+
+def test_without_the_extra_it_says_so(
+    folder: Folder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "altair", None)
+    monkeypatch.setattr("ddsweep.report.page.scripts.find_spec", lambda name: None)
+    with pytest.raises(SystemExit) as ended:
+        main(["report", str(folder.directory.root)])
+    assert ended.value.code == 1
+    assert "pip install 'ddsweep[report]'" in capsys.readouterr().err
