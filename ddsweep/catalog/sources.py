@@ -12,8 +12,8 @@ class SourceSpec:
     """One kind of source. `ddsweep.data.sources.<name>` reads it.
 
     ``by``: the key of a mapping in a sweep file that says where its data are; their content then stands for
-    them in ids. Without it, data sets of the catalog alone have this source.
-    ``any_size``: each image is resized as it is read, for its files have no one size.
+    them in ids. Without it, data sets of the catalog alone have this source. ``any_size``: each image is
+    resized as it is read, because its files have several sizes.
     """
 
     name: str

@@ -1,6 +1,6 @@
-"""From what a sweep file says about its data to a `DatasetSpec`, and what is there. No torch.
+"""Resolves the data set of a sweep file to a `DatasetSpec`, and lists data sets. No torch.
 
-numpy, pyarrow and PIL are imported only where files of a parquet or folder source are looked at.
+numpy, pyarrow and PIL are imported only to check files of a parquet or folder source.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = [
 
 
 def data_root(flag: str | Path | None) -> Path | None:
-    """The folder that holds the data: ``--data-root``, else ``DDSWEEP_DATA``, else None."""
+    """The folder of the data: ``--data-root``, else ``DDSWEEP_DATA``, else None."""
     value = flag or os.environ.get("DDSWEEP_DATA") or None
     return None if value is None else user_path(value)
 
@@ -56,13 +56,13 @@ def resolve_dataset(
     """The data set that ``dataset:`` of a sweep file means, complete, with its content fingerprint.
 
     ``value`` is a name of the catalog, also with transforms such as ``usps(size=28)``, or a mapping
-    ``{source: parquet|folder, path, train, test}`` with optionally ``name, shape, classes, class_names,
-    mean, std, size, channels, image_column, label_column``. Images of a parquet or folder source are all
-    looked at, once (`ddsweep.data.survey`): what the mapping leaves out is what they have, and ``survey`` of
-    the result is what was found. ``shape`` is what the files have, ``size`` and ``channels`` what is made of
-    it. The fingerprint is a hash over the chosen files; where they lie does not enter it. Without a
-    ``name`` the data are called by their path, or, where a data set of the catalog is called so, by source
-    and path. ``say`` is told where looking takes a while.
+    ``{source: parquet|folder, path, train, test}`` with optionally ``name, shape, classes, class_names, mean,
+    std, size, channels, image_column, label_column``. All images of a parquet or folder source are checked
+    once (`ddsweep.data.survey`). They give the values that the mapping leaves out, and ``survey`` of the
+    result has the findings. ``shape`` is that of the files; ``size`` and ``channels`` change it. The
+    fingerprint is a hash over the chosen files, without their place. Without a ``name`` the data get their
+    path as their name, or source and path if the catalog has that name. ``say`` is called if the check takes
+    a while.
 
     A function of the user's own is ``{file, name}`` with its options, or the text that results have of that
     (`CodeRef`), whose source then lies in ``code``. With ``may_run`` it is run, in a process of its own,
@@ -127,7 +127,7 @@ def surveyed(
 
 
 def _numbered(problems: Sequence[str]) -> str:
-    """One problem in the line, several below each other."""
+    """One problem stays in the line; several get a line each."""
     if len(problems) == 1:
         return problems[0]
     lines = [f"  {number}. {problem}" for number, problem in enumerate(problems, 1)]
@@ -140,7 +140,7 @@ def _numbered(problems: Sequence[str]) -> str:
 @dataclass(frozen=True)
 class DatasetStatus:
     """One line of ``ddsweep data list``. ``where`` is a path relative to the data root, or a package;
-    ``remarks`` are what was found in data of one's own."""
+    ``remarks`` are the findings in the user's own data."""
 
     name: str
     source: str

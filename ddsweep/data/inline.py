@@ -1,4 +1,5 @@
-"""The mapping that describes a data set of one's own in a sweep file, each value checked; opens no file."""
+"""The mapping that describes the user's own data set in a sweep file. Each value is checked; no file is
+opened."""
 
 from __future__ import annotations
 
@@ -94,8 +95,8 @@ def _is_list(given: Any) -> bool:
 
 
 def path_name(path: str) -> str:
-    """What data in the folder ``path`` are called: by the path as it is written, if it leads down from the
-    data root, else by its last folder."""
+    """The name of data in the folder ``path``: the path as it is written, if it leads down from the data
+    root, else its last folder."""
     plain = PurePosixPath(path)
     below = not plain.is_absolute() and not {"..", "~"} & set(plain.parts)
     return str(plain) if below and plain.parts else plain.name
@@ -110,7 +111,7 @@ def described_items(value: Mapping[str, Any], default: str, *, numbers: bool) ->
 def _items(value: Mapping[str, Any], key: str, default: str, numbers: bool) -> tuple[str | int, ...]:
     given = value.get(key, default)
     items = tuple(given) if _is_list(given) else () if given is None else (given,)
-    if numbers:  # text is the name of a file, also where it looks like a number
+    if numbers:  # text is the name of a file, also if it looks like a number
         items = tuple(int(i) if isinstance(i, float) and i.is_integer() else i for i in items)
     what = "shard numbers or file names" if numbers else "folder names"
     for item in items:

@@ -1,4 +1,4 @@
-"""From labels as files have them to classes 0, 1, ...: by folder, by number, or by text."""
+"""From labels in files to classes 0, 1, ...: by folder, by number, or by text."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ __all__ = [
 ROLES = ("train", "test")
 Label = int | str | None
 Place = tuple[Path, int | None]
-"""Where an image lies: a file, and its row where that has several."""
+"""The place of an image: a file, and its row if the file has several."""
 
 _MANY_TEXTS = 20
 _LEAST = {"train": 2, "test": 1}
-"""Images that a class needs: of two training images one goes to validation."""
+"""The least number of images of a class: of two training images one goes to validation."""
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """The classes, the class of each image by role (-1 for a label that is none), and the number that stands
-    for class 0 in the files."""
+    """The classes, the class of each image by role (-1 for a label without a class), and the number of class
+    0 in the files."""
 
     names: tuple[str, ...]
     classes: dict[str, list[int]]
@@ -57,7 +57,7 @@ def place_text(place: Place) -> str:
 
 
 def listed(many: str, items: Sequence[str], count: int) -> str:
-    """One sentence about ``count`` things, of which ``items`` are the first, each told by itself."""
+    """One sentence about ``count`` things. ``items`` are the first of them, each in its own words."""
     if count == 1:
         return items[0]
     more = f"; and {count - len(items):,} more" if count > len(items) else ""
@@ -68,7 +68,7 @@ def listed(many: str, items: Sequence[str], count: int) -> str:
 
 
 def label_folder(spec: DatasetSpec, listing: Listing) -> Labelled:
-    """By the folder that an image is in."""
+    """Classes by the folder of an image."""
     names, problems = listing.names, []
     if len(names) < 2:
         where = " and ".join(map(str, spec.train))
@@ -90,11 +90,11 @@ def label_parquet(
     labels: Mapping[str, list[Label]],
     places: Mapping[str, list[Place]],
 ) -> Labelled:
-    """By a column of labels, whole numbers or text; ``named`` are the classes by the files' metadata.
+    """Classes by a column of labels, whole numbers or text; ``named`` are the classes in the files' metadata.
 
-    Numbers count from 0, or, where none is 0 and it fits the number of classes that is known, from 1. The
-    classes of text are those in train, in the order of `class_order`, or ``spec.class_names``. Nothing is
-    made of a number, in a file or a setting, that is larger than the number of training images.
+    Numbers count from 0, or from 1 if none is 0 and the known number of classes fits. The classes of text are
+    those in train, in the order of `class_order`, or ``spec.class_names``. Nothing is allocated by a number,
+    in a file or a setting, that is larger than the number of training images.
     """
     missing = [(role, i) for role in ROLES for i, label in enumerate(labels[role]) if label is None]
     problems: list[str] = []
@@ -136,7 +136,7 @@ def _unknown(
 
 
 class _Named(NamedTuple):
-    """Names of the classes, the number of class 0 in the files, and what is to be said."""
+    """Names of the classes, the number of class 0 in the files, and remarks."""
 
     names: tuple[str, ...]
     first: int
@@ -169,19 +169,19 @@ def _by_number(
         return _Named((), 0, (), (told,))
     remarks = [Remark("labels begin at 1, so label 1 is class 0", 0)] if begins else []
     if named and len(named) < count:
-        what = f"names of classes in the metadata, not used, for labels go up to {high}"
+        what = f"names of classes in the metadata, not used because labels go up to {high}"
         remarks.append(Remark(what, len(named)))
         named = ()
     elif len(named) > count:
         left = named[count:]
-        what = f"classes of the metadata, left out, for labels only go up to {high}"
+        what = f"classes of the metadata, left out because labels only go up to {high}"
         remarks.append(Remark(what, len(left), left[:MOST_EXAMPLES]))
     names = spec.class_names or named[:count] or tuple(str(i + first) for i in range(count))
     return _Named(names, first, tuple(remarks), ())
 
 
 def _too_large(labels: Mapping[str, list[Label]], places: Mapping[str, list[Place]], images: int) -> str:
-    """About labels of which so many classes would follow that they cannot all have images."""
+    """The problem of labels so large that their classes cannot all have images."""
     rows = [
         (role, i)
         for role in ROLES
@@ -189,7 +189,7 @@ def _too_large(labels: Mapping[str, list[Label]], places: Mapping[str, list[Plac
         if isinstance(label, int) and label > images
     ] or [("train", max(range(images), key=lambda i: labels["train"][i] or 0))]
     told = [
-        f"{place_text(places[role][i])}: label {labels[role][i]} is out of range, for classes count from 0 "
+        f"{place_text(places[role][i])}: label {labels[role][i]} is out of range: classes count from 0 "
         f"and train has {images:,} images"
         for role, i in rows[:MOST_EXAMPLES]
     ]
@@ -225,7 +225,7 @@ def _by_text(
 
 
 def too_small(found: Labelled) -> list[str]:
-    """What is wrong with the numbers of images."""
+    """Problems with the numbers of images."""
     problems = []
     for role in ROLES:
         counts = found.counts(role)
@@ -239,11 +239,12 @@ def too_small(found: Labelled) -> list[str]:
             )
         if len(single) == 1:
             problems.append(
-                f"class {single[0]!r} has 1 training image; at least 2 are needed, for one goes to validation"
+                f"class {single[0]!r} has 1 training image; at least 2 are needed, because one goes to "
+                "validation"
             )
         elif single:
             problems.append(
-                f"{len(single):,} classes have 1 training image; at least 2 are needed, for one goes to "
+                f"{len(single):,} classes have 1 training image; at least 2 are needed, because one goes to "
                 f"validation: {_few(single)}"
             )
     return problems

@@ -30,10 +30,10 @@ class Splits:
     """One data set, decoded. Images uint8 [N, c, h, w] in 0..255 (or, with a ``whitening``, float32 and
     whitened), labels int64 [N], all on the CPU.
 
-    ``mean`` and ``std`` are per channel, of pixels in 0..1. ``fingerprint`` is 32 hex of a hash over
-    the decoded images and labels of the whole train part (validation included) and of test: it does not
-    change with the split. ``stand_in`` marks data that takes the place of the data set of that name.
-    ``test_in_train`` test images are training images too.
+    ``mean`` and ``std`` are per channel, of pixels in 0..1. ``fingerprint`` is 32 hex of a hash over the
+    decoded images and labels of the whole train part (validation included) and of test: it does not change
+    with the split. ``stand_in`` marks a stand-in for the data set of that name. ``test_in_train`` is the
+    number of test images that are training images too.
     """
 
     name: str
@@ -132,8 +132,8 @@ def _whitened(splits: Splits) -> Splits:
 
 
 def check_part(spec: DatasetSpec, names: tuple[str, ...], role: str, part: Part) -> None:
-    """Raises `DataError` for images of another shape than the files have by ``spec``, for labels that are out
-    of range or not as many as images, and for a class without images."""
+    """Raises `DataError` for images of another shape than in ``spec``, for labels out of range or in another
+    number than images, and for a class without images."""
     native = spec.read_shape
     count, *shape = part.images.shape
     if tuple(shape) != native:
@@ -163,7 +163,7 @@ def check_part(spec: DatasetSpec, names: tuple[str, ...], role: str, part: Part)
 def _validation_mask(
     spec: DatasetSpec, names: tuple[str, ...], train: Part, fraction: float, seed: int
 ) -> npt.NDArray[np.bool_]:
-    """Which training images become validation, [N] of bool: a random ``fraction`` of each class."""
+    """The training images that become validation, [N] of bool: a random ``fraction`` of each class."""
     generator = np.random.Generator(np.random.PCG64(seed))
     mask = np.zeros(len(train.labels), np.bool_)
     for label, name in enumerate(names):
@@ -171,7 +171,7 @@ def _validation_mask(
         if len(members) < 2:
             raise DataError(
                 f"dataset {spec.name}: class {name!r} has {len(members)} training image; at least 2 are "
-                f"needed, for one goes to validation ({train.where})"
+                f"needed, because one goes to validation ({train.where})"
             )
         count = min(max(1, round(fraction * len(members))), len(members) - 1)
         mask[generator.permutation(members)[:count]] = True
@@ -205,10 +205,10 @@ def _hash(train: Part, test: Part) -> str:
 
 
 def _tensor(array: npt.NDArray[Any]) -> torch.Tensor:
-    """``array`` as a tensor in plain row-major memory, without a copy where it lies so already.
+    """``array`` as a tensor in plain row-major memory, without a copy if it is so already.
 
-    A grey image made with ``[:, None]`` has strides that also pass for channels-last, convolutions then
-    take another path, and results differ in their last bits from those of a copy of the same data.
+    A grey image made with ``[:, None]`` has strides that also pass for channels-last. Then convolutions take
+    another path, and results differ in their last bits from those of a copy of the same data.
     """
     tensor = torch.from_numpy(array)
     if tensor.stride() == torch.empty(tensor.shape, device="meta").stride():

@@ -1,8 +1,7 @@
 """The sweep file: pydantic models of it (`model`), reading (`files`) and expansion into trials (`plan`).
 
-Imports pydantic and yaml only, neither torch, ray nor pandas: ``plan`` must stay instant. Everything
-that a user can get wrong in a file ends here, as one `SettingError` that names the file, the dotted
-key, the value and what is allowed.
+Imports pydantic and yaml only, neither torch, ray nor pandas: ``plan`` must stay instant. Every mistake in a
+file becomes one `SettingError` here, which names the file, the dotted key, the value and what is allowed.
 """
 
 from ddsweep.spec.files import is_smoke, load_sweep, resolved_yaml, sweep_of

@@ -26,7 +26,7 @@ _SECTIONS: dict[tuple[Any, ...], type[BaseModel]] = {
 
 
 def is_smoke(name: str) -> bool:
-    """Whether a sweep or pool of this name only tries out the way: its data may be stand-ins."""
+    """Whether a sweep or pool of this name is a smoke version: its data may be stand-ins."""
     return name.endswith(SMOKE)
 
 
@@ -34,14 +34,13 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def load_sweep(path: Path, overrides: Sequence[str] = (), *, smoke: bool = False) -> SweepSpec:
-    """The sweep in the YAML file ``path``, with ``overrides`` laid over it before it is validated.
+    """The sweep in the YAML file ``path``, with ``overrides`` applied before validation.
 
     An override is ``key=value`` with a dotted key and a value in YAML: ``evaluate.networks=8``,
-    ``grid.seed=[0,1]``. A bare science setting (``outer_steps=10``) stands for every trial: it sets
-    ``base``, and a grid axis, a searched setting or entries of points by that name go; with a list of
-    values it becomes the grid axis. With ``smoke`` the settings of the file's section of that name are laid
-    over it first, and its name ends in ``-smoke``. Raises `SettingError` for all that is wrong, in one
-    message.
+    ``grid.seed=[0,1]``. A bare science setting (``outer_steps=10``) holds for every trial: it sets ``base``
+    and removes a grid axis, a searched setting or entries of points by that name. With a list of values it
+    becomes the grid axis. With ``smoke`` the file's section of that name is applied first, and the name ends
+    in ``-smoke``. Raises `SettingError` with all problems in one message.
     """
     return load_model(SweepSpec, path, overrides, what="sweep file", smoke=smoke)
 
@@ -49,7 +48,7 @@ def load_sweep(path: Path, overrides: Sequence[str] = (), *, smoke: bool = False
 def load_model(
     model: type[Model], path: Path, overrides: Sequence[str], *, what: str, smoke: bool = False
 ) -> Model:
-    """The file ``path`` as a ``model``; ``what`` is what messages call it. See `load_sweep`."""
+    """The file ``path`` as a ``model``; messages call it ``what``. See `load_sweep`."""
     raw = _read(path, what, model)
     origins: dict[str, str] = {}
     if smoke:
@@ -60,8 +59,8 @@ def load_model(
 
 
 def sweep_of(content: Mapping[str, Any], where: str) -> SweepSpec:
-    """The sweep whose file would hold ``content``; ``where`` begins messages. Raises `SettingError` for all
-    that is wrong, in one message."""
+    """The sweep of a file with ``content``; messages begin with ``where``. Raises `SettingError` with all
+    problems in one message."""
     return _validated(SweepSpec, content, where, {})
 
 
@@ -89,7 +88,7 @@ _KINDS_OF_REMOVED = {"base": "trial", "evaluate": "evaluate", "resources": "reso
 def _smoke(
     raw: dict[Any, Any], path: Path, model: type[BaseModel], origins: dict[str, str]
 ) -> dict[Any, Any]:
-    """``raw`` with its own ``smoke`` section laid over it as overrides are, under a name of its own."""
+    """``raw`` with its own ``smoke`` section applied as overrides, under another name."""
     tiny = raw.get("smoke")
     if not isinstance(tiny, dict) or not tiny:
         raise SettingError(
@@ -208,7 +207,7 @@ def _with_origin(problem: Problem, origins: dict[str, str]) -> str:
 
 
 def _problems(error: ValidationError, model: type[BaseModel]) -> list[Problem]:
-    """(dotted key, reason) for each thing that pydantic found, in words for the writer of the file."""
+    """(dotted key, reason) for each problem that pydantic found, in words for the writer of the file."""
     out: list[Problem] = []
     for item in error.errors(include_url=False):
         context: dict[str, Any] = item.get("ctx", {})
@@ -256,5 +255,5 @@ def _misplaced(loc: tuple[Any, ...], model: type[BaseModel]) -> str:
 
 
 def _section(model: type[BaseModel]) -> str:
-    """By which name `ddsweep settings` shows the keys of a file; without one, those of trials too."""
+    """The name by which `ddsweep settings` shows the keys of a file; without one, those of trials too."""
     return "" if model is SweepSpec else model.__name__.removesuffix("File").lower()

@@ -16,15 +16,15 @@ from ddsweep.spec.protocols import check_evaluation
 from ddsweep.spec.values import MOST_TRIALS, SIZES
 
 _LISTED = 5
-"""How many impossible combinations a message lists."""
+"""The number of impossible combinations that a message lists."""
 
 
 @dataclass(frozen=True)
 class Plan:
     """The trials of a sweep, and the (combination, reason) pairs that ``skip_invalid`` dropped.
 
-    ``repeated`` are combinations whose sample makes the same trial as an earlier one, left out as well.
-    ``unjudged`` are (protocol and combination, reason) pairs: evaluations that ``skip_invalid`` leaves out.
+    ``repeated`` are combinations that make the same trial as an earlier sample; they are left out as well.
+    ``unjudged`` are (protocol and combination, reason) pairs of evaluations that ``skip_invalid`` leaves out.
     ``assumed`` says which sizes are 1 because the file leaves them out.
     """
 
@@ -46,7 +46,7 @@ class _Combination:
 
 @dataclass(frozen=True)
 class _Made:
-    """A trial, and the combination that it was made of."""
+    """A trial and its combination."""
 
     text: str
     sample: int
@@ -54,7 +54,7 @@ class _Made:
 
 
 def no_pools(value: str | dict[str, Any]) -> PoolSpec:
-    """Where no folder of pools is known."""
+    """Used without a folder of pools."""
     raise DataError(f"pool: {value!r}: what it was trained on enters the trial ids, and it is not here")
 
 
@@ -65,12 +65,12 @@ def expand(
 ) -> Plan:
     """Every trial of ``sweep``: points (outermost), then the grid in file order, samples, then seeds.
 
-    A point overrides the grid (an axis that it gives itself is not crossed with it), the grid
-    overrides the base, and so does a sample. Of samples that make the same trial the first counts.
-    ``resolve`` turns the name or inline mapping of a data set into its spec, ``resolve_pool`` that of a pool,
-    each called once for each. Raises `SettingError` for combinations that are impossible (unless
-    ``skip_invalid``), for two that make the same trial, if no trial is left, for a scheduler that could
-    stop none, and for an evaluation that is impossible (see `check_evaluation`).
+    A point overrides the grid (an axis that it gives itself is not crossed with it). The grid and samples
+    override the base. Of samples that make the same trial the first counts. ``resolve`` turns the name or
+    inline mapping of a data set into its spec, ``resolve_pool`` that of a pool; both are called once for each
+    value. Raises `SettingError` for combinations that are impossible (unless ``skip_invalid``), for two that
+    make the same trial, if no trial is left, for a scheduler that could stop no trial, and for an evaluation
+    that is impossible (see `check_evaluation`).
     """
     if (count := _size(sweep)) > MOST_TRIALS:
         raise SettingError(f"sweep {sweep.name}: {count} trials are more than {MOST_TRIALS}; split it up")
@@ -100,7 +100,7 @@ def expand(
                 invalid.setdefault(combination.text, str(error))
                 continue
             if lacked & combination.varied and trial.trial_id in trials:
-                continue  # it differs from that one in what its method lacks
+                continue  # it differs from that one in settings that its method lacks
             made = _Made(text, combination.sample, trial)
             if not _add(sweep, trials, made):
                 repeated.append(text)
@@ -122,7 +122,7 @@ def expand(
 
 
 def _resolved(sweep: SweepSpec, known: dict[str, Any], given: Any, resolve: Callable[[Any], Any]) -> Any:
-    """What ``given`` means, looked up once."""
+    """The value for ``given``, looked up once."""
     key = repr(given)
     if key not in known:
         try:
@@ -133,7 +133,7 @@ def _resolved(sweep: SweepSpec, known: dict[str, Any], given: Any, resolve: Call
 
 
 def _names_differ(sweep: SweepSpec, datasets: Iterable[DatasetSpec]) -> None:
-    """Two data sets of one name could not be told apart in any table."""
+    """Refuses two data sets of one name: no table could tell them apart."""
     known: dict[str, DatasetSpec] = {}
     for spec in datasets:
         before = known.setdefault(spec.name, spec)
@@ -154,7 +154,7 @@ def _enough_heldout(sweep: SweepSpec, trial: TrialSpec) -> None:
 
 
 def _size(sweep: SweepSpec) -> int:
-    """How many trials there are at most, without making them."""
+    """The greatest number of trials, without making them."""
     axes = {key: len(values) for key, values in sweep.grid.items()}
     points = sweep.points or ({},)
     crossed = (math.prod(axes[key] for key in axes if key not in point) for point in points)
@@ -176,7 +176,7 @@ def _combinations(sweep: SweepSpec) -> Iterable[_Combination]:
 
 
 def _methods(sweep: SweepSpec) -> frozenset[str]:
-    """The methods that trials of the sweep have."""
+    """The methods of the sweep's trials."""
     searched = sweep.search.space if sweep.search else {}
     if not any("method" in named for named in (sweep.base, sweep.grid, searched, *sweep.points)):
         return frozenset({DEFAULT_METHOD})
@@ -186,8 +186,8 @@ def _methods(sweep: SweepSpec) -> frozenset[str]:
 def _of_method(
     sweep: SweepSpec, settings: dict[str, Any], methods: frozenset[str]
 ) -> tuple[dict[str, Any], frozenset[str]]:
-    """``settings`` without those that their method lacks, and which these are. Raises `SettingError` for one
-    that no method of the sweep has: nothing would read it."""
+    """``settings`` without those that their method lacks, and the names of these. Raises `SettingError` for a
+    setting that no method of the sweep has: no trial would use it."""
     lacks = METHODS[settings.get("method", DEFAULT_METHOD)].lacks & settings.keys()
     for name in sorted(lacks):
         if all(name in METHODS[method].lacks for method in methods):
@@ -205,10 +205,11 @@ def _value_text(value: Any) -> str:
 
 
 def _assumed(sweep: SweepSpec, combination: _Combination) -> tuple[str, str] | None:
-    """(the size that is 1, the only size that is given) where a combination gives one of the three.
+    """(the size that is 1, the only given size) if a combination gives one of the three.
 
-    That is ``inner_steps``, or beside it ``images_per_class_per_step``. Raises `SettingError` where all three
-    are given: the file is mistaken, not a combination to be dropped.
+    The size that is 1 is ``inner_steps``, or ``images_per_class_per_step`` if ``inner_steps`` is given.
+    Raises `SettingError` if all three are given: that is a mistake in the file, and not a combination to
+    drop.
     """
     given = [name for name in SIZES if name in combination.settings]
     if len(given) == len(SIZES):
@@ -241,7 +242,7 @@ def _sizes(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _add(sweep: SweepSpec, trials: dict[str, _Made], made: _Made) -> bool:
-    """Keep a trial; False if an earlier sample has made the same one."""
+    """Keep a trial; False if an earlier sample made the same one."""
     trial, before = made.trial, trials.setdefault(made.trial.trial_id, made)
     if before is made:
         return True

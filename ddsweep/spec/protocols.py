@@ -1,4 +1,5 @@
-"""``evaluate.protocols``: words and mappings, and whether the trials of a sweep can be judged so."""
+"""``evaluate.protocols``: words and mappings, and the check that they are possible for the trials of a
+sweep."""
 
 from __future__ import annotations
 
@@ -14,13 +15,14 @@ from ddsweep.spec.values import Problem, refuse, setting, shown, unknown, word
 __all__ = ["check_evaluation", "protocols_of"]
 
 _LISTED = 5
-"""How many impossible combinations a message lists."""
+"""The number of impossible combinations that a message lists."""
 
 _MAPPING = "a mapping of changes such as {network: lenet} or {order: shuffled, inner_lr: 0.1}"
 
 
 def protocols_of(value: Any) -> tuple[str | dict[str, Any], ...]:
-    """The entries of ``evaluate.protocols``, typed: words stay, mappings are those that make a `Protocol`."""
+    """The entries of ``evaluate.protocols``, typed: words stay, mappings have the settings of a
+    `Protocol`."""
     if not isinstance(value, list | tuple):
         raise ValueError(f"{shown(value)} is not a list; each entry is {', '.join(PROTOCOLS)}, or {_MAPPING}")
     problems: list[Problem] = []
@@ -46,7 +48,7 @@ def _word(given: Any, where: str, problems: list[Problem]) -> tuple[str, str]:
 
 
 def _mapping(given: dict[Any, Any], where: str, problems: list[Problem]) -> tuple[str, dict[str, Any]]:
-    """(name, what was given with its types made right)"""
+    """(name, the given settings with corrected types)"""
     out: dict[str, Any] = {}
     for key, value in given.items():
         try:
@@ -67,7 +69,7 @@ def _mapping(given: dict[Any, Any], where: str, problems: list[Problem]) -> tupl
 
 
 def _change(key: Any, value: Any) -> Any:
-    """Raises `KeyError` for a key that there is none of, `ValueError` for a value that is impossible."""
+    """Raises `KeyError` for an unknown key, `ValueError` for an impossible value."""
     if key == "name":
         if not isinstance(value, str) or not value:
             raise ValueError(f"{value!r} is not a name")
@@ -80,11 +82,10 @@ def _change(key: Any, value: Any) -> Any:
 def check_evaluation(
     sweep: str, evaluation: EvaluationSpec, trials: Sequence[tuple[str, TrialSpec]], *, skip_invalid: bool
 ) -> tuple[tuple[str, str], ...]:
-    """The (protocol and combination, reason) pairs that are impossible, of ``trials`` with the combinations
-    that made them.
+    """The impossible (protocol and combination, reason) pairs for ``trials`` and their combinations.
 
-    Raises `SettingError` if there are any and not ``skip_invalid``, for a protocol that is possible for no
-    trial, and for more neighbours than a trial has images.
+    Raises `SettingError` if there are any and not ``skip_invalid``, for a protocol that no trial allows, and
+    for more neighbours than a trial has images.
     """
     _check_neighbours(sweep, evaluation, trials)
     left_out: list[tuple[str, str]] = []

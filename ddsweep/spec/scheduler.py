@@ -25,10 +25,10 @@ _STRATA = tuple(name for name in SETTINGS if name != "seed")
 class AshaSpec(BaseModel):
     """Asynchronous successive halving (Li et al. 2020, arXiv:1810.05934).
 
-    ``grace`` outer steps are left to every trial. There, and at each ``reduction`` times as many, a setting
-    goes on if its ``val_score``, the mean over its seeds, is among the best 1/``reduction`` of those seen
-    there so far. Only settings that agree in all ``strata`` are compared: the scores of the others answer
-    other questions. In a sweep that names no strata the axes of its grid are strata too (`with_grid`).
+    Every trial takes ``grace`` outer steps. There, and at each ``reduction`` times as many, a setting goes on
+    if its ``val_score``, the mean over its seeds, is among the best 1/``reduction`` seen there so far. Only
+    settings that agree in all ``strata`` are compared: other settings answer other questions. In a sweep that
+    names no strata the axes of its grid are strata too (`with_grid`).
     """
 
     model_config = SECTION
@@ -47,19 +47,19 @@ class AshaSpec(BaseModel):
     that names none has the axes of its `grid` as well"""
 
     def rungs(self, trial: TrialSpec) -> tuple[int, ...]:
-        """Outer steps after which ``trial`` may be stopped: below its last, which every survivor reaches."""
+        """The outer steps after which ``trial`` may be stopped. They are below its last step."""
         found = [self.grace]
         while found[-1] < trial.outer_steps:
             found.append(found[-1] * self.reduction)
         return tuple(found[:-1])
 
     def stratum(self, trial: TrialSpec) -> tuple[Any, ...]:
-        """What ``trial`` has in common with those that it is compared with."""
+        """The values that ``trial`` shares with the trials that it is compared with."""
         return tuple(getattr(trial, name) for name in self.strata)
 
     def with_grid(self, axes: Iterable[str]) -> AshaSpec:
-        """With the ``axes`` of the grid as strata, unless the file names strata: a grid is what the sweep
-        compares, so every value of it is to have results."""
+        """With the ``axes`` of the grid as strata, unless the file names strata. The sweep compares the
+        values of its grid, so each of them should have results."""
         if "strata" in self.model_fields_set:
             return self
         more = [axis for axis in axes if axis != "seed" and axis not in self.strata]
@@ -67,12 +67,12 @@ class AshaSpec(BaseModel):
 
 
 def setting_of(trial: TrialSpec) -> tuple[Any, ...]:
-    """What the seeds of one setting have in common: everything but the seed."""
+    """The values that the seeds of one setting share: all but the seed."""
     return tuple(getattr(trial, name) for name in _OF_A_SETTING)
 
 
 def settings_by_stratum(scheduler: AshaSpec, trials: Sequence[TrialSpec]) -> list[Counter[tuple[Any, ...]]]:
-    """For each stratum its settings, and how many seeds each of them has."""
+    """For each stratum its settings, with the number of seeds of each."""
     found: dict[tuple[Any, ...], Counter[tuple[Any, ...]]] = {}
     for trial in trials:
         found.setdefault(scheduler.stratum(trial), Counter())[setting_of(trial)] += 1

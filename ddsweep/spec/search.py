@@ -1,8 +1,8 @@
 """Random search: samples of settings, drawn by hashing.
 
 A value is a pure function of (search seed, number of the sample, setting). The same file gives the same
-trials on every machine, more samples keep the first ones, and another setting in the space leaves the
-values of the others as they are.
+trials on every machine, more samples keep the first ones, and another setting in the space does not change
+the values of the others.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = ["DISTRIBUTIONS", "SearchSpec"]
 
 DISTRIBUTIONS = ("uniform", "log_uniform", "integer", "choice")
 _DIGITS = 4
-"""Digits of a drawn number: readable in tables, and the same whatever the last bit of a logarithm."""
+"""The digits of a drawn number: readable in tables, and independent of the last bit of a logarithm."""
 
 
 class SearchSpec(BaseModel):
@@ -86,11 +86,12 @@ def _value(kind: str, values: list[Any], fraction: float) -> Any:
     low, high = values
     if kind == "integer":
         return low + int(fraction * (high - low + 1))
-    # Digits count from the first of the width: from 0.9 to 0.91 there are as many values as from 0 to 1.
+    # Digits count from the first digit of the width: from 0.9 to 0.91 there are as many values as from 0 to
+    # 1.
     decimals = _DIGITS - 1 - _exponent(high - low)
     if kind == "log_uniform":
         value = low * math.exp(fraction * math.log(high / low))
-        # Of small values more: each has digits of its own.
+        # Small values have more decimals: each has its own digits.
         decimals = max(decimals, _DIGITS - 1 - _exponent(value))
     else:
         value = low + fraction * (high - low)
@@ -98,7 +99,7 @@ def _value(kind: str, values: list[Any], fraction: float) -> Any:
 
 
 def _exponent(number: float) -> int:
-    """Of ten: -2 for 0.05."""
+    """The power of ten: -2 for 0.05."""
     return int(f"{number:e}".partition("e")[2])
 
 
@@ -106,7 +107,7 @@ def _exponent(number: float) -> int:
 
 
 def _distribution(name: Any, given: Any, problems: list[Problem]) -> dict[str, list[Any]]:
-    """One axis of the space, typed; what is wrong is added to ``problems``."""
+    """One axis of the space, typed; problems are added to ``problems``."""
     where = f"search.space.{name}"
     if name not in SETTINGS:
         problems.append((where, unknown(name, SETTINGS)))
@@ -180,7 +181,7 @@ def _range(name: str, kind: str, values: Any, where: str, problems: list[Problem
     out = []
     for place, value in enumerate(values):
         try:
-            if value is None:  # a setting that may be left out, such as clip_norm: a bound may not
+            if value is None:  # None is for settings such as clip_norm; a bound cannot be None
                 raise ValueError("None is not a number")
             out.append(setting(name, value))
         except ValueError as error:

@@ -108,13 +108,13 @@ def test_names_of_classes_in_the_metadata(tmp_path: Path) -> None:
     spec = read(tmp_path)[0]
     assert spec.class_names == CLASSES and spec.survey
     assert str(spec.survey.remarks[0]) == (
-        "classes of the metadata, left out, for labels only go up to 3: 1 (elk)"
+        "classes of the metadata, left out because labels only go up to 3: 1 (elk)"
     )
     write(tmp_path, columns, {**features, "species": {**named, "names": ["apple"]}})
     spec = read(tmp_path)[0]
     assert spec.class_names == tuple("0123") and spec.survey
     assert str(spec.survey.remarks[0]).startswith(
-        "names of classes in the metadata, not used, for labels go up"
+        "names of classes in the metadata, not used because labels go up"
     )
 
 

@@ -338,7 +338,7 @@ def test_a_large_number_in_a_file_allocates_nothing(tmp_path: Path) -> None:
     assert done.stderr == ""
     label, classes, shape = done.stdout.splitlines()
     where = rf"{tmp_path}/big: train.parquet: row 7: label 2147483647 is out of range"
-    assert re.search(rf"dataset big in {where}, for classes count from 0 and train has 20 images$", label)
+    assert re.search(rf"dataset big in {where}: classes count from 0 and train has 20 images$", label)
     assert "classes is 5,000,000, but train has 20 images, and each class needs at least 2" in classes
     assert "40 images have another size: " in shape and "not 1000000x1000000 as declared" in shape
 

@@ -92,7 +92,7 @@ def _files(spec: DatasetSpec, root: Path | None) -> dict[str, tuple[Path, ...]]:
     """The files of a ``parquet`` source by role, ``{"train": (...), "test": (...)}``, in given order.
 
     A number means a place among the ``*.parquet`` files of the folder, and ``*``, ``?`` and ``[`` in a name
-    all the files that match, both in `_natural` order. Raises `DataError` for what is missing, and for a file
+    all the files that match, both in `_natural` order. Raises `DataError` for a missing file, and for a file
     named twice: a test image seen in training would make every score void.
     """
     folder = location(spec, root)
