@@ -55,7 +55,7 @@ POOLS = "pools"
 """The folder of trained networks, beside the results of sweeps."""
 
 AUTO = "auto"
-"""An amount that is to be measured when the sweep runs."""
+"""An amount that is measured when the sweep runs."""
 
 
 def _measured_or(value: Any, shared: bool) -> float | dict[Any, Any] | str:
@@ -91,7 +91,7 @@ class _Model(BaseModel):
 
 class EvaluateSpec(_Model):
     """How distilled sets are judged. ``on_random`` applies to trials with ``init: fixed`` only; mappings in
-    ``protocols`` are what `ddsweep.catalog.Protocol` is made of."""
+    ``protocols`` become a `ddsweep.catalog.Protocol`."""
 
     networks: Count = 64
     """held-out networks, the same for every trial"""
@@ -127,7 +127,8 @@ class EvaluateSpec(_Model):
     """part of a GPU for each shard; none: 0.1 where trials use GPUs, else 0"""
 
     def spec(self) -> EvaluationSpec:
-        """What decides the rows; ``shards`` and ``gpus`` (of each shard) only decide who computes them."""
+        """The settings that decide the rows. ``shards`` and ``gpus`` (of each shard) only decide where they
+        are computed."""
         return EvaluationSpec(
             networks=self.networks,
             group_size=self.group_size,
@@ -152,18 +153,18 @@ def _gigabytes(value: Any) -> float | str | None:
 
 
 def _switch(value: Any) -> str:
-    """``auto``, ``on`` or ``off``, of which YAML 1.1 reads the last two as true and false."""
+    """``auto``, ``on`` or ``off``; YAML 1.1 reads the last two as true and false."""
     if isinstance(value, bool):
         return "on" if value else "off"
     return word(value, ("auto", "on", "off"))
 
 
 class ResourcesSpec(_Model):
-    """Where and how fast trials run; nothing here changes a trial's id or its rows.
+    """Where and how fast trials run. No setting here changes a trial's id or its rows.
 
-    ``cpus``, ``gpus`` (a fraction of one GPU) and ``memory`` (GB; ``auto`` is the estimate) are per trial;
-    the first two may be ``auto``, which `ddsweep.packing` measures. ``checkpoint_every`` and ``log_every``
-    are in outer steps; ``max_failures`` is how often a trial is tried again.
+    ``cpus``, ``gpus`` (a fraction of one GPU) and ``memory`` (GB; ``auto`` is the estimate) are per trial.
+    The first two may be ``auto``; then `ddsweep.packing` measures them. ``checkpoint_every`` and
+    ``log_every`` are in outer steps; ``max_failures`` is the number of retries of a trial.
     """
 
     cpus: Cpus = 1.0
@@ -210,8 +211,8 @@ class ResourcesSpec(_Model):
     """Ray's dashboard, on loopback"""
 
     def for_trial(self, trial: TrialSpec) -> tuple[float, float]:
-        """(CPUs, GPUs) of ``trial``; as by default where they are still to be measured. Raises `SettingError`
-        where a mapping has no entry for it."""
+        """(CPUs, GPUs) of ``trial``; the defaults as long as they are not measured. Raises `SettingError` if
+        a mapping has no entry for it."""
         return _amount_of("cpus", self.cpus, trial), _amount_of("gpus", self.gpus, trial)
 
     @property
@@ -238,13 +239,13 @@ def _amount_of(key: str, amount: float | dict[Any, Any] | str, trial: TrialSpec)
         if entry in ("by", "default"):
             continue
         if by == "network":
-            # A trial has its network in full, such as convnet(depth=2,width=128,norm=instance).
+            # A trial has the full name of its network, such as convnet(depth=2,width=128,norm=instance).
             try:
                 entry = str(parse_network(entry, trial.dataset.shape))  # noqa: PLW2901
             except SettingError:
                 continue
         elif by == "dataset":
-            with suppress(SettingError):  # of an inline data set: the name that it was given
+            with suppress(SettingError):  # for an inline data set: its given name
                 entry = parse_dataset(str(entry)).name  # noqa: PLW2901
         if entry == value:
             return float(number)
@@ -254,7 +255,7 @@ def _amount_of(key: str, amount: float | dict[Any, Any] | str, trial: TrialSpec)
 
 
 def spelled_out(raw: dict[Any, Any]) -> dict[Any, Any]:
-    """A sweep file with ``resources: auto`` as the section that it is short for."""
+    """A sweep file with the section that ``resources: auto`` stands for."""
     return {**raw, "resources": {"cpus": AUTO, "gpus": AUTO}} if raw.get("resources") == AUTO else raw
 
 
@@ -263,7 +264,7 @@ class SweepSpec(_Model):
     and all ``seeds`` are crossed with each other."""
 
     def datasets(self) -> list[str | dict[str, Any]]:
-        """What the file says of data sets, each once, wherever it says so."""
+        """The values of ``dataset`` anywhere in the file, each once."""
         searched: dict[str, Any] = self.search.space.get("dataset", {}) if self.search else {}
         values = [settings.get("dataset") for settings in (self.base, *self.points)]
         values += [*self.grid.get("dataset", []), *searched.get("choice", [])]
