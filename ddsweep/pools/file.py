@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -97,21 +97,9 @@ class PoolFile(BaseModel):
     def recipe(self, resolve: Callable[[Any], DatasetSpec]) -> PoolRecipe:
         """Its recipe with the data set resolved. Raises `SettingError` if the network cannot take it."""
         dataset = resolve(self.dataset)
-        return PoolRecipe(
-            dataset=dataset,
-            network=str(parse_network(self.network, dataset.shape)),
-            init_law=self.init_law,
-            init_param=self.init_param,
-            train=self.train,
-            heldout=self.heldout,
-            epochs=self.epochs,
-            batch=self.batch,
-            lr=self.lr,
-            decay_epochs=self.decay_epochs,
-            decay_factor=self.decay_factor,
-            seed=self.seed,
-            group_size=self.group_size,
-        )
+        given = {item.name: getattr(self, item.name) for item in fields(PoolRecipe)}
+        network = str(parse_network(self.network, dataset.shape))
+        return PoolRecipe(**{**given, "dataset": dataset, "network": network})
 
 
 def load_pool(path: Path, overrides: Sequence[str] = (), *, smoke: bool = False) -> PoolFile:

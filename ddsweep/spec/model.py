@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from contextlib import suppress
+from dataclasses import fields
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field, ValidationInfo, field_validator, model_validator
@@ -93,12 +94,12 @@ class EvaluateSpec(_Model):
     """How distilled sets are judged. ``on_random`` applies to trials with ``init: fixed`` only; mappings in
     ``protocols`` become a `ddsweep.catalog.Protocol`."""
 
-    networks: Count = 64
+    networks: Count = EvaluationSpec.networks
     """held-out networks, the same for every trial"""
     shards: Count | None = None
     """Ray actors they are spread over; none: one for each node and at least 2, and where they use GPUs [one
     for each GPU](#shards)"""
-    group_size: Count = 16
+    group_size: Count = EvaluationSpec.group_size
     """networks computed together"""
     protocols: Annotated[
         tuple[str | dict[str, Any], ...], BeforeValidator(protocols_of), Field(min_length=1)
@@ -114,12 +115,12 @@ class EvaluateSpec(_Model):
     epochs: Annotated[tuple[int, ...], BeforeValidator(_sorted_counts), Field(min_length=1)] = BASELINE_EPOCHS
     """numbers of epochs that are tried for a baseline's tuned variant, beside E: of the default those that
     make at most 100 steps; a list of your own is taken as it is"""
-    candidates: Count = 20
+    candidates: Count = EvaluationSpec.candidates
     """draws of real images of which `optimized_random` is the best"""
-    neighbours: Count = 1
+    neighbours: Count = EvaluationSpec.neighbours
     """k of `knn_random` and `knn_kmeans`: the majority among the k nearest images; of classes with as many
     votes that of the nearest image; at most images_per_class x classes"""
-    neighbour_norm: Annotated[float, BeforeValidator(_norm)] = 2.0
+    neighbour_norm: Annotated[float, BeforeValidator(_norm)] = EvaluationSpec.neighbour_norm
     """p of the distance between images, at least 1; `inf` for the largest difference"""
     inner_steps_beyond: Annotated[tuple[int, ...], BeforeValidator(lambda v: wholes(v, 1))] = ()
     """inner steps beyond T at which to look too; the rates of the last epoch repeat"""
@@ -129,18 +130,9 @@ class EvaluateSpec(_Model):
     def spec(self) -> EvaluationSpec:
         """The settings that decide the rows. ``shards`` and ``gpus`` (of each shard) only decide where they
         are computed."""
-        return EvaluationSpec(
-            networks=self.networks,
-            group_size=self.group_size,
-            protocols=tuple(p if isinstance(p, str) else Protocol(**p) for p in self.protocols),
-            baselines=self.baselines,
-            inner_steps_beyond=self.inner_steps_beyond,
-            rates=self.rates,
-            epochs=self.epochs,
-            candidates=self.candidates,
-            neighbours=self.neighbours,
-            neighbour_norm=self.neighbour_norm,
-        )
+        asked = {item.name: getattr(self, item.name) for item in fields(EvaluationSpec)}
+        protocols = tuple(p if isinstance(p, str) else Protocol(**p) for p in self.protocols)
+        return EvaluationSpec(**{**asked, "protocols": protocols})
 
 
 def _gigabytes(value: Any) -> float | str | None:

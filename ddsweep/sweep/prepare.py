@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 from ddsweep.catalog import TrialSpec
 from ddsweep.data.sources import Splits, load_splits
-from ddsweep.spec import SweepSpec
+from ddsweep.spec import ResourcesSpec, SweepSpec
 from ddsweep.trial_plan import TrialSettings
 
 __all__ = ["EVAL_GPUS", "eval_gpus", "load_all_splits", "splits_key", "trial_settings"]
@@ -42,18 +43,13 @@ def trial_settings(sweep: SweepSpec, trial: TrialSpec) -> TrialSettings:
     """How ``trial`` runs, by the sweep's ``resources``."""
     resources = sweep.resources
     cpus, gpus = resources.for_trial(trial)
-    return TrialSettings(
-        device=resources.device,
-        threads=resources.threads or max(1, int(cpus)),
-        gpus=gpus,
-        memory_mode=resources.memory_mode,
-        segment=resources.segment,
-        compile=resources.compile,
-        channels_last=resources.channels_last,
-        checkpoint_every=resources.checkpoint_every,
-        log_every=resources.log_every,
-        rungs=sweep.scheduler.rungs(trial) if sweep.scheduler else (),
-    )
+    given = {name: getattr(resources, name) for name in _GIVEN}
+    threads = resources.threads or max(1, int(cpus))
+    rungs = sweep.scheduler.rungs(trial) if sweep.scheduler else ()
+    return TrialSettings(**{**given, "threads": threads, "gpus": gpus, "rungs": rungs})
+
+
+_GIVEN = [item.name for item in fields(TrialSettings) if item.name in ResourcesSpec.model_fields]
 
 
 def eval_gpus(sweep: SweepSpec, gpus: float) -> float:
