@@ -1,7 +1,7 @@
 """Random changes of images: shifts, rotations, scalings, mirrored images, cut-outs.
 
-Each is a linear map of the pixels, drawn for every image of a batch and the same for all networks; so the
-way back from derivatives by the changed images is its transpose, which autograd has.
+Each is a linear map of the pixels, drawn for every image of a batch and the same for all networks. So the way
+back from derivatives by the changed images is its transpose, and autograd gives it.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from torch.nn import functional as F
 __all__ = ["Augmentation", "draw_augmentation"]
 
 SHIFT, DEGREES, SCALE, CUTOUT = 0.1, 15.0, 0.15, 0.4
-"""Largest shift (of the side), rotation, and change of size; side of the square that is cut out."""
+"""The largest shift (as a part of the side), rotation, and change of size; the side of the cut-out square."""
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """One draw for n images: ``affine [n, 2, 3]`` from where in an image each pixel is taken (as
-    ``F.affine_grid`` has it), and ``mask [n, 1, h, w]`` of what is kept. None where nothing is done."""
+    """One draw for n images: ``affine [n, 2, 3]`` maps each pixel to its origin (as in ``F.affine_grid``),
+    and ``mask [n, 1, h, w]`` marks kept pixels. None means no change."""
 
     affine: Tensor | None
     mask: Tensor | None
 
     def __call__(self, images: Tensor) -> Tensor:
-        """``images [n, c, h, w]`` or ``[K, n, c, h, w]``. Beyond its edges an image goes on as its edge;
-        what is cut out is 0, the mean of the data."""
+        """``images [n, c, h, w]`` or ``[K, n, c, h, w]``. Beyond its edges an image repeats its edge; cut-out
+        pixels are 0, the mean of the data."""
         out = images
         if self.affine is not None:
             flat = images.flatten(0, -4)
@@ -52,7 +52,7 @@ def draw_augmentation(
     angle = uniform(math.radians(DEGREES)) if "rotate" in parts else zero
     size = 1 + uniform(SCALE) if "scale" in parts else one
     mirror = torch.where(uniform(1.0) < 0, -1.0, 1.0).double() if "flip" in parts else one
-    # Coordinates run from -1 to 1, so a shift by a part of the side is twice as much.
+    # Coordinates run from -1 to 1, so a shift by a part of the side is twice that part.
     shift = [uniform(2 * SHIFT) if "shift" in parts else zero for _ in range(2)]
     affine = None
     if set(parts) - {"cutout"}:

@@ -1,4 +1,4 @@
-"""Distillation: outer steps over what a method learns. State in, state out."""
+"""Distillation: outer steps on the learned values of a method. State in, state out."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ddsweep.errors import DivergedError
 __all__ = ["MAX_SKIPPED_IN_A_ROW", "StepReport", "initial_state", "outer_step"]
 
 MAX_SKIPPED_IN_A_ROW = 10
-"""Outer steps without one finite network after which even ``on_nonfinite: skip`` gives up."""
+"""After so many outer steps without one finite network even ``on_nonfinite: skip`` gives up."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,9 @@ def initial_state(task: Task, start: Tensor | None = None) -> DistillState:
 def outer_step(task: Task, state: DistillState) -> tuple[DistillState, StepReport]:
     """One outer step: the gradients of ``models_per_step`` networks, their mean, one update.
 
-    A network whose loss or gradient is not finite is left out of the mean (``on_nonfinite: skip``).
-    Raises `DivergedError` under ``stop``, when for ten steps in a row no network was finite, or (with
-    ``max_rollbacks``) when a rate has grown beyond ``rate_limit``.
+    A network whose loss or gradient is not finite is left out of the mean (``on_nonfinite: skip``). Raises
+    `DivergedError` under ``stop``, after ten steps in a row without a finite network, or (with
+    ``max_rollbacks``) if a rate has grown beyond ``rate_limit``.
     """
     spec = task.spec
     gradients = method_of(spec).gradients(task, state.learned, state.step)
@@ -98,6 +98,6 @@ def outer_step(task: Task, state: DistillState) -> tuple[DistillState, StepRepor
 
 
 def _mean_and_largest_rate(task: Task, learned: Learned) -> tuple[float, float] | tuple[None, None]:
-    """Of the learned rates; None twice for a method that learns none."""
+    """Mean and largest of the learned rates; None twice for a method without learned rates."""
     rates = method_of(task.spec).rates(learned, task.spec)
     return (None, None) if rates is None else (float(rates.mean()), float(rates.max()))

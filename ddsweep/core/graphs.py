@@ -1,7 +1,7 @@
-"""Work on a GPU recorded once and replayed with other numbers, as a CUDA graph.
+"""Work on a GPU that is recorded once as a CUDA graph and replayed with other numbers.
 
-The kernels of a small network take less time than starting them one by one does. A graph starts all of
-them at once. They are the same kernels in the same order, so what comes out is the same.
+Starting the kernels of a small network one by one takes longer than the kernels themselves. A graph starts
+all of them at once. They are the same kernels in the same order, so the results are the same.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 __all__ = ["forget_recordings", "has_recordings", "replayed"]
 
 MOST_KEPT = 8
-"""Recordings of a process; each holds the memory of what it records."""
+"""The number of recordings of a process; each holds the memory of its work."""
 
 _log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ class _UnfitError(Exception):
 
 @cache
 def _beside() -> torch.cuda.Stream:
-    """One for all warm-ups: each stream has a workspace of the matrix library, which it keeps."""
+    """One stream for all warm-ups: each stream keeps a workspace of the matrix library."""
     return torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
 
@@ -49,7 +49,7 @@ class _Recording:
             here.wait_stream(beside)
         self.graph = torch.cuda.CUDAGraph()
         try:
-            # Another thread may use the GPU meanwhile: that is none of this recording.
+            # Another thread may use the GPU meanwhile: that does not belong to this recording.
             with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
                 self.outputs = list(work(*self.inputs))
         except torch.OutOfMemoryError:
@@ -57,7 +57,7 @@ class _Recording:
         except RuntimeError as error:
             raise _UnfitError(" ".join(str(error).split())[:200]) from error
         finally:
-            torch.cuda.set_stream(here)  # torch leaves that of a recording that failed
+            torch.cuda.set_stream(here)  # torch leaves the state of a failed recording
 
     def replay(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         torch._foreach_copy_(self.inputs, list(inputs))
@@ -66,7 +66,7 @@ class _Recording:
 
 
 _recordings: OrderedDict[Hashable, _Recording | None] = OrderedDict()
-"""None for work that could not be recorded."""
+"""None for work that cannot be recorded."""
 
 
 def replayed(what: Hashable, work: Work, inputs: Sequence[Tensor]) -> list[Tensor]:
@@ -86,7 +86,7 @@ def replayed(what: Hashable, work: Work, inputs: Sequence[Tensor]) -> list[Tenso
 
 
 def _record(work: Work, inputs: Sequence[Tensor]) -> _Recording | None:
-    """Where memory runs out, tried again without the recordings that were made before."""
+    """If memory runs out, it is tried again without the earlier recordings."""
     try:
         return _Recording(work, inputs)
     except torch.OutOfMemoryError:
@@ -95,16 +95,16 @@ def _record(work: Work, inputs: Sequence[Tensor]) -> _Recording | None:
     except _UnfitError as error:
         _log.warning("no CUDA graph could be recorded, kernels are started one by one: %s", error)
         return None
-    forget_recordings()  # not before: the error held what had been allocated
+    forget_recordings()  # not earlier: the error held the allocated memory
     torch.cuda.empty_cache()
     return _record(work, inputs)
 
 
 def has_recordings() -> bool:
-    """Whether there are any, whose memory others could have."""
+    """Whether there are any recordings, which hold memory."""
     return bool(_recordings)
 
 
 def forget_recordings() -> None:
-    """Let go of all of them, and of their memory."""
+    """Drop all recordings, and free their memory."""
     _recordings.clear()

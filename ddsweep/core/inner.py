@@ -9,8 +9,8 @@ rate r and v = dL/dw':
     adam       m' = b1 m + (1-b1) g,  s' = b2 s + (1-b2) g^2,
                w' = w - r m^ / sqrt(s^ + eps^2)  with  m^ = m'/(1-b1^t), s^ = s'/(1-b2^t), t from 1
 
-Adam (Kingma and Ba 2015) has its epsilon inside the root: outside, the derivative at s = 0, where the
-weights of dead units are, does not exist.
+Adam (Kingma and Ba 2015) has its epsilon inside the root: outside, the derivative does not exist at s = 0,
+which dead units have.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Rate = float | Tensor
 """One for all networks, or ``[K]``, one for each."""
 
 Slots = tuple[Params, ...]
-"""The optimiser's own state: nothing for gd, (u,) for momentum, (m, s) for adam."""
+"""The optimiser's own state: empty for gd, (u,) for momentum, (m, s) for adam."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class InnerOptimizer:
         )
 
     def _direction(self, name: str, slots: Slots, gradient: Params, step: int) -> Tensor:
-        """What the rate is multiplied with; ``slots`` are those after the step."""
+        """The factor of the rate; ``slots`` are those after the step."""
         if self.kind == "gd":
             return gradient[name]
         if self.kind == "momentum":

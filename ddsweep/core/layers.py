@@ -38,7 +38,7 @@ Params = dict[str, Tensor]
 
 
 class Tape(dict[str, Any]):
-    """What one layer keeps of its forward and backward pass for the passes after them: tensors, mostly."""
+    """The values that one layer keeps of its forward and backward pass for later passes: mostly tensors."""
 
     def tensor(self, key: str) -> Tensor:
         value: Tensor = self[key]
@@ -58,16 +58,16 @@ class Layer(Protocol):
 # ------------------------------------------------------------------------ convolutions as products
 
 _ROWS_FROM = 16
-"""Channels x size from which the rows of windows, and not whole windows, are made into columns."""
+"""From this product of channels and size on, rows of windows become columns, and not whole windows."""
 
 _WHOLE_UP_TO = 2**24
-"""Numbers in whole windows that a GPU makes into columns whatever the channels."""
+"""Up to so many numbers, a GPU makes whole windows into columns for any number of channels."""
 
 _LONG = 64
-"""Images from which each pixel of the outputs, and not each row of them, is a piece of a GPU's product."""
+"""From so many images on, a piece of a GPU's product is a pixel of the outputs, and not a row of them."""
 
 _PIECES_UP_TO = 2**28
-"""Numbers in whole windows that are gathered at once for such a product."""
+"""The most numbers in whole windows that are gathered at once for such a product."""
 
 
 @dataclass(frozen=True)
@@ -91,13 +91,13 @@ class _Columns:
         return self.matrix[:, :, start : start + self.length]
 
     def kept(self) -> _Columns:
-        """What `_by_weight` needs of them: on a GPU the images alone, else the matrix."""
+        """The part that `_by_weight` needs: on a GPU the images alone, else the matrix."""
         gpu = self.matrix.is_cuda
         matrix, images = (self.matrix.new_empty(1, 0, 0), self.images) if gpu else (self.matrix, ())
         return _Columns(matrix, images, self.parts, self.row, self.length)
 
     def half(self, which: int) -> _Columns:
-        """Those of the first or the second of two images that were gathered together."""
+        """The columns of the first or the second of two images that were gathered together."""
         channels = self.matrix.shape[1] // 2
         matrix = self.matrix[:, which * channels : (which + 1) * channels]
         images = self.images[which : which + 1]
@@ -109,7 +109,7 @@ def _gather(images: Sequence[Tensor], size: int) -> _Columns:
     count, channels, h, w, n = images[0].shape
     high, wide = h - size + 1, w - size + 1
     whole = channels * size < _ROWS_FROM
-    if images[0].is_cuda:  # fewer kernels, as long as that is what takes the time
+    if images[0].is_cuda:  # fewer kernels, which take the time for small inputs
         whole = whole or count * channels * size**2 * high * wide * n * len(images) <= _WHOLE_UP_TO
     shape = (count, channels, size, size, high, wide, n) if whole else (count, channels, size, h, wide, n)
     views = []
@@ -127,7 +127,7 @@ def _gather(images: Sequence[Tensor], size: int) -> _Columns:
 
 
 def _weight_part(weight: Tensor, i: int, parts: int) -> Tensor:
-    """Of ``weight [K, o, c, size, size]`` row i, or all of it, as a matrix ``[K, o, ...]``."""
+    """Row i of ``weight [K, o, c, size, size]``, or all of it, as a matrix ``[K, o, ...]``."""
     return weight.flatten(2) if parts == 1 else weight[:, :, :, i].flatten(2)
 
 
@@ -143,7 +143,7 @@ def _by_weight(g: Tensor, columns: _Columns, shape: Sequence[int]) -> Tensor:
     """The derivative by the weights, ``[K, o, c, size, size]``, from that by the outputs ``g``."""
     if g.is_cuda:
         return _by_weight_in_pieces(g, columns.images[0], shape)
-    # Columns @ g^T, and not g @ columns^T: with few outputs half as fast again on the CPU.
+    # Columns @ g^T, and not g @ columns^T: with few outputs it is 1.5 times as fast on the CPU.
     parts = [_times_transposed(columns.part(i), g).transpose(1, 2) for i in range(columns.parts)]
     if columns.parts == 1:
         return parts[0].reshape(tuple(shape))
@@ -153,13 +153,13 @@ def _by_weight(g: Tensor, columns: _Columns, shape: Sequence[int]) -> Tensor:
 
 def _by_weight_in_pieces(g: Tensor, x: Tensor, shape: Sequence[int]) -> Tensor:
     """`_by_weight` for a GPU, from the images ``x [K or 1, c, h, w, N]``: a product of long rows with few
-    results would keep few of its processors busy, so it is taken in pieces, which are summed."""
+    results would keep few of its processors busy. So it is taken in pieces, which are summed."""
     count, out, channels, size = shape[:4]
     k, _, h, w, n = x.shape
     a, b = x.stride()[2:4]
     high, wide = h - size + 1, w - size + 1
     by_pixel = n >= _LONG
-    # Of a piece and of what is summed in it: how many there are along each axis, and how far apart they lie.
+    # The number along each axis and the strides, of pieces and of the values summed in a piece.
     pieces, piece_strides = ((high, wide), (a, b)) if by_pixel else ((high,), (a,))
     length, strides = ((n,), x.stride()[4:]) if by_pixel else ((wide, n), x.stride()[3:])
     total = math.prod(pieces)
@@ -189,7 +189,7 @@ def _by_weight_in_pieces(g: Tensor, x: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def _by_images(weight: Tensor, g: Tensor, shape: Sequence[int]) -> Tensor:
-    """The derivative by the images ``[K, c, h, w, N]``: each window's added to where it came from."""
+    """The derivative by the images ``[K, c, h, w, N]``: that of each window is added to its pixels."""
     size = weight.shape[-1]
     count, (_, channels, h, w, n) = weight.shape[0], shape
     high, wide = h - size + 1, w - size + 1
@@ -232,7 +232,7 @@ def _times_transposed(x: Tensor, g: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Conv:
-    """A square convolution of stride 1. Without ``bias`` if that is added later, by `BiasReLU`."""
+    """A square convolution of stride 1. It has no ``bias`` if `BiasReLU` adds it later."""
 
     name: str
     padding: int
@@ -264,7 +264,7 @@ class Conv:
     def backward(self, params: Params, g: Tensor, tape: Tape, grads: Params, inputs: bool) -> Tensor:
         weight, g = self._weight(params), g.flatten(2)
         tape["g"] = g
-        # Columns take several times the memory of what they are made from: not kept beyond this pass.
+        # Columns take several times the memory of their images, so they are not kept beyond this pass.
         grads[f"{self.name}.weight"] = _by_weight(g, tape.pop("columns"), weight.shape)
         if self.bias:
             grads[f"{self.name}.bias"] = g.sum(2)
@@ -403,8 +403,8 @@ def _join_phases(phases: Tensor, shape: Sequence[int]) -> Tensor:
 
 @dataclass(frozen=True)
 class BiasReLU:
-    """The bias of a convolution that came before a max-pool, and ReLU: both commute with taking the
-    maximum, and after it there is a quarter of the work."""
+    """The bias of an earlier convolution, and ReLU, after the max-pool: both commute with the maximum, and
+    after it they are a quarter of the work."""
 
     name: str
 
@@ -480,13 +480,13 @@ class MaxPool(_Selection):
 
 
 def _first_is_larger(first: Tensor, second: Tensor) -> Tensor:
-    """1 or 0, written at once: converting what is true or false would take as long again."""
+    """1 or 0, written directly: converting booleans would take as long again."""
     return torch.ge(first, second, out=torch.empty_like(first))
 
 
 def _split(g: Tensor, first: Tensor, to_first: Tensor, to_second: Tensor) -> None:
     """Write ``g`` to one of two places, and 0 to the other."""
-    if torch.compiler.is_compiling():  # which knows no ``out`` that is strided
+    if torch.compiler.is_compiling():  # which has no strided ``out``
         to_first.copy_(g * first)
         to_second.copy_(g - to_first)
         return

@@ -39,14 +39,14 @@ COMPILERS = ("c++", "g++", "clang++")
 
 _SOURCE = Path(__file__).with_name("convolutions.cpp")
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-fast-math", "-ffp-contract=fast", "-shared", "-fPIC")
-"""Some compilers are fast and loose by default, and would lose NaN. Contraction is asked for after that is
-taken back: clang would take it back as well."""
+"""Some compilers use inexact arithmetic by default, and would lose NaN, so it is switched off. Contraction is
+switched on after that, because clang would switch it off as well."""
 
 _SIZE = 5
-"""Of the convolutions that are compiled, in pixels."""
+"""The size of the compiled convolutions, in pixels."""
 
 _TIMEOUT = 120
-"""Seconds for the compiler, which needs one."""
+"""The time limit of the compiler in seconds; it needs one."""
 
 _log = logging.getLogger(__name__)
 _one_at_a_time = threading.Lock()
@@ -56,14 +56,14 @@ _one_at_a_time = threading.Lock()
 
 
 def find_compiler() -> str | None:
-    """The path of a C++ compiler: that of ``CXX``, or else the first of `COMPILERS` that there is."""
+    """The path of a C++ compiler: that of ``CXX``, or the first existing one of `COMPILERS`."""
     own = os.environ.get("CXX")
     return next((path for name in ([own] if own else COMPILERS) if (path := shutil.which(name))), None)
 
 
 def private_folder() -> Path:
-    """Where compiled code is kept: ``ddsweep/compiled`` in the user's cache, closed to others. Raises
-    `UserError` for one that others may write to: what lies there is run."""
+    """The folder of compiled code: ``ddsweep/compiled`` in the user's cache, closed to others. Raises
+    `UserError` for a folder that others may write to, because code in it is run."""
     try:
         base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     except RuntimeError as error:
@@ -89,7 +89,8 @@ def private_folder() -> Path:
 
 
 def _processor() -> str:
-    """What code that is compiled for this processor must not outlive: a home folder is seen by many nodes."""
+    """Identifies this processor and compiler: compiled code is for these alone, and many nodes see one home
+    folder."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -110,7 +111,8 @@ def _compiled(compiler: str) -> Path:
     key = hashlib.sha256("\n".join(what).encode()).hexdigest()[:16]
     path = private_folder() / f"convolutions-{key}.so"
     if not path.exists():
-        # Elsewhere first: others compile the same at the same time, and any of them may be killed.
+        # Compiled to another name first: other processes may compile the same code at the same time, and any
+        # of them may be killed.
         with tempfile.TemporaryDirectory(dir=path.parent) as place:
             begun = Path(place) / path.name
             _run(compiler, *_FLAGS, str(_SOURCE), "-o", str(begun))
@@ -121,8 +123,8 @@ def _compiled(compiler: str) -> Path:
 
 
 def _library() -> ctypes.CDLL | None:
-    """The compiled code; None without a compiler, and, with a warning, where ``CXX`` is none or compiling or
-    loading fails."""
+    """The compiled code; None without a compiler and, with a warning, if ``CXX`` is not a compiler, or if
+    compiling or loading fails."""
     with _one_at_a_time:
         return _loaded()
 
@@ -161,8 +163,8 @@ def _pooled(side: int) -> int:
 
 
 def _fused_layers(network: nn.Module) -> int:
-    """How many convolutions at the start of ``network`` have a max-pool, bias and ReLU after them, and, but
-    for the first one, no padding: these are compiled, if they are of 5x5 pixels."""
+    """The number of convolutions at the start of ``network`` with a max-pool, bias and ReLU after them and,
+    except for the first one, without padding. They are compiled if they have 5x5 pixels."""
     layers: Sequence[Layer] = getattr(network, "layers", ())
     count = 0
     while True:
@@ -174,7 +176,7 @@ def _fused_layers(network: nn.Module) -> int:
 
 
 def native_logits(network: nn.Module) -> NativeLogits | None:
-    """Compiled code for the logits of ``network``; None for a network or a machine that has none."""
+    """Compiled code for the logits of ``network``; None for a network or a machine without it."""
     count = _fused_layers(network)
     sizes = {value.shape[-1] for value in network.parameters() if value.dim() == 4}
     library = _library() if count and sizes == {_SIZE} else None
@@ -183,7 +185,7 @@ def native_logits(network: nn.Module) -> NativeLogits | None:
 
 @dataclass(frozen=True)
 class NativeLogits:
-    """Of the ``layers``, the first ``count`` times three are compiled, those after them are torch's."""
+    """The first ``count`` times three ``layers`` are compiled; the others are torch's."""
 
     library: ctypes.CDLL
     layers: Sequence[Layer]
@@ -198,7 +200,7 @@ class NativeLogits:
         return x[..., : len(images)].transpose(1, 2)
 
     def _convolved(self, params: Params, images: Tensor) -> Tensor:
-        """``[K, channels, h, w, N]``, N a multiple of the images in a vector: beyond n they are blank."""
+        """``[K, channels, h, w, N]``, N a multiple of the images in a vector; images beyond n are blank."""
         convolutions = [layer for layer in self.layers[: 3 * self.count] if isinstance(layer, Conv)]
         lanes, n, padding = self.library.lanes(), len(images), convolutions[0].padding
         blocks = -(-n // lanes)
@@ -212,7 +214,7 @@ class NativeLogits:
             types = {weight.dtype, bias.dtype, x.dtype}
             if (inputs, size, types) != (channels, [_SIZE] * 2, {torch.float32}):
                 raise ValueError(f"{layer.name}: no {tuple(weight.shape)} of {weight.dtype} is compiled")
-            weights += [weight, bias]  # to outlive the call
+            weights += [weight, bias]  # kept alive during the call
             described.append(_Layer(weight.data_ptr(), bias.data_ptr(), outputs, channels, high, wide))
             channels, high, wide = outputs, _pooled(high), _pooled(wide)
             sizes.append(channels * high * wide)

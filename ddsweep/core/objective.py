@@ -14,8 +14,8 @@ __all__ = ["losses_per_network", "rewritten"]
 
 
 def rewritten(labels: Tensor, attack_class: int | None, target_class: int | None) -> Tensor:
-    """``labels`` as an attack wants them: ``attack_class`` called ``target_class``, the others as they are;
-    all as they are without an attack."""
+    """``labels`` for an attack: ``attack_class`` becomes ``target_class``, and the others stay; without an
+    attack all stay."""
     if attack_class is None or target_class is None:
         return labels
     return torch.where(labels == attack_class, target_class, labels)
@@ -28,7 +28,7 @@ def losses_per_network(logits: Tensor, targets: Tensor) -> Tensor:
     ``[K, N, classes]``, which need not sum to one.
     """
     count, images, classes = logits.shape
-    if logits.dtype == torch.bfloat16:  # of a loss, three digits are too few
+    if logits.dtype == torch.bfloat16:  # three digits are too few for a loss
         logits = logits.float()
     if targets.is_floating_point():
         return -(targets * logits.log_softmax(-1)).sum(-1).mean(-1)

@@ -1,8 +1,8 @@
 """Outer optimisation, shared by all methods: from the gradients of networks to the next state.
 
-Each piece does one thing, and is there only if the trial asks for it (`outer_transforms`). A
-`GradientTransform` turns (gradient, state) into (gradient or step, state), as in optax; what comes out of the
-last one is added to what is learned. The running mean follows, and a score may keep the state.
+Each piece does one thing, and is used only if the trial asks for it (`outer_transforms`). A
+`GradientTransform` turns (gradient, state) into (gradient or step, state), as in optax. The output of the
+last one is added to the learned values. The running mean follows, and a score may keep the state.
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ BETAS, EPSILON = (0.5, 0.999), 1e-8
 """Outer Adam as in Wang et al. 2018."""
 
 RUNNING_NORM = 0.9
-"""Decay of the running norm that ``clip_running`` is relative to (Feng et al. 2024)."""
+"""The decay of the running norm of ``clip_running`` (Feng et al. 2024)."""
 
 ROLLBACK_FACTOR = 0.5
-"""What the outer rate is multiplied with at every rollback."""
+"""The factor of the outer rate at every rollback."""
 
 _PARTS = ("learned", "m", "v", "ema", "best", "healthy")
 
 
 @dataclass(frozen=True)
 class DistillState:
-    """Everything that changes: what is learned with its moments of Adam; the running mean, the best so
-    far and the last healthy state, each empty if not asked for; and counters. Of those, ``step`` counts
-    outer steps and ``updates`` the ones that changed something; ``norm`` is the running gradient norm."""
+    """Everything that changes: the learned values with their moments of Adam; the running mean, the best so
+    far and the last healthy state, each empty if not asked for; and counters. ``step`` counts outer steps,
+    and ``updates`` those that changed something. ``norm`` is the running gradient norm."""
 
     learned: Learned
     m: Learned
@@ -96,9 +96,9 @@ class DistillState:
 
 @dataclass(frozen=True)
 class NetworkGradients:
-    """Of each of K networks: outer loss ``[K]``, and its derivative by each part of what is learned,
-    ``[K, ...]``. All entries of a part that is ``tied`` are one learned value: they are summed after the mean
-    over networks."""
+    """For each of K networks: outer loss ``[K]``, and its derivative by each part of the learned values,
+    ``[K, ...]``. All entries of a ``tied`` part are one learned value: they are summed after the mean over
+    networks."""
 
     losses: Tensor
     by: Learned
@@ -149,13 +149,13 @@ def norm_of(gradient: Learned) -> float:
 
 @dataclass(frozen=True)
 class ClipToRunningNorm:
-    """Make a gradient shorter that is longer than ``times`` its running norm (Feng et al. 2024)."""
+    """Shorten a gradient that is longer than ``times`` its running norm (Feng et al. 2024)."""
 
     times: float
 
     def __call__(self, gradient: Learned, state: DistillState) -> tuple[Learned, DistillState]:
         norm = norm_of(gradient)
-        running = state.norm or norm  # no limit is relative to nothing, or to the 0 of dead networks
+        running = state.norm or norm  # there is no limit without a norm, or with the 0 of dead networks
         if norm > (limit := self.times * running):
             gradient = {name: part * (limit / norm) for name, part in gradient.items()}
             norm = limit
@@ -164,8 +164,9 @@ class ClipToRunningNorm:
 
 @dataclass(frozen=True)
 class Adam:
-    """Minus the step of Adam of each part: at rate ``lr``, or one of its own in ``rates``, times
-    ``factor(outer step)``. With ``cutoff`` the images go by their cosine transform (`_smooth_step`)."""
+    """Minus the step of Adam of each part: at rate ``lr``, or the part's own in ``rates``, times
+    ``factor(outer step)``. With ``cutoff`` the images are stepped in their cosine transform
+    (`_smooth_step`)."""
 
     lr: float
     factor: Callable[[int], float]
@@ -187,25 +188,26 @@ class Adam:
 
 
 def outer_transforms(spec: TrialSpec) -> Sequence[GradientTransform]:
-    """What the outer gradients of a trial go through, in this order."""
+    """The transformations of a trial's outer gradients, in this order."""
     clip = [] if spec.clip_running is None else [ClipToRunningNorm(spec.clip_running)]
     rates = {"raw": spec.outer_lr_rates, "labels": spec.outer_lr_labels}
     return [*clip, Adam(spec.outer_lr, lambda step: schedule_factor(spec, step), rates, spec.outer_cutoff)]
 
 
 def updated(state: DistillState, steps: Learned, spec: TrialSpec) -> DistillState:
-    """``state`` with ``steps`` added to what is learned, and to its running mean if it has one."""
+    """``state`` with ``steps`` added to the learned values, and with its running mean updated if it has
+    one."""
     learned = {**state.learned, **{name: state.learned[name] + step for name, step in steps.items()}}
     ema = state.ema
     if spec.ema is not None:
-        # Shorter at first: noise should be forgotten.
+        # A shorter memory at first, to forget noise.
         decay = min(spec.ema, (1 + state.updates) / (10 + state.updates))
         ema = {name: ema[name] + (1 - decay) * (value - ema[name]) for name, value in learned.items()}
     return replace(state, learned=learned, ema=ema, step=state.step + 1, skipped_in_a_row=0)
 
 
 def schedule_factor(spec: TrialSpec, step: int) -> float:
-    """Factor on the outer rates at outer step ``step``: 1, ever smaller in steps, or cosine to zero."""
+    """The factor of the outer rates at outer step ``step``: 1, decaying in steps, or cosine to zero."""
     if spec.outer_schedule == "step":
         return float(spec.outer_decay_factor ** (step // spec.outer_decay_steps))
     if spec.outer_schedule == "cosine":
@@ -214,7 +216,7 @@ def schedule_factor(spec: TrialSpec, step: int) -> float:
 
 
 def adam(gradient: Tensor, m: Tensor, v: Tensor, updates: int, lr: float) -> tuple[Tensor, Tensor, Tensor]:
-    """The ``updates``-th step of Adam, from 1 (Kingma and Ba 2015, algorithm 1): (what to add, m, v)."""
+    """Step number ``updates`` of Adam, from 1 (Kingma and Ba 2015, algorithm 1): (step, m, v)."""
     m = BETAS[0] * m + (1 - BETAS[0]) * gradient
     v = BETAS[1] * v + (1 - BETAS[1]) * gradient * gradient
     scale = (v / (1 - BETAS[1] ** updates)).sqrt() + EPSILON
@@ -226,9 +228,8 @@ def _smooth_step(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A step of Adam on the cosine transform of the images, (step, m, v), shorter for high frequencies.
 
-    What networks have in common in their gradients is smooth; what they have not spreads over all
-    frequencies, and where there is nothing but noise the steps of Adam, as long there as anywhere, would
-    pile it up in the images.
+    The common part of the networks' gradients is smooth; noise spreads over all frequencies. Steps of Adam
+    are equally long everywhere, so at frequencies with nothing but noise they would pile it up in the images.
     """
     high, wide = (cosine_basis(side).to(gradient) for side in gradient.shape[-2:])
     transformed = high @ gradient @ wide.T
@@ -249,18 +250,18 @@ def started(learned: Learned, spec: TrialSpec) -> DistillState:
 
 
 def averaged(state: DistillState) -> Learned:
-    """What a state stands for when it is scored: the running mean if there is one."""
+    """The values of a state that are scored: the running mean if there is one."""
     return state.ema or state.learned
 
 
 def final(state: DistillState) -> Learned:
-    """What a finished distillation hands over: the best by ``val_score`` if it was kept, else the last."""
+    """The result of a finished distillation: the best by ``val_score`` if it was kept, else the last."""
     return state.best or averaged(state)
 
 
 def scored(state: DistillState, spec: TrialSpec, score: float) -> DistillState:
-    """``state`` with its ``val_score`` taken into account: perhaps the best so far, and healthy, since a
-    state that was not would have been rolled back before it was scored."""
+    """``state`` after its ``val_score``: it may be the best so far. It is healthy: an unhealthy one would
+    have been rolled back before it was scored."""
     if spec.keep == "best" and (state.best_score is None or score > state.best_score):
         state = replace(state, best=averaged(state), best_score=score)
     return _healthy(state) if spec.max_rollbacks else state

@@ -1,10 +1,10 @@
-"""How exactly products are taken: in full, in TF32, or in bfloat16.
+"""The precision of products: full, TF32, or bfloat16.
 
 The setting ``dtype`` of a trial is ``float64``, ``float32`` (products in full float32: torch's own default
-would take convolutions of a GPU in TF32), ``tf32`` (float32 whose products round their factors to 10 bits
-of mantissa on the GPU), or ``bf16``: weights, updates, sums over real images and everything outside of a
-pass in float32, each forward, backward and tangent pass in bfloat16. What that does to gradients is in
-docs/performance.md. Distilled sets are judged in float32 whatever they were made in.
+would take convolutions of a GPU in TF32), ``tf32`` (float32 whose products round their factors to 10 bits of
+mantissa on the GPU), or ``bf16``: weights, updates, sums over real images and everything outside of a pass in
+float32, each forward, backward and tangent pass in bfloat16. docs/performance.md shows the effect on
+gradients. Distilled sets are always judged in float32.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ __all__ = ["in_precision", "precision_of", "products", "stored_dtype"]
 
 
 def stored_dtype(setting: str) -> torch.dtype:
-    """What images, weights and rates of a trial with this ``dtype`` are stored in."""
+    """The type in which images, weights and rates of a trial with this ``dtype`` are stored."""
     return torch.float64 if setting == "float64" else torch.float32
 
 
 def precision_of(setting: str) -> str:
-    """What an execution plan calls it: ``full``, ``tf32`` or ``bf16``."""
+    """Its name in an execution plan: ``full``, ``tf32`` or ``bf16``."""
     return setting if setting in ("tf32", "bf16") else "full"
 
 
 def in_precision(math: Derivatives, precision: str) -> Derivatives:
-    """``math`` as a plan of this precision asks for; TF32 is a matter of `products`."""
+    """``math`` in the precision of a plan; `products` handles TF32."""
     return _InBfloat16(math) if precision == "bf16" else math
 
 
 @contextmanager
 def products(device: str, precision: str = "full") -> Iterator[None]:
-    """Products and convolutions of float32 tensors on a GPU: in TF32, or else exactly as torch's default
-    would not have it; and in an order that is always the same, so that a trial that goes on ends with the
-    same bits. As before afterwards. Other devices know no difference."""
+    """Sets products and convolutions of float32 tensors on a GPU: in TF32 or exact (torch's default is not
+    exact), and in an order that is always the same, so that a resumed trial ends with the same bits.
+    Afterwards the earlier setting is back. It has no effect on other devices."""
     if device != "cuda":
         yield
         return
@@ -70,7 +70,7 @@ def _like(values: Params, params: Params) -> Params:
 
 @dataclass(frozen=True)
 class _InBfloat16:
-    """``math`` in bfloat16: what goes in is rounded, what comes out is of the type of the weights."""
+    """``math`` in bfloat16: inputs are rounded, and outputs have the type of the weights."""
 
     math: Derivatives
 

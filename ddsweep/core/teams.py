@@ -1,8 +1,8 @@
-"""Networks dealt out to teams of CPU threads, which go their own ways side by side.
+"""Deals networks out to teams of CPU threads, which work side by side.
 
-Threads inside of one operation wait for each other after each of them, and the operations of a small
-network are short. Networks do not mix, so each team can take some of them from the first step to the last
-(what it gains: docs/performance.md).
+Threads inside of one operation wait for each other at its end, and the operations of a small network are
+short. Networks do not mix, so each team can take some of them from the first step to the last
+(docs/performance.md has the gain).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def in_teams(
     if teams <= 1:
         return [work(network, slice(0, count))]
     ends = [count * i // teams for i in range(teams + 1)]
-    grad = torch.is_grad_enabled()  # a thread's own affair
+    grad = torch.is_grad_enabled()  # set for each thread
 
     def as_here(module: nn.Module, share: slice) -> T:
         with torch.set_grad_enabled(grad):
@@ -51,5 +51,5 @@ def in_teams(
 
 @cache
 def _pool(teams: int, threads: int) -> ThreadPoolExecutor:
-    """The number of threads of torch is one of the Python thread that sets it, once both have begun."""
+    """torch's number of threads is set for each Python thread, once it has begun."""
     return ThreadPoolExecutor(teams, "team", torch.set_num_threads, (threads,))

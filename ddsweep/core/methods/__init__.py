@@ -1,9 +1,9 @@
-"""Methods: what makes the images. One module each, behind one contract.
+"""Methods make the images. Each is one module behind one contract.
 
-A method says where what it learns starts, what its outer gradient is, and how a learned state is applied.
-Averaging over networks, clipping, the outer optimiser, the running mean, the best state and rolling back are
-`ddsweep.core.outer`'s and the same for all. State in, state out: everything random comes from
-(trial, role, step), so a trial goes on bit for bit.
+A method gives the start of its learned values, its outer gradient, and the way to apply a learned state.
+`ddsweep.core.outer` has what is the same for all: averaging over networks, clipping, the outer optimiser, the
+running mean, the best state and rolling back. State in, state out: everything random comes from (trial, role,
+step), so a trial goes on bit for bit.
 """
 
 from __future__ import annotations
@@ -21,22 +21,24 @@ __all__ = ["METHODS", "Method", "labels_of", "method_of"]
 
 
 class Method(Protocol):
-    """The contract, which a module fulfils with functions of these names (`tests/core/test_methods.py`)."""
+    """The contract. A module fulfils it with functions of these names (`tests/core/test_methods.py`)."""
 
     def start(self, task: Task, images: Tensor) -> Learned:
-        """What is learned, with ``images [S, n, c, h, w]`` as where the images start."""
+        """The learned values at the start, with ``images [S, n, c, h, w]`` as the first images."""
         ...
 
     def gradients(self, task: Task, learned: Learned, step: int) -> NetworkGradients:
-        """The outer loss of each network of outer step ``step``, and its exact derivative by what is learned.
+        """The outer loss of each network of outer step ``step``, and its exact derivative by the learned
+        values.
 
-        Networks do not mix: one that is not finite spoils no other. What is not in ``by`` stays as it is.
+        Networks do not mix: one that is not finite does not spoil others. Values that are not in ``by`` do
+        not change.
         """
         ...
 
     def rates(self, learned: Learned, spec: TrialSpec) -> Tensor | None:
-        """The learned rates ``[T]``, or None for a method that learns none: then one rate for all T steps is
-        chosen on validation images, as that of a baseline is."""
+        """The learned rates ``[T]``, or None for a method without any. Then one rate for all T steps is
+        chosen on validation images, like that of a baseline."""
         ...
 
 
