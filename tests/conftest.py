@@ -78,7 +78,7 @@ def ddsweep(environment: dict[str, str]) -> Run:
 
 @contextmanager
 def only(variables: Mapping[str, str]) -> Iterator[None]:
-    """The environment holds ``variables`` and nothing else, and afterwards what it held before."""
+    """Inside, the environment holds only ``variables``; afterwards it is as before."""
     before = dict(os.environ)
     try:
         os.environ.clear()
@@ -91,7 +91,7 @@ def only(variables: Mapping[str, str]) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def ddsweep_process(environment: dict[str, str]) -> Run:
-    """As `ddsweep`, in a process of its own. That takes seconds: for what only a process shows, as how it
+    """Like `ddsweep`, in a separate process. That takes seconds. It is for what only a process shows: how it
     ends, what Ray's own programs print, and what it leaves."""
 
     def run(*arguments: object, cwd: Path | None = None, **more: str) -> subprocess.CompletedProcess[str]:
@@ -118,7 +118,7 @@ class OneRay:
     variables: Mapping[str, str]
     """What tells a process how to log in."""
     pid: int
-    """Of a process that all others of Ray are below."""
+    """The processes of Ray below one process."""
     run: Run
 
     def __call__(self, *arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -132,7 +132,7 @@ class OneRay:
 
 @pytest.fixture(scope="session")
 def one_ray(ddsweep: Run, environment: dict[str, str]) -> Iterator[OneRay]:
-    """Of two CPUs, and two GPUs that are none. No test may end it, or leave something on it."""
+    """A Ray with two CPUs and two pretended GPUs. No test may end it, or leave something on it."""
     from ddsweep.launch.processes import end, spawn
 
     with tempfile.TemporaryDirectory(prefix="dds-") as folder, socket.socket() as probe:
@@ -163,8 +163,8 @@ def one_ray(ddsweep: Run, environment: dict[str, str]) -> Iterator[OneRay]:
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> Iterator[None]:
-    """Of torch, in this process. The sum of a float depends on how many threads take part in it, and there
-    are as many test processes as processors."""
+    """One thread of torch in this process. A sum of floats depends on the number of threads, and there are as
+    many test processes as processors."""
     if "torch" not in sys.modules:  # no test needs it
         yield
         return

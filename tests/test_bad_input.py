@@ -1,4 +1,4 @@
-"""Everything that a user can get wrong: the message, the exit code, and that nothing is left behind.
+"""Mistakes of users: the message, the exit code, and that nothing is left behind.
 
 A message names the place and what is allowed; a traceback never comes. Most of it runs in this process
 (it is refused before torch or Ray are looked at), some in a process of its own as a user starts it.
@@ -81,7 +81,7 @@ def refuse(ask: Ask, tmp_path: Path) -> Callable[..., str]:
 
 @pytest.fixture
 def process(ddsweep_process: Run, tmp_path: Path) -> Ask:
-    """As ``ask``, in a process of its own."""
+    """Like ``ask``, in a separate process."""
 
     def run(*arguments: object) -> Said:
         done = ddsweep_process(*arguments, cwd=tmp_path)

@@ -1,4 +1,4 @@
-"""A changed `evaluate:`: what is there and right stays, asked for or not; what is missing is computed."""
+"""A changed `evaluate:`: right rows stay, also if they are not asked for; missing rows are computed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line where all is well: what each verb says, what it imports, and how it exits."""
+"""The command line without mistakes: what each verb prints, what it imports, and how it exits."""
 
 from __future__ import annotations
 

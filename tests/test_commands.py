@@ -1,8 +1,8 @@
 """Every command and every snippet of the documents, word for word.
 
-Here they are read by the parser that would run them, and the files that they name are loaded with the
-settings that they give, for some need a cluster, a download or hours. What needs nothing but the digits
-runs in tests/test_readme.py. A command of a kind that is not known here fails.
+Here they are read by the parser that would run them, and the files that they name are loaded with their
+settings, because some need a cluster, a download or hours. Commands that need only the digits run in
+tests/test_readme.py. A command of a kind that is not known here fails.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def told_in_passing() -> Iterator[tuple[str, str]]:
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as the documents take for granted: the files of `init`, and a site of one's own."""
+    """A folder as in the documents: the files of `init`, and the user's own site."""
     folder = tmp_path_factory.mktemp("lab")
     write_files(folder)
     shutil.copy(folder / "slurm/generic.yaml", folder / "slurm/mine.yaml")

@@ -1,4 +1,4 @@
-"""Distilled sets in a user's hands: what the file says of itself, and `apply` on a network of one's own."""
+"""Distilled sets in a user's hands: the header of the file, and `apply` on the user's own network."""
 
 from __future__ import annotations
 

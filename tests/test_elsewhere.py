@@ -183,7 +183,7 @@ def test_other_data_are_another_trial(old: SweepDirectory, new: SweepDirectory) 
 def test_a_torn_part_is_not_taken_and_one_that_is_there_stays(
     old: SweepDirectory, new: SweepDirectory, splits: Splits
 ) -> None:
-    """As where a run was killed in the middle, and the set was put away: its evaluation went further."""
+    """As if a run was killed in the middle, and its set removed: its evaluation went further."""
     more = replace(EVALUATION, networks=4)
     shutil.copytree(old.root, new.root, dirs_exist_ok=True)
     evaluate(new, splits, more)

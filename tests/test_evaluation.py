@@ -1,4 +1,4 @@
-"""Evaluation: which rows a trial gets, and that nothing but the question decides what is in them."""
+"""Evaluation: which rows a trial gets, and that only the question decides their content."""
 
 from __future__ import annotations
 
@@ -618,7 +618,7 @@ BEYOND = EvaluationSpec(networks=5, group_size=2, baselines=("knn_random",), inn
 def test_golden_keys_of_the_parts_of_version_0_1(
     settings: dict[str, Any], evaluation: EvaluationSpec, key: str
 ) -> None:
-    """By another key no part of version 0.1 would be recognised."""
+    """With another key no part of version 0.1 would be recognised."""
     spec = TrialSpec(DATASETS["digits"], **settings)
     unit, steps = evaluation.units(spec)[-1], evaluation.steps(spec)
     assert old_key("00ff", spec, unit, steps, evaluation.baselines, evaluation.baseline_settings()) == key

@@ -80,7 +80,7 @@ def installed(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.ray
 def test_quickstart_runs_from_an_empty_folder(installed: Path, tmp_path: Path) -> None:
-    """And `init` writes files that run, with nothing of the source tree at hand."""
+    """And `init` writes files that run, without the source tree."""
 
     def run(*arguments: str) -> str:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("DDSWEEP_")}

@@ -1,4 +1,5 @@
-"""A trial that runs out of memory goes on, more frugally, and says so; one that cannot says what it needs."""
+"""A trial that runs out of memory continues with a leaner plan, and says so; one that cannot says what it
+needs."""
 
 from __future__ import annotations
 
@@ -122,8 +123,8 @@ def test_the_plan_a_trial_ended_with_is_in_its_row(monkeypatch, tmp_path, splits
 def test_a_new_plan_is_checkpointed_at_once_and_taken_up_again(
     monkeypatch, tmp_path, splits, undisturbed
 ) -> None:
-    """The trial is stopped right after the step that ran out; what goes on from there is the same plan, bit
-    for bit what it would have been."""
+    """The trial is stopped right after the step that ran out of memory. It goes on with the same plan, and
+    ends with the same bits."""
     directory, other = SweepDirectory(tmp_path / "stopped"), SweepDirectory(tmp_path / "whole")
     out = torch.OutOfMemoryError("CUDA out of memory")
 
@@ -233,7 +234,7 @@ def test_memory_that_really_runs_out_on_the_cpu(tmp_path: Path, environment: dic
         capture_output=True,
         text=True,
         check=False,
-        # glibc would keep what is freed in pieces that may fit nothing; above this size it gives it back.
+        # glibc would keep freed memory in pieces; above this size it returns it.
         env={**environment, "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"},
     )
     assert done.returncode == 0, done.stderr

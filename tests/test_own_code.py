@@ -1,4 +1,4 @@
-"""A user's own code: what is read and hashed of it, what its text says, and when it runs."""
+"""A user's own code: reading, hashing, its name as text, and when it runs."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""A distilled set with a user's own networks and raw images: any layers, buffers, parameters; and what is
-refused."""
+"""A distilled set with a user's own networks and raw images: any layers, buffers and parameters, and
+refusals."""
 
 from __future__ import annotations
 

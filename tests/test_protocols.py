@@ -1,4 +1,4 @@
-"""Protocols: each row against a plain computation of one network, and what they leave as it was."""
+"""Protocols: each row against a plain computation of one network, and that other rows stay."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def judge(spec: TrialSpec, evaluation: EvaluationSpec, splits: Splits, directory
 
 
 def batch_order(order: str, spec: TrialSpec, index: int, total: int) -> list[tuple[torch.Tensor, int]]:
-    """Of each step which images (of all S*n in a row) and which of the T rates, as docs/settings.md says."""
+    """For each step the images (of all S*n in a row) and the rate (of T), as docs/settings.md says."""
     s, e, n = spec.inner_steps, spec.inner_epochs, 10 * spec.images_per_class_per_step
     generator = torch.Generator().manual_seed(derive_seed("heldout_order", spec.trial_id, "heldout", index))
     steps: list[tuple[torch.Tensor, int]] = []

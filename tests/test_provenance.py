@@ -1,4 +1,4 @@
-"""Provenance: seconds and memory belong to one trial, and what is recorded has a column."""
+"""Provenance: seconds and memory belong to one trial, and every record has a column."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ def test_the_commands_and_the_snippets_of_the_readme_run(
     said = capsys.readouterr().out
     assert "test_accuracy_mean" in said and "inner_step" in said
 
-    # A set of one's own results, and a network of one's own.
+    # A set from these results, and another network.
     (block,) = (block for block in blocks("python") if "DistilledSet.load" in block.text)
     path = next((tiny / "results/quickstart/artifacts").glob("*/distilled.safetensors"))
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))

@@ -1,4 +1,4 @@
-"""What is kept in docs/reproduction says what it is, agrees with itself, and names no host."""
+"""The kept results in docs/reproduction describe themselves, are consistent, and name no host."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sweep files: what they mean, and the message for everything that can be wrong in one."""
+"""Sweep files: their meaning, and the messages for mistakes."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_seed_can_be_a_grid_axis(load: Load) -> None:
         ("images_per_class: 10, inner_steps: 5", (10, 5)),
         ("images_per_class: 10, images_per_class_per_step: 5", (10, 2)),
         ("inner_steps: 10, images_per_class_per_step: 5", (50, 10)),
-        # One size alone: what is left out is 1.
+        # One size alone: the others are 1.
         ("images_per_class: 10", (10, 1)),
         ("inner_steps: 10", (10, 10)),
         ("images_per_class_per_step: 10", (10, 1)),

@@ -1,4 +1,4 @@
-"""One trial: what it leaves, and that stops, kills and torn files change nothing in what comes out."""
+"""One trial: its files, and that stops, kills and torn files do not change the result."""
 
 from __future__ import annotations
 

@@ -148,7 +148,7 @@ def test_what_cannot_be_is_one_message(
 
 
 def test_noise(tmp_path: Path) -> None:
-    """The bands of frequency add up to the whole, for the transform is orthonormal."""
+    """The bands of frequency add up to the whole, because the transform is orthonormal."""
     spec = TrialSpec(DATASETS["digits"], network="convnet(width=4)", outer_steps=1, real_batch=20)
     splits = load_splits(spec.dataset, None, validation_fraction=0.1, split_seed=0)
     directory = SweepDirectory(tmp_path / "results")

@@ -1,4 +1,4 @@
-"""`Lab`: a throw-away Slurm cluster on this machine, what tests do to it, and what they see of it."""
+"""`Lab`: a throw-away Slurm cluster on this machine, with the actions and the views of tests."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PROGRAMS = ["slurmctld", "slurmd", "munged", "sbatch", "setpriv", "unshare", "ns
 DATABASE = ["slurmdbd", "mariadbd", "mariadb-install-db"]
 SYSTEM_PATH = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
 
-# Of the one who runs the tests: not for jobs, which are to see what Slurm sets and nothing else.
+# Variables of the user who runs the tests. Jobs should see only those that Slurm sets.
 PERSONAL = ("DDSWEEP_", "RAY_", "SLURM_", "SBATCH_", "SRUN_", "SUBMITIT_", "CUDA_VISIBLE_", "LAB_", "PYTEST_")
 
 
@@ -94,7 +94,7 @@ class Lab:
             *os.environ.get("PYTHONPATH", "").split(":"),
             *(os.environ.get("PYTHONPYCACHEPREFIX", ""), os.environ.get("DDSWEEP_DATA", "")),
         ]
-        # By both names where there is a link on the way.
+        # By both names if there is a link on the way.
         paths = [path for text in given if text for path in (Path(text).absolute(), Path(text).resolve())]
         return sorted({path for path in paths if path.is_dir()})
 
@@ -170,7 +170,7 @@ class Lab:
     def ddsweep(
         self, *arguments: object, timeout: float = 240, **more: str
     ) -> subprocess.CompletedProcess[str]:
-        """The project's command line as typed on a login node, whatever its code; ``more`` is environment."""
+        """Run the project's command line as on a login node, with any exit code; ``more`` is environment."""
         return subprocess.run(
             [sys.executable, "-m", "ddsweep", *map(str, arguments)],
             cwd=REPOSITORY,
@@ -206,7 +206,7 @@ class Lab:
     def exec(
         self, node: str, *command: object, user: str | None = None, timeout: float = PATIENCE_S, **more: str
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command in a node to its end, whatever its code; ``stdout`` has its errors too."""
+        """Run a command in a node to its end, with any exit code; ``stdout`` has its errors too."""
         with self.start(node, *command, user=user, **more) as process:
             try:
                 output, _ = process.communicate(timeout=timeout)
@@ -253,7 +253,7 @@ class Lab:
         return self.sh("sbatch", "--parsable", *arguments).split(";")[0]
 
     def power_off(self, node: str) -> None:
-        """As when the plug is pulled: everything on it ends at once."""
+        """As if the plug was pulled: everything on it ends at once."""
         self._verb("power-off", node)
 
     def power_on(self, node: str) -> None:

@@ -1,4 +1,4 @@
-"""Sweeps that are launched on the test cluster, and what they must come to: the same as on one machine."""
+"""Sweeps that are launched on the test cluster. They must give the same results as on one machine."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ class Launched:
             assert node == lost or not leftovers, (node, leftovers)
 
     def temporary_names(self) -> set[str]:
-        """Of the folders that the jobs of this sweep have on a node; a lost one keeps those of others."""
+        """The folders of this sweep's jobs on a node; a lost node keeps those of others."""
         jobs = [run.name.partition(".")[0] for run in self.folder.glob("jobs/*/runs/*")]
         return {f"dds{job.replace('_', '-')}" for job in jobs}
 

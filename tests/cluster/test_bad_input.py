@@ -176,7 +176,7 @@ def test_a_temporary_folder_that_cannot_be_made(refuse: Refuse) -> None:
 
 
 def test_a_temporary_folder_of_somebody_else(refuse: Refuse, lab: Lab) -> None:
-    # Whoever knows the next number of a job can be there first.
+    # Another user who knows the next job number can be there first.
     number = int(lab.sbatch("-o", "/dev/null", "--wrap", "true")) + 1
     lab.wait(lambda: not lab.jobs(), "that was the last number")
     folder = f"/tmp/dds{number}"
@@ -209,7 +209,8 @@ def test_ports_that_are_taken(refuse: Refuse) -> None:
 
 
 def test_a_node_with_another_version(refuse: Refuse, lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Of Ray, by what its installation there says of itself, which is found before the one of all nodes.
+    # The version of Ray, by the metadata of its installation there, which is found before the one of all
+    # nodes.
     folder = "/tmp/other/ray-2.59.0.dist-info"
     text = "Metadata-Version: 2.1\\nName: ray\\nVersion: 2.59.0\\n"
     lab.exec("node2", "sh", "-c", f"mkdir -p {folder}; printf '{text}' > {folder}/METADATA")

@@ -1,4 +1,4 @@
-"""`ddsweep doctor` with a Slurm: what it says of a healthy site, and of each thing that is wrong with one."""
+"""`ddsweep doctor` with a Slurm: its findings on a healthy site, and on each kind of problem."""
 
 from __future__ import annotations
 

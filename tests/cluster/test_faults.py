@@ -220,7 +220,7 @@ def test_the_job_is_requeued_by_somebody(lab: Lab, sweep: Launched, alone: Path)
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_a_time_limit_shorter_than_the_sweep(lab: Lab, shared: Path, file: Path, alone: Path) -> None:
-    """Three minutes, of which it drains in the last 60 s; as often as it takes."""
+    """Three minutes, with a drain in the last 60 s; as often as it takes."""
     sweep = Launched(lab, shared, file, [*GPUS, "site.drain=60", "site.time=3m", "site.requeues=20"])
     done = sweep.launch("--wait", "outer_steps=1200")
     assert done.returncode == 0, done.stdout + sweep.logs()
@@ -287,7 +287,7 @@ def test_the_head_node_is_lost_for_good(lab: Lab, sweep: Launched, alone: Path) 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_the_driver_is_killed(lab: Lab, sweep: Launched, alone: Path) -> None:
-    """By want of memory, say: the head starts it again."""
+    """For lack of memory, for example: the head starts it again."""
     assert sweep.launch().returncode == 0
     wait_for_work(sweep, "node2")
     drivers = [pid for pid, command in lab.processes("node1") if " -m ddsweep run " in command]

@@ -25,7 +25,7 @@ def count_restarts(path: Path, seconds: float) -> str:
 
 @pytest.fixture
 def submit(shared: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., submitit.Job[Any]]:
-    # By default it looks after 2, 4, 8, ... and at last 600 s.
+    # By default it looks after 2, 4, 8, ... and finally 600 s.
     monkeypatch.setattr(submitit.SlurmJob, "watcher", type(submitit.SlurmJob.watcher)(delay_s=2))
 
     def submit(function: Callable[..., Any], *arguments: object, **settings: Any) -> submitit.Job[Any]:

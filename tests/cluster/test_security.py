@@ -196,7 +196,7 @@ def test_another_user_gets_nothing_without_the_token(lab: Lab, shared: Path) -> 
     asks = {name for address, kind in kinds.items() if kind != "metrics, open" for name in asked[address]}
     assert asks >= {"gcs_server", "raylet", "python", "ray::RuntimeEnv", "ray::DashboardA", "ray::EvalShard"}
 
-    # The same door opens for who has the token: it is that which was missing.
+    # With the token the same port answers: so only the token was missing.
     opened = lab.exec(
         "node2",
         *(sys.executable, "-c", JOIN, head),
@@ -213,7 +213,7 @@ def test_another_user_gets_nothing_without_the_token(lab: Lab, shared: Path) -> 
 
 
 def kind_of(answer: dict[str, Any]) -> str:
-    """What a port is, by what it said to somebody without a token."""
+    """The kind of a port, by its answer to a caller without a token."""
     if any(said in ("answered", "UNKNOWN", "INTERNAL", "INVALID_ARGUMENT") for said in answer.values()):
         return f"open: {answer}"
     if "UNAUTHENTICATED" in answer.values():

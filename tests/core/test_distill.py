@@ -107,7 +107,7 @@ def test_the_cosine_schedule_goes_from_the_outer_rate_to_zero() -> None:
 
 @pytest.mark.parametrize("schedule", ["step", "cosine"])
 def test_an_outer_step_moves_by_the_scheduled_rate(task_of, schedule) -> None:
-    """Adam's first update is the rate times the sign, whatever the size of the gradient. Raw inner rates and
+    """Adam's first update is the rate times the sign, for any size of the gradient. Raw inner rates and
     labels may have an outer rate of their own, on the same schedule."""
     task = task_of(
         outer_schedule=schedule,
@@ -164,7 +164,7 @@ def test_the_state_that_goes_in_is_left_as_it_was(task_of) -> None:
 
 @pytest.mark.parametrize("init", ["fixed", "random"])
 def test_a_stopped_distillation_goes_on_bit_for_bit(task_of, init) -> None:
-    """What a checkpoint holds (tensors and counters) is all that is needed, whatever was drawn meanwhile."""
+    """The content of a checkpoint (tensors and counters) is all that is needed, also after other draws."""
     settings = {"init": init, "real_batch": 20, "real_batch_mode": "per_network", "dtype": "float32"}
     task = task_of(**settings, inner_epochs=2, outer_schedule="cosine", outer_steps=9)
     whole = run(task, initial_state(task), 9)

@@ -215,7 +215,7 @@ def test_the_running_mean_is_that_of_a_recursion_by_hand_that_warms_up(task_of: 
 
 
 def test_the_running_mean_never_changes_the_course(task_of: Make) -> None:
-    """What is learned is the same whatever the mean was before."""
+    """The learned values are the same for any earlier mean."""
     task = task_of(ema=0.9)
     state = other = initial_state(task)
     for _ in range(3):
@@ -414,7 +414,7 @@ def test_held_out_networks_have_orders_of_their_own_that_no_outer_step_uses(task
         bptt._inner_loop(task_of(order="shuffled", inner_epochs=10), 0).batch_order.batches[:, 0].flatten()
     ]
     assert len({tuple(row.tolist()) for row in rows}) == 7
-    # Network 2 goes its way whoever it is computed with.
+    # Network 2 gives the same in any company.
     alone = evaluation_loop(spec, "heldout", [2], spec.steps).batch_order
     assert torch.equal(alone.batches[:, 0], loops["heldout"].batch_order.batches[:, 2])
 
@@ -437,7 +437,7 @@ def test_the_cosine_transform_is_orthonormal_and_sorted_by_frequency() -> None:
 
 
 def test_outer_steps_die_away_beyond_the_cutoff(task_of: Make) -> None:
-    """Adam's first step is as long for every coefficient; what is left of it is 1 / (1 + (f / cutoff)^2)."""
+    """Adam's first step is equally long for every coefficient; 1 / (1 + (f / cutoff)^2) of it is left."""
     task = task_of(outer_cutoff=3.0, outer_lr=0.1)
     start = initial_state(task)
     after = run(task, start, 1)

@@ -65,7 +65,7 @@ def ladder(step, plan: ExecutionPlan) -> list[ExecutionPlan]:
 
 
 def test_ever_more_frugal_plans_for_outer_steps() -> None:
-    """Of a GPU: all networks at once, of which there are 5, and real batches of 100 images."""
+    """The plan of a GPU: all 5 networks at once, and real batches of 100 images."""
     plan = ExecutionPlan("cuda", 1, "store", "vmap", "vmap", 1024, 2**31)
     plans = ladder(lambda plan: more_frugal(plan, 4, 5, 100), plan)
     assert [(p.memory_mode, p.segment) for p in plans] == [("recompute", 4)] * 7

@@ -199,7 +199,7 @@ def module_of(network: str, shape: tuple[int, int, int]) -> nn.Module:
 
 
 def networks_of(module: nn.Module, dtype: torch.dtype = torch.float64) -> Params:
-    """K networks of which no weight is special: biases and gains are random too."""
+    """K networks without special weights: biases and gains are random too."""
     drawn = draw_networks(module, "xavier", 1.0, list(range(K)), device=CPU, dtype=dtype)
     return {n: w + 0.05 * random(*w.shape, seed=7).to(dtype) for n, w in drawn.items()}
 
@@ -254,7 +254,7 @@ def test_a_network_written_out_is_that_of_autograd(network, shape, own, soft) ->
 @pytest.mark.parametrize(("network", "shape"), [NETWORKS[0], NETWORKS[4], NETWORKS[5]])
 def test_constant_images_are_full_of_ties_and_give_what_autograd_gives(network, shape) -> None:
     """Weights and images are multiples of powers of two: sums of products are exact in any order, so that
-    what should be a tie is one, whatever order a machine's matrix product takes."""
+    ties are exact, in any order of a machine's matrix product."""
     module = module_of(network, shape)
     params = {name: (w * 256).round() / 256 for name, w in networks_of(module).items()}
     images = torch.full((N, *shape), 0.75, dtype=torch.float64)

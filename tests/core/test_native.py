@@ -46,7 +46,7 @@ def threads() -> Iterator[Callable[[int], None]]:
 
 @pytest.fixture
 def unloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Where this process, which has loaded nothing yet, would keep what it compiles."""
+    """The folder for compiled code of this process, which has loaded nothing yet."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     native._loaded.cache_clear()
     yield tmp_path / "cache" / "ddsweep" / "compiled"
@@ -146,7 +146,7 @@ def test_what_is_not_finite_stays_so_as_in_torch() -> None:
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 def test_a_pixel_that_is_not_finite_spoils_the_windows_that_see_it(value: float) -> None:
-    """Of the windows that are pooled some do, and some do not: where one is NaN the maximum is."""
+    """Some pooled windows have one and some do not: if one value is NaN, so is the maximum."""
     network, params = lenet()
     images = torch.randn(4, 1, 28, 28, generator=torch.Generator().manual_seed(4))
     for n, place in enumerate(((0, 0), (13, 14), (14, 13))):

@@ -121,7 +121,7 @@ def test_vmap_and_loop_agree_in_value_first_and_second_derivative(make_case, tex
     left = derivatives(case, case.real_images, case.real_labels, "vmap")
     right = derivatives(case, case.real_images, case.real_labels, "loop")
     for a, b in zip(left, right, strict=True):
-        # The 1: a bias before instance norm has derivative 0, of which rounding is all that is seen.
+        # The 1: a bias before instance norm has derivative 0, so only rounding is visible.
         assert float((a - b).norm()) <= 1e-12 * (1 + float(b.norm()))
 
 

@@ -1,4 +1,4 @@
-"""Orders of batches: what is used when, and that a seed is all there is to it."""
+"""Orders of batches: which batch is used when; a seed alone decides them."""
 
 from __future__ import annotations
 

@@ -120,7 +120,7 @@ def test_the_compiled_code_of_torch_is_the_same_step_too(make_case, tmp_path, mo
 
 @pytest.mark.parametrize(("network", "plan"), [(CONVNET, EXPLICIT), (CONVNET, AUTOGRAD), (LENET, EXPLICIT)])
 def test_in_bfloat16_a_gradient_is_the_same_up_to_its_rounding(network, plan, make_case) -> None:
-    """One step, so that what is seen is rounding and not what an unroll makes of it."""
+    """One step, so that only rounding is visible, and not its growth in an unroll."""
     exact = make_case(*network, count=4, inner_steps=1, inner_epochs=1, batch=10)
     case = make_case(*network, count=4, inner_steps=1, inner_epochs=1, batch=10, dtype=torch.float32)
     expected = outer_gradient(*exact.arguments, plan)

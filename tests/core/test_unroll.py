@@ -136,7 +136,7 @@ def start_of(setup: Setup, k: int) -> Point:
 
 
 def trained(setup: Setup, k: int, point: Point, learned: dict[str, Tensor], start: int, stop: int) -> Point:
-    """Network k after steps ``start`` to ``stop``, differentiable if what is learned is."""
+    """Network k after steps ``start`` to ``stop``, differentiable if the learned values are."""
     case, batch_order = setup.case, setup.batch_order
     graph = any(value.requires_grad for value in learned.values())
     row = k if batch_order.batches.shape[1] > 1 else 0
@@ -283,7 +283,7 @@ def test_lenet_too_has_the_gradient_of_one_end_to_end_graph(
         **{"inner_steps": 3, "real": "per_network", "augment": ALL_PARTS},
     )
     expected = end_to_end(setup)
-    # Of 61,706 gradients some are tiny, and Adam divides by them: rounding grows to 1.5e-11.
+    # Some of 61,706 gradients are tiny, and Adam divides by them: rounding grows to 1.5e-11.
     tolerance = 1e-10 if optimizer == "adam" else 1e-12
     for plan in PLANS[::4]:  # each memory mode with another way to batch
         assert worst_difference(setup.computed(plan), expected) < tolerance, plan
@@ -379,8 +379,8 @@ def smooth_network() -> nn.Module:
 
 
 def worst_slope(setup: Setup, gradient: OuterGradient, eps: float, directions: int = 2) -> dict[str, float]:
-    """Of each thing learned, the largest over networks of |measured - computed| / |measured|, as vectors
-    over random directions. Where a window starts is held fixed."""
+    """For each learned value, the largest |measured - computed| / |measured| over networks, as vectors over
+    random directions. The start of a window is held fixed."""
     generator = torch.Generator().manual_seed(99)
     computed, starts, worst = parts_of(gradient), window_starts(setup), {}
     for name, value in setup.learned.items():

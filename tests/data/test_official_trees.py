@@ -22,7 +22,7 @@ from ddsweep.errors import DataError
 from .conftest import pictures
 
 VOC = DATASETS["voc2007"]
-# Three of the two hundred birds, and small: what is tested does not depend on how many there are.
+# Three of the two hundred birds, and small: the tests do not depend on the number.
 CUB = replace(DATASETS["cub200"], classes=3, shape=(3, 8, 8))
 SMALL = replace(VOC, shape=(3, 8, 8))
 
@@ -103,7 +103,7 @@ def write_voc(root: Path) -> Path:
             annotate(root, name, twice if names is not test else twice[:1])
     (base / "ImageSets/Main/trainval.txt").write_text("\n".join(train) + "\n")
     (base / "ImageSets/Main/test.txt").write_text("\n".join(test) + "\n")
-    # As in the official tree; nothing of this is read.
+    # As in the official tree; it is not read.
     (base / "ImageSets/Main/dog_trainval.txt").write_text("000001  1\n")
     (base / "SegmentationClass").mkdir()
     return root

@@ -140,7 +140,7 @@ def test_validation_is_stratified_disjoint_and_seeded() -> None:
     assert whole.validation_labels.bincount().tolist() == [1] * 10
     per_class = one.train_labels.bincount() + one.validation_labels.bincount()
     assert one.validation_labels.bincount().tolist() == [round(0.2 * n) for n in per_class.tolist()]
-    # Together the parts are all training images, each once, whatever the split.
+    # Together the parts are all training images, each once, for any split.
     assert all_rows(one) == all_rows(whole) and len(all_rows(one)) == 1437
     again, other = load("digits", None, fraction=0.2, seed=1), load("digits", None, fraction=0.2, seed=2)
     assert torch.equal(one.validation_images, again.validation_images)

@@ -1,4 +1,4 @@
-"""Own data are looked at before they are believed: what is refused, what is said, and what is read."""
+"""Own data are checked before use: refusals, remarks, and reading."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ImageNet weights: where they are looked for, and files that are not what they should be.
+"""ImageNet weights: the places where they are looked for, and wrong files.
 
 A whole AlexNet is 244 MB. The names are torchvision's, and so are the shapes in one test; elsewhere each
 dimension is cut down, in the files and in what is expected of them alike.

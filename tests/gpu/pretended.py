@@ -21,7 +21,7 @@ _CROSSING = {torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default}
 
 def register() -> torch.device:
     """The device, known to torch from now on. Once a process."""
-    # Here, for a GPU needs none of it, and torch before 2.15 may not have it.
+    # Imported here, because a GPU needs none of it, and torch before 2.15 may not have it.
     from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
     _setup_privateuseone_for_python_backend(NAME)

@@ -201,7 +201,7 @@ def test_compiled_steps_are_the_same_steps(
 
 @pytest.mark.parametrize(("text", "shape", "rate"), NETWORKS)
 def test_float32_is_exact_and_tf32_is_not(text, shape, rate) -> None:
-    """One step: what is seen is the rounding of products. torch's default would have convolutions in TF32."""
+    """One step: only the rounding of products is visible. torch's default would have convolutions in TF32."""
     sizes = {"rate": rate, "inner_steps": 1, "inner_epochs": 1, "count": 8}
     exact = problem(text, shape, DEVICE, **sizes)
     single = problem(text, shape, DEVICE, dtype=torch.float32, **sizes)

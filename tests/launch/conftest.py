@@ -14,7 +14,7 @@ from ddsweep.launch.site import Site
 from ddsweep.machine import versions
 from ddsweep.results.layout import SweepDirectory
 
-# Prints <command>.out and <command>.err, ends with what <command>.code says, and keeps what it was asked.
+# Prints <command>.out and <command>.err, ends with the code in <command>.code, and records its arguments.
 PROGRAM = """#!/bin/sh
 here=$(dirname "$0")
 name=$(basename "$0")
@@ -27,7 +27,7 @@ exit $(cat "$here/$name.code" 2> /dev/null || echo 0)
 
 @dataclass(frozen=True)
 class FakeSlurm:
-    """Slurm's commands as far as a test has said what they answer."""
+    """Slurm's commands with the answers that a test has set."""
 
     folder: Path
 

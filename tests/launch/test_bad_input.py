@@ -83,7 +83,7 @@ def test_an_option_that_is_none(refuse: Refuse) -> None:
         (("--nodes", "0"), "nodes: 0 must be at least 1 (from 'nodes=0')"),
         (("--gpus-per-node", "-1"), "gpus_per_node: -1 must be at least 0"),
         (("--time", "90"), "time: '90' is no time; write 90m, 4h"),
-        (("--partition", "010"), "sinfo: no such command"),  # text, whatever it looks like
+        (("--partition", "010"), "sinfo: no such command"),  # text, also if it looks like a number
         (("site.gpus_per_node=010",), "010 starts with 0, as numbers to the base 8 do in YAML"),
         (("--time", "1m"), "drain: 120 s before the end of a job of 1 min"),
         (("site.partitoin=gpu",), "unknown key 'partitoin' (did you mean partition?)"),
@@ -144,7 +144,7 @@ def test_a_results_folder_whose_name_means_something_to_slurm(
 
 
 def test_a_results_folder_that_cannot_be(refuse: Refuse, tmp_path: Path) -> None:
-    # Of the local scheduler, for nothing else is looked at first.
+    # With the local scheduler, because nothing else is checked first.
     (tmp_path / "file").touch()
     said = refuse("--results", "file", "site.scheduler=local")
     assert "a file is in the way of a results folder" in said

@@ -89,7 +89,7 @@ def test_what_never_fits_is_refused(crew: Crew, cpus: float, gpus: float) -> Non
 
 
 def note(folder: str, name: str, text: str = "") -> None:
-    """A file for each start: which process it was and what it saw."""
+    """A file for each start, with its process and what it saw."""
     place = Path(folder) / "notes"
     place.mkdir(exist_ok=True)
     (place / f"{name}.{time.monotonic_ns()}").write_text(f"{os.getpid()} {text}")
@@ -142,7 +142,7 @@ def raising(folder: str, stop_file: str, name: str) -> str:
 
 
 class Broken(list[tuple[str, str, str, int]]):
-    """What a crew says of what it gave up."""
+    """The report of a crew on work that it gave up."""
 
     def __call__(self, trial_id: str, error: Exception, attempts: int) -> None:
         self.append((trial_id, type(error).__name__, str(error), attempts))

@@ -1,4 +1,4 @@
-"""`ddsweep doctor` on this machine, and what it makes of what nodes say. The nodes are in tests/cluster."""
+"""`ddsweep doctor` on this machine, and its findings from facts of nodes. Real nodes are in tests/cluster."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Ask = Callable[..., tuple[int, list[str]]]
 
 
 def facts(host: str = "a", **changes: object) -> Facts:
-    """Those of a node on which all is well."""
+    """The facts of a healthy node."""
     well = Facts(
         host=host,
         versions=HERE,
@@ -190,7 +190,7 @@ def test_files_must_be_written_as_results_are(shared: Path) -> None:
 
 
 def test_a_lock_that_lets_two_in_is_seen(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # As a file system mounted without locks does.
+    # As on a file system without locks.
     monkeypatch.setattr(machine.fcntl, "flock", lambda file, how: None)
     assert "flock lets two holders in" in machine.folder_trouble(shared)
 

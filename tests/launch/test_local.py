@@ -227,7 +227,7 @@ def test_a_dry_run_leaves_nothing(sweep: Callable[..., Sweep]) -> None:
 @pytest.mark.parametrize("mode", ["array", "cluster"])
 @pytest.mark.parametrize("victim", ["task", "launcher"])
 def test_a_kill_in_the_middle(long: Sweep, sweep: Callable[..., Sweep], mode: str, victim: str) -> None:
-    """Of the job itself, or of the process that runs the jobs: all that belonged to it ends by itself, and
+    """A kill of the job itself, or of the process that runs the jobs: everything below it ends by itself, and
     launching again goes on from the checkpoints."""
     here = sweep(LONG)
     assert here.launch(mode).returncode == 0

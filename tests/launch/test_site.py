@@ -1,4 +1,4 @@
-"""Site files: what they may say, what they mean, and what they are told when they are wrong."""
+"""Site files: what they may contain, what it means, and the messages for mistakes."""
 
 from __future__ import annotations
 

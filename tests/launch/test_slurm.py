@@ -283,7 +283,7 @@ def test_what_accounting_takes_for_running_and_squeue_does_not_know_is_gone(
 
 @pytest.mark.parametrize("there", [True, False])
 def test_without_accounting_scontrol_is_asked(slurm: FakeSlurm, there: bool) -> None:
-    slurm.says("squeue")  # asked for several, it says nothing of those that it does not know
+    slurm.says("squeue")  # asked for several, it says nothing about unknown ones
     slurm.says("sacct", error="Slurm accounting storage is disabled\n", code=1)
     if not there:
         (slurm.folder / "sacct").unlink()

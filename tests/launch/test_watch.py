@@ -1,4 +1,4 @@
-"""Status, logs and the end of launches, from their folders and a Slurm that answers what it is told."""
+"""Status, logs and the end of launches, from their folders and a Slurm with given answers."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ def test_what_never_starts_is_cancelled_but_not_what_nobody_can_ask_for(
 def test_cancelling_ends_what_waits_and_drains_what_runs(slurm: FakeSlurm, folder: LaunchFolder) -> None:
     directory = Launch.read(folder).directory
     slurm.says("squeue", "12|RUNNING|None|node1\n13|PENDING|Dependency|\n")
-    # As a job does that sees the file: it ends, and Slurm forgets it.
+    # As a job that sees the file: it ends, and Slurm forgets it.
     squeue = slurm.folder / "squeue"
     squeue.write_text(squeue.read_text().replace("cat", f'test -e "{folder.stop_file}" && exit 0\ncat', 1))
     said: list[str] = []

@@ -25,7 +25,7 @@ SET = "small/artifacts/128f6bfc6f/distilled.safetensors"
 
 @pytest.fixture(autouse=True)
 def removed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if a version before had had these."""
+    """As if an earlier version had had these."""
     monkeypatch.setitem(REMOVED, "trial", {"sharpen": 0.0})
     monkeypatch.setitem(REMOVED, "plan", {"fused": False})
     monkeypatch.setitem(REMOVED, "resources", {"fused": "off"})

@@ -1,4 +1,4 @@
-"""Pools: what is trained, that it goes on where it was, and that none is judged on what it was made with."""
+"""Pools: training, resuming, and that no set is judged on networks that it was made with."""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ def test_nothing_left_and_unknown_costs() -> None:
 
 
 def test_a_scheduler_says_where_it_stops_and_what_it_compares() -> None:
-    """Nobody is to find out at the end that what was compared has no data."""
+    """Nobody should learn only at the end that a compared setting has no data."""
     trials = tuple(spec(inner_lr=lr, init=init) for init in ("fixed", "random") for lr in (0.1, 0.2))
     states = {trials[0].trial_id: "stopped", trials[1].trial_id: "done"}
     costs = {trial.trial_id: HOUR for trial in trials}
@@ -219,7 +219,7 @@ print(*sorted({{'torch', 'ray', 'pandas', 'matplotlib', 'sklearn'}} & set(sys.mo
 
 
 def test_trials_that_each_change_a_setting_of_their_own_get_one_column() -> None:
-    """Nine varying settings: each trial says what it has that most have not."""
+    """Nine varying settings: each trial shows the values that most do not have."""
     own: list[dict[str, Any]] = [
         {},
         {"trim": 0.25},

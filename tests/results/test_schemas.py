@@ -1,4 +1,4 @@
-"""The tables are public API: whoever changes a column changes this file on purpose."""
+"""The tables are public API: a change of a column is a deliberate change of this file."""
 
 from __future__ import annotations
 

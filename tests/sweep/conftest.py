@@ -13,7 +13,7 @@ from tests.sweep.driver import Driver
 
 @pytest.fixture
 def driver(tmp_path: Path, environment: dict[str, str], hostile: Path) -> Iterator[Driver]:
-    """With a Ray of its own. Nothing of the folder that the user is in disturbs it."""
+    """With a Ray of its own. Files in the current folder do not disturb it."""
     made = Driver(tmp_path, environment, cwd=hostile)
     yield made
     made.kill_everything()

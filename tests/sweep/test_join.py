@@ -1,4 +1,4 @@
-"""A Ray that is there already: with a token and without, and what is told of it before the first trial."""
+"""A Ray that is there already: with a token and without, and the messages before the first trial."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def ray_node(folder: Path, environment: dict[str, str], *options: str) -> Iterat
 def test_a_ray_without_a_token_and_a_node_without_ddsweep(
     file: Path, environment: dict[str, str], ddsweep: Run
 ) -> None:
-    """As `ray start --head` leaves it where nobody thinks of a token: the driver finds that out by itself."""
+    """As `ray start --head` leaves it without a token: the driver finds that out by itself."""
     with tempfile.TemporaryDirectory(prefix="dds-") as name, socket.socket() as probe:
         folder = Path(name)
         probe.bind(("127.0.0.1", 0))

@@ -1,4 +1,4 @@
-"""What is drawn of a running sweep, at sizes that terminals have, and that nothing of it stays behind."""
+"""The picture of a running sweep, at sizes of real terminals, and that nothing of it stays behind."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ddsweep.sweep.live_view import Columns, LiveView, Picture, Row, draw
 from ddsweep.sweep.observe import Board
 
 SIZES = [(60, 20), (80, 24), (200, 50)]
-# As a search with a grid gives them: seven settings vary.
+# As from a search with a grid: seven settings vary.
 TRIALS = [
     TrialSpec(
         DATASETS["digits"],
@@ -87,7 +87,7 @@ def test_the_picture_fills_the_window_and_has_what_matters(picture: Picture, wid
 
 
 def test_settings_give_way_first(picture: Picture) -> None:
-    """Those that are the same in all trials that are shown go before those that tell them apart."""
+    """Settings that are the same in all shown trials are left out before those that tell them apart."""
     headings = {
         width: next(line for line in lines_of(picture, width, height) if line.startswith("trial ")).split()
         for width, height in SIZES
@@ -145,7 +145,7 @@ def last_frame(console: Console) -> list[str]:
 
 
 def test_each_picture_covers_the_whole_window_whatever_it_is_changed_to(terminal: Console) -> None:
-    """So that nothing of an earlier one can be left, nor of what another program wrote in between."""
+    """So that nothing of an earlier picture can be left, nor of another program's output in between."""
     board = a_board(terminal)
     with board:
         board.expect({trial.trial_id: 1.0 for trial in TRIALS[30:]}, [])

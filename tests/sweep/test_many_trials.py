@@ -40,7 +40,7 @@ def test_how_many_trials_run_side_by_side() -> None:
 
 
 class Store:
-    """In place of Ray's object store: what was put, as bytes."""
+    """Replaces Ray's object store: keeps what was put, as bytes."""
 
     def __init__(self) -> None:
         self.bytes: list[bytes] = []

@@ -1,4 +1,4 @@
-"""A sweep that was damaged and is run again: it says so, and leaves what it had left before."""
+"""A damaged sweep that is run again: it says so, and leaves the same results as before."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def said(board: Board, load: Load = IDLE, scores: dict[str, Score] | None = None
 
 
 class Sinks:
-    """Takes the place of Ray: remembers what was set since it was last asked, and what counters came to."""
+    """Replaces Ray: remembers the gauges since the last look, and the sums of counters."""
 
     def __init__(self) -> None:
         self.gauges: dict[tuple[str, ...], float] = {}

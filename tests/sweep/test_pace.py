@@ -1,4 +1,4 @@
-"""The time that is left: of sweeps whose course is known, from what was seen of them so far."""
+"""The time that is left, for sweeps with a known course, from what was seen so far."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Sweep:
 
 
 def follow(sweep: Sweep, weight: float = 0.01) -> list[tuple[float, Left | None]]:
-    """(time, what was said to be left) after each event; estimates are off by a factor."""
+    """(time, forecast of the time left) after each event; estimates are off by a factor."""
     pace = Pace()
     pace.expect({str(trial): weight * seconds for trial, seconds in enumerate(sweep.seconds)}, [])
     said = []

@@ -94,7 +94,7 @@ def test_the_largest_trial_of_a_mapping_decides_what_fits(tmp_path: Path) -> Non
     ],
 )
 def test_a_trial_must_fit_one_machine(resources, gpus, cpus, message, tmp_path: Path) -> None:
-    """Two machines have what it asks for together: it would wait for ever."""
+    """Only two machines together have what it asks for: it would wait for ever."""
     base = "base: {dataset: digits, images_per_class: 1, inner_steps: 1}"
     sweep, trials = trials_of(tmp_path, base, f"resources: {resources}")
     with pytest.raises(UserError, match=message):

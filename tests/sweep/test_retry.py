@@ -219,7 +219,7 @@ class Controller:
 
 
 class OfTune:
-    """As far as a scheduler looks at a trial."""
+    """The part of a trial that a scheduler uses."""
 
     def __init__(self) -> None:
         self.status, self.num_failures = Trial.PENDING, 0

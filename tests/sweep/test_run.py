@@ -1,4 +1,4 @@
-"""Whole sweeps on a real Ray: what is written, and that killing any process changes none of it."""
+"""Whole sweeps on a real Ray: their files, and that killing any process does not change them."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ def test_running_again_does_nothing(undisturbed: Driver) -> None:
 def test_seconds_in_which_every_worker_and_every_shard_is_killed_change_nothing(
     undisturbed: Driver, tmp_path: Path, environment: dict[str, str], one_ray: OneRay
 ) -> None:
-    """As in a minute without memory, made short. With three shards where the undisturbed run had one: neither
-    number nor loss of shards is seen."""
+    """As in a minute without memory, made short. It has three shards; the undisturbed run had one. Neither
+    number nor loss of shards shows in the results."""
     driver = Driver(tmp_path, environment, shards=3, spread_s=25, one_ray=one_ray).start()
     killed = {"ray::Distil": 0, "ray::EvalShard": 0}
 
@@ -106,7 +106,7 @@ def test_a_killed_and_then_drained_driver_is_completed_by_the_same_command(
     driver.signal(signal.SIGKILL)
     assert driver.wait() == -signal.SIGKILL
     assert not list((driver.results / "trials").iterdir())
-    # By themselves: nobody is left to tell them. (Two agents of Ray's own take a minute more.)
+    # They end by themselves: no process is left to tell them. (Two agents of Ray take a minute more.)
     until_ended(below, "ray::Distil", "ray::EvalShard")
     killed_at = driver.checkpoint_of_a_running_trial()
     assert killed_at is not None

@@ -1,5 +1,5 @@
-"""A Ray of three nodes on this machine, each with one CPU and two GPUs that are none: where shards go there,
-what they see, and whose data they read. Prints JSON.
+"""A Ray of three nodes on this machine, each with one CPU and two pretended GPUs: where shards go, what they
+see, and whose data they read. Prints JSON.
 
 For a process of its own: Ray reads its token from the environment when it is imported.
 """
