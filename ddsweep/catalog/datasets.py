@@ -141,7 +141,7 @@ _SUFFIX = re.compile(r"\((?:channels=3|size=\d+|channels=3,size=\d+)\)$")
 
 
 def as_in_catalog(spec: DatasetSpec) -> DatasetSpec:
-    """``spec`` as it was stored, found where the catalog says now: 0.1.0 called some sources otherwise."""
+    """A stored ``spec`` with the catalog's present source: 0.1.0 had other names for some sources."""
     known = DATASETS.get(spec.base_name)
     return replace(spec, source=known.source, path=known.path) if known else spec
 
@@ -199,8 +199,8 @@ def transformed(spec: DatasetSpec, *, size: int | None = None, channels: int | N
     set repeats its one channel. Values that the images have already are not part of the name.
 
     Constants of a paper hold for every size, and are repeated with the channel. ``voc`` and ``cub`` resize
-    every image anyway, so there ``size`` takes the place of their own. Raises `SettingError` for a size out
-    of range, and for a conversion that does not exist.
+    every image anyway, so ``size`` replaces their own. Raises `SettingError` for a size out of range, and for
+    a conversion that does not exist.
     """
     if spec.base_name != spec.name:
         raise SettingError(f"dataset: {spec.name} is transformed already: give size and channels together")

@@ -102,4 +102,4 @@ class Method(SettingsGroup):
 
 @dataclass(frozen=True)
 class SettingsOfMethods(Matched, Unrolled, Method):
-    """Which method, and the settings of all methods; the last base comes first."""
+    """The method, and the settings of all methods; the last base comes first."""

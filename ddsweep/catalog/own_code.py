@@ -1,4 +1,4 @@
-"""A user's own code by name: which object of which file or module, with which options, and which source.
+"""A user's own code by name: the object, its file or module, its options, and the hash of its source.
 
 Nothing is read or run here: a `CodeRef` is one line of text in ids, tables and files, and back.
 """
@@ -16,7 +16,7 @@ from ddsweep.errors import SettingError
 __all__ = ["DIGEST_LENGTH", "CodeRef", "is_code", "parse_code"]
 
 DIGEST_LENGTH = 12
-"""Hex digits of the hash over a source that stand in its name."""
+"""The number of hex digits of a source's hash in its name."""
 
 _TEXT = re.compile(
     r"(?P<where>[^:()@\s]+):(?P<name>[A-Za-z_]\w*)(?:\((?P<options>.*)\))?(?:@(?P<digest>[0-9a-f]+))?"
@@ -29,8 +29,8 @@ class CodeRef:
     (``torchvision.models``); ``options`` are what it is called with, sorted by name.
 
     ``digest`` is the hash over the file and those that it imports from its own folder; empty for a module,
-    which counts by its path. As text, ``my_nets.py:SmallNet(width=32)@3f2a91c07bd1``, it is what stands in
-    trial ids and tables.
+    which counts by its path. As text, ``my_nets.py:SmallNet(width=32)@3f2a91c07bd1``, it stands in trial ids
+    and tables.
     """
 
     where: str
@@ -54,8 +54,8 @@ def is_code(text: str) -> bool:
 
 
 def parse_code(text: str, what: str) -> CodeRef:
-    """The reference that ``text`` is (`CodeRef`); ``what`` is the setting that messages begin with. Raises
-    `SettingError` for text that is none."""
+    """The reference (`CodeRef`) that ``text`` holds; messages begin with the setting ``what``. Raises
+    `SettingError` for any other text."""
     match = _TEXT.fullmatch(text.strip())
     options = None if match is None else _options(match["options"] or "")
     if match is None or options is None:
@@ -73,7 +73,7 @@ _EXAMPLE = "{file: my_code.py, name: NAME}"
 
 
 def _options(text: str) -> dict[str, Any] | None:
-    """What stands between the brackets, as Python has arguments by name; None if it is something else."""
+    """The arguments by name between the brackets; None for anything else."""
     try:
         call = ast.parse(f"f({text})", mode="eval").body
         if not isinstance(call, ast.Call) or call.args or any(item.arg is None for item in call.keywords):
@@ -84,8 +84,8 @@ def _options(text: str) -> dict[str, Any] | None:
 
 
 def code_options(given: Mapping[Any, Any], what: str) -> tuple[tuple[str, Any], ...]:
-    """``given`` options sorted by name. Raises `SettingError` for what is no name of an argument, or a value
-    other than numbers, texts, truth values, null, and lists of them."""
+    """``given`` options sorted by name. Raises `SettingError` for a key that is not the name of an argument,
+    and for values other than numbers, texts, truth values, null, and lists of them."""
     for key, value in given.items():
         if not isinstance(key, str) or not key.isidentifier():
             raise SettingError(f"{what}: {key!r} is not the name of an argument")

@@ -1,4 +1,4 @@
-"""Settings of earlier versions that were removed: how files that still hold them are read."""
+"""Removed settings of earlier versions, and reading files that still have them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from ddsweep.errors import SettingError
 __all__ = ["REMOVED", "without_removed"]
 
 REMOVED: dict[str, dict[str, Any]] = {"trial": {}, "plan": {}, "evaluate": {}, "resources": {}}
-"""By section (``plan`` is how a trial is computed): each name, with the value that means what is done now."""
+"""By section (``plan`` is the execution plan of a trial): each name, with the value that means the present
+behaviour."""
 
 
 def without_removed(section: str, values: Mapping[str, Any], known: Iterable[str] = ()) -> dict[str, Any]:
-    """``values`` of a file without what was removed. Raises `SettingError` where one of that has another
-    value than the one that means what is done now and, given all ``known`` names, for others than these."""
+    """``values`` of a file without removed settings. Raises `SettingError` for a removed setting with another
+    value than the one that means the present behaviour and, given all ``known`` names, for unknown names."""
     gone = REMOVED[section]
     for name in values.keys() & gone.keys():
         if values[name] != gone[name]:

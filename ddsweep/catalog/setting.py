@@ -31,7 +31,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Limit:
-    """Which numbers a setting takes: what messages say of it, and whether a number is one."""
+    """The numbers that a setting takes: the words for messages, and the check."""
 
     words: str
     holds: Callable[[Any], bool]
@@ -47,8 +47,8 @@ BELOW_ONE = Limit("must be at least 0 and below 1", lambda value: 0 <= value < 1
 @dataclass(frozen=True)
 class Setting:
     """One setting. ``kind`` is its type as text, such as ``float | None``; ``default`` is dataclasses'
-    ``MISSING`` where a value has to be given. ``one_of`` are the words that it takes; ``check(name, value)``
-    raises `SettingError` for what is impossible else."""
+    ``MISSING`` if a value is required. ``one_of`` are the words that it takes; ``check(name, value)`` raises
+    `SettingError` for other impossible values."""
 
     name: str
     kind: str
@@ -62,7 +62,7 @@ class Setting:
         return self.kind.endswith("None")
 
     def refuse(self, value: Any) -> None:
-        """Raises `SettingError` if no trial can have this value, whatever its other settings are."""
+        """Raises `SettingError` if no trial can have this value, with any other settings."""
         if value is None and self.optional:
             return
         if self.one_of and value not in self.one_of:
@@ -100,6 +100,6 @@ class SettingsGroup:
 
 
 def settings_in(group: type[SettingsGroup]) -> tuple[Setting, ...]:
-    """What ``group`` declares, in that order."""
+    """The settings that ``group`` declares, in that order."""
     found = [Setting(item.name, str(item.type), item.default, **item.metadata) for item in fields(group)]
     return (*found, *group.derived)

@@ -11,9 +11,9 @@ __all__ = ["SOURCES", "SourceSpec"]
 class SourceSpec:
     """One kind of source. `ddsweep.data.sources.<name>` reads it.
 
-    ``by``: the key of a mapping in a sweep file that says where its data are; their content then stands for
-    them in ids. Without it, data sets of the catalog alone have this source. ``any_size``: each image is
-    resized as it is read, because its files have several sizes.
+    ``by``: the key of a mapping in a sweep file with the place of its data; ids then depend on their content.
+    Without it, data sets of the catalog alone have this source. ``any_size``: each image is resized as it is
+    read, because its files have several sizes.
     """
 
     name: str

@@ -121,4 +121,4 @@ GROUPS: tuple[type[SettingsGroup], ...] = tuple(
 """The groups of settings, in the order of the documents."""
 
 SETTINGS: dict[str, Setting] = {item.name: item for group in GROUPS for item in settings_in(group)}
-"""Every setting by name: what ``base``, ``grid``, ``points`` and ``search`` of a sweep file may give."""
+"""Every setting by name: the settings for ``base``, ``grid``, ``points`` and ``search`` of a sweep file."""

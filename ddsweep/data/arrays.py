@@ -1,4 +1,4 @@
-"""What a function of the user's gives as data, checked: images and labels of train and test."""
+"""Checks the result of a user's data function: images and labels of train and test."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def _part(given: object, role: str, where: str) -> Part:
 def _array(given: object, what: str) -> npt.NDArray[Any]:
     try:
         return np.asarray(given.detach().cpu() if hasattr(given, "detach") else given)
-    except Exception as error:  # whatever the conversion of a foreign object raises
+    except Exception as error:  # the conversion of a foreign object may raise any error
         raise DataError(f"{what}: {_kind(given)} cannot be made an array: {error}") from None
 
 

@@ -89,6 +89,6 @@ def _fetch_weights(root: Path | None) -> Path:
 
 
 def _reason(error: BaseException) -> str:
-    """One line. torchvision lists its mirrors over several lines, of which the last says why."""
+    """One line. torchvision lists its mirrors over several lines; the last one says why."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else one_line(error)

@@ -1,4 +1,4 @@
-"""Folders of data, and what is said where something is not there. Neither torch nor numpy here."""
+"""Folders of data, and messages for missing files. Neither torch nor numpy here."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def need_all(
 
 
 def location(spec: DatasetSpec, root: Path | None) -> Path:
-    """The folder of data of one's own. An absolute ``path`` needs no data root."""
+    """The folder of own data. An absolute ``path`` needs no data root."""
     folder = user_path(spec.path)
     if not folder.is_absolute():
         folder = need_root(root, spec.name) / folder

@@ -72,8 +72,7 @@ def load_splits(
 
 
 def _as_planned(spec: DatasetSpec, root: Path | None) -> DatasetSpec:
-    """``spec`` of data of one's own with its survey, if its files are those that it was planned with and fit
-    this machine."""
+    """``spec`` of own data with its survey, if its files are still those of the plan and fit this machine."""
     if spec.survey is None:
         found = surveyed(spec, root, sized=0 in spec.native)
         same = spec.fingerprint in ("", found.fingerprint)

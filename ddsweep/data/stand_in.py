@@ -1,7 +1,7 @@
-"""Small data in the place of a data set whose files are not here: the path is run, its numbers mean nothing.
+"""Small data that stand in for missing files: the code runs, and its numbers mean nothing.
 
-Made from scikit-learn's digits, so that there is something to learn: class k shows the digit k % 10, and the
-colours (or, in grey, the background) tell k // 10.
+They are made from scikit-learn's digits, so that there is something to learn: class k shows the digit k % 10,
+and the colours (or, in grey, the background) tell k // 10.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ def look_at_files(
 
 
 def files_of(*known: object) -> Files:
-    """The state of data that ``known`` alone decides, whatever files there are."""
+    """The state of data that ``known`` alone decides, without files."""
     digest = hashlib.blake2b(repr((_VERSION, *known)).encode(), digest_size=16)
     return Files(digest.hexdigest(), 0, 0.0)
 
@@ -103,7 +103,7 @@ def as_text(found: Survey) -> str:
 
 
 def from_text(text: str) -> Survey:
-    """What `as_text` has written. Raises `ValueError`, `TypeError` or `KeyError` for anything else."""
+    """Read text of `as_text`. Raises `ValueError`, `TypeError` or `KeyError` for anything else."""
     content = json.loads(text)
     remarks = tuple(Remark(**{**item, "examples": tuple(item["examples"])}) for item in content["remarks"])
     plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}

@@ -37,7 +37,7 @@ _SECTIONS: dict[str, type[BaseModel]] = {
 @dataclass(frozen=True)
 class Key:
     """A setting or key of ``section``. ``default`` and ``meaning`` are Markdown. ``one_of`` are the words
-    that it takes, and ``limit`` says which numbers, where not every value of its type will do."""
+    that it takes, and ``limit`` says which numbers, if it does not take every value of its type."""
 
     name: str
     section: str
@@ -53,7 +53,7 @@ class Key:
 
 
 def declared(more: Mapping[str, type[BaseModel]]) -> dict[str, list[Key]]:
-    """All there is by section, ``more`` sections included."""
+    """All declarations by section, with those of ``more``."""
     sections = {TRIAL: [key for group in GROUPS for key in keys_of_group(group)]}
     return sections | {name: _of_model(name, model) for name, model in {**_SECTIONS, **more}.items()}
 
@@ -88,7 +88,7 @@ def _of_model(section: str, model: type[BaseModel]) -> list[Key]:
 
 
 def texts_below(of: type) -> list[tuple[list[str], str]]:
-    """The texts in a class, each with the fields above it: those since the text before."""
+    """The texts in a class, each with the fields above it, back to the previous text."""
     (node,) = ast.parse(dedent(inspect.getsource(of))).body
     assert isinstance(node, ast.ClassDef)
     found: list[tuple[list[str], str]] = []
@@ -128,6 +128,6 @@ def _words(annotation: Any) -> tuple[str, ...]:
 
 
 def plain_text(markdown: str) -> str:
-    """For a terminal: without backticks, and without links and what is only a link."""
+    """For a terminal: without backticks and links."""
     text = re.sub(r" \(\[[^]]*\]\([^)]*\)\)", "", markdown)
     return re.sub(r"\[([^]]*)\]\(([#a-z_-][^)]*)\)", r"\1", text).replace("`", "")

@@ -1,4 +1,4 @@
-"""Numbers of papers that a sweep's are to stand beside: the key ``published`` of a sweep file."""
+"""Published numbers to compare a sweep with: the key ``published`` of a sweep file."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ Fraction = Annotated[float | None, BeforeValidator(_fraction)]
 
 class PublishedSpec(BaseModel):
     """One number: ``accuracy`` on test, or ``attack_success``, and its ``std`` over networks, as fractions.
-    ``source`` says where it stands; ``where`` are the settings of the trials that it is to be beside, all if
-    there are none. It changes no id and no result."""
+    ``source`` says where it was published; ``where`` are settings of the trials that it is compared with, by
+    default all. It changes no id and no result."""
 
     model_config = SECTION
 
@@ -62,8 +62,7 @@ class PublishedSpec(BaseModel):
         return "attack_success" if self.accuracy is None else "accuracy"
 
     def applies(self, settings: dict[str, Any]) -> bool:
-        """Whether it is to stand beside trials of ``settings``. A network, data set or pool without
-        parameters
+        """Whether it is compared with trials of ``settings``. A network, data set or pool without parameters
         stands for all of its name."""
         return all(_same(wanted, settings.get(name)) for name, wanted in self.where.items())
 
@@ -75,7 +74,7 @@ def _same(wanted: Any, value: Any) -> bool:
 
 
 def one_or_several(value: Any) -> Any:
-    """The list that ``published`` is, of which a single mapping is short."""
+    """``published`` as a list; a single mapping is a list of one."""
     if isinstance(value, dict):
         return [value]
     if not isinstance(value, list | tuple):

@@ -1,7 +1,7 @@
 """YAML to plain values and back. Every file and every override goes through here.
 
-PyYAML reads YAML 1.1, in which ``010`` is 8, ``1:30`` is 90 and ``2026-01-02`` is a date. Nobody who writes
-that into a sweep file means it, so it is refused; in quotes it is text, as everywhere in YAML.
+PyYAML reads YAML 1.1, in which ``010`` is 8, ``1:30`` is 90 and ``2026-01-02`` is a date. These are mistakes
+in a sweep file, so they are refused; in quotes they are text, as everywhere in YAML.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ _SURPRISES = {
     "base 60": r"[-+]?([1-9][0-9_]*(:[0-5]?[0-9])+|[0-9][0-9_]*(:[0-5]?[0-9])+\.[0-9_]*)",
     "date": r"[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}([Tt \t].*)?",
 }
-"""Plain scalars that YAML 1.1 reads otherwise than they look."""
+"""Plain scalars that YAML 1.1 reads in another way than they look."""
 
 
 def _with_surprises(resolvers: dict[Any, list[Any]]) -> dict[Any, list[Any]]:
-    """``resolvers`` of PyYAML (lists by the first character), before which those scalars get a tag of their
-    own: a loader then refuses them, and a dumper puts texts that look like them in quotes."""
+    """``resolvers`` of PyYAML (lists by the first character), with a tag for those scalars before them: a
+    loader then refuses them, and a dumper puts texts that look like them in quotes."""
     ours = (_MISREAD, re.compile(rf"(?:{'|'.join(_SURPRISES.values())})\Z"))
     return {**resolvers, **{first: [ours, *resolvers.get(first, [])] for first in "-+0123456789"}}
 
@@ -71,7 +71,7 @@ class _Dumper(yaml.SafeDumper):
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """What ``text`` holds; ``where`` it comes from is what messages begin with. Raises `SettingError`."""
+    """The value of ``text``; messages begin with its origin ``where``. Raises `SettingError`."""
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:

@@ -49,8 +49,8 @@ class Source:
     """
 
     def check(self, spec: DatasetSpec, root: Path | None) -> None:
-        """Raise `MissingError` for files that are not there, `DataError` for some that cannot be what they
-        should be. Looks at names, sizes and first bytes: it takes milliseconds, whatever the size."""
+        """Raise `MissingError` for missing files, `DataError` for files that cannot be right. Looks at names,
+        sizes and first bytes only, so it takes milliseconds for any size."""
         raise NotImplementedError
 
     def read(self, spec: DatasetSpec, root: Path | None) -> Raw:
@@ -61,7 +61,7 @@ class Source:
     # ---------------------------------------------------------------- where a source has more to say
 
     present = "present"
-    """What a list says where `check` finds nothing wrong."""
+    """The status in a list if `check` finds nothing wrong."""
 
     def how_to_get(self, spec: DatasetSpec) -> str:
         """How a user comes by the files: the end of a message."""
@@ -78,7 +78,7 @@ class Source:
 
     def described(self, value: Mapping[str, Any]) -> dict[str, Any]:
         """The fields of `DatasetSpec` that only this source reads from the mapping in a sweep file. Opens no
-        file. Raises `SettingError` for what is wrong."""
+        file. Raises `SettingError` for wrong values."""
         return {}
 
     def recognises(self, folder: Path) -> bool:
@@ -94,9 +94,9 @@ class Source:
         say: Say | None = None,
         may_run: bool = False,
     ) -> Survey | None:
-        """What is there, every image looked at, with the fingerprint that stands for it in ids; None where
-        the name does. ``sized``: images are resized anyway. ``say`` is told where that takes a while.
-        ``may_run``: code of the user's own may be run for it, in a process of its own."""
+        """The findings after a check of every image, with the fingerprint for ids; None if the name stands in
+        ids. ``sized``: images are resized anyway. ``say`` is called if that takes a while. ``may_run``: the
+        user's own code may be run for it, in a separate process."""
         return None
 
     def content(self, spec: DatasetSpec, root: Path | None) -> str:

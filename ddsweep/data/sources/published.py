@@ -1,4 +1,4 @@
-"""What data sets have in common whose files torchvision downloads and reads."""
+"""The common part of data sets that torchvision downloads and reads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""HTML as text. Whatever comes from files is escaped here, and nowhere else."""
+"""HTML as text. Only this module escapes text from files."""
 
 from __future__ import annotations
 

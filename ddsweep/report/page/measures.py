@@ -1,4 +1,4 @@
-"""What is read off the rows of networks: after the last step, at every step, over networks of a trial."""
+"""Measures over the rows of networks: after the last step, at every step, over networks of a trial."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def steps_of(gathered: Gathered) -> dict[int, int]:
 
 
 def axis_of(gathered: Gathered, name: str) -> Axis:
-    """A setting as an axis: numbers that are few, and words, each have a place of their own."""
+    """A setting as an axis: words, and numbers if they are few, each have their own place."""
     values = {gathered.value(trial, name) for trial in gathered.trials} - {None}
     title = heading(name)
     if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
@@ -103,7 +103,7 @@ def axis_of(gathered: Gathered, name: str) -> Axis:
 
 
 def place_of(gathered: Gathered, trials: Sequence[Trial], axis: str) -> dict[int, float]:
-    """Where each trial stands beside those of the same value, from -1 to 1."""
+    """The offset of each trial among those of the same value, from -1 to 1."""
     groups: dict[str, list[int]] = {}
     for trial in trials:
         groups.setdefault(repr(gathered.value(trial, axis)), []).append(trial.number)

@@ -1,4 +1,4 @@
-"""The rows of ``evals`` as arrays: a million of them are looked through many times."""
+"""The rows of ``evals`` as arrays, because a million of them are searched many times."""
 
 from __future__ import annotations
 
@@ -23,10 +23,8 @@ _COUNTS = ("model_seed", "inner_step", "inner_epochs")
 @dataclass(frozen=True)
 class Networks:
     """One entry per row, sorted by trial: ``trial`` is its number, ``source``, ``protocol``, ``network`` and
-    ``law`` (law or pool) index into ``words``; ``model_seed``, ``inner_step`` and ``inner_epochs`` are -1
-    where
-    they are null.
-    ``accuracy`` and ``attack_success`` are fractions, NaN where they are null."""
+    ``law`` (law or pool) index into ``words``; ``model_seed``, ``inner_step`` and ``inner_epochs`` are -1 for
+    null. ``accuracy`` and ``attack_success`` are fractions, NaN for null."""
 
     words: Mapping[str, Sequence[str]]
     trial: np.ndarray
@@ -44,7 +42,7 @@ class Networks:
 
     @classmethod
     def of(cls, frames: Sequence[tuple[str, pd.DataFrame]], by_id: Mapping[tuple[str, str], int]) -> Networks:
-        """Of the rows of each sweep; those of trials that are not in ``by_id`` are left out."""
+        """From the rows of each sweep; those of trials that are not in ``by_id`` are left out."""
         numbers, kept = [], []
         for name, frame in frames:
             codes, ids = pd.factorize(frame["trial_id"])
@@ -75,7 +73,7 @@ class Networks:
         return words.index(word) if word in words else -2
 
     def spans(self) -> Iterator[tuple[int, slice]]:
-        """(trial, where its rows are)."""
+        """(trial, the positions of its rows)."""
         starts = np.flatnonzero(np.diff(self.trial, prepend=-1))
         for start, end in zip(starts, [*starts, len(self.trial)][1:], strict=True):
             yield int(self.trial[start]), slice(int(start), int(end))
@@ -86,14 +84,14 @@ class Networks:
         return values
 
     def distilled(self, protocol: str = OWN) -> np.ndarray:
-        """Where the rows of distilled sets under ``protocol`` are, as a mask."""
+        """A mask of the rows of distilled sets under ``protocol``."""
         ours = self.source == self.code("source", "distilled")
         mask: np.ndarray = ours & (self.protocol == self.code("protocol", protocol))
         return mask
 
     def last(self, inner_steps: Mapping[int, int]) -> np.ndarray:
-        """Where the rows of distilled sets after their last epoch are, whatever the protocol, as a mask;
-        ``inner_steps`` has S of each trial."""
+        """A mask of the rows of distilled sets after their last epoch, under any protocol; ``inner_steps``
+        has S of each trial."""
         steps = np.array(
             [inner_steps.get(number, 0) for number in range(int(self.trial.max(initial=-1)) + 1)]
         )

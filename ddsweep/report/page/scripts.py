@@ -1,4 +1,5 @@
-"""What draws the charts of a page: Vega, Vega-Lite and Vega-Embed, from the package vl-convert, inlined."""
+"""The scripts that draw the charts of a page: Vega, Vega-Lite and Vega-Embed, from the package vl-convert,
+inlined."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ _HERE = Path(__file__).parent
 
 
 def require_charts() -> None:
-    """Raises `UserError` where the packages of the extra ``report`` are not installed."""
+    """Raises `UserError` if the packages of the extra ``report`` are not installed."""
     lacking = [name for name in ("altair", "vl_convert") if find_spec(name) is None]
     if lacking:
         names = " and ".join(name.replace("_", "-") for name in lacking)
@@ -25,7 +26,7 @@ def bundle() -> str:
     """The scripts as one that sets ``window.vegaEmbed``, without any address to load from."""
     import vl_convert
 
-    bundled: Any = vl_convert.javascript_bundle  # its types ask for a snippet of one's own
+    bundled: Any = vl_convert.javascript_bundle  # its types require a snippet
     text: str = bundled()
     return text.replace("</script", "<\\/script").replace("<!--", "<\\!--")
 
@@ -35,5 +36,5 @@ def page_file(name: str) -> str:
 
 
 def licences() -> str:
-    """Of all that is in `bundle`."""
+    """The licences of everything in `bundle`."""
     return page_file("licences.txt")

@@ -1,4 +1,4 @@
-"""What a report is made of: sections of tables, charts and text."""
+"""The pieces of a report: sections of tables, charts and text."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ __all__ = ["Axis", "Chart", "Dataset", "Section"]
 
 @dataclass(frozen=True)
 class Axis:
-    """What a chart has along x, or as colour. ``kind`` is a type of Vega-Lite: ``quantitative``,
-    ``ordinal`` or
+    """An x axis or colour of a chart. ``kind`` is a type of Vega-Lite: ``quantitative``, ``ordinal`` or
     ``nominal``; ``log`` asks for a logarithmic scale."""
 
     title: str
@@ -28,8 +27,8 @@ class Axis:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Rows of a chart, column by column. With a column ``trial`` those of the trials that are ``shown`` (all
-    that the filters let through) or ``picked`` are drawn; ``all`` are drawn always."""
+    """Rows of a chart, column by column. With a column ``trial`` only rows of trials that are ``shown`` (all
+    that pass the filters) or ``picked`` are drawn; ``all`` are always drawn."""
 
     columns: Mapping[str, Sequence[Any]]
     which: str = "all"
@@ -70,7 +69,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Section:
-    """``parts`` in the order in which they stand."""
+    """``parts`` are in their order on the page."""
 
     name: str
     title: str

@@ -29,8 +29,8 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """``rows`` are values as the tables of results have them, None where there is none. ``trials`` are the
-    numbers of the trials that the rows are of, where each is of one: such a table can be filtered."""
+    """``rows`` are values as in the tables of results, None for null. ``trials`` are the numbers of the rows'
+    trials, if each row belongs to one: such a table can be filtered."""
 
     name: str
     caption: str
@@ -39,7 +39,7 @@ class Table:
     trials: Sequence[int] | None = None
 
     def without_empty(self) -> Table:
-        """The table without columns in which no row has anything."""
+        """The table without empty columns."""
         kept = [n for n in range(len(self.columns)) if any(row[n] is not None for row in self.rows)]
         columns = [self.columns[n] for n in kept]
         return replace(self, columns=columns, rows=[[row[n] for n in kept] for row in self.rows])
@@ -118,7 +118,7 @@ class Table:
 
 
 def cell_text(column: Column, value: Any) -> str:
-    """What stands in a cell."""
+    """The text of a cell."""
     if value is None:
         return NONE
     if column.kind == "percent":

@@ -26,7 +26,7 @@ from ddsweep.report.page.table import Table
 __all__ = ["page", "sections_of", "write_page"]
 
 _MOST_ROWS = 60
-"""Rows of a table that stand open; of more, it opens when asked."""
+"""A table with more rows is closed at first."""
 
 _POLICY = "; ".join(
     [
@@ -36,11 +36,11 @@ _POLICY = "; ".join(
         "script-src 'unsafe-inline' 'unsafe-eval'",
     ]
 )
-"""Whatever a page held, it could load nothing and send nothing."""
+"""The page can load nothing and send nothing, with any content."""
 
 
 def sections_of(gathered: Gathered, measured: Measured) -> list[Section]:
-    """All that there is something to say in."""
+    """The sections that have content."""
     finals = measured.finals
     found = [
         answer_section(gathered),
@@ -61,7 +61,7 @@ def sections_of(gathered: Gathered, measured: Measured) -> list[Section]:
 
 
 def page(gathered: Gathered, renew: float | None = None) -> str:
-    """The HTML. With ``renew`` it loads itself anew every so many seconds."""
+    """The HTML. With ``renew`` it reloads itself every so many seconds."""
     measured = Measured.of(gathered)
     sections = sections_of(gathered, measured)
     title = f"{', '.join(sweep.name for sweep in gathered.sweeps)} – ddsweep"

@@ -1,4 +1,4 @@
-"""First of all: which setting is best, and what it is worth."""
+"""The answer: which setting is best, and what it is worth."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def answer_section(gathered: Gathered) -> Section:
 
 
 def kind_text(gathered: Gathered, sweep: Sweep, answer: Answer, names: Sequence[str]) -> str:
-    """What the answer is an answer for, in a few words."""
+    """The question of the answer, in a few words."""
     said = [sweep.name] if len(gathered.sweeps) > 1 else []
     said += [
         plain(answer.kind[name])

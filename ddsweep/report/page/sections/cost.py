@@ -1,4 +1,4 @@
-"""What accuracy costs."""
+"""The cost of accuracy."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["cost_section", "front_of"]
 
 
 def front_of(points: Mapping[int, tuple[float, float]]) -> list[int]:
-    """Of (cost, worth) by trial those that no other one beats in both, the cheapest first."""
+    """The trials whose (cost, worth) no other one beats in both, the cheapest first."""
     found: list[int] = []
     best = float("-inf")
     for number, (_, worth) in sorted(points.items(), key=lambda item: (item[1][0], -item[1][1])):

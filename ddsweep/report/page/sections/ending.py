@@ -1,4 +1,4 @@
-"""What failed, stopped or was left out, and how to do it all again."""
+"""The trials that failed, stopped or were left out, and how to repeat everything."""
 
 from __future__ import annotations
 

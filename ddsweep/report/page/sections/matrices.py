@@ -86,7 +86,7 @@ def _matrix(x: alt.X, y: alt.Y, value: str) -> alt.LayerChart:
 
 
 def attacks_section(gathered: Gathered) -> Section:
-    """Whom attacks fool, and what they leave of the rest."""
+    """Attacks: their success, and the accuracy on the other classes."""
     attacks = [
         trial for trial in gathered.trials if trial.measure == "attack_success" and trial.state == "done"
     ]

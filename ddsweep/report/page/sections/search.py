@@ -1,4 +1,4 @@
-"""Which settings matter, and where in them the good trials are."""
+"""The settings that matter, and the values of the good trials."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ddsweep.report.settings import heading
 __all__ = ["importance", "search_section"]
 
 _FEW = 20
-"""Settings below which importance is hardly known."""
+"""With fewer settings the importance is hardly known."""
 
 _BINS = 5
 
@@ -52,7 +52,7 @@ def importance(values: pd.Series, scores: pd.Series) -> tuple[float, float | Non
 
 
 def search_section(gathered: Gathered) -> Section:
-    """Of sweeps with at least two settings that vary."""
+    """For sweeps with at least two settings that vary."""
     axes = [axis for axis in gathered.axes if axis not in ("seed", "sweep")]
     frame = _scores(gathered, axes)
     if len(frame) < 4 or not axes:

@@ -75,7 +75,7 @@ def _figure(trial: Trial, content: bytes) -> Markup:
 
 
 def _header(trial: Trial) -> dict[str, Any]:
-    """What the set's file says of itself; empty where it cannot be read."""
+    """The header of the set's file; empty if it cannot be read."""
     from safetensors import safe_open
 
     try:
@@ -87,7 +87,7 @@ def _header(trial: Trial) -> dict[str, Any]:
 
 
 def rates_section(gathered: Gathered) -> Section:
-    """The learned rate of every step, of as many sets as there is room for, the best first."""
+    """The learned rate of every step, for as many sets as there is room for, the best first."""
     columns: dict[str, list[Any]] = {"trial": [], "step": [], "rate": []}
     for trial in by_worth(gathered):
         rates = _rates(trial)

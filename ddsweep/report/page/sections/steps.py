@@ -18,7 +18,7 @@ from ddsweep.report.page.table import Column, Table
 __all__ = ["curves_section", "steps_section"]
 
 _MOST_POINTS = 60
-"""Logged outer steps of a trial that are drawn; of more, those with a score and others evenly."""
+"""The number of outer steps of a trial that are drawn; of more, those with a score and others evenly."""
 
 
 def steps_section(gathered: Gathered, steps: Mapping[int, Sequence[Spread]]) -> Section:
@@ -141,7 +141,7 @@ def _thinned(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _band(frame: pd.DataFrame) -> dict[str, list[Any]]:
-    """Over all trials, at outer steps that at least two of them logged."""
+    """Statistics over all trials, at outer steps that at least two of them logged."""
     found = frame.groupby("outer_step")["v"].quantile(np.array([0.1, 0.5, 0.9])).unstack()
     found = found[frame.groupby("outer_step")["v"].size() > 1]
     values = {

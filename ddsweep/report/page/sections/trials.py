@@ -173,7 +173,7 @@ def _title(source: str, protocol: str) -> str:
 
 
 def _baselines(gathered: Gathered) -> dict[int, dict[tuple[str, str], float]]:
-    """By trial and (source, protocol) the mean over networks."""
+    """By trial and (source, protocol), the mean over networks."""
     networks, found = gathered.networks, dict[int, dict[tuple[str, str], float]]()
     wanted = {
         (networks.code("source", source), networks.code("protocol", protocol)): (source, protocol)
