@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ddsweep.catalog import BASELINE_RATES, DATASETS, METHODS, EvaluationSpec, TrialSpec
+from ddsweep.catalog import BASELINE_RATES, DATASETS, METHODS, SETTINGS, EvaluationSpec, TrialSpec
 from ddsweep.data.sources import load_splits
 from ddsweep.distilled import DistilledSet, apply
 from ddsweep.errors import SettingError
@@ -37,6 +37,18 @@ def test_an_axis_that_a_method_lacks_gives_it_no_further_trials(tmp_path: Path) 
     assert plan.repeated == plan.dropped == ()
     alone = planned(tmp_path, f"grid: {{method: [{MATCHING}], images_per_class: [1, 2]}}\nseeds: 2\n")
     assert {t.trial_id for t in alone.trials} == {t.trial_id for t in by_method[MATCHING]}
+
+
+def test_what_a_method_lacks_stays_outside_its_ids() -> None:
+    """Golden: a setting that moves to another method's group would change ids."""
+    of_bptt = "inner_lr inner_lr_mode inner_augment window labels real_batch real_batch_mode outer_lr_rates"
+    assert METHODS[MATCHING].lacks >= {*of_bptt.split(), "outer_lr_labels", "rate_limit"}
+    assert METHODS["bptt"].lacks >= {"real_per_class"}
+    shared = {name for name in SETTINGS if not any(name in method.lacks for method in METHODS.values())}
+    assert shared >= {"method", "network", "images_per_class", "inner_optimizer", "outer_augment", "seed"}
+    plain = TrialSpec(DATASETS["digits"], method=MATCHING)
+    assert TrialSpec(DATASETS["digits"], method=MATCHING, window=1).trial_id == plain.trial_id
+    assert TrialSpec(DATASETS["digits"], method=MATCHING, real_per_class=8).trial_id != plain.trial_id
 
 
 @pytest.mark.parametrize(

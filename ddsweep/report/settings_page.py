@@ -10,7 +10,15 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ddsweep.catalog import DATASETS, NETWORKS, DatasetSpec, layer_shapes, parameter_count, parse_network
+from ddsweep.catalog import (
+    DATASETS,
+    METHODS,
+    NETWORKS,
+    DatasetSpec,
+    layer_shapes,
+    parameter_count,
+    parse_network,
+)
 from ddsweep.errors import SettingError
 from ddsweep.report.declarations import TRIAL, Key, declared, plain_text
 
@@ -118,6 +126,9 @@ def _one(key: Key) -> RenderableType:
         table.add_row("one of", ", ".join(key.one_of))
     if key.limit:
         table.add_row("values", key.limit)
+    having = [name for name, method in METHODS.items() if key.name not in method.lacks]
+    if key.section == TRIAL and len(having) < len(METHODS):
+        table.add_row("methods", ", ".join(having))
     table.add_row("meaning", plain_text(key.meaning))
     return table
 

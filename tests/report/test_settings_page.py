@@ -43,6 +43,7 @@ def test_one_setting_has_its_default_its_words_and_what_it_means() -> None:
     assert page("outer_lr").split()[4:6] == ["default", f"{SETTINGS['outer_lr'].default:g}"]
     assert "one of" not in page("outer_lr")
     assert "values    must be a positive number" in page("outer_lr")
+    assert "methods" not in page("outer_lr") and "methods  bptt" in page("window")
 
 
 def test_a_name_in_several_places_shows_them_all() -> None:
