@@ -1,1 +1,1 @@
-"""From a login node to many machines: site files, submission, and what runs inside of the jobs."""
+"""From a login node to many machines: site files, submission, and the code inside of jobs."""
