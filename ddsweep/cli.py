@@ -146,15 +146,19 @@ def _read_results(directory: Path) -> Results:
 def _expand(
     sweep: SweepSpec, directory: SweepDirectory, data_root: Path | None, files: Path | None = None
 ) -> Plan:
-    """The trials of ``sweep``; ``files`` is where the files of pools are that were not begun yet."""
+    """The trials of ``sweep``, whose networks of users' own are measured; ``files`` is where the files of
+    pools are that were not begun yet."""
     from ddsweep.data.files import resolve_dataset
+    from ddsweep.measuring import measure_own_networks
     from ddsweep.pools.file import resolve_pool
     from ddsweep.spec import expand, is_smoke
 
     def dataset(value: Any) -> DatasetSpec:
         return resolve_dataset(value, data_root, stand_in=is_smoke(sweep.name), say=_aside)
 
-    return expand(sweep, dataset, lambda value: resolve_pool(value, directory.pools, dataset, files))
+    plan = expand(sweep, dataset, lambda value: resolve_pool(value, directory.pools, dataset, files))
+    measure_own_networks(plan.trials, sweep.evaluate.spec(), directory.code, _aside)
+    return plan
 
 
 def _aside(text: str) -> None:
@@ -313,11 +317,13 @@ def _run(
     everything: bool,
 ) -> None:
     from ddsweep.data.files import require_files
+    from ddsweep.measuring import codes_of
     from ddsweep.report.attack_table import attack_matrix
     from ddsweep.report.console import report_console
     from ddsweep.report.data import remark_lines
     from ddsweep.report.labels import trial_columns, trial_labels
     from ddsweep.report.last_tables import print_last_tables
+    from ddsweep.results.code import write_code
     from ddsweep.results.current import write_sweep_file
     from ddsweep.results.files import remove_leftovers
     from ddsweep.results.lock import SweepLock
@@ -336,6 +342,7 @@ def _run(
 
     with SweepLock(directory.lock):
         remove_leftovers(directory.temporary)
+        write_code(directory, codes_of(plan.trials, sweep.evaluate.spec()))
         for line in remark_lines(trial.dataset for trial in plan.trials):
             console.print(line, highlight=False, markup=False, soft_wrap=True)
         if plan.dropped:
@@ -528,6 +535,7 @@ def launch(
     from ddsweep.data.files import require_files
     from ddsweep.launch.folder import MODES
     from ddsweep.launch.site import load_site
+    from ddsweep.measuring import codes_of
     from ddsweep.report.console import report_console
     from ddsweep.report.data import remark_lines
     from ddsweep.report.status import trial_states
@@ -587,7 +595,8 @@ def launch(
 
         to_distil = [trial for trial in missing if not is_distilled(trial, directory)]
         shares = deal(to_distil, _seconds(plan, sweep), place.array_tasks)
-    request = start.Request(sweep, directory, place, site, mode, root, shares, tuple(states))
+    own = codes_of(plan.trials, sweep.evaluate.spec())
+    request = start.Request(sweep, directory, place, site, mode, root, shares, tuple(states), own)
     if dry_run:
         start.dry_run(request, len(plan.trials), len(missing), say)
         return

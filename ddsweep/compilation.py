@@ -10,7 +10,8 @@ import os
 
 import torch
 
-from ddsweep.catalog import TrialSpec, forward_flops
+from ddsweep.catalog import TrialSpec
+from ddsweep.catalog.measures import measure_of
 from ddsweep.core.native import COMPILERS, find_compiler, private_folder
 from ddsweep.errors import UserError
 
@@ -43,15 +44,18 @@ def pays_to_compile(device: torch.device, trial: TrialSpec) -> bool:
     if device.type != "cpu" or trial.outer_steps * trial.steps < FROM_STEPS:
         return False
     network, data = trial.network_spec, trial.dataset
+    if network.kind != "convnet" or network.norm != "instance":
+        return False
     images = trial.models_per_step * trial.images_per_class_per_step * data.classes
-    small = images * forward_flops(network, data.shape, data.classes) <= SMALL_PASS
-    return network.kind == "convnet" and network.norm == "instance" and small
+    return images * measure_of(network, data.shape, data.classes).flops <= SMALL_PASS
 
 
 def compiles(setting: str, device: torch.device, trial: TrialSpec) -> bool:
     """Whether ``trial`` compiles its inner steps. ``auto`` is a static rule, and false without a C++
     compiler; ``on`` raises `UserError` without one."""
     check_compiler(setting)
+    if setting == "on" and trial.network_spec.code is not None:
+        raise UserError(f"resources.compile: on: {trial.network} is code of your own, which is not compiled")
     if setting == "auto":
         return pays_to_compile(device, trial) and find_compiler() is not None
     return setting == "on"

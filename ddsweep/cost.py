@@ -25,7 +25,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ddsweep.catalog import TrialSpec, forward_flops, layer_shapes, parameter_count
+from ddsweep.catalog import TrialSpec
+from ddsweep.catalog.measures import Measure, measure_of
 
 __all__ = [
     "CPU_GFLOPS_PER_THREAD",
@@ -90,7 +91,7 @@ def estimate(
     """
     if not threads > 0:
         raise ValueError(f"threads must be positive, not {threads}")
-    shape, classes, network = trial.dataset.shape, trial.dataset.classes, trial.network_spec
+    shape, classes = trial.dataset.shape, trial.dataset.classes
     networks, steps = trial.models_per_step, trial.window or trial.steps
     batch = trial.images_per_class_per_step * classes
 
@@ -100,7 +101,7 @@ def estimate(
     factor = _GRADIENT + _BACK_THROUGH + (_AGAIN if recompute else 0)
     before = (trial.steps if trial.window is None else (trial.steps + trial.window) // 2) - steps
     passes = (steps * factor + before * _GRADIENT) * batch + trial.real_batch * _GRADIENT
-    flops = float(trial.outer_steps * networks * passes * forward_flops(network, shape, classes))
+    flops = float(trial.outer_steps * networks * passes * _measure(trial).flops)
     overhead = trial.outer_steps * steps * SECONDS_PER_INNER_STEP
     seconds = flops / (CPU_GFLOPS_PER_THREAD * 1e9 * threads) + overhead
 
@@ -114,14 +115,17 @@ def estimate(
     return CostEstimate(flops, seconds, inner + rest)
 
 
+def _measure(trial: TrialSpec) -> Measure:
+    return measure_of(trial.network_spec, trial.dataset.shape, trial.dataset.classes)
+
+
 def _matching(trial: TrialSpec, threads: float) -> CostEstimate:
-    shape, classes, network = trial.dataset.shape, trial.dataset.classes, trial.network_spec
+    shape, classes, found = trial.dataset.shape, trial.dataset.classes, _measure(trial)
     distilled, real = trial.images_per_class * classes, trial.real_per_class * classes
-    each = trial.models_per_step * (distilled * _GRADIENT + real) * forward_flops(network, shape, classes)
+    each = trial.models_per_step * (distilled * _GRADIENT + real) * found.flops
     flops = float(trial.outer_steps * each)
     seconds = flops / (CPU_GFLOPS_PER_THREAD * 1e9 * threads) + trial.outer_steps * SECONDS_PER_INNER_STEP
-    outputs = sum(layer[2] * layer[4] ** 2 for layer in layer_shapes(network, shape, classes))
-    images = _item(trial) * (distilled + real) * (outputs * _COPIES + math.prod(shape))
+    images = _item(trial) * (distilled + real) * (found.outputs * _COPIES + math.prod(shape))
     return CostEstimate(flops, seconds, images + _point_bytes(trial))
 
 
@@ -131,15 +135,14 @@ def _item(trial: TrialSpec) -> int:
 
 def _point_bytes(trial: TrialSpec) -> int:
     """Weights of all networks, with the state of the inner optimiser."""
-    parameters = parameter_count(trial.network_spec, trial.dataset.shape, trial.dataset.classes)
+    parameters = _measure(trial).parameters
     return _item(trial) * trial.models_per_step * parameters * (1 + _SLOTS[trial.inner_optimizer])
 
 
 def _step_bytes(trial: TrialSpec) -> int:
     """The values that ``store`` keeps of one inner step: a point, the gradient, and outputs of layers."""
-    shape, classes, network = trial.dataset.shape, trial.dataset.classes, trial.network_spec
-    outputs = sum(layer[2] * layer[4] ** 2 for layer in layer_shapes(network, shape, classes))
-    copies = _COPIES_AUTOGRAD if network.kind in ("alexcifarnet", "alexnet") else _COPIES
-    batch = trial.images_per_class_per_step * classes
-    gradient = _item(trial) * trial.models_per_step * parameter_count(network, shape, classes)
-    return _point_bytes(trial) + gradient + _item(trial) * trial.models_per_step * batch * outputs * copies
+    found = _measure(trial)
+    copies = _COPIES if trial.network_spec.kind in ("lenet", "convnet") else _COPIES_AUTOGRAD
+    batch = trial.images_per_class_per_step * trial.dataset.classes
+    kept = found.parameters + batch * found.outputs * copies
+    return _point_bytes(trial) + _item(trial) * trial.models_per_step * kept

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import copy
 import html
 import os
 from collections.abc import Mapping
@@ -16,10 +17,11 @@ from torch.nn import functional as F
 from ddsweep.catalog import TrialSpec
 from ddsweep.catalog.numbers import counted
 from ddsweep.core.images import normalise
-from ddsweep.core.init import draw_network
+from ddsweep.core.init import draw_state
 from ddsweep.core.memory import is_out_of_memory
 from ddsweep.core.networks import Params, build_network
 from ddsweep.core.order import fixed_batch_order
+from ddsweep.core.own_network import DRAWS, traits_of
 from ddsweep.core.recipe import evaluation_loop
 from ddsweep.core.task import known_seed
 from ddsweep.errors import CheckpointError, SettingError
@@ -132,11 +134,16 @@ class DistilledSet:
     def network(self, index: int = 0) -> nn.Module:
         """A network as the set was made for, at its initial weights.
 
-        For a ``random`` set held-out network ``index``; a ``fixed`` set has one known network.
+        For a ``random`` set held-out network ``index``; a ``fixed`` set has one known network. Raises
+        `UserError`, and runs nothing, for a set made for a network of a user's own whose code this process
+        has not loaded (`ddsweep.own_code`).
         """
         spec = self.spec
         module = build_network(spec.network_spec, spec.dataset.shape, spec.dataset.classes)
-        module = module.to_empty(device="cpu")
+        if traits_of(module) is not None:
+            module = copy.deepcopy(module)  # it is shared by all that this process does with it
+        else:
+            module = module.to_empty(device="cpu")
         module.load_state_dict(self.initial_weights(module, index))
         return module
 
@@ -158,7 +165,8 @@ class DistilledSet:
         seed = derive_seed("heldout", spec.network, spec.init_law, spec.init_param, index)
         if spec.init == "fixed":
             seed = known_seed(spec)
-        drawn = draw_network(module, spec.init_law, spec.init_param, seed)
+        drawn = draw_state(module, spec.init_law, spec.init_param, seed)
+        drawn.pop(DRAWS, None)
         return drawn | _rest_of_state(module, drawn)
 
     def normalise(self, images: Any) -> Tensor:

@@ -33,6 +33,8 @@ from ddsweep.paths import user_path
 
 __all__ = [
     "Source",
+    "copied_source",
+    "known_source",
     "load_code",
     "loaded_code",
     "read_source",
@@ -87,6 +89,7 @@ def resolve_code(value: Mapping[Any, Any], what: str) -> tuple[CodeRef, Source |
         return CodeRef(_installed(value["module"], what), name, options), None
     source = read_source(user_path(value["file"]), what)
     _check_name(source, name, what, value["file"])
+    _read_here[source.digest] = source
     return CodeRef(source.main, name, options, source.digest), source
 
 
@@ -201,6 +204,24 @@ def _check_name(source: Source, name: str, what: str, file: str) -> None:
 def _like(name: str, there: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, there, n=1)
     return f" (did you mean {near[0]}?)" if near else ""
+
+
+_read_here: dict[str, Source] = {}
+"""The sources that this process has read from where users keep them, by hash."""
+
+
+def known_source(ref: CodeRef) -> Source | None:
+    """The source of ``ref`` if this process has read it from its own file."""
+    return _read_here.get(ref.digest)
+
+
+def copied_source(ref: CodeRef, folder: Path, to: Path) -> None:
+    """Put the source of ``ref``, which this process has read or `stored_source` finds in ``folder``, into
+    ``to``, an empty folder for a process that is to run it."""
+    for name, content in (known_source(ref) or stored_source(ref, folder)).files.items():
+        path = to / ref.digest / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
 
 
 def stored_source(ref: CodeRef, folder: Path) -> Source:

@@ -33,7 +33,7 @@ from ddsweep.errors import UserError
 from ddsweep.interpreter import python_module
 from ddsweep.provenance import device_name, environment
 from ddsweep.results.files import write_atomic
-from ddsweep.trial_plan import TrialSettings, first_plan, pick_device
+from ddsweep.trial_plan import TrialSettings, first_plan, pick_device, ready_network
 
 __all__ = ["Packed", "best", "candidates", "measure", "measured", "warm_step"]
 
@@ -88,9 +88,11 @@ def measured(
     cache: Path,
     temporary: Path,
     shard: float = 0.0,
+    code: Path | None = None,
 ) -> list[Packed]:
     """`measure` of the `candidates` for ``spec``, or what was measured of the like of it on such a machine
-    before: kept in ``cache``. Raises `UserError` where GPUs are to be used and torch sees none."""
+    before: kept in ``cache``. Users' code lies in ``code``. Raises `UserError` where GPUs are to be used and
+    torch sees none."""
     device = pick_device("cuda" if gpus else "cpu", gpus).type
     kind = replace(spec, seed=0, on_nonfinite="skip")
     what = [kind.to_dict(), settings.memory_mode, settings.segment, settings.compile, settings.channels_last]
@@ -101,7 +103,7 @@ def measured(
     known = _read(path)
     if key in known and known[key]["tried"] == [list(candidate) for candidate in tried]:
         return [Packed(**row) for row in known[key]["found"]]
-    found = measure(kind, settings, device, tried, SECONDS)
+    found = measure(kind, settings, device, tried, SECONDS, code)
     known[key] = {"tried": tried, "found": [asdict(packed) for packed in found]}
     write_atomic(path, json.dumps(known, indent=1).encode(), temporary)
     return found
@@ -122,6 +124,7 @@ def measure(
     device: str,
     tried: Sequence[tuple[int, float, float]],
     seconds: float = SECONDS,
+    code: Path | None = None,
 ) -> list[Packed]:
     """Each of ``tried`` in turn, as processes of their own. A number that does not fit (the memory, most
     likely) and larger ones are left out. Raises `UserError` if not even the first one runs."""
@@ -129,7 +132,7 @@ def measure(
     for count, cpus, gpus in tried:
         how = replace(settings, device=device, threads=max(1, int(cpus)), gpus=gpus)
         try:
-            rate = _side_by_side(count, spec, how, seconds)
+            rate = _side_by_side(count, spec, how, seconds, code)
         except UserError as error:
             if not found:
                 raise UserError(f"resources: auto: a trial could not be measured: {error}") from error
@@ -138,9 +141,12 @@ def measure(
     return found
 
 
-def _side_by_side(count: int, spec: TrialSpec, settings: TrialSettings, seconds: float) -> float:
+def _side_by_side(
+    count: int, spec: TrialSpec, settings: TrialSettings, seconds: float, code: Path | None
+) -> float:
     """Outer steps in a second of ``count`` trials together: all begin once all are warm."""
-    job = json.dumps({"spec": spec.to_dict(), "settings": asdict(settings), "seconds": seconds})
+    what = {"spec": spec.to_dict(), "settings": asdict(settings), "code": str(code or ""), "seconds": seconds}
+    job = json.dumps(what)
     command = python_module("ddsweep.packing")
     running: list[_Process] = []
     try:
@@ -234,7 +240,9 @@ def warm_step(spec: TrialSpec, settings: TrialSettings) -> Callable[[], None]:
 
 
 def _work(job: dict[str, Any]) -> None:
-    step = warm_step(TrialSpec.from_dict(job["spec"]), TrialSettings(**job["settings"]))
+    spec = TrialSpec.from_dict(job["spec"])
+    ready_network(spec, Path(job["code"]))
+    step = warm_step(spec, TrialSettings(**job["settings"]))
     print("warm", flush=True)
     sys.stdin.readline()
     began, steps, passed = time.perf_counter(), 0, 0.0

@@ -22,6 +22,8 @@ Roles in use
 ``pool_order``   (recipe, role, i, epoch)  the order of real images in its training
 ``pool_draw``    (trial, step)             which networks of its pool an outer step takes
 ``baseline_candidate``  (source, dataset, i)  candidate i of which the best is ``optimized_random``
+``dropout``      (trial, step, k)          the draws of network k of one outer step
+``dropout``      (seed of a network, t)    those of a network in inner step t
 ``search``       (search seed, i, setting) the value of a setting in sample i of a random search
 """
 
@@ -51,6 +53,7 @@ ROLES = frozenset(
         "pool_order",
         "pool_draw",
         "baseline_candidate",
+        "dropout",
         "search",
     }
 )

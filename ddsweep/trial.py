@@ -45,6 +45,7 @@ from ddsweep.errors import (
     TooLargeError,
     UserError,
 )
+from ddsweep.own_code import version_of
 from ddsweep.pools.imagenet import pool_of
 from ddsweep.provenance import Meter, device_name, environment, utc_now
 from ddsweep.results.artifacts import image_grid, load_tensors, save_tensors
@@ -52,7 +53,7 @@ from ddsweep.results.files import patiently
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.results.parts import is_whole, write_part
 from ddsweep.results.schemas import FAILURES, HISTORY
-from ddsweep.trial_plan import TrialSettings, first_plan
+from ddsweep.trial_plan import TrialSettings, first_plan, ready_network
 
 __all__ = [
     "Progress",
@@ -131,6 +132,7 @@ def _distil(
     if (spec.whitening == "none") != (splits.whitening is None):
         raise ValueError(f"whitening: the trial's is {spec.whitening}, the images were not loaded so")
     _move_aside_if_torn(directory.distilled(spec.trial_id), spec, "distilled")
+    ready_network(spec, directory.code)
     run = _load_run(spec, splits, directory)
     if run is not None and directory.distilled(spec.trial_id).exists():  # only its history was not whole
         _write_history(run, spec, directory)
@@ -569,6 +571,7 @@ def _provenance(
         **environment(),
         "dataset_fingerprint": splits.fingerprint,
         "dataset_stand_in": splits.stand_in or (pool is not None and pool.stand_in),
+        "network_version": None if (own := spec.network_spec.code) is None else version_of(own),
         "dataset_shape": "x".join(map(str, spec.dataset.shape)),
         "n_test_in_train": splits.test_in_train,
         "val_score": scores[-1] if scores else None,

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from ddsweep.catalog import TrialSpec, augmentation_parts
+from ddsweep.catalog.measures import is_measured, remember
 from ddsweep.compilation import compiles
 from ddsweep.core.execution import ExecutionPlan, choose_plan
+from ddsweep.core.measure import measure
 from ddsweep.core.networks import build_network
 from ddsweep.core.precision import precision_of
 from ddsweep.cost import choose_memory
 from ddsweep.errors import UserError
+from ddsweep.results.code import load_networks
 
-__all__ = ["TrialSettings", "check_dtype", "first_plan", "pick_device"]
+__all__ = ["TrialSettings", "check_dtype", "first_plan", "pick_device", "ready_network"]
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,16 @@ def check_dtype(spec: TrialSpec, *, on_gpu: bool) -> None:
             f"dtype: tf32: trial {spec.trial_id} would run on the CPU, which has no TF32; grant it a GPU "
             "(resources.gpus), or set dtype=float32"
         )
+
+
+def ready_network(spec: TrialSpec, code: Path) -> None:
+    """Run the code of a network of a user's own from its copy in ``code``, and measure it, as those do who
+    run trials; nothing is to be done for others. Raises `UserError` for a copy that is not what the id
+    says."""
+    load_networks([spec], code)
+    problem = (spec.network_spec, spec.dataset.shape, spec.dataset.classes)
+    if not is_measured(*problem):
+        remember(*problem, measure(build_network(*problem), spec.dataset.shape))
 
 
 def first_plan(spec: TrialSpec, settings: TrialSettings) -> ExecutionPlan:

@@ -17,7 +17,7 @@ LEVELS = (
     ("seeds", "catalog", "bundled", "paths"),
     ("own_code",),
     ("core",),
-    ("data", "results", "baselines", "spec", "cost", "compilation", "provenance", "dashboards"),
+    ("data", "results", "baselines", "spec", "cost", "measuring", "compilation", "provenance", "dashboards"),
     ("distilled", "pools", "trial_plan", "machine"),
     ("trial", "packing"),
     ("evaluation",),

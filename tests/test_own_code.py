@@ -51,7 +51,7 @@ def stored(tmp_path: Path, file: Path, name: str = "value", **options: Any) -> t
     ref, source = resolve_code({"file": str(file), "name": name, **options}, "network")
     assert source is not None
     directory = SweepDirectory(tmp_path / "results")
-    write_code(directory, [source])
+    write_code(directory, [ref])
     return ref, directory
 
 
@@ -121,7 +121,8 @@ def test_a_copy_that_is_not_what_the_hash_says_is_not_run(tmp_path: Path, how: s
         copy.with_name("c.py").write_text("")
     with pytest.raises(UserError, match=f"{ref.digest}: changed since .* nothing of it is run"):
         load_code(ref, directory.code)
-    write_code(directory, [])
+    with pytest.raises(UserError, match="nothing of it is run"):
+        write_code(directory, [ref])
     with pytest.raises(UserError, match=r"the code of .* is not there"):
         load_code(ref, tmp_path / "elsewhere")
 

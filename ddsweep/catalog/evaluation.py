@@ -51,7 +51,7 @@ _MATTERS_TO = {
 }
 
 
-_PROTOCOL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,=()+-]{0,199}")
+_PROTOCOL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,=()+:@'\[\]-]{0,199}")
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ class Question(SettingsGroup):
     network: str = "convnet"
     """`lenet` (28 or 32 px), `alexcifarnet` (32 px), `alexnet` (224 px), `convnet` or
     `convnet(depth=3,width=128,norm=instance)`; depth is 2 up to 16 px and 3 beyond; norm is `instance` or
-    `none`"""
+    `none`; or [one of your own](networks.md), `{file: my_nets.py, name: SmallNet, width: 32}`"""
     objective: str = setting("classification", one_of=("classification", "attack"))
     """cross-entropy on real data after T steps; `attack`: the same with the labels `attack_class` rewritten
     to `target_class`"""
@@ -92,6 +92,11 @@ class Question(SettingsGroup):
     @staticmethod
     def check(trial: TrialSpec) -> None:
         _check_attack(trial)
+        own = trial.network_spec.code
+        if own is not None and trial.dtype == "bf16":
+            raise SettingError(f"dtype: bf16: {own} is code of your own, whose passes are not taken in it")
+        if own is not None and trial.pool is not None:
+            raise SettingError(f"pool: {trial.pool.name}: there are no pools of networks of your own: {own}")
         values = math.prod(trial.dataset.shape)
         if trial.whitening != "none" and values > MOST_WHITENED:
             raise SettingError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from ddsweep.catalog.own_code import CodeRef, is_code, parse_code
 from ddsweep.errors import SettingError
 
 __all__ = [
@@ -27,14 +28,18 @@ NORMS = ("none", "instance")
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """One architecture. ``depth``, ``width`` and ``norm`` are parameters of ``convnet`` only."""
+    """One architecture. ``depth``, ``width`` and ``norm`` are parameters of ``convnet`` only; ``code`` is
+    what a network of a user's ``own`` has."""
 
     kind: str
     depth: int = 0
     width: int = 0
     norm: str = ""
+    code: CodeRef | None = None
 
     def __str__(self) -> str:
+        if self.code is not None:
+            return str(self.code)
         if self.kind != "convnet":
             return self.kind
         return f"convnet(depth={self.depth},width={self.width},norm={self.norm})"
@@ -49,8 +54,11 @@ def parse_network(text: str, shape: tuple[int, int, int]) -> NetworkSpec:
     ``lenet``, ``alexcifarnet``, ``alexnet``, ``convnet`` or
     ``convnet(depth=3,width=128,norm=instance)``. What is left out of a convnet is depth 2 up to 16 pixels
     and 3 beyond, width 128, instance norm (Zhao et al. 2021). Raises `SettingError` for an unknown name or
-    parameter, and for a size that the network cannot take.
+    parameter, and for a size that the network cannot take. Text of a user's own code (`CodeRef`) is a network
+    whose sizes show when it is built.
     """
+    if is_code(text):
+        return NetworkSpec("own", code=parse_code(text, "network"))
     match = _NETWORK.match(text)
     kind = match.group(1) if match else text
     if match is None or kind not in NETWORKS:

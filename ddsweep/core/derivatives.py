@@ -21,6 +21,7 @@ from ddsweep.core.execution import ExecutionPlan
 from ddsweep.core.layers import Layer, Tape
 from ddsweep.core.networks import Params, forward_networks
 from ddsweep.core.objective import losses_per_network
+from ddsweep.core.own_network import Kind, parts
 
 __all__ = [
     "Autograd",
@@ -44,6 +45,9 @@ class GradientVjp:
 
 
 class Derivatives(Protocol):
+    """``params`` of a user's own network are all that it holds (`ddsweep.core.own_network`), gradients by its
+    weights. `logits` are those of a test pass, `gradient` is of an inner step, `loss_and_gradient` judges."""
+
     def logits(self, params: Params, images: Tensor) -> Tensor:
         """``[K, n, classes]``."""
         ...
@@ -98,35 +102,40 @@ class Autograd:
     batching: str
     channels_last: bool = False
 
-    def logits(self, params: Params, images: Tensor) -> Tensor:
+    def logits(self, params: Params, images: Tensor, kind: Kind = "test") -> Tensor:
         images = _channels_innermost(images) if self.channels_last else images
-        return forward_networks(self.network, params, images, self.batching)
+        return forward_networks(self.network, params, images, self.batching, kind)
 
     def gradient(self, params: Params, images: Tensor, targets: Tensor, keep: bool) -> tuple[Params, Any]:
-        names, count = list(params), next(iter(params.values())).shape[0]
-        weights = [value.detach().requires_grad_() for value in params.values()]
+        trained, rest = parts(self.network, params)
+        names, count = list(trained), next(iter(trained.values())).shape[0]
+        weights = [value.detach().requires_grad_() for value in trained.values()]
         if keep:  # leaves for each network, so that derivatives by images and targets stay apart
             images = images.detach().expand(count, *images.shape[-4:]).clone().requires_grad_()
             if targets.is_floating_point():
                 targets = targets.detach().expand(count, *targets.shape[-2:]).clone().requires_grad_()
-        logits = self.logits(dict(zip(names, weights, strict=True)), images)
+        logits = self.logits({**dict(zip(names, weights, strict=True)), **rest}, images, "train")
         loss = losses_per_network(logits, targets).sum()
-        gradient = torch.autograd.grad(loss, weights, create_graph=keep)
+        gradient = torch.autograd.grad(loss, weights, create_graph=keep, materialize_grads=True)
         found = dict(zip(names, (g.detach() for g in gradient), strict=True))
         return found, (gradient, images, targets, weights) if keep else None
 
     def vjp(self, params: Params, kept: Any, v: Params) -> GradientVjp:
         gradient, images, targets, weights = kept
         leaves = [images, *weights, *([targets] if targets.requires_grad else [])]
-        found = torch.autograd.grad(gradient, leaves, list(v.values()), materialize_grads=True)
-        by_weights = dict(zip(params, found[1:], strict=False))
+        # A weight that no pass uses has a gradient of zeros, without a way back.
+        along = [(g, a) for g, a in zip(gradient, v.values(), strict=True) if g.requires_grad]
+        outputs, directions = zip(*along, strict=True)
+        found = torch.autograd.grad(outputs, leaves, directions, materialize_grads=True)
+        by_weights = dict(zip(v, found[1:], strict=False))
         return GradientVjp(by_weights, found[0], found[-1] if targets.requires_grad else None)
 
     def loss_and_gradient(self, params: Params, images: Tensor, targets: Tensor) -> tuple[Tensor, Params]:
-        leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
-        losses = losses_per_network(self.logits(leaves, images), targets)
-        gradient = torch.autograd.grad(losses.sum(), list(leaves.values()))
-        return losses.detach(), dict(zip(params, gradient, strict=True))
+        trained, rest = parts(self.network, params)
+        leaves = {name: value.detach().requires_grad_() for name, value in trained.items()}
+        losses = losses_per_network(self.logits({**leaves, **rest}, images, "judge"), targets)
+        gradient = torch.autograd.grad(losses.sum(), list(leaves.values()), materialize_grads=True)
+        return losses.detach(), dict(zip(leaves, gradient, strict=True))
 
 
 class Functional(Autograd):

@@ -14,6 +14,7 @@ from torch import nn
 
 from ddsweep.catalog.removed import without_removed
 from ddsweep.core.native import native_logits
+from ddsweep.core.own_network import traits_of
 from ddsweep.errors import SettingError
 
 __all__ = ["ExecutionPlan", "choose_plan", "more_frugal", "runnable", "smaller_test"]
@@ -37,7 +38,8 @@ class ExecutionPlan:
     are compiled (`ddsweep.core.steps`), and nothing is kept of a step but where it began. ``precision`` is
     ``full``, ``tf32`` or ``bf16`` (`ddsweep.core.precision`); with ``channels_last`` autograd's images have
     their channels innermost in memory. With ``graph`` a GPU records an outer gradient once and replays
-    it, and the training of networks that are judged, too (`ddsweep.core.graphs`)."""
+    it, and the training of networks that are judged, too (`ddsweep.core.graphs`). With ``whole_batches`` all
+    real images go through at once: the loss of one depends on the others (batch norm)."""
 
     device: str = "cpu"
     threads: int = 1
@@ -55,6 +57,7 @@ class ExecutionPlan:
     precision: str = "full"
     channels_last: bool = False
     graph: bool = False
+    whole_batches: bool = False
 
     def __post_init__(self) -> None:
         if self.memory_mode not in ("store", "recompute"):
@@ -98,8 +101,10 @@ def choose_plan(
     Other networks have wide convolutions, with which the CPU is busy one network at a time, and so is a GPU
     on the many real images; the few distilled ones it takes for all networks at once. Compiled code is one
     team's, for each has modules of its own. Only CUDA has graphs: elsewhere ``graph`` has no effect. A
-    ``native`` test pass needs code for the network, and a compiler; its images need not fit the cache."""
-    explicit = hasattr(network, "layers")
+    ``native`` test pass needs code for the network, and a compiler; its images need not fit the cache.
+    Networks of a user's own go one after another, and record no graph."""
+    own = traits_of(network)
+    explicit = own is None and hasattr(network, "layers")
     native = native and device.type == "cpu" and native_logits(network) is not None
     how = ExecutionPlan(
         device=device.type,
@@ -109,8 +114,13 @@ def choose_plan(
         compile=compile,
         precision=precision,
         channels_last=channels_last,
-        graph=graph and device.type == "cuda",
+        graph=graph and device.type == "cuda" and own is None,
+        whole_batches=own is not None and own.mixes,
     )
+    if own is not None:
+        how = replace(how, inner_batching="loop", real_batching="loop", test_chunk=128)
+        chunk = 2**31 if own.mixes else 128
+        return replace(how, real_chunk=chunk, teams=threads if device.type == "cpu" else 1)
     if device.type != "cpu":
         return replace(
             how,
@@ -154,7 +164,7 @@ def more_frugal(plan: ExecutionPlan, segment: int, networks: int, images: int) -
     """
     if plan.memory_mode == "store" or plan.segment != segment:
         return replace(plan, memory_mode="recompute", segment=segment)
-    if (chunk := min(plan.real_chunk, images)) > SMALLEST_CHUNK:
+    if (chunk := min(plan.real_chunk, images)) > SMALLEST_CHUNK and not plan.whole_batches:
         return replace(plan, real_chunk=max(SMALLEST_CHUNK, chunk // 2))
     if (block := min(plan.real_block, networks)) > 1:
         return replace(plan, real_block=block // 2)

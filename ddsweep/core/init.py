@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from ddsweep.catalog import INIT_LAWS
 from ddsweep.core.networks import Params, stack_networks
+from ddsweep.core.own_network import initial_rest, traits_of
 
-__all__ = ["draw_network", "draw_networks"]
+__all__ = ["draw_network", "draw_networks", "draw_state"]
 
 
 def draw_network(network: nn.Module, law: str, param: float, seed: int) -> Params:
@@ -77,6 +78,17 @@ def _fill_weight(weight: Tensor, law: str, param: float, generator: torch.Genera
         nn.init.kaiming_uniform_(weight, a=math.sqrt(5), generator=generator)
 
 
+def draw_state(network: nn.Module, law: str, param: float, seed: int) -> Params:
+    """All that network ``seed`` starts with: weights as `draw_network` has them and, of a user's own network,
+    what else it holds (`ddsweep.core.own_network`)."""
+    traits = traits_of(network)
+    if traits is None:
+        return draw_network(network, law, param, seed)
+    source, rest = initial_rest(network, seed)
+    drawn = draw_network(source, law, param, seed)
+    return {**{name: drawn[name] for name in traits.trained}, **rest}
+
+
 def draw_networks(
     network: nn.Module,
     law: str,
@@ -86,6 +98,9 @@ def draw_networks(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Params:
-    """K networks ``name -> [K, ...]`` on ``device``, network k from ``seeds[k]``."""
-    stacked = stack_networks([draw_network(network, law, param, seed) for seed in seeds])
-    return {name: value.to(device=device, dtype=dtype) for name, value in stacked.items()}
+    """K networks ``name -> [K, ...]`` on ``device``, network k from ``seeds[k]`` (`draw_state`)."""
+    stacked = stack_networks([draw_state(network, law, param, seed) for seed in seeds])
+    return {
+        name: value.to(device=device, dtype=dtype if value.is_floating_point() else None)
+        for name, value in stacked.items()
+    }

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from ddsweep.catalog import NetworkSpec
 from ddsweep.core.layers import Params, convnet_layers, lenet_layers
+from ddsweep.core.own_network import Kind, forward_own, own_network, traits_of
 
 __all__ = ["Params", "build_network", "forward_networks", "stack_networks"]
 
@@ -149,8 +150,10 @@ class ConvNet(nn.Module):
 def build_network(spec: NetworkSpec, shape: tuple[int, int, int], classes: int) -> nn.Module:
     """The module for images of ``shape`` (c, h, w), on the meta device: it holds no weights.
 
-    `ddsweep.core.init.draw_network` draws weights for it.
+    `ddsweep.core.init.draw_network` draws weights for it. A user's own is on the CPU, as it was made.
     """
+    if spec.code is not None:
+        return own_network(spec.code, shape, classes)
     channels, side, _ = shape
     with torch.device("meta"):
         if spec.kind == "lenet":
@@ -167,13 +170,18 @@ def stack_networks(networks: Sequence[Mapping[str, Tensor]]) -> Params:
     return {name: torch.stack([network[name] for network in networks]) for name in networks[0]}
 
 
-def forward_networks(network: nn.Module, params: Params, images: Tensor, batching: str) -> Tensor:
+def forward_networks(
+    network: nn.Module, params: Params, images: Tensor, batching: str, kind: Kind = "test"
+) -> Tensor:
     """Logits ``[K, N, classes]`` of K networks.
 
     ``images`` is ``[N, c, h, w]`` (all networks see the same) or ``[K, N, c, h, w]``. ``batching`` is
     ``vmap`` (one computation; convolutions become grouped) or ``loop`` (one network after another).
-    Both are the same mathematics; which is faster depends on the device and on N.
+    Both are the same mathematics; which is faster depends on the device and on N. Networks of a user's own go
+    one after another, and ``kind`` is that of their pass (`ddsweep.core.own_network`).
     """
+    if traits_of(network) is not None:
+        return forward_own(network, params, images, kind)[0]
     own = images.dim() == 5
     if batching == "vmap":
 

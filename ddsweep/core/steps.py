@@ -7,7 +7,7 @@ tensors go in, a few come out. The mathematics is the same.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from types import FunctionType
 from typing import Any, Protocol
@@ -48,6 +48,10 @@ class StepVjp:
 
 
 class Steps(Protocol):
+    def with_rest(self, rest: Params) -> Steps:
+        """Steps of networks that hold ``rest`` beside their weights (`ddsweep.core.own_network`)."""
+        ...
+
     def forward(
         self, weights: Params, slots: Slots, images: Tensor, targets: Tensor, rate: Rate, t: int, keep: bool
     ) -> tuple[Params, Slots, Any]:
@@ -66,11 +70,15 @@ class Steps(Protocol):
 class _Eager:
     math: Derivatives
     optimizer: InnerOptimizer
+    rest: Params = field(default_factory=dict)
+
+    def with_rest(self, rest: Params) -> Steps:
+        return replace(self, rest=rest)
 
     def forward(
         self, weights: Params, slots: Slots, images: Tensor, targets: Tensor, rate: Rate, t: int, keep: bool
     ) -> tuple[Params, Slots, Any]:
-        gradient, kept = self.math.gradient(weights, images, targets, keep)
+        gradient, kept = self.math.gradient({**weights, **self.rest}, images, targets, keep)
         after = self.optimizer.update(weights, slots, gradient, rate, t)
         return *after, (gradient, kept) if keep else None
 
@@ -94,6 +102,9 @@ class _Compiled:
     step: Callable[..., tuple[Params, Slots]]
     way_back: Callable[..., tuple[Params, Slots, Tensor, Tensor, Tensor | None]]
     loss_and_gradient: LossAndGradient
+
+    def with_rest(self, rest: Params) -> Steps:
+        raise ValueError("compile: networks of a user's own are not compiled")
 
     def forward(
         self, weights: Params, slots: Slots, images: Tensor, targets: Tensor, rate: Rate, t: int, keep: bool

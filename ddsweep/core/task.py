@@ -17,6 +17,7 @@ from ddsweep.core.execution import ExecutionPlan
 from ddsweep.core.images import class_labels, normalise, sample_per_class
 from ddsweep.core.init import draw_networks
 from ddsweep.core.networks import Params, build_network, stack_networks
+from ddsweep.core.own_network import DRAWS
 from ddsweep.core.precision import stored_dtype
 from ddsweep.seeds import derive_seed
 
@@ -85,6 +86,15 @@ class Task:
         if tuple(seeds) not in self.known:
             self.known[tuple(seeds)] = self._drawn(seeds)
         return self.known[tuple(seeds)]
+
+    def outer_networks(self, step: int) -> Params:
+        """The networks of one outer step; random numbers that they draw in training are those of the step."""
+        networks = self.networks(network_seeds(self.spec, step))
+        if DRAWS in networks:
+            count = len(networks[DRAWS])
+            seeds = [derive_seed("dropout", self.spec.trial_id, step, k) for k in range(count)]
+            networks = {**networks, DRAWS: networks[DRAWS].new_tensor(seeds)}
+        return networks
 
     def _drawn(self, seeds: Sequence[int]) -> Params:
         spec, device = self.spec, torch.device(self.plan.device)

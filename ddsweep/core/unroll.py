@@ -34,6 +34,7 @@ from ddsweep.core.graphs import replayed
 from ddsweep.core.inner import InnerOptimizer, Rate, Slots
 from ddsweep.core.layers import Params
 from ddsweep.core.order import BatchOrder, fixed_batch_order
+from ddsweep.core.own_network import parts, rest_after, rest_at
 from ddsweep.core.precision import products
 from ddsweep.core.steps import LossAndGradient, Steps, StepVjp, loss_and_gradient_of, steps_of
 from ddsweep.core.teams import in_teams
@@ -91,11 +92,13 @@ class OuterGradient:
 
 @dataclass
 class _Point:
-    """Where the networks are before a step: weights, the optimiser's slots, and the step's number."""
+    """Where the networks are before a step: weights, the optimiser's slots, the step's number, and what else
+    the networks hold (`ddsweep.core.own_network`)."""
 
     weights: Params
     slots: Slots
     step: int
+    rest: Params
 
 
 @dataclass
@@ -180,7 +183,7 @@ def train_networks(
     batch_order = loop.batch_order
     if batch_order is None:
         batch_order = fixed_batch_order(labels.shape[0], labels.shape[1], start + len(rates))
-    slots = loop.optimizer.start(params) if slots is None else slots
+    slots = loop.optimizer.start(parts(network, params)[0]) if slots is None else slots
     if graph:
         for first in range(0, len(rates), RECORDED_STEPS):
             some = rates[first : first + RECORDED_STEPS]
@@ -190,7 +193,15 @@ def train_networks(
         return params, slots
     math = derivatives_of(network, batching)
     batches = _Batches(images, labels, loop, batch_order)
-    return _take_steps(math, batches, loop.optimizer, params, slots, rates, start, start)
+    params, rest = parts(network, params)
+    if not rest:
+        return _take_steps(math, batches, loop.optimizer, params, slots, rates, start, start)
+    for t, rate in enumerate(rates, start):
+        x, y = batches.at(t)
+        gradient, _ = math.gradient({**params, **rest_at(rest, t)}, x, y, False)
+        rest = rest_after(network, params, rest, x, t)
+        params, slots = loop.optimizer.update(params, slots, gradient, rate, t)
+    return {**params, **rest}, slots
 
 
 def _take_steps(
@@ -282,7 +293,7 @@ def loss_and_gradient(
         assert loss is not None
         losses.append(loss)
         gradients.append(gradient)
-    return torch.cat(losses), {name: torch.cat([g[name] for g in gradients]) for name in params}
+    return torch.cat(losses), {name: torch.cat([g[name] for g in gradients]) for name in gradients[0]}
 
 
 class _Unroll:
@@ -290,13 +301,14 @@ class _Unroll:
 
     def __init__(
         self,
+        network: nn.Module,
         steps: Steps,
         batches: _Batches,
         batch_order: BatchOrder,
         rates: Tensor,
         plan: ExecutionPlan,
     ) -> None:
-        self.steps, self.batches = steps, batches
+        self.network, self.steps, self.batches = network, steps, batches
         self.batch_order, self.rates = batch_order, rates
         # A number is one for every replay of a recording.
         self.numbers = None if plan.graph else rates.tolist()
@@ -312,10 +324,15 @@ class _Unroll:
 
     def step(self, point: _Point, keep: bool) -> tuple[_Point, _Step]:
         t = point.step
-        weights, slots, kept = self.steps.forward(
-            point.weights, point.slots, *self.batches.at(t), self.rate(t), t, keep
+        images, targets = self.batches.at(t)
+        steps, rest = self.steps, point.rest
+        if rest:
+            steps = steps.with_rest(rest_at(rest, t))
+            rest = rest_after(self.network, point.weights, rest, images, t)
+        weights, slots, kept = steps.forward(
+            point.weights, point.slots, images, targets, self.rate(t), t, keep
         )
-        return _Point(weights, slots, t + 1), _Step(point, kept)
+        return _Point(weights, slots, t + 1, rest), _Step(point, kept)
 
     def back(self, step: _Step, v: Params, by_slots: Slots) -> StepVjp:
         before = step.before
@@ -455,15 +472,17 @@ def _outer_gradient(
     count = next(iter(params.values())).shape[0]
     rates = F.softplus(raw.detach())
     batches = _Batches(images, labels, loop, batch_order)
-    unroll = _Unroll(steps_of(network, loop.optimizer, plan), batches, batch_order, rates, plan)
+    unroll = _Unroll(network, steps_of(network, loop.optimizer, plan), batches, batch_order, rates, plan)
 
-    point = _Point({name: value.detach() for name, value in params.items()}, loop.optimizer.start(params), 0)
+    weights, rest = parts(network, params)
+    weights = {name: value.detach() for name, value in weights.items()}
+    point = _Point(weights, loop.optimizer.start(weights), 0, rest)
     while point.step < window.start:
         point, _ = unroll.step(point, False)
     point, tape = unroll.forward(point, window.stop)
-    losses, v = loss_and_gradient(
-        loss_and_gradient_of(network, loop.optimizer, plan), point.weights, real_images, real_labels, plan
-    )
+    passes = loss_and_gradient_of(network, loop.optimizer, plan)
+    judged = {**point.weights, **point.rest}
+    losses, v = loss_and_gradient(passes, judged, real_images, real_labels, plan)
 
     by_images = images.new_zeros(count, *batches.images.shape)
     by_labels = batches.labels.new_zeros(count, *batches.labels.shape) if labels.is_floating_point() else None

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ddsweep.catalog import TrialSpec
+from ddsweep.catalog import CodeRef, TrialSpec
 from ddsweep.catalog.numbers import counted
 from ddsweep.errors import ResultsError, UserError
 from ddsweep.interpreter import SAFE_PATH, python_module
@@ -30,6 +30,7 @@ from ddsweep.launch.site import Site
 from ddsweep.launch.slurm import array_limit, cancel_jobs, check_nodes, check_site, script, submit
 from ddsweep.launch.watch import active_jobs
 from ddsweep.machine import versions
+from ddsweep.results.code import write_code
 from ddsweep.results.current import write_sweep_file
 from ddsweep.results.files import results_error, write_atomic
 from ddsweep.results.layout import SweepDirectory
@@ -45,7 +46,7 @@ _LOCAL_START_S = 30.0
 class Request:
     """A request to launch. ``shares`` deals the trials to be distilled to the elements of an array; it is
     empty in mode ``cluster``, and if only evaluations are missing. ``trials`` are the ids of all trials of
-    the sweep."""
+    the sweep, ``code`` is that of users' own which they take."""
 
     sweep: SweepSpec
     directory: SweepDirectory
@@ -55,6 +56,7 @@ class Request:
     data_root: Path | None
     shares: Sequence[Sequence[str]] = ()
     trials: Sequence[str] = ()
+    code: Sequence[CodeRef] = ()
 
     @property
     def name(self) -> str:
@@ -176,6 +178,7 @@ def _write(request: Request, folder: LaunchFolder) -> None:
     record.write(folder)
     text = resolved_yaml(request.sweep).encode()
     write_atomic(folder.sweep_file, text, folder.root / ".tmp")
+    write_code(request.directory, request.code)
     write_sweep_file(request.directory, text, request.trials)
     if request.mode == "array":
         content = {"trials": [list(share) for share in request.shares], "evals": request.site.array_tasks}

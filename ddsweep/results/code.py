@@ -3,22 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
-from ddsweep.own_code import Source
+from ddsweep.catalog import CodeRef, TrialSpec
+from ddsweep.own_code import known_source, load_code, stored_source
 from ddsweep.results.files import write_atomic
 from ddsweep.results.layout import SweepDirectory
 
-__all__ = ["write_code"]
+__all__ = ["load_networks", "write_code"]
 
 
-def write_code(directory: SweepDirectory, sources: Iterable[Source]) -> None:
-    """Put ``sources`` where workers, `eval` and a reader next year find them; what is there stays.
+def load_networks(specs: Iterable[TrialSpec], folder: Path) -> None:
+    """Run the code of those networks of ``specs`` that are users' own, from its copies in ``folder``. Raises
+    `UserError` for copies that are not what the ids say."""
+    for spec in specs:
+        if (ref := spec.network_spec.code) is not None:
+            load_code(ref, folder)
 
-    A file that was changed since is left alone as well: whoever runs it is told (`stored_source`).
+
+def write_code(directory: SweepDirectory, refs: Iterable[CodeRef]) -> None:
+    """Put the sources of ``refs`` where workers, `eval` and a reader next year find them; what is there
+    stays.
+
+    Raises `UserError` for one that is neither there nor was read by this process, and for a copy that was
+    changed since.
     """
-    for source in sources:
-        home = directory.code / source.digest
-        for name, content in source.files.items():
+    for ref in refs:
+        if not ref.is_file:
+            continue
+        home, source = directory.code / ref.digest, known_source(ref)
+        for name, content in ({} if source is None else source.files).items():
             if not (home / name).exists():
-                (home / name).parent.mkdir(parents=True, exist_ok=True)
                 write_atomic(home / name, content, directory.temporary)
+        stored_source(ref, directory.code)

@@ -135,6 +135,8 @@ class _OfData:
     n_test_in_train: int
     """of the images that come out (`3x32x32`); test images that are training images too, pixel by pixel. Null
     in rows of versions without these columns"""
+    network_version: str
+    """of a network [of a user's own](networks.md) that is an installed module: the package and its version"""
 
 
 class _Evals:

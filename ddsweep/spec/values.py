@@ -18,6 +18,7 @@ from pydantic_core import PydanticCustomError
 from ddsweep.catalog import SETTINGS, parse_network
 from ddsweep.catalog.numbers import real, whole
 from ddsweep.errors import SettingError
+from ddsweep.own_code import resolve_code
 
 SIZES = ("images_per_class", "inner_steps", "images_per_class_per_step")
 MOST_TRIALS = 100_000
@@ -52,6 +53,11 @@ def setting(name: str, value: Any) -> Any:
     declared = SETTINGS[name]
     if declared.optional and (value is None or value == "none"):
         return None
+    if name == "network" and isinstance(value, dict):
+        try:
+            return str(resolve_code(value, name)[0])
+        except SettingError as error:
+            raise ValueError(str(error).partition(": ")[2]) from None
     if name in _GIVEN_AS:
         if not value or not isinstance(value, str | dict):
             raise ValueError(f"{value!r} is neither {_GIVEN_AS[name]}")

@@ -455,6 +455,7 @@ def _with_measured_resources(
         directory.cache,
         directory.temporary,
         eval_gpus(sweep, gpus),
+        directory.code,
     )
     chosen = best(found)
     for packed in found:

@@ -17,7 +17,7 @@ from ddsweep.core.inner import InnerOptimizer
 from ddsweep.core.objective import rewritten
 from ddsweep.core.outer import NetworkGradients
 from ddsweep.core.recipe import batch_order
-from ddsweep.core.task import Learned, Task, network_seeds
+from ddsweep.core.task import Learned, Task
 from ddsweep.core.unroll import InnerLoop, Window, outer_gradient, raw_rates
 from ddsweep.seeds import derive_seed
 
@@ -41,7 +41,7 @@ def gradients(task: Task, learned: Learned, step: int) -> NetworkGradients:
     real_images, real_labels = _real_batch(task, step)
     found = outer_gradient(
         task.network,
-        task.networks(network_seeds(spec, step)),
+        task.outer_networks(step),
         learned["images"],
         learned.get("labels", task.labels),
         learned["raw"].expand(spec.steps),

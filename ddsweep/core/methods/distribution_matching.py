@@ -12,6 +12,7 @@ No network is trained, so no rates are learned.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from functools import lru_cache
 
 import torch
@@ -24,7 +25,9 @@ from ddsweep.core.augment import Augmentation, draw_augmentation
 from ddsweep.core.images import normalise, sample_per_class
 from ddsweep.core.networks import Params
 from ddsweep.core.outer import NetworkGradients
-from ddsweep.core.task import Learned, Task, network_seeds
+from ddsweep.core.own_network import one_pass, traits_of
+from ddsweep.core.task import Learned, Task
+from ddsweep.errors import UserError
 from ddsweep.seeds import derive_seed
 
 __all__ = ["gradients", "rates", "start"]
@@ -50,15 +53,16 @@ def gradients(task: Task, learned: Learned, step: int) -> NetworkGradients:
     embedding, inputs = _embedding(task.network), augment(real_images)
 
     def distance(images: Tensor, weights: Params) -> Tensor:
-        ours = functional_call(embedding, weights, (augment(images.flatten(0, 1)),))
+        ours = _features(embedding, weights, augment(images.flatten(0, 1)))
         with torch.no_grad():
-            theirs = functional_call(embedding, weights, (inputs,))
+            theirs = _features(embedding, weights, inputs)
         loss: Tensor = (real @ theirs - distilled @ ours).square().sum()
         return loss
 
-    networks = task.networks(network_seeds(spec, step))
-    kept = {name: networks[name] for name, _ in embedding.named_parameters()}
-    one = grad_and_value(distance)
+    networks = task.outer_networks(step)
+    held = (*embedding.named_parameters(), *embedding.named_buffers())
+    kept = {name: networks[name] for name, _ in held}
+    one = grad_and_value(distance) if traits_of(embedding) is None else _by_autograd(distance)
     if task.plan.real_batching == "vmap":
         by, losses = vmap(one, (None, 0))(learned["images"], kept)
         return NetworkGradients(losses, {"images": by})
@@ -70,12 +74,36 @@ def gradients(task: Task, learned: Learned, step: int) -> NetworkGradients:
     return NetworkGradients(losses, {"images": by})
 
 
+def _features(embedding: nn.Module, weights: Params, images: Tensor) -> Tensor:
+    """``[N, features]`` of one network, a user's own in a pass that judges (`ddsweep.core.own_network`)."""
+    traits = traits_of(embedding)
+    if traits is None:
+        return functional_call(embedding, weights, (images,))  # type: ignore[no-any-return]
+    return one_pass(embedding, weights, [name for name in traits.rest if name in weights], images, "judge")[0]
+
+
+def _by_autograd(distance: Callable[[Tensor, Params], Tensor]) -> Callable[..., tuple[Tensor, Tensor]]:
+    """As ``grad_and_value``, within which a module may not write to its buffers."""
+
+    def one(images: Tensor, weights: Params) -> tuple[Tensor, Tensor]:
+        leaf = images.detach().requires_grad_()
+        loss = distance(leaf, weights)
+        return torch.autograd.grad(loss, leaf)[0], loss.detach()
+
+    return one
+
+
 @lru_cache(maxsize=8)
 def _embedding(network: nn.Module) -> nn.Module:
-    """``network`` (on the meta device) without its last linear layer: what that layer is given."""
-    last = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)][-1]
+    """``network`` without its last linear layer: what that layer is given. Raises `UserError` for one of a
+    user's own whose logits no linear layer gives."""
+    last = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)][-1:]
+    if traits := traits_of(network):
+        last = [] if traits.head is None else [traits.head]
+    if not last or not last[0]:
+        raise UserError("method: distribution_matching: no linear layer (torch.nn.Linear) gives the logits")
     embedding = copy.deepcopy(network)
-    parent, _, own = last.rpartition(".")
+    parent, _, own = last[0].rpartition(".")
     setattr(embedding.get_submodule(parent), own, nn.Identity())
     return embedding
 

@@ -1,0 +1,82 @@
+"""What a network takes, measured on the module itself; and, as a process of its own, of a user's own network.
+
+Run as a module it reads a job from standard input and answers on standard output, both one line of JSON
+(`ddsweep.measuring`): a user's code runs here and not in the process that plans.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils.flop_counter import FlopCounterMode
+
+from ddsweep.catalog import parse_network
+from ddsweep.catalog.measures import Measure
+from ddsweep.core.network_check import faults
+from ddsweep.core.networks import build_network
+from ddsweep.core.own_network import traits_of
+from ddsweep.errors import UserError
+from ddsweep.own_code import load_code
+
+__all__ = ["measure"]
+
+
+def measure(network: nn.Module, shape: tuple[int, int, int]) -> Measure:
+    """`Measure` of ``network`` for an image of ``shape``, by torch's FLOP counter: on the meta device, where
+    nothing is computed, or, for a network that asks for values there, on the CPU."""
+    try:
+        return _measured(network, shape, "meta")
+    except (RuntimeError, NotImplementedError):
+        return _measured(network, shape, "cpu")
+
+
+def _measured(network: nn.Module, shape: tuple[int, int, int], device: str) -> Measure:
+    module = copy.deepcopy(network).to(device).eval()
+    values = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    sizes: list[int] = []
+
+    def count(layer: nn.Module, given: Any, output: Any) -> None:
+        outputs = output if isinstance(output, tuple) else (output,)
+        sizes.extend(value.numel() for value in outputs if isinstance(value, Tensor))
+
+    for layer in module.modules():
+        if next(layer.parameters(recurse=False), None) is not None:
+            layer.register_forward_hook(count)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        functional_call(module, values, (torch.zeros(1, *shape, device=device),))
+    parameters = sum(value.numel() for value in network.parameters() if value.requires_grad)
+    return Measure(counter.get_total_flops(), sum(sizes), parameters)
+
+
+def _answer(job: dict[str, Any]) -> dict[str, Any]:
+    shape, classes = tuple(job["shape"]), job["classes"]
+    spec = parse_network(job["network"], shape)
+    assert spec.code is not None
+    load_code(spec.code, Path(job["code"]))
+    network = build_network(spec, shape, classes)
+    for fault in faults(network, shape, classes):
+        raise UserError(f"network: {spec}: {fault}")
+    traits = traits_of(network)
+    assert traits is not None
+    return {**asdict(measure(network, shape)), "head": traits.head is not None}
+
+
+if __name__ == "__main__":
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a user's code prints is no answer
+    torch.set_num_threads(1)
+    try:
+        answer = _answer(json.loads(sys.stdin.readline()))
+    except UserError as error:
+        answer = {"error": str(error)}
+    answers.write(json.dumps(answer) + "\n")
+    answers.close()

@@ -1,0 +1,366 @@
+"""Networks of a user's own: built, looked at once, and gone through as functions of all that they hold.
+
+The mapping of such a network (``name -> [K, ...]``) has more than weights: its buffers, parameters that are
+not trained, and under `DRAWS`, if it draws random numbers in training, the seed of each network's. So what it
+holds goes wherever its weights go, and derivatives are by the weights alone.
+
+A pass is of one of three kinds. ``train``: an inner step, in the module's training mode: batch norm takes the
+statistics of the batch and moves its running ones, dropout draws. ``judge``: the outer loss on real images:
+as in tests, but norms take the statistics of the batch, for running ones are a few steps old, and so that
+the loss depends on nothing but weights and images. ``test``: evaluation mode, by running statistics.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.modules.batchnorm import _NormBase
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ddsweep.catalog import CodeRef
+from ddsweep.core.layers import Params
+from ddsweep.errors import UserError
+from ddsweep.own_code import loaded_code
+from ddsweep.seeds import derive_seed
+
+__all__ = [
+    "DRAWS",
+    "Kind",
+    "Traits",
+    "forward_own",
+    "initial_rest",
+    "one_pass",
+    "own_network",
+    "parts",
+    "rest_after",
+    "rest_at",
+    "traits_of",
+]
+
+DRAWS = "<draws>"
+"""int64 ``[K]`` in the mapping of networks that draw: of each one its seed."""
+
+Kind = Literal["train", "judge", "test"]
+
+_HOME = "_ddsweep_traits"
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What a network was seen to be when it was built.
+
+    ``trained`` and ``rest`` name its parameters, and its buffers and frozen parameters. In training it
+    ``moves`` buffers, and ``draws`` random numbers; ``mixes`` says that its logits for one image depend on
+    the others of a batch in a ``judge`` pass; ``head`` is the linear layer that gives the logits, if any.
+    ``make(seed)`` builds it anew, which is needed for each network if ``differs``: if parameters that no law
+    fills, or buffers, are drawn when it is built.
+    """
+
+    make: Callable[[int], nn.Module]
+    trained: tuple[str, ...]
+    rest: tuple[str, ...]
+    moves: bool
+    draws: bool
+    mixes: bool
+    differs: bool
+    head: str | None
+
+
+def traits_of(network: nn.Module) -> Traits | None:
+    """None for a network that comes with ddsweep, and for a plain module."""
+    return getattr(network, _HOME, None)
+
+
+# ---------------------------------------------------------------------------------------- building
+
+
+@lru_cache(maxsize=8)
+def own_network(ref: CodeRef, shape: tuple[int, int, int], classes: int) -> nn.Module:
+    """The module of ``ref`` for images of ``shape`` (c, h, w), on the CPU, with what was seen of it; one for
+    all in a process.
+
+    It is called with its options, and by name with those of ``shape``, ``channels``, ``in_channels``,
+    ``side``, ``image_size``, ``classes`` and ``num_classes`` that it takes. Raises `UserError` if its code
+    was not loaded, for a call that fails, and for a module that makes no ``[N, classes]`` of images.
+    """
+    # Kernels of attention that are faster have no second derivative.
+    torch.backends.cuda.enable_flash_sdp(False)
+    torch.backends.cuda.enable_mem_efficient_sdp(False)
+    factory = loaded_code(ref)
+    arguments = {**_given(factory, shape, classes), **dict(ref.options)}
+
+    def make(seed: int) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            module = factory(**arguments)
+        return module  # type: ignore[no-any-return]
+
+    called = f"{ref.name}({', '.join(f'{key}={value!r}' for key, value in arguments.items())})"
+    with _told(f"network: {ref}: {called}"):
+        module, other = make(0), make(1)
+    if not isinstance(module, nn.Module):
+        raise UserError(f"network: {ref}: {called} gives a {type(module).__name__}, not a torch.nn.Module")
+    for layer in module.modules():  # autograd may need what would be written over
+        if getattr(layer, "inplace", None) is True:
+            layer.inplace = False  # type: ignore[assignment]
+    trained = tuple(name for name, value in module.named_parameters() if value.requires_grad)
+    frozen = [name for name, value in module.named_parameters() if not value.requires_grad]
+    if not trained:
+        raise UserError(f"network: {ref}: {called} has no parameters to train")
+    rest = (*frozen, *(name for name, _ in module.named_buffers()))
+    differs = any(
+        not torch.equal(_member(module, name), _member(other, name))
+        for name in (*rest, *(name for name in trained if not _has_law(module, name)))
+    )
+    with _told(f"network: {ref}: {called}: for images of {'x'.join(map(str, shape))}"):
+        seen = _look_at(module, trained, rest, shape, classes)
+    setattr(module, _HOME, Traits(make, trained, rest, differs=differs, **seen))
+    return module
+
+
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    """Whatever a user's code raises, as one message."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except UserError as error:
+        raise UserError(f"{what}: {error}") from error
+    except Exception as error:
+        said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise UserError(f"{what}: {said}") from error
+
+
+def _given(factory: Any, shape: tuple[int, int, int], classes: int) -> dict[str, Any]:
+    """Those arguments of ``factory`` that tell it of the data. To one that passes others on
+    (``**kwargs``, as torchvision's do) ``num_classes``."""
+    try:
+        takes = inspect.signature(factory).parameters
+    except (TypeError, ValueError):
+        return {}
+    known = {
+        **{"shape": shape, "channels": shape[0], "in_channels": shape[0]},
+        **{"side": shape[1], "image_size": shape[1], "classes": classes, "num_classes": classes},
+    }
+    given = {name: value for name, value in known.items() if name in takes}
+    passes_on = any(item.kind is inspect.Parameter.VAR_KEYWORD for item in takes.values())
+    if passes_on and not {"classes", "num_classes"} & given.keys():
+        given["num_classes"] = classes
+    return given
+
+
+def _member(module: nn.Module, name: str) -> Tensor:
+    home, _, own = name.rpartition(".")
+    value: Tensor = getattr(module.get_submodule(home), own)
+    return value.detach()
+
+
+def _has_law(module: nn.Module, name: str) -> bool:
+    """Whether a law of first weights fills it (`ddsweep.core.init`)."""
+    home, _, kind = name.rpartition(".")
+    layer = module.get_submodule(home)
+    return (
+        kind in ("weight", "bias")
+        and getattr(layer, "weight", None) is not None
+        and not isinstance(layer, nn.PReLU)
+    )
+
+
+def _look_at(
+    module: nn.Module,
+    trained: Sequence[str],
+    rest: Sequence[str],
+    shape: tuple[int, int, int],
+    classes: int,
+) -> dict[str, Any]:
+    """Three passes over two images: what comes out, and what changes."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(2, *shape, generator=generator)
+    values = {name: _member(module, name) for name in (*trained, *rest)}
+    last: list[tuple[str, tuple[int, ...]]] = []
+
+    def remember(name: str) -> Callable[..., None]:
+        return lambda layer, given, output: last.append((name, tuple(output.shape)))
+
+    hooks = [
+        layer.register_forward_hook(remember(name))
+        for name, layer in module.named_modules()
+        if isinstance(layer, nn.Linear)
+    ]
+    try:
+        with torch.no_grad():
+            drawing = _Drawing(0)
+            logits, after = one_pass(module, values, rest, images, "train", drawing)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if tuple(logits.shape) != (2, classes):
+        raise UserError(
+            f"it makes {list(logits.shape)} of 2 images, not [2, {classes}], a logit for each class; it is "
+            "told of the data by those of the arguments shape, channels, in_channels, side, image_size, "
+            "classes and num_classes that it has"
+        )
+    moves = any(not torch.equal(values[name], after[name]) for name in rest)
+    with torch.no_grad():
+        both, _ = one_pass(module, values, rest, images, "judge")
+        try:
+            alone, _ = one_pass(module, values, rest, images[:1], "judge")
+            mixes = not torch.allclose(both[:1], alone, rtol=1e-3, atol=1e-5)
+        except ValueError:  # batch norm of one value has no spread
+            mixes = True
+    head = last[-1][0] if last and last[-1][1] == (2, classes) else None
+    return {"moves": moves, "draws": drawing.count > 0, "mixes": mixes, "head": head}
+
+
+# ------------------------------------------------------------------------------------ what it holds
+
+
+def initial_rest(network: nn.Module, seed: int) -> tuple[nn.Module, Params]:
+    """The module whose own values network ``seed`` starts from, and all that it holds beside its weights:
+    ``name -> [...]``, and `DRAWS`."""
+    traits = traits_of(network)
+    assert traits is not None
+    source = traits.make(seed) if traits.differs else network
+    rest = {name: _member(source, name).clone() for name in traits.rest}
+    if traits.draws:
+        rest[DRAWS] = torch.tensor(seed, dtype=torch.int64)
+    return source, rest
+
+
+def parts(network: nn.Module, params: Params) -> tuple[Params, Params]:
+    """The weights in the mapping of some networks, and the rest."""
+    if traits_of(network) is None:
+        return params, {}
+    names = set(traits_of(network).trained)  # type: ignore[union-attr]
+    weights = {name: value for name, value in params.items() if name in names}
+    return weights, {name: value for name, value in params.items() if name not in names}
+
+
+def rest_at(rest: Params, step: int) -> Params:
+    """``rest`` for inner step ``step``, whose draws are its own."""
+    if DRAWS not in rest:
+        return rest
+    seeds = [derive_seed("dropout", seed, step) for seed in rest[DRAWS].tolist()]
+    return {**rest, DRAWS: torch.tensor(seeds, dtype=torch.int64, device=rest[DRAWS].device)}
+
+
+def rest_after(network: nn.Module, weights: Params, rest: Params, images: Tensor, step: int) -> Params:
+    """``rest`` after a ``train`` pass of step ``step`` with these weights. Buffers carry no derivative."""
+    traits = traits_of(network)
+    if traits is None or not traits.moves:
+        return rest
+    with torch.no_grad():
+        _, after = forward_own(network, {**weights, **rest_at(rest, step)}, images, "train")
+    return {**after, **{name: value for name, value in rest.items() if name == DRAWS}}
+
+
+# ------------------------------------------------------------------------------------------ passes
+
+
+def forward_own(network: nn.Module, params: Params, images: Tensor, kind: Kind) -> tuple[Tensor, Params]:
+    """Logits ``[K, N, classes]``, one network after another, and what else they hold afterwards."""
+    traits = traits_of(network)
+    assert traits is not None
+    own = images.dim() == 5
+    seeds = params[DRAWS].tolist() if DRAWS in params else None
+    unbound = {name: value.unbind(0) for name, value in params.items() if name != DRAWS}
+    logits, afters = [], []
+    for k in range(len(next(iter(params.values())))):
+        values = {name: value[k] for name, value in unbound.items()}
+        drawing = _Drawing(seeds[k]) if kind == "train" and seeds is not None else None
+        found, after = one_pass(network, values, traits.rest, images[k] if own else images, kind, drawing)
+        logits.append(found)
+        afters.append(after)
+    rest = {name: torch.stack([after[name] for after in afters]) for name in traits.rest}
+    return torch.stack(logits), rest
+
+
+def one_pass(
+    module: nn.Module,
+    values: Params,
+    rest: Sequence[str],
+    images: Tensor,
+    kind: Kind,
+    drawing: _Drawing | None = None,
+) -> tuple[Tensor, Params]:
+    """Logits of one network, and its ``rest`` afterwards."""
+    module.train(kind == "train")
+    if kind == "judge":
+        for layer in module.modules():
+            if isinstance(layer, _NormBase):
+                layer.training = True
+    # What a module writes to, it writes to a copy; what it puts in the place of a buffer is in `held` then.
+    held = {**values, **{name: values[name].clone() for name in rest}}
+    held |= {name: held[first] for name, first in _aliases(module) if first in held}
+    with drawing or nullcontext():
+        # Not tied by torch, which leaves a layer that has two names with the tensors of the call.
+        logits: Tensor = functional_call(module, held, (images,), tie_weights=False)
+    return logits, {name: held[name].detach() for name in rest}
+
+
+def _aliases(module: nn.Module) -> Iterator[tuple[str, str]]:
+    """(another name, first name) of each tensor that several layers share."""
+    first: dict[int, str] = {}
+    for home, layer in module.named_modules():
+        for own, value in (*layer._parameters.items(), *layer._buffers.items()):
+            name = f"{home}.{own}" if home else own
+            if value is not None and first.setdefault(id(value), name) != name:
+                yield name, first[id(value)]
+
+
+class _Drawing(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Within it all random numbers come from a generator of its own, on the CPU, so that a network draws the
+    same on every device, and beside whatever else a process draws."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.generator = torch.Generator().manual_seed(seed)
+        self.count = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if torch.Tag.nondeterministic_seeded not in func.tags:
+            return func(*args, **kwargs)
+        self.count += 1
+        if func is torch.ops.aten.native_dropout.default:
+            return self._dropout(*args, **kwargs)
+        func = _with_generator(func)
+        first = args[0] if args and isinstance(args[0], Tensor) else None
+        device = torch.device(kwargs.get("device") or (first.device if first is not None else "cpu"))
+        if device.type == "cpu":
+            return func(*args, **{**kwargs, "generator": self.generator})
+        here = {**kwargs, "generator": self.generator, **({"device": "cpu"} if "device" in kwargs else {})}
+        drawn = func(*((first.cpu(), *args[1:]) if first is not None else args), **here)
+        return first.copy_(drawn) if first is not None and func._schema.is_mutable else drawn.to(device)
+
+    def _dropout(self, x: Tensor, p: float, train: bool | None) -> tuple[Tensor, Tensor]:
+        """aten's dropout of a GPU, which keeps no generator."""
+        if train is False or p == 0:
+            return x.clone(), torch.ones_like(x, dtype=torch.bool)
+        keep = torch.rand(x.shape, generator=self.generator, dtype=torch.float32) >= p
+        keep = keep.to(x.device)
+        return x * keep * (1 / (1 - p) if p < 1 else 0.0), keep
+
+
+def _with_generator(func: Any) -> Any:
+    """The overload of an operation of torch's that takes a generator."""
+    names = {"default": "generator", "low": "low_generator"}
+    other = getattr(func.overloadpacket, names.get(func._overloadname, ""), None)
+    for found in (func, other):
+        if found is not None and any(item.name == "generator" for item in found._schema.arguments):
+            return found
+    raise UserError(
+        f"it draws random numbers by {func}, which no seed of a trial reaches; use torch.nn.Dropout, "
+        "torch.nn.functional.dropout, or torch.rand and its like"
+    )

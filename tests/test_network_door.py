@@ -1,0 +1,274 @@
+"""Networks of users' own from a sweep file to the tables: distilled, judged, run only where that is asked."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ddsweep import DistilledSet
+from ddsweep.catalog import TrialSpec
+from ddsweep.data.sources import load_splits
+from ddsweep.errors import UserError
+from ddsweep.one_trial import FinishedTrial, run_trial
+from ddsweep.results.layout import SweepDirectory
+from ddsweep.results.reader import load_results
+from ddsweep.spec import load_sweep
+from ddsweep.trial import distil_trial
+from ddsweep.trial_plan import TrialSettings
+
+NETS = '''
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from layers import Scale
+
+
+class Drop(nn.Module):
+    """Batch norm, dropout by a module and by a function, and a parameter of no layer."""
+
+    def __init__(self, channels, classes, width=4):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, width, 3, padding=1)
+        self.norm = nn.BatchNorm2d(width)
+        self.drop = nn.Dropout(0.2)
+        self.scale = Scale(width)
+        self.head = nn.Linear(width * 16, classes)
+
+    def forward(self, x):
+        x = F.avg_pool2d(F.relu(self.scale(self.norm(self.conv(x))), inplace=True), 2)
+        x = F.dropout2d(x, 0.1, self.training)
+        return self.head(self.drop(x.flatten(1)))
+'''
+LAYERS = """
+import torch
+from torch import nn
+
+
+class Scale(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.free = nn.Parameter(1 + 0.1 * torch.randn(width))
+
+    def forward(self, x):
+        return x * self.free[:, None, None]
+"""
+SMALL = {
+    **{"dataset": "digits", "images_per_class": 2, "inner_steps": 2, "outer_steps": 4, "models_per_step": 2},
+    **{"real_batch": 64, "validate_every": 2, "selection_networks": 2, "inner_lr": 0.1},
+}
+EVALUATE = {"networks": 4, "group_size": 4, "baselines": ["random_real"], "rates": [0.1], "epochs": [1]}
+
+
+@pytest.fixture
+def nets(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a user's files, which ddsweep is started in."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "nets.py").write_text(NETS)
+    (folder / "layers.py").write_text(LAYERS)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+OWN = {"file": "nets.py", "name": "Drop", "width": 6}
+
+
+def trial(network: Any, where: Path, **more: Any) -> FinishedTrial:
+    return run_trial({**SMALL, "network": network, **more}, where, evaluate=EVALUATE)
+
+
+def test_a_network_with_norms_dropout_and_a_free_parameter_is_distilled_and_judged(
+    nets: Path, tmp_path: Path
+) -> None:
+    found = trial(OWN, tmp_path / "results")
+    ref = found.distilled.spec.network_spec.code
+    assert ref is not None and found.row["network"] == f"nets.py:Drop(width=6)@{ref.digest}"
+    assert found.row["network_version"] is None and found.row["test_models"] == 4
+    copies = tmp_path / "results" / "code" / ref.digest
+    assert {path.name for path in copies.iterdir()} == {"nets.py", "layers.py"}
+    assert found.row["test_accuracy_mean"] > 0.1
+    evals = load_results(found.directory).evals
+    assert set(evals["network"]) == {found.row["network"]} and set(evals["source"]) == {
+        "distilled",
+        "random_real",
+    }
+    again = TrialSpec.from_dict(found.distilled.spec.to_dict())
+    assert again == found.distilled.spec and again.trial_id == found.trial_id
+    # The network of the set, in this process, which has run its code: as evaluation has it.
+    first, second = found.distilled.network(0), found.distilled.network(1)
+    assert not torch.equal(first.scale.free, second.scale.free)
+    assert torch.equal(first.scale.free, found.distilled.network(0).scale.free)
+
+
+def test_a_trial_that_is_killed_goes_on_bit_for_bit(nets: Path, tmp_path: Path) -> None:
+    whole = trial(OWN, tmp_path / "whole")
+    spec = whole.distilled.spec
+    splits = load_splits(spec.dataset, None, validation_fraction=0.1, split_seed=0)
+    directory = SweepDirectory(tmp_path / "cut")
+    directory.create()
+    (tmp_path / "whole" / "code").rename(directory.code)
+    torch.manual_seed(5)
+    settings = TrialSettings(threads=1, checkpoint_every=1)
+    for steps in (1, 2, 9):
+        torch.rand(steps)  # whatever else a process draws
+        left = iter([False] * steps)
+        distil_trial(spec, splits, directory, settings, should_stop=partial(next, left, True))
+    assert torch.equal(DistilledSet.load(directory.distilled(spec.trial_id)).images, whole.distilled.images)
+
+
+def test_a_set_is_read_where_its_code_does_not_run(nets: Path, tmp_path: Path) -> None:
+    (nets / "nets.py").write_text(NETS + f"\nopen({str(tmp_path / 'ran')!r}, 'a').write('x')\n")
+    found = trial(OWN, tmp_path / "results")
+    (tmp_path / "ran").unlink()
+    code = f"""
+from ddsweep import DistilledSet, load_results
+found = DistilledSet.load({str(found.directory / "artifacts" / found.trial_id / "distilled.safetensors")!r})
+print(found.images.shape, len(load_results({str(found.directory)!r}).trials))
+try:
+    found.network()
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("torch.Size([2, 10, 1, 8, 8]) 1\nUserError nets.py:Drop(width=6)@")
+    assert "nothing of it runs here" in done.stdout
+    for words in (["status"], ["show", found.trial_id], ["best"]):
+        subprocess.run(
+            [sys.executable, "-m", "ddsweep", *words, str(found.directory)], check=True, capture_output=True
+        )
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("how", ["changed", "torn"])
+def test_a_copy_that_was_changed_is_not_run(nets: Path, tmp_path: Path, how: str) -> None:
+    found = trial(OWN, tmp_path / "results")
+    ref = found.distilled.spec.network_spec.code
+    assert ref is not None
+    copy = found.directory / "code" / ref.digest / "layers.py"
+    copy.write_text(LAYERS + "\nraise SystemExit('ran')\n" if how == "changed" else "")
+    with pytest.raises(UserError, match="nothing of it is run"):
+        trial(OWN, tmp_path / "results", seed=1)
+
+
+def test_a_changed_file_makes_other_trials(nets: Path, tmp_path: Path) -> None:
+    first = trial(OWN, tmp_path / "results")
+    (nets / "layers.py").write_text(LAYERS.replace("0.1 *", "0.2 *"))
+    second = trial(OWN, tmp_path / "results")
+    assert first.trial_id != second.trial_id and not torch.equal(
+        first.distilled.images, second.distilled.images
+    )
+    assert len(list((tmp_path / "results" / "code").iterdir())) == 2
+
+
+def test_matching_goes_by_what_the_last_layer_is_given(nets: Path, tmp_path: Path) -> None:
+    settings = {"method": "distribution_matching", "real_per_class": 8}
+    base = {key: value for key, value in SMALL.items() if key not in ("real_batch", "inner_lr")}
+    found = run_trial({**base, **settings, "network": OWN}, tmp_path / "results", evaluate=EVALUATE)
+    assert found.row["test_accuracy_mean"] > 0.1
+
+    headless = NETS.replace("return self.head(", "return F.linear(").replace(
+        "x.flatten(1)))", "x.flatten(1)), self.head.weight)"
+    )
+    (nets / "nets.py").write_text(headless)
+    with pytest.raises(UserError, match=r"distribution_matching compares .* end it with one"):
+        run_trial({**base, **settings, "network": OWN}, tmp_path / "other", evaluate=EVALUATE)
+
+
+@pytest.mark.slow
+def test_torchvisions_resnet_is_distilled_and_judged(nets: Path, tmp_path: Path) -> None:
+    network = {"module": "torchvision.models", "name": "resnet18"}
+    small = {
+        "outer_steps": 1,
+        "images_per_class": 1,
+        "inner_steps": 1,
+        "models_per_step": 1,
+        "real_batch": 16,
+    }
+    small |= {"selection_networks": 1, "validate_every": 1, "inner_lr": 0.02}
+    evaluate = {**EVALUATE, "networks": 1, "group_size": 1, "baselines": []}
+    found = run_trial(
+        {"dataset": "digits(channels=3,size=16)", "network": network, **small},
+        tmp_path / "results",
+        evaluate=evaluate,
+    )
+    assert found.row["network"] == "torchvision.models:resnet18"
+    assert found.row["network_version"].startswith("torchvision 0.")
+    assert torch.isfinite(found.distilled.images).all() and found.row["n_diverged"] == 0
+    assert not (tmp_path / "results" / "code").exists()
+
+
+# ------------------------------------------------------------------------------------------- plan
+
+
+def test_plan_reads_and_never_runs_a_file_in_its_own_process(
+    nets: Path, tmp_path: Path, ddsweep: Callable[..., Any]
+) -> None:
+    sweep = """
+name: door
+base: {dataset: digits, outer_steps: 2}
+grid:
+  network: [convnet, {file: nets.py, name: Drop, width: 6}, "convnet(width=4)"]
+evaluate: {protocols: [as_distilled, {network: {file: nets.py, name: Drop, width: 3}}]}
+"""
+    (nets / "nets.py").write_text("import sys\nassert 'typer' not in sys.modules\n" + NETS)
+    (nets / "sweep.yaml").write_text(sweep)
+    for said in (2, 0):  # kept: the second time nothing is measured
+        done = ddsweep("plan", "sweep.yaml", XDG_CACHE_HOME=str(tmp_path / "cache"))
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.count("checked and measured once, in a process of its own") == said
+        assert "Drop(width=6)" in done.stdout
+
+
+REFUSED = {
+    "no second derivative": (
+        "return F.hardsigmoid(self.head(x.flatten(1)))",
+        "its gradient cannot be differentiated again",
+    ),
+    "hidden from autograd": (
+        "return self.head(x.flatten(1)) * x.detach().square().mean()",
+        "hidden from autograd",
+    ),
+    "another shape": ("return x", "it makes [2, 6, 4, 4] of 2 images, not [2, 10], a logit for each class"),
+    "raises": ("return self.nothing(x)", "has no attribute 'nothing'"),
+    "remembers": (
+        "self.seen = getattr(self, 'seen', 0) + 1; return self.head(x.flatten(1)) * self.seen",
+        "two passes over the same images differ",
+    ),
+    "draws when it is tested": (
+        "return self.head(x.flatten(1)) + 0 * torch.rand(10)",
+        "draws random numbers in evaluation mode",
+    ),
+}
+
+
+@pytest.mark.parametrize(("line", "said"), REFUSED.values(), ids=REFUSED)
+def test_what_cannot_be_distilled_through_is_refused_before_any_trial(
+    nets: Path, tmp_path: Path, line: str, said: str
+) -> None:
+    (nets / "nets.py").write_text(NETS.replace("return self.head(self.drop(x.flatten(1)))", line))
+    with pytest.raises(UserError) as caught:
+        trial(OWN, tmp_path / "results")
+    assert said in str(caught.value) and str(caught.value).startswith("network: nets.py:Drop(width=6)@")
+    assert not (tmp_path / "results").exists()
+
+
+def test_what_the_page_shows_works(nets: Path, tmp_path: Path) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "networks.md").read_text()
+    blocks = [block.partition("\n")[2] for block in page.split("```")[1::2]]
+    (nets / "my_nets.py").write_text(blocks[0])
+    (nets / "my_sweep.yaml").write_text(blocks[1])
+    networks = load_sweep(nets / "my_sweep.yaml").grid["network"]
+    assert networks[0] == "convnet" and networks[1].startswith("my_nets.py:SmallNet(width=16)@")
+    trial({"file": "my_nets.py", "name": "SmallNet", "width": 16}, nets / "results" / "my_sweep")
+    script = blocks[-1] + "\nprint(type(network).__name__, len(network.state_dict()))\n"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "SmallNet 10\n"
