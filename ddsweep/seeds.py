@@ -1,7 +1,7 @@
 """Seeds by hashing: every random draw in ddsweep has a role, and its seed is a pure function of it.
 
-No generator state is ever stored. Whoever knows the role and the indices draws the same numbers,
-which is what makes a killed trial go on bit for bit and a held-out network the same for every trial.
+No generator state is ever stored. The role and the indices determine the numbers. So a killed trial goes on
+bit for bit, and a held-out network is the same for every trial.
 
 Roles in use
 ------------

@@ -40,18 +40,18 @@ __all__ = [
 ]
 
 MOST_WHITENED = 4096
-"""Values of an image up to which it can be whitened: the matrix has their square."""
+"""An image of more values cannot be whitened: the matrix has their square."""
 
 AUGMENTATIONS = ("shift", "rotate", "scale", "flip", "cutout")
-"""What an augmentation is made of: one of them, or several joined by ``+``."""
+"""The parts of an augmentation: one, or several joined by ``+``."""
 
 _NEVER_FLIPPED = ("digits", "mnist", "usps", "svhn")
-"""Data sets whose classes are not the same in a mirror, at any size and in any colour."""
+"""Data sets with classes that change in a mirror, at any size and in any colour."""
 
 
 def augmentation_parts(name: str, text: str, dataset: str = "") -> tuple[str, ...]:
     """The parts of setting ``name``, such as ``shift+rotate``; none for ``none``. Raises `SettingError`, also
-    for a part that is nothing for the images of ``dataset``."""
+    for a part that does not suit the images of ``dataset``."""
     if text == "none":
         return ()
     parts = text.split("+")
@@ -197,7 +197,7 @@ class Networks(SettingsGroup):
 
 
 def _check_split_of_pool(trial: TrialSpec, pool: PoolSpec) -> None:
-    """Images that the pool was trained on must be neither test nor validation images here."""
+    """Test and validation images must not be training images of the pool."""
     source, own = base_name(pool.source_dataset), trial.dataset.base_name
     prints = (pool.source_fingerprint, trial.dataset.fingerprint)
     if prints[0] == prints[1] if any(prints) else source == own:

@@ -1,4 +1,4 @@
-"""What one pass of one image through a network takes: what costs, memory and plans are reckoned from."""
+"""The measure of one pass of one image through a network: costs, memory and plans follow from it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ __all__ = ["Measure", "is_measured", "measure_of", "remember"]
 
 @dataclass(frozen=True)
 class Measure:
-    """Of one image: ``flops`` of a forward pass (two for a multiply-add of convolutions and matrix products),
-    numbers in the ``outputs`` of all layers that have weights; and ``parameters`` of the network."""
+    """For one image: ``flops`` of a forward pass (two for a multiply-add of convolutions and matrix
+    products), numbers in the ``outputs`` of all layers that have weights; and ``parameters`` of the
+    network."""
 
     flops: int
     outputs: int
@@ -23,7 +24,7 @@ class Measure:
 _Key = tuple[NetworkSpec, tuple[int, int, int], int]
 
 _known: dict[_Key, Measure] = {}
-"""Of networks of users' own, once this process has been told. It holds nothing but facts."""
+"""The measures of users' own networks that this process knows. It holds only facts."""
 
 
 def remember(network: NetworkSpec, shape: tuple[int, int, int], classes: int, found: Measure) -> None:
@@ -35,7 +36,7 @@ def is_measured(network: NetworkSpec, shape: tuple[int, int, int], classes: int)
 
 
 def measure_of(network: NetworkSpec, shape: tuple[int, int, int], classes: int) -> Measure:
-    """Raises `UserError` for a network of a user's own that was not measured (`ddsweep.measuring`)."""
+    """Raises `UserError` for a user's own network that was not measured (`ddsweep.measuring`)."""
     if network.code is None:
         outputs = sum(layer[2] * layer[4] ** 2 for layer in layer_shapes(network, shape, classes))
         parameters = parameter_count(network, shape, classes)

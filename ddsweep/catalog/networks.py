@@ -51,11 +51,10 @@ _NETWORK = re.compile(r"^\s*([a-z0-9_]+)\s*(?:\(([^()]*)\))?\s*$")
 def parse_network(text: str, shape: tuple[int, int, int]) -> NetworkSpec:
     """The `NetworkSpec` named by ``text`` for images of ``shape`` (channels, height, width).
 
-    ``lenet``, ``alexcifarnet``, ``alexnet``, ``convnet`` or
-    ``convnet(depth=3,width=128,norm=instance)``. What is left out of a convnet is depth 2 up to 16 pixels
-    and 3 beyond, width 128, instance norm (Zhao et al. 2021). Raises `SettingError` for an unknown name or
-    parameter, and for a size that the network cannot take. Text of a user's own code (`CodeRef`) is a network
-    whose sizes show when it is built.
+    ``lenet``, ``alexcifarnet``, ``alexnet``, ``convnet`` or ``convnet(depth=3,width=128,norm=instance)``. A
+    convnet's defaults are depth 2 up to 16 pixels and 3 beyond, width 128, instance norm (Zhao et al. 2021).
+    Raises `SettingError` for an unknown name or parameter, and for a size that the network cannot take. Text
+    of a user's own code (`CodeRef`) is a network whose sizes show when it is built.
     """
     if is_code(text):
         return NetworkSpec("own", code=parse_code(text, "network"))
@@ -165,7 +164,8 @@ def layer_shapes(
 def parameter_shapes(
     network: NetworkSpec, shape: tuple[int, int, int], classes: int
 ) -> list[tuple[str, int, int, int]]:
-    """The layers with weights without the size of their images: equal where weights can be exchanged."""
+    """The layers with weights without the size of their images: they are equal if weights can be
+    exchanged."""
     return [layer[:4] for layer in layer_shapes(network, shape, classes)]
 
 

@@ -1,8 +1,9 @@
-"""What an unroll asks of K networks: logits, the gradient of the loss, and the derivative of that gradient.
+"""The passes that an unroll needs of K networks: logits, the gradient of the loss, and the derivative of that
+gradient.
 
-Two ways, the same mathematics: `Explicit` for networks whose layers have their derivatives written out
-(`ddsweep.core.layers`), `Autograd` for any module. Images are ``[n, c, h, w]`` (all networks see the
-same) or ``[K, n, c, h, w]``; targets are labels, int64 ``[n]`` or ``[K, n]``, or learned class
+There are two ways with the same mathematics: `Explicit` for networks whose layers have their derivatives
+written out (`ddsweep.core.layers`), `Autograd` for any module. Images are ``[n, c, h, w]`` (all networks see
+the same) or ``[K, n, c, h, w]``; targets are labels, int64 ``[n]`` or ``[K, n]``, or learned class
 probabilities ``[n, classes]`` or ``[K, n, classes]``.
 """
 
@@ -53,8 +54,8 @@ class Derivatives(Protocol):
         ...
 
     def gradient(self, params: Params, images: Tensor, targets: Tensor, keep: bool) -> tuple[Params, Any]:
-        """g, the gradient of the mean loss of each network by its weights; and, if ``keep``, what `vjp`
-        needs to go back through it."""
+        """g, the gradient of the mean loss of each network by its weights; and, if ``keep``, the values that
+        `vjp` needs to go back through it."""
         ...
 
     def vjp(self, params: Params, kept: Any, v: Params) -> GradientVjp: ...
@@ -66,7 +67,7 @@ class Derivatives(Protocol):
 
 def derivatives_of(network: nn.Module, batching: str, channels_last: bool = False) -> Derivatives:
     """``batching``: ``explicit``, or autograd under ``vmap`` or in a ``loop`` over networks, whose images may
-    have their channels innermost in memory (``channels_last``); where layers are written out that is settled.
+    have their channels innermost in memory (``channels_last``). Written-out layers have one way only.
 
     Raises ``ValueError`` for ``explicit`` and a network whose layers are not written out.
     """
@@ -79,9 +80,10 @@ def derivatives_of(network: nn.Module, batching: str, channels_last: bool = Fals
 
 
 def no_bookkeeping(plan: ExecutionPlan) -> AbstractContextManager[object]:
-    """Within it torch notes nothing down for autograd, if all derivatives of ``plan`` are written out on the
-    CPU: it takes some of the time of every small operation. (A GPU's recordings are written to from outside.)
-    Autograd refuses tensors that were made within it: what is returned must be made anew outside."""
+    """Within it torch records nothing for autograd, if all derivatives of ``plan`` are written out on the
+    CPU: recording takes some of the time of every small operation. (A GPU's recordings are written to from
+    outside.) Autograd refuses tensors that were made within it, so returned tensors must be copied
+    outside."""
     explicit = plan.inner_batching == plan.real_batching == "explicit"
     if explicit and plan.device == "cpu" and not plan.compile:
         return torch.inference_mode()
@@ -110,7 +112,7 @@ class Autograd:
         trained, rest = parts(self.network, params)
         names, count = list(trained), next(iter(trained.values())).shape[0]
         weights = [value.detach().requires_grad_() for value in trained.values()]
-        if keep:  # leaves for each network, so that derivatives by images and targets stay apart
+        if keep:  # leaves for each network, so that derivatives by images and targets stay separate
             images = images.detach().expand(count, *images.shape[-4:]).clone().requires_grad_()
             if targets.is_floating_point():
                 targets = targets.detach().expand(count, *targets.shape[-2:]).clone().requires_grad_()
@@ -139,7 +141,7 @@ class Autograd:
 
 
 class Functional(Autograd):
-    """The same by ``torch.func``, which ``torch.compile`` can follow from end to end."""
+    """The same by ``torch.func``, which ``torch.compile`` can trace from end to end."""
 
     def _losses(self, params: Params, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         losses = losses_per_network(self.logits(params, images), targets)
@@ -173,8 +175,8 @@ class Functional(Autograd):
 
 @dataclass
 class _Kept:
-    """Of one forward and backward pass: what each layer kept, the probabilities ``[K, classes, n]``, and of
-    learned targets (None for labels) the sum for each image."""
+    """The kept values of one forward and backward pass: those of each layer, the probabilities ``[K, classes,
+    n]``, and for learned targets (None for labels) the sum for each image."""
 
     tapes: list[Tape]
     probabilities: Tensor
@@ -189,7 +191,7 @@ def _images_last(images: Tensor) -> Tensor:
 
 
 def _wide(x: Tensor) -> Tensor:
-    """``x`` in a type that a loss can be computed in: not in bfloat16."""
+    """``x`` in a type for losses: not bfloat16."""
     return x.float() if x.dtype == torch.bfloat16 else x
 
 
@@ -217,7 +219,7 @@ class Explicit:
         return losses, found
 
     def _pass(self, params: Params, images: Tensor, targets: Tensor) -> tuple[Tensor, Params, _Kept]:
-        """Losses ``[K]``, gradient, and what was kept of one forward and one backward pass."""
+        """Losses ``[K]``, gradient, and the kept values of one forward and one backward pass."""
         x = _images_last(images)
         tapes = [Tape() for _ in self.layers]
         for layer, tape in zip(self.layers, tapes, strict=True):

@@ -1,7 +1,7 @@
 """Initial weights: network i is a pure function of (network, law, i), drawn on the CPU in float32.
 
-Drawing one network at a time, each with a generator of its own, is what makes it the same network in
-every batch, on every device and in every precision.
+Each network is drawn by itself, with its own generator. So it is the same network in every batch, on every
+device and in every precision.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ def draw_network(network: nn.Module, law: str, param: float, seed: int) -> Param
     ``orthogonal`` with gain p, ``normal`` (0, p); biases are 0. ``default`` is torch's own law, biases
     included. Norm layers start as the identity.
 
-    A law is one for the ``weight`` and ``bias`` of layers. Other parameters (a class token, a scale, the
-    slope of a PReLU) are copied from ``network``. A parameter that several layers share is drawn once.
-    Raises ``ValueError`` for an unknown law, and for a parameter that is to be copied from a network on the
-    meta device.
+    A law holds for the ``weight`` and ``bias`` of layers. Other parameters (a class token, a scale, the slope
+    of a PReLU) are copied from ``network``. A parameter that several layers share is drawn once. Raises
+    ``ValueError`` for an unknown law, and for a parameter that is to be copied from a network on the meta
+    device.
     """
     if law not in INIT_LAWS:
         raise ValueError(f"unknown init law {law!r}; laws are {', '.join(INIT_LAWS)}")

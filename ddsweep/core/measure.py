@@ -1,4 +1,4 @@
-"""What a network takes, measured on the module itself; and, as a process of its own, of a user's own network.
+"""Measures what a network takes, on the module itself; for a user's own network in a separate process.
 
 Run as a module it reads a job from standard input and answers on standard output, both one line of JSON
 (`ddsweep.measuring`): a user's code runs here and not in the process that plans.
@@ -72,7 +72,7 @@ def _answer(job: dict[str, Any]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a user's code prints is no answer
+    os.dup2(2, 1)  # output of a user's code is not an answer
     torch.set_num_threads(1)
     try:
         answer = _answer(json.loads(sys.stdin.readline()))

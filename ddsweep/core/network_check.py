@@ -1,4 +1,4 @@
-"""Whether a network can be distilled through: what a user's own is asked before any trial starts.
+"""Checks whether a network can be distilled through: a user's own is checked before any trial starts.
 
 In float32: two passes that draw the same give the same, and nothing but their generators is drawn from; its
 gradient has a derivative. In float64, if it computes in that: this derivative is the measured slope.
@@ -22,13 +22,13 @@ __all__ = ["faults"]
 
 _COUNT, _IMAGES = 2, 3
 _EPS, _TOLERANCE = 1e-7, 1e-2
-"""The slope is measured across kinks of ReLU and max-pool, which move it a little; what has no derivative, or
-another one (``detach``), is off by all of it."""
+"""The slope is measured across kinks of ReLU and max-pool, which change it a little; a missing or wrong
+derivative (``detach``) is off by all of it."""
 
 
 def faults(network: nn.Module, shape: tuple[int, int, int], classes: int) -> Iterator[str]:
-    """What is wrong with ``network`` for images of ``shape``, each with what to change; nothing if it will
-    do. Where one is found, those after it may not be looked for."""
+    """The faults of ``network`` for images of ``shape``, each with what to change; empty if it is fine. After
+    the first fault later checks may be left out."""
     try:
         copy.deepcopy(network)
     except Exception as error:
@@ -93,7 +93,7 @@ def _case(
 
 
 def _slope_error(network: nn.Module, shape: tuple[int, int, int], classes: int) -> float:
-    """The largest over networks of |measured - computed| / |measured|, of <gradient, v> by images and by
+    """The largest |measured - computed| / |measured| over networks, for <gradient, v> by images and by
     weights together, along a random direction."""
     images, targets, params = _case(network, shape, classes, torch.float64)
     math = Autograd(network, "loop")
@@ -101,7 +101,7 @@ def _slope_error(network: nn.Module, shape: tuple[int, int, int], classes: int) 
     generator = torch.Generator().manual_seed(2)
 
     def direction(like: Params) -> Params:
-        """A random one, one long for each network."""
+        """A random direction of length one for each network."""
         found = {name: torch.randn(x.shape, generator=generator, dtype=x.dtype) for name, x in like.items()}
         return {name: value / _inner(found, found).max().sqrt() for name, value in found.items()}
 

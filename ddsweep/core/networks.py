@@ -1,4 +1,4 @@
-"""The networks as plain modules, and how K of them are computed at once.
+"""The networks as plain modules, and computing K of them at once.
 
 A network is a module without state of its own plus a mapping of parameter names to tensors. A batch
 of K networks is the same mapping with a leading axis K (``params[name]`` is ``[K, ...]``). A module may
@@ -46,8 +46,8 @@ class LeNet(nn.Module):
 def local_response_norm(x: Tensor) -> Tensor:
     """LRN over channels with size 4, alpha .001/9, beta .75, k 1, as ``F.local_response_norm``.
 
-    ``x [..., C, H, W]``. Written as a sum of four shifted slices, because it then costs the same
-    under vmap and in its second derivative as outside.
+    ``x [..., C, H, W]``. Written as a sum of four shifted slices: then it costs the same under vmap and in
+    its second derivative.
     """
     size, alpha, beta, k = 4, 0.001 / 9.0, 0.75, 1.0
     channels = x.shape[-3]
@@ -98,7 +98,7 @@ class AlexNet(nn.Module):
             nn.ReLU(),
             nn.MaxPool2d(3, 2),
         )
-        # The places of dropout stay empty, so that the names are those of torchvision's weights.
+        # The places of dropout stay empty, so that names match torchvision's weights.
         linear = {
             "1": nn.Linear(256 * 6 * 6, 4096),
             "4": nn.Linear(4096, 4096),

@@ -1,8 +1,8 @@
-"""Networks of a user's own: built, looked at once, and gone through as functions of all that they hold.
+"""Networks of a user's own: built, examined once, and called as functions of all that they hold.
 
 The mapping of such a network (``name -> [K, ...]``) has more than weights: its buffers, parameters that are
-not trained, and under `DRAWS`, if it draws random numbers in training, the seed of each network's. So what it
-holds goes wherever its weights go, and derivatives are by the weights alone.
+not trained, and under `DRAWS`, if it draws random numbers in training, the seed of each network's. So all its
+values travel with its weights, and derivatives are by the weights alone.
 
 A pass is of one of three kinds. ``train``: an inner step, in the module's training mode: batch norm takes the
 statistics of the batch and moves its running ones, dropout draws. ``judge``: the outer loss on real images:
@@ -46,7 +46,7 @@ __all__ = [
 ]
 
 DRAWS = "<draws>"
-"""int64 ``[K]`` in the mapping of networks that draw: of each one its seed."""
+"""int64 ``[K]`` in the mapping of networks that draw: the seed of each."""
 
 Kind = Literal["train", "judge", "test"]
 
@@ -55,13 +55,13 @@ _HOME = "_ddsweep_traits"
 
 @dataclass(frozen=True)
 class Traits:
-    """What a network was seen to be when it was built.
+    """The properties of a network, observed when it was built.
 
     ``trained`` and ``rest`` name its parameters, and its buffers and frozen parameters. In training it
     ``moves`` buffers, and ``draws`` random numbers; ``mixes`` says that its logits for one image depend on
     the others of a batch in a ``judge`` pass; ``head`` is the linear layer that gives the logits, if any.
-    ``make(seed)`` builds it anew, which is needed for each network if ``differs``: if parameters that no law
-    fills, or buffers, are drawn when it is built.
+    ``make(seed)`` builds it again. Each network needs that if ``differs``: if building draws buffers, or
+    parameters that no law fills.
     """
 
     make: Callable[[int], nn.Module]
@@ -84,14 +84,14 @@ def traits_of(network: nn.Module) -> Traits | None:
 
 @lru_cache(maxsize=8)
 def own_network(ref: CodeRef, shape: tuple[int, int, int], classes: int) -> nn.Module:
-    """The module of ``ref`` for images of ``shape`` (c, h, w), on the CPU, with what was seen of it; one for
-    all in a process.
+    """The module of ``ref`` for images of ``shape`` (c, h, w), on the CPU, with its observed properties; one
+    for all in a process.
 
     It is called with its options, and by name with those of ``shape``, ``channels``, ``in_channels``,
     ``side``, ``image_size``, ``classes`` and ``num_classes`` that it takes. Raises `UserError` if its code
-    was not loaded, for a call that fails, and for a module that makes no ``[N, classes]`` of images.
+    was not loaded, for a call that fails, and for a module that does not make ``[N, classes]`` from images.
     """
-    # Kernels of attention that are faster have no second derivative.
+    # Faster kernels of attention have no second derivative.
     torch.backends.cuda.enable_flash_sdp(False)
     torch.backends.cuda.enable_mem_efficient_sdp(False)
     factory = loaded_code(ref)
@@ -108,7 +108,7 @@ def own_network(ref: CodeRef, shape: tuple[int, int, int], classes: int) -> nn.M
         module, other = make(0), make(1)
     if not isinstance(module, nn.Module):
         raise UserError(f"network: {ref}: {called} gives a {type(module).__name__}, not a torch.nn.Module")
-    for layer in module.modules():  # autograd may need what would be written over
+    for layer in module.modules():  # autograd may need values that would be overwritten
         if getattr(layer, "inplace", None) is True:
             layer.inplace = False  # type: ignore[assignment]
     trained = tuple(name for name, value in module.named_parameters() if value.requires_grad)
@@ -128,7 +128,7 @@ def own_network(ref: CodeRef, shape: tuple[int, int, int], classes: int) -> nn.M
 
 @contextmanager
 def _told(what: str) -> Iterator[None]:
-    """Whatever a user's code raises, as one message."""
+    """Any error of a user's code, as one message."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError):
@@ -141,8 +141,8 @@ def _told(what: str) -> Iterator[None]:
 
 
 def _given(factory: Any, shape: tuple[int, int, int], classes: int) -> dict[str, Any]:
-    """Those arguments of ``factory`` that tell it of the data. To one that passes others on
-    (``**kwargs``, as torchvision's do) ``num_classes``."""
+    """The arguments of ``factory`` about the data. A factory that passes others on (``**kwargs``, as
+    torchvision's do) gets ``num_classes``."""
     try:
         takes = inspect.signature(factory).parameters
     except (TypeError, ValueError):
@@ -165,7 +165,7 @@ def _member(module: nn.Module, name: str) -> Tensor:
 
 
 def _has_law(module: nn.Module, name: str) -> bool:
-    """Whether a law of first weights fills it (`ddsweep.core.init`)."""
+    """Whether a law of initial weights fills it (`ddsweep.core.init`)."""
     home, _, kind = name.rpartition(".")
     layer = module.get_submodule(home)
     return (
@@ -182,7 +182,7 @@ def _look_at(
     shape: tuple[int, int, int],
     classes: int,
 ) -> dict[str, Any]:
-    """Three passes over two images: what comes out, and what changes."""
+    """Three passes over two images: their output, and what changes."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(2, *shape, generator=generator)
     values = {name: _member(module, name) for name in (*trained, *rest)}
@@ -225,7 +225,7 @@ def _look_at(
 
 
 def initial_rest(network: nn.Module, seed: int) -> tuple[nn.Module, Params]:
-    """The module whose own values network ``seed`` starts from, and all that it holds beside its weights:
+    """The module with the initial values of network ``seed``, and all that it holds besides its weights:
     ``name -> [...]``, and `DRAWS`."""
     traits = traits_of(network)
     assert traits is not None
@@ -246,7 +246,7 @@ def parts(network: nn.Module, params: Params) -> tuple[Params, Params]:
 
 
 def rest_at(rest: Params, step: int) -> Params:
-    """``rest`` for inner step ``step``, whose draws are its own."""
+    """``rest`` for inner step ``step``, with that step's own draws."""
     if DRAWS not in rest:
         return rest
     seeds = [derive_seed("dropout", seed, step) for seed in rest[DRAWS].tolist()]
@@ -267,7 +267,7 @@ def rest_after(network: nn.Module, weights: Params, rest: Params, images: Tensor
 
 
 def forward_own(network: nn.Module, params: Params, images: Tensor, kind: Kind) -> tuple[Tensor, Params]:
-    """Logits ``[K, N, classes]``, one network after another, and what else they hold afterwards."""
+    """Logits ``[K, N, classes]``, one network after another, and their ``rest`` afterwards."""
     traits = traits_of(network)
     assert traits is not None
     own = images.dim() == 5
@@ -298,11 +298,11 @@ def one_pass(
         for layer in module.modules():
             if isinstance(layer, _NormBase):
                 layer.training = True
-    # What a module writes to, it writes to a copy; what it puts in the place of a buffer is in `held` then.
+    # A module writes to copies; a value that it puts in the place of a buffer is in `held` afterwards.
     held = {**values, **{name: values[name].clone() for name in rest}}
     held |= {name: held[first] for name, first in _aliases(module) if first in held}
     with drawing or nullcontext():
-        # Not tied by torch, which leaves a layer that has two names with the tensors of the call.
+        # Not tied by torch, which leaves a layer with two names with the tensors of the call.
         logits: Tensor = functional_call(module, held, (images,), tie_weights=False)
     return logits, {name: held[name].detach() for name in rest}
 
@@ -318,8 +318,8 @@ def _aliases(module: nn.Module) -> Iterator[tuple[str, str]]:
 
 
 class _Drawing(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Within it all random numbers come from a generator of its own, on the CPU, so that a network draws the
-    same on every device, and beside whatever else a process draws."""
+    """Within it all random numbers come from a separate generator on the CPU. So a network draws the same on
+    every device, and independently of other draws of the process."""
 
     def __init__(self, seed: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -345,7 +345,7 @@ class _Drawing(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return first.copy_(drawn) if first is not None and func._schema.is_mutable else drawn.to(device)
 
     def _dropout(self, x: Tensor, p: float, train: bool | None) -> tuple[Tensor, Tensor]:
-        """aten's dropout of a GPU, which keeps no generator."""
+        """aten's dropout of a GPU, which takes no generator."""
         if train is False or p == 0:
             return x.clone(), torch.ones_like(x, dtype=torch.bool)
         keep = torch.rand(x.shape, generator=self.generator, dtype=torch.float32) >= p
@@ -354,7 +354,7 @@ class _Drawing(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _with_generator(func: Any) -> Any:
-    """The overload of an operation of torch's that takes a generator."""
+    """The overload of a torch operation that takes a generator."""
     names = {"default": "generator", "low": "low_generator"}
     other = getattr(func.overloadpacket, names.get(func._overloadname, ""), None)
     for found in (func, other):

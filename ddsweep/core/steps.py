@@ -1,7 +1,7 @@
-"""One inner step and the way back through it: operation by operation, or each compiled as a whole.
+"""One inner step and the way back through it: eager, or each compiled as a whole.
 
-Compiled, the way back takes the step's gradient once more, so that nothing of it has to be kept: a few
-tensors go in, a few come out. The mathematics is the same.
+The compiled way back takes the step's gradient once more, so that nothing of it has to be kept: a few tensors
+go in, a few come out. The mathematics is the same.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ LossAndGradient = Callable[[Params, Tensor, Tensor], tuple[Tensor, Params]]
 
 @dataclass(frozen=True)
 class StepVjp:
-    """Derivatives, carried from after a step to before it: by weights and slots; and by what the step used,
-    its rate ``[K]``, images ``[K, n, c, h, w]`` and, if they are probabilities, targets ``[K, n,
+    """Derivatives, carried from after a step to before it: by weights and slots, and by the inputs of the
+    step: its rate ``[K]``, images ``[K, n, c, h, w]`` and, if they are probabilities, targets ``[K, n,
     classes]``."""
 
     weights: Params
@@ -55,7 +55,8 @@ class Steps(Protocol):
     def forward(
         self, weights: Params, slots: Slots, images: Tensor, targets: Tensor, rate: Rate, t: int, keep: bool
     ) -> tuple[Params, Slots, Any]:
-        """Weights and slots after step ``t``; and, if ``keep``, what `back` needs to go back through it."""
+        """Weights and slots after step ``t`` and, if ``keep``, the values that `back` needs to go back
+        through it."""
         ...
 
     def back(
@@ -96,8 +97,8 @@ class _Eager:
 
 @dataclass(frozen=True)
 class _Compiled:
-    """The passes of `_Eager`, compiled. What changes from step to step, rate and number, goes in as tensors:
-    as numbers they would be compiled in, once for each value."""
+    """The passes of `_Eager`, compiled. Rate and number change from step to step, so they go in as tensors:
+    numbers would be compiled in, once for each value."""
 
     step: Callable[..., tuple[Params, Slots]]
     way_back: Callable[..., tuple[Params, Slots, Tensor, Tensor, Tensor | None]]
@@ -157,8 +158,8 @@ def _compiled(network: nn.Module, batching: str, optimizer: InnerOptimizer, plan
 
 
 def _contiguous(values: Any) -> Any:
-    """All tensors in ``values`` laid out plainly: torch compiles anew for every other stride that comes in,
-    that of an axis of one entry, which ``Tensor.contiguous`` leaves alone, included."""
+    """All tensors in ``values`` with plain strides: torch compiles again for every other stride, also for
+    that of an axis of one entry, which ``Tensor.contiguous`` does not change."""
 
     def plain(value: Tensor) -> Tensor:
         return value.clone(memory_format=torch.contiguous_format)
@@ -168,7 +169,7 @@ def _contiguous(values: Any) -> Any:
 
 def _whole(function: Any) -> Callable[..., Any]:
     """Compiled in one piece or not at all."""
-    # A code object of its own: torch counts against a limit how often it has compiled one.
+    # It gets its own code object, because torch limits how often it compiles one.
     code = function.__code__.replace()
     function = FunctionType(code, function.__globals__, function.__name__, None, function.__closure__)
     return torch.compile(function, fullgraph=True, dynamic=False)
@@ -185,7 +186,7 @@ def _math(network: nn.Module, batching: str, plan: ExecutionPlan) -> Derivatives
 
 
 def steps_of(network: nn.Module, optimizer: InnerOptimizer, plan: ExecutionPlan) -> Steps:
-    """How the inner steps of ``plan`` are taken."""
+    """The inner steps by ``plan``."""
     if plan.compile:
         return _compiled(network, plan.inner_batching, optimizer, plan)
     return _Eager(_math(network, plan.inner_batching, plan), optimizer)
@@ -194,7 +195,7 @@ def steps_of(network: nn.Module, optimizer: InnerOptimizer, plan: ExecutionPlan)
 def loss_and_gradient_of(
     network: nn.Module, optimizer: InnerOptimizer, plan: ExecutionPlan
 ) -> LossAndGradient:
-    """How losses on real images ``[K]`` and their gradients by the weights are taken."""
+    """The function for losses on real images ``[K]`` and their gradients by the weights."""
     if plan.compile:
         return _compiled(network, plan.real_batching, optimizer, plan).loss_and_gradient
     return _math(network, plan.real_batching, plan).loss_and_gradient

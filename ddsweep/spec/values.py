@@ -1,7 +1,7 @@
-"""Single values of a sweep file: types made right, ranges, and the words of the messages.
+"""Single values of a sweep file: corrected types, ranges, and the words of the messages.
 
-PyYAML reads ``1e-3`` as text and ``on`` as true; what may be given, in which spelling, is decided here
-and nowhere else. What makes a value possible is asked of `TrialSpec` itself.
+PyYAML reads ``1e-3`` as text and ``on`` as true; only this module decides which values and spellings are
+allowed. `TrialSpec` itself decides whether a value is possible.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def word(value: Any, allowed: Sequence[str]) -> str:
 
 
 def setting(name: str, value: Any) -> Any:
-    """One science setting with its type made right. Raises `ValueError` if it is wrong by itself."""
+    """One science setting with its type corrected. Raises `ValueError` if the value alone is wrong."""
     declared = SETTINGS[name]
     if declared.optional and (value is None or value == "none"):
         return None
@@ -91,14 +91,14 @@ _GIVEN_AS = {
 # ------------------------------------------------------------------------------ groups of settings
 
 SECTION = ConfigDict(frozen=True, extra="forbid")
-"""Of every mapping in a sweep file: frozen, and unknown keys are errors."""
+"""The base of every mapping in a sweep file: frozen, and unknown keys are errors."""
 
 Problem = tuple[str, str]
-"""(dotted key, what is wrong with it)"""
+"""(dotted key, its problem)"""
 
 
 def settings_of(given: Any, where: str, problems: list[Problem]) -> dict[str, Any]:
-    """A mapping of science settings, typed; what is wrong is added to ``problems``."""
+    """A mapping of science settings, typed; problems are added to ``problems``."""
     if not isinstance(given, dict):
         problems.append((where, f"{shown(given)} is not a mapping of settings to values"))
         return {}
@@ -115,11 +115,11 @@ def settings_of(given: Any, where: str, problems: list[Problem]) -> dict[str, An
 
 
 _MOST_NAMED = 16
-"""Names that a message lists; of more it says where they are."""
+"""A message lists at most so many names; of more it says where they are."""
 
 
 def unknown(key: Any, allowed: Iterable[str], section: str = "") -> str:
-    """What is wrong with a key that is none of ``allowed``, which `ddsweep settings` has by ``section``."""
+    """The problem of a key that is not in ``allowed``; `ddsweep settings` lists these under ``section``."""
     allowed = list(allowed)
     names = f"allowed are {', '.join(allowed)}"
     if len(allowed) > _MOST_NAMED:
