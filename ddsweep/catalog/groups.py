@@ -86,8 +86,8 @@ class Question(SettingsGroup):
     target_class: int | None = None
     """of an attack: another class"""
     whitening: str = setting("none", one_of=("none", "zca"))
-    """`zca`: all images are whitened by the training part (ZCA, epsilon 0.1); distilled images are then made
-    in that space, pictures of them are brought back"""
+    """`zca`: all images are whitened by the training part (ZCA, epsilon 0.1); distilled images are whitened
+    ones, and pictures show them as they would be without"""
 
     @staticmethod
     def check(trial: TrialSpec) -> None:
@@ -265,10 +265,9 @@ class Start(SettingsGroup):
     """`noise`: N(0, 1) in normalised pixels; `real`: training images; `kmeans`: cluster centres of each
     class"""
     image_centre: bool = False
-    """`true`: the mean of all start images is taken away from each, so that they differ in all that they
-    have"""
+    """`true`: the mean of all start images is subtracted from each, so that only their differences remain"""
     image_scale: float = setting(1.0, POSITIVE)
-    """factor on the start images, after that"""
+    """factor on the start images, after `image_centre`"""
 
 
 @dataclass(frozen=True)
@@ -287,8 +286,8 @@ class OuterSteps(SettingsGroup):
     """a network whose loss or gradient is not finite: `skip` leaves it out and counts it, `stop` ends the
     trial"""
     trim: float = setting(0.0, BELOW_ONE)
-    """of the networks of a step, the part with the largest gradients that is left out; random networks
-    only"""
+    """fraction of the networks of a step that is left out: those with the largest gradients; not for
+    `init: fixed`"""
     clip_norm: float | None = setting(None, POSITIVE)
     """largest gradient norm of one network"""
     clip_median: float | None = setting(None, POSITIVE)
@@ -321,13 +320,13 @@ class Update(SettingsGroup):
     outer_decay_factor: float = setting(0.5, POSITIVE)
     """factor of a decay of `step`"""
     ema: float | None = setting(None, BELOW_ONE)
-    """decay of a running mean of all that is learned, which is validated and handed over instead; less in the
-    first steps"""
+    """decay of a running mean of everything that is learned; the mean is validated and becomes the set. The
+    decay is smaller in the first steps"""
     keep: str = setting("last", one_of=("last", "best"))
-    """what is handed over: `last`, or `best` by `val_score`"""
+    """which state becomes the distilled set: the `last`, or the `best` by `val_score`"""
     max_rollbacks: int = setting(0, NOT_NEGATIVE)
-    """times that a trial which diverged goes back to its last healthy state (at a validation step, or the
-    start) at half the outer rate"""
+    """how often a trial that diverges returns to its last healthy state (at a validation step, or the start),
+    at half the outer rate"""
 
 
 @dataclass(frozen=True)
@@ -335,11 +334,11 @@ class Validation(SettingsGroup):
     """Validation"""
 
     validation_fraction: float = setting(0.1, Limit("must lie between 0 and 1", lambda value: 0 < value < 1))
-    """part of the training data that is kept for validation, stratified"""
+    """fraction of the training data that is kept for validation, of each class"""
     split_seed: int = setting(0, SEED)
     """seed of the validation split"""
     selection_networks: int = setting(8, COUNT)
-    """networks that `val_score` is a mean over"""
+    """`val_score` is the mean over so many networks"""
     validate_every: int = setting(100, COUNT)
     """outer steps between validation scores; the last step always has one"""
 

@@ -27,9 +27,9 @@ class Unrolled(SettingsGroup):
     window: int | None = setting(
         None, Limit("must lie between 1 and T = inner_steps x inner_epochs", lambda value: value >= 1)
     )
-    """inner steps that are differentiated, at a random place in T; the outer loss is taken after them"""
+    """the gradient goes through so many inner steps, at a random place in T; the outer loss follows them"""
     labels: str = setting("hard", one_of=("hard", "soft"))
-    """`hard`: classes; `soft`: class probabilities, learned, not bound to be positive or to add up to 1"""
+    """`hard`: classes; `soft`: learned class probabilities, which may be negative and need not add up to 1"""
     inner_augment: str = setting("none", check=augmentation_parts)
     """the changes of `outer_augment`, of the distilled images, in each inner step"""
     real_batch: int = setting(1024, COUNT)
@@ -58,8 +58,8 @@ class Matched(SettingsGroup):
     """Of `distribution_matching`"""
 
     real_per_class: int = setting(256, COUNT)
-    """real images of each class in one outer step of `distribution_matching`; the `outer_augment` of a step
-    is one draw for these and the distilled images"""
+    """real images of each class in one outer step. The step draws one `outer_augment`, for these and for the
+    distilled images"""
 
 
 @dataclass(frozen=True)

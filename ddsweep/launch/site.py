@@ -87,7 +87,7 @@ class Site(BaseModel):
     partition: Text | None = None
     """as for sbatch; none: the site's default"""
     account: Text | None = None
-    """who pays"""
+    """the account that is charged"""
     qos: Text | None = None
     """quality of service"""
     constraint: Text | None = None

@@ -97,8 +97,8 @@ class EvaluateSpec(_Model):
     networks: Count = EvaluationSpec.networks
     """held-out networks, the same for every trial"""
     shards: Count | None = None
-    """Ray actors they are spread over; none: one for each node and at least 2, and where they use GPUs [one
-    for each GPU](#shards)"""
+    """Ray actors that compute them; none: one for each node and at least 2, or, with GPUs, [one for each
+    GPU](#shards)"""
     group_size: Count = EvaluationSpec.group_size
     """networks computed together"""
     protocols: Annotated[
@@ -123,7 +123,7 @@ class EvaluateSpec(_Model):
     neighbour_norm: Annotated[float, BeforeValidator(_norm)] = EvaluationSpec.neighbour_norm
     """p of the distance between images, at least 1; `inf` for the largest difference"""
     inner_steps_beyond: Annotated[tuple[int, ...], BeforeValidator(lambda v: wholes(v, 1))] = ()
-    """inner steps beyond T at which to look too; the rates of the last epoch repeat"""
+    """inner steps beyond T at which networks are tested too; the rates of the last epoch repeat"""
     gpus: Annotated[float, BeforeValidator(real), Field(ge=0, le=1)] | None = None
     """part of a GPU for each shard; none: 0.1 where trials use GPUs, else 0"""
 
@@ -184,17 +184,17 @@ class ResourcesSpec(_Model):
     """`true`: images have their channels innermost in memory where autograd takes derivatives (AlexCifarNet,
     AlexNet)"""
     memory: Annotated[float | str | None, BeforeValidator(_gigabytes)] = "auto"
-    """GB that a trial asks Ray for, so that no more are packed on a machine than fit: `auto` is the estimate
-    that `plan` shows and 1 GB for the process; `null` asks for none"""
+    """GB that a trial asks Ray for, so that a machine gets no more trials than fit: `auto` is the estimate of
+    `plan` and 1 GB for the process; `null` asks for none"""
     threads: Count | None = None
-    """CPU threads of a trial: its networks are dealt out to as many teams of one thread; a single network
-    (`fixed`) has them all; none: as many as `cpus`"""
+    """CPU threads of a trial: each computes a part of the networks, and a single network (`fixed`) uses all;
+    none: as many as `cpus`"""
     total_cpus: Count | None = None
     """CPUs that Ray may use here; none: all"""
     total_gpus: Annotated[float, BeforeValidator(real), Field(ge=0)] | None = None
     """GPUs that Ray may use here; none: all"""
     max_failures: Annotated[int, BeforeValidator(whole), Field(ge=0)] = 3
-    """times a trial is tried again after its worker died, over three minutes, by waits that grow"""
+    """how often a trial is tried again after its worker died, with growing waits, over three minutes"""
     checkpoint_every: Count = 50
     """outer steps between checkpoints"""
     log_every: Count = 10
@@ -267,25 +267,25 @@ class SweepSpec(_Model):
     base: dict[str, Any] = {}
     """settings of every trial"""
     grid: dict[str, list[Any]] = {}
-    """settings and their values, of which every combination is a trial"""
+    """lists of values for settings; every combination is a trial"""
     points: tuple[dict[str, Any], ...] = ()
-    """a list of mappings of settings, crossed with `grid`"""
+    """a list of mappings of settings, crossed with `grid` and `seeds`"""
     search: SearchSpec | None = None
     """settings drawn at random, crossed with `grid` and `points`"""
     seeds: tuple[int, ...] = (0,)
-    """a number, such as 3 for 0, 1, 2, or a list; each setting is run with each"""
+    """a number, such as 3 for 0, 1, 2, or a list; every combination runs with each seed"""
     scheduler: AshaSpec | None = None
-    """stops poor settings early"""
+    """ends trials with poor settings early"""
     evaluate: EvaluateSpec = EvaluateSpec()
     """how distilled sets are judged"""
     resources: ResourcesSpec = ResourcesSpec()
-    """where and how fast trials run; nothing in it changes a result"""
+    """where and how fast trials run; changes no result"""
     skip_invalid: Annotated[bool, Field(strict=True)] = False
-    """`true`: combinations that are impossible are left out, and counted by `plan`"""
+    """`true`: impossible combinations are left out, and `plan` counts them"""
     smoke: dict[str, Any] = {}
-    """small settings that `--smoke` lays over the file to try it out"""
+    """small values, with which `--smoke` tries the file out"""
     published: Annotated[tuple[PublishedSpec, ...], BeforeValidator(one_or_several)] = ()
-    """numbers of papers that stand beside those of the sweep in its report"""
+    """numbers of papers, which the report shows beside those of the sweep"""
 
     @field_validator("name", mode="before")
     @classmethod
