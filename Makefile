@@ -21,7 +21,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses
 CLUSTER_PACKAGES := slurmd slurmctld slurm-client munge slurmdbd slurm-wlm-mysql-plugin mariadb-server \
 	iproute2 procps prometheus chromium
 
-.PHONY: help venv quickstart test test-cluster test-full lint format docs check cluster-deps clean
+.PHONY: help venv axe quickstart test test-cluster test-full lint format docs check cluster-deps clean
 .DEFAULT_GOAL := help
 
 help:
@@ -38,6 +38,10 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
 	VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --compile-bytecode -c constraints.txt -e '.[dev]'
 	@touch $(STAMP)
+
+# What tests/report/test_report_browser.py looks for barriers with; of the tests alone.
+axe:
+	npm install --silent --no-save --prefix .npm axe-core@4.14
 
 quickstart: $(STAMP)
 	$(BIN)/ddsweep run sweeps/quickstart.yaml

@@ -23,7 +23,9 @@ class Browser:
         assert CHROMIUM is not None
         theirs, ours = os.pipe()
         back, answer = os.pipe()
-        options = "--headless --no-sandbox --disable-gpu --no-first-run --remote-debugging-pipe"
+        options = (
+            "--headless --no-sandbox --disable-gpu --no-first-run --hide-scrollbars --remote-debugging-pipe"
+        )
         command = f'exec "$0" {options} --user-data-dir="$1" about:blank 3<&{theirs} 4>&{answer}'
         self._process = subprocess.Popen(
             ["bash", "-c", command, CHROMIUM, str(profile)],

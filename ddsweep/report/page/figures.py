@@ -17,7 +17,7 @@ from ddsweep.results.files import write_atomic
 __all__ = ["figure_of", "write_figures"]
 
 _MOST_POINTS = 6000
-_WIDTH = 480
+_WIDTH, _ROW = 480, 22
 _CONFIG = {
     "font": "DejaVu Sans",
     "background": "white",
@@ -87,6 +87,10 @@ def figure_of(gathered: Gathered, measured: Measured, chart: Chart) -> dict[str,
     description = described(chart, x, colour)
     if description.get("width") == "container":
         description["width"] = _WIDTH
+    if "height" not in description:
+        first = description["layer"][0] if "layer" in description else description
+        field = first["encoding"]["y"]["field"]
+        description["height"] = _ROW * len({row[field] for row in next(iter(datasets.values()))})
     return {**description, "config": _CONFIG, "datasets": datasets}
 
 

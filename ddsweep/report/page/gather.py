@@ -102,7 +102,8 @@ def gather(folders: Sequence[Path], resolve: Resolve = from_catalog) -> Gathered
         trials += _trials(sweep, asked)
     settings = [trial.settings for trial in trials]
     axes = ["sweep"] if len(sweeps) > 1 else []
-    axes += varying(settings, always=("init", "images_per_class")) if settings else []
+    axes += varying(settings) if settings else []
+    axes = axes or ["images_per_class"]
     told = telling(settings, axes) if settings else []
     found = [
         replace(trial, number=number, label=_label(trial, own))

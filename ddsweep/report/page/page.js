@@ -115,7 +115,7 @@ function buildFilters() {
 
 function sortable(table) {
   const heads = $("thead th", table), body = table.tBodies[0];
-  heads.forEach((head, place) => {
+  heads.forEach((head) => {
     const button = make("button", { type: "button" }, head.textContent);
     head.replaceChildren(button);
     button.addEventListener("click", () => {
@@ -123,7 +123,7 @@ function sortable(table) {
       for (const other of heads) other.removeAttribute("aria-sort");
       head.setAttribute("aria-sort", up ? "ascending" : "descending");
       const key = (row) => {
-        const cell = row.cells[place];
+        const cell = row.cells[head.cellIndex];
         if (cell.dataset.v === undefined) return cell.textContent;
         return cell.dataset.v === "" ? null : Number(cell.dataset.v);
       };
@@ -154,9 +154,11 @@ function pickable(table) {
 
 // ------------------------------------------------------------------------------------------- charts
 
-const MOST_POINTS = 6000;
+const MOST_POINTS = 6000, MANY = 150, ROW = 26;
 const isDark = () =>
   (state.theme || (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light")) === "dark";
+
+const colours = () => data.colours[isDark() ? "dark" : "light"];
 
 function config() {
   const style = getComputedStyle(document.documentElement);
@@ -171,7 +173,7 @@ function config() {
   };
 }
 
-const scaleOf = (axis) => ({ type: axis.log ? "log" : "linear", zero: false, nice: true });
+const scaleOf = (axis) => (axis.log ? { type: "log", nice: true } : { zero: false, nice: true });
 
 // Another axis, or another colour, in all layers of a description.
 function withAxes(spec, x, colour) {
@@ -187,11 +189,12 @@ function withAxes(spec, x, colour) {
         encoding.xOffset = { field: "o", type: "quantitative", scale: { domain: [-1.2, 1.2] } };
       }
     }
+    if (!colour && encoding.color && encoding.color.field === "c") encoding.color.scale = { range: colours() };
     if (colour && encoding.color && encoding.color.field === "c") {
       const base = { field: "c", title: colour.title };
       encoding.color = colour.kind === "quantitative"
         ? { ...base, type: "quantitative", scale: { scheme: "viridis", type: colour.log ? "log" : "linear" } }
-        : { ...base, type: colour.kind === "ordinal" ? "ordinal" : "nominal", scale: { range: data.colours },
+        : { ...base, type: colour.kind === "ordinal" ? "ordinal" : "nominal", scale: { range: colours() },
             legend: { orient: "bottom", columns: 1, labelLimit: 600, symbolLimit: 20, symbolOpacity: 1 } };
     }
   }
@@ -249,6 +252,20 @@ function rowsOf(chart) {
   return found;
 }
 
+// Of many trials smaller dots, and paler bars.
+function crowded(spec) {
+  for (const layer of spec.layer) {
+    if (layer.mark.type === "point") Object.assign(layer.mark, { size: 14, opacity: 0.7 });
+    if (layer.mark.type === "rule") layer.mark.opacity = 0.2;
+  }
+}
+
+function heightIn(spec, datasets) {
+  const first = spec.layer ? spec.layer[0] : spec;
+  const field = (first.encoding || spec.encoding).y.field;
+  return new Set(Object.values(datasets)[0].map((row) => row[field])).size;
+}
+
 const dirty = new Set();
 async function draw(name) {
   dirty.delete(name);
@@ -262,6 +279,8 @@ async function draw(name) {
   if (!none) {
     const spec = withAxes(chart.spec, chart.axes ? axes[state.x] : null, chart.colour ? axes[state.colour] : null);
     for (const [key, value] of Object.entries(datasets)) (spec.datasets ||= {})[key] = value;
+    if (chart.axes && shown.size > MANY) crowded(spec);
+    if (spec.height === undefined) spec.height = ROW * heightIn(spec, datasets);
     const result = await vegaEmbed(plot, spec, {
       actions: false, renderer: "canvas", config: config(), tooltip: { theme: isDark() ? "dark" : "light" },
     });

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ddsweep.report.page.charts import COLOURS, described
+from ddsweep.report.page.charts import COLOURS, DARK_COLOURS, described
 from ddsweep.report.page.gather import Gathered
 from ddsweep.report.page.measures import Measured, axis_of
 from ddsweep.report.page.section import Section
@@ -22,7 +22,7 @@ _MOST_PICKED = 6
 def payload(
     gathered: Gathered, measured: Measured, sections: Sequence[Section], renew: float | None
 ) -> dict[str, Any]:
-    axes = gathered.axes or ["images_per_class"]
+    axes = gathered.axes
     along, colour = axes_of(gathered)
     return {
         "trials": [
@@ -46,7 +46,7 @@ def payload(
         ],
         "x": along,
         "colour": colour,
-        "colours": COLOURS,
+        "colours": {"light": COLOURS, "dark": DARK_COLOURS},
         "picked": picked(gathered),
         "renew": renew,
         "networks": _networks(measured),
@@ -70,8 +70,7 @@ def payload(
 
 def axes_of(gathered: Gathered) -> tuple[str, str]:
     """What is along x, and what the colours are, before a reader chooses: settings, not seeds."""
-    axes = gathered.axes or ["images_per_class"]
-    told = [name for name in axes if name not in ("sweep", "seed")] or axes
+    told = [name for name in gathered.axes if name not in ("sweep", "seed")] or gathered.axes
     numbers = [name for name in told if axis_of(gathered, name).kind != "nominal"]
     along = (numbers or told)[0]
     return along, next((name for name in told if name != along), along)

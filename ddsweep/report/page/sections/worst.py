@@ -60,33 +60,30 @@ def worst_section(gathered: Gathered, finals: Mapping[int, Spread]) -> Section:
     if hard := _hard(gathered, several):
         parts.append(hard)
     diverged = sum(found.n_diverged for found in finals.values())
-    text = (
-        f"{diverged} of {sum(len(found.values) for found in finals.values())} networks diverged; each "
-        f"counts as wrong "
-        "answers in every mean."
-    )
+    count = sum(len(found.values) for found in finals.values())
+    text = f"{diverged:,} of {count:,} networks diverged; each counts as wrong answers in every mean."
     return Section("worst", "The worst networks", [tag("p", text), *parts])
 
 
 def _hard(gathered: Gathered, several: Mapping[int, Spread]) -> Table | None:
     """Network i is the same for every trial of its architecture, law and data: which are low for most?"""
-    frames = []
+    kinds = []
     for number, found in several.items():
         settings = gathered.trials[number].settings
-        kind = ", ".join(
-            str(settings.get(name))
-            for name in ("dataset", "network", "init_law", "pool")
-            if settings.get(name)
-        )
-        below = found.values - found.values.mean()
-        frames.append(
-            pd.DataFrame({"kind": kind, "network": found.seeds, "below": below, "value": found.values})
-        )
-    whole = pd.concat(frames).groupby(["kind", "network"])
+        words = (settings.get(name) for name in ("dataset", "network", "init_law", "pool"))
+        kinds += [", ".join(str(word) for word in words if word)] * len(found.values)
+    every = list(several.values())
+    columns = {
+        "kind": kinds,
+        "network": np.concatenate([found.seeds for found in every]),
+        "below": np.concatenate([found.values - found.values.mean() for found in every]),
+        "value": np.concatenate([found.values for found in every]),
+    }
+    whole = pd.DataFrame(columns).groupby(["kind", "network"])
     table = whole.agg(
         below=("below", "mean"), value=("value", "mean"), trials=("value", "size")
     ).reset_index()
-    table = table[table["trials"] > 1].sort_values("below").head(_MOST)
+    table = table[(table["trials"] > 1) & (table["below"] < 0)].sort_values("below").head(_MOST)
     if table.empty:
         return None
     rows = [

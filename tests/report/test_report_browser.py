@@ -1,0 +1,239 @@
+"""The pages of `ddsweep report` in a real Chromium: nothing on the console, nothing asked for, and what is
+clicked works."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ddsweep.report.page.gather import gather
+from ddsweep.report.page.write import write_page
+from ddsweep.results.lock import SweepLock
+from tests.report.browser import CHROMIUM, Browser
+from tests.report.conftest import Folder, spec
+from tests.report.generated import generate
+from tests.report.test_report import ASKED, whole
+
+AXE = Path(__file__).parents[2] / ".npm/node_modules/axe-core/axe.min.js"
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (make cluster-deps)")
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    made = Browser(tmp_path_factory.mktemp("profile"))
+    yield made
+    made.close()
+
+
+def barriers(browser: Browser) -> list[Any]:
+    """What axe-core finds that keeps people out, seriously or critically."""
+    if not AXE.exists():
+        pytest.skip("needs axe-core (make axe)")
+    browser.ask(f"(() => {{ {AXE.read_text()} }})()")
+    found = "axe.run(document, {resultTypes: ['violations']}).then((found) => found.violations"
+    keep = "filter((one) => ['serious', 'critical'].includes(one.impact))"
+    told = "map((one) => [one.id, one.nodes.slice(0, 3).map((node) => node.html.slice(0, 200))])"
+    answer: list[Any] = browser.ask(f"{found}.{keep}.{told})")
+    return answer
+
+
+def silent(browser: Browser) -> None:
+    assert browser.said() == []
+    assert browser.asked() == []
+
+
+def rows(browser: Browser, condition: str = "!row.hidden") -> int:
+    body = "document.querySelector('#all-trials').tBodies[0].rows"
+    count: int = browser.ask(f"[...{body}].filter((row) => {condition}).length")
+    return count
+
+
+def column(browser: Browser, title: str) -> list[str]:
+    """The texts of a column of the table of trials, from the top."""
+    found: list[str] = browser.ask(
+        "(() => { const table = document.querySelector('#all-trials');"
+        f"const place = [...table.tHead.rows[0].cells].findIndex((head) => head.textContent === '{title}');"
+        "return [...table.tBodies[0].rows].map((row) => row.cells[place].textContent); })()"
+    )
+    return found
+
+
+def choose(browser: Browser, select: str, value: str) -> None:
+    browser.ask(
+        f"(() => {{ const one = document.getElementById('{select}'); one.value = '{value}';"
+        "one.dispatchEvent(new Event('change')); })()"
+    )
+
+
+def small(folder: Folder) -> Path:
+    trials = whole(folder)
+    for trial in trials:
+        picture = folder.directory.grid(trial.trial_id)
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        picture.write_bytes(PNG)
+    return folder.directory.root
+
+
+PNG = bytes.fromhex(
+    "89504e470d0a1a0a0000000d49484452000000010000000108060000001f15c4890000000d4944415478da63fccf50f0"
+    "0f0004850180d5a8e2640000000049454e44ae426082"
+)
+
+
+@pytest.mark.parametrize(("width", "dark"), [(1200, False), (1200, True), (390, False)])
+def test_a_sweep_is_drawn_silently_and_keeps_nobody_out(
+    browser: Browser, folder: Folder, tmp_path: Path, width: int, dark: bool
+) -> None:
+    path = write_page(gather([small(folder)]), tmp_path / "out")
+    browser.open(path, width=width, dark=dark)
+    browser.draw_all()
+    assert browser.ask("document.querySelectorAll('figure.chart canvas').length") >= 5
+    assert browser.ask("[...document.querySelectorAll('.pictures img')].every((one) => one.naturalWidth)")
+    assert browser.ask("document.documentElement.scrollWidth") == width
+    assert barriers(browser) == []
+    silent(browser)
+
+
+def test_filter_sort_pick_and_axis(browser: Browser, folder: Folder, tmp_path: Path) -> None:
+    browser.open(write_page(gather([small(folder)]), tmp_path / "out"))
+    browser.draw_all()
+    assert rows(browser) == 4
+    choose(browser, "filter-inner_lr", "0.1")
+    assert rows(browser) == 2
+    assert browser.ask("document.getElementById('shown').textContent") == "2 of 4 trials shown"
+    assert set(column(browser, "inner lr")) == {"0.02", "0.1"}
+    browser.ask("document.getElementById('reset').click()")
+    assert rows(browser) == 4
+    heads = "[...document.querySelectorAll('#all-trials th button')]"
+    head = f"{heads}.find((one) => one.textContent === 'validation')"
+    browser.ask(f"{head}.click()")
+    assert column(browser, "validation") == ["50.0", "60.0", "70.0", "80.0"]
+    browser.ask(f"{head}.click()")
+    assert column(browser, "validation") == ["80.0", "70.0", "60.0", "50.0"]
+    assert browser.ask(f"{head}.closest('th').getAttribute('aria-sort')") == "descending"
+    steps = "document.getElementById('chart-inner-steps')"
+    before = browser.ask(f"{steps}.dataset.rows")
+    drawn = browser.ask(f"{steps}.dataset.drawn")
+    browser.ask("document.querySelector('#all-trials input:not(:checked)').click()")
+    browser.wait(f"{steps}.dataset.drawn > {drawn}")
+    assert int(browser.ask(f"{steps}.dataset.rows")) > int(before)
+    accuracy = "document.getElementById('chart-accuracy')"
+    drawn = browser.ask(f"{accuracy}.dataset.drawn")
+    choose(browser, "accuracy-x", "seed")
+    browser.wait(f"{accuracy}.dataset.drawn > {drawn}")
+    assert browser.ask(f"{accuracy}.view.data('bars').map((row) => row.x).sort().join()") == "0,0,1,1"
+    silent(browser)
+
+
+def test_every_control_is_reached_by_keyboard(browser: Browser, folder: Folder, tmp_path: Path) -> None:
+    browser.open(write_page(gather([small(folder)]), tmp_path / "out"))
+    browser.draw_all()
+    wanted = browser.ask(
+        "[...document.querySelectorAll('a, button, input, select, summary, [tabindex]')]"
+        ".filter((one) => one.checkVisibility()).length"
+    )
+    reached = set()
+    for _ in range(wanted + 20):
+        browser.press("Tab")
+        number = browser.ask("[...document.querySelectorAll('*')].indexOf(document.activeElement)")
+        if number in reached and len(reached) >= wanted:
+            break
+        reached.add(number)
+    assert len(reached) >= wanted
+    browser.ask("document.querySelector('button.zoom').focus()")
+    browser.press("Enter")
+    assert browser.wait("document.getElementById('zoom').open")
+    browser.press("Escape")
+    assert browser.wait("!document.getElementById('zoom').open")
+    silent(browser)
+
+
+def test_a_running_sweep_renews_itself_and_keeps_what_was_chosen(
+    browser: Browser, folder: Folder, tmp_path: Path
+) -> None:
+    root = small(folder)
+    folder.asked(ASKED.replace("0.1]", "0.1, 0.5]"))
+    with SweepLock(folder.directory.lock):
+        folder.history(spec(init="random", inner_lr=0.5), last=20)
+        gathered = gather([root])
+        assert gathered.running
+        path = write_page(gathered, tmp_path / "out", renew=2)
+        browser.open(path)
+        assert "The sweep is running" in browser.ask("document.body.textContent")
+        assert column(browser, "state").count("running") == 1
+        choose(browser, "filter-inner_lr", "0.1")
+        first = browser.ask("performance.timeOrigin")
+        write_page(gather([root]), tmp_path / "out")
+        ready = "(document.documentElement || {dataset: {}}).dataset.ready"
+        browser.wait(f"performance.timeOrigin > {first} && {ready}")
+        assert rows(browser) == 2
+    silent(browser)
+
+
+@pytest.mark.parametrize("state", ["failed", "stopped", "nothing"])
+def test_pages_without_an_answer(browser: Browser, folder: Folder, tmp_path: Path, state: str) -> None:
+    folder.asked(ASKED)
+    for lr in (0.02, 0.1):
+        trial = spec(init="random", inner_lr=lr)
+        if state == "failed":
+            folder.failure(trial, "<script>alert(1)</script>")
+        elif state == "stopped":
+            folder.stopped(trial)
+    browser.open(write_page(gather([folder.directory.root]), tmp_path / "out"))
+    browser.draw_all()
+    assert barriers(browser) == []
+    silent(browser)
+
+
+def test_one_trial_of_one_network(browser: Browser, folder: Folder, tmp_path: Path) -> None:
+    folder.asked("name: small\nbase: {dataset: digits}\n")
+    folder.evaluated(spec(init="fixed"))
+    browser.open(write_page(gather([folder.directory.root]), tmp_path / "out"))
+    browser.draw_all()
+    assert barriers(browser) == []
+    silent(browser)
+
+
+def test_a_thousand_trials(browser: Browser, tmp_path: Path) -> None:
+    """1,000 trials x 200 networks x 5 steps: seconds and memory of the command, and the page stays quick."""
+    generate(tmp_path / "large", 1000, 200)
+    command = [
+        sys.executable,
+        "-m",
+        "ddsweep",
+        "report",
+        str(tmp_path / "large"),
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    before = os.times()
+    start = time.monotonic()
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    seconds, after = time.monotonic() - start, os.times()
+    cpu = after.children_user - before.children_user + after.children_system - before.children_system
+    memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    path = tmp_path / "out" / "index.html"
+    size = path.stat().st_size
+    ready = browser.open(path)
+    print(
+        f"{time.monotonic() - start:.1f} s, {cpu:.1f} s of CPU, {memory / 1e6:.2f} GB, {size / 1e6:.1f} "
+        f"MB, {ready} ms"
+    )
+    assert cpu < 10 and size < 20e6 and memory < 1_500_000
+    assert rows(browser) == 1000
+    browser.draw_all()
+    start = time.monotonic()
+    choose(browser, "filter-images_per_class", "4")
+    seconds = time.monotonic() - start
+    assert 0 < rows(browser) < 1000
+    assert seconds < 5
+    silent(browser)
