@@ -23,7 +23,7 @@ def report(
     ] = False,
     watch: Annotated[
         float | None,
-        typer.Option(metavar="SECONDS", help="Write it anew every so often until no sweep runs any more."),
+        typer.Option(metavar="SECONDS", help="Write it again every so often until no sweep runs."),
     ] = None,
     data_root: Annotated[
         Path | None, typer.Option("--data-root", help="Folder of data sets (or DDSWEEP_DATA).", metavar="DIR")

@@ -329,11 +329,11 @@ def test_weights_of_imagenet_suit_any_number_of_classes() -> None:
         ({"objective": "attack", "attack_class": 1}, "target_class: objective: attack needs one; 0 to 9"),
         (
             {"objective": "attack", "attack_class": 10, "target_class": 1},
-            "attack_class: 10 is no class of digits",
+            "attack_class: 10 is not a class of digits",
         ),
         (
             {"objective": "attack", "attack_class": 0, "target_class": -1},
-            "target_class: -1 is no class of digits",
+            "target_class: -1 is not a class of digits",
         ),
         (
             {"objective": "attack", "attack_class": 3, "target_class": 3},

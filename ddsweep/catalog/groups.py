@@ -119,7 +119,7 @@ def _check_attack(trial: TrialSpec) -> None:
         if value is None:
             raise SettingError(f"{name}: objective: attack needs one; 0 to {last}")
         if not 0 <= value <= last:
-            raise SettingError(f"{name}: {value} is no class of {trial.dataset.name}: 0 to {last}")
+            raise SettingError(f"{name}: {value} is not a class of {trial.dataset.name}: 0 to {last}")
     if trial.attack_class == trial.target_class:
         raise SettingError(
             f"target_class: {trial.target_class} is attack_class too; they must be different classes"

@@ -59,7 +59,7 @@ def parse_code(text: str, what: str) -> CodeRef:
     match = _TEXT.fullmatch(text.strip())
     options = None if match is None else _options(match["options"] or "")
     if match is None or options is None:
-        raise SettingError(f"{what}: {text!r} is no code of one's own, such as {_EXAMPLE}")
+        raise SettingError(f"{what}: {text!r} is not the name of own code, such as {_EXAMPLE}")
     where, digest = match["where"], match["digest"] or ""
     if where.endswith(".py") != bool(digest):
         hint = "names a file without the hash of its source" if not digest else "has the hash of a file"

@@ -182,7 +182,7 @@ def decode_parquet(
                 if row >= count:
                     break
                 if label not in numbers:
-                    raise DataError(f"{where}: label {label!r} is no class")
+                    raise DataError(f"{where}: label {label!r} is not a class")
                 if not content:
                     raise DataError(f"{where}: there are no bytes of an image")
                 labels[start + row] = numbers[label]

@@ -89,7 +89,7 @@ def list_folder(spec: DatasetSpec, root: Path | None) -> Listing:
             where = " and ".join(map(str, parts[role]))
             raise DataError(
                 f"dataset {spec.name}: {role} has a folder {extra[0]!r} in {where} "
-                f"that is no class; classes are {', '.join(names)}"
+                f"that is not a class; classes are {', '.join(names)}"
             )
         files[role] = [
             (label, Path(path))

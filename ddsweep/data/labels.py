@@ -132,7 +132,7 @@ def _unknown(
         f"{place_text(places[role][i])}: label {labels[role][i]} is {allowed}"
         for role, i in wrong[:MOST_EXAMPLES]
     ]
-    return [listed("labels are no classes", told, len(wrong))]
+    return [listed("labels are not classes", told, len(wrong))]
 
 
 class _Named(NamedTuple):

@@ -141,7 +141,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             raise DataError(f"{ALEXNET}: {path}: {name} has values that are not finite")
     unknown = sorted(set(map(str, found)) - set(ALEXNET_SHAPES))
     if unknown:
-        raise DataError(f"{ALEXNET}: {path}: {unknown[0]} is no weight of torchvision.models.alexnet")
+        raise DataError(f"{ALEXNET}: {path}: {unknown[0]} is not a weight of torchvision.models.alexnet")
     return weights
 
 

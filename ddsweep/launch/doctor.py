@@ -132,7 +132,7 @@ def examine_nodes(site: Site, request: Request, patience_s: float) -> Iterator[F
 def check_packages(found: dict[str, str]) -> Finding:
     absent = [name for name, version in found.items() if version == "none"]
     if absent:
-        return Finding("FAIL", "packages", f"not installed: {', '.join(absent)}; pip install ddsweep anew")
+        return Finding("FAIL", "packages", f"not installed: {', '.join(absent)}; pip install ddsweep again")
     return Finding("ok", "packages", ", ".join(f"{name} {version}" for name, version in found.items()))
 
 
@@ -147,9 +147,9 @@ def check_data_here(root: Path | None, data: Sequence[str], sweep: SweepSpec | N
     missing = missing_data(data, root)
     if missing:
         told = "; ".join(f"{name}: {what}" for name, what in missing.items())
-        return Finding("FAIL", "data", f"{told}; ddsweep data list shows what is where")
+        return Finding("FAIL", "data", f"{told}; ddsweep data list shows the data and their places")
     if root is not None and not root.is_dir():
-        return Finding("FAIL", "data", f"{root} is no folder; set --data-root or DDSWEEP_DATA")
+        return Finding("FAIL", "data", f"{root} is not a folder; set --data-root or DDSWEEP_DATA")
     there = [name for name in data if name != ALWAYS_THERE]
     if sweep is not None:
         return check_own_data(sweep, root, f"{sweep.name} needs {', '.join(data)}: there")
@@ -223,7 +223,7 @@ def check_commands(site: Site) -> Finding:
         return Finding(
             "FAIL",
             "slurm",
-            f"no such command: {', '.join(absent)}; this is no login node, or a module is not loaded",
+            f"no such command: {', '.join(absent)}; this is not a login node, or a module is not loaded",
         )
     said = ask("sinfo", "--version")
     up = ask("scontrol", "ping")
@@ -528,7 +528,7 @@ def check_data(nodes: Sequence[Facts], data: Sequence[str]) -> Finding:
     def missing(found: Facts) -> str:
         return "; ".join(f"{name}: {what}" for name, what in found.missing.items())
 
-    fine = f"what is here is visible on {_count(nodes)}: {', '.join(data)}"
+    fine = f"the data here are visible on {_count(nodes)}: {', '.join(data)}"
     return _of_each("data", nodes, missing, fine, "set --data-root to a folder that all nodes share")
 
 

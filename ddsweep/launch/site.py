@@ -55,7 +55,7 @@ def _minutes(value: Any) -> int:
         if total > 0:
             return total
     # A bare number is refused: Slurm reads minutes, other programs seconds.
-    raise ValueError(f"{shown(value)} is no time; write 90m, 4h, 1d12h, or '04:00:00' in quotes")
+    raise ValueError(f"{shown(value)} is not a time; write 90m, 4h, 1d12h, or '04:00:00' in quotes")
 
 
 def _names(value: Any) -> Any:

@@ -251,7 +251,7 @@ def _refusal(text: str, site: Site) -> str:
 def _require(command: str) -> None:
     if shutil.which(command) is None:
         raise SubmissionError(
-            f"{command}: no such command: this is no login node of a Slurm cluster, or its module is not "
+            f"{command}: no such command: this is not a login node of a Slurm cluster, or its module is not "
             "loaded; a site with `scheduler: local` needs no Slurm"
         )
 

@@ -57,7 +57,7 @@ def settings_page(name: str | None, more: Mapping[str, type[BaseModel]]) -> Rend
     known = names_of_settings(more)
     near = difflib.get_close_matches(name, known, n=1)
     meant = f"did you mean {near[0]}?" if near else "ddsweep settings without a name shows all"
-    raise SettingError(f"{name!r} is no setting, section, network or data set; {meant}")
+    raise SettingError(f"{name!r} is not a setting, section, network or data set; {meant}")
 
 
 def names_of_settings(more: Mapping[str, type[BaseModel]]) -> list[str]:

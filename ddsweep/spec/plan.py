@@ -55,7 +55,7 @@ class _Made:
 
 def no_pools(value: str | dict[str, Any]) -> PoolSpec:
     """Used without a folder of pools."""
-    raise DataError(f"pool: {value!r}: what it was trained on enters the trial ids, and it is not here")
+    raise DataError(f"pool: {value!r}: its training data enter the trial ids, and the pool is not here")
 
 
 def expand(
@@ -216,7 +216,7 @@ def _assumed(sweep: SweepSpec, combination: _Combination) -> tuple[str, str] | N
         values = ", ".join(f"{name}={combination.settings[name]}" for name in given)
         raise SettingError(
             f"sweep {sweep.name}: {combination.text}: all three sizes are given ({values}); give one or two, "
-            "for images_per_class = inner_steps x images_per_class_per_step"
+            "because images_per_class = inner_steps x images_per_class_per_step"
         )
     if len(given) != 1:
         return None

@@ -161,6 +161,6 @@ def check_gpus_seen(granted: float, who: str) -> None:
     shown = "is not set" if visible is None else f"is {visible!r}"
     raise UserError(
         f"{who} was granted {granted:g} GPU, that is number {', '.join(ids) or 'none'} in Ray, but "
-        f"CUDA_VISIBLE_DEVICES {shown}: a worker must see what it was granted and nothing else; leave the "
+        f"CUDA_VISIBLE_DEVICES {shown}: a worker must see exactly what it was granted; leave the "
         "variable to Ray, and RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES unset on every node"
     )

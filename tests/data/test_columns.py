@@ -189,7 +189,7 @@ def test_text_in_the_order_of_class_names(tmp_path: Path) -> None:
         (
             {"label": lambda i: LABELS if i < 2 else [-1] * 20},
             {},
-            r"1. 20 labels are no classes: test.parquet: row 0: label -1 is out of range \(0 to 3\)"
+            r"1. 20 labels are not classes: test.parquet: row 0: label -1 is out of range \(0 to 3\)"
             r"; .*; and 10 more\n  2. 4 of 4 classes have no images in test: 0, 1, 2, 3$",
         ),
         (

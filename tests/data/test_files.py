@@ -204,7 +204,7 @@ def test_folders_that_cannot_be_used(make_folder: Any) -> None:
         resolve_dataset({**FOLDER, "classes": 3}, root)
     (pets / "test/horse").mkdir()
     with pytest.raises(
-        DataError, match=r"test has a folder 'horse' .* that is no class; classes are cat, dog"
+        DataError, match=r"test has a folder 'horse' .* that is not a class; classes are cat, dog"
     ):
         resolve_dataset(FOLDER, root)
     (pets / "train/horse").mkdir()

@@ -173,9 +173,9 @@ BOMB = '<!DOCTYPE x [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a
         (
             [("unicorn", (1, 1, 5, 5))],
             "",
-            "000003.xml: object 1: 'unicorn' is no class of VOC; classes are aero",
+            "000003.xml: object 1: 'unicorn' is not a class of VOC; classes are aero",
         ),
-        ([("", (1, 1, 5, 5))], "", "000003.xml: object 1: '' is no class of VOC"),
+        ([("", (1, 1, 5, 5))], "", "000003.xml: object 1: '' is not a class of VOC"),
         (
             [("dog", (1, 1, 5, "five"))],
             "",
@@ -234,7 +234,7 @@ def test_other_damage_to_voc(voc: Path) -> None:
     trainval.write_text(names + "999999\n")
     fails(SMALL, voc, "Annotations/999999.xml is missing, but .*trainval.txt names it")
     trainval.write_text(names + "../../secret\n")
-    fails(SMALL, voc, r"trainval.txt: '../../secret' is no name of an image")
+    fails(SMALL, voc, r"trainval.txt: '../../secret' is not an image's name")
     trainval.write_text(names + "000003\n")
     fails(SMALL, voc, "trainval.txt: an image is named twice")
     trainval.write_text(names + "000101\n")

@@ -169,7 +169,7 @@ def test_other_weights(tmp_path: Path) -> None:
     )
     fails(
         with_(features_1_weight=torch.zeros(3)),
-        "features.1.weight is no weight of torchvision.models.alexnet",
+        "features.1.weight is not a weight of torchvision.models.alexnet",
     )
     torch.save([1, 2], tmp_path / "list.pth")
     fails(tmp_path / "list.pth", "holds no tensors by name")

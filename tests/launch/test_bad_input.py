@@ -57,7 +57,7 @@ def refuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
 @pytest.mark.parametrize("more", [(), ("--dry-run",), ("--wait",)])
 def test_no_slurm(refuse: Refuse, mode: str, more: tuple[str, ...]) -> None:
     said = refuse("--mode", mode, *more)
-    assert "sinfo: no such command: this is no login node of a Slurm cluster" in said
+    assert "sinfo: no such command: this is not a login node of a Slurm cluster" in said
     assert "`scheduler: local` needs no Slurm" in said
 
 
@@ -82,7 +82,7 @@ def test_an_option_that_is_none(refuse: Refuse) -> None:
     [
         (("--nodes", "0"), "nodes: 0 must be at least 1 (from 'nodes=0')"),
         (("--gpus-per-node", "-1"), "gpus_per_node: -1 must be at least 0"),
-        (("--time", "90"), "time: '90' is no time; write 90m, 4h"),
+        (("--time", "90"), "time: '90' is not a time; write 90m, 4h"),
         (("--partition", "010"), "sinfo: no such command"),  # text, also if it looks like a number
         (("site.gpus_per_node=010",), "010 starts with 0, as numbers to the base 8 do in YAML"),
         (("--time", "1m"), "drain: 120 s before the end of a job of 1 min"),
@@ -100,7 +100,7 @@ def test_what_is_said_on_the_command_line(refuse: Refuse, option: tuple[str, ...
 def test_keys_of_the_site_file(refuse: Refuse) -> None:
     assert "gpus: unknown key 'gpus'; `ddsweep settings site` lists all" in refuse(site="gpus: 2\n")
     assert "4:00:00 is a number to the base 60 in YAML" in refuse(site="time: 4:00:00\n")
-    assert "time: 14400 is no time; write 90m, 4h" in refuse(site="time: 14400\n")
+    assert "time: 14400 is not a time; write 90m, 4h" in refuse(site="time: 14400\n")
     assert "account: 7 is not text; put it in quotes" in refuse(site="account: 7\n")
     assert "'--gres' is decided by gpus_per_node" in refuse(site="sbatch: {--gres: gpu}\n")
 

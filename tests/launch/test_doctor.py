@@ -105,7 +105,7 @@ def test_data_of_a_sweep(ask: Ask, tmp_path: Path) -> None:
     code, lines = ask("--data-root", tmp_path / "none")
     assert (code, lines[-1]) == (
         1,
-        f"FAIL data: {tmp_path}/none is no folder; set --data-root or DDSWEEP_DATA",
+        f"FAIL data: {tmp_path}/none is not a folder; set --data-root or DDSWEEP_DATA",
     )
 
 

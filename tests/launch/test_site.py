@@ -86,7 +86,7 @@ def test_times(read: Read, written: str, minutes: int) -> None:
     ["14400", "'1:00'", "90", "90s", "'90'", "''", "0m", "tomorrow", "-4h", "4.5h", "true", "[4h]", "null"],
 )
 def test_what_is_no_time(refused: Callable[..., str], written: str) -> None:
-    assert "is no time; write 90m, 4h, 1d12h, or '04:00:00' in quotes" in refused(f"time: {written}")
+    assert "is not a time; write 90m, 4h, 1d12h, or '04:00:00' in quotes" in refused(f"time: {written}")
 
 
 def test_overrides_lie_over_the_file(read: Read) -> None:

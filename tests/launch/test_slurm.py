@@ -209,7 +209,7 @@ def test_no_slurm_is_one_message(
     folder: LaunchFolder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(SubmissionError, match="sbatch: no such command: this is no login node"):
+    with pytest.raises(SubmissionError, match="sbatch: no such command: this is not a login node"):
         submit(make_site(), folder, "cluster", "n", [call])
     with pytest.raises(SubmissionError, match="squeue: no such command"):
         job_states([Job("1", "cluster")])

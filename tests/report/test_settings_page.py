@@ -72,7 +72,7 @@ def test_a_network_and_a_data_set_are_shown_as_they_are() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("outer_rl", "'outer_rl' is no setting, section, network or data set; did you mean outer_lr?"),
+        ("outer_rl", "'outer_rl' is not a setting, section, network or data set; did you mean outer_lr?"),
         ("evaluate.network", "did you mean evaluate.networks?"),
         ("xyzzy", "ddsweep settings without a name shows all"),
         ("", "ddsweep settings without a name shows all"),

@@ -74,7 +74,7 @@ def _image_set(spec: DatasetSpec, folder: Path, name: str) -> list[str]:
         raise DataError(f"dataset {spec.name}: {path} cannot be read: {one_line(error)}") from error
     wrong = [item for item in names if not re.fullmatch(r"\w+", item)]
     if wrong:
-        raise DataError(f"dataset {spec.name}: {path}: {wrong[0]!r} is no name of an image such as 000005")
+        raise DataError(f"dataset {spec.name}: {path}: {wrong[0]!r} is not an image's name such as 000005")
     if len(set(names)) < len(names):
         raise DataError(f"dataset {spec.name}: {path}: an image is named twice")
     return names
@@ -126,7 +126,7 @@ def _annotation(spec: DatasetSpec, folder: Path, name: str, listed: Path) -> _Pi
         label = (item.findtext("name") or "").strip()
         if label not in spec.class_names:
             raise refused(
-                f"object {number}: {label!r} is no class of VOC; classes are {', '.join(spec.class_names)}"
+                f"object {number}: {label!r} is not a class of VOC; classes are {', '.join(spec.class_names)}"
             )
         try:
             left, upper, right, lower = (

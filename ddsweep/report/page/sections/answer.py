@@ -122,7 +122,7 @@ def _card(gathered: Gathered, sweep: Sweep, answer: Answer, names: Sequence[str]
 
 def _interval(levels: TwoLevels, *, sign: bool = False) -> str:
     if levels.ci95 is None:
-        return "no interval, for n = 1"
+        return "no interval: n = 1"
     low, high = (percent(levels.mean + side * levels.ci95, sign=sign) for side in (-1, 1))
     return f"95 % interval {low} to {high}"
 

@@ -16,7 +16,7 @@ __all__ = ["again_section", "trouble_section"]
 
 _REASONS = {
     "failed": "failed",
-    "stopped": "stopped by the scheduler, for its score was poor beside those of its like",
+    "stopped": "stopped by the scheduler: its score was poor among similar settings",
     "running": "running",
     "evaluating": "distilled, being evaluated",
     "distilled": "distilled, not evaluated yet",
