@@ -9,18 +9,23 @@ import shutil
 import statistics
 import subprocess
 import sys
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from ddsweep.cli import main
 from ddsweep.report.page.gather import gather
+from ddsweep.report.page.sections.cost import front_of
+from ddsweep.report.page.sections.search import importance
 from ddsweep.report.page.table import Column, Table
 from ddsweep.report.page.write import page
 from ddsweep.results.layout import SweepDirectory
+from ddsweep.results.lock import SweepLock
 from ddsweep.results.parts import write_part
 from ddsweep.results.reader import load_results
 from ddsweep.results.schemas import HISTORY
@@ -334,3 +339,91 @@ def test_without_the_extra_it_says_so(
         main(["report", str(folder.directory.root)])
     assert ended.value.code == 1
     assert "pip install 'ddsweep[report]'" in capsys.readouterr().err
+
+
+def test_worst_networks_transfer_and_front_are_computed_again(folder: Folder) -> None:
+    whole(folder)
+    fixed = spec(init="fixed")
+    folder.asked(ASKED.replace(", init: random", "").replace("grid: {", "grid: {init: [random, fixed], "))
+    folder.evaluated(fixed)
+    found = made(folder.directory.root)
+    results = load_results(folder.directory.root, all_trials=True)
+    distilled = results.evals[(results.evals.source == "distilled") & (results.evals.inner_step == 4)]
+    own = distilled[distilled.protocol == "as_distilled"]
+    for row in found.rows("worst-trials"):
+        mine = own[own.trial_id == row["trial"][0]].set_index("model_seed")["accuracy"]
+        assert int(row["worst network"][0]) == mine.idxmin()
+        assert row["its test"][1] == mine.min() and row["median"][1] == pytest.approx(mine.median())
+        assert row["5 % are below"][1] == pytest.approx(mine.quantile(0.05))
+    several = own.groupby("trial_id").filter(lambda rows: len(rows) > 1)
+    below = several.accuracy - several.groupby("trial_id")["accuracy"].transform("mean")
+    means = below.groupby(several.model_seed).mean()
+    for row in found.rows("hard-networks"):
+        number = int(row["number"][0])
+        assert row["minus the mean of the trial"][1] == pytest.approx(means[number])
+        assert row["test"][1] == pytest.approx(several[several.model_seed == number].accuracy.mean())
+    expected = distilled.groupby(["trial_id", "protocol"])["accuracy"].agg(["mean", "std", "size"])
+    transfer = found.rows("transfer")
+    assert len(transfer) == len(expected) == 6
+    for row in transfer:
+        mean, _, size = expected.loc[row["trial"][0], row["protocol"][0]]
+        assert row["test"][1] == pytest.approx(mean) and int(row["networks"][0]) == size
+    worth = own.groupby("trial_id")["accuracy"].mean()
+    cost = results.trials.set_index("trial_id")["wall_seconds"]
+    front = [row["trial"][0][:10] for row in found.rows("front")]
+    unbeaten = [
+        one
+        for one in worth.index
+        if not any(cost[o] <= cost[one] and worth[o] >= worth[one] for o in worth.index if o != one)
+    ]
+    assert set(unbeaten) <= set(front) and len({worth[one] for one in front}) == len(front)
+
+
+def test_the_front_of_cost_and_worth() -> None:
+    points = {0: (1.0, 0.5), 1: (2.0, 0.5), 2: (2.0, 0.6), 3: (3.0, 0.55), 4: (4.0, 0.9), 5: (1.0, 0.4)}
+    assert front_of(points) == [0, 2, 4]
+
+
+def test_importance_is_that_of_ranks() -> None:
+    rng = np.random.default_rng(0)
+    rate, noise = pd.Series(rng.uniform(size=200)), pd.Series(rng.uniform(size=200))
+    kind = pd.Series(rng.choice(["a", "b"], size=200))
+    score = rate + 0.2 * (kind == "a") + 0.01 * noise
+    found = {
+        name: importance(values, score) for name, values in (("rate", rate), ("kind", kind), ("n", noise))
+    }
+    assert found["rate"] is not None and found["kind"] is not None and found["n"] is not None
+    assert found["rate"][0] > 0.8 > found["kind"][0] > 0.02 and found["n"][0] < 0.02
+    assert found["rate"][2] == pytest.approx(rate.corr(score, method="spearman"))
+    assert found["kind"][2] is None
+    # H by its definition, from ranks.
+    ranks, n = score.rank(), len(score)
+    h = 12 / (n * (n + 1)) * sum(ranks[kind == k].sum() ** 2 / (kind == k).sum() for k in "ab") - 3 * (n + 1)
+    assert found["kind"][0] == pytest.approx((h - 1) / (n - 2))
+    assert importance(pd.Series(["a"] * 9), score[:9]) is None
+
+
+def test_the_table_of_importance_is_over_settings(folder: Folder) -> None:
+    folder.asked(ASKED.replace("[0.02, 0.1]", "[0.01, 0.02, 0.05, 0.1, 0.2, 0.5]"))
+    for place, lr in enumerate((0.01, 0.02, 0.05, 0.1, 0.2, 0.5)):
+        for seed in (0, 1):
+            trial = spec(init="random", inner_lr=lr, seed=seed)
+            folder.trial(trial, val_score=0.1 * place + (0.3 if seed else 0.0))
+    (row,) = made(folder.directory.root).rows("importances")
+    assert row["setting"][0] == "inner lr" and row["values"][0] == "6"
+    assert row["rank correlation"][1] == 1.0
+
+
+def test_watching_ends_with_the_sweep(folder: Folder, tmp_path: Path) -> None:
+    whole(folder)
+    out = tmp_path / "out" / "index.html"
+    command = [sys.executable, "-m", "ddsweep", "report", str(folder.directory.root), "--watch", "1"]
+    with SweepLock(folder.directory.lock):
+        running = subprocess.Popen([*command, "--out", str(out.parent)], stdout=subprocess.PIPE, text=True)
+        end = time.monotonic() + 120
+        while not out.exists():
+            assert time.monotonic() < end and running.poll() is None
+            time.sleep(0.2)
+        assert '"renew":1.0' in out.read_text() and "The sweep is running" in out.read_text()
+    assert running.wait(120) == 0
+    assert '"renew":null' in out.read_text()

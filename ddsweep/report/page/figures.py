@@ -85,6 +85,12 @@ def figure_of(gathered: Gathered, measured: Measured, chart: Chart) -> dict[str,
                 row["x"] = "–" if value is None else value
                 row["o"] = places[trial.number]
     description = described(chart, x, colour)
+    if "layer" in description:
+        description["layer"] = [
+            layer
+            for layer in description["layer"]
+            if datasets[layer.get("data", description.get("data"))["name"]]
+        ]
     if description.get("width") == "container":
         description["width"] = _WIDTH
     if "height" not in description:

@@ -62,7 +62,6 @@ class Sweep:
     driver: dict[str, Any] | None
     notes: list[str]
     text: str
-    is_search: bool
 
 
 @dataclass(frozen=True)
@@ -82,6 +81,20 @@ class Gathered:
     @property
     def running(self) -> bool:
         return any(sweep.driver for sweep in self.sweeps)
+
+    @property
+    def varied(self) -> list[str]:
+        """The settings in which trials differ, but for seeds."""
+        names = (axis for axis in self.axes if axis not in ("sweep", "seed"))
+        return [name for name in names if len({repr(self.value(trial, name)) for trial in self.trials}) > 1]
+
+    @property
+    def measure_title(self) -> str:
+        """What is along y."""
+        attacks = {trial.measure == "attack_success" for trial in self.trials}
+        if attacks == {True}:
+            return "fooled, %"
+        return "test accuracy, % (of attacks: fooled)" if True in attacks else "test accuracy, %"
 
     def value(self, trial: Trial, axis: str) -> Any:
         return trial.sweep if axis == "sweep" else trial.settings.get(axis)
@@ -150,13 +163,13 @@ def _together(frames: Sequence[tuple[str, pd.DataFrame]], by_id: dict[tuple[str,
 
 def _read(name: str, directory: SweepDirectory, resolve: Resolve) -> tuple[Sweep, tuple[TrialSpec, ...]]:
     notes: list[str] = []
-    asked, is_search, text = None, False, ""
+    asked, text = None, ""
     published: tuple[PublishedSpec, ...] = ()
     if directory.sweep_file.is_file():
         text = directory.sweep_file.read_text(encoding="utf-8", errors="replace")
         try:
             spec = load_sweep(directory.sweep_file)
-            published, is_search = spec.published, spec.search is not None or spec.scheduler is not None
+            published = spec.published
             asked = asked_of(directory, resolve)
         except UserError as error:
             notes.append(f"sweep.yaml cannot be read, so trials without files are not known: {error}")
@@ -183,7 +196,6 @@ def _read(name: str, directory: SweepDirectory, resolve: Resolve) -> tuple[Sweep
         driver=live_driver(directory),
         notes=notes,
         text=text,
-        is_search=is_search,
     )
     return sweep, (asked.trials if asked and asked.trials else ())
 

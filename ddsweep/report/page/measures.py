@@ -12,7 +12,7 @@ from ddsweep.report.page.section import Axis
 from ddsweep.report.settings import heading
 from ddsweep.results.statistics import mean_std_ci
 
-__all__ = ["Measured", "Spread", "axis_of", "place_of", "spread_of", "steps_of"]
+__all__ = ["Measured", "Spread", "axis_of", "last_rows", "place_of", "spread_of"]
 
 
 @dataclass(frozen=True)
@@ -86,9 +86,13 @@ def _at_steps(gathered: Gathered) -> dict[int, list[Spread]]:
     return found
 
 
-def steps_of(gathered: Gathered) -> dict[int, int]:
-    """S of each trial, by its number."""
-    return {trial.number: trial.settings.get("inner_steps") or 0 for trial in gathered.trials}
+def last_rows(gathered: Gathered) -> np.ndarray:
+    """Where the rows of distilled sets after their last epoch are, whatever the protocol, as a mask."""
+    steps, epochs = (
+        {trial.number: trial.settings.get(name) or 0 for trial in gathered.trials}
+        for name in ("inner_steps", "inner_epochs")
+    )
+    return gathered.networks.last(steps, epochs)
 
 
 def axis_of(gathered: Gathered, name: str) -> Axis:

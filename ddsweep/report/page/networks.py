@@ -89,14 +89,17 @@ class Networks:
         mask: np.ndarray = ours & (self.protocol == self.code("protocol", protocol))
         return mask
 
-    def last(self, inner_steps: Mapping[int, int]) -> np.ndarray:
-        """A mask of the rows of distilled sets after their last epoch, under any protocol; ``inner_steps``
-        has S of each trial."""
-        steps = np.array(
-            [inner_steps.get(number, 0) for number in range(int(self.trial.max(initial=-1)) + 1)]
-        )
+    def last(self, inner_steps: Mapping[int, int], inner_epochs: Mapping[int, int]) -> np.ndarray:
+        """Where the rows of distilled sets after their last epoch are, whatever the protocol, as a mask.
+        ``inner_steps`` and ``inner_epochs`` have S and E of each trial; a protocol may have epochs of its
+        own.
+        """
+        count = int(self.trial.max(initial=-1)) + 1
+        steps = np.array([inner_steps.get(number, 0) for number in range(count)], dtype=np.int64)
+        own = np.array([inner_epochs.get(number, 0) for number in range(count)], dtype=np.int64)
+        epochs = np.where(self.inner_epochs < 0, own[self.trial], self.inner_epochs)
         ours = self.source == self.code("source", "distilled")
-        mask: np.ndarray = ours & (self.inner_step == steps[self.trial] * self.inner_epochs)
+        mask: np.ndarray = ours & (self.inner_step == steps[self.trial] * epochs)
         return mask
 
 

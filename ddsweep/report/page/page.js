@@ -279,6 +279,7 @@ async function draw(name) {
   if (!none) {
     const spec = withAxes(chart.spec, chart.axes ? axes[state.x] : null, chart.colour ? axes[state.colour] : null);
     for (const [key, value] of Object.entries(datasets)) (spec.datasets ||= {})[key] = value;
+    if (spec.layer) spec.layer = spec.layer.filter((layer) => datasets[(layer.data || spec.data).name].length);
     if (chart.axes && shown.size > MANY) crowded(spec);
     if (spec.height === undefined) spec.height = ROW * heightIn(spec, datasets);
     const result = await vegaEmbed(plot, spec, {

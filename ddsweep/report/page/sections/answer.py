@@ -83,7 +83,7 @@ def _question(gathered: Gathered) -> str:
     for trial in gathered.trials:
         counts[trial.state] = counts.get(trial.state, 0) + 1
     states = ", ".join(f"{count} {state}" for state, count in counts.items())
-    varied = ", ".join(heading(name) for name in gathered.axes if name not in ("sweep", "seed"))
+    varied = ", ".join(map(heading, gathered.varied))
     asked = f" What varies: {varied}." if varied else ""
     return f"{names}: {counted(len(gathered.trials), 'trial')}, {states}.{asked}"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import altair as alt
@@ -55,7 +56,7 @@ def cost_section(gathered: Gathered, finals: Mapping[int, Spread]) -> Section:
             "all trials."
         ),
         summary="Accuracy of each trial over its wall seconds; the table below has the trials on the front.",
-        build=_build,
+        build=partial(_build, gathered.measure_title),
         datasets={"points": Dataset(columns, "shown"), "front": Dataset(line)},
         x=Axis("wall seconds of distilling", "quantitative", log=max(costs) > 10 * min(costs)),
         coloured=True,
@@ -93,16 +94,16 @@ def cost_section(gathered: Gathered, finals: Mapping[int, Spread]) -> Section:
     return Section("cost", "Cost", [chart, table, note])
 
 
-def _build(x: Axis, colour: Axis) -> alt.LayerChart:
+def _build(title: str, x: Axis, colour: Axis) -> alt.LayerChart:
     told = [alt.Tooltip("label:N", title="trial"), alt.Tooltip("y:Q", title="%", format=".1f"), "x:Q"]
     points = (
         alt.Chart(alt.NamedData("points"))
         .mark_circle(size=60, opacity=0.7)
-        .encode(x=x_of(x), y=percent_axis("y", "test accuracy, %"), color=colour_of(colour), tooltip=told)
+        .encode(x=x_of(x), y=percent_axis("y", title), color=colour_of(colour), tooltip=told)
     )
     front = (
         alt.Chart(alt.NamedData("front"))
         .mark_line(interpolate="step-after", color="#8c8c8c", strokeDash=[4, 3])
-        .encode(x=x_of(x), y=percent_axis("y", "test accuracy, %"))
+        .encode(x=x_of(x), y=percent_axis("y", title))
     )
     return alt.layer(front, points).properties(width="container", height=300)

@@ -8,7 +8,7 @@ import altair as alt
 import numpy as np
 
 from ddsweep.report.page.gather import Gathered
-from ddsweep.report.page.measures import spread_of, steps_of
+from ddsweep.report.page.measures import last_rows, spread_of
 from ddsweep.report.page.section import Axis, Chart, Dataset, Section
 from ddsweep.report.page.table import Column, Table
 
@@ -17,7 +17,7 @@ __all__ = ["attacks_section", "transfer_section"]
 
 def transfer_section(gathered: Gathered) -> Section:
     networks = gathered.networks
-    last = networks.last(steps_of(gathered))
+    last = last_rows(gathered)
     rows, numbers = [], []
     cells: dict[str, list[Any]] = {name: [] for name in ("trial", "x", "v", "text")}
     for number, span in networks.spans():
@@ -94,7 +94,7 @@ def attacks_section(gathered: Gathered) -> Section:
         return Section("attacks", "Attacks", [])
     rows, numbers = [], []
     networks = gathered.networks
-    last = networks.last(steps_of(gathered)) & networks.distilled()
+    last = last_rows(gathered) & networks.distilled()
     before = networks.distilled() & (networks.inner_step == 0)
     pairs: dict[tuple[int, int], list[float]] = {}
     spans = dict(networks.spans())

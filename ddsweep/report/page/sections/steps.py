@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import altair as alt
@@ -47,7 +48,7 @@ def steps_section(gathered: Gathered, steps: Mapping[int, Sequence[Spread]]) -> 
             "over them to either side. Small dots are single networks."
         ),
         summary="Accuracy of picked trials after each inner step; the table below has the numbers.",
-        build=_steps_build,
+        build=partial(_steps_build, gathered.measure_title),
         datasets={"means": Dataset(columns, "picked")},
         x=Axis("inner step", "quantitative"),
         networks="every",
@@ -69,7 +70,7 @@ def steps_section(gathered: Gathered, steps: Mapping[int, Sequence[Spread]]) -> 
     return Section("steps", "Accuracy at each inner step", [chart, table])
 
 
-def _steps_build(x: Axis, colour: Axis) -> alt.LayerChart:
+def _steps_build(title: str, x: Axis, colour: Axis) -> alt.LayerChart:
     along = x_of(x, "step")
     told = [
         alt.Tooltip("label:N", title="trial"),
@@ -77,12 +78,12 @@ def _steps_build(x: Axis, colour: Axis) -> alt.LayerChart:
         alt.Tooltip("mean:Q", title="mean, %", format=".1f"),
     ]
     base = alt.Chart(alt.NamedData("means")).encode(x=along, color=colour_of(colour))
-    band = base.mark_area(opacity=0.18).encode(y=percent_axis("low", "test accuracy, %"), y2="high:Q")
-    line = base.mark_line(point=True).encode(y=percent_axis("mean", "test accuracy, %"), tooltip=told)
+    band = base.mark_area(opacity=0.18).encode(y=percent_axis("low", title), y2="high:Q")
+    line = base.mark_line(point=True).encode(y=percent_axis("mean", title), tooltip=told)
     points = (
         alt.Chart(alt.NamedData("networks"))
         .mark_circle(size=8, opacity=0.3)
-        .encode(x=along, y=percent_axis("y", "test accuracy, %"), color=colour_of(colour))
+        .encode(x=along, y=percent_axis("y", title), color=colour_of(colour))
     )
     return alt.layer(band, points, line).properties(width="container", height=280)
 
@@ -169,7 +170,7 @@ def _curves(x: Axis, colour: Axis, scale: alt.Scale) -> alt.LayerChart:
     )
     lines = (
         alt.Chart(alt.NamedData("lines"))
-        .mark_line()
+        .mark_line(point=alt.OverlayMarkDef(size=14))
         .encode(
             x=along,
             y=alt.Y("v:Q", title=None, scale=scale),

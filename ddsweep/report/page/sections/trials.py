@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import altair as alt
@@ -59,7 +60,7 @@ def accuracy_chart(gathered: Gathered, finals: Mapping[int, Spread]) -> Chart:
         summary=(
             "Test accuracy of each trial over the chosen setting; the table of trials below has the numbers."
         ),
-        build=_build,
+        build=partial(_build, gathered.measure_title),
         datasets={"bars": Dataset(columns, "shown")},
         x=axis_of(gathered, axes_of(gathered)[0]),
         axes=True,
@@ -68,7 +69,7 @@ def accuracy_chart(gathered: Gathered, finals: Mapping[int, Spread]) -> Chart:
     )
 
 
-def _build(x: Axis, colour: Axis) -> alt.LayerChart:
+def _build(title: str, x: Axis, colour: Axis) -> alt.LayerChart:
     along = x_of(x)
     offset = (
         {}
@@ -81,21 +82,17 @@ def _build(x: Axis, colour: Axis) -> alt.LayerChart:
         alt.Tooltip("n:Q", title="networks"),
     ]
     bars = alt.Chart(alt.NamedData("bars")).encode(x=along, color=colour_of(colour), **offset)
-    thin = bars.mark_rule(strokeWidth=1, opacity=0.6).encode(
-        y=percent_axis("p5", "test accuracy, %"), y2="p95:Q"
-    )
-    thick = bars.mark_rule(strokeWidth=4, opacity=0.6).encode(
-        y=percent_axis("p25", "test accuracy, %"), y2="p75:Q"
-    )
+    thin = bars.mark_rule(strokeWidth=1, opacity=0.6).encode(y=percent_axis("p5", title), y2="p95:Q")
+    thick = bars.mark_rule(strokeWidth=4, opacity=0.6).encode(y=percent_axis("p25", title), y2="p75:Q")
     means = bars.mark_point(filled=True, size=70, opacity=1).encode(
-        y=percent_axis("mean", "test accuracy, %"), tooltip=told
+        y=percent_axis("mean", title), tooltip=told
     )
     points = (
         alt.Chart(alt.NamedData("networks"))
         .mark_circle(size=12, opacity=0.4)
         .encode(
             x=along,
-            y=percent_axis("y", "test accuracy, %"),
+            y=percent_axis("y", title),
             color=colour_of(colour),
             tooltip=[
                 "label:N",
@@ -116,7 +113,7 @@ def _table(gathered: Gathered, finals: Mapping[int, Spread]) -> Table:
         Column("trial_id", "trial"),
         *(Column(name, heading(name), _kind(gathered, name)) for name in settings),
         Column("status", "state"),
-        Column("outer_steps_done", "outer steps", "count"),
+        Column("outer_steps_done", "outer steps done", "count"),
         Column("val_score", "validation", "percent"),
         Column("test_mean", "test", "percent"),
         Column("test_std", "±", "percent"),
