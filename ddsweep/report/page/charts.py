@@ -11,16 +11,15 @@ from ddsweep.report.page.section import Axis, Chart
 __all__ = ["COLOURS", "DARK_COLOURS", "colour_of", "described", "percent_axis", "x_of"]
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c8c8c")
-"""Told apart by colour-blind people too (Okabe & Ito 2008, without yellow and black, which one of a light
-and a
-dark page swallows)."""
+"""Colours that colour-blind people can tell apart (Okabe & Ito 2008, without yellow and black, which are lost
+on a light or a dark page)."""
 
 DARK_COLOURS = ("#4fb0ea", "#ff8a4c", "#2cc59b", "#e59fc4", "#f0bd4f", "#9ad7f7", "#b0b0b0")
 """The same, lighter."""
 
 
 def x_of(axis: Axis, field: str = "x") -> alt.X:
-    """Along x. The page replaces title, type and scale where a reader chooses another axis."""
+    """The x axis. The page replaces title, type and scale if a reader chooses another axis."""
     title = alt.X(field, type=axis.kind, title=axis.title)
     if axis.kind == "quantitative":
         title = title.scale(

@@ -1,4 +1,4 @@
-"""What the scripts of a page work on: trials, axes, charts, and the accuracy of every network."""
+"""The data of a page's scripts: trials, axes, charts, and the accuracy of every network."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def payload(
 
 
 def axes_of(gathered: Gathered) -> tuple[str, str]:
-    """What is along x, and what the colours are, before a reader chooses: settings, not seeds."""
+    """The settings along x and as colour before a reader chooses: not seeds."""
     told = [name for name in gathered.axes if name not in ("sweep", "seed")] or gathered.axes
     numbers = [name for name in told if axis_of(gathered, name).kind != "nominal"]
     along = (numbers or told)[0]
@@ -77,7 +77,7 @@ def axes_of(gathered: Gathered) -> tuple[str, str]:
 
 
 def picked(gathered: Gathered) -> list[int]:
-    """Those that are drawn by network to begin with: of the answers, or the first that ran."""
+    """The trials that are drawn by network at first: those of the answers, or the first that ran."""
     best = [
         trial.number
         for sweep in gathered.sweeps

@@ -18,7 +18,7 @@ __all__ = ["worst_section"]
 
 _MOST = 15
 _LOW = 0.5
-"""A network is low whose accuracy is below this part of the median of its trial."""
+"""A network is low if its accuracy is below this part of the median of its trial."""
 
 
 def worst_section(gathered: Gathered, finals: Mapping[int, Spread]) -> Section:
@@ -66,7 +66,8 @@ def worst_section(gathered: Gathered, finals: Mapping[int, Spread]) -> Section:
 
 
 def _hard(gathered: Gathered, several: Mapping[int, Spread]) -> Table | None:
-    """Network i is the same for every trial of its architecture, law and data: which are low for most?"""
+    """The networks that are low for most trials: network i is the same for every trial of its architecture,
+    law and data."""
     kinds = []
     for number, found in several.items():
         settings = gathered.trials[number].settings
