@@ -33,6 +33,13 @@ def blocks(*kinds: str) -> list[Block]:
     return found
 
 
+def write_shown(folder: Path) -> None:
+    """The files that documents show whole, with their name in the first line, such as ``# my_nets.py``."""
+    for block in blocks("python", "yaml"):
+        if named := re.match(r"# (\w+\.(?:py|yaml))\n", block.text):
+            (folder / named[1]).write_text(block.text)
+
+
 def commands(block: Block) -> list[str]:
     """The lines of a block of commands, each whole."""
     return [line for line in block.text.replace("\\\n", " ").splitlines() if line.strip()]

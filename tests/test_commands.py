@@ -37,7 +37,7 @@ from ddsweep.errors import DataError
 from ddsweep.launch.site import load_site
 from ddsweep.pools.file import PoolFile, load_pool, resolve_pool
 from ddsweep.spec import SweepSpec, expand, is_smoke, load_sweep, sweep_of
-from tests.documents import DOCUMENTS, ROOT, Block, blocks, commands
+from tests.documents import DOCUMENTS, ROOT, Block, blocks, commands, write_shown
 
 OTHERS = ("ssh", "prometheus", "grafana", "pip", "ln", "mkdir")
 """Programs that are not ours and are not run."""
@@ -67,6 +67,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder as in the documents: the files of `init`, and the user's own site."""
     folder = tmp_path_factory.mktemp("lab")
     write_files(folder)
+    write_shown(folder)
     shutil.copy(folder / "slurm/generic.yaml", folder / "slurm/mine.yaml")
     return folder
 
@@ -229,7 +230,10 @@ def own_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("block", blocks("yaml"), ids=str)
-def test_every_file_shown_can_be_read(block: Block, tmp_path: Path, lab: Path, own_data: Path) -> None:
+def test_every_file_shown_can_be_read(
+    block: Block, tmp_path: Path, lab: Path, own_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(lab)
     file = tmp_path / "shown.yaml"
     file.write_text(block.text)
     if block.text.startswith("dataset:"):  # one example a line
@@ -255,8 +259,9 @@ def test_every_file_shown_can_be_read(block: Block, tmp_path: Path, lab: Path, o
 
 
 def test_no_snippet_is_left_out() -> None:
-    """A new snippet needs a test in tests/test_readme.py."""
-    known = ("results/quickstart", "DistilledSet.load", "run_trial")
+    """A new snippet needs a test in tests/test_readme.py; those of docs/networks.md have one in
+    tests/test_network_door.py."""
+    known = ("results/quickstart", "DistilledSet.load", "run_trial", "# my_nets.py")
     assert [str(block) for block in blocks("python") if not any(word in block.text for word in known)] == []
     assert {kind for page in DOCUMENTS for kind in re.findall(r"^```(\w+)", page.read_text(), re.M)} <= {
         *("console", "sh", "python", "sql", "yaml")
