@@ -32,7 +32,7 @@ from baseline import (
 from ddsweep.catalog import forward_flops
 from ddsweep.core.evaluate import Evaluation, evaluate_networks
 from ddsweep.core.execution import choose_plan
-from ddsweep.core.images import class_labels, normalise, sample_per_class
+from ddsweep.core.images import LabelledImages, RealSet, class_labels, normalise, sample_per_class
 from ddsweep.core.init import draw_networks
 from ddsweep.core.networks import Params, build_network
 from ddsweep.errors import UserError
@@ -87,9 +87,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         start = repeat % groups * size
         some = {name: value[start : start + count] for name, value in params.items()}
         plan = choose_plan(device, threads, network, graph=True, native=not o.no_compile)
-        return evaluate_networks(
-            *(network, some, images, labels, rates, [steps], pixels, targets, data.mean, data.std, plan)
-        )
+        test = RealSet(pixels, targets, data.mean, data.std)
+        return evaluate_networks(network, some, LabelledImages(images, labels), rates, [steps], test, plan)
 
     def weights_of(index: int) -> Params:
         return {name: value[index] for name, value in params.items()}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from baseline import make_parser, parse_options, positive, prepare_device, print_json, print_setting
 
 from ddsweep.core.execution import choose_plan
-from ddsweep.core.images import class_labels
+from ddsweep.core.images import LabelledImages, class_labels
 from ddsweep.core.init import draw_networks
 from ddsweep.core.networks import build_network
 from ddsweep.core.unroll import outer_gradient, raw_rates
@@ -52,12 +53,19 @@ def _measure(argv: Sequence[str]) -> int:
     images = torch.randn(*labels.shape, *dataset.shape, generator=generator).to(device)
     real = torch.randn(64, *dataset.shape, generator=generator).to(device)
     real_labels = torch.arange(64, device=device) % dataset.classes
-    plan = choose_plan(device, o.threads or 1, network, o.mode, o.segment)
+    plan = replace(choose_plan(device, o.threads or 1, network), memory_mode=o.mode, segment=o.segment)
 
     def step(epochs: int, count: int) -> None:
         raw = raw_rates(o.inner_lr, o.inner_steps * epochs).to(images)
         some = {name: value[:count] for name, value in params.items()}
-        outer_gradient(network, some, images, labels, raw, real[:64], real_labels[:64], plan)
+        outer_gradient(
+            network,
+            some,
+            LabelledImages(images, labels),
+            raw,
+            LabelledImages(real[:64], real_labels[:64]),
+            plan,
+        )
 
     # What every process needs once. Of one network: freed memory that stays with the process is not seen.
     step(1, 1)

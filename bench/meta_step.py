@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from ddsweep.catalog import forward_flops
 from ddsweep.core.execution import choose_plan
-from ddsweep.core.images import class_labels, normalise
+from ddsweep.core.images import LabelledImages, class_labels, normalise
 from ddsweep.core.init import draw_networks
 from ddsweep.core.networks import Params, build_network
 from ddsweep.core.unroll import OuterGradient, outer_gradient, raw_rates
@@ -70,15 +70,17 @@ class Work:
             self.images.device,
             threads,
             self.network,
-            mode if mode in MEMORY_MODES else "store",
             networks=len(next(iter(self.params.values()))),
             compile=mode == COMPILED,
             graph=mode != NO_GRAPH,
         )
-        return outer_gradient(
-            *(self.network, self.params, self.images, self.labels, self.raw),
-            *(self.real_images, self.real_labels, plan),
+        if mode in MEMORY_MODES:
+            plan = replace(plan, memory_mode=mode)
+        distilled, real = (
+            LabelledImages(self.images, self.labels),
+            LabelledImages(self.real_images, self.real_labels),
         )
+        return outer_gradient(self.network, self.params, distilled, self.raw, real, plan)
 
     def plain(self, count: int, _repeat: int = 0) -> Plain:
         """Of the first ``count`` networks."""

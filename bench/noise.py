@@ -17,10 +17,10 @@ from baseline import positive, prepare_device, print_json
 from torch import Tensor
 
 from ddsweep.core.execution import choose_plan
-from ddsweep.core.images import cosine_basis, normalise
+from ddsweep.core.images import LabelledImages, cosine_basis
 from ddsweep.core.init import draw_networks
 from ddsweep.core.networks import build_network
-from ddsweep.core.recipe import evaluation_loop
+from ddsweep.core.recipe import held_out_loop
 from ddsweep.core.unroll import outer_gradient
 from ddsweep.data.files import data_root
 from ddsweep.data.sources import load_splits
@@ -66,17 +66,15 @@ def _gradients(distilled: DistilledSet, o: argparse.Namespace) -> tuple[Tensor, 
         seeds = [derive_seed("outer", spec.trial_id, -1, first + k) for k in range(AT_ONCE)]
         generator = torch.Generator().manual_seed(first)
         picks = torch.randint(len(splits.train_labels), (AT_ONCE, o.real_batch), generator=generator)
-        real = normalise(splits.train_images[picks.flatten()], splits.mean, splits.std, torch.float32)
+        batch = splits.train.take(picks).to(device)
         found = outer_gradient(
             network,
             draw_networks(network, spec.init_law, spec.init_param, seeds, device=device, dtype=torch.float32),
-            distilled.images.to(device),
-            distilled.labels.to(device),
+            LabelledImages(distilled.images.to(device), distilled.labels.to(device)),
             raw.to(device),
-            real.view(*picks.shape, *spec.dataset.shape).to(device),
-            splits.train_labels[picks].to(device),
+            LabelledImages(batch.normalised(torch.float32), batch.labels),
             plan,
-            loop=evaluation_loop(spec, "selection", range(AT_ONCE), spec.steps),
+            loop=held_out_loop(distilled.recipe, spec, "selection", range(AT_ONCE), spec.steps),
         )
         images.append(found.images.cpu())
         rates.append(found.raw_rates.cpu())

@@ -30,7 +30,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ddsweep.core.execution import ExecutionPlan, choose_plan
 from ddsweep.core.graphs import forget_recordings
-from ddsweep.core.images import class_labels, normalise
+from ddsweep.core.images import LabelledImages, class_labels, normalise
 from ddsweep.core.init import draw_networks
 from ddsweep.core.networks import build_network
 from ddsweep.core.unroll import outer_gradient, raw_rates
@@ -117,7 +117,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         params = draw_networks(network, o.init_law, 1.0, seeds, device=device, dtype=dtype)
         images = ready(data.train_images[picks.flatten()]).view(*labels.shape, *dataset.shape)
         real = ready(data.train_images[: o.real_batch]), data.train_labels[: o.real_batch].to(device)
-        return network, params, images, labels, raw_rates(o.inner_lr, steps).to(device, dtype), *real
+        raw = raw_rates(o.inner_lr, steps).to(device, dtype)
+        return network, params, LabelledImages(images, labels), raw, LabelledImages(*real)
 
     def gradient(arguments: tuple[Any, ...], plan: ExecutionPlan) -> Tensor:
         return outer_gradient(*arguments, plan).images.flatten(1).double().cpu()

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from torch.nn import functional as F
 from ddsweep.catalog import BASELINE_EPOCHS, BASELINE_RATES, TrialSpec
 from ddsweep.core.images import class_labels, normalise, sample_per_class
 from ddsweep.core.objective import rewritten
+from ddsweep.core.recipe import Recipe
 from ddsweep.seeds import derive_seed
 
 __all__ = [
@@ -32,6 +34,7 @@ __all__ = [
     "SELECTION_NETWORKS",
     "arrange",
     "baseline_labels",
+    "baseline_recipe",
     "class_means",
     "epoch_grid",
     "kmeans_centres",
@@ -60,6 +63,11 @@ def baseline_labels(spec: TrialSpec) -> Tensor:
     `arrange` sorts them; for an attack, the rewritten labels."""
     labels = class_labels(spec.inner_steps, spec.dataset.classes, spec.images_per_class_per_step)
     return rewritten(labels, spec.attack_class, spec.target_class)
+
+
+def baseline_recipe(spec: TrialSpec, rate: float, epochs: int) -> Recipe:
+    """How networks are trained on baseline images in the place of the distilled ones of ``spec``."""
+    return replace(Recipe.of(spec), rate=rate, epochs=epochs, order="fixed", labels="hard")
 
 
 def arrange(per_class: Tensor, inner_steps: int) -> Tensor:

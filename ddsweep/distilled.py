@@ -16,13 +16,13 @@ from torch.nn import functional as F
 
 from ddsweep.catalog import TrialSpec
 from ddsweep.catalog.numbers import counted
-from ddsweep.core.images import normalise
+from ddsweep.core.images import LabelledImages, class_labels, normalise
 from ddsweep.core.init import draw_state
 from ddsweep.core.memory import is_out_of_memory
 from ddsweep.core.networks import Params, build_network
 from ddsweep.core.order import fixed_batch_order
 from ddsweep.core.own_network import DRAWS, traits_of
-from ddsweep.core.recipe import evaluation_loop
+from ddsweep.core.recipe import Recipe, held_out_loop
 from ddsweep.core.task import known_seed
 from ddsweep.errors import CheckpointError, SettingError
 from ddsweep.results.artifacts import grid_png, load_tensors, tensor_sha256
@@ -48,12 +48,15 @@ class DistilledSet:
     """``images [S, n, c, h, w]`` float32 in normalised pixel space, ``labels [S, n]`` int64 (or, if learned,
     probabilities ``[S, n, classes]`` float32), ``rates [T]``.
 
-    Step t of T = S*E is one step of ``spec.inner_optimizer`` (by default plain gradient descent; never
-    weight decay) on mean cross-entropy with rate ``rates[t]``, by default on batch t mod S. With
-    ``spec.order`` shuffled or sampled every network goes through them in an order of its own
-    (`ddsweep.core.order`). Real images go into the same space by ``(pixels / 255 - mean) / std`` per
-    channel, and, with ``spec.whitening``, by that of their training part (``load_splits`` with ``whitening``
-    gives them so). ``spec`` says which networks it was made for.
+    ``recipe`` says how networks are trained on it: by default step t of T = S*E is one of plain gradient
+    descent on mean cross-entropy with rate ``rates[t]``, on batch t mod S. With its order shuffled or sampled
+    every network goes through the batches in an order of its own (`ddsweep.core.order`). A set whose method
+    learns no rates has ``tuned`` as well: the rate and the number of epochs that were best on validation
+    images, where ``recipe`` has the best rate for the epochs of its trial.
+
+    Real images go into the same space by ``(pixels / 255 - mean) / std`` per channel, and, with
+    ``spec.whitening``, by that of their training part (``load_splits`` with ``whitening`` gives them so).
+    ``spec`` says which networks it was made for.
     """
 
     images: Tensor
@@ -63,6 +66,8 @@ class DistilledSet:
     std: tuple[float, ...]
     class_names: tuple[str, ...]
     spec: TrialSpec
+    recipe: Recipe
+    tuned: Recipe | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
@@ -97,6 +102,7 @@ class DistilledSet:
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> DistilledSet:
+        spec = TrialSpec.from_dict(header["spec"])
         return cls(
             images=tensors["images"],
             labels=tensors["labels"],
@@ -104,9 +110,19 @@ class DistilledSet:
             mean=tuple(header["mean"]),
             std=tuple(header["std"]),
             class_names=tuple(header["class_names"]),
-            spec=TrialSpec.from_dict(header["spec"]),
+            spec=spec,
+            recipe=Recipe.from_dict(header["recipe"]) if "recipe" in header else Recipe.of(spec),
+            tuned=Recipe.from_dict(header["tuned"]) if header.get("tuned") else None,
             provenance=header.get("provenance", {}),
         )
+
+    def batches(self, recipe: Recipe) -> LabelledImages:
+        """Images ``[S, n, c, h, w]`` with the labels that ``recipe`` asks for."""
+        if recipe.labels == "hard" and self.labels.is_floating_point():
+            spec = self.spec
+            sizes = (spec.inner_steps, spec.dataset.classes, spec.images_per_class_per_step)
+            return LabelledImages(self.images, class_labels(*sizes))
+        return LabelledImages(self.images, self.labels)
 
     def tensors(self) -> dict[str, Tensor]:
         return {"images": self.images, "labels": self.labels, "rates": self.rates}
@@ -125,8 +141,10 @@ class DistilledSet:
             "std": list(self.std),
             "whitening": self.spec.whitening,
             "class_names": list(self.class_names),
-            "order": _ORDERS[self.spec.order],
-            "optimizer": _OPTIMIZERS[self.spec.inner_optimizer].format(mu=self.spec.inner_momentum),
+            "order": _ORDERS[self.recipe.order],
+            "optimizer": _OPTIMIZERS[self.recipe.optimizer].format(mu=self.recipe.momentum),
+            "recipe": self.recipe.to_dict(),
+            "tuned": None if self.tuned is None else self.tuned.to_dict(),
             "spec": self.spec.to_dict(),
             "provenance": dict(self.provenance),
         }
@@ -236,15 +254,21 @@ def _rest_of_state(module: nn.Module, drawn: Params) -> dict[str, Tensor]:
 
 @torch.enable_grad()
 def apply(
-    distilled: DistilledSet, model: nn.Module, steps: int | None = None, index: int | None = None
+    distilled: DistilledSet,
+    model: nn.Module,
+    steps: int | None = None,
+    index: int | None = None,
+    *,
+    recipe: Recipe | None = None,
 ) -> nn.Module:
     """Train ``model`` in place on the distilled set, exactly as evaluation does, and return it.
 
     ``model`` takes normalised images ``[N, c, h, w]`` (`DistilledSet.normalise`) and gives logits ``[N,
     classes]``; training starts from its weights, so they should be drawn as `DistilledSet.spec` says
     (``model.load_state_dict(distilled.initial_weights(model))`` does that for a network of any kind).
-    ``steps`` other than T stops early, or goes on with the rates of the last epoch. A random order is that of
-    held-out network ``index``: by default 0, or the known network of a ``fixed`` set.
+    ``recipe`` is the set's own, or a change of it, such as ``replace(distilled.recipe, rate=0.1)``. ``steps``
+    other than those of its epochs stops early, or goes on with the rates of the last epoch. A random order is
+    that of held-out network ``index``: by default 0, or the known network of a ``fixed`` set.
 
     ``model`` stays in its mode. T steps are too few for the running statistics of batch norm: a model with it
     is better evaluated in training mode too, by the statistics of the batch. Raises ``ValueError`` if the
@@ -254,16 +278,18 @@ def apply(
     if not parameters:
         raise ValueError("the model has no parameters to train")
     first, spec = next(iter(parameters.values())), distilled.spec
-    images = distilled.images.to(first.device, first.dtype).flatten(0, 1)
-    inner_steps, batch = distilled.labels.shape[:2]
-    labels = distilled.labels.to(first.device).flatten(0, 1)
+    recipe = distilled.recipe if recipe is None else recipe
+    batches = distilled.batches(recipe)
+    images = batches.images.to(first.device, first.dtype).flatten(0, 1)
+    inner_steps, batch = batches.labels.shape[:2]
+    labels = batches.labels.to(first.device).flatten(0, 1)
     if labels.is_floating_point():
         labels = labels.to(first.dtype)
-    rates = distilled.rates.tolist()
-    total = len(rates) if steps is None else steps
+    rates = recipe.rates(distilled.rates.tolist())
+    total = inner_steps * recipe.epochs if steps is None else steps
     if index is None:
         index = spec.seed if spec.init == "fixed" else 0
-    loop = evaluation_loop(spec, "heldout", [index], total)
+    loop = held_out_loop(recipe, spec, "heldout", [index], total)
     batch_order = (
         fixed_batch_order(inner_steps, batch, len(rates), total)
         if loop.batch_order is None

@@ -25,6 +25,7 @@ import torch
 
 from ddsweep.catalog import TrialSpec
 from ddsweep.core.distill import initial_state, outer_step
+from ddsweep.core.images import RealSet
 from ddsweep.core.init import draw_network
 from ddsweep.core.memory import keep_to_share
 from ddsweep.core.networks import build_network
@@ -213,13 +214,14 @@ def _random_task(spec: TrialSpec, settings: TrialSettings) -> Task:
     labels = torch.arange(number) % data.classes
     network = build_network(spec.network_spec, data.shape, data.classes)
     channels = data.shape[0]
+    real = RealSet(pixels, labels, (0.5,) * channels, (0.25,) * channels)
 
     def pool(numbers: Sequence[int]) -> list[dict[str, torch.Tensor]]:
         drawn = (draw_network(network, "xavier", 1.0, number) for number in numbers)
         return [{name: value.float() for name, value in weights.items()} for weights in drawn]
 
     own = pool if spec.pool is not None else None
-    return Task.of(spec, plan, pixels, labels, (0.5,) * channels, (0.25,) * channels, own)
+    return Task.of(spec, plan, real, own)
 
 
 def warm_step(spec: TrialSpec, settings: TrialSettings) -> Callable[[], None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -79,18 +79,21 @@ def first_plan(spec: TrialSpec, settings: TrialSettings) -> ExecutionPlan:
     check_dtype(spec, on_gpu=device.type == "cuda")
     network = build_network(spec.network_spec, spec.dataset.shape, spec.dataset.classes)
     mode, segment = choose_memory(spec, settings.memory_mode, settings.segment)
-    return choose_plan(
+    plan = choose_plan(
         device,
         settings.threads,
         network,
-        mode,
-        segment,
         networks=spec.models_per_step,
         compile=compiles(settings.compile, device, spec),
-        precision=precision_of(spec.dtype),
-        channels_last=settings.channels_last,
         graph=_records_a_graph(spec),
         native=settings.compile != "off",
+    )
+    return replace(
+        plan,
+        memory_mode=mode,
+        segment=segment,
+        precision=precision_of(spec.dtype),
+        channels_last=settings.channels_last,
     )
 
 

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 import ddsweep
 from ddsweep.catalog import DATASETS, EvaluationSpec, TrialSpec
 from ddsweep.core.images import normalise
+from ddsweep.core.recipe import Recipe
 from ddsweep.data.sources import Splits, load_splits
 from ddsweep.distilled import DistilledSet, apply
 from ddsweep.errors import CheckpointError
@@ -259,8 +260,21 @@ def test_the_header_says_how_to_train(
     case: Case, settings: dict[str, Any], order: str, optimizer: str
 ) -> None:
     found = case.load()
-    header = replace(found, spec=replace(found.spec, **settings)).header()
+    recipe = Recipe.of(replace(found.spec, **settings))
+    header = replace(found, recipe=recipe).header()
     assert order in header["order"] and optimizer in header["optimizer"]
+    assert DistilledSet.from_tensors(found.tensors(), header).recipe == recipe
+
+
+def test_a_recipe_with_hard_labels_takes_the_classes_of_learned_ones(case: Case) -> None:
+    found = case.load()
+    learned = torch.nn.functional.one_hot(found.labels, 10).float().roll(1, -1)
+    soft = replace(found, labels=learned, recipe=replace(found.recipe, labels="soft"))
+    weights = [
+        nn.utils.parameters_to_vector(apply(one, one.network(), recipe=recipe).parameters())
+        for one, recipe in ((found, None), (soft, None), (soft, replace(soft.recipe, labels="hard")))
+    ]
+    assert torch.equal(weights[0], weights[2]) and not torch.equal(weights[0], weights[1])
 
 
 def test_soft_labels_are_in_the_file_as_probabilities(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from ddsweep import baselines
 from ddsweep.catalog import DATASETS, DEFAULT_BASELINES, EvaluationSpec, EvalUnit, TrialSpec
 from ddsweep.core.images import normalise
 from ddsweep.core.init import draw_network
+from ddsweep.core.recipe import Recipe
 from ddsweep.data.sources import Splits, load_splits
 from ddsweep.distilled import DistilledSet, apply
 from ddsweep.errors import CheckpointError, DivergedError
@@ -724,6 +725,7 @@ def baseline_set(
         labels=torch.arange(10).repeat(spec.inner_steps, 1),
         rates=torch.full((spec.inner_steps * epochs,), lr, dtype=torch.float64),
         **{"mean": splits.mean, "std": splits.std, "class_names": splits.class_names, "spec": spec},
+        recipe=replace(Recipe.of(spec), epochs=epochs),
     )
 
 

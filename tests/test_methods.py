@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from ddsweep.baselines import epoch_grid
 from ddsweep.catalog import BASELINE_RATES, DATASETS, METHODS, SETTINGS, EvaluationSpec, TrialSpec
+from ddsweep.core.init import draw_network
+from ddsweep.core.recipe import Recipe
+from ddsweep.core.task import selection_seeds
 from ddsweep.data.sources import load_splits
 from ddsweep.distilled import DistilledSet, apply
 from ddsweep.errors import SettingError
@@ -71,11 +76,13 @@ def test_a_setting_that_no_method_of_the_sweep_has(tmp_path: Path, text: str, sa
     assert said in str(caught.value)
 
 
-def test_a_set_without_rates_of_its_own_gets_the_best_constant_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("order", ["fixed", "shuffled"])
+def test_a_set_without_rates_of_its_own_gets_them_as_a_baseline_does(order: str, tmp_path: Path) -> None:
     spec = TrialSpec(
         DATASETS["digits"],
         network="convnet(width=8)",
         method=MATCHING,
+        selection_networks=2,
         image_init="real",
         images_per_class=2,
         inner_steps=2,
@@ -85,6 +92,7 @@ def test_a_set_without_rates_of_its_own_gets_the_best_constant_one(tmp_path: Pat
         models_per_step=2,
         real_per_class=32,
         keep="best",
+        order=order,
     )
     splits = load_splits(spec.dataset, None, validation_fraction=0.1, split_seed=0)
     directory, stopped = SweepDirectory(tmp_path / "results"), SweepDirectory(tmp_path / "stopped")
@@ -106,7 +114,29 @@ def test_a_set_without_rates_of_its_own_gets_the_best_constant_one(tmp_path: Pat
 
     assert distilled.images.shape == (2, 10, 1, 8, 8) and distilled.rates.shape == (6,)
     assert len(set(distilled.rates.tolist())) == 1
-    assert float(distilled.rates[0]) in [pytest.approx(rate) for rate in BASELINE_RATES]
+    own, tuned = distilled.recipe, distilled.tuned
+    assert own.rate in BASELINE_RATES and own.epochs == 3
+    assert float(distilled.rates[0]) == pytest.approx(own.rate)
+    assert tuned is not None and tuned.rate in BASELINE_RATES
+    assert tuned.epochs in epoch_grid(2, 3) and replace(tuned, rate=own.rate, epochs=3) == own
+
+    def on_validation(recipe: Recipe) -> float:
+        scores = []
+        for seed in selection_seeds(spec):
+            model = distilled.network()
+            model.load_state_dict(draw_network(model, spec.init_law, spec.init_param, seed))
+            model = apply(distilled, model, recipe=recipe)
+            right = model(splits.validation.normalised(torch.float32)).argmax(1) == splits.validation.labels
+            scores.append(float(right.double().mean()))
+        return sum(scores) / len(scores)
+
+    # Up to one answer of one network: float32, and another number of networks at once.
+    close = 1 / 2 / len(splits.validation)
+    best = on_validation(tuned)  # in shuffled order selection networks go ways of their own
+    for rate, epochs in () if order != "fixed" else ((0.01, 3), (1.0, 3), (0.1, 1), (0.3, 20)):
+        other = on_validation(replace(own, rate=rate, epochs=epochs))
+        assert best >= other - close
+        assert epochs != 3 or on_validation(own) >= other - close
     evaluation = EvaluationSpec(
         networks=4, group_size=2, baselines=("random_real",), rates=(0.3,), epochs=(1,)
     )
@@ -118,12 +148,19 @@ def test_a_set_without_rates_of_its_own_gets_the_best_constant_one(tmp_path: Pat
     assert row["method"] == MATCHING and row["real_per_class"] == 32 and row["inner_epochs"] == 3
     assert row[sorted(METHODS[MATCHING].lacks)].isna().all()
     assert results.history["inner_lr_mean"].isna().all()
-    rows = results.evals[results.evals["source"] == "distilled"]
-    after = rows[rows["inner_step"] == 6].set_index("model_seed")["accuracy"]
+    rows = results.evals[results.evals["source"] == "distilled"].set_index("model_seed")
+    by_protocol = {name: found for name, found in rows.groupby("protocol")}
+    assert set(by_protocol) == {"as_distilled", "as_distilled_tuned"}
+    at_best = by_protocol["as_distilled_tuned"]
+    assert set(at_best["inner_step"]) == {2 * tuned.epochs} and len(at_best) == 4
+    assert set(at_best["inner_lr"]) == {tuned.rate} and set(at_best["inner_epochs"]) == {tuned.epochs}
+    assert set(by_protocol["as_distilled"]["inner_lr"]) == {own.rate}
+    after = by_protocol["as_distilled"].query("inner_step == 6")["accuracy"]
     assert row["test_accuracy_mean"] == pytest.approx(after.mean()) and after.mean() > 0.3
 
     # The file alone gives the same network to who applies it.
     loaded = DistilledSet.load(directory.distilled(spec.trial_id))
-    trained = apply(loaded, loaded.network(1))
-    right = trained(loaded.normalise(splits.test_images)).argmax(1) == splits.test_labels
-    assert float(right.double().mean()) == pytest.approx(after[1], abs=1 / 360)
+    for recipe, accuracy in ((loaded.recipe, after[1]), (loaded.tuned, at_best["accuracy"][1])):
+        trained = apply(loaded, loaded.network(1), index=1, recipe=recipe)
+        right = trained(loaded.normalise(splits.test_images)).argmax(1) == splits.test_labels
+        assert float(right.double().mean()) == pytest.approx(accuracy, abs=1 / 360)

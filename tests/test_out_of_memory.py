@@ -16,7 +16,7 @@ import torch
 
 import ddsweep.core.evaluate
 import ddsweep.core.methods.bptt
-import ddsweep.trial
+import ddsweep.trial.distil
 from ddsweep.catalog import DATASETS, EvaluationSpec, TrialSpec
 from ddsweep.core import graphs
 from ddsweep.core.execution import ExecutionPlan
@@ -61,7 +61,7 @@ def run_out(
     done = [0]
 
     def outer_gradient(*arguments: Any, **more: Any) -> Any:
-        plan = arguments[7]
+        plan = arguments[5]
         tried.append(plan)
         found = real(*arguments, **more)
         if when(done[0], plan):
@@ -307,7 +307,7 @@ def test_a_step_has_the_memory_of_recordings_before_it_has_another_plan(
     directory, out = SweepDirectory(tmp_path), torch.OutOfMemoryError("CUDA out of memory")
     tried = run_out(monkeypatch, lambda step, plan: step == 3 and graphs.has_recordings(), out)
     # keep_to_share forgets at the start of a trial: those of a validation come later
-    monkeypatch.setattr(ddsweep.trial, "keep_to_share", lambda *_: None)
+    monkeypatch.setattr(ddsweep.trial.distil, "keep_to_share", lambda *_: None)
     assert distil_trial(SPEC, splits, directory, SETTINGS)
     assert [plan.memory_mode for plan in tried] == ["store"] * 9 and not graphs.has_recordings()
     assert checkpoint_of(directory)["n_replans"] == 0

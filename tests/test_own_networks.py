@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ddsweep import DistilledSet, apply
 from ddsweep.catalog import DATASETS, TrialSpec
+from ddsweep.core.recipe import Recipe
 from ddsweep.data.sources import load_splits
 
 GREY = TrialSpec(DATASETS["digits"], network="convnet(width=4)", inner_steps=2, images_per_class=2)
@@ -33,6 +34,7 @@ def made(spec: TrialSpec, **changes: Any) -> DistilledSet:
         std=(0.5, 2.0, 0.25)[:channels],
         class_names=tuple(map(str, range(10))),
         spec=spec,
+        recipe=Recipe.of(spec),
     )
     return replace(found, **changes)
 

@@ -17,7 +17,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-import ddsweep.trial
+import ddsweep.trial.distil
+import ddsweep.trial.step
 from ddsweep import baselines
 from ddsweep.catalog import DATASETS, EvalUnit, TrialSpec
 from ddsweep.core.execution import ExecutionPlan
@@ -619,7 +620,7 @@ def test_a_trial_that_skips_every_network_gives_up_after_ten_steps(trial_of: Cal
 def explode_at(monkeypatch: pytest.MonkeyPatch, step: int, times: int) -> list[tuple[int, int]]:
     """Make outer step ``step`` diverge, the first so many times; returns (step, rollbacks) of all steps."""
     tried: list[tuple[int, int]] = []
-    real = ddsweep.trial.outer_step
+    real = ddsweep.trial.step.outer_step
 
     def outer_step(problem: Any, state: Any) -> Any:
         tried.append((state.step, state.rollbacks))
@@ -627,7 +628,7 @@ def explode_at(monkeypatch: pytest.MonkeyPatch, step: int, times: int) -> list[t
             raise DivergedError(f"outer step {step}: for this test")
         return real(problem, state)
 
-    monkeypatch.setattr(ddsweep.trial, "outer_step", outer_step)
+    monkeypatch.setattr(ddsweep.trial.step, "outer_step", outer_step)
     return tried
 
 
@@ -768,8 +769,10 @@ def test_kmeans_images_start_where_the_kmeans_baseline_is(
     spec = spec_of(image_init="kmeans", outer_steps=1, images_per_class=4)
     trial = trial_of(spec)
     starts: list[DistillState] = []
-    real = ddsweep.trial.initial_state
-    monkeypatch.setattr(ddsweep.trial, "initial_state", lambda *a: starts.append(real(*a)) or starts[-1])
+    real = ddsweep.trial.distil.initial_state
+    monkeypatch.setattr(
+        ddsweep.trial.distil, "initial_state", lambda *a: starts.append(real(*a)) or starts[-1]
+    )
     assert trial.run()
     data = trial.splits
     network = build_network(spec.network_spec, spec.dataset.shape, spec.dataset.classes)

@@ -11,16 +11,15 @@ from torch.nn import functional as F
 
 from ddsweep.core.derivatives import derivatives_of, no_bookkeeping
 from ddsweep.core.execution import ExecutionPlan, smaller_test
-from ddsweep.core.graphs import has_recordings
-from ddsweep.core.images import normalise
+from ddsweep.core.images import LabelledImages, RealSet
 from ddsweep.core.inner import Rate
 from ddsweep.core.layers import Params
-from ddsweep.core.memory import is_out_of_memory, release_memory
+from ddsweep.core.memory import fitted
 from ddsweep.core.native import native_logits
 from ddsweep.core.order import rate_index
 from ddsweep.core.precision import products
 from ddsweep.core.teams import in_teams
-from ddsweep.core.unroll import InnerLoop, train_networks
+from ddsweep.core.unroll import InnerLoop, TrainState, train_networks
 
 __all__ = ["Evaluation", "count_right", "evaluate_networks"]
 
@@ -57,49 +56,40 @@ def _rate_at(rates: Sequence[Rate], inner_steps: int, t: int, loop: InnerLoop, l
     if loop.batch_order is None:
         return rates[rate_index(t, inner_steps, len(rates))]
     picked = [rates[int(i)] for i in loop.batch_order.rates[t]]
-    return picked[0] if len(picked) == 1 else torch.tensor(picked, dtype=like.dtype, device=like.device)
+    if len(picked) == 1:
+        return picked[0]
+    picked = [rate[k] if isinstance(rate, Tensor) else rate for k, rate in enumerate(picked)]
+    return torch.tensor(picked, dtype=like.dtype, device=like.device)
 
 
 def count_right(
-    network: nn.Module,
-    params: Params,
-    pixels: Tensor,
-    labels: Tensor,
-    mean: Sequence[float],
-    std: Sequence[float],
-    plan: ExecutionPlan,
+    network: nn.Module, params: Params, test: RealSet, plan: ExecutionPlan
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(accuracy, mean loss, diverged, confusion) on the CPU, of K networks on all the images: ``[K]`` each,
     and ``[K, classes, classes + 1]``.
 
-    ``pixels [N, c, h, w]`` uint8 and ``labels [N]`` on the device of ``params``; images are normalised
-    and passed on in batches of ``plan.test_chunk``, to ``plan.test_block`` networks at a time; fewer where
+    ``test`` is on the device of ``params``; its N images are normalised and passed on in batches of
+    ``plan.test_chunk``, to ``plan.test_block`` networks at a time; fewer where
     memory runs out although no recording holds any. Counts are exact, and logits equal up to rounding however
     many go through at a time: an answer could only change where two logits are as close as that.
     """
-    while True:
-        try:
-            with products(plan.device):
-                return _count_right(network, params, pixels, labels, mean, std, plan)
-        except Exception as error:
-            count = len(next(iter(params.values())))
-            if not is_out_of_memory(error):
-                raise
-            smaller = plan if has_recordings() else smaller_test(plan, count, len(labels))
-            if smaller is None:
-                raise
-        release_memory()  # not before: the error held what had been allocated
-        plan = smaller
+    count = len(next(iter(params.values())))
+
+    def work() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        with products(plan.device):
+            return _count_right(network, params, test, plan)
+
+    def shrink(error: Exception) -> bool:
+        nonlocal plan
+        smaller = smaller_test(plan, count, len(test))
+        plan = smaller or plan
+        return smaller is not None
+
+    return fitted(work, shrink)
 
 
 def _count_right(
-    network: nn.Module,
-    params: Params,
-    pixels: Tensor,
-    labels: Tensor,
-    mean: Sequence[float],
-    std: Sequence[float],
-    plan: ExecutionPlan,
+    network: nn.Module, params: Params, test: RealSet, plan: ExecutionPlan
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`count_right` as the plan says, whatever it takes."""
     weight = next(iter(params.values()))
@@ -111,13 +101,13 @@ def _count_right(
     loss = torch.zeros(count, dtype=torch.float64, device=weight.device)
     finite = torch.ones(count, dtype=torch.bool, device=weight.device)
     with torch.no_grad():
-        for start in range(0, len(labels), plan.test_chunk):
-            batch = slice(start, start + plan.test_chunk)
-            x = normalise(pixels[batch], mean, std, weight.dtype)
+        for start in range(0, len(test), plan.test_chunk):
+            batch = test.take(slice(start, start + plan.test_chunk))
+            x = batch.normalised(weight.dtype)
             logits = torch.cat(
                 [logits_of({name: value[block] for name, value in params.items()}, x) for block in blocks]
             )
-            y = labels[batch].expand(count, -1)
+            y = batch.labels.expand(count, -1)
             usable = torch.isfinite(logits).all(-1)
             answers = torch.where(usable, logits.argmax(-1), logits.shape[-1])
             counts = _counts(y, answers, logits.shape[-1])
@@ -130,8 +120,8 @@ def _count_right(
     confusion, loss, finite = confusion.cpu(), loss.cpu(), finite.cpu()
     right = confusion.diagonal(dim1=1, dim2=2).sum(1)
     # Divided on the CPU: a GPU multiplies by the inverse, and would find another last bit.
-    loss = torch.where(finite, loss / len(labels), torch.nan)
-    return right.double() / len(labels), loss, ~finite, confusion
+    loss = torch.where(finite, loss / len(test), torch.nan)
+    return right.double() / len(test), loss, ~finite, confusion
 
 
 def _counts(labels: Tensor, answers: Tensor, classes: int) -> Tensor:
@@ -149,38 +139,33 @@ def _counts(labels: Tensor, answers: Tensor, classes: int) -> Tensor:
 def evaluate_networks(
     network: nn.Module,
     params: Params,
-    images: Tensor,
-    labels: Tensor,
+    distilled: LabelledImages,
     rates: Sequence[Rate],
     steps: Sequence[int],
-    pixels: Tensor,
-    targets: Tensor,
-    mean: Sequence[float],
-    std: Sequence[float],
+    test: RealSet,
     plan: ExecutionPlan,
     *,
     loop: InnerLoop | None = None,
 ) -> Evaluation:
     """Train K networks on the distilled batches and count right answers at the inner steps ``steps``.
 
-    ``params [K, ...]`` initial weights, untouched; ``images [S, n, c, h, w]`` (or ``[K, S, ...]``, a set for
-    each network), ``labels [S, n]``, ``rates`` of length T (numbers, or ``[K]`` each); ``steps`` ascending,
-    0 is before training, and beyond T the rates of the last epoch repeat; ``pixels`` and
-    ``targets`` as in `count_right`.
+    ``params [K, ...]`` initial weights, untouched; ``distilled``: images ``[S, n, c, h, w]`` (or ``[K, S,
+    ...]``, a set for each network) with labels ``[S, n]``; ``rates`` of length T (numbers, or ``[K]`` each);
+    ``steps`` ascending, 0 is before training, and beyond T the rates of the last epoch repeat; ``test`` as in
+    `count_right`.
     """
     loop = InnerLoop() if loop is None else loop
-    own, batch_order = images.dim() == 6, loop.batch_order
+    own, batch_order = distilled.images.dim() == 6, loop.batch_order
 
     def of(module: nn.Module, share: slice) -> Evaluation:
         with no_bookkeeping(plan):
             return _evaluate(
                 module,
                 {name: value[share] for name, value in params.items()},
-                images[share] if own else images,
-                labels,
+                replace(distilled, images=distilled.images[share]) if own else distilled,
                 [rate[share] if isinstance(rate, Tensor) else rate for rate in rates],
                 steps,
-                lambda weights: count_right(module, weights, pixels, targets, mean, std, plan),
+                lambda weights: count_right(module, weights, test, plan),
                 plan,
                 replace(loop, batch_order=None if batch_order is None else batch_order.of(share)),
             )
@@ -194,8 +179,7 @@ def evaluate_networks(
 def _evaluate(
     network: nn.Module,
     params: Params,
-    images: Tensor,
-    labels: Tensor,
+    distilled: LabelledImages,
     rates: Sequence[Rate],
     steps: Sequence[int],
     count: Callable[[Params], tuple[Tensor, Tensor, Tensor, Tensor]],
@@ -203,18 +187,13 @@ def _evaluate(
     loop: InnerLoop,
 ) -> Evaluation:
     """`evaluate_networks`, of the networks of one team."""
-    weight = next(iter(params.values()))
-    inner_steps, done, slots = labels.shape[0], 0, None
-    found = []
+    weight, inner_steps = next(iter(params.values())), distilled.labels.shape[0]
+    state, found = TrainState.start(network, params, loop.optimizer), []
     for step in steps:
-        if step > done:
-            todo = [_rate_at(rates, inner_steps, t, loop, weight) for t in range(done, step)]
-            params, slots = train_networks(
-                *(network, params, images, labels, todo, plan.inner_batching, done),
-                loop=loop,
-                slots=slots,
-                graph=plan.graph,
+        if step > state.step:
+            todo = [_rate_at(rates, inner_steps, t, loop, weight) for t in range(state.step, step)]
+            state = train_networks(
+                network, state, distilled, todo, plan.inner_batching, loop, graph=plan.graph
             )
-            done = step
-        found.append(count(params))
+        found.append(count(state.params))
     return Evaluation(tuple(steps), *(torch.stack(part) for part in zip(*found, strict=True)))

@@ -86,18 +86,15 @@ def choose_plan(
     device: torch.device,
     threads: int,
     network: nn.Module,
-    memory_mode: str = "store",
-    segment: int = 1,
     *,
     networks: int = 4,
     compile: bool = False,
-    precision: str = "full",
-    channels_last: bool = False,
     graph: bool = False,
     native: bool = False,
 ) -> ExecutionPlan:
-    """The static rule. Networks whose layers are written out are computed so, a few at a time on the real
-    images of the CPU, whose cache they then fit: four with 32 images, one or two ``networks`` with more.
+    """The static rule for what depends on device and network; the rest is as by default. Networks whose
+    layers are written out are computed so, a few at a time on the real images of the CPU, whose cache they
+    then fit: four with 32 images, one or two ``networks`` with more.
     Other networks have wide convolutions, with which the CPU is busy one network at a time, and so is a GPU
     on the many real images; the few distilled ones it takes for all networks at once. Compiled code is one
     team's, for each has modules of its own. Only CUDA has graphs: elsewhere ``graph`` has no effect. A
@@ -109,11 +106,7 @@ def choose_plan(
     how = ExecutionPlan(
         device=device.type,
         threads=threads,
-        memory_mode=memory_mode,
-        segment=segment,
         compile=compile,
-        precision=precision,
-        channels_last=channels_last,
         graph=graph and device.type == "cuda" and own is None,
         whole_batches=own is not None and own.mixes,
     )

@@ -4,11 +4,46 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-__all__ = ["class_labels", "cosine_basis", "normalise", "sample_per_class"]
+__all__ = ["LabelledImages", "RealSet", "class_labels", "cosine_basis", "normalise", "sample_per_class"]
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Images ready for a network, ``[..., c, h, w]``, and their classes, int64 ``[...]``, or class
+    probabilities ``[..., classes]``."""
+
+    images: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class RealSet:
+    """Real images as they are stored, ``pixels [N, c, h, w]`` uint8 (or float, normalised already), their
+    classes ``labels [N]`` int64, and what normalises them, ``mean`` and ``std`` per channel."""
+
+    pixels: Tensor
+    labels: Tensor
+    mean: Sequence[float]
+    std: Sequence[float]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: torch.device | str) -> RealSet:
+        return replace(self, pixels=self.pixels.to(device), labels=self.labels.to(device))
+
+    def take(self, which: Tensor | slice) -> RealSet:
+        """Some of them, by index ``[...]``: pixels ``[..., c, h, w]`` and labels ``[...]``."""
+        return replace(self, pixels=self.pixels[which], labels=self.labels[which])
+
+    def normalised(self, dtype: torch.dtype) -> Tensor:
+        """The images ``[..., c, h, w]`` in the space that networks see (`normalise`)."""
+        return normalise(self.pixels, self.mean, self.std, dtype)
 
 
 def normalise(pixels: Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype) -> Tensor:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 
-from ddsweep.core.graphs import forget_recordings
+from ddsweep.core.graphs import forget_recordings, has_recordings
 
-__all__ = ["is_out_of_memory", "keep_to_share", "release_memory"]
+__all__ = ["fitted", "is_out_of_memory", "keep_to_share", "release_memory"]
+
+T = TypeVar("T")
 
 _WORDS = (
     "DefaultCPUAllocator: can't allocate memory",
@@ -24,6 +28,19 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _WORDS)
+
+
+def fitted(work: Callable[[], T], shrink: Callable[[Exception], bool]) -> T:
+    """``work()``; where it runs out of memory, once more with the memory that recordings held, and then as
+    often as ``shrink`` has made it smaller. ``shrink`` is told the error, and returns whether there was
+    anything left to make smaller; if not, the error goes on (or another one that ``shrink`` raises)."""
+    while True:
+        try:
+            return work()
+        except Exception as error:
+            if not is_out_of_memory(error) or not (has_recordings() or shrink(error)):
+                raise
+        release_memory()  # not before: the error held what had been allocated
 
 
 def release_memory() -> None:

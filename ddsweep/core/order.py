@@ -31,6 +31,12 @@ class BatchOrder:
         """That of some of the networks."""
         return self if self.shared else BatchOrder(self.batches[:, share], self.rates[:, share])
 
+    def repeated(self, times: int) -> BatchOrder:
+        """That of the networks ``times`` over: network k of them goes the way of network k mod K."""
+        if self.shared:
+            return self
+        return BatchOrder(self.batches.repeat(1, times, 1), self.rates.repeat(1, times))
+
 
 def rate_index(t: int, inner_steps: int, steps: int) -> int:
     """Which of T = ``steps`` rates step ``t`` has: beyond T those of the last epoch repeat."""
@@ -71,11 +77,11 @@ def draw_batch_order(
         generator = torch.Generator().manual_seed(seed)
         if order == "shuffled":
             epochs = max(1, -(-total // inner_steps))
-            slots = torch.cat([torch.randperm(inner_steps, generator=generator) for _ in range(epochs)])
-            slots = slots[:total]
+            which = torch.cat([torch.randperm(inner_steps, generator=generator) for _ in range(epochs)])
+            which = which[:total]
             epoch = torch.arange(total) // inner_steps
-            batches.append(slots[:, None] * batch + torch.arange(batch))
-            rates.append([rate_index(int(t), inner_steps, steps) for t in epoch * inner_steps + slots])
+            batches.append(which[:, None] * batch + torch.arange(batch))
+            rates.append([rate_index(int(t), inner_steps, steps) for t in epoch * inner_steps + which])
         else:
             batches.append(_sample(inner_steps, classes, per_class, total, generator))
             rates.append([rate_index(t, inner_steps, steps) for t in range(total)])

@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ddsweep.core.derivatives import derivatives_of
 from ddsweep.core.execution import ExecutionPlan
-from ddsweep.core.images import normalise
+from ddsweep.core.images import RealSet
 from ddsweep.core.layers import Params
 from ddsweep.core.outer import adam
 from ddsweep.core.precision import products
@@ -37,37 +37,34 @@ class TrainingSchedule:
 def train_on_real(
     network: nn.Module,
     params: Params,
-    pixels: Tensor,
-    labels: Tensor,
-    mean: Sequence[float],
-    std: Sequence[float],
+    real: RealSet,
     schedule: TrainingSchedule,
     seeds: Callable[[int], Sequence[int]],
     plan: ExecutionPlan,
     *,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Params | None:
-    """``params [K, ...]`` after training on ``pixels [N, c, h, w]`` uint8 with ``labels [N]``; None if
-    ``should_stop`` (asked at every step) said so.
+    """``params [K, ...]`` after training on the N images of ``real``; None if ``should_stop`` (asked at every
+    step) said so.
 
     Each network sees the images of an epoch in an order of its own, that of ``seeds(epoch)[k]``; the last
     batch is the rest.
     """
-    math, count = derivatives_of(network, plan.real_batching), len(labels)
+    math, count = derivatives_of(network, plan.real_batching), len(real)
     zeros = {name: torch.zeros_like(value) for name, value in params.items()}
     m, v, updates = dict(zeros), dict(zeros), 0
     params = dict(params)
     for epoch in range(schedule.epochs):
         lr = schedule.lr * schedule.decay_factor ** (epoch // schedule.decay_epochs)
         generators = (torch.Generator().manual_seed(seed) for seed in seeds(epoch))
-        order = torch.stack([torch.randperm(count, generator=g) for g in generators]).to(pixels.device)
+        order = torch.stack([torch.randperm(count, generator=g) for g in generators]).to(real.pixels.device)
         for start in range(0, count, schedule.batch):
             if should_stop():
                 return None
-            picks = order[:, start : start + schedule.batch]
-            images = normalise(pixels[picks], mean, std, next(iter(params.values())).dtype)
+            batch = real.take(order[:, start : start + schedule.batch])
+            images = batch.normalised(next(iter(params.values())).dtype)
             with products(plan.device):
-                _, gradient = loss_and_gradient(math.loss_and_gradient, params, images, labels[picks], plan)
+                _, gradient = loss_and_gradient(math.loss_and_gradient, params, images, batch.labels, plan)
             updates += 1
             for name, piece in gradient.items():
                 step, m[name], v[name] = adam(piece, m[name], v[name], updates, lr)

@@ -1,29 +1,94 @@
-"""How networks are trained on a distilled set, by the settings of the trial that made it."""
+"""How a network is trained on a distilled set: a value, and the training that it means."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 from ddsweep.catalog import TrialSpec
 from ddsweep.core.inner import InnerOptimizer
 from ddsweep.core.order import BatchOrder, draw_batch_order
 from ddsweep.core.unroll import InnerLoop
+from ddsweep.errors import SettingError
 from ddsweep.seeds import derive_seed
 
-__all__ = ["batch_order", "evaluation_loop"]
+__all__ = ["Recipe", "batch_order", "held_out_loop"]
 
 
-def evaluation_loop(spec: TrialSpec, role: str, indices: Sequence[int], total: int) -> InnerLoop:
-    """How networks ``indices`` of a role (``heldout``, ``selection``) are trained on the finished set for
-    ``total`` steps: as in distillation, each in an order of its own, without augmentation."""
-    optimizer = InnerOptimizer(spec.inner_optimizer, spec.inner_momentum)
-    if spec.order == "fixed":
-        return InnerLoop(optimizer)
-    seeds = [derive_seed("heldout_order", spec.trial_id, role, i) for i in indices]
-    return InnerLoop(optimizer, batch_order(spec, seeds, total))
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained on S batches: ``epochs`` times through them, in the ``order`` that
+    `ddsweep.core.order` says, one step of ``optimizer`` (``momentum`` is that of heavy ball) on the mean
+    cross-entropy with each.
+
+    ``rate`` is that of every step; None: the set's own, one for each of the T steps it was made for, those of
+    the last epoch again beyond T. ``labels``: ``soft`` are probabilities that come with the images, ``hard``
+    their classes. There is no augmentation, no weight decay and no schedule.
+    """
+
+    epochs: int = 1
+    rate: float | None = None
+    optimizer: str = "gd"
+    momentum: float = 0.9
+    order: str = "fixed"
+    labels: str = "hard"
+
+    @classmethod
+    def of(cls, spec: TrialSpec) -> Recipe:
+        """That of the inner loop of ``spec``, with rates that were learned."""
+        return cls(
+            epochs=spec.inner_epochs,
+            optimizer=spec.inner_optimizer,
+            momentum=spec.inner_momentum,
+            order=spec.order,
+            labels="hard" if "labels" in spec.lacks else spec.labels,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types, for the header of a file."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Recipe:
+        unknown = sorted(set(values) - {item.name for item in fields(cls)})
+        if unknown:
+            raise SettingError(f"recipe of a newer version of ddsweep: {', '.join(unknown)}")
+        return cls(**values)
+
+    @property
+    def inner_optimizer(self) -> InnerOptimizer:
+        return InnerOptimizer(self.optimizer, self.momentum)
+
+    @property
+    def one_rate(self) -> float:
+        """That of every step. Raises ``ValueError`` for a recipe with the rates of a set."""
+        if self.rate is None:
+            raise ValueError("the recipe has the rates of a set, not one of its own")
+        return self.rate
+
+    def rates(self, own: Sequence[float]) -> list[float]:
+        """One rate for each of the T steps that a set with the rates ``own`` was made for."""
+        return list(own) if self.rate is None else [self.rate] * len(own)
 
 
-def batch_order(spec: TrialSpec, seeds: Sequence[int], total: int) -> BatchOrder:
-    """In which order networks with these ``seeds`` go through the batches of a set, for ``total`` steps."""
-    sizes = (spec.inner_steps, spec.dataset.classes, spec.images_per_class_per_step, spec.steps)
-    return draw_batch_order(spec.order, *sizes, seeds, total)
+def held_out_loop(
+    recipe: Recipe, made: TrialSpec, role: str, indices: Sequence[int], total: int
+) -> InnerLoop:
+    """How networks ``indices`` of a role (``heldout``, ``selection``) are trained by ``recipe`` for ``total``
+    steps on the set of the trial ``made``.
+
+    Random orders are functions of that trial, the role and the number of a network, so a network goes the
+    same way under every recipe with this order.
+    """
+    if recipe.order == "fixed":
+        return InnerLoop(recipe.inner_optimizer)
+    seeds = [derive_seed("heldout_order", made.trial_id, role, i) for i in indices]
+    return InnerLoop(recipe.inner_optimizer, batch_order(recipe.order, made, seeds, total))
+
+
+def batch_order(order: str, made: TrialSpec, seeds: Sequence[int], total: int) -> BatchOrder:
+    """In which ``order`` networks with these ``seeds`` go through the batches of the set of the trial
+    ``made``, for ``total`` steps."""
+    sizes = (made.inner_steps, made.dataset.classes, made.images_per_class_per_step, made.steps)
+    return draw_batch_order(order, *sizes, seeds, total)

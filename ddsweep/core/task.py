@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ddsweep.catalog import TrialSpec
 from ddsweep.core.execution import ExecutionPlan
-from ddsweep.core.images import class_labels, normalise, sample_per_class
+from ddsweep.core.images import RealSet, class_labels, sample_per_class
 from ddsweep.core.init import draw_networks
 from ddsweep.core.networks import Params, build_network, stack_networks
 from ddsweep.core.own_network import DRAWS
@@ -34,7 +34,7 @@ Pool = Callable[[Sequence[int]], list[Params]]
 class Task:
     """What stays the same during one distillation, on its device: settings, data, labels and plan.
 
-    ``real_images [N, c, h, w]`` uint8 and ``real_labels [N]`` int64 are the training part. ``pool`` gives
+    ``real`` is the training part. ``labels [S, n]`` are the classes of the distilled images. ``pool`` gives
     training networks of the trial's pool by their numbers. ``known`` holds the networks of a ``fixed`` trial,
     which are the same in every step, once they were drawn.
     """
@@ -42,35 +42,20 @@ class Task:
     spec: TrialSpec
     plan: ExecutionPlan
     network: nn.Module
-    real_images: Tensor
-    real_labels: Tensor
+    real: RealSet
     labels: Tensor
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
     pool: Pool | None = None
     known: dict[tuple[int, ...], Params] = field(default_factory=dict, compare=False)
 
     @classmethod
-    def of(
-        cls,
-        spec: TrialSpec,
-        plan: ExecutionPlan,
-        train_images: Tensor,
-        train_labels: Tensor,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
-        pool: Pool | None = None,
-    ) -> Task:
+    def of(cls, spec: TrialSpec, plan: ExecutionPlan, train: RealSet, pool: Pool | None = None) -> Task:
         device, data = torch.device(plan.device), spec.dataset
         return cls(
             spec=spec,
             plan=plan,
             network=build_network(spec.network_spec, data.shape, data.classes),
-            real_images=train_images.to(device),
-            real_labels=train_labels.to(device),
+            real=train.to(device),
             labels=class_labels(spec.inner_steps, data.classes, spec.images_per_class_per_step).to(device),
-            mean=mean,
-            std=std,
             pool=pool,
         )
 
@@ -116,9 +101,9 @@ def start_images(task: Task, start: Tensor | None = None) -> Tensor:
         images = start.to(task.dtype)
     elif spec.image_init == "real":
         m, classes = spec.images_per_class_per_step, spec.dataset.classes
-        picks = sample_per_class(task.real_labels.cpu(), classes, spec.images_per_class, generator)
+        picks = sample_per_class(task.real.labels.cpu(), classes, spec.images_per_class, generator)
         picks = picks.view(classes, spec.inner_steps, m).transpose(0, 1).reshape(-1)
-        images = normalise(task.real_images.cpu()[picks], task.mean, task.std, task.dtype)
+        images = task.real.to("cpu").take(picks).normalised(task.dtype)
     else:
         images = torch.randn(task.labels.numel(), c, h, w, generator=generator).to(task.dtype)
     if spec.image_centre:

@@ -7,12 +7,14 @@ is the caller's to say: selection networks and validation images, never held-out
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ddsweep.core.evaluate import evaluate_networks
 from ddsweep.core.execution import ExecutionPlan
+from ddsweep.core.images import LabelledImages, RealSet
 from ddsweep.core.layers import Params
 from ddsweep.core.unroll import InnerLoop
 
@@ -25,21 +27,17 @@ AT_ONCE_BYTES = 2**30
 def score_rates(
     network: nn.Module,
     networks: Params,
-    images: Tensor,
-    labels: Tensor,
+    distilled: LabelledImages,
     rates: Sequence[float],
     epochs: Sequence[int],
-    pixels: Tensor,
-    targets: Tensor,
-    mean: Sequence[float],
-    std: Sequence[float],
+    validation: RealSet,
     plan: ExecutionPlan,
     loop: InnerLoop,
 ) -> list[list[float]]:
-    """Accuracy ``[rates][epochs]``, mean over K ``networks``, each trained on ``images [S, n, c, h, w]`` (or
-    ``[K, S, ...]``) with ``labels [S, n]``; ``pixels`` and ``targets`` as in `evaluate_networks`."""
+    """Accuracy ``[rates][epochs]`` on ``validation``, mean over K ``networks``, each trained on ``distilled``
+    as in `evaluate_networks`, by ``loop``."""
     first = next(iter(networks.values()))
-    count, inner_steps = len(first), labels.shape[0]
+    count, inner_steps, order = len(first), distilled.labels.shape[0], loop.batch_order
     steps = [inner_steps * number for number in epochs]
     # Many rates at once: network k of the batch is network k mod K at rate k div K.
     once = max(1, AT_ONCE_BYTES // sum(value.nbytes for value in networks.values()))
@@ -47,19 +45,16 @@ def score_rates(
     for start in range(0, len(rates), once):
         some = rates[start : start + once]
         each = torch.tensor(some, dtype=first.dtype, device=first.device).repeat_interleave(count)
+        own = distilled.images.repeat(len(some), *[1] * 5) if distilled.images.dim() == 6 else None
         found = evaluate_networks(
             network,
             {name: value.repeat(len(some), *[1] * (value.dim() - 1)) for name, value in networks.items()},
-            images.repeat(len(some), *[1] * (images.dim() - 1)) if images.dim() == 6 else images,
-            labels,
+            distilled if own is None else replace(distilled, images=own),
             [each] * steps[-1],
             steps,
-            pixels,
-            targets,
-            mean,
-            std,
+            validation,
             plan,
-            loop=loop,
+            loop=replace(loop, batch_order=None if order is None else order.repeated(len(some))),
         )
         scores += found.accuracy.view(len(steps), len(some), count).mean(2).T.tolist()
     return scores

@@ -31,6 +31,7 @@ from torch.nn import functional as F
 from ddsweep.core.derivatives import Derivatives, derivatives_of, no_bookkeeping
 from ddsweep.core.execution import ExecutionPlan
 from ddsweep.core.graphs import replayed
+from ddsweep.core.images import LabelledImages
 from ddsweep.core.inner import InnerOptimizer, Rate, Slots
 from ddsweep.core.layers import Params
 from ddsweep.core.order import BatchOrder, fixed_batch_order
@@ -42,6 +43,7 @@ from ddsweep.core.teams import in_teams
 __all__ = [
     "InnerLoop",
     "OuterGradient",
+    "TrainState",
     "Window",
     "loss_and_gradient",
     "outer_gradient",
@@ -90,22 +92,33 @@ class OuterGradient:
         return torch.stack([part.flatten(1).double().square().sum(1) for part in parts]).sum(0).sqrt()
 
 
-@dataclass
-class _Point:
-    """Where the networks are before a step: weights, the optimiser's slots, the step's number, and what else
-    the networks hold (`ddsweep.core.own_network`)."""
+@dataclass(frozen=True)
+class TrainState:
+    """Where K networks are in their training: weights ``[K, ...]``, the optimiser's slots, the number of
+    steps taken, and what else the networks hold (`ddsweep.core.own_network`)."""
 
     weights: Params
     slots: Slots
-    step: int
-    rest: Params
+    step: int = 0
+    rest: Params = field(default_factory=dict)
+
+    @classmethod
+    def start(cls, network: nn.Module, params: Params, optimizer: InnerOptimizer) -> TrainState:
+        """Before the first step."""
+        weights, rest = parts(network, params)
+        return cls(weights, optimizer.start(weights), 0, rest)
+
+    @property
+    def params(self) -> Params:
+        """All that the networks are."""
+        return {**self.weights, **self.rest}
 
 
 @dataclass
 class _Step:
     """A step taken, with what going back through it needs."""
 
-    before: _Point
+    before: TrainState
     kept: Any
 
 
@@ -118,11 +131,11 @@ def raw_rates(rate: float, steps: int) -> Tensor:
 class _Batches:
     """The distilled images and labels of each inner step, and the way back from a step's derivatives."""
 
-    def __init__(self, images: Tensor, labels: Tensor, loop: InnerLoop, batch_order: BatchOrder) -> None:
-        self.own = images.dim() == 6
+    def __init__(self, distilled: LabelledImages, loop: InnerLoop, batch_order: BatchOrder) -> None:
+        self.own = distilled.images.dim() == 6
         first = 1 if self.own else 0
-        self.images = images.detach().flatten(first, first + 1)
-        self.labels = labels.detach().flatten(0, 1)
+        self.images = images = distilled.images.detach().flatten(first, first + 1)
+        self.labels = distilled.labels.detach().flatten(0, 1)
         self.shared, self.augment = batch_order.shared, loop.augment
         self._picks, self._rates = batch_order.batches.to(images.device), batch_order.rates.to(images.device)
 
@@ -161,106 +174,93 @@ class _Batches:
 
 def train_networks(
     network: nn.Module,
-    params: Params,
-    images: Tensor,
-    labels: Tensor,
+    state: TrainState,
+    distilled: LabelledImages,
     rates: Sequence[Rate],
     batching: str,
-    start: int = 0,
+    loop: InnerLoop,
     *,
-    loop: InnerLoop | None = None,
-    slots: Slots | None = None,
     graph: bool = False,
-) -> tuple[Params, Slots]:
-    """``params [K, ...]`` and the optimiser's slots after one step per entry of ``rates``.
+) -> TrainState:
+    """``state`` after one step per entry of ``rates``.
 
-    ``images [S, n, c, h, w]`` (or ``[K, S, n, c, h, w]``, a set for each network), ``labels [S, n]`` (or
-    probabilities ``[S, n, classes]``). Steps are counted from ``start``, with the ``slots`` that were
-    returned for it. In fixed order step t uses batch t mod S. With ``graph`` a GPU replays recordings of up
-    to `RECORDED_STEPS` steps.
+    ``distilled`` has images ``[S, n, c, h, w]`` (or ``[K, S, n, c, h, w]``, a set for each network) with
+    labels ``[S, n]`` (or probabilities ``[S, n, classes]``). In fixed order step t uses batch t mod S. With
+    ``graph`` a GPU replays recordings of up to `RECORDED_STEPS` steps.
     """
-    loop = InnerLoop() if loop is None else loop
-    batch_order = loop.batch_order
-    if batch_order is None:
-        batch_order = fixed_batch_order(labels.shape[0], labels.shape[1], start + len(rates))
-    slots = loop.optimizer.start(parts(network, params)[0]) if slots is None else slots
+    if loop.batch_order is None:
+        inner_steps, batch = distilled.labels.shape[:2]
+        loop = replace(loop, batch_order=fixed_batch_order(inner_steps, batch, state.step + len(rates)))
     if graph:
         for first in range(0, len(rates), RECORDED_STEPS):
             some = rates[first : first + RECORDED_STEPS]
-            params, slots = _train_recorded(
-                network, params, images, labels, some, batching, start + first, loop, batch_order, slots
-            )
-        return params, slots
-    math = derivatives_of(network, batching)
-    batches = _Batches(images, labels, loop, batch_order)
-    params, rest = parts(network, params)
+            state = _train_recorded(network, state, distilled, some, batching, loop)
+        return state
+    assert loop.batch_order is not None
+    math, batches = derivatives_of(network, batching), _Batches(distilled, loop, loop.batch_order)
+    optimizer, weights, slots, rest = loop.optimizer, state.weights, state.slots, state.rest
     if not rest:
-        return _take_steps(math, batches, loop.optimizer, params, slots, rates, start, start)
-    for t, rate in enumerate(rates, start):
-        x, y = batches.at(t)
-        gradient, _ = math.gradient({**params, **rest_at(rest, t)}, x, y, False)
-        rest = rest_after(network, params, rest, x, t)
-        params, slots = loop.optimizer.update(params, slots, gradient, rate, t)
-    return {**params, **rest}, slots
+        weights, slots = _take_steps(math, batches, optimizer, state, rates, state.step)
+    for t, rate in enumerate(rates if rest else (), state.step):
+        images, targets = batches.at(t)
+        gradient, _ = math.gradient({**weights, **rest_at(rest, t)}, images, targets, False)
+        rest = rest_after(network, weights, rest, images, t)
+        weights, slots = optimizer.update(weights, slots, gradient, rate, t)
+    return TrainState(weights, slots, state.step + len(rates), rest)
 
 
 def _take_steps(
     math: Derivatives,
     batches: _Batches,
     optimizer: InnerOptimizer,
-    params: Params,
-    slots: Slots,
+    state: TrainState,
     rates: Sequence[Rate],
-    start: int,
     number: Any,
 ) -> tuple[Params, Slots]:
-    """Steps on the batches from ``start`` on; for the optimiser they are steps ``number`` (an int, or a
-    float64 tensor, in which Adam's corrections are exact) and after."""
+    """Weights and slots after steps on the batches from ``state.step`` on; for the optimiser they are steps
+    ``number`` (an int, or a float64 tensor, in which Adam's corrections are exact) and after."""
+    weights, slots = state.weights, state.slots
     for i, rate in enumerate(rates):
-        gradient, _ = math.gradient(params, *batches.at(start + i), False)
-        params, slots = optimizer.update(params, slots, gradient, rate, number + i)
-    return params, slots
+        gradient, _ = math.gradient(weights, *batches.at(state.step + i), False)
+        weights, slots = optimizer.update(weights, slots, gradient, rate, number + i)
+    return weights, slots
 
 
 def _train_recorded(
     network: nn.Module,
-    params: Params,
-    images: Tensor,
-    labels: Tensor,
+    state: TrainState,
+    distilled: LabelledImages,
     rates: Sequence[Rate],
     batching: str,
-    start: int,
     loop: InnerLoop,
-    batch_order: BatchOrder,
-    slots: Slots,
-) -> tuple[Params, Slots]:
-    """`train_networks` from step ``start`` on, as one CUDA graph."""
+) -> TrainState:
+    """`train_networks` as one CUDA graph. ``loop`` has a batch order."""
     if loop.augment is not None:
         raise ValueError("graph: an augmentation is another one in every step and cannot be recorded")
-    names, weight, sets = list(params), next(iter(params.values())), 1 + len(slots)
+    assert loop.batch_order is not None
+    names, weight = list(state.weights), next(iter(state.weights.values()))
+    sets, stop = 1 + len(state.slots), state.step + len(rates)
 
     def work(*tensors: Tensor) -> list[Tensor]:
         *values, x, y, picks, numbers, first = tensors
-        weights, *state = (
+        weights, *slots = (
             dict(zip(names, values[i * len(names) : (i + 1) * len(names)], strict=True)) for i in range(sets)
         )
-        batches = _Batches(x, y, loop, BatchOrder(picks, picks.new_zeros(len(picks), 1)))
+        batches = _Batches(LabelledImages(x, y), loop, BatchOrder(picks, picks.new_zeros(len(picks), 1)))
         rate_of_step = [numbers[i].view(-1) for i in range(len(numbers))]
-        weights, after = _take_steps(
-            derivatives_of(network, batching),
-            *(batches, loop.optimizer, weights, tuple(state), rate_of_step, 0, first),
-        )
+        before, math = TrainState(weights, tuple(slots)), derivatives_of(network, batching)
+        weights, after = _take_steps(math, batches, loop.optimizer, before, rate_of_step, first)
         return [value for part in (weights, *after) for value in part.values()]
 
     one_each = [torch.as_tensor(rate, dtype=weight.dtype) for rate in rates]
-    inputs = [value for part in (params, *slots) for value in part.values()]
-    picks = batch_order.batches[start : start + len(rates)]
-    inputs += [images, labels, picks.to(weight.device), torch.stack(one_each).to(weight.device)]
-    inputs.append(torch.full((), start, dtype=torch.float64, device=weight.device))
+    inputs = [value for part in (state.weights, *state.slots) for value in part.values()]
+    picks = loop.batch_order.batches[state.step : stop].to(weight.device)
+    inputs += [distilled.images, distilled.labels, picks, torch.stack(one_each).to(weight.device)]
+    inputs.append(torch.full((), state.step, dtype=torch.float64, device=weight.device))
     what = ("train", network, tuple(names), batching, loop.optimizer)
     found = iter(replayed(what, work, [value.detach() for value in inputs]))
     weights, *after = ({name: next(found) for name in names} for _ in range(sets))
-    return weights, tuple(after)
+    return TrainState(weights, tuple(after), stop)
 
 
 def loss_and_gradient(
@@ -322,7 +322,7 @@ class _Unroll:
             return float(self.numbers[int(which)])
         return self.rates[self.batches.rate_of(t)]
 
-    def step(self, point: _Point, keep: bool) -> tuple[_Point, _Step]:
+    def step(self, point: TrainState, keep: bool) -> tuple[TrainState, _Step]:
         t = point.step
         images, targets = self.batches.at(t)
         steps, rest = self.steps, point.rest
@@ -332,16 +332,16 @@ class _Unroll:
         weights, slots, kept = steps.forward(
             point.weights, point.slots, images, targets, self.rate(t), t, keep
         )
-        return _Point(weights, slots, t + 1, rest), _Step(point, kept)
+        return TrainState(weights, slots, t + 1, rest), _Step(point, kept)
 
     def back(self, step: _Step, v: Params, by_slots: Slots) -> StepVjp:
         before = step.before
         t = before.step
         return self.steps.back(before.weights, before.slots, step.kept, v, by_slots, self.rate(t), t)
 
-    def forward(self, point: _Point, stop: int) -> tuple[_Point, list[_Step | _Point]]:
+    def forward(self, point: TrainState, stop: int) -> tuple[TrainState, list[_Step | TrainState]]:
         """The point after step ``stop``, and a tape: the steps, or the first point of each segment."""
-        tape: list[_Step | _Point] = []
+        tape: list[_Step | TrainState] = []
         for count in range(stop - point.step):
             if not self.keep_all and count % self.segment == 0:
                 tape.append(point)
@@ -350,7 +350,7 @@ class _Unroll:
                 tape.append(step)
         return point, tape
 
-    def steps_of(self, entry: _Step | _Point, stop: int) -> list[_Step]:
+    def steps_of(self, entry: _Step | TrainState, stop: int) -> list[_Step]:
         """The steps of one entry of the tape, up to ``stop``; those of a segment are taken again."""
         if isinstance(entry, _Step):
             return [entry]
@@ -364,11 +364,9 @@ class _Unroll:
 def outer_gradient(
     network: nn.Module,
     params: Params,
-    images: Tensor,
-    labels: Tensor,
+    distilled: LabelledImages,
     raw: Tensor,
-    real_images: Tensor,
-    real_labels: Tensor,
+    real: LabelledImages,
     plan: ExecutionPlan,
     *,
     loop: InnerLoop | None = None,
@@ -376,37 +374,36 @@ def outer_gradient(
 ) -> OuterGradient:
     """The outer loss of K networks and its exact derivative w.r.t. images, raw rates and soft labels.
 
-    ``params``: initial weights ``[K, ...]``, left untouched. ``images [S, n, c, h, w]``; ``labels [S, n]``
-    int64, or probabilities ``[S, n, classes]``, which are then differentiated too; ``raw [T]`` with T a
-    multiple of S. ``real_images [N, c, h, w]`` with ``real_labels [N]`` for all networks, or
+    ``params``: initial weights ``[K, ...]``, left untouched. ``distilled``: images ``[S, n, c, h, w]`` with
+    labels ``[S, n]`` int64, or probabilities ``[S, n, classes]``, which are then differentiated too; ``raw
+    [T]`` with T a multiple of S. ``real``: images ``[N, c, h, w]`` with labels ``[N]`` for all networks, or
     ``[K, N, ...]`` and ``[K, N]`` with a real batch for each. With a ``window``, the derivative of the
     loss after its last step by what its steps use, the point before it held fixed. Raises
     ``ValueError`` if T is not a multiple of S, or for an augmentation, which is another one in every outer
     step, where ``plan`` records a graph.
     """
-    inner_steps, total = labels.shape[0], raw.shape[0]
+    inner_steps, total = distilled.labels.shape[0], raw.shape[0]
     if total % inner_steps:
         raise ValueError(f"{total} rates do not go into {inner_steps} inner steps")
     loop = InnerLoop() if loop is None else loop
     batch_order = (
-        fixed_batch_order(inner_steps, labels.shape[1], total)
+        fixed_batch_order(inner_steps, distilled.labels.shape[1], total)
         if loop.batch_order is None
         else loop.batch_order
     )
     window = Window(0, total) if window is None else window
-    own = real_labels.dim() == 2
+    own = real.labels.dim() == 2
     if plan.graph:
         with products(plan.device, plan.precision):
-            real = real_images, real_labels
             whole = replace(loop, batch_order=batch_order)
-            return _recorded(network, params, images, labels, raw, *real, plan, whole, window)
+            return _recorded(network, params, distilled, raw, real, plan, whole, window)
 
     def of(module: nn.Module, share: slice) -> OuterGradient:
         weights = {name: value[share] for name, value in params.items()}
-        real = (real_images[share], real_labels[share]) if own else (real_images, real_labels)
+        batch = LabelledImages(real.images[share], real.labels[share]) if own else real
         theirs = replace(loop, batch_order=batch_order.of(share))
         with no_bookkeeping(plan) if loop.augment is None else nullcontext():  # whose way back is autograd's
-            return _outer_gradient(module, weights, images, labels, raw, *real, plan, theirs, window)
+            return _outer_gradient(module, weights, distilled, raw, batch, plan, theirs, window)
 
     with products(plan.device, plan.precision):
         return _joined(in_teams(plan, network, len(next(iter(params.values()))), of))
@@ -415,11 +412,9 @@ def outer_gradient(
 def _recorded(
     network: nn.Module,
     params: Params,
-    images: Tensor,
-    labels: Tensor,
+    distilled: LabelledImages,
     raw: Tensor,
-    real_images: Tensor,
-    real_labels: Tensor,
+    real: LabelledImages,
     plan: ExecutionPlan,
     loop: InnerLoop,
     window: Window,
@@ -428,18 +423,20 @@ def _recorded(
     if loop.augment is not None:
         raise ValueError("graph: an augmentation is another one in every outer step and cannot be recorded")
     assert loop.batch_order is not None
-    names, device = list(params), images.device
+    names, device = list(params), distilled.images.device
 
     def work(*tensors: Tensor) -> list[Tensor]:
         weights = dict(zip(names, tensors, strict=False))
         x, y, raw_of_all, real_x, real_y, batches, rates = tensors[len(names) :]
         theirs = replace(loop, batch_order=BatchOrder(batches, rates))
-        found = _outer_gradient(network, weights, x, y, raw_of_all, real_x, real_y, plan, theirs, window)
+        one, batch = LabelledImages(x, y), LabelledImages(real_x, real_y)
+        found = _outer_gradient(network, weights, one, raw_of_all, batch, plan, theirs, window)
         parts = (found.losses, found.images, found.raw_rates, found.labels)
         return [part for part in parts if part is not None]
 
     batch_order = loop.batch_order.batches.to(device), loop.batch_order.rates.to(device)
-    inputs = [*params.values(), images, labels, raw, real_images, real_labels, *batch_order]
+    inputs = [*params.values(), distilled.images, distilled.labels, raw]
+    inputs += [real.images, real.labels, *batch_order]
     what = ("outer gradient", network, tuple(names), plan, loop.optimizer, window)
     return OuterGradient(*replayed(what, work, [value.detach() for value in inputs]))
 
@@ -457,11 +454,9 @@ def _joined(parts: Sequence[OuterGradient]) -> OuterGradient:
 def _outer_gradient(
     network: nn.Module,
     params: Params,
-    images: Tensor,
-    labels: Tensor,
+    distilled: LabelledImages,
     raw: Tensor,
-    real_images: Tensor,
-    real_labels: Tensor,
+    real: LabelledImages,
     plan: ExecutionPlan,
     loop: InnerLoop,
     window: Window,
@@ -471,19 +466,18 @@ def _outer_gradient(
     batch_order, total = loop.batch_order, raw.shape[0]
     count = next(iter(params.values())).shape[0]
     rates = F.softplus(raw.detach())
-    batches = _Batches(images, labels, loop, batch_order)
+    batches = _Batches(distilled, loop, batch_order)
     unroll = _Unroll(network, steps_of(network, loop.optimizer, plan), batches, batch_order, rates, plan)
 
-    weights, rest = parts(network, params)
-    weights = {name: value.detach() for name, value in weights.items()}
-    point = _Point(weights, loop.optimizer.start(weights), 0, rest)
+    point = TrainState.start(network, params, loop.optimizer)
+    point = replace(point, weights={name: value.detach() for name, value in point.weights.items()})
     while point.step < window.start:
         point, _ = unroll.step(point, False)
     point, tape = unroll.forward(point, window.stop)
     passes = loss_and_gradient_of(network, loop.optimizer, plan)
-    judged = {**point.weights, **point.rest}
-    losses, v = loss_and_gradient(passes, judged, real_images, real_labels, plan)
+    losses, v = loss_and_gradient(passes, point.params, real.images, real.labels, plan)
 
+    images, labels = distilled.images, distilled.labels
     by_images = images.new_zeros(count, *batches.images.shape)
     by_labels = batches.labels.new_zeros(count, *batches.labels.shape) if labels.is_floating_point() else None
     by_rates, networks = images.new_zeros(count, total), torch.arange(count, device=images.device)

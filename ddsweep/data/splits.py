@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 
 from ddsweep.catalog import DatasetSpec
-from ddsweep.core.images import normalise
+from ddsweep.core.images import RealSet, normalise
 from ddsweep.data.sources import Part, source_of
 from ddsweep.data.whitening import Whitening, measure_whitening
 from ddsweep.errors import DataError, SettingError
@@ -50,6 +50,18 @@ class Splits:
     stand_in: bool = False
     whitening: Whitening | None = None
     test_in_train: int = 0
+
+    @property
+    def train(self) -> RealSet:
+        return RealSet(self.train_images, self.train_labels, self.mean, self.std)
+
+    @property
+    def validation(self) -> RealSet:
+        return RealSet(self.validation_images, self.validation_labels, self.mean, self.std)
+
+    @property
+    def test(self) -> RealSet:
+        return RealSet(self.test_images, self.test_labels, self.mean, self.std)
 
     @property
     def nbytes(self) -> int:

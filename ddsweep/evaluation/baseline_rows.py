@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,12 @@ from torch import Tensor
 
 from ddsweep import baselines
 from ddsweep.catalog import SPEC_VERSION, EvaluationSpec, TrialSpec
-from ddsweep.core.inner import InnerOptimizer
+from ddsweep.core.images import LabelledImages, RealSet
 from ddsweep.core.objective import rewritten
+from ddsweep.core.recipe import Recipe
 from ddsweep.core.tuning import best_of, score_rates
 from ddsweep.core.unroll import InnerLoop
-from ddsweep.data.sources import Splits
+from ddsweep.data.splits import Splits
 from ddsweep.errors import CheckpointError
 from ddsweep.evaluation.group import Group
 from ddsweep.results.artifacts import load_tensors, save_tensors
@@ -151,9 +153,8 @@ def _trained_rows(
                 images = _images(group, kind, "baseline", group.indices, directory)
             else:
                 images = _images(group, "random", "baseline_candidate", [best], directory)[0]
-            steps = spec.inner_steps * epochs
-            result = group.test(images, [lr] * steps, [steps])
-            return group.rows(result, source, "", inner_epochs=epochs, inner_lr=lr)
+            recipe = baselines.baseline_recipe(spec, lr, epochs)
+            return group.rows(group.test_baseline(images, recipe), source, "", recipe)
 
         what = [source, *_training(spec), lr, epochs, *([] if best is None else [best])]
         rows += [{**row, "protocol": protocol} for row in _cached_rows(group, what, directory, compute)]
@@ -216,12 +217,12 @@ def _computed_json(path: Path, directory: SweepDirectory, compute: Callable[[], 
             return found
 
 
-def _validation_images(group: Group) -> tuple[Tensor, Tensor]:
-    """Those that rates and candidates are chosen on, and their classes."""
-    splits = group.splits
-    stride = -(-len(splits.validation_labels) // baselines.SELECTION_IMAGES)
-    labels = rewritten(splits.validation_labels[::stride], group.spec.attack_class, group.spec.target_class)
-    return splits.validation_images[::stride], labels
+def _validation_set(group: Group) -> RealSet:
+    """The images that rates and candidates are chosen on, with their classes; of an attack, with what they
+    are to be called."""
+    stride = -(-len(group.splits.validation) // baselines.SELECTION_IMAGES)
+    found = group.splits.validation.take(slice(None, None, stride))
+    return replace(found, labels=rewritten(found.labels, group.spec.attack_class, group.spec.target_class))
 
 
 def _score_rates(
@@ -232,20 +233,16 @@ def _score_rates(
     chosen = range(baselines.SELECTION_NETWORKS)
     networks = group.networks("selection", chosen)
     images = _images(group, kind, "baseline_selection", chosen, directory)
-    pixels, targets = (part.to(group.plan.device) for part in _validation_images(group))
+    device = group.plan.device
     return score_rates(
         group.network,
         networks,
-        images.to(group.plan.device, group.dtype),
-        baselines.baseline_labels(spec).to(group.plan.device),
+        LabelledImages(images.to(device, group.dtype), baselines.baseline_labels(spec).to(device)),
         tried,
         epochs,
-        pixels,
-        targets,
-        group.splits.mean,
-        group.splits.std,
+        _validation_set(group).to(device),
         group.plan,
-        InnerLoop(InnerOptimizer(spec.inner_optimizer, spec.inner_momentum)),
+        InnerLoop(Recipe.of(spec).inner_optimizer),
     )
 
 
@@ -267,11 +264,10 @@ def _score_candidates(
     """Validation accuracy of each candidate. One at a time, so that its score does not depend on how many
     there are."""
     networks = group.networks("selection", range(1 if group.known else baselines.SELECTION_NETWORKS))
-    steps = group.spec.inner_steps * epochs
-    scores = []
+    recipe, scores = baselines.baseline_recipe(group.spec, lr, epochs), []
     for index in range(candidates):
         images = _images(group, "random", "baseline_candidate", [index], directory)[0]
-        result = group.run(networks, images, [lr] * steps, [steps], *_validation_images(group))
+        result = group.try_baseline(networks, images, recipe, _validation_set(group))
         scores.append(float(result.accuracy.mean()))
     return scores
 

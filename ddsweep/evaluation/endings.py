@@ -232,7 +232,7 @@ def _row(
 
 def _tested(spec: TrialSpec, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The columns from the ``as_distilled`` rows of a trial, over all their networks."""
-    ours = [row for row in rows if row["source"] == "distilled"]
+    ours = [row for row in rows if (row["source"], row["protocol"]) == ("distilled", "as_distilled")]
     before = [row for row in ours if row["inner_step"] == 0]
     after = [row for row in ours if row["inner_step"] == spec.steps]
     random = [row for row in rows if (row["source"], row["protocol"]) == ("random_real", "as_distilled")]

@@ -13,14 +13,14 @@ from ddsweep.baselines import baseline_labels
 from ddsweep.catalog import EvalUnit, TrialSpec
 from ddsweep.core.evaluate import Evaluation, evaluate_networks
 from ddsweep.core.execution import ExecutionPlan
+from ddsweep.core.images import LabelledImages, RealSet
 from ddsweep.core.init import draw_networks
-from ddsweep.core.inner import InnerOptimizer
 from ddsweep.core.networks import Params, stack_networks
 from ddsweep.core.precision import stored_dtype
-from ddsweep.core.recipe import evaluation_loop
+from ddsweep.core.recipe import Recipe, held_out_loop
 from ddsweep.core.task import known_seed
 from ddsweep.core.unroll import InnerLoop
-from ddsweep.data.sources import Splits
+from ddsweep.data.splits import Splits
 from ddsweep.distilled import DistilledSet
 from ddsweep.pools.store import TrainedPool
 from ddsweep.seeds import derive_seed
@@ -81,66 +81,43 @@ class Group:
             dtype=self.dtype,
         )
 
-    def run(
+    def test_distilled(self, distilled: DistilledSet, recipe: Recipe, steps: Sequence[int]) -> Evaluation:
+        """The held-out networks, trained on ``distilled`` by ``recipe`` and tested after ``steps``."""
+        loop = held_out_loop(recipe, distilled.spec, "heldout", self.indices, max(steps))
+        networks, rates = self.networks("heldout", self.indices), recipe.rates(distilled.rates.tolist())
+        return self._run(networks, distilled.batches(recipe), rates, steps, self.splits.test, loop)
+
+    def test_baseline(self, images: Tensor, recipe: Recipe) -> Evaluation:
+        """The held-out networks, trained on ``images`` by ``recipe`` and tested at its end."""
+        return self.try_baseline(self.networks("heldout", self.indices), images, recipe, self.splits.test)
+
+    def try_baseline(self, networks: Params, images: Tensor, recipe: Recipe, real: RealSet) -> Evaluation:
+        """``networks``, trained on ``images [S, n, c, h, w]`` (or ``[K, S, ...]``) by ``recipe``, tested on
+        ``real`` at its end."""
+        steps = self.spec.inner_steps * recipe.epochs
+        trained_on, loop = (
+            LabelledImages(images, baseline_labels(self.spec)),
+            InnerLoop(recipe.inner_optimizer),
+        )
+        return self._run(networks, trained_on, [recipe.one_rate] * steps, [steps], real, loop)
+
+    def _run(
         self,
         networks: Params,
-        images: Tensor,
-        rates: Sequence[float | Tensor],
-        steps: Sequence[int],
-        pixels: Tensor,
-        targets: Tensor,
-        labels: Tensor | None = None,
-        loop: InnerLoop | None = None,
-    ) -> Evaluation:
-        """Train ``networks`` and test them: with the labels of a baseline, in fixed order and by the trial's
-        inner optimiser if nothing else is given."""
-        spec, device = self.spec, self.plan.device
-        if labels is None:
-            labels = baseline_labels(spec)
-        if labels.is_floating_point():
-            labels = labels.to(self.dtype)
-        if loop is None:
-            loop = InnerLoop(InnerOptimizer(spec.inner_optimizer, spec.inner_momentum))
-        return evaluate_networks(
-            self.network,
-            networks,
-            images.to(device, self.dtype),
-            labels.to(device),
-            rates,
-            steps,
-            pixels.to(device),
-            targets.to(device),
-            self.splits.mean,
-            self.splits.std,
-            self.plan,
-            loop=loop,
-        )
-
-    def test(
-        self,
-        images: Tensor,
+        trained_on: LabelledImages,
         rates: Sequence[float],
         steps: Sequence[int],
-        labels: Tensor | None = None,
-        loop: InnerLoop | None = None,
+        real: RealSet,
+        loop: InnerLoop,
     ) -> Evaluation:
-        """The held-out networks, on the test split."""
-        networks, splits = self.networks("heldout", self.indices), self.splits
-        return self.run(networks, images, rates, steps, splits.test_images, splits.test_labels, labels, loop)
+        device, labels = self.plan.device, trained_on.labels
+        if labels.is_floating_point():
+            labels = labels.to(self.dtype)
+        trained_on = LabelledImages(trained_on.images.to(device, self.dtype), labels.to(device))
+        real = real.to(device)
+        return evaluate_networks(self.network, networks, trained_on, rates, steps, real, self.plan, loop=loop)
 
-    def test_distilled(self, distilled: DistilledSet, steps: Sequence[int]) -> Evaluation:
-        loop = evaluation_loop(self.spec, "heldout", self.indices, max(steps))
-        return self.test(distilled.images, distilled.rates.tolist(), steps, distilled.labels, loop)
-
-    def rows(
-        self,
-        result: Evaluation,
-        source: str,
-        protocol: str,
-        *,
-        inner_epochs: int | None = None,
-        inner_lr: float | None = None,
-    ) -> list[dict[str, Any]]:
+    def rows(self, result: Evaluation, source: str, protocol: str, recipe: Recipe) -> list[dict[str, Any]]:
         """Rows of the ``evals`` table (without trial id), one for each step and wanted network."""
         rows = []
         for s, step in enumerate(result.steps):
@@ -153,10 +130,10 @@ class Group:
                         **self._common(source, protocol),
                         "model_seed": index,
                         "inner_step": step,
-                        "inner_epochs": self.spec.inner_epochs if inner_epochs is None else inner_epochs,
-                        "inner_lr": inner_lr,
-                        "order": self.spec.order if source == "distilled" else "fixed",
-                        "inner_optimizer": self.spec.inner_optimizer,
+                        "inner_epochs": recipe.epochs,
+                        "inner_lr": recipe.rate,
+                        "order": recipe.order,
+                        "inner_optimizer": recipe.optimizer,
                         "accuracy": float(result.accuracy[s, k]),
                         **self._attack(result, s, k),
                         "loss": None if diverged else float(result.loss[s, k]),

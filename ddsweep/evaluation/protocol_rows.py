@@ -7,42 +7,31 @@ rates, which would answer another question.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from ddsweep.catalog import Protocol, TrialSpec
-from ddsweep.core.inner import InnerOptimizer
-from ddsweep.core.order import draw_batch_order
-from ddsweep.core.unroll import InnerLoop
+from ddsweep.catalog import Protocol
+from ddsweep.core.recipe import Recipe
 from ddsweep.distilled import DistilledSet
 from ddsweep.evaluation.group import Group
-from ddsweep.seeds import derive_seed
 
-__all__ = ["protocol_rows"]
+__all__ = ["changed", "protocol_rows"]
+
+_SETTINGS = {"order": "order", "inner_optimizer": "optimizer", "inner_lr": "rate", "inner_epochs": "epochs"}
+"""What a protocol can change of a recipe; the rest is which networks there are."""
+
+
+def changed(recipe: Recipe, protocol: Protocol) -> Recipe:
+    """``recipe`` with what ``protocol`` changes of it."""
+    changes = protocol.changes()
+    return replace(recipe, **{_SETTINGS[name]: changes[name] for name in changes if name in _SETTINGS})
 
 
 def protocol_rows(
     group: Group, protocol: Protocol, distilled: DistilledSet, steps: Sequence[int]
 ) -> list[dict[str, Any]]:
-    """Rows of the ``evals`` table (without trial id) of ``distilled`` on the networks of ``group``, at the
-    inner steps ``steps``. The ``spec`` of ``group`` is that of the set with ``protocol`` applied to it."""
-    rates = distilled.rates.tolist()
-    if protocol.inner_lr is not None:
-        rates = [protocol.inner_lr] * len(rates)
-    loop = _loop(distilled.spec, group.spec, group.indices, max(steps))
-    result = group.test(distilled.images, rates, steps, distilled.labels, loop)
-    return group.rows(result, "distilled", group.unit.protocol, inner_lr=protocol.inner_lr)
-
-
-def _loop(made: TrialSpec, used: TrialSpec, indices: Sequence[int], total: int) -> InnerLoop:
-    """How held-out networks ``indices`` are trained for ``total`` steps: by the optimiser and in the order of
-    ``used``, on a set with the rates of ``made``.
-
-    Random orders are those that the networks have under ``as_distilled``: functions of the trial that made
-    the set, and of the number of the network.
-    """
-    optimizer = InnerOptimizer(used.inner_optimizer, used.inner_momentum)
-    if used.order == "fixed":
-        return InnerLoop(optimizer)
-    seeds = [derive_seed("heldout_order", made.trial_id, "heldout", index) for index in indices]
-    sizes = (made.inner_steps, made.dataset.classes, made.images_per_class_per_step, made.steps)
-    return InnerLoop(optimizer, draw_batch_order(used.order, *sizes, seeds, total))
+    """Rows of the ``evals`` table (without trial id) of ``distilled`` on the networks of ``group``, which are
+    those of ``protocol``, at the inner steps ``steps``."""
+    recipe = changed(distilled.recipe, protocol)
+    result = group.test_distilled(distilled, recipe, steps)
+    return group.rows(result, "distilled", group.unit.protocol, recipe)

@@ -14,10 +14,9 @@ from torch import nn
 from ddsweep.catalog import EvaluationSpec, EvalUnit, NetworkSpec, TrialSpec
 from ddsweep.catalog.numbers import counted
 from ddsweep.core.execution import choose_plan
-from ddsweep.core.graphs import has_recordings
-from ddsweep.core.memory import is_out_of_memory, release_memory
+from ddsweep.core.memory import fitted
 from ddsweep.core.networks import build_network
-from ddsweep.data.sources import Splits
+from ddsweep.data.splits import Splits
 from ddsweep.distilled import DistilledSet
 from ddsweep.errors import TooLargeError
 from ddsweep.evaluation.baseline_rows import baseline_rows
@@ -176,17 +175,11 @@ def evaluate_unit(
     plan = choose_plan(device, THREADS, network, graph=True, native=compile != "off")
     pool = pool_of(used, directory.pools)
     group = Group(used, unit, splits, plan, network, pool)
-    rows: list[dict[str, Any]] | None = None
-    while rows is None:
-        try:
-            rows = _rows(spec, group, todo, distilled, evaluation, directory)
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            if not has_recordings():
-                raise TooLargeError(_too_large(spec, group, device, error)) from error
-        if rows is None:  # recordings of other groups may have taken the memory
-            release_memory()
+
+    def give_up(error: Exception) -> bool:
+        raise TooLargeError(_too_large(spec, group, device, error)) from error
+
+    rows = fitted(lambda: _rows(spec, group, todo, distilled, evaluation, directory), give_up)
     rows = _beside([] if held is None else read_parts([path], EVALS).to_pylist(), rows, todo.stale)
     before = {} if held is None else {name: found.settings for name, found in held.baselines.items()}
     holds = holds_text(
@@ -241,8 +234,12 @@ def _rows(
         some = replace(group, unit=replace(unit, indices=todo.distilled))
         if unit.changes is not None:
             return protocol_rows(some, unit.changes, distilled, evaluation.steps(spec, unit.changes))
-        result = some.test_distilled(distilled, evaluation.steps(spec))
-        rows += some.rows(result, "distilled", unit.protocol)
+        own, tuned = distilled.recipe, distilled.tuned
+        result = some.test_distilled(distilled, own, evaluation.steps(spec))
+        rows += some.rows(result, "distilled", unit.protocol, own)
+        if tuned is not None:
+            result = some.test_distilled(distilled, tuned, [spec.inner_steps * tuned.epochs])
+            rows += some.rows(result, "distilled", f"{unit.protocol}_tuned", tuned)
     for source, indices in todo.baselines.items():
         some = replace(group, unit=replace(unit, indices=indices))
         rows += baseline_rows(some, source, evaluation, directory)

@@ -17,7 +17,7 @@ from ddsweep.core.execution import choose_plan
 from ddsweep.core.init import draw_networks
 from ddsweep.core.networks import build_network
 from ddsweep.core.pretrain import TrainingSchedule, train_on_real
-from ddsweep.data.sources import Splits
+from ddsweep.data.splits import Splits
 from ddsweep.errors import CheckpointError, DataError, ResultsError, UserError
 from ddsweep.pools.recipe import PoolRecipe
 from ddsweep.pools.store import ROLES, save_network
@@ -116,10 +116,7 @@ def train_group(
     trained = train_on_real(
         network,
         draw_networks(network, recipe.init_law, recipe.init_param, seeds, device=device, dtype=torch.float32),
-        splits.train_images.to(device),
-        splits.train_labels.to(device),
-        splits.mean,
-        splits.std,
+        splits.train.to(device),
         TrainingSchedule(recipe.epochs, recipe.batch, recipe.lr, recipe.decay_epochs, recipe.decay_factor),
         lambda epoch: _order_seeds(recipe, group.role, group.trained, epoch),
         plan,
@@ -128,8 +125,7 @@ def train_group(
     if trained is None:
         return False
     wall, cpu = time.monotonic() - wall, time.process_time() - cpu
-    test = (splits.test_images.to(device), splits.test_labels.to(device))
-    accuracy, loss, _, _ = count_right(network, trained, *test, splits.mean, splits.std, plan)
+    accuracy, loss, _, _ = count_right(network, trained, splits.test.to(device), plan)
     spec, count = recipe.spec(name), len(group.trained)
     common: dict[str, Any] = {
         **environment(),

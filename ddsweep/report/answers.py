@@ -178,8 +178,8 @@ def _distilled_and_baselines(results: Results, ids: Sequence[str]) -> dict[str, 
 
 def _own_rows(rows: Sequence[Row], trial: Row) -> list[Row]:
     """The values of the distilled set after T steps."""
-    last = trial["inner_steps"] * trial["inner_epochs"]
-    return [row for row in rows if row["source"] == "distilled" and row["inner_step"] == last]
+    ours = [row for row in rows if (row["source"], row["protocol"]) == ("distilled", PROTOCOLS[0])]
+    return [row for row in ours if row["inner_step"] == trial["inner_steps"] * trial["inner_epochs"]]
 
 
 def _gains(

@@ -184,7 +184,7 @@ def _accuracy(row: Mapping[str, Any], evals: Rows) -> Table | None:
     attack = row["objective"] == "attack"
     for title in ("fooled", "other classes") if attack else ():
         table.add_column(title, justify="right")
-    for step in sorted({item["inner_step"] for item in rows}):
+    for step in sorted({item["inner_step"] for item in rows if item["protocol"] in _ON}):
         found = [measured(_at(rows, protocol, step)) for protocol in protocols]
         own = _at(rows, "as_distilled", step)
         more = [_of_attack(own, name) for name in ("attack_success", "accuracy_other")] if attack else []

@@ -102,7 +102,7 @@ class TrialParts:
 def content_of(rows: Rows) -> dict[str, Any]:
     """What ``rows`` of one part tell by themselves: protocol, group, inner steps of the distilled set, and
     networks of each baseline. Empty for no rows."""
-    ours = [row for row in rows if row["source"] == "distilled"]
+    ours = [row for row in rows if row["source"] == "distilled" and not row["protocol"].endswith("_tuned")]
     if not ours:
         return {}
     at: dict[int, set[int]] = defaultdict(set)

@@ -148,9 +148,9 @@ class _Evals:
     """`distilled`, or a baseline: `random_real`, `optimized_random` (one draw, the best of several on
     validation images), `class_mean`, `kmeans`, `knn_random`, `knn_kmeans`"""
     protocol: str
-    """`as_distilled`; `on_random`: a `fixed` set on random networks; `*_tuned`: a baseline at its best rate
-    and epochs; `nearest_neighbour`: k-NN, no network; else the name of a [protocol](settings.md) of one's
-    own"""
+    """`as_distilled`; `on_random`: a `fixed` set on random networks; `*_tuned`: a baseline, or a set without
+    learned rates, at its best rate and epochs; `nearest_neighbour`: k-NN, no network; else the name of a
+    [protocol](settings.md) of one's own"""
     network: str
     init_law: str
     pool: str
@@ -164,7 +164,8 @@ class _Evals:
     at their last only"""
     inner_epochs: int
     inner_lr: float
-    """epochs; the constant rate of a baseline or a protocol, null for learned rates"""
+    """epochs; the constant rate of a baseline, of a protocol, or of a set without learned rates; null for
+    learned rates"""
     order: str
     inner_optimizer: str
     """in which order images were used, by which optimiser; null for nearest neighbour, and in files of

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ddsweep.catalog import parse_network
+from ddsweep.core.images import LabelledImages
 from ddsweep.core.init import draw_networks
 from ddsweep.core.networks import Params, build_network
 from ddsweep.core.unroll import raw_rates
@@ -19,7 +20,7 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Case:
-    """One outer gradient to compute: all the arguments of ``outer_gradient`` but the plan."""
+    """One outer gradient to compute: all that its arguments but the plan are made of."""
 
     network: nn.Module
     params: Params
@@ -34,11 +35,16 @@ class Case:
         return next(iter(self.params.values())).shape[0]
 
     @property
+    def distilled(self) -> LabelledImages:
+        return LabelledImages(self.images, self.labels)
+
+    @property
+    def real(self) -> LabelledImages:
+        return LabelledImages(self.real_images, self.real_labels)
+
+    @property
     def arguments(self) -> tuple:
-        return (
-            *(self.network, self.params, self.images, self.labels),
-            *(self.raw, self.real_images, self.real_labels),
-        )
+        return self.network, self.params, self.distilled, self.raw, self.real
 
     def take(self, rows: list[int]) -> Case:
         """The same problem with only the networks ``rows``."""

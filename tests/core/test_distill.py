@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from ddsweep.catalog import DATASETS, TrialSpec
 from ddsweep.core.distill import initial_state, outer_step
 from ddsweep.core.execution import ExecutionPlan
-from ddsweep.core.images import normalise
+from ddsweep.core.images import LabelledImages, RealSet, normalise
 from ddsweep.core.methods import bptt
 from ddsweep.core.methods.bptt import rates as rates_of
 from ddsweep.core.outer import DistillState, adam, schedule_factor
@@ -31,7 +31,7 @@ def task_of(digits):
         defaults = {"network": "convnet(width=4)", "dtype": "float64", "inner_lr": 0.5, "models_per_step": 3}
         spec = TrialSpec(dataset=DATASETS["digits"], **(defaults | settings))
         pixels, labels = digits
-        return Task.of(spec, ExecutionPlan(), pixels[:images], labels[:images], MEAN, STD)
+        return Task.of(spec, ExecutionPlan(), RealSet(pixels[:images], labels[:images], MEAN, STD))
 
     return make
 
@@ -51,11 +51,11 @@ def assert_states_equal(left: DistillState, right: DistillState) -> None:
 def gradient_of(task: Task, state: DistillState) -> OuterGradient:
     """The outer gradient of the whole training part (the real batch of a trial that asks for more)."""
     spec = task.spec
-    real = normalise(task.real_images, MEAN, STD, task.dtype)
+    real = LabelledImages(task.real.normalised(task.dtype), task.real.labels)
     networks = task.networks(network_seeds(spec, state.step))
     raw = state.learned["raw"].expand(spec.steps)
-    distilled = (state.images, task.labels, raw)
-    return outer_gradient(task.network, networks, *distilled, real, task.real_labels, task.plan)
+    distilled = LabelledImages(state.images, task.labels)
+    return outer_gradient(task.network, networks, distilled, raw, real, task.plan)
 
 
 def applied_gradient(state: DistillState) -> tuple[torch.Tensor, torch.Tensor]:
@@ -212,15 +212,15 @@ def test_fixed_init_unrolls_its_known_network(task_of) -> None:
 def seen_batches(task: Task, monkeypatch, steps: int) -> list[torch.Tensor]:
     """The real images given to the gradient, as indices into the training part: [N] or [K, N] a step."""
     seen = []
-    data = normalise(task.real_images, MEAN, STD, task.dtype).flatten(1)
+    data = normalise(task.real.pixels, MEAN, STD, task.dtype).flatten(1)
 
-    def spy(network, params, images, labels, raw, real_images, real_labels, plan, **how):
-        flat = real_images.flatten(-3)
+    def spy(network, params, distilled, raw, real, plan, **how):
+        flat = real.images.flatten(-3)
         picks = (flat[..., None, :] == data).all(-1).to(torch.int64).argmax(-1)
-        assert torch.equal(task.real_labels[picks], real_labels)
+        assert torch.equal(task.real.labels[picks], real.labels)
         assert torch.equal(data[picks], flat)
         seen.append(picks)
-        return outer_gradient(network, params, images, labels, raw, real_images, real_labels, plan, **how)
+        return outer_gradient(network, params, distilled, raw, real, plan, **how)
 
     monkeypatch.setattr(bptt, "outer_gradient", spy)
     run(task, initial_state(task), steps)
@@ -260,22 +260,22 @@ def test_noise_images_are_standard_normal_in_normalised_space(task_of) -> None:
 def test_real_images_start_as_different_images_of_their_class(task_of) -> None:
     task = task_of(images_per_class=4, inner_steps=2, image_init="real", images=300)
     images = initial_state(task).images.flatten(0, 1).flatten(1)
-    data = normalise(task.real_images, MEAN, STD, torch.float64).flatten(1)
+    data = normalise(task.real.pixels, MEAN, STD, torch.float64).flatten(1)
     same = (images[:, None] == data).all(-1)
     assert bool(same.any(1).all())
     picks = same.to(torch.int64).argmax(1)
-    assert torch.equal(task.real_labels[picks], task.labels.flatten())
+    assert torch.equal(task.real.labels[picks], task.labels.flatten())
     assert len(set(picks.tolist())) == 40
 
 
 def test_a_class_with_too_few_real_images_repeats_them(task_of) -> None:
     task = task_of(images_per_class=12, image_init="real", images=60)
     images = initial_state(task).images[0].flatten(1)
-    data = normalise(task.real_images, MEAN, STD, torch.float64).flatten(1)
+    data = normalise(task.real.pixels, MEAN, STD, torch.float64).flatten(1)
     picks = (images[:, None] == data).all(-1).to(torch.int64).argmax(1)
-    assert torch.equal(task.real_labels[picks], task.labels[0])
+    assert torch.equal(task.real.labels[picks], task.labels[0])
     for label in range(10):
-        members = int((task.real_labels == label).sum())
+        members = int((task.real.labels == label).sum())
         assert len(set(picks[task.labels[0] == label].tolist())) == min(members, 12)
 
 

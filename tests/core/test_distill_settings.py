@@ -14,11 +14,11 @@ from torch.nn import functional as F
 from ddsweep.catalog import DATASETS, TrialSpec
 from ddsweep.core.distill import initial_state, outer_step
 from ddsweep.core.execution import ExecutionPlan
-from ddsweep.core.images import cosine_basis
+from ddsweep.core.images import RealSet, cosine_basis
 from ddsweep.core.methods import bptt, labels_of
 from ddsweep.core.methods.bptt import rates as rates_of
 from ddsweep.core.outer import DistillState, averaged, final, rolled_back, scored
-from ddsweep.core.recipe import evaluation_loop
+from ddsweep.core.recipe import Recipe, held_out_loop
 from ddsweep.core.task import Task, network_seeds
 from ddsweep.core.unroll import OuterGradient, Window, outer_gradient
 from ddsweep.errors import DivergedError
@@ -44,7 +44,7 @@ def task_of(digits) -> Make:
         spec = TrialSpec(dataset=DATASETS["digits"], **(defaults | settings))
         pixels, labels = digits
         plan = ExecutionPlan("cpu", 1, "store", "explicit", "explicit", 64, 4)
-        return Task.of(spec, plan, pixels[:60], labels[:60], MEAN, STD)
+        return Task.of(spec, plan, RealSet(pixels[:60], labels[:60], MEAN, STD))
 
     return make
 
@@ -67,7 +67,7 @@ def calls_of(monkeypatch, task: Task, steps: int) -> list[dict[str, Any]]:
     seen: list[dict[str, Any]] = []
 
     def spy(*arguments, **how):
-        seen.append({**how, "real": arguments[5], "labels": arguments[3]})
+        seen.append({**how, "real": arguments[4].images, "labels": arguments[2].labels})
         return outer_gradient(*arguments, **how)
 
     monkeypatch.setattr(bptt, "outer_gradient", spy)
@@ -407,7 +407,10 @@ def test_with_everything_on_a_state_and_its_counters_are_all_that_is_needed(task
 
 def test_held_out_networks_have_orders_of_their_own_that_no_outer_step_uses(task_of: Make) -> None:
     spec = task_of(order="shuffled", inner_epochs=10).spec
-    loops = {role: evaluation_loop(spec, role, range(3), spec.steps) for role in ("heldout", "selection")}
+    loops = {
+        role: held_out_loop(Recipe.of(spec), spec, role, range(3), spec.steps)
+        for role in ("heldout", "selection")
+    }
     assert loops["heldout"].augment is None
     rows = [loop.batch_order.batches[:, k].flatten() for loop in loops.values() for k in range(3)]
     rows += [
@@ -415,7 +418,7 @@ def test_held_out_networks_have_orders_of_their_own_that_no_outer_step_uses(task
     ]
     assert len({tuple(row.tolist()) for row in rows}) == 7
     # Network 2 gives the same in any company.
-    alone = evaluation_loop(spec, "heldout", [2], spec.steps).batch_order
+    alone = held_out_loop(Recipe.of(spec), spec, "heldout", [2], spec.steps).batch_order
     assert torch.equal(alone.batches[:, 0], loops["heldout"].batch_order.batches[:, 2])
 
 

@@ -14,12 +14,12 @@ from torch.nn import functional as F
 from ddsweep.catalog import parse_network
 from ddsweep.core.evaluate import Evaluation, count_right, evaluate_networks
 from ddsweep.core.execution import ExecutionPlan
-from ddsweep.core.images import class_labels, normalise, sample_per_class
+from ddsweep.core.images import LabelledImages, RealSet, class_labels, normalise, sample_per_class
 from ddsweep.core.init import draw_networks
 from ddsweep.core.inner import InnerOptimizer
 from ddsweep.core.networks import build_network
 from ddsweep.core.order import draw_batch_order, rate_index
-from ddsweep.core.unroll import InnerLoop, train_networks
+from ddsweep.core.unroll import InnerLoop, TrainState, train_networks
 from ddsweep.seeds import derive_seed
 
 CPU = torch.device("cpu")
@@ -38,10 +38,10 @@ def trained_set(digits) -> tuple[Tensor, Tensor]:
 
 
 @pytest.fixture(scope="module")
-def test_split(digits) -> tuple[Tensor, Tensor]:
+def test_split(digits) -> RealSet:
     """211 digits, a prime number: no chunk divides it."""
     pixels, labels = digits
-    return pixels[-211:], labels[-211:]
+    return RealSet(pixels[-211:], labels[-211:], MEAN, STD)
 
 
 FIELDS = ("accuracy", "loss", "diverged", "confusion")
@@ -57,7 +57,7 @@ def evaluate(
     network, params, trained_set, test_split, *, rates=RATES, steps=(0, 2, 4), plan=None
 ) -> Evaluation:
     plan = plan or ExecutionPlan(test_chunk=64)
-    return evaluate_networks(network, params, *trained_set, rates, steps, *test_split, MEAN, STD, plan)
+    return evaluate_networks(network, params, LabelledImages(*trained_set), rates, steps, test_split, plan)
 
 
 def assert_same(left: Evaluation, right: Evaluation) -> None:
@@ -105,7 +105,7 @@ def test_accuracy_and_loss_are_those_of_a_plain_loop(trained_set, test_split) ->
     network, params = heldout(3)
     found = evaluate(network, params, trained_set, test_split, steps=(0, 1, 2, 3, 4))
     images, labels = trained_set
-    x, y = normalise(test_split[0], MEAN, STD, torch.float64), test_split[1]
+    x, y = test_split.normalised(torch.float64), test_split.labels
     for k in range(3):
         weights = {name: nn.Parameter(value[k].clone()) for name, value in params.items()}
         optimiser = torch.optim.SGD(weights.values(), lr=1.0)
@@ -138,13 +138,12 @@ def test_the_whole_test_split_is_used_whatever_the_chunk(trained_set, test_split
 
     bias = torch.zeros(1, 10, dtype=torch.float64)
     bias[0, 3] = 1.0
-    pixels, labels = test_split
+    labels = test_split.labels
     ends_with_three = torch.cat([labels[:-1], torch.tensor([3])])
     for targets in (labels, ends_with_three):
         plan = ExecutionPlan(test_chunk=chunk)
-        accuracy, loss, diverged, confusion = count_right(
-            AlwaysThree(), {"bias": bias}, pixels, targets, MEAN, STD, plan
-        )
+        test = replace(test_split, labels=targets)
+        accuracy, loss, diverged, confusion = count_right(AlwaysThree(), {"bias": bias}, test, plan)
         threes = int((targets == 3).sum())
         assert float(accuracy) == threes / 211
         expected = math.log(9 + math.e) - threes / 211
@@ -180,8 +179,10 @@ def test_an_epoch_more_is_the_last_epoch_again(trained_set, test_split) -> None:
     longer = (*RATES, 0.25, 0.05)
     expected = evaluate(network, params, trained_set, test_split, rates=longer, steps=(4, 5, 6))
     assert_same(found, expected)
-    trained, _ = train_networks(network, params, *trained_set, longer, "vmap")
-    accuracy, _, _, _ = count_right(network, trained, *test_split, MEAN, STD, ExecutionPlan())
+    loop = InnerLoop()
+    start = TrainState.start(network, params, loop.optimizer)
+    trained = train_networks(network, start, LabelledImages(*trained_set), longer, "vmap", loop).weights
+    accuracy, _, _, _ = count_right(network, trained, test_split, ExecutionPlan())
     assert torch.equal(found.accuracy[2], accuracy)
 
 
@@ -189,7 +190,7 @@ def test_step_zero_is_the_network_before_training(trained_set, test_split) -> No
     network, params = heldout(4)
     found = evaluate(network, params, trained_set, test_split, steps=(0,))
     plan = ExecutionPlan(test_chunk=64)
-    accuracy, loss, _, _ = count_right(network, params, *test_split, MEAN, STD, plan)
+    accuracy, loss, _, _ = count_right(network, params, test_split, plan)
     assert torch.equal(found.accuracy[0], accuracy)
     assert torch.equal(found.loss[0], loss)
 
@@ -240,8 +241,8 @@ def test_networks_in_orders_of_their_own_are_what_they_are_alone(
     def evaluated(seeds, weights) -> Evaluation:
         batch_order = draw_batch_order(order, 2, 10, 1, 4, seeds, 7)
         loop = InnerLoop(InnerOptimizer(optimizer), batch_order)
-        split = (*test_split, MEAN, STD, plan)
-        return evaluate_networks(network, weights, images, labels, rates, (0, 2, 4, 7), *split, loop=loop)
+        steps, distilled = (0, 2, 4, 7), LabelledImages(images, labels)
+        return evaluate_networks(network, weights, distilled, rates, steps, test_split, plan, loop=loop)
 
     together = evaluated([7, 8, 9], params)
     plan = replace(plan, threads=2, teams=2)
@@ -294,15 +295,8 @@ def scaled(weight: float, sums: list[float]) -> tuple[Tensor, Tensor, Tensor, Te
     """`count_right` of `Scaled` on one image of 2 pixels for each of ``sums``, all of class 0."""
     pixels = torch.tensor([[[[int(127.5 * total)] * 2]] for total in sums], dtype=torch.uint8)
     labels = torch.zeros(len(sums), dtype=torch.int64)
-    return count_right(
-        Scaled(),
-        {"weight": torch.tensor([[weight]])},
-        pixels,
-        labels,
-        (0.0,),
-        (1.0,),
-        ExecutionPlan(test_chunk=1),
-    )
+    test, plan = RealSet(pixels, labels, (0.0,), (1.0,)), ExecutionPlan(test_chunk=1)
+    return count_right(Scaled(), {"weight": torch.tensor([[weight]])}, test, plan)
 
 
 def test_only_the_images_whose_logits_overflow_are_answered_wrongly() -> None:
@@ -316,9 +310,8 @@ def test_a_loss_is_finite_or_its_network_is_marked_as_diverged() -> None:
     """Logits of 3e38 and -3e38 are float32 numbers, but their difference is not."""
     pixels, labels = torch.full((2, 1, 1, 1), 255, dtype=torch.uint8), torch.tensor([0, 1])
     weights = {"weight": torch.tensor([[3e38], [1.0]])}
-    accuracy, loss, diverged, _ = count_right(
-        Scaled(), weights, pixels, labels, (0.0,), (1.0,), ExecutionPlan(real_batching="vmap")
-    )
+    test, plan = RealSet(pixels, labels, (0.0,), (1.0,)), ExecutionPlan(real_batching="vmap")
+    accuracy, loss, diverged, _ = count_right(Scaled(), weights, test, plan)
     assert not bool(accuracy.isnan().any())
     assert math.isfinite(float(loss[1])) and not bool(diverged[1])
     assert math.isfinite(float(loss[0])) or (math.isnan(float(loss[0])) and bool(diverged[0]))

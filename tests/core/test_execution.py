@@ -25,10 +25,10 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 )
 def test_how_networks_are_computed(network, shape, device, ways, networks_at_once) -> None:
     module = build_network(parse_network(network, shape), shape, 10)
-    plan = choose_plan(device, 2, module, "recompute", 5)
+    plan = choose_plan(device, 2, module)
     assert (plan.inner_batching, plan.real_batching, plan.real_block) == (*ways, networks_at_once)
     assert choose_plan(device, 2, module, graph=True).graph == (device == CUDA) and not plan.graph
-    assert (plan.device, plan.threads, plan.memory_mode, plan.segment) == (device.type, 2, "recompute", 5)
+    assert (plan.device, plan.threads) == (device.type, 2)
     assert plan.teams == (2 if device == CPU else 1)
     assert ExecutionPlan.from_dict(plan.to_dict()) == plan
 

@@ -18,9 +18,10 @@ import ddsweep.core.unroll
 from ddsweep.catalog import DATASETS, TrialSpec
 from ddsweep.core import graphs
 from ddsweep.core.execution import ExecutionPlan, choose_plan
+from ddsweep.core.images import LabelledImages
 from ddsweep.core.inner import InnerOptimizer
 from ddsweep.core.order import draw_batch_order
-from ddsweep.core.unroll import InnerLoop, Window, outer_gradient, train_networks
+from ddsweep.core.unroll import InnerLoop, TrainState, Window, outer_gradient, train_networks
 from ddsweep.trial_plan import TrialSettings, first_plan
 
 
@@ -99,12 +100,14 @@ def test_training_by_recordings_is_training(
             rates = [torch.tensor([rate, 2 * rate, 3 * rate], dtype=torch.float64) for rate in rates]
         found = {}
         for graph in (False, True):
-            first = (case.network, case.params, images, case.labels)
-            how = {"loop": loop, "graph": graph}
-            params, slots = train_networks(*first, rates[:7], "explicit", **how)
-            again = (case.network, params, images, case.labels)
-            found[graph] = train_networks(*again, rates[7:], "explicit", 7, slots=slots, **how)
-        for left, right in zip((found[0][0], *found[0][1]), (found[1][0], *found[1][1]), strict=True):
+            state, distilled = (
+                TrainState.start(case.network, case.params, loop.optimizer),
+                LabelledImages(images, case.labels),
+            )
+            for some in (rates[:7], rates[7:]):
+                state = train_networks(case.network, state, distilled, some, "explicit", loop, graph=graph)
+            found[graph] = (state.weights, *state.slots)
+        for left, right in zip(found[0], found[1], strict=True):
             for name in left:
                 torch.testing.assert_close(left[name], right[name], rtol=1e-12, atol=1e-15)
     assert len(first_work_kept) == 8 and len(set(first_work_kept)) == 3, "three steps, one step, two steps"

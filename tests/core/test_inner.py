@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from ddsweep.core.inner import InnerOptimizer, UpdateVjp
 from ddsweep.core.layers import Params
 from ddsweep.core.order import draw_batch_order
-from ddsweep.core.unroll import InnerLoop, train_networks
+from ddsweep.core.unroll import InnerLoop, TrainState, train_networks
 
 KINDS = ("gd", "momentum", "adam")
 K = 3
@@ -111,9 +111,8 @@ def test_training_is_that_of_torch(make_case, kind: str, batching: str) -> None:
     learned = 0.1 * F.softplus(case.raw)
     rates = [learned[batch_order.rates[t]] for t in range(6)]
     images, labels = case.images.flatten(0, 1), case.labels.flatten()
-    trained, _ = train_networks(
-        case.network, case.params, case.images, case.labels, rates, batching, loop=loop
-    )
+    start = TrainState.start(case.network, case.params, loop.optimizer)
+    trained = train_networks(case.network, start, case.distilled, rates, batching, loop).weights
     for k in range(case.count):
         own = {n: value[k].clone().requires_grad_() for n, value in case.params.items()}
         reference = torchs(kind, list(own.values()))
@@ -136,8 +135,9 @@ def test_training_in_two_stretches_is_training_in_one(make_case, kind: str) -> N
     """The second stretch goes on with the slots of the first, at the batch and the count where it stopped."""
     case = make_case("convnet(width=6)", (1, 8, 8), inner_steps=3)
     loop, rates = InnerLoop(InnerOptimizer(kind)), (0.1 * F.softplus(case.raw)).tolist()
-    common = (case.images, case.labels)
-    whole, _ = train_networks(case.network, case.params, *common, rates, "explicit", loop=loop)
-    half, slots = train_networks(case.network, case.params, *common, rates[:2], "explicit", loop=loop)
-    rest, _ = train_networks(case.network, half, *common, rates[2:], "explicit", 2, loop=loop, slots=slots)
-    assert all(torch.equal(rest[n], value) for n, value in whole.items())
+    start = TrainState.start(case.network, case.params, loop.optimizer)
+    whole = train_networks(case.network, start, case.distilled, rates, "explicit", loop)
+    half = train_networks(case.network, start, case.distilled, rates[:2], "explicit", loop)
+    rest = train_networks(case.network, half, case.distilled, rates[2:], "explicit", loop)
+    assert (start.step, half.step, rest.step) == (0, 2, len(rates))
+    assert all(torch.equal(rest.weights[n], value) for n, value in whole.weights.items())

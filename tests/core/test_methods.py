@@ -15,7 +15,6 @@ from ddsweep.catalog import DATASETS, METHODS, TrialSpec
 from ddsweep.core import methods
 from ddsweep.core.distill import initial_state, outer_step
 from ddsweep.core.execution import ExecutionPlan
-from ddsweep.core.images import normalise
 from ddsweep.core.methods import distribution_matching
 from ddsweep.core.networks import build_network
 from ddsweep.core.outer import DistillState
@@ -34,8 +33,8 @@ def task_of(method: str, plan: ExecutionPlan | None = None, **settings: Any) -> 
     settings = {"network": "convnet(width=4)", "images_per_class": 2, "models_per_step": 3, **settings}
     spec = TrialSpec(DATASETS["digits"], method=method, dtype="float64", **{**SMALL[method], **settings})
     splits = load_splits(spec.dataset, None, validation_fraction=0.1, split_seed=0)
-    data = (splits.train_images[:400], splits.train_labels[:400], splits.mean, splits.std)
-    return Task.of(spec, plan or ExecutionPlan(inner_batching="loop"), *data)
+    train = splits.train.take(slice(400))
+    return Task.of(spec, plan or ExecutionPlan(inner_batching="loop"), train)
 
 
 def states(task: Task, steps: int, state: DistillState | None = None) -> DistillState:
@@ -169,6 +168,6 @@ def test_what_a_method_lacks_decides_nothing() -> None:
 def test_images_are_in_normalised_space() -> None:
     task = task_of("distribution_matching")
     real, labels = distribution_matching._real_batch(task, 0)
-    pixels = normalise(task.real_images, task.mean, task.std, torch.float64)
+    pixels = task.real.normalised(torch.float64)
     assert all(bool((pixels == image).flatten(1).all(1).any()) for image in real[:5])
     assert F.one_hot(labels).sum(0).unique().tolist() == [7]

@@ -23,6 +23,7 @@ from ddsweep.core import native
 from ddsweep.core.derivatives import derivatives_of
 from ddsweep.core.evaluate import count_right
 from ddsweep.core.execution import choose_plan
+from ddsweep.core.images import RealSet
 from ddsweep.core.init import draw_networks
 from ddsweep.core.layers import BiasReLU, Conv, Layer, Linear, MaxPool, Params, Tape
 from ddsweep.core.native import NativeLogits, find_compiler, native_logits
@@ -166,20 +167,15 @@ def test_answers_are_the_same_either_way(digits) -> None:
     network, params = lenet()
     plan = choose_plan(CPU, 1, network, native=True)
     assert plan.native and not choose_plan(CPU, 1, network).native
-    found, plain = (
-        count_right(network, params, pixels, labels[:300], (0.3,), (0.3,), one)
-        for one in (plan, choose_plan(CPU, 1, network))
-    )
+    test = RealSet(pixels, labels[:300], (0.3,), (0.3,))
+    found, plain = (count_right(network, params, test, one) for one in (plan, choose_plan(CPU, 1, network)))
     for ours, theirs in zip(found, plain, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=0)
     assert len(set(found[0].tolist())) > 1
-    exact = count_right(network, doubled(params), pixels, labels[:300], (0.3,), (0.3,), plan)
-    assert torch.equal(
-        exact[1],
-        count_right(
-            network, doubled(params), pixels, labels[:300], (0.3,), (0.3,), replace(plan, native=False)
-        )[1],
-    ), "float64 is torch's"
+    exact, of_torch = (
+        count_right(network, doubled(params), test, one) for one in (plan, replace(plan, native=False))
+    )
+    assert torch.equal(exact[1], of_torch[1]), "float64 is torch's"
 
 
 def test_other_networks_and_devices_have_no_such_code() -> None:

@@ -7,6 +7,7 @@ beside its weights is carried from step to step, and what it draws comes from se
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,13 +20,14 @@ from ddsweep.catalog.measures import measure_of
 from ddsweep.core.derivatives import Autograd
 from ddsweep.core.evaluate import count_right
 from ddsweep.core.execution import ExecutionPlan, choose_plan, more_frugal
+from ddsweep.core.images import LabelledImages, RealSet
 from ddsweep.core.init import draw_networks
 from ddsweep.core.inner import InnerOptimizer
 from ddsweep.core.measure import measure
 from ddsweep.core.network_check import faults
 from ddsweep.core.networks import build_network, forward_networks
 from ddsweep.core.own_network import DRAWS, parts, rest_at, traits_of
-from ddsweep.core.unroll import InnerLoop, outer_gradient, train_networks
+from ddsweep.core.unroll import InnerLoop, TrainState, outer_gradient, train_networks
 from ddsweep.errors import UserError
 from ddsweep.own_code import load_code, resolve_code
 from ddsweep.results.code import write_code
@@ -196,7 +198,9 @@ def test_batch_norm_is_trained_and_tested_as_in_torch(
     network = own("Norm", momentum=momentum)
     params, images, labels, rates = problem(network)
     before = {name: value.clone() for name, value in params.items()}
-    trained, _ = train_networks(network, params, images, labels, rates, "loop")
+    loop, distilled = InnerLoop(), LabelledImages(images, labels)
+    start = TrainState.start(network, params, loop.optimizer)
+    trained = train_networks(network, start, distilled, rates, "loop", loop).params
     assert all(torch.equal(params[name], before[name]) for name in params)
     test = torch.randn(9, *SHAPE, dtype=torch.float64)
     found = forward_networks(network, trained, test, "loop")
@@ -214,10 +218,11 @@ def test_training_in_two_halves_is_training_in_one(own: Callable[..., nn.Module]
     network = own(name)
     params, images, labels, rates = problem(network)
     loop = InnerLoop(InnerOptimizer("momentum", 0.9))
-    whole, _ = train_networks(network, params, images, labels, rates, "loop", loop=loop)
+    start, distilled = TrainState.start(network, params, loop.optimizer), LabelledImages(images, labels)
+    whole = train_networks(network, start, distilled, rates, "loop", loop).params
     torch.rand(3)
-    half, slots = train_networks(network, params, images, labels, rates[:2], "loop", loop=loop)
-    rest, _ = train_networks(network, half, images, labels, rates[2:], "loop", 2, loop=loop, slots=slots)
+    half = train_networks(network, start, distilled, rates[:2], "loop", loop)
+    rest = train_networks(network, half, distilled, rates[2:], "loop", loop).params
     assert whole.keys() == rest.keys() == params.keys()
     assert all(torch.equal(whole[key], rest[key]) for key in whole)
 
@@ -252,15 +257,16 @@ def test_the_outer_gradient_is_the_measured_slope(
     params, images, labels, _ = problem(network)
     generator = torch.Generator().manual_seed(1)
     raw = torch.randn(4, generator=generator, dtype=torch.float64) - 2
-    real = torch.randn(12, *SHAPE, generator=generator, dtype=torch.float64), torch.arange(12) % 10
+    pixels = torch.randn(12, *SHAPE, generator=generator, dtype=torch.float64)
+    real = LabelledImages(pixels, torch.arange(12) % 10)
     plan = ExecutionPlan(memory_mode=mode, inner_batching="loop", segment=3, real_chunk=2**31)
-    found = outer_gradient(network, params, images, labels, raw, *real, plan)
+    found = outer_gradient(network, params, LabelledImages(images, labels), raw, real, plan)
     along = torch.randn(images.shape, generator=generator, dtype=torch.float64)
     by_rates = torch.randn(raw.shape, generator=generator, dtype=torch.float64)
 
     def losses(step: float) -> Tensor:
-        moved = (images + step * along, labels, raw + step * by_rates)
-        return outer_gradient(network, params, *moved, *real, plan).losses
+        moved = LabelledImages(images + step * along, labels)
+        return outer_gradient(network, params, moved, raw + step * by_rates, real, plan).losses
 
     measured = (losses(1e-6) - losses(-1e-6)) / 2e-6
     computed = (found.images * along).flatten(1).sum(1) + (found.raw_rates * by_rates).sum(1)
@@ -271,15 +277,13 @@ def test_the_outer_gradient_is_the_measured_slope(
 def test_networks_side_by_side_do_not_mix(own: Callable[..., nn.Module], name: str) -> None:
     network = own(name)
     params, images, labels, _ = problem(network)
-    raw, real = torch.full((4,), -2.0, dtype=torch.float64), (images[0], labels[0])
-    plan = ExecutionPlan(inner_batching="loop")
-    both = outer_gradient(network, params, images, labels, raw, *real, plan)
-    teams = outer_gradient(
-        network, params, images, labels, raw, *real, ExecutionPlan(inner_batching="loop", teams=2, threads=2)
-    )
+    raw, real = torch.full((4,), -2.0, dtype=torch.float64), LabelledImages(images[0], labels[0])
+    plan, distilled = ExecutionPlan(inner_batching="loop"), LabelledImages(images, labels)
+    both = outer_gradient(network, params, distilled, raw, real, plan)
+    teams = outer_gradient(network, params, distilled, raw, real, replace(plan, teams=2, threads=2))
     for k in range(2):
         alone = {key: value[[k]] for key, value in params.items()}
-        found = outer_gradient(network, alone, images, labels, raw, *real, plan)
+        found = outer_gradient(network, alone, distilled, raw, real, plan)
         assert torch.equal(found.images[0], both.images[k]) and torch.equal(found.losses[0], both.losses[k])
         torch.testing.assert_close(teams.images[k], both.images[k], rtol=1e-9, atol=1e-12)
 
@@ -299,8 +303,9 @@ def test_a_test_pass_gives_the_same_in_pieces(own: Callable[..., nn.Module]) -> 
     network = own("Norm")
     params = draw_networks(network, "xavier", 1.0, [1, 2], device=CPU, dtype=torch.float64)
     pixels = torch.randint(256, (20, *SHAPE), dtype=torch.uint8)
+    test = RealSet(pixels, torch.arange(20) % 10, (0.5,), (0.5,))
     found = [
-        count_right(network, params, pixels, torch.arange(20) % 10, (0.5,), (0.5,), plan)[1]
+        count_right(network, params, test, plan)[1]
         for plan in (choose_plan(CPU, 1, network), ExecutionPlan(real_batching="loop", test_chunk=7))
     ]
     torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=0)

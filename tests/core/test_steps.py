@@ -15,6 +15,7 @@ import torch
 
 from ddsweep.core import steps
 from ddsweep.core.execution import ExecutionPlan
+from ddsweep.core.images import LabelledImages
 from ddsweep.core.inner import InnerOptimizer
 from ddsweep.core.precision import precision_of, products, stored_dtype
 from ddsweep.core.unroll import InnerLoop, OuterGradient, outer_gradient
@@ -81,7 +82,8 @@ def test_compiled_steps_are_the_same_steps(
     loop = InnerLoop(InnerOptimizer(optimizer))
     arguments = list(case.arguments)
     if labels == "soft":
-        arguments[3] = torch.nn.functional.one_hot(case.labels, 10).double() * 0.9
+        soft = torch.nn.functional.one_hot(case.labels, 10).double() * 0.9
+        arguments[2] = LabelledImages(case.images, soft)
     expected = outer_gradient(*arguments, plan, loop=loop)
     for mode in ("store", "recompute"):
         compiled = replace(plan, compile=True, memory_mode=mode, segment=2)
@@ -98,7 +100,7 @@ def test_they_are_compiled_once_for_all_steps_and_rates(make_case, without_cpp: 
     plan, loop = replace(EXPLICIT, compile=True), InnerLoop(InnerOptimizer("adam"))
     for factor in (1.0, 1.5):  # another outer step, with other rates
         arguments = list(case.arguments)
-        arguments[4] = case.raw * factor
+        arguments[3] = case.raw * factor
         outer_gradient(*arguments, plan, loop=loop)
     assert counters["stats"]["unique_graphs"] == 3, "a step, the way back, the pass over real images"
 
@@ -136,7 +138,7 @@ def test_in_bfloat16_a_gradient_is_the_same_up_to_its_rounding(network, plan, ma
 def test_soft_labels_in_bfloat16(make_case) -> None:
     case = make_case(*CONVNET, dtype=torch.float32)
     arguments = list(case.arguments)
-    arguments[3] = torch.nn.functional.one_hot(case.labels, 10).float()
+    arguments[2] = LabelledImages(case.images, torch.nn.functional.one_hot(case.labels, 10).float())
     expected = outer_gradient(*arguments, EXPLICIT)
     found = outer_gradient(*arguments, replace(EXPLICIT, precision="bf16"))
     assert found.labels is not None and expected.labels is not None

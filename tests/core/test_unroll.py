@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from ddsweep.core.augment import Augmentation, draw_augmentation
 from ddsweep.core.derivatives import Explicit
 from ddsweep.core.execution import ExecutionPlan
+from ddsweep.core.images import LabelledImages
 from ddsweep.core.inner import InnerOptimizer
 from ddsweep.core.order import BatchOrder, draw_batch_order
 from ddsweep.core.unroll import InnerLoop, OuterGradient, Window, outer_gradient
@@ -59,10 +60,9 @@ class Setup:
             self.batch_order,
             None if draws is None else lambda images, t: draws[t](images),
         )
-        distilled = (case.images, self.labels, case.raw)
-        real = (case.real_images, case.real_labels)
+        distilled = LabelledImages(case.images, self.labels)
         return outer_gradient(
-            *(case.network, case.params, *distilled, *real, plan), loop=loop, window=self.window
+            *(case.network, case.params, distilled, case.raw, case.real, plan), loop=loop, window=self.window
         )
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ddsweep.catalog import parse_network
+from ddsweep.core.images import LabelledImages
 from ddsweep.core.init import draw_networks
 from ddsweep.core.networks import build_network
 from ddsweep.core.unroll import raw_rates
@@ -50,7 +51,7 @@ def problem(
     labels = torch.randint(10, (inner_steps, batch), generator=generator).to(device)
     real_labels = torch.randint(10, lead, generator=generator).to(device)
     raw = raw_rates(rate, inner_steps * inner_epochs).to(device, dtype)
-    return network, params, images, labels, raw, real_images, real_labels
+    return network, params, LabelledImages(images, labels), raw, LabelledImages(real_images, real_labels)
 
 
 def relative(found: Tensor, expected: Tensor) -> float:

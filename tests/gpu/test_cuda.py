@@ -13,27 +13,26 @@ from ddsweep.catalog import DATASETS, TrialSpec
 from ddsweep.core.evaluate import count_right
 from ddsweep.core.execution import ExecutionPlan, choose_plan
 from ddsweep.core.graphs import forget_recordings, replayed
+from ddsweep.core.images import LabelledImages, RealSet
 from ddsweep.core.inner import InnerOptimizer
 from ddsweep.core.memory import is_out_of_memory, keep_to_share, release_memory
 from ddsweep.core.order import draw_batch_order
-from ddsweep.core.unroll import InnerLoop, Window, outer_gradient, train_networks
+from ddsweep.core.unroll import InnerLoop, TrainState, Window, outer_gradient, train_networks
 from tests.gpu.problems import DEVICE, NETWORKS, problem, relative
 
 
 def changing(text, shape, turn: int, rate: float, **sizes) -> list:
     """A problem whose weights, images, rates and real images are other ones in every ``turn``."""
     network, *tensors = problem(text, shape, DEVICE, rate=rate * (1 + 0.1 * turn), **sizes)
-    params, images, labels, raw, real_images, real_labels = tensors
+    params, distilled, raw, real = tensors
     shrink = 1 - 0.05 * turn
     params = {name: value * shrink for name, value in params.items()}
     return [
         network,
         params,
-        images * shrink,
-        labels.roll(turn, 1),
+        LabelledImages(distilled.images * shrink, distilled.labels.roll(turn, 1)),
         raw,
-        real_images * shrink,
-        real_labels.roll(turn),
+        LabelledImages(real.images * shrink, real.labels.roll(turn)),
     ]
 
 
@@ -46,7 +45,7 @@ def test_a_replayed_graph_is_the_outer_gradient_of_what_goes_in(
 ) -> None:
     """Each turn has other weights, images, labels, rates, real images and orders."""
     network = problem(text, shape, DEVICE)[0]
-    plan = choose_plan(DEVICE, 1, network, mode, 2, graph=True)
+    plan = replace(choose_plan(DEVICE, 1, network, graph=True), memory_mode=mode, segment=2)
     assert plan.graph
     for turn in range(3):
         seeds = [10 * turn + k for k in range(3)]
@@ -54,7 +53,8 @@ def test_a_replayed_graph_is_the_outer_gradient_of_what_goes_in(
         loop = InnerLoop(InnerOptimizer(optimizer), batch_order)
         arguments = [network, *changing(text, shape, turn, rate)[1:]]
         if turn == 2:  # learned labels: another recording
-            arguments[3] = torch.nn.functional.one_hot(arguments[3], 10).double()
+            soft = torch.nn.functional.one_hot(arguments[2].labels, 10).double()
+            arguments[2] = replace(arguments[2], labels=soft)
         expected = outer_gradient(*arguments, replace(plan, graph=False), loop=loop)
         found = outer_gradient(*arguments, plan, loop=loop)
         for name in ("losses", "images", "raw_rates", *(["labels"] if turn == 2 else [])):
@@ -111,11 +111,13 @@ def test_training_by_graphs_is_training(text, shape, rate, optimizer, monkeypatc
     network = problem(text, shape, DEVICE)[0]
     loop, way = InnerLoop(InnerOptimizer(optimizer)), choose_plan(DEVICE, 1, network).inner_batching
     for turn in range(2):
-        _, params, images, labels, *_ = changing(text, shape, turn, rate)
+        _, params, distilled, *_ = changing(text, shape, turn, rate)
         rates = [rate * (1 + 0.1 * t) for t in range(7)]
-        expected = train_networks(network, params, images, labels, rates, way, loop=loop)
-        found = train_networks(network, params, images, labels, rates, way, loop=loop, graph=True)
-        for left, right in zip((found[0], *found[1]), (expected[0], *expected[1]), strict=True):
+        start = TrainState.start(network, params, loop.optimizer)
+        expected = train_networks(network, start, distilled, rates, way, loop)
+        found = train_networks(network, start, distilled, rates, way, loop, graph=True)
+        pairs = zip((found.weights, *found.slots), (expected.weights, *expected.slots), strict=True)
+        for left, right in pairs:
             for name in left:
                 assert relative(left[name], right[name].cpu()) < 1e-9, (turn, name)
     forget_recordings()
@@ -289,12 +291,12 @@ def test_a_test_pass_that_does_not_fit_takes_fewer_images_at_a_time(small_share)
     pixels = torch.randint(256, (2048, *shape), generator=generator, dtype=torch.uint8).cuda()
     targets = torch.randint(10, (2048,), generator=generator).cuda()
     network, params, *_ = problem("convnet", shape, DEVICE, count=16, dtype=torch.float64)
-    data = (pixels, targets, (0.5,) * 3, (0.3,) * 3)
+    data = RealSet(pixels, targets, (0.5,) * 3, (0.3,) * 3)
     plan = choose_plan(DEVICE, 1, network)
     torch.cuda.reset_peak_memory_stats()
-    found = count_right(network, params, *data, plan)
+    found = count_right(network, params, data, plan)
     assert torch.cuda.max_memory_allocated() <= small_share * torch.cuda.get_device_properties(0).total_memory
-    expected = count_right(network, params, *data, replace(plan, test_chunk=16, test_block=2))
+    expected = count_right(network, params, data, replace(plan, test_chunk=16, test_block=2))
     assert torch.equal(found[3], expected[3])
     torch.testing.assert_close(found[1], expected[1], rtol=1e-9, atol=0)
 

@@ -11,12 +11,13 @@ from ddsweep.catalog import DATASETS, TrialSpec
 from ddsweep.core.distill import initial_state, outer_step
 from ddsweep.core.evaluate import count_right, evaluate_networks
 from ddsweep.core.execution import choose_plan
+from ddsweep.core.images import LabelledImages, RealSet
 from ddsweep.core.methods import labels_of
 from ddsweep.core.methods.bptt import rates as rates_of
 from ddsweep.core.networks import build_network
 from ddsweep.core.outer import averaged
 from ddsweep.core.pretrain import TrainingSchedule, train_on_real
-from ddsweep.core.recipe import evaluation_loop
+from ddsweep.core.recipe import Recipe, held_out_loop
 from ddsweep.core.task import Task
 from ddsweep.core.unroll import outer_gradient
 from ddsweep.data.sources import load_splits
@@ -31,8 +32,8 @@ from tests.gpu.problems import CPU, DEVICE, NETWORKS, problem, relative
 @pytest.mark.parametrize(("text", "shape", "rate"), NETWORKS)
 def test_gradients_on_the_device_are_those_on_the_cpu(text, shape, rate, mode, real) -> None:
     here, there = (problem(text, shape, device, rate=rate, real=real) for device in (CPU, DEVICE))
-    on_cpu = outer_gradient(*here, choose_plan(CPU, 1, here[0], mode))
-    on_device = outer_gradient(*there, choose_plan(DEVICE, 1, there[0], mode))
+    on_cpu = outer_gradient(*here, replace(choose_plan(CPU, 1, here[0]), memory_mode=mode))
+    on_device = outer_gradient(*there, replace(choose_plan(DEVICE, 1, there[0]), memory_mode=mode))
     assert on_device.images.device.type == DEVICE.type
     assert relative(on_device.losses, on_cpu.losses) < 1e-9
     assert relative(on_device.images, on_cpu.images) < 1e-9
@@ -60,12 +61,10 @@ def test_accuracies_on_the_device_are_those_on_the_cpu(text, shape, rate) -> Non
     mean, std = (0.5,) * shape[0], (0.3,) * shape[0]
     found = []
     for device in (CPU, DEVICE):
-        network, params, images, labels, *_ = problem(text, shape, device, count=4)
-        data = (pixels.to(device), targets.to(device), mean, std)
+        network, params, distilled, *_ = problem(text, shape, device, count=4)
+        data = RealSet(pixels, targets, mean, std).to(device)
         plan = replace(choose_plan(device, 1, network), test_chunk=64)
-        found.append(
-            evaluate_networks(network, params, images, labels, [rate] * 4, (0, 2, 4, 6), *data, plan)
-        )
+        found.append(evaluate_networks(network, params, distilled, [rate] * 4, (0, 2, 4, 6), data, plan))
     on_cpu, on_device = found
     assert torch.equal(on_device.accuracy, on_cpu.accuracy)
     assert torch.equal(on_device.diverged, on_cpu.diverged)
@@ -80,10 +79,10 @@ def test_training_on_real_images_on_the_device_is_that_on_the_cpu() -> None:
     schedule, found = TrainingSchedule(epochs=2, batch=32, lr=1e-3, decay_epochs=1, decay_factor=0.5), []
     for device in (CPU, DEVICE):
         network, params, *_ = problem("lenet", (1, 28, 28), device)
-        data, plan = (pixels.to(device), targets.to(device), (0.5,), (0.3,)), choose_plan(device, 1, network)
-        trained = train_on_real(network, params, *data, schedule, lambda epoch: [epoch, 7, 8], plan)
+        data, plan = RealSet(pixels, targets, (0.5,), (0.3,)).to(device), choose_plan(device, 1, network)
+        trained = train_on_real(network, params, data, schedule, lambda epoch: [epoch, 7, 8], plan)
         assert trained is not None
-        found.append((trained, count_right(network, trained, *data, plan)))
+        found.append((trained, count_right(network, trained, data, plan)))
     (on_cpu, counts), (on_device, other_counts) = found
     for name, value in on_cpu.items():
         assert relative(on_device[name], value) < 1e-9, name
@@ -126,7 +125,7 @@ def test_a_few_outer_steps_on_the_device_are_those_on_the_cpu(settings) -> None:
     states, accuracies = [], []
     for device in (CPU, DEVICE):
         network = build_network(spec.network_spec, spec.dataset.shape, 10)
-        made = Task.of(spec, choose_plan(device, 1, network), pixels, targets, (0.5,), (0.3,))
+        made = Task.of(spec, choose_plan(device, 1, network), RealSet(pixels, targets, (0.5,), (0.3,)))
         state = initial_state(made)
         for _ in range(3):
             state, report = outer_step(made, state)
@@ -134,10 +133,11 @@ def test_a_few_outer_steps_on_the_device_are_those_on_the_cpu(settings) -> None:
         states.append(state)
         learned = averaged(state)
         found = evaluate_networks(
-            *(network, made.networks([1, 2, 3]), learned["images"], labels_of(learned, made)),
-            *(rates_of(learned, spec).tolist(), (0, 4, 8), made.real_images, made.real_labels),
-            *((0.5,), (0.3,), made.plan),
-            loop=evaluation_loop(spec, "heldout", range(3), 8),
+            network,
+            made.networks([1, 2, 3]),
+            LabelledImages(learned["images"], labels_of(learned, made)),
+            *(rates_of(learned, spec).tolist(), (0, 4, 8), made.real, made.plan),
+            loop=held_out_loop(Recipe.of(spec), spec, "heldout", range(3), 8),
         )
         accuracies.append(found.accuracy)
     # Adam divides by the gradient's own size: where that is rounding, so is the direction of the step.

@@ -18,6 +18,7 @@ import torch
 import ddsweep
 from ddsweep import DistilledSet
 from ddsweep.catalog import EvaluationSpec, TrialSpec
+from ddsweep.core.recipe import Recipe
 from ddsweep.data.files import resolve_dataset
 from ddsweep.data.sources import Splits, load_splits
 from ddsweep.evaluation import evaluate_unit, finish, missing_units, settled, trial_is_done, trial_is_stopped
@@ -77,6 +78,7 @@ def test_nothing_is_left_to_do_and_tables_are_read(older: Path) -> None:
         distilled = read_distilled(trial, directory)
         row = results.trials.set_index("trial_id").loc[trial.trial_id]
         assert distilled.sha256 == row["distilled_sha256"]
+        assert distilled.recipe == Recipe.of(trial), "its file has none"
         assert torch.isfinite(ddsweep.apply(distilled, first_network(distilled, older))(images()).sum())
 
 

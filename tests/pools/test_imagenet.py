@@ -138,9 +138,9 @@ def test_an_outer_step_in_recompute_mode_is_that_of_store_mode(tmp_path: Path) -
     network = build_network(ALEXNET, data.shape, 3)
     found = {}
     for mode in ("store", "recompute"):
-        plan = choose_plan(torch.device("cpu"), 1, network, mode)
-        own = (splits.train_images, splits.train_labels, splits.mean, splits.std)
-        task = Task.of(trial, plan, *own, training_networks(trial, SweepDirectory(pools.parent / "x")))
+        plan = replace(choose_plan(torch.device("cpu"), 1, network), memory_mode=mode)
+        of_pool = training_networks(trial, SweepDirectory(pools.parent / "x"))
+        task = Task.of(trial, plan, splits.train, of_pool)
         state, report = outer_step(task, initial_state(task))
         found[mode] = state.images
         assert report.n_skipped == 0 and report.grad_norm

@@ -61,8 +61,8 @@ def outer_loss(task: Task, networks: Sequence[Params], learned: dict[str, Tensor
     """The objective, written down again: networks one after another, by plain autograd, the labels of real
     images of the attacked class replaced by hand."""
     spec = task.spec
-    pixels, given = bptt._real_batch(replace(task, real_labels=TRUE), step)
-    labels = given.clone()
+    real = bptt._real_batch(replace(task, real=replace(task.real, labels=TRUE)), step)
+    pixels, given, labels = real.images, real.labels, real.labels.clone()
     if spec.objective == "attack":
         labels[given == spec.attack_class] = spec.target_class
     rates, total = F.softplus(learned["raw"]).expand(spec.steps), torch.zeros((), dtype=torch.float64)
@@ -108,8 +108,7 @@ def test_the_gradient_of_an_outer_step_is_that_of_the_objective(
     spec = spec_of(pool_spec, dtype="float64", **settings)
     plan = ExecutionPlan(inner_batching=way, real_batching=way)
     directory = SweepDirectory(pools.parent / "sweep")
-    data = (splits.train_images, splits.train_labels, splits.mean, splits.std)
-    task = Task.of(spec, plan, *data, training_networks(spec, directory))
+    task = Task.of(spec, plan, splits.train, training_networks(spec, directory))
     monkeypatch.setitem(globals(), "TRUE", splits.train_labels)
     seen: dict[str, Tensor] = {}
 
@@ -252,13 +251,12 @@ def test_an_attack_may_start_from_real_images_of_their_true_classes(
 ) -> None:
     spec = spec_of(pool_spec, **ATTACK, image_init="real")
     plain = spec_of(pool_spec, image_init="real")
-    data = (splits.train_images, splits.train_labels, splits.mean, splits.std)
-    start = initial_state(Task.of(spec, ExecutionPlan(), *data)).images
+    start = initial_state(Task.of(spec, ExecutionPlan(), splits.train)).images
     of_class = normalise(
         splits.train_images[splits.train_labels == 3], splits.mean, splits.std, torch.float32
     )
     assert all(any(torch.equal(image, real) for real in of_class) for image in start[0, 6:8])
-    assert start.shape == initial_state(Task.of(plain, ExecutionPlan(), *data)).images.shape
+    assert start.shape == initial_state(Task.of(plain, ExecutionPlan(), splits.train)).images.shape
 
 
 def test_baselines_of_two_attacks_and_of_none_are_different_questions(

@@ -6,13 +6,15 @@ loss after T steps; with a window, of that after some of them (Feng et al. 2024,
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ddsweep.catalog import TrialSpec, augmentation_parts
 from ddsweep.core.augment import draw_augmentation
-from ddsweep.core.images import normalise
+from ddsweep.core.images import LabelledImages
 from ddsweep.core.inner import InnerOptimizer
 from ddsweep.core.objective import rewritten
 from ddsweep.core.outer import NetworkGradients
@@ -38,15 +40,13 @@ def start(task: Task, images: Tensor) -> Learned:
 def gradients(task: Task, learned: Learned, step: int) -> NetworkGradients:
     """Unroll ``models_per_step`` networks, and go back (equations 2 and 4 of Wang et al. 2018)."""
     spec = task.spec
-    real_images, real_labels = _real_batch(task, step)
+    real = _real_batch(task, step)
     found = outer_gradient(
         task.network,
         task.outer_networks(step),
-        learned["images"],
-        learned.get("labels", task.labels),
+        LabelledImages(learned["images"], learned.get("labels", task.labels)),
         learned["raw"].expand(spec.steps),
-        real_images,
-        rewritten(real_labels, spec.attack_class, spec.target_class),
+        replace(real, labels=rewritten(real.labels, spec.attack_class, spec.target_class)),
         task.plan,
         loop=_inner_loop(task, step),
         window=_window(spec, step),
@@ -69,7 +69,7 @@ def _inner_loop(task: Task, step: int) -> InnerLoop:
     spec = task.spec
     optimizer = InnerOptimizer(spec.inner_optimizer, spec.inner_momentum)
     seeds = [derive_seed("order", spec.trial_id, step, k) for k in range(spec.models_per_step)]
-    order = None if spec.order == "fixed" else batch_order(spec, seeds, spec.steps)
+    order = None if spec.order == "fixed" else batch_order(spec.order, spec, seeds, spec.steps)
     parts = augmentation_parts("inner_augment", spec.inner_augment, spec.dataset.name)
     if not parts:
         return InnerLoop(optimizer, order)
@@ -88,19 +88,19 @@ def _window(spec: TrialSpec, step: int) -> Window | None:
     return Window(start, start + spec.window)
 
 
-def _real_batch(task: Task, step: int) -> tuple[Tensor, Tensor]:
+def _real_batch(task: Task, step: int) -> LabelledImages:
     """Real images of one outer step, ``[N, ...]`` shared or ``[K, N, ...]``, without replacement."""
-    spec, available = task.spec, len(task.real_labels)
+    spec, available = task.spec, len(task.real)
     size = min(spec.real_batch, available)
     generator = torch.Generator().manual_seed(derive_seed("real_batch", spec.trial_id, step))
     draws = spec.models_per_step if spec.real_batch_mode == "per_network" else 1
     picks = torch.stack([torch.randperm(available, generator=generator)[:size] for _ in range(draws)])
-    picks = picks.to(task.real_images.device)
     if spec.real_batch_mode == "shared":
         picks = picks[0]
-    images = normalise(task.real_images[picks], task.mean, task.std, task.dtype)
+    batch = task.real.take(picks.to(task.real.pixels.device))
+    images = batch.normalised(task.dtype)
     parts = augmentation_parts("outer_augment", spec.outer_augment, spec.dataset.name)
     if parts:
         own = torch.Generator().manual_seed(derive_seed("augment", spec.trial_id, "outer", step))
         images = draw_augmentation(parts, size, spec.dataset.shape[1], own)(images)
-    return images, task.real_labels[picks]
+    return LabelledImages(images, batch.labels)

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from ddsweep.catalog import TrialSpec, augmentation_parts
 from ddsweep.core.augment import Augmentation, draw_augmentation
-from ddsweep.core.images import normalise, sample_per_class
+from ddsweep.core.images import sample_per_class
 from ddsweep.core.networks import Params
 from ddsweep.core.outer import NetworkGradients
 from ddsweep.core.own_network import one_pass, traits_of
@@ -125,8 +125,7 @@ def _real_batch(task: Task, step: int) -> tuple[Tensor, Tensor]:
     """``real_per_class`` real images of each class, ``[N, c, h, w]``, and their classes ``[N]``."""
     spec = task.spec
     generator = torch.Generator().manual_seed(derive_seed("real_batch", spec.trial_id, step))
-    labels = task.real_labels.cpu()
+    labels = task.real.labels.cpu()
     picks = sample_per_class(labels, spec.dataset.classes, spec.real_per_class, generator).flatten()
-    picks = picks.to(task.real_images.device)
-    images = normalise(task.real_images[picks], task.mean, task.std, task.dtype)
-    return images, task.real_labels[picks]
+    batch = task.real.take(picks.to(task.real.pixels.device))
+    return batch.normalised(task.dtype), batch.labels

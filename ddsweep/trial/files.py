@@ -1,0 +1,84 @@
+"""What a trial leaves in the folder of its sweep, and whether it is whole."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import suppress
+from pathlib import Path
+
+from ddsweep.catalog import TrialSpec
+from ddsweep.core.execution import ExecutionPlan
+from ddsweep.distilled import DistilledSet
+from ddsweep.errors import CheckpointError, DiskFullError, DivergedError, SettingError
+from ddsweep.provenance import environment, utc_now
+from ddsweep.results.artifacts import load_tensors
+from ddsweep.results.layout import SweepDirectory
+from ddsweep.results.parts import is_whole, write_part
+from ddsweep.results.schemas import FAILURES
+
+__all__ = ["is_distilled", "move_aside_if_torn", "read_distilled", "record_failure"]
+
+_log = logging.getLogger(__name__)
+
+
+def read_distilled(spec: TrialSpec, directory: SweepDirectory) -> DistilledSet:
+    """The distilled set of ``spec``. Raises `CheckpointError` if it is missing, torn, or of another trial."""
+    path = directory.distilled(spec.trial_id)
+    distilled = DistilledSet.load(path)
+    if distilled.spec.trial_id != spec.trial_id:
+        raise CheckpointError(f"{path}: the distilled set of trial {distilled.spec.trial_id}")
+    return distilled
+
+
+def is_distilled(spec: TrialSpec, directory: SweepDirectory) -> bool:
+    """Whether nothing is left to distil: the distilled set and its history are there and whole.
+
+    A history alone that is torn is written again from the last checkpoint.
+    """
+    try:
+        read_distilled(spec, directory)
+    except CheckpointError:
+        return False
+    return is_whole(directory.history_part(spec.trial_id))
+
+
+def move_aside_if_torn(path: Path, spec: TrialSpec, kind: str) -> None:
+    """Rename a file that is damaged, of another trial, or of a run by a plan that this version cannot follow.
+    One that cannot be read for another reason (want of permission, a failing disk) is left alone, and the
+    `CheckpointError` raised."""
+    if not path.exists():
+        return
+    try:
+        _, header = load_tensors(path)
+        if (header.get("trial_id"), header.get("kind")) != (spec.trial_id, kind):
+            raise CheckpointError(f"{path}: not the {kind} of trial {spec.trial_id}")
+        if kind == "checkpoint":
+            ExecutionPlan.from_dict(header["plan"])
+    except (CheckpointError, SettingError) as error:
+        if isinstance(error.__cause__, OSError):
+            raise
+        number = 1
+        while (aside := path.with_name(f"{path.name}.torn-{number}")).exists():
+            number += 1
+        path.rename(aside)
+        _log.warning("trial %s starts again, %s is moved aside: %s", spec.trial_id, path.name, error)
+
+
+def record_failure(
+    directory: SweepDirectory, spec: TrialSpec, sweep: str, error: Exception, place: str, attempts: int
+) -> None:
+    """Leave a row in ``failures/``; it goes away when the trial succeeds. Where the disk is full none is
+    left: nobody who tells of a failure may fail himself."""
+    row = {
+        "trial_id": spec.trial_id,
+        "sweep": sweep,
+        "status": "diverged" if isinstance(error, DivergedError) else "failed",
+        "error_class": type(error).__name__,
+        "message": str(error),
+        "place": place,
+        "host": environment()["host"],
+        "attempts": attempts,
+        "failed_at": utc_now(),
+    }
+    with suppress(DiskFullError):
+        write_part(directory.failure_part(spec.trial_id), [row], FAILURES, directory.temporary)

@@ -1,0 +1,77 @@
+"""One outer step in the memory there is."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+
+from ddsweep.catalog import TrialSpec
+from ddsweep.core.distill import StepReport, outer_step
+from ddsweep.core.execution import ExecutionPlan, more_frugal
+from ddsweep.core.memory import fitted, release_memory
+from ddsweep.core.steps import is_compile_error
+from ddsweep.core.task import Task
+from ddsweep.cost import choose_memory, estimate
+from ddsweep.errors import TooLargeError
+from ddsweep.trial.run_state import RunState
+
+__all__ = ["step_in_memory"]
+
+_log = logging.getLogger(__name__)
+
+
+def step_in_memory(
+    run: RunState, task: Task, gpus: float, save: Callable[[], None]
+) -> tuple[Task, StepReport]:
+    """One outer step of ``run``, taken again from the same state by ever more frugal plans where memory runs
+    out, and without compiling where that fails; each is checkpointed at once, so that a kill does not bring
+    the old one back. ``gpus`` is the granted fraction of a GPU. Returns the task with the plan that did it.
+
+    Raises `TooLargeError` when there is no such plan left.
+    """
+    wanted, spec = run.plan, task.spec
+
+    def work() -> tuple[Task, StepReport]:
+        if wanted != run.plan:
+            run.plan, run.n_replans = wanted, run.n_replans + 1
+            save()
+        used = replace(task, plan=wanted)
+        run.state, report = outer_step(used, run.state)
+        return used, report
+
+    def shrink(error: Exception) -> bool:
+        nonlocal wanted
+        _, segment = choose_memory(spec, "recompute")
+        smaller = more_frugal(wanted, segment, spec.models_per_step, spec.real_batch)
+        if smaller is None:
+            raise TooLargeError(_too_large(wanted, run.state.step, spec, gpus, error)) from error
+        wanted = smaller
+        return True
+
+    try:
+        return fitted(work, shrink)
+    except Exception as error:
+        if not (wanted.compile and is_compile_error(error)):
+            raise
+        _log.warning("trial %s is not compiled, for torch could not: %s", spec.trial_id, _said(error))
+    release_memory()  # not before: the error held what the step had allocated
+    wanted = replace(wanted, compile=False)
+    return fitted(work, shrink)
+
+
+def _too_large(plan: ExecutionPlan, step: int, spec: TrialSpec, gpus: float, error: Exception) -> str:
+    needed = estimate(spec, 1, memory_mode=plan.memory_mode, segment=plan.segment).memory_bytes
+    on_gpu = plan.device == "cuda"
+    where = f"{gpus:g} of a GPU" if on_gpu and 0 < gpus < 1 else plan.device
+    more = "a larger resources.gpus" if on_gpu else "a smaller resources.max_concurrent"
+    return (
+        f"outer step {step} does not fit the memory of {where}, not even with memory_mode: "
+        f"{plan.memory_mode}, segment: {plan.segment} and {plan.real_chunk} real images at a time, where the "
+        f"trial needs about {needed / 1e9:.2g} GB by estimate; set {more}, or fewer models_per_step, "
+        f"inner_steps or images_per_class ({_said(error)})"
+    )
+
+
+def _said(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
