@@ -8,6 +8,7 @@ import os
 import shlex
 import shutil
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -22,7 +23,7 @@ from ddsweep.bundled import find_file
 from ddsweep.catalog.numbers import counted
 from ddsweep.errors import EXIT_DRAINED, NOT_ON_WINDOWS, ResultsError, UserError
 from ddsweep.paths import user_path
-from ddsweep.report_verb import report
+from ddsweep.report_verb import Watch, report
 
 if TYPE_CHECKING:
     from ddsweep.catalog import DatasetSpec
@@ -684,7 +685,7 @@ def logs(
 
 
 @app.command()
-def status(directory: ResultsDir, data_root: DataRoot = None) -> None:
+def status(directory: ResultsDir, watch: Watch = None, data_root: DataRoot = None) -> None:
     """How far a sweep is, from its files alone: works while it runs, after it, and from another machine."""
     from ddsweep.data.files import resolve_dataset
     from ddsweep.launch.watch import launch_lines
@@ -696,11 +697,16 @@ def status(directory: ResultsDir, data_root: DataRoot = None) -> None:
     found, root = _existing(directory), _root(data_root)
     asked = asked_of(found, lambda value: resolve_dataset(value, root))
     console = report_console()
-    console.print(
-        status_table(read_status(found, asked.trials, asked.evaluation, asked.note, asked.scheduler))
-    )
-    for line in launch_lines(found):
-        console.print(line, highlight=False, markup=False)
+    while True:
+        state = read_status(found, asked.trials, asked.evaluation, asked.note, asked.scheduler)
+        if watch is not None:
+            console.clear()  # of a terminal; elsewhere one state follows the other
+        console.print(status_table(state))
+        for line in launch_lines(found):
+            console.print(line, highlight=False, markup=False)
+        if watch is None or state.driver is None:
+            return
+        time.sleep(watch)
 
 
 @app.command("settings")

@@ -10,7 +10,24 @@ import typer
 
 from ddsweep.errors import UserError
 
-__all__ = ["report"]
+__all__ = ["Watch", "report"]
+
+
+def _seconds(value: float | None) -> float | None:
+    if value is not None and not value >= 1:
+        raise UserError(f"--watch: {value:g} must be at least 1 second")
+    return value
+
+
+Watch = Annotated[
+    float | None,
+    typer.Option(
+        "--watch",
+        metavar="SECONDS",
+        callback=_seconds,
+        help="Do it again every so often, until no driver is at work any more.",
+    ),
+]
 
 
 def report(
@@ -21,10 +38,7 @@ def report(
     figures: Annotated[
         bool, typer.Option("--figures", help="Figures (PDF, SVG, PNG) and tables (LaTeX, Markdown, CSV) too.")
     ] = False,
-    watch: Annotated[
-        float | None,
-        typer.Option(metavar="SECONDS", help="Write it again every so often until no sweep runs."),
-    ] = None,
+    watch: Watch = None,
     data_root: Annotated[
         Path | None, typer.Option("--data-root", help="Folder of data sets (or DDSWEEP_DATA).", metavar="DIR")
     ] = None,
@@ -34,8 +48,6 @@ def report(
     from ddsweep.data.files import resolve_dataset
     from ddsweep.report.page.scripts import require_charts
 
-    if watch is not None and watch < 1:
-        raise UserError(f"--watch: {watch:g} must be at least 1 second")
     require_charts()
     from ddsweep.report.page.gather import gather
     from ddsweep.report.page.write import write_page

@@ -265,6 +265,8 @@ def test_several_sweeps_on_one_page(tmp_path: Path) -> None:
     rows = found.rows("all-trials")
     assert [row["sweep"][0] for row in rows] == ["a"] * 4 + ["b"] * 4
     assert len(found.rows("best")) == 2
+    labels = [trial["label"] for trial in json.loads(found.data)["trials"]]
+    assert len(set(labels)) == 8 and labels[0].startswith("a/")
 
 
 def test_a_table_in_all_its_forms() -> None:
@@ -412,6 +414,21 @@ def test_the_table_of_importance_is_over_settings(folder: Folder) -> None:
     (row,) = made(folder.directory.root).rows("importances")
     assert row["setting"][0] == "inner lr" and row["values"][0] == "6"
     assert row["rank correlation"][1] == 1.0
+
+
+def test_status_is_watched_until_no_driver_is_at_work(folder: Folder) -> None:
+    whole(folder)
+    command = [sys.executable, "-m", "ddsweep", "status", str(folder.directory.root), "--watch", "1"]
+    with SweepLock(folder.directory.lock):
+        running = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert running.stdout is not None
+        heads = 0
+        while heads < 2:
+            line = running.stdout.readline()
+            assert line, "it ended while the driver was at work"
+            heads += line.startswith("small: 4 trials")
+    rest, _ = running.communicate(timeout=120)
+    assert running.returncode == 0 and "no driver at work" in rest
 
 
 def test_watching_ends_with_the_sweep(folder: Folder, tmp_path: Path) -> None:

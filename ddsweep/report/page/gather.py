@@ -144,7 +144,8 @@ def _names(folders: Sequence[Path]) -> list[str]:
 
 def _label(trial: Trial, told: Sequence[str]) -> str:
     said = [f"{heading(name)} {plain(trial.settings.get(name))}" for name in told if name != "sweep"]
-    return ", ".join([trial.trial_id, *said])
+    name = f"{trial.sweep}/{trial.trial_id}" if "sweep" in told else trial.trial_id
+    return ", ".join([name, *said])
 
 
 def _together(frames: Sequence[tuple[str, pd.DataFrame]], by_id: dict[tuple[str, str], int]) -> pd.DataFrame:
