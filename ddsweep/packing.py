@@ -1,9 +1,8 @@
-"""How many trials side by side get the most done on one machine or GPU: measured, for ``resources: auto``.
+"""Measures how many trials side by side get the most done on one machine or GPU, for ``resources: auto``.
 
 A trial that keeps a part of a device busy should not own it. For a few numbers of trials side by side, as
-many processes take outer steps of the same trial on random images at the same time; the number with which
-most steps are taken is chosen. Nothing here depends on what the images show, so neither data nor pools are
-read.
+many processes take outer steps of the same trial on random images at the same time; the number with the most
+steps is chosen. Nothing here depends on the content of images, so neither data nor pools are read.
 """
 
 from __future__ import annotations
@@ -39,14 +38,14 @@ from ddsweep.trial_plan import TrialSettings, first_plan, pick_device, ready_net
 __all__ = ["Packed", "best", "candidates", "measure", "measured", "warm_step"]
 
 SECONDS = 3.0
-"""That the trials side by side take steps for, or the time of three steps if that is longer."""
+"""The trials side by side take steps for so long, or for three steps if that is longer."""
 
 LEAST_STEPS = 3
 PATIENCE_S = 600.0
-"""In which a trial has to take its first steps; the first of all may compile them."""
+"""The time limit for a trial's first steps; the very first trial may compile them."""
 
 NEARLY = 0.97
-"""Fewer trials that get as large a part of the most done are preferred: they take less memory."""
+"""Fewer trials are preferred if they get such a part of the most work done: they take less memory."""
 
 _FEWEST_IMAGES = 512
 
@@ -64,8 +63,8 @@ class Packed:
 
 def candidates(cores: int, gpus: float, most: int, shard: float = 0.0) -> list[tuple[int, float, float]]:
     """(trials side by side, CPUs of each, GPUs of each) that are worth measuring, for at most ``most``
-    trials: on one GPU, beside an evaluation shard that has ``shard`` of it, where each has its part of the
-    ``cores`` that belong to the GPU; or on the CPU, down to one core each."""
+    trials. On one GPU they run beside an evaluation shard with ``shard`` of it, and share the ``cores`` of
+    the GPU; on the CPU they have down to one core each."""
     if gpus:
         own, free = cores / gpus, 1 - shard
         parts = [(n, int(free / n * 10_000 + 1e-6) / 10_000) for n in (1, 2, 4, 8) if n <= most]
@@ -75,7 +74,7 @@ def candidates(cores: int, gpus: float, most: int, shard: float = 0.0) -> list[t
 
 
 def best(found: Sequence[Packed]) -> Packed:
-    """The one that gets most done; of those that get nearly as much done the one with the fewest trials."""
+    """The number that gets most done; of nearly equal ones the one with the fewest trials."""
     most = max(packed.steps_per_second for packed in found)
     return min((p for p in found if p.steps_per_second >= NEARLY * most), key=lambda packed: packed.count)
 
@@ -91,8 +90,8 @@ def measured(
     shard: float = 0.0,
     code: Path | None = None,
 ) -> list[Packed]:
-    """`measure` of the `candidates` for ``spec``, or what was measured of the like of it on such a machine
-    before: kept in ``cache``. Users' code lies in ``code``. Raises `UserError` where GPUs are to be used and
+    """`measure` of the `candidates` for ``spec``, or earlier measurements of a similar trial on such a
+    machine, kept in ``cache``. Users' code lies in ``code``. Raises `UserError` if GPUs are asked for and
     torch sees none."""
     device = pick_device("cuda" if gpus else "cpu", gpus).type
     kind = replace(spec, seed=0, on_nonfinite="skip")
@@ -111,7 +110,7 @@ def measured(
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """What was measured before; nothing if that cannot be read: then it is measured again."""
+    """Earlier measurements; empty if they cannot be read."""
     try:
         known = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -127,8 +126,8 @@ def measure(
     seconds: float = SECONDS,
     code: Path | None = None,
 ) -> list[Packed]:
-    """Each of ``tried`` in turn, as processes of their own. A number that does not fit (the memory, most
-    likely) and larger ones are left out. Raises `UserError` if not even the first one runs."""
+    """Each of ``tried`` in turn, as processes of their own. A number that does not fit (usually the memory)
+    and larger ones are left out. Raises `UserError` if not even the first one runs."""
     found: list[Packed] = []
     for count, cpus, gpus in tried:
         how = replace(settings, device=device, threads=max(1, int(cpus)), gpus=gpus)
@@ -166,8 +165,8 @@ def _side_by_side(
 
 
 class _Process:
-    """One of the trials. What it says of its own accord (warnings, an error) goes to a file, so that it
-    never waits for a reader."""
+    """One of the trials. Its other output (warnings, an error) goes to a file, so that it never waits for a
+    reader."""
 
     def __init__(self, command: Sequence[str]) -> None:
         self.said = tempfile.TemporaryFile("w+")  # noqa: SIM115
@@ -204,7 +203,7 @@ class _Process:
 
 
 def _random_task(spec: TrialSpec, settings: TrialSettings) -> Task:
-    """``spec`` on random images, and with random networks in the place of those of a pool."""
+    """``spec`` on random images, with random networks instead of those of a pool."""
     plan, data = first_plan(spec, settings), spec.dataset
     torch.set_num_threads(plan.threads)
     keep_to_share(plan.device, settings.gpus)
@@ -225,8 +224,8 @@ def _random_task(spec: TrialSpec, settings: TrialSettings) -> Task:
 
 
 def warm_step(spec: TrialSpec, settings: TrialSettings) -> Callable[[], None]:
-    """What takes an outer step of ``spec``, on random images, and has done so once. Always the same step:
-    what it costs is asked, and a course over random images may lead anywhere."""
+    """A function that takes an outer step of ``spec`` on random images, and has done so once. It is always
+    the same step: only the cost matters, and a run on random images may diverge."""
     task = _random_task(spec, settings)
     generator = torch.Generator().manual_seed(1)
     start = torch.randn(*task.labels.shape, *spec.dataset.shape, generator=generator)

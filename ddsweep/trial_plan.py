@@ -1,4 +1,4 @@
-"""How a trial runs, as opposed to what it is: settings that do not enter its id, and its execution plan."""
+"""How a trial runs: settings that do not enter its id, and its execution plan."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ __all__ = ["TrialSettings", "check_dtype", "first_plan", "pick_device", "ready_n
 
 @dataclass(frozen=True)
 class TrialSettings:
-    """How a trial runs, none of which enters its id. ``gpus`` is the granted fraction of a GPU.
+    """How a trial runs; no field enters its id. ``gpus`` is the granted fraction of a GPU.
 
-    After each of the outer steps ``rungs`` the trial is validated and checkpointed before it says so: it
-    may be stopped there for good.
+    After each of the outer steps ``rungs`` the trial is validated and checkpointed before it reports: it may
+    be stopped there for good.
     """
 
     device: str = "auto"
@@ -74,7 +74,7 @@ def ready_network(spec: TrialSpec, code: Path) -> None:
 
 
 def first_plan(spec: TrialSpec, settings: TrialSettings) -> ExecutionPlan:
-    """The plan that a trial begins with. Raises `UserError` for a device or a compiler that is not there."""
+    """The plan that a trial begins with. Raises `UserError` for a missing device or compiler."""
     device = pick_device(settings.device, settings.gpus)
     check_dtype(spec, on_gpu=device.type == "cuda")
     network = build_network(spec.network_spec, spec.dataset.shape, spec.dataset.classes)
@@ -98,8 +98,8 @@ def first_plan(spec: TrialSpec, settings: TrialSettings) -> ExecutionPlan:
 
 
 def _records_a_graph(spec: TrialSpec) -> bool:
-    """Whether all outer steps of ``spec`` are the same work on other numbers: a window lies somewhere else in
-    each of them, and an augmentation is another one."""
+    """Whether all outer steps of ``spec`` are the same work on other numbers. Windows and augmentations
+    differ from step to step."""
     return spec.window is None and not augmentation_parts(
         "inner_augment", spec.inner_augment, spec.dataset.name
     )

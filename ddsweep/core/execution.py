@@ -1,4 +1,4 @@
-"""How a trial is computed, as opposed to what: chosen once by a static rule, stored, and reused.
+"""How a trial is computed: chosen once by a static rule, stored, and reused.
 
 Two plans give the same result up to rounding; the same plan on the same kind of machine gives the
 same bits. That is why a resumed trial takes its plan from the checkpoint.
@@ -20,13 +20,13 @@ from ddsweep.errors import SettingError
 __all__ = ["ExecutionPlan", "choose_plan", "more_frugal", "runnable", "smaller_test"]
 
 SMALLEST_CHUNK = 8
-"""Real images at a time: fewer would take ever more time and save no memory to speak of."""
+"""The least number of real images at a time: fewer would take more time and save hardly any memory."""
 
 
 @dataclass(frozen=True)
 class ExecutionPlan:
-    """``memory_mode``: ``store`` keeps what going back through each inner step needs, ``recompute`` only the
-    weights of every ``segment``-th one.
+    """``memory_mode``: ``store`` keeps all that going back through each inner step needs, ``recompute`` only
+    the weights of every ``segment``-th one.
 
     ``inner_batching`` and ``real_batching`` say how K networks are computed on the small synthetic and on the
     large real batches: ``explicit`` (derivatives written out), or autograd under ``vmap`` or in a ``loop``.
@@ -141,19 +141,19 @@ def choose_plan(
 
 
 def runnable(plan: ExecutionPlan, network: nn.Module) -> ExecutionPlan:
-    """A stored ``plan`` without what there is no compiler for any more."""
+    """A stored ``plan``, without compiled code if there is no compiler any more."""
     if plan.native and native_logits(network) is None:
         return replace(plan, native=False, test_chunk=plan.real_chunk)
     return plan
 
 
 def more_frugal(plan: ExecutionPlan, segment: int, networks: int, images: int) -> ExecutionPlan | None:
-    """The next plan for outer steps that ran out of memory under ``plan``; None after the last one.
+    """The next leaner plan for outer steps that ran out of memory under ``plan``; None after the last one.
 
-    Inner steps first, then the real images, then the networks that see them: ``recompute``, with ``segment``
-    (that which takes the least memory); half the chunk of the ``images`` of a real batch, again and again;
-    half the block of the ``networks``; at last one team instead of several side by side. Each is the one
-    before it up to rounding.
+    First the inner steps get leaner, then the real images, then the networks that see them: ``recompute``,
+    with ``segment`` (the one that takes the least memory); half the chunk of the ``images`` of a real batch,
+    repeatedly; half the block of the ``networks``; at last one team instead of several. Results are equal up
+    to rounding.
     """
     if plan.memory_mode == "store" or plan.segment != segment:
         return replace(plan, memory_mode="recompute", segment=segment)

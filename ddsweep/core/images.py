@@ -48,7 +48,7 @@ class RealSet:
 
 def normalise(pixels: Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype) -> Tensor:
     """uint8 ``[..., c, h, w]`` to (pixels/255 - mean) / std per channel, on the device of ``pixels``; floats
-    are normalised (and whitened) images already, and only change their type."""
+    are normalised (and whitened) already, and only change their type."""
     if pixels.is_floating_point():
         return pixels.to(dtype)
     scale = torch.tensor(std, dtype=dtype, device=pixels.device)[:, None, None]

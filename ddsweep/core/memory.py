@@ -1,4 +1,4 @@
-"""A device that runs out of memory: how that shows, and how to give back and keep to a part of it."""
+"""Running out of a device's memory: noticing it, freeing memory, and keeping to a part of it."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _WORDS = (
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
 )
-"""How torch says so in errors of no class of their own."""
+"""Texts of torch's errors without a class of their own."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether ``error`` says that the GPU, or this machine, had no memory left to give."""
+    """Whether ``error`` says that the GPU, or this machine, ran out of memory."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _WORDS)
@@ -40,12 +40,12 @@ def fitted(work: Callable[[], T], shrink: Callable[[Exception], bool]) -> T:
         except Exception as error:
             if not is_out_of_memory(error) or not (has_recordings() or shrink(error)):
                 raise
-        release_memory()  # not before: the error held what had been allocated
+        release_memory()  # not earlier: the error held the allocated memory
 
 
 def release_memory() -> None:
-    """Give back what nobody holds any more, with recorded graphs and torch's cache of freed GPU memory. Of no
-    use while the error is being handled: its traceback holds the tensors."""
+    """Free unused memory, recorded graphs and torch's cache of GPU memory. It has no effect while the error
+    is handled: its traceback holds the tensors."""
     forget_recordings()
     gc.collect()
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
@@ -53,8 +53,8 @@ def release_memory() -> None:
 
 
 def keep_to_share(device: str, gpus: float) -> None:
-    """On CUDA, let this process allocate the granted part of the GPU's memory and no more; all of it where
-    whole GPUs were granted, or nobody grants any (0). Undoes what was set before."""
+    """On CUDA, limit this process to the granted part of the GPU's memory; whole GPUs, or no grant (0), mean
+    all of it. This replaces an earlier limit."""
     if device == "cuda":
         release_memory()
         torch.cuda.set_per_process_memory_fraction(gpus if 0 < gpus < 1 else 1.0)

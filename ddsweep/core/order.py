@@ -1,4 +1,4 @@
-"""In which order the distilled images are used: the batch and the rate of every inner step."""
+"""The order of the distilled images: the batch and the rate of every inner step."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ __all__ = ["BatchOrder", "draw_batch_order", "fixed_batch_order", "rate_index"]
 
 @dataclass(frozen=True)
 class BatchOrder:
-    """Of each inner step t: ``batches [T, K or 1, n]``, which of the S*n images are used, and
-    ``rates [T, K or 1]``, which rate. One row where all networks go the same way. On the CPU,
-    but in what a GPU records."""
+    """For each inner step t: ``batches [T, K or 1, n]``, the indices of the used images among the S*n, and
+    ``rates [T, K or 1]``, the index of the rate. One row if all networks have the same order. On the CPU,
+    except inside a GPU's recording."""
 
     batches: Tensor
     rates: Tensor
@@ -28,7 +28,7 @@ class BatchOrder:
         return self.batches.shape[1] == 1
 
     def of(self, share: slice) -> BatchOrder:
-        """That of some of the networks."""
+        """The order of some of the networks."""
         return self if self.shared else BatchOrder(self.batches[:, share], self.rates[:, share])
 
     def repeated(self, times: int) -> BatchOrder:
@@ -39,7 +39,7 @@ class BatchOrder:
 
 
 def rate_index(t: int, inner_steps: int, steps: int) -> int:
-    """Which of T = ``steps`` rates step ``t`` has: beyond T those of the last epoch repeat."""
+    """The index of the rate of step ``t`` among T = ``steps``: beyond T those of the last epoch repeat."""
     return t if t < steps else steps - inner_steps + t % inner_steps
 
 

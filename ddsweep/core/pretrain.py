@@ -1,4 +1,4 @@
-"""Ordinary training of K networks on real images at once: what pools of trained networks are made by.
+"""Ordinary training of K networks on real images at once, for pools of trained networks.
 
 Adam with step decay on mean cross-entropy, as Wang et al. 2018 train the networks that they adapt and attack.
 """

@@ -1,7 +1,7 @@
 """Train, validation and test of one data set: checked, split, measured and fingerprinted.
 
-Images stay uint8; ``mean`` and ``std`` go with them, and whoever computes normalises on the device in
-batches: ``(images / 255 - mean) / std``.
+Images stay uint8; ``mean`` and ``std`` go with them; they are normalised on the device, in batches: ``(images
+/ 255 - mean) / std``.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Splits:
 
     @property
     def nbytes(self) -> int:
-        """Of images and labels."""
+        """Bytes of images and labels."""
         return sum(value.nbytes for value in vars(self).values() if isinstance(value, torch.Tensor))
 
     def __repr__(self) -> str:

@@ -33,8 +33,8 @@ __all__ = ["PoolGroup", "check_parts", "missing_groups", "train_group"]
 
 @dataclass(frozen=True)
 class PoolGroup:
-    """Networks ``indices`` of a role, those that are wanted of the ``size`` from ``first`` on, which are
-    trained as one computation."""
+    """The wanted networks ``indices`` of a role, among the ``size`` from ``first`` on, which are trained as
+    one computation."""
 
     role: str
     indices: tuple[int, ...]
@@ -42,7 +42,7 @@ class PoolGroup:
 
     @property
     def trained(self) -> range:
-        """All networks that are computed, wanted or not: float32 results depend on who is beside."""
+        """All networks that are computed, wanted or not: float32 results depend on the whole group."""
         first = self.indices[0] - self.indices[0] % self.size
         return range(first, first + self.size)
 
@@ -52,7 +52,7 @@ class PoolGroup:
 
 
 def missing_groups(recipe: PoolRecipe, directory: PoolDirectory) -> list[PoolGroup]:
-    """The groups of which a network is not there, or torn."""
+    """The groups with a missing or torn network."""
     groups = []
     for role, count in zip(ROLES, (recipe.train, recipe.heldout), strict=True):
         size = recipe.group_size
@@ -73,12 +73,12 @@ def _is_trained(directory: PoolDirectory, role: str, index: int) -> bool:
 
 
 def check_parts(directory: PoolDirectory, recipe: PoolRecipe, splits: Splits) -> None:
-    """Raises `DataError` if a network that is there was trained on other images or by another recipe: then
-    those that are missing would be of another kind."""
+    """Raises `DataError` if an existing network was trained on other images or by another recipe: then the
+    missing ones would be of another kind."""
     for path in list_parts(directory.root / "parts"):
         try:
             rows = read_part(path).to_pylist()
-        except ResultsError:  # torn: it is made again
+        except ResultsError:  # a torn one is made again
             continue
         for row in rows:
             found = (row["recipe"], row["dataset_fingerprint"])
@@ -101,7 +101,7 @@ def train_group(
     *,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> bool:
-    """Train the networks of ``group`` and write those that are not there; False if ``should_stop`` said so.
+    """Train the networks of ``group`` and write the missing ones; False if ``should_stop`` said so.
 
     Network i of a role is a function of (recipe, role, i): its seed draws its first weights, and the order in
     which it sees the training part (without validation) in each epoch. Its accuracy is that on the whole

@@ -37,8 +37,8 @@ __all__ = ["Progress", "distil_trial"]
 
 @dataclass(frozen=True)
 class Progress:
-    """What a running trial says of itself at each logged outer step. ``steps_taken`` counts since it last
-    said something, steps that are taken again after a rollback included."""
+    """The report of a running trial at each logged outer step. ``steps_taken`` counts since the last report,
+    with steps that are taken again after a rollback."""
 
     outer_step: int
     steps_taken: int
@@ -59,9 +59,8 @@ def distil_trial(
     """Distil ``spec``, or go on with it, until its distilled set is on disk.
 
     Returns True when it is, False if ``should_stop`` asked to drain (then a checkpoint is). An outer step
-    that runs out of memory is taken again by a more frugal plan, which is kept. Raises `DivergedError` when
-    the trial cannot go on, `TooLargeError` when there is no such plan left, and `UserError` for a device
-    that is not there.
+    that runs out of memory is taken again with a leaner plan, which is kept. Raises `DivergedError` when the
+    trial cannot go on, `TooLargeError` when there is no such plan left, and `UserError` for a missing device.
     """
     try:
         return _distil(TrialJob(spec, splits, directory, settings), should_stop, on_progress)
@@ -103,7 +102,7 @@ def _distil(job: TrialJob, should_stop: Callable[[], bool], on_progress: Callabl
         patiently(lambda: save_run(run, job, meter), should_stop)
 
     if run.state.step in settings.rungs and (told := _told_at(run)) is not None:
-        on_progress(told)  # once more: whoever was told may have died of it, or sent the trial to wait here
+        on_progress(told)  # once more: the receiver may have died, or the trial was sent to wait here
     taken = 0
     while run.state.step < spec.outer_steps:
         if should_stop():
@@ -124,14 +123,14 @@ def _distil(job: TrialJob, should_stop: Callable[[], bool], on_progress: Callabl
         validated = decisive or step % spec.validate_every == 0
         logged = validated or step % settings.log_every == 0
         score = validate(task, run.state, splits) if validated else None
-        # A rung that a scheduler asks for must not decide what is kept.
+        # A rung of a scheduler must not decide which state is kept.
         if score is not None and (step == spec.outer_steps or step % spec.validate_every == 0):
             run.state = scored(run.state, spec, score)
         if logged:
             run.history.append(_history_row(run.state, report, score, meter))
         if decisive or step % settings.checkpoint_every == 0:
             save()
-        if logged:  # last, for a trial that is stopped never comes back from it
+        if logged:  # last, because a stopped trial never returns from it
             on_progress(Progress(step, taken, report.loss, score, meter.wall_seconds()))
             taken = 0
     patiently(lambda: _finish_distillation(run, task, job, meter), should_stop)
@@ -139,7 +138,7 @@ def _distil(job: TrialJob, should_stop: Callable[[], bool], on_progress: Callabl
 
 
 def _start_images(spec: TrialSpec, splits: Splits) -> Tensor | None:
-    """Where the images start, ``[S, n, c, h, w]``, if that takes more than a generator."""
+    """The images at the start, ``[S, n, c, h, w]``, if that takes more than a generator."""
     if spec.image_init != "kmeans":
         return None
     centres = baselines.kmeans_centres(
@@ -154,7 +153,7 @@ def _start_images(spec: TrialSpec, splits: Splits) -> Tensor | None:
 
 
 def _told_at(run: RunState) -> Progress | None:
-    """What was said at the step at which ``run`` is, if it was validated there."""
+    """The report at the present step of ``run``, if it was validated there."""
     row = run.history[-1] if run.history else {}
     if row.get("outer_step") != run.state.step or row["val_score"] is None:
         return None
@@ -181,7 +180,7 @@ def _to_device(state: DistillState, device: str) -> DistillState:
 
 
 def _check_device(plan: ExecutionPlan, spec: TrialSpec, directory: SweepDirectory) -> None:
-    """A trial goes on where it began: another device would give other bits."""
+    """A trial goes on with the device where it began: another one would give other bits."""
     if plan.device == "cuda" and not torch.cuda.is_available():
         raise UserError(
             f"trial {spec.trial_id} began on a GPU and none is to be seen here: run it where there is one, "
@@ -196,7 +195,7 @@ def _stored_labels(learned: Learned, task: Task) -> Tensor:
 
 
 def _finish_distillation(run: RunState, task: Task, job: TrialJob, meter: Meter) -> None:
-    """History and picture first, distilled set last: its file says that the trial is distilled."""
+    """History and picture first, distilled set last: its file marks the trial as distilled."""
     spec, splits, directory = job.spec, job.splits, job.directory
     learned = final(run.state)
     rates, recipe, tuned = chosen_recipes(task, learned, splits)

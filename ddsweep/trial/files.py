@@ -67,8 +67,8 @@ def move_aside_if_torn(path: Path, spec: TrialSpec, kind: str) -> None:
 def record_failure(
     directory: SweepDirectory, spec: TrialSpec, sweep: str, error: Exception, place: str, attempts: int
 ) -> None:
-    """Leave a row in ``failures/``; it goes away when the trial succeeds. Where the disk is full none is
-    left: nobody who tells of a failure may fail himself."""
+    """Leave a row in ``failures/``; it is removed when the trial succeeds. On a full disk there is no row:
+    reporting a failure must not fail itself."""
     row = {
         "trial_id": spec.trial_id,
         "sweep": sweep,

@@ -82,7 +82,7 @@ def _history_from_tensor(rows: Tensor) -> list[dict[str, Any]]:
 
 
 def save_run(run: RunState, job: TrialJob, meter: Meter) -> None:
-    """The checkpoint, and the history part that goes with it (readers may look at any time)."""
+    """Write the checkpoint and its history part (readers may look at any time)."""
     spec, directory = job.spec, job.directory
     header = {
         "kind": "checkpoint",
@@ -133,13 +133,13 @@ def load_run(job: TrialJob) -> RunState | None:
         n_skipped=header["n_skipped"],
         peak=header["peak"],
         n_resumed=header["n_resumed"] + 1,
-        n_replans=header.get("n_replans", 0),  # checkpoints of before have none
+        n_replans=header.get("n_replans", 0),  # older checkpoints have none
     )
 
 
 def checkpoint_provenance(spec: TrialSpec, directory: SweepDirectory) -> tuple[int, dict[str, Any]]:
-    """Outer steps done at the checkpoint of ``spec``, and its columns of the ``trials`` table: what it has
-    cost so far, where it was made, its last loss and score. Raises `CheckpointError` if it cannot be read."""
+    """Outer steps done at the checkpoint of ``spec``, and its columns of the ``trials`` table: cost so far,
+    provenance, last loss and score. Raises `CheckpointError` if it cannot be read."""
     _, header = load_tensors(directory.checkpoint(spec.trial_id))
     return header["counters"]["step"], header["provenance"]
 

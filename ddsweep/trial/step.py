@@ -24,9 +24,9 @@ _log = logging.getLogger(__name__)
 def step_in_memory(
     run: RunState, task: Task, gpus: float, save: Callable[[], None]
 ) -> tuple[Task, StepReport]:
-    """One outer step of ``run``, taken again from the same state by ever more frugal plans where memory runs
-    out, and without compiling where that fails; each is checkpointed at once, so that a kill does not bring
-    the old one back. ``gpus`` is the granted fraction of a GPU. Returns the task with the plan that did it.
+    """One outer step of ``run``. If memory runs out, it is taken again from the same state with leaner plans,
+    and without compiling if that fails. Each plan is checkpointed at once, so that a kill does not bring the
+    old one back. ``gpus`` is the granted fraction of a GPU. Returns the task with the plan that did it.
 
     Raises `TooLargeError` when there is no such plan left.
     """
@@ -55,7 +55,7 @@ def step_in_memory(
         if not (wanted.compile and is_compile_error(error)):
             raise
         _log.warning("trial %s is not compiled, for torch could not: %s", spec.trial_id, _said(error))
-    release_memory()  # not before: the error held what the step had allocated
+    release_memory()  # not earlier: the error held the memory of the step
     wanted = replace(wanted, compile=False)
     return fitted(work, shrink)
 

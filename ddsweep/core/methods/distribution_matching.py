@@ -1,7 +1,7 @@
 """Distribution matching (Zhao and Bilen 2023, equation 6).
 
-The mean feature of each class's distilled images is brought to that of its real ones, in networks that are
-not trained:
+It moves the mean feature of each class's distilled images to that of its real ones, in networks that are not
+trained:
 
     L_k = sum over classes c of | mean_i f_k(A(real_ci)) - mean_j f_k(A(distilled_cj)) |^2
 

@@ -1,4 +1,4 @@
-"""Read sweeps for a report: their tables, what is known of trials that have no row yet, what was left out."""
+"""Read sweeps for a report: their tables, the state of trials without a row, and what was left out."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ _EVALS_KEY = [name for name in SORT_KEYS["evals"] if name != "split"]
 
 @dataclass(frozen=True)
 class Trial:
-    """A trial of a sweep. ``row`` is its row of ``trials``; empty where it has none, and ``state`` then says
-    how far it is (a state of ``ddsweep status``). ``label`` tells it from the others."""
+    """A trial of a sweep. ``row`` is its row of ``trials``. Without one it is empty, and ``state`` says how
+    far the trial is (a state of ``ddsweep status``). ``label`` tells it from the others."""
 
     number: int
     sweep: str
@@ -46,7 +46,7 @@ class Trial:
 
     @property
     def measure(self) -> str:
-        """What is shown of it: ``accuracy``, or ``attack_success`` of an attack."""
+        """The measure that is shown: ``accuracy``, or ``attack_success`` for an attack."""
         return "attack_success" if self.settings.get("objective") == "attack" else "accuracy"
 
 
@@ -135,7 +135,7 @@ def gather(folders: Sequence[Path], resolve: Resolve = from_catalog) -> Gathered
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
-    """The folders' own names; with the folder above where two have the same."""
+    """The folders' own names, with the folder above if two have the same."""
     names = [folder.resolve().name for folder in folders]
     if len(set(names)) < len(names):
         names = [str(folder) for folder in folders]
@@ -206,7 +206,7 @@ def _marked(directory: SweepDirectory) -> bool:
 
 
 def _once(results: Results, notes: list[str]) -> Results:
-    """``results`` with every row once: a copy of a part beside it must not count twice."""
+    """``results`` with every row once: a copied part must not count twice."""
     keys = {"trials": ["trial_id"], "history": ["trial_id", "outer_step"], "failures": ["trial_id"]}
     frames = {"evals": results.evals, **{name: getattr(results, name) for name in keys}}
     for name, frame in frames.items():
@@ -222,7 +222,7 @@ def _once(results: Results, notes: list[str]) -> Results:
 
 
 def _trials(sweep: Sweep, asked: Sequence[TrialSpec]) -> list[Trial]:
-    """Those that have a row, then those that do not."""
+    """The trials with a row, then those without."""
     found = []
     for row in rows_of(sweep.results.trials):
         found.append(
