@@ -155,7 +155,10 @@ def _expand(
     from ddsweep.spec import expand, is_smoke
 
     def dataset(value: Any) -> DatasetSpec:
-        return resolve_dataset(value, data_root, stand_in=is_smoke(sweep.name), say=_aside)
+        smoke = is_smoke(sweep.name)
+        return resolve_dataset(
+            value, data_root, stand_in=smoke, say=_aside, may_run=True, code=directory.code
+        )
 
     plan = expand(sweep, dataset, lambda value: resolve_pool(value, directory.pools, dataset, files))
     measure_own_networks(plan.trials, sweep.evaluate.spec(), directory.code, _aside)
@@ -458,7 +461,7 @@ def _pretrain(pool: PoolFile, results: Path, data_root: Path | None, address: st
     stand_in = is_smoke(pool.name)
 
     def dataset(value: Any) -> DatasetSpec:
-        return resolve_dataset(value, data_root, stand_in=stand_in, say=_aside)
+        return resolve_dataset(value, data_root, stand_in=stand_in, say=_aside, may_run=True)
 
     recipe = pool.recipe(dataset)
     directory, console = PoolDirectory(results / "pools" / pool.name), report_console()

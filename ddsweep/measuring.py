@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ddsweep.catalog import CodeRef, EvaluationSpec, NetworkSpec, TrialSpec
+from ddsweep.catalog import CodeRef, EvaluationSpec, NetworkSpec, TrialSpec, parse_code
 from ddsweep.catalog.measures import Measure, is_measured, remember
 from ddsweep.errors import SettingError, UserError
 from ddsweep.interpreter import python_module
@@ -52,7 +52,11 @@ def own_networks(trials: Iterable[TrialSpec], evaluation: EvaluationSpec) -> dic
 
 def codes_of(trials: Iterable[TrialSpec], evaluation: EvaluationSpec) -> list[CodeRef]:
     """The code of users' own that running and judging ``trials`` takes."""
-    codes = (network.code for network, _, _ in own_networks(trials, evaluation))
+    trials = list(trials)
+    codes = [network.code for network, _, _ in own_networks(trials, evaluation)]
+    codes += [
+        parse_code(trial.dataset.base_name, "dataset") for trial in trials if trial.dataset.source == "code"
+    ]
     return [code for code in dict.fromkeys(codes) if code is not None]
 
 

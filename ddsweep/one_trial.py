@@ -91,7 +91,7 @@ def run_trial(
 
 def _plan(sweep: SweepSpec, directory: SweepDirectory, root: Path | None) -> Plan:
     def dataset(value: Any) -> Any:
-        return resolve_dataset(value, root)
+        return resolve_dataset(value, root, may_run=True, code=directory.code)
 
     return expand(sweep, dataset, lambda value: resolve_pool(value, directory.pools, dataset))
 

@@ -26,7 +26,7 @@ from pathlib import Path, PurePosixPath
 from types import ModuleType
 from typing import Any
 
-from ddsweep.catalog.numbers import real
+from ddsweep.catalog.numbers import real, whole
 from ddsweep.catalog.own_code import DIGEST_LENGTH, CodeRef, code_options
 from ddsweep.errors import SettingError, UserError
 from ddsweep.paths import user_path
@@ -34,9 +34,11 @@ from ddsweep.paths import user_path
 __all__ = [
     "Source",
     "copied_source",
+    "data_reference",
     "known_source",
     "load_code",
     "loaded_code",
+    "names_code",
     "read_source",
     "resolve_code",
     "stored_source",
@@ -91,6 +93,32 @@ def resolve_code(value: Mapping[Any, Any], what: str) -> tuple[CodeRef, Source |
     _check_name(source, name, what, value["file"])
     _read_here[source.digest] = source
     return CodeRef(source.main, name, options, source.digest), source
+
+
+def names_code(value: Mapping[Any, Any]) -> bool:
+    """Whether a mapping in a sweep file is meant to name a user's code, and no files of data."""
+    return "source" not in value and ("file" in value or "module" in value)
+
+
+def data_reference(value: Mapping[Any, Any]) -> str:
+    """The text for a ``dataset`` that a function gives: its reference (`resolve_code`), and after it ``size``
+    and ``channels``, which are no options of the function, as in the name of a transformed data set."""
+    code = {key: item for key, item in value.items() if key not in _TRANSFORMS}
+    ref, _ = resolve_code(code, "dataset")
+    given: dict[str, int] = {}
+    for key in _TRANSFORMS:
+        if value.get(key) is not None:
+            try:
+                given[key] = whole(value[key])
+            except ValueError:
+                raise SettingError(f"dataset: {key} must be a whole number, not {value[key]!r}") from None
+    if given.get("channels", 3) != 3:
+        raise SettingError(f"dataset: {ref}: channels is 3, which repeats a grey channel, or left out")
+    text = ",".join(f"{key}={number}" for key, number in given.items())
+    return f"{ref}({text})" if text else str(ref)
+
+
+_TRANSFORMS = ("channels", "size")
 
 
 def _typed(value: Any) -> Any:

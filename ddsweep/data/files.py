@@ -11,11 +11,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ddsweep.catalog import DATASETS, DatasetSpec, is_code, parse_dataset, transformed, transforms_of
+from ddsweep.catalog import (
+    DATASETS,
+    DatasetSpec,
+    base_name,
+    is_code,
+    parse_code,
+    parse_dataset,
+    transformed,
+    transforms_of,
+)
 from ddsweep.data.inline import given_whole, parse_mapping
 from ddsweep.data.layout import MissingError, location
 from ddsweep.data.sources import Say, source_of
 from ddsweep.errors import DataError, SettingError
+from ddsweep.own_code import data_reference, names_code
 from ddsweep.paths import user_path
 
 __all__ = [
@@ -74,11 +84,12 @@ def resolve_dataset(
     ``stand_in``, a name of the catalog whose files are missing has no fingerprint instead: `load_splits` then
     makes a stand-in.
     """
+    if isinstance(value, Mapping) and names_code(value):
+        value = data_reference(value)
     if isinstance(value, str) and is_code(value):
-        from ddsweep.data.sources.code import from_copy
-
-        spec = surveyed(from_copy(value, code), root, say=say, may_run=may_run)
-        return transformed(spec, **transforms_of(value))
+        reference = str(parse_code(base_name(value), "dataset"))
+        spec = DatasetSpec(reference, "code", path=str(code or ""))
+        return transformed(surveyed(spec, root, say=say, may_run=may_run), **transforms_of(value))
     if isinstance(value, str):
         spec = find_dataset(value)
         return spec if stand_in and not is_here(spec, root) else surveyed(spec, root, say=say)

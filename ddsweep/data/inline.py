@@ -24,10 +24,7 @@ _KEYS = (
 
 
 def parse_mapping(value: Mapping[str, Any]) -> DatasetSpec:
-    """The mapping as a `DatasetSpec`, each value checked by type; no file of images is looked at."""
-    if "source" not in value and ("file" in value or "module" in value):
-        spec = DatasetSpec("", "code")
-        return replace(spec, **source_of(spec).described(value))
+    """The mapping as a `DatasetSpec`, each value checked by type; no file is looked at."""
     unknown = [str(key) for key in value if key not in _KEYS]
     if unknown:
         close = difflib.get_close_matches(unknown[0], _KEYS, n=1)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ddsweep.catalog import DATASETS, SOURCES, DatasetSpec
+from ddsweep.catalog import DATASETS, SOURCES, DatasetSpec, is_code
 from ddsweep.data.files import DatasetStatus, dataset_status, resolve_dataset, surveyed
 from ddsweep.data.inline import parse_mapping
 from ddsweep.data.sources import Say, source_of
@@ -49,9 +49,10 @@ def list_values(
         try:
             rows.append(dataset_status(resolve_dataset(value, root, say=say), root))
         except UserError as error:
-            if isinstance(value, str):
+            if isinstance(value, str) and not is_code(value):
                 raise
-            rows.append(dataset_status(parse_mapping(value), root, _refused(error)))
+            spec = DatasetSpec(value, "code") if isinstance(value, str) else parse_mapping(value)
+            rows.append(dataset_status(spec, root, _refused(error)))
     return rows
 
 

@@ -118,7 +118,8 @@ def _work(folder: str) -> _Work:
     root = data_root(Path(launch.data_root) if launch.data_root else None)
 
     def dataset(value: Any) -> Any:
-        return resolve_dataset(value, root, stand_in=is_smoke(sweep.name))
+        code = launch.directory.code
+        return resolve_dataset(value, root, stand_in=is_smoke(sweep.name), may_run=True, code=code)
 
     plan = expand(sweep, dataset, lambda value: resolve_pool(value, launch.directory.pools, dataset))
     return _Work(place, launch, sweep, plan, root)

@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Literal
 
+from ddsweep.catalog import is_code
 from ddsweep.catalog.numbers import counted
 from ddsweep.data.files import list_datasets, resolve_dataset
 from ddsweep.errors import UserError
@@ -177,8 +178,9 @@ def data_of(sweep: SweepSpec | None, root: Path | None) -> tuple[str, ...]:
     are here."""
     if sweep is None:
         return tuple(item.name for item in list_datasets(root) if not item.status.startswith("missing"))
-    needed = [f"folder:{item['path']}" if isinstance(item, dict) else item for item in sweep.datasets()]
-    return tuple(dict.fromkeys(map(str, needed)))
+    files = [item for item in sweep.datasets() if isinstance(item, dict) or not is_code(item)]
+    needed = [f"folder:{item['path']}" if isinstance(item, dict) else item for item in files]
+    return tuple(dict.fromkeys(needed))
 
 
 def _temporary(site: Site | None) -> str:

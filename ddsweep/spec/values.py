@@ -18,7 +18,7 @@ from pydantic_core import PydanticCustomError
 from ddsweep.catalog import SETTINGS, parse_network
 from ddsweep.catalog.numbers import real, whole
 from ddsweep.errors import SettingError
-from ddsweep.own_code import resolve_code
+from ddsweep.own_code import data_reference, names_code, resolve_code
 
 SIZES = ("images_per_class", "inner_steps", "images_per_class_per_step")
 MOST_TRIALS = 100_000
@@ -53,9 +53,9 @@ def setting(name: str, value: Any) -> Any:
     declared = SETTINGS[name]
     if declared.optional and (value is None or value == "none"):
         return None
-    if name == "network" and isinstance(value, dict):
+    if isinstance(value, dict) and (name == "network" or (name == "dataset" and names_code(value))):
         try:
-            return str(resolve_code(value, name)[0])
+            return str(resolve_code(value, name)[0]) if name == "network" else data_reference(value)
         except SettingError as error:
             raise ValueError(str(error).partition(": ")[2]) from None
     if name in _GIVEN_AS:

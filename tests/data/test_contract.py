@@ -216,8 +216,8 @@ def test_the_fingerprint_is_of_the_content_and_not_of_the_place(
 
 def test_data_that_changed_under_a_planned_trial_are_refused(case: Case, root: Path) -> None:
     spec = case.spec(root)
-    if case.change is None or not spec.fingerprint:
-        pytest.skip("its name stands for it, and a checkpoint holds the fingerprint of its images")
+    if case.change is None or not spec.fingerprint or case.file.endswith(".py"):
+        pytest.skip("its name stands for it, or it is what was read when it was planned")
     case.change(root / case.file)
     with pytest.raises(DataError, match="changed since the trial was planned; run the same command again"):
         load(spec, root)
@@ -234,6 +234,8 @@ def test_a_missing_file_is_named(case: Case, root: Path) -> None:
             load(spec, root)
         assert spec.name in str(caught.value) and "\n" not in str(caught.value)
         place = place.parent
+    if case.file.endswith(".py"):
+        return  # what was read of it when it was planned is what counts
     place.unlink() if place.is_file() else shutil.rmtree(place)
     with pytest.raises(MissingError, match="missing") as missing:
         source_of(spec).check(spec, root)
