@@ -68,6 +68,9 @@ format: $(STAMP)
 docs: $(STAMP)
 	$(BIN)/python docs/tables.py
 
+measures: $(STAMP)
+	$(BIN)/python -m ddsweep.core.measure_shipped
+
 check: lint test-cluster test
 
 cluster-deps:

@@ -29,7 +29,7 @@ from baseline import (
     ratio_text,
 )
 
-from ddsweep.catalog import forward_flops
+from ddsweep.catalog import measure_of
 from ddsweep.core.evaluate import Evaluation, evaluate_networks
 from ddsweep.core.execution import choose_plan
 from ddsweep.core.images import LabelledImages, RealSet, class_labels, normalise, sample_per_class
@@ -133,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     agree = apart < TOLERANCE
     native = choose_plan(device, threads, network, native=not o.no_compile).native
-    flops = forward_flops(o.network, dataset.shape, dataset.classes) * (
+    flops = measure_of(o.network, dataset.shape, dataset.classes).flops * (
         3 * steps * labels.shape[1] + len(targets)
     )
     gflops = flops / found.median / 1e9

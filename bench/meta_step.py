@@ -29,7 +29,7 @@ from baseline import (
 )
 from torch import Tensor, nn
 
-from ddsweep.catalog import forward_flops
+from ddsweep.catalog import measure_of
 from ddsweep.core.execution import choose_plan
 from ddsweep.core.images import LabelledImages, class_labels, normalise
 from ddsweep.core.init import draw_networks
@@ -167,7 +167,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     measured = measure(contenders, o.repeats, device)
     baseline = measured["baseline"]
-    forward = forward_flops(o.network, dataset.shape, dataset.classes)
+    forward = measure_of(o.network, dataset.shape, dataset.classes).flops
     flops = forward * (9 * steps * labels.shape[1] + 3 * len(real_labels))
     print(
         f"baseline    {baseline.median:.4f} s per network, {plain_threads} threads, {plain_count} networks "

@@ -150,7 +150,7 @@ def _expand(
     """The trials of ``sweep``, whose networks of users' own are measured; ``files`` is where the files of
     pools are that were not begun yet."""
     from ddsweep.data.files import resolve_dataset
-    from ddsweep.measuring import measure_own_networks
+    from ddsweep.measuring import measure_networks
     from ddsweep.pools.file import resolve_pool
     from ddsweep.spec import expand, is_smoke
 
@@ -161,7 +161,7 @@ def _expand(
         )
 
     plan = expand(sweep, dataset, lambda value: resolve_pool(value, directory.pools, dataset, files))
-    measure_own_networks(plan.trials, sweep.evaluate.spec(), directory.code, _aside)
+    measure_networks(plan.trials, sweep.evaluate.spec(), directory.code, _aside)
     return plan
 
 

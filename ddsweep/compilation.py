@@ -10,8 +10,7 @@ import os
 
 import torch
 
-from ddsweep.catalog import TrialSpec
-from ddsweep.catalog.measures import measure_of
+from ddsweep.catalog import TrialSpec, measure_of
 from ddsweep.core.native import COMPILERS, find_compiler, private_folder
 from ddsweep.errors import UserError
 

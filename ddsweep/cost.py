@@ -25,8 +25,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ddsweep.catalog import TrialSpec
-from ddsweep.catalog.measures import Measure, measure_of
+from ddsweep.catalog import Measure, TrialSpec, measure_of
 
 __all__ = [
     "CPU_GFLOPS_PER_THREAD",

@@ -1,7 +1,8 @@
 """Networks of users' own, measured and checked once each, in a process of its own. Imports no torch.
 
-What was found is kept in the user's cache, ``ddsweep/networks``, for the source, options, shape and torch
-that it is of. It only saves time: where it cannot be written or read, the network is measured again.
+So are those that ship, at a size that their table lacks (`ddsweep.catalog.measures`). What was found is kept
+in the user's cache, ``ddsweep/networks``, for the source, options, shape and torch that it is of. It only
+saves time: where it cannot be written or read, the network is measured again.
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ddsweep.catalog import CodeRef, EvaluationSpec, NetworkSpec, TrialSpec, parse_code
+import ddsweep
+from ddsweep.catalog import CodeRef, EvaluationSpec, NetworkSpec, TrialSpec, is_code, parse_code
 from ddsweep.catalog.measures import Measure, is_measured, remember
 from ddsweep.errors import SettingError, UserError
 from ddsweep.interpreter import python_module
 from ddsweep.own_code import copied_source, version_of
 
-__all__ = ["codes_of", "measure_own_networks", "own_networks"]
+__all__ = ["codes_of", "measure_networks", "networks_of"]
 
 _VERSION = 1
 
@@ -33,49 +35,49 @@ Problem = tuple[NetworkSpec, tuple[int, int, int], int]
 """A network, the shape of its images, and the number of their classes."""
 
 
-def own_networks(trials: Iterable[TrialSpec], evaluation: EvaluationSpec) -> dict[Problem, set[str]]:
-    """The networks of users' own that ``trials`` and their evaluation name, and the methods they are for."""
+def networks_of(trials: Iterable[TrialSpec], evaluation: EvaluationSpec) -> dict[Problem, set[str]]:
+    """The networks that are to be measured or checked for ``trials``, with the methods they are for: those of
+    users' own, also in their evaluation, and those that ship at a size that was not measured."""
     found: dict[Problem, set[str]] = {}
     for trial in trials:
         data = trial.dataset
-        if trial.network_spec.code is not None:
-            found.setdefault((trial.network_spec, data.shape, data.classes), set()).add(trial.method)
+        problem = (trial.network_spec, data.shape, data.classes)
+        if problem[0].code is not None or not is_measured(*problem):
+            found.setdefault(problem, set()).add(trial.method)
         for protocol in evaluation.protocols:
-            if isinstance(protocol, str) or protocol.network is None:
+            if isinstance(protocol, str) or protocol.network is None or not is_code(protocol.network):
                 continue
             with suppress(SettingError):  # impossible for this trial, and left out
                 other = protocol.applied_to(trial).network_spec
-                if other.code is not None:
-                    found.setdefault((other, data.shape, data.classes), set())
+                found.setdefault((other, data.shape, data.classes), set())
     return found
 
 
 def codes_of(trials: Iterable[TrialSpec], evaluation: EvaluationSpec) -> list[CodeRef]:
     """The code of users' own that running and judging ``trials`` takes."""
     trials = list(trials)
-    codes = [network.code for network, _, _ in own_networks(trials, evaluation)]
+    codes = [network.code for network, _, _ in networks_of(trials, evaluation)]
     codes += [
         parse_code(trial.dataset.base_name, "dataset") for trial in trials if trial.dataset.source == "code"
     ]
     return [code for code in dict.fromkeys(codes) if code is not None]
 
 
-def measure_own_networks(
+def measure_networks(
     trials: Iterable[TrialSpec], evaluation: EvaluationSpec, code: Path, say: Callable[[str], None]
 ) -> None:
-    """See that `measure_of` knows all networks of users' own. ``code`` is where copies of their sources lie,
+    """See that `measure_of` knows all networks of ``trials``. ``code`` is where copies of users' sources lie,
     if there are any. Raises `UserError` for one that cannot be distilled through, with what to change."""
-    for problem, methods in own_networks(trials, evaluation).items():
+    for problem, methods in networks_of(trials, evaluation).items():
         network = problem[0]
         found = _kept(problem)
         if found is None:
             began = time.monotonic()
             found = _measured(problem, code)
             _keep(problem, found)
-            say(
-                f"network {network}: checked and measured once, in a process of its own "
-                f"({time.monotonic() - began:.0f} s)"
-            )
+            done = "measured" if network.code is None else "checked and measured"
+            seconds = f"{time.monotonic() - began:.0f} s"
+            say(f"network {network}: {done} once, in a process of its own ({seconds})")
         if "distribution_matching" in methods and not found["head"]:
             raise SettingError(
                 f"network: {network}: method: distribution_matching compares what a last linear layer is "
@@ -87,9 +89,8 @@ def measure_own_networks(
 
 def _measured(problem: Problem, code: Path) -> dict[str, Any]:
     network, shape, classes = problem
-    assert network.code is not None
     with tempfile.TemporaryDirectory(prefix="ddsweep-") as folder:
-        if network.code.is_file:
+        if network.code is not None and network.code.is_file:
             copied_source(network.code, code, Path(folder))
         job = {"code": folder, "network": str(network), "shape": shape, "classes": classes}
         done = subprocess.run(
@@ -112,8 +113,8 @@ def _measured(problem: Problem, code: Path) -> dict[str, Any]:
 
 def _path(problem: Problem) -> Path:
     network, shape, classes = problem
-    assert network.code is not None
-    versions = (importlib.metadata.version("torch"), version_of(network.code))
+    own = ddsweep.__version__ if network.code is None else version_of(network.code)
+    versions = (importlib.metadata.version("torch"), own)
     text = json.dumps([_VERSION, str(network), shape, classes, versions])
     base = os.environ.get("XDG_CACHE_HOME")
     folder = (Path(base) if base else Path.home() / ".cache") / "ddsweep" / "networks"

@@ -18,7 +18,7 @@ from ddsweep.data.files import resolve_dataset
 from ddsweep.distilled import DistilledSet
 from ddsweep.errors import DivergedError, ResultsError, UserError
 from ddsweep.evaluation import evaluate_unit, finish, forget_stop, missing_units, take_over
-from ddsweep.measuring import codes_of, measure_own_networks
+from ddsweep.measuring import codes_of, measure_networks
 from ddsweep.pools.file import resolve_pool
 from ddsweep.pools.imagenet import ready_pool
 from ddsweep.results.code import write_code
@@ -83,7 +83,7 @@ def run_trial(
     asked |= {name: dict(section) for name, section in sections.items() if section is not None}
     sweep = sweep_of(asked, "run_trial")
     trials = _plan(sweep, found, root).trials
-    measure_own_networks(trials, sweep.evaluate.spec(), found.code, lambda text: None)
+    measure_networks(trials, sweep.evaluate.spec(), found.code, lambda text: None)
     sweep = _joined(sweep, trials[0], found, root, new_evaluation=evaluate is not None)
     ids = [trial.trial_id for trial in _plan(sweep, found, root).trials]
     return _run(sweep, ids, trials[0], found, root, on_progress)

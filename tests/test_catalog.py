@@ -14,8 +14,7 @@ from ddsweep.catalog import (
     PoolSpec,
     Protocol,
     TrialSpec,
-    forward_flops,
-    parameter_count,
+    measure_of,
     parse_dataset,
     parse_network,
     transformed,
@@ -110,11 +109,11 @@ def test_there_and_back() -> None:
     ],
 )
 def test_parameter_counts(network: str, shape: tuple[int, int, int], count: int) -> None:
-    assert parameter_count(parse_network(network, shape), shape, 10) == count
+    assert measure_of(parse_network(network, shape), shape, 10).parameters == count
 
 
 def test_forward_flops_of_lenet() -> None:
-    assert forward_flops(NetworkSpec("lenet"), (1, 28, 28), 10) == 833_040
+    assert measure_of(NetworkSpec("lenet"), (1, 28, 28), 10).flops == 833_040
 
 
 def test_network_parsing() -> None:

@@ -228,6 +228,14 @@ evaluate: {protocols: [as_distilled, {network: {file: nets.py, name: Drop, width
         assert "Drop(width=6)" in done.stdout
 
 
+def test_a_size_that_was_not_measured_is_measured_once(tmp_path: Path, ddsweep: Callable[..., Any]) -> None:
+    for said in (1, 0):
+        words = ("plan", "quickstart", "dataset=digits(size=67)", "network=convnet(depth=1,width=2)")
+        done = ddsweep(*words, cwd=tmp_path, XDG_CACHE_HOME=str(tmp_path / "cache"))
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.count("width=2,norm=instance): measured once, in a process of its own") == said
+
+
 REFUSED = {
     "no second derivative": (
         "return F.hardsigmoid(self.head(x.flatten(1)))",

@@ -26,16 +26,13 @@ from ddsweep.catalog.evaluation import (
     Protocol,
 )
 from ddsweep.catalog.groups import AUGMENTATIONS, MOST_WHITENED, augmentation_parts
+from ddsweep.catalog.measures import Measure, layers_of, measure_of
 from ddsweep.catalog.methods import DEFAULT_METHOD, METHODS, MethodSpec
 from ddsweep.catalog.networks import (
     INIT_LAWS,
     NETWORKS,
     NORMS,
     NetworkSpec,
-    forward_flops,
-    layer_shapes,
-    parameter_count,
-    parameter_shapes,
     parse_network,
 )
 from ddsweep.catalog.own_code import CodeRef, is_code, parse_code
@@ -73,6 +70,7 @@ __all__ = [
     "DatasetSpec",
     "EvalUnit",
     "EvaluationSpec",
+    "Measure",
     "MethodSpec",
     "NetworkSpec",
     "PoolSpec",
@@ -85,11 +83,9 @@ __all__ = [
     "TrialSpec",
     "augmentation_parts",
     "base_name",
-    "forward_flops",
     "is_code",
-    "layer_shapes",
-    "parameter_count",
-    "parameter_shapes",
+    "layers_of",
+    "measure_of",
     "parse_code",
     "parse_dataset",
     "parse_network",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ddsweep.catalog.datasets import DatasetSpec, base_name
-from ddsweep.catalog.networks import INIT_LAWS, parameter_shapes, parse_network
+from ddsweep.catalog.networks import INIT_LAWS, parse_network, weights_key
 from ddsweep.catalog.pools import POOL_FRACTION, PoolSpec
 from ddsweep.catalog.setting import (
     BELOW_ONE,
@@ -174,10 +174,8 @@ class Networks(SettingsGroup):
         _check_split_of_pool(trial, pool)
         source = parse_network(pool.network, pool.source_shape)
         classes = pool.classes or trial.dataset.classes
-        ours = parameter_shapes(trial.network_spec, trial.dataset.shape, trial.dataset.classes)
-        if source.kind != trial.network_spec.kind or ours != parameter_shapes(
-            source, pool.source_shape, classes
-        ):
+        ours = weights_key(trial.network_spec, trial.dataset.shape, trial.dataset.classes)
+        if ours != weights_key(source, pool.source_shape, classes):
             theirs, here = ("x".join(map(str, shape)) for shape in (pool.source_shape, trial.dataset.shape))
             raise SettingError(
                 f"pool: {pool.name} has {pool.network} for {classes} classes of {theirs} images; "

@@ -1,4 +1,4 @@
-"""Networks by name: the sizes they take, their layers, and the laws of their first weights."""
+"""Networks by name: their options, the sizes they take, and the laws of their first weights."""
 
 from __future__ import annotations
 
@@ -13,17 +13,16 @@ __all__ = [
     "NETWORKS",
     "NORMS",
     "NetworkSpec",
-    "forward_flops",
-    "layer_shapes",
-    "parameter_count",
-    "parameter_shapes",
     "parse_network",
+    "weights_key",
 ]
 
 
 INIT_LAWS = ("xavier", "xavier_uniform", "kaiming", "kaiming_out", "orthogonal", "normal", "default")
 NETWORKS = ("lenet", "alexcifarnet", "convnet", "alexnet")
 NORMS = ("none", "instance")
+_SIDES = {"lenet": (28, 32), "alexcifarnet": (32,), "alexnet": (224,)}
+"""The sizes of images that a network takes, where it does not take many."""
 
 
 @dataclass(frozen=True)
@@ -103,12 +102,10 @@ def _check_size(spec: NetworkSpec, shape: tuple[int, int, int]) -> None:
     here = f"images of {channels}x{height}x{width}"
     if height != width:
         raise SettingError(f"network: {spec} takes square images, not {here}")
-    if spec.kind == "lenet" and height not in (28, 32):
-        raise SettingError(f"network: lenet takes images of 28 or 32 pixels, not {here}")
-    if spec.kind == "alexcifarnet" and height != 32:
-        raise SettingError(f"network: alexcifarnet takes images of 32 pixels, not {here}")
-    if spec.kind == "alexnet" and height != 224:
-        raise SettingError(f"network: alexnet takes images of 224 pixels, not {here}")
+    sides = _SIDES.get(spec.kind, (height,))
+    if height not in sides:
+        takes = " or ".join(map(str, sides))
+        raise SettingError(f"network: {spec.kind} takes images of {takes} pixels, not {here}")
     if spec.kind == "convnet":
         last = height >> (spec.depth - 1)
         smallest = 2 if spec.norm == "instance" else 1
@@ -116,71 +113,7 @@ def _check_size(spec: NetworkSpec, shape: tuple[int, int, int]) -> None:
             raise SettingError(f"network: {spec} halves the image {spec.depth} times, too often for {here}")
 
 
-def layer_shapes(
-    network: NetworkSpec, shape: tuple[int, int, int], classes: int
-) -> list[tuple[str, int, int, int, int]]:
-    """The layers with weights, as (kind, inputs, outputs, kernel, output side); side 1 for linear."""
-    channels, side, _ = shape
-    if network.kind == "lenet":
-        first = side if side == 28 else side - 4
-        second = first // 2 - 4
-        return [
-            ("conv", channels, 6, 5, first),
-            ("conv", 6, 16, 5, second),
-            ("linear", 16 * (second // 2) ** 2, 120, 1, 1),
-            ("linear", 120, 84, 1, 1),
-            ("linear", 84, classes, 1, 1),
-        ]
-    if network.kind == "alexcifarnet":
-        return [
-            ("conv", channels, 64, 5, 32),
-            ("conv", 64, 64, 5, 16),
-            ("linear", 64 * 8 * 8, 384, 1, 1),
-            ("linear", 384, 192, 1, 1),
-            ("linear", 192, classes, 1, 1),
-        ]
-    if network.kind == "alexnet":
-        return [
-            ("conv", channels, 64, 11, 55),
-            ("conv", 64, 192, 5, 27),
-            ("conv", 192, 384, 3, 13),
-            ("conv", 384, 256, 3, 13),
-            ("conv", 256, 256, 3, 13),
-            ("linear", 256 * 6 * 6, 4096, 1, 1),
-            ("linear", 4096, 4096, 1, 1),
-            ("linear", 4096, classes, 1, 1),
-        ]
-    layers: list[tuple[str, int, int, int, int]] = []
-    inputs = channels
-    for _ in range(network.depth):
-        layers.append(("conv", inputs, network.width, 3, side))
-        if network.norm == "instance":
-            layers.append(("norm", network.width, network.width, 1, side))
-        inputs, side = network.width, side // 2
-    layers.append(("linear", inputs * side * side, classes, 1, 1))
-    return layers
-
-
-def parameter_shapes(
-    network: NetworkSpec, shape: tuple[int, int, int], classes: int
-) -> list[tuple[str, int, int, int]]:
-    """The layers with weights without the size of their images: they are equal if weights can be
-    exchanged."""
-    return [layer[:4] for layer in layer_shapes(network, shape, classes)]
-
-
-def parameter_count(network: NetworkSpec, shape: tuple[int, int, int], classes: int) -> int:
-    """Number of trainable parameters (weights and biases)."""
-    total = 0
-    for kind, inputs, outputs, kernel, _ in layer_shapes(network, shape, classes):
-        total += 2 * outputs if kind == "norm" else outputs * inputs * kernel**2 + outputs
-    return total
-
-
-def forward_flops(network: NetworkSpec, shape: tuple[int, int, int], classes: int) -> int:
-    """FLOPs of one forward pass of one image: two per multiply-add of convolutions and linear layers."""
-    return sum(
-        2 * inputs * outputs * kernel**2 * side**2
-        for kind, inputs, outputs, kernel, side in layer_shapes(network, shape, classes)
-        if kind != "norm"
-    )
+def weights_key(network: NetworkSpec, shape: tuple[int, int, int], classes: int) -> tuple[object, ...]:
+    """Equal where the weights of two networks that ship can be exchanged."""
+    last = shape[1] >> network.depth if network.kind == "convnet" else 0
+    return network, shape[0], last, classes

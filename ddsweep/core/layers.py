@@ -564,7 +564,7 @@ class InstanceNorm:
 
 
 def lenet_layers(side: int) -> tuple[Layer, ...]:
-    """The layers of `ddsweep.core.networks.LeNet` for images of ``side`` pixels."""
+    """The layers of `ddsweep.core.nets.lenet.LeNet` for images of ``side`` pixels."""
     return (
         *(Conv("conv1", 2 if side == 28 else 0, bias=False), MaxPool(), BiasReLU("conv1")),
         *(Conv("conv2", 0, bias=False), MaxPool(), BiasReLU("conv2")),
@@ -573,7 +573,7 @@ def lenet_layers(side: int) -> tuple[Layer, ...]:
 
 
 def convnet_layers(depth: int, norm: str) -> tuple[Layer, ...]:
-    """The layers of `ddsweep.core.networks.ConvNet`."""
+    """The layers of `ddsweep.core.nets.convnet.ConvNet`."""
     layers: list[Layer] = []
     for i in range(depth):
         layers.append(Conv(f"convs.{i}", 1))

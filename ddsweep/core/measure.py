@@ -60,7 +60,8 @@ def _measured(network: nn.Module, shape: tuple[int, int, int], device: str) -> M
 def _answer(job: dict[str, Any]) -> dict[str, Any]:
     shape, classes = tuple(job["shape"]), job["classes"]
     spec = parse_network(job["network"], shape)
-    assert spec.code is not None
+    if spec.code is None:
+        return {**asdict(measure(build_network(spec, shape, classes), shape)), "head": True}
     load_code(spec.code, Path(job["code"]))
     network = build_network(spec, shape, classes)
     for fault in faults(network, shape, classes):

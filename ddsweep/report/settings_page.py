@@ -15,8 +15,8 @@ from ddsweep.catalog import (
     METHODS,
     NETWORKS,
     DatasetSpec,
-    layer_shapes,
-    parameter_count,
+    layers_of,
+    measure_of,
     parse_network,
 )
 from ddsweep.errors import SettingError
@@ -140,13 +140,8 @@ def _networks(kinds: Iterable[str]) -> RenderableType:
         pixels = ", ".join(map(str, taken)) if len(taken) < 5 else f"{taken[0]} to {taken[-1]}"
         shape = (3, side := next((side for side in (32, 28, 224) if side in taken), taken[0]), side)
         spec = parse_network(kind, shape)
-        layers = ", ".join(
-            f"{layer} {outputs}" + (f" ({kernel}x{kernel})" if layer == "conv" else "")
-            for layer, _, outputs, kernel, _ in layer_shapes(spec, shape, 10)
-            if layer != "norm"
-        )
         called = kind if str(spec) == kind else f"{kind} = {spec}"
-        table.add_row(called, pixels, f"{parameter_count(spec, shape, 10):,}", layers)
+        table.add_row(called, pixels, f"{measure_of(spec, shape, 10).parameters:,}", layers_of(kind))
     title = "Networks; weights and layers for ten classes of colour images of 32 pixels, or what they take."
     return Group(Text(title), Text(), table)
 

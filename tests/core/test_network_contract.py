@@ -6,6 +6,7 @@ beside its weights is carried from step to step, and what it draws comes from se
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ddsweep.catalog import NetworkSpec, parse_network
-from ddsweep.catalog.measures import measure_of
+from ddsweep.catalog import NETWORKS, NetworkSpec, measure_of, parse_network
+from ddsweep.catalog.measures import TABLE, is_measured
 from ddsweep.core.derivatives import Autograd
 from ddsweep.core.evaluate import count_right
 from ddsweep.core.execution import ExecutionPlan, choose_plan, more_frugal
@@ -24,6 +25,7 @@ from ddsweep.core.images import LabelledImages, RealSet
 from ddsweep.core.init import draw_networks
 from ddsweep.core.inner import InnerOptimizer
 from ddsweep.core.measure import measure
+from ddsweep.core.measure_shipped import layers_text, source_hash
 from ddsweep.core.network_check import faults
 from ddsweep.core.networks import build_network, forward_networks
 from ddsweep.core.own_network import DRAWS, parts, rest_at, traits_of
@@ -312,6 +314,23 @@ def test_a_test_pass_gives_the_same_in_pieces(own: Callable[..., nn.Module]) -> 
 
 
 # --------------------------------------------------------------------------------------- measuring
+
+
+def test_what_is_stored_of_networks_that_ship_is_what_their_modules_take() -> None:
+    table = json.loads(TABLE.read_text())
+    assert table["source"] == source_hash(), "the networks have changed: `make measures`"
+    assert table["layers"] == {kind: layers_text(kind) for kind in NETWORKS}
+    for text, shape, classes in (
+        *(("lenet", (3, 32, 32), 7), ("alexcifarnet", (1, 32, 32), 3), ("alexnet", (3, 224, 224), 20)),
+        *(
+            ("convnet(depth=1,width=5)", (1, 9, 9), 4),
+            ("convnet(depth=5,norm=none)", (3, 64, 64), 10),
+        ),
+        *(("convnet", (3, 96, 96), 200), ("convnet(width=128)", (1, 28, 28), 10)),
+    ):
+        spec = parse_network(text, shape)
+        assert is_measured(spec, shape, classes)
+        assert measure_of(spec, shape, classes) == measure(build_network(spec, shape, classes), shape), text
 
 
 def test_a_networks_measure_is_that_of_the_module(own: Callable[..., nn.Module]) -> None:
