@@ -129,6 +129,10 @@ WRONG_FILES = {
         BASE + "resources: {cpu: 4}",
         "resources.cpu: unknown key 'cpu' (did you mean cpus?)",
     ),
+    "misspelt published": (
+        BASE + "published: [{accuracy: 0.8, source: a}, {acuracy: 0.9, source: b}]",
+        "published[1].acuracy: unknown key 'acuracy' (did you mean accuracy?); allowed are accuracy, ",
+    ),
     "setting at the top": (
         HEAD + "outer_steps: 4",
         "'outer_steps' at the top level; settings of a trial go under",

@@ -19,19 +19,13 @@ from pydantic import BaseModel
 from ddsweep.catalog import GROUPS, SettingsGroup, settings_in
 from ddsweep.pools.file import PoolFile
 from ddsweep.report.formats import plain
-from ddsweep.spec import AshaSpec, EvaluateSpec, ResourcesSpec, SearchSpec, SweepSpec
+from ddsweep.spec import SweepSpec
+from ddsweep.spec.files import SECTIONS
 
 __all__ = ["TRIAL", "Key", "declared", "keys_of_group", "plain_text", "texts_below"]
 
 TRIAL = "trial"
-_SECTIONS: dict[str, type[BaseModel]] = {
-    "file": SweepSpec,
-    "evaluate": EvaluateSpec,
-    "resources": ResourcesSpec,
-    "search": SearchSpec,
-    "scheduler": AshaSpec,
-    "pool": PoolFile,
-}
+_SECTIONS: dict[str, type[BaseModel]] = {"file": SweepSpec, **SECTIONS, "pool": PoolFile}
 
 
 @dataclass(frozen=True)

@@ -12,17 +12,20 @@ from ddsweep.catalog import SETTINGS, SMOKE
 from ddsweep.catalog.removed import without_removed
 from ddsweep.errors import SettingError
 from ddsweep.spec.model import EvaluateSpec, ResourcesSpec, SweepSpec, spelled_out
+from ddsweep.spec.published import PublishedSpec
 from ddsweep.spec.scheduler import AshaSpec
 from ddsweep.spec.search import SearchSpec
 from ddsweep.spec.values import Problem, shown, unknown
 from ddsweep.spec.yaml_text import parse_yaml, yaml_of
 
-_SECTIONS: dict[tuple[Any, ...], type[BaseModel]] = {
-    ("search",): SearchSpec,
-    ("scheduler",): AshaSpec,
-    ("evaluate",): EvaluateSpec,
-    ("resources",): ResourcesSpec,
+SECTIONS: dict[str, type[BaseModel]] = {
+    "evaluate": EvaluateSpec,
+    "resources": ResourcesSpec,
+    "search": SearchSpec,
+    "scheduler": AshaSpec,
+    "published": PublishedSpec,
 }
+"""The keys of a sweep file that are mappings of keys of their own."""
 
 
 def is_smoke(name: str) -> bool:
@@ -251,7 +254,7 @@ def _misplaced(loc: tuple[Any, ...], model: type[BaseModel]) -> str:
             f"unknown key {key!r} at the top level; settings of a trial go under `base`, `grid` or `points`"
         )
     section = str(home[0]) if home else _section(model)
-    return unknown(key, (_SECTIONS[tuple(home)] if home else model).model_fields, section)
+    return unknown(key, (SECTIONS[section] if home else model).model_fields, section)
 
 
 def _section(model: type[BaseModel]) -> str:

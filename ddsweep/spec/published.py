@@ -25,17 +25,20 @@ Fraction = Annotated[float | None, BeforeValidator(_fraction)]
 
 
 class PublishedSpec(BaseModel):
-    """One number: ``accuracy`` on test, or ``attack_success``, and its ``std`` over networks, as fractions.
-    ``source`` says where it was published; ``where`` are settings of the trials that it is compared with, by
-    default all. It changes no id and no result."""
+    """One number of a paper. It changes no id and no result."""
 
     model_config = SECTION
 
     accuracy: Fraction = None
+    """on test images, as a fraction"""
     attack_success: Fraction = None
+    """of an attack, instead of `accuracy`"""
     std: Fraction = None
+    """standard deviation over networks, as a fraction"""
     source: Annotated[str, Field(strict=True), StringConstraints(min_length=1)]
+    """where the number was published"""
     where: dict[str, Any] = {}
+    """settings of the trials that it is compared with; none: all trials"""
 
     @field_validator("where", mode="before")
     @classmethod
