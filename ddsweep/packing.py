@@ -33,6 +33,7 @@ from ddsweep.errors import UserError
 from ddsweep.interpreter import python_module
 from ddsweep.provenance import device_name, environment
 from ddsweep.results.files import write_atomic
+from ddsweep.results.layout import SweepDirectory
 from ddsweep.trial_plan import TrialSettings, first_plan, pick_device, ready_network
 
 __all__ = ["Packed", "best", "candidates", "measure", "measured", "warm_step"]
@@ -85,27 +86,25 @@ def measured(
     cores: int,
     gpus: float,
     most: int,
-    cache: Path,
-    temporary: Path,
+    directory: SweepDirectory,
     shard: float = 0.0,
-    code: Path | None = None,
 ) -> list[Packed]:
     """`measure` of the `candidates` for ``spec``, or earlier measurements of a similar trial on such a
-    machine, kept in ``cache``. Users' code lies in ``code``. Raises `UserError` if GPUs are asked for and
-    torch sees none."""
+    machine, kept in the cache of ``directory``. Users' code lies there too. Raises `UserError` if GPUs are
+    asked for and torch sees none."""
     device = pick_device("cuda" if gpus else "cpu", gpus).type
     kind = replace(spec, seed=0, on_nonfinite="skip")
     what = [kind.to_dict(), settings.memory_mode, settings.segment, settings.compile, settings.channels_last]
     where = [device_name(device), cores, gpus, environment()["torch_version"]]
     key = hashlib.sha256(json.dumps([what, where], sort_keys=True).encode()).hexdigest()[:16]
     tried = candidates(cores, gpus, most, shard)
-    path = cache / "packing.json"
+    path = directory.cache / "packing.json"
     known = _read(path)
     if key in known and known[key]["tried"] == [list(candidate) for candidate in tried]:
         return [Packed(**row) for row in known[key]["found"]]
-    found = measure(kind, settings, device, tried, SECONDS, code)
+    found = measure(kind, settings, device, tried, SECONDS, directory.code)
     known[key] = {"tried": tried, "found": [asdict(packed) for packed in found]}
-    write_atomic(path, json.dumps(known, indent=1).encode(), temporary)
+    write_atomic(path, json.dumps(known, indent=1).encode(), directory.temporary)
     return found
 
 

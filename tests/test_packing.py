@@ -11,6 +11,7 @@ import ddsweep.packing as packing
 from ddsweep.catalog import DATASETS, TrialSpec
 from ddsweep.errors import SettingError, UserError
 from ddsweep.packing import Packed, best, candidates, measure, measured
+from ddsweep.results.layout import SweepDirectory
 from ddsweep.spec import load_sweep
 from ddsweep.trial_plan import TrialSettings
 
@@ -40,13 +41,13 @@ def test_the_best_is_that_with_the_most_steps_and_of_the_like_that_with_the_fewe
 
 def test_trials_are_measured_side_by_side_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packing, "SECONDS", 0.05)
-    arguments = (SPEC, TrialSettings(), 2, 0.0, 10, tmp_path / "cache", tmp_path / "tmp")
+    arguments = (SPEC, TrialSettings(), 2, 0.0, 10, SweepDirectory(tmp_path))
     found = measured(*arguments)
     assert [(packed.count, packed.cpus, packed.gpus) for packed in found] == [(1, 2, 0), (2, 1, 0)]
     assert all(packed.steps_per_second > 0 for packed in found)
     monkeypatch.setattr(packing, "measure", lambda *a, **k: pytest.fail("measured again"))
     assert measured(*arguments) == found
-    file = tmp_path / "cache" / "packing.json"
+    file = SweepDirectory(tmp_path).cache / "packing.json"
     assert len(json.loads(file.read_text())) == 1
     monkeypatch.setattr(packing, "measure", lambda *a, **k: found[:1])
     assert measured(SPEC, TrialSettings(compile="off"), *arguments[2:]) == found[:1], "another kind of trial"
@@ -60,7 +61,7 @@ def test_gpus_that_torch_does_not_see_are_told(tmp_path: Path, monkeypatch: pyte
     """Ray may be told of any number of them."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(UserError, match="sees no GPU here"):
-        measured(SPEC, TrialSettings(), 2, 1.0, 10, tmp_path, tmp_path)
+        measured(SPEC, TrialSettings(), 2, 1.0, 10, SweepDirectory(tmp_path))
 
 
 def test_numbers_that_do_not_fit_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:

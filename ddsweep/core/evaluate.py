@@ -19,7 +19,7 @@ from ddsweep.core.native import native_logits
 from ddsweep.core.order import rate_index
 from ddsweep.core.precision import products
 from ddsweep.core.teams import in_teams
-from ddsweep.core.unroll import InnerLoop, TrainState, train_networks
+from ddsweep.core.training import InnerLoop, TrainState, train_networks
 
 __all__ = ["Evaluation", "count_right", "evaluate_networks"]
 

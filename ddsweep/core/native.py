@@ -232,10 +232,10 @@ class NativeLogits:
             compute(0, blocks)
         else:
             ends = [blocks * i // threads for i in range(threads + 1)]
-            list(_pool(threads).map(compute, ends[:-1], ends[1:]))
+            list(_workers(threads).map(compute, ends[:-1], ends[1:]))
         return y
 
 
 @cache
-def _pool(threads: int) -> ThreadPoolExecutor:
+def _workers(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, "native")

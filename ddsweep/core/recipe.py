@@ -9,7 +9,7 @@ from typing import Any
 from ddsweep.catalog import TrialSpec
 from ddsweep.core.inner import InnerOptimizer
 from ddsweep.core.order import BatchOrder, draw_batch_order
-from ddsweep.core.unroll import InnerLoop
+from ddsweep.core.training import InnerLoop
 from ddsweep.errors import SettingError
 from ddsweep.seeds import derive_seed
 

@@ -21,12 +21,20 @@ from ddsweep.core.own_network import DRAWS
 from ddsweep.core.precision import stored_dtype
 from ddsweep.seeds import derive_seed
 
-__all__ = ["Learned", "Pool", "Task", "known_seed", "network_seeds", "selection_seeds", "start_images"]
+__all__ = [
+    "Learned",
+    "PoolNetworks",
+    "Task",
+    "known_seed",
+    "network_seeds",
+    "selection_seeds",
+    "start_images",
+]
 
 Learned = dict[str, Tensor]
 """What a method learns, by name: ``images [S, n, c, h, w]`` always, and what the method adds."""
 
-Pool = Callable[[Sequence[int]], list[Params]]
+PoolNetworks = Callable[[Sequence[int]], list[Params]]
 """Training networks of a pool, each ``name -> [...]``, by their numbers."""
 
 
@@ -44,11 +52,13 @@ class Task:
     network: nn.Module
     real: RealSet
     labels: Tensor
-    pool: Pool | None = None
+    pool: PoolNetworks | None = None
     known: dict[tuple[int, ...], Params] = field(default_factory=dict, compare=False)
 
     @classmethod
-    def of(cls, spec: TrialSpec, plan: ExecutionPlan, train: RealSet, pool: Pool | None = None) -> Task:
+    def of(
+        cls, spec: TrialSpec, plan: ExecutionPlan, train: RealSet, pool: PoolNetworks | None = None
+    ) -> Task:
         device, data = torch.device(plan.device), spec.dataset
         return cls(
             spec=spec,

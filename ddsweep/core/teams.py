@@ -45,11 +45,11 @@ def in_teams(
 
     tensors = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
     modules = [copy.deepcopy(network, dict(tensors)) for _ in range(teams)]
-    pool = _pool(plan.teams, plan.threads // plan.teams)
-    return list(pool.map(as_here, modules, [slice(*pair) for pair in pairwise(ends)]))
+    threads = _threads(plan.teams, plan.threads // plan.teams)
+    return list(threads.map(as_here, modules, [slice(*pair) for pair in pairwise(ends)]))
 
 
 @cache
-def _pool(teams: int, threads: int) -> ThreadPoolExecutor:
+def _threads(teams: int, threads: int) -> ThreadPoolExecutor:
     """torch's number of threads is set for each Python thread, once it has begun."""
     return ThreadPoolExecutor(teams, "team", torch.set_num_threads, (threads,))

@@ -16,7 +16,7 @@ from ddsweep.core.evaluate import evaluate_networks
 from ddsweep.core.execution import ExecutionPlan
 from ddsweep.core.images import LabelledImages, RealSet
 from ddsweep.core.layers import Params
-from ddsweep.core.unroll import InnerLoop
+from ddsweep.core.training import InnerLoop
 
 __all__ = ["best_of", "score_rates"]
 

@@ -21,8 +21,8 @@ from ddsweep.catalog import SPEC_VERSION, EvaluationSpec, TrialSpec
 from ddsweep.core.images import LabelledImages, RealSet
 from ddsweep.core.objective import rewritten
 from ddsweep.core.recipe import Recipe
+from ddsweep.core.training import InnerLoop
 from ddsweep.core.tuning import best_of, score_rates
-from ddsweep.core.unroll import InnerLoop
 from ddsweep.data.splits import Splits
 from ddsweep.errors import CheckpointError
 from ddsweep.evaluation.group import Group

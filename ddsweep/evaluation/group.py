@@ -19,7 +19,7 @@ from ddsweep.core.networks import Params, stack_networks
 from ddsweep.core.precision import stored_dtype
 from ddsweep.core.recipe import Recipe, held_out_loop
 from ddsweep.core.task import known_seed
-from ddsweep.core.unroll import InnerLoop
+from ddsweep.core.training import InnerLoop
 from ddsweep.data.splits import Splits
 from ddsweep.distilled import DistilledSet
 from ddsweep.pools.store import TrainedPool

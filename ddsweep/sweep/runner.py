@@ -452,10 +452,8 @@ def _with_measured_resources(
         int(session.cpus),
         gpus,
         most,
-        directory.cache,
-        directory.temporary,
+        directory,
         eval_gpus(sweep, gpus),
-        directory.code,
     )
     chosen = best(found)
     for packed in found:

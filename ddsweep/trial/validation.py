@@ -19,7 +19,7 @@ from ddsweep.core.images import LabelledImages
 from ddsweep.core.methods import labels_of, method_of
 from ddsweep.core.outer import DistillState, averaged
 from ddsweep.core.recipe import Recipe, held_out_loop
-from ddsweep.core.task import Learned, Pool, Task, selection_seeds
+from ddsweep.core.task import Learned, PoolNetworks, Task, selection_seeds
 from ddsweep.core.tuning import best_of, score_rates
 from ddsweep.data.splits import Splits
 from ddsweep.pools.imagenet import pool_of
@@ -28,7 +28,7 @@ from ddsweep.results.layout import SweepDirectory
 __all__ = ["chosen_recipes", "training_networks", "validate"]
 
 
-def training_networks(spec: TrialSpec, directory: SweepDirectory) -> Pool | None:
+def training_networks(spec: TrialSpec, directory: SweepDirectory) -> PoolNetworks | None:
     """How the outer loop gets networks of the trial's pool: training ones only. Raises `DataError` for a pool
     that is not there or not whole."""
     pool = pool_of(spec, directory.pools)

@@ -10,7 +10,8 @@ from ddsweep.core.augment import CUTOUT, Augmentation, draw_augmentation
 from ddsweep.core.execution import ExecutionPlan
 from ddsweep.core.images import LabelledImages
 from ddsweep.core.order import fixed_batch_order
-from ddsweep.core.unroll import InnerLoop, _Batches, outer_gradient
+from ddsweep.core.training import Batches, InnerLoop
+from ddsweep.core.unroll import outer_gradient
 
 PARTS = ("shift", "rotate", "scale", "flip", "cutout")
 COMBINATIONS = [(), *((part,) for part in PARTS), ("shift", "scale"), PARTS]
@@ -49,7 +50,7 @@ def test_the_way_back_is_the_transpose(parts, count) -> None:
     x, y = images(count, N), images(count, N, seed=2).movedim(1, -1).contiguous().movedim(-1, 1)
     a = draw(parts)
     loop = InnerLoop(augment=lambda batch, t: a(batch))
-    batches = _Batches(LabelledImages(x[0][None], torch.zeros(1, N)), loop, fixed_batch_order(1, N, 1))
+    batches = Batches(LabelledImages(x[0][None], torch.zeros(1, N)), loop, fixed_batch_order(1, N, 1))
     back = batches.back_through_augment(y, 0)
     left, right = (a(x) * y).flatten(1).sum(1), (x * back).flatten(1).sum(1)
     torch.testing.assert_close(left, right, rtol=1e-12, atol=1e-12)

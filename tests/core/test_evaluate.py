@@ -19,7 +19,7 @@ from ddsweep.core.init import draw_networks
 from ddsweep.core.inner import InnerOptimizer
 from ddsweep.core.networks import build_network
 from ddsweep.core.order import draw_batch_order, rate_index
-from ddsweep.core.unroll import InnerLoop, TrainState, train_networks
+from ddsweep.core.training import InnerLoop, TrainState, train_networks
 from ddsweep.seeds import derive_seed
 
 CPU = torch.device("cpu")

@@ -15,7 +15,8 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from ddsweep.core.execution import ExecutionPlan
-from ddsweep.core.unroll import OuterGradient, outer_gradient, raw_rates, train_networks
+from ddsweep.core.training import train_networks
+from ddsweep.core.unroll import OuterGradient, outer_gradient, raw_rates
 
 MODES = ("store", "recompute")
 

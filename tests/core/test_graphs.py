@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import ddsweep.core.training
 import ddsweep.core.unroll
 from ddsweep.catalog import DATASETS, TrialSpec
 from ddsweep.core import graphs
@@ -21,7 +22,8 @@ from ddsweep.core.execution import ExecutionPlan, choose_plan
 from ddsweep.core.images import LabelledImages
 from ddsweep.core.inner import InnerOptimizer
 from ddsweep.core.order import draw_batch_order
-from ddsweep.core.unroll import InnerLoop, TrainState, Window, outer_gradient, train_networks
+from ddsweep.core.training import InnerLoop, TrainState, train_networks
+from ddsweep.core.unroll import Window, outer_gradient
 from ddsweep.trial_plan import TrialSettings, first_plan
 
 
@@ -38,7 +40,8 @@ def first_work_kept(monkeypatch: pytest.MonkeyPatch) -> list[Hashable]:
         kinds.append(key)
         return list(kept.setdefault(key, work)(*[value.clone() for value in inputs]))
 
-    monkeypatch.setattr(ddsweep.core.unroll, "replayed", replayed)
+    for module in (ddsweep.core.training, ddsweep.core.unroll):
+        monkeypatch.setattr(module, "replayed", replayed)
     return kinds
 
 
@@ -89,7 +92,7 @@ def test_training_by_recordings_is_training(
     own, optimizer, order, make_case, first_work_kept, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Seven steps, at most three of them in a recording, and then two more."""
-    monkeypatch.setattr(ddsweep.core.unroll, "RECORDED_STEPS", 3)
+    monkeypatch.setattr(ddsweep.core.training, "RECORDED_STEPS", 3)
     for turn in range(2):
         case = replace(make_case("lenet", (1, 28, 28), seed=turn, batch=10), network=lenet(make_case))
         images = torch.stack([case.images * (1 + k) for k in range(3)]) if own else case.images

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from ddsweep.core.inner import InnerOptimizer, UpdateVjp
 from ddsweep.core.layers import Params
 from ddsweep.core.order import draw_batch_order
-from ddsweep.core.unroll import InnerLoop, TrainState, train_networks
+from ddsweep.core.training import InnerLoop, TrainState, train_networks
 
 KINDS = ("gd", "momentum", "adam")
 K = 3

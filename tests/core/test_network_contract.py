@@ -29,7 +29,8 @@ from ddsweep.core.measure_shipped import layers_text, source_hash
 from ddsweep.core.network_check import faults
 from ddsweep.core.networks import build_network, forward_networks
 from ddsweep.core.own_network import DRAWS, parts, rest_at, traits_of
-from ddsweep.core.unroll import InnerLoop, TrainState, outer_gradient, train_networks
+from ddsweep.core.training import InnerLoop, TrainState, train_networks
+from ddsweep.core.unroll import outer_gradient
 from ddsweep.errors import UserError
 from ddsweep.own_code import load_code, resolve_code
 from ddsweep.results.code import write_code

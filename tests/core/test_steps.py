@@ -18,7 +18,8 @@ from ddsweep.core.execution import ExecutionPlan
 from ddsweep.core.images import LabelledImages
 from ddsweep.core.inner import InnerOptimizer
 from ddsweep.core.precision import precision_of, products, stored_dtype
-from ddsweep.core.unroll import InnerLoop, OuterGradient, outer_gradient
+from ddsweep.core.training import InnerLoop
+from ddsweep.core.unroll import OuterGradient, outer_gradient
 
 EXPLICIT = ExecutionPlan(inner_batching="explicit", real_batching="explicit", real_chunk=9)
 AUTOGRAD = ExecutionPlan(inner_batching="loop", real_batching="loop", real_chunk=9)

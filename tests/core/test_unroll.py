@@ -24,7 +24,8 @@ from ddsweep.core.execution import ExecutionPlan
 from ddsweep.core.images import LabelledImages
 from ddsweep.core.inner import InnerOptimizer
 from ddsweep.core.order import BatchOrder, draw_batch_order
-from ddsweep.core.unroll import InnerLoop, OuterGradient, Window, outer_gradient
+from ddsweep.core.training import InnerLoop
+from ddsweep.core.unroll import OuterGradient, Window, outer_gradient
 
 OPTIMIZERS, ORDERS, LABELS = ("gd", "momentum", "adam"), ("fixed", "shuffled", "sampled"), ("hard", "soft")
 MOMENTUM = 0.8

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-import ddsweep.core.unroll
+import ddsweep.core.training
 from ddsweep.catalog import DATASETS, TrialSpec
 from ddsweep.core.evaluate import count_right
 from ddsweep.core.execution import ExecutionPlan, choose_plan
@@ -17,7 +17,8 @@ from ddsweep.core.images import LabelledImages, RealSet
 from ddsweep.core.inner import InnerOptimizer
 from ddsweep.core.memory import is_out_of_memory, keep_to_share, release_memory
 from ddsweep.core.order import draw_batch_order
-from ddsweep.core.unroll import InnerLoop, TrainState, Window, outer_gradient, train_networks
+from ddsweep.core.training import InnerLoop, TrainState, train_networks
+from ddsweep.core.unroll import Window, outer_gradient
 from tests.gpu.problems import DEVICE, NETWORKS, problem, relative
 
 
@@ -107,7 +108,7 @@ def test_other_plans_are_recorded_as_they_are(how) -> None:
 @pytest.mark.parametrize("optimizer", ["gd", "adam"])
 @pytest.mark.parametrize(("text", "shape", "rate"), NETWORKS)
 def test_training_by_graphs_is_training(text, shape, rate, optimizer, monkeypatch) -> None:
-    monkeypatch.setattr(ddsweep.core.unroll, "RECORDED_STEPS", 3)
+    monkeypatch.setattr(ddsweep.core.training, "RECORDED_STEPS", 3)
     network = problem(text, shape, DEVICE)[0]
     loop, way = InnerLoop(InnerOptimizer(optimizer)), choose_plan(DEVICE, 1, network).inner_batching
     for turn in range(2):

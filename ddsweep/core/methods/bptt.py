@@ -20,7 +20,8 @@ from ddsweep.core.objective import rewritten
 from ddsweep.core.outer import NetworkGradients
 from ddsweep.core.recipe import batch_order
 from ddsweep.core.task import Learned, Task
-from ddsweep.core.unroll import InnerLoop, Window, outer_gradient, raw_rates
+from ddsweep.core.training import InnerLoop
+from ddsweep.core.unroll import Window, outer_gradient, raw_rates
 from ddsweep.seeds import derive_seed
 
 __all__ = ["gradients", "rates", "start"]

@@ -1,0 +1,195 @@
+"""Training K networks on distilled images, forward only: what is evaluated, and where an unroll begins.
+
+Axes: K networks, S inner steps, n images a step. Networks do not mix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ddsweep.core.derivatives import Derivatives, derivatives_of
+from ddsweep.core.graphs import replayed
+from ddsweep.core.images import LabelledImages
+from ddsweep.core.inner import InnerOptimizer, Rate, Slots
+from ddsweep.core.layers import Params
+from ddsweep.core.order import BatchOrder, fixed_batch_order
+from ddsweep.core.own_network import parts, rest_after, rest_at
+
+__all__ = ["Augment", "Batches", "InnerLoop", "TrainState", "train_networks"]
+
+RECORDED_STEPS = 50
+"""Inner steps without a way back that are recorded as one graph."""
+
+Augment = Callable[[Tensor, int], Tensor]
+"""A linear map of images ``[..., n, c, h, w]`` that is the same for all networks; the int is the step."""
+
+
+@dataclass(frozen=True)
+class InnerLoop:
+    """How networks are trained on distilled images: plain gradient descent in fixed order by default."""
+
+    optimizer: InnerOptimizer = field(default_factory=InnerOptimizer)
+    batch_order: BatchOrder | None = None
+    augment: Augment | None = None
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """Where K networks are in their training: weights ``[K, ...]``, the optimiser's slots, the number of
+    steps taken, and what else the networks hold (`ddsweep.core.own_network`)."""
+
+    weights: Params
+    slots: Slots
+    step: int = 0
+    rest: Params = field(default_factory=dict)
+
+    @classmethod
+    def start(cls, network: nn.Module, params: Params, optimizer: InnerOptimizer) -> TrainState:
+        """Before the first step."""
+        weights, rest = parts(network, params)
+        return cls(weights, optimizer.start(weights), 0, rest)
+
+    @property
+    def params(self) -> Params:
+        """All that the networks are."""
+        return {**self.weights, **self.rest}
+
+
+class Batches:
+    """The distilled images and labels of each inner step, and the way back from a step's derivatives."""
+
+    def __init__(self, distilled: LabelledImages, loop: InnerLoop, batch_order: BatchOrder) -> None:
+        self.own = distilled.images.dim() == 6
+        first = 1 if self.own else 0
+        self.images = images = distilled.images.detach().flatten(first, first + 1)
+        self.labels = distilled.labels.detach().flatten(0, 1)
+        self.shared, self.augment = batch_order.shared, loop.augment
+        self._picks, self._rates = batch_order.batches.to(images.device), batch_order.rates.to(images.device)
+
+    def at(self, t: int) -> tuple[Tensor, Tensor]:
+        """Images ``[n, ...]`` (or ``[K, n, ...]``) and targets of step ``t``."""
+        picks = self._picks[t]
+        picks = picks[0] if self.shared else picks
+        if not self.own:
+            images = self.images[picks]
+        elif self.shared:
+            images = self.images[:, picks]
+        else:
+            images = self.images[torch.arange(len(picks), device=picks.device)[:, None], picks]
+        return images if self.augment is None else self.augment(images, t), self.labels[picks]
+
+    def rate_of(self, t: int) -> Tensor:
+        """Which rate step ``t`` has: int64 ``[1]`` or ``[K]``, on the device of the images."""
+        return self._rates[t]
+
+    def add_to(self, total: Tensor, part: Tensor, t: int) -> None:
+        """Add the derivatives ``part [K, n, ...]`` of step ``t`` to ``total [K, S*n, ...]``."""
+        count, size = total.shape[:2]
+        offsets = torch.arange(count, device=total.device)[:, None] * size
+        index = (self._picks[t] + offsets).flatten()
+        total.view(count * size, *total.shape[2:]).index_add_(0, index, part.flatten(0, 1).to(total))
+
+    def back_through_augment(self, part: Tensor, t: int) -> Tensor:
+        """Derivatives by the images of step ``t`` from those by what they were made into."""
+        if self.augment is None:
+            return part
+        with torch.enable_grad():
+            leaf = torch.zeros_like(part).requires_grad_()
+            made = self.augment(leaf, t)
+        return torch.autograd.grad(made, leaf, part)[0]
+
+
+def train_networks(
+    network: nn.Module,
+    state: TrainState,
+    distilled: LabelledImages,
+    rates: Sequence[Rate],
+    batching: str,
+    loop: InnerLoop,
+    *,
+    graph: bool = False,
+) -> TrainState:
+    """``state`` after one step per entry of ``rates``.
+
+    ``distilled`` has images ``[S, n, c, h, w]`` (or ``[K, S, n, c, h, w]``, a set for each network) with
+    labels ``[S, n]`` (or probabilities ``[S, n, classes]``). In fixed order step t uses batch t mod S. With
+    ``graph`` a GPU replays recordings of up to `RECORDED_STEPS` steps.
+    """
+    if loop.batch_order is None:
+        inner_steps, batch = distilled.labels.shape[:2]
+        loop = replace(loop, batch_order=fixed_batch_order(inner_steps, batch, state.step + len(rates)))
+    if graph:
+        for first in range(0, len(rates), RECORDED_STEPS):
+            some = rates[first : first + RECORDED_STEPS]
+            state = _train_recorded(network, state, distilled, some, batching, loop)
+        return state
+    assert loop.batch_order is not None
+    math, batches = derivatives_of(network, batching), Batches(distilled, loop, loop.batch_order)
+    optimizer, weights, slots, rest = loop.optimizer, state.weights, state.slots, state.rest
+    if not rest:
+        weights, slots = _take_steps(math, batches, optimizer, state, rates, state.step)
+    for t, rate in enumerate(rates if rest else (), state.step):
+        images, targets = batches.at(t)
+        gradient, _ = math.gradient({**weights, **rest_at(rest, t)}, images, targets, False)
+        rest = rest_after(network, weights, rest, images, t)
+        weights, slots = optimizer.update(weights, slots, gradient, rate, t)
+    return TrainState(weights, slots, state.step + len(rates), rest)
+
+
+def _take_steps(
+    math: Derivatives,
+    batches: Batches,
+    optimizer: InnerOptimizer,
+    state: TrainState,
+    rates: Sequence[Rate],
+    number: Any,
+) -> tuple[Params, Slots]:
+    """Weights and slots after steps on the batches from ``state.step`` on; for the optimiser they are steps
+    ``number`` (an int, or a float64 tensor, in which Adam's corrections are exact) and after."""
+    weights, slots = state.weights, state.slots
+    for i, rate in enumerate(rates):
+        gradient, _ = math.gradient(weights, *batches.at(state.step + i), False)
+        weights, slots = optimizer.update(weights, slots, gradient, rate, number + i)
+    return weights, slots
+
+
+def _train_recorded(
+    network: nn.Module,
+    state: TrainState,
+    distilled: LabelledImages,
+    rates: Sequence[Rate],
+    batching: str,
+    loop: InnerLoop,
+) -> TrainState:
+    """`train_networks` as one CUDA graph. ``loop`` has a batch order."""
+    if loop.augment is not None:
+        raise ValueError("graph: an augmentation is another one in every step and cannot be recorded")
+    assert loop.batch_order is not None
+    names, weight = list(state.weights), next(iter(state.weights.values()))
+    sets, stop = 1 + len(state.slots), state.step + len(rates)
+
+    def work(*tensors: Tensor) -> list[Tensor]:
+        *values, x, y, picks, numbers, first = tensors
+        weights, *slots = (
+            dict(zip(names, values[i * len(names) : (i + 1) * len(names)], strict=True)) for i in range(sets)
+        )
+        batches = Batches(LabelledImages(x, y), loop, BatchOrder(picks, picks.new_zeros(len(picks), 1)))
+        rate_of_step = [numbers[i].view(-1) for i in range(len(numbers))]
+        before, math = TrainState(weights, tuple(slots)), derivatives_of(network, batching)
+        weights, after = _take_steps(math, batches, loop.optimizer, before, rate_of_step, first)
+        return [value for part in (weights, *after) for value in part.values()]
+
+    one_each = [torch.as_tensor(rate, dtype=weight.dtype) for rate in rates]
+    inputs = [value for part in (state.weights, *state.slots) for value in part.values()]
+    picks = loop.batch_order.batches[state.step : stop].to(weight.device)
+    inputs += [distilled.images, distilled.labels, picks, torch.stack(one_each).to(weight.device)]
+    inputs.append(torch.full((), state.step, dtype=torch.float64, device=weight.device))
+    what = ("train", network, tuple(names), batching, loop.optimizer)
+    found = iter(replayed(what, work, [value.detach() for value in inputs]))
+    weights, *after = ({name: next(found) for name in names} for _ in range(sets))
+    return TrainState(weights, tuple(after), stop)
