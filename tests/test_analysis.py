@@ -1,0 +1,86 @@
+"""The ten questions of docs/analysis.md: its code runs word for word, and pandas, polars and DuckDB agree."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import duckdb
+import pandas as pd
+import polars as pl
+import pytest
+
+from ddsweep.results.layout import SweepDirectory
+from ddsweep.results.statistics import mean_std_ci
+from tests.documents import ROOT, blocks
+from tests.report.conftest import Folder, spec
+
+BLOCKS = [block.text for block in blocks("python") if block.page == ROOT / "docs/analysis.md"]
+QUESTIONS = [line for line in (ROOT / "docs/analysis.md").read_text().splitlines() if line.startswith("## ")]
+
+
+@pytest.fixture(scope="module")
+def answered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[list[pd.DataFrame]]]:
+    """By question, the answers of the three."""
+    directory = SweepDirectory(tmp_path_factory.mktemp("results") / "small")
+    directory.create()
+    folder = Folder(directory)
+    for number, lr in enumerate((0.02, 0.1)):
+        for seed in (0, 1):
+            for init in ("random", "fixed"):
+                trial = spec(init=init, inner_lr=lr, seed=seed)
+                folder.evaluated(trial)
+                found = {"val_score": 0.4 + 0.2 * number + 0.1 * seed, "gain_mean": 0.1 + 0.01 * seed}
+                cost = {"wall_seconds": 10.0 * number + 2 * seed + 1}
+                folder.trial(trial, **found, **cost, test_accuracy_mean=0.5 + 0.1 * number + 0.03 * seed)
+    names: dict[str, Any] = {}
+    first, *rest = BLOCKS
+    assert 'root = "results/quickstart"' in first
+    exec(first.replace("results/quickstart", str(directory.root)), names)
+    found = []
+    for block in rest:
+        exec(block, names)
+        found.append(_frame(names.pop("answer")))
+    assert len(found) == 30 and len(QUESTIONS) == 10
+    yield [found[place : place + 3] for place in range(0, 30, 3)]
+    for name in ("trials", "evals", "history"):
+        duckdb.sql(f"DROP VIEW {name}")
+
+
+def _frame(answer: Any) -> pd.DataFrame:
+    if isinstance(answer, pl.DataFrame):
+        answer = pd.DataFrame(answer.to_dict(as_series=False))
+    if isinstance(answer, duckdb.DuckDBPyRelation):
+        answer = answer.df()
+    columns = sorted(answer.columns)
+    frame = pd.DataFrame({name: list(answer[name]) for name in columns})
+    for name in columns:
+        if not isinstance(frame[name].iloc[0], str):
+            frame[name] = frame[name].astype(float)
+    return frame.sort_values(columns).reset_index(drop=True)
+
+
+@pytest.mark.parametrize("number", range(10), ids=QUESTIONS)
+def test_pandas_polars_and_duckdb_agree(answered: list[list[pd.DataFrame]], number: int) -> None:
+    first, *others = answered[number]
+    assert len(first) > 0
+    for other in others:
+        pd.testing.assert_frame_equal(first, other, check_dtype=False)
+
+
+def test_the_best_setting_is_that_of_best(answered: list[list[pd.DataFrame]]) -> None:
+    best = answered[0][0]
+    assert list(best["inner_lr"]) == [0.1, 0.1] and list(best["seeds"]) == [2, 2]
+    mean, std, _ = mean_std_ci([0.6, 0.63])
+    assert list(best["test"]) == pytest.approx([mean] * 2) and list(best["std"]) == pytest.approx([std] * 2)
+
+
+def test_the_other_answers_are_right(answered: list[list[pd.DataFrame]]) -> None:
+    # Of conftest: distilled 0.6, k-means 0.45, network i off by a hundredth of (i + place of the source)^2.
+    gains = answered[2][0]
+    random = gains[gains["networks"] == 4]
+    assert len(random) == 4
+    one = [0.15 + 0.01 * ((i + 2) ** 2 - (i + 5) ** 2) for i in range(4)]
+    assert random["gain"].tolist() == pytest.approx([sum(one) / 4] * 4)
+    assert set(answered[9][0]["enough"]) == {60.0}
+    assert answered[4][0]["wall_seconds"].tolist()[0] == 1.0
