@@ -44,6 +44,11 @@ class Table:
         columns = [self.columns[n] for n in kept]
         return replace(self, columns=columns, rows=[[row[n] for n in kept] for row in self.rows])
 
+    def first(self, count: int) -> Table:
+        """The table with at most ``count`` rows."""
+        trials = None if self.trials is None else self.trials[:count]
+        return replace(self, rows=self.rows[:count], trials=trials)
+
     def html(self) -> Markup:
         heads = [
             tag("th", column.title, scope="col", class_=None if column.kind in _WORDS else "n")

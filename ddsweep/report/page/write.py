@@ -25,8 +25,8 @@ from ddsweep.report.page.table import Table
 
 __all__ = ["page", "sections_of", "write_page"]
 
-_MOST_ROWS = 60
-"""A table with more rows is closed at first."""
+_MOST_ROWS, _LONGEST = 60, 5000
+"""A table with more rows than the first number is closed at first; it has no more than the second."""
 
 _POLICY = "; ".join(
     [
@@ -149,7 +149,10 @@ def _part(part: Markup | Table | Chart) -> Markup:
     if isinstance(part, Table):
         if len(part.rows) <= _MOST_ROWS or part.name == "all-trials":
             return part.html()
-        return tag("details", tag("summary", f"{part.caption} ({len(part.rows)} rows)"), part.html())
+        count, shown = f"{len(part.rows):,} rows", part.first(_LONGEST)
+        if len(part.rows) > _LONGEST:
+            count = f"the first {_LONGEST:,} of {count}; --figures writes them all"
+        return tag("details", tag("summary", f"{part.caption} ({count})"), shown.html())
     if isinstance(part, Chart):
         return tag(
             "figure",

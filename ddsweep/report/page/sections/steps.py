@@ -18,8 +18,8 @@ from ddsweep.report.page.table import Column, Table
 
 __all__ = ["curves_section", "steps_section"]
 
-_MOST_POINTS = 60
-"""The number of outer steps of a trial that are drawn; of more, those with a score and others evenly."""
+_MOST_POINTS, _ALL_POINTS = 60, 100_000
+"""Logged outer steps that are drawn of one trial, and of all together; of more, some evenly."""
 
 
 def steps_section(gathered: Gathered, steps: Mapping[int, Sequence[Spread]]) -> Section:
@@ -105,7 +105,8 @@ def curves_section(gathered: Gathered) -> Section:
         if own.empty:
             continue
         own = own.assign(v=own[column] * (100 if column == "val_score" else 1))
-        lines = pd.concat([_thinned(rows) for _, rows in own.groupby("trial")])
+        most = max(10, min(_MOST_POINTS, _ALL_POINTS // own["trial"].nunique()))
+        lines = pd.concat([_thinned(rows, most) for _, rows in own.groupby("trial")])
         drawn: dict[str, list[Any]] = {
             "trial": [int(value) for value in lines["trial"]],
             "step": [int(value) for value in lines["outer_step"]],
@@ -135,10 +136,10 @@ def _wide(values: pd.Series) -> bool:
     return bool((values > 0).all() and values.quantile(0.99) > 30 * values.quantile(0.01))
 
 
-def _thinned(rows: pd.DataFrame) -> pd.DataFrame:
-    if len(rows) <= _MOST_POINTS:
+def _thinned(rows: pd.DataFrame, most: int) -> pd.DataFrame:
+    if len(rows) <= most:
         return rows
-    return rows.iloc[np.unique(np.linspace(0, len(rows) - 1, _MOST_POINTS).round().astype(int))]
+    return rows.iloc[np.unique(np.linspace(0, len(rows) - 1, most).round().astype(int))]
 
 
 def _band(frame: pd.DataFrame) -> dict[str, list[Any]]:
