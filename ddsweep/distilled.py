@@ -17,11 +17,11 @@ from torch.nn import functional as F
 from ddsweep.catalog import TrialSpec
 from ddsweep.catalog.numbers import counted
 from ddsweep.core.images import LabelledImages, class_labels, normalise
-from ddsweep.core.init import draw_state
+from ddsweep.core.init import draw_network, draw_state
 from ddsweep.core.memory import is_out_of_memory
 from ddsweep.core.networks import Params, build_network
 from ddsweep.core.order import fixed_batch_order
-from ddsweep.core.own_network import DRAWS, traits_of
+from ddsweep.core.own_network import draws_of, traits_of
 from ddsweep.core.recipe import Recipe, held_out_loop
 from ddsweep.core.task import known_seed
 from ddsweep.errors import CheckpointError, SettingError
@@ -158,12 +158,22 @@ class DistilledSet:
         """
         spec = self.spec
         module = build_network(spec.network_spec, spec.dataset.shape, spec.dataset.classes)
-        if traits_of(module) is not None:
-            module = copy.deepcopy(module)  # it is shared by all that this process does with it
-        else:
+        if traits_of(module) is None:
             module = module.to_empty(device="cpu")
-        module.load_state_dict(self.initial_weights(module, index))
+            module.load_state_dict(self.initial_weights(module, index))
+            return module
+        module = copy.deepcopy(module).train()  # the process uses the built one elsewhere
+        state = draw_state(module, spec.init_law, spec.init_param, self._network_seed(index))
+        with torch.no_grad():
+            for name, value in (*module.named_parameters(), *module.named_buffers()):
+                value.copy_(state[name])
         return module
+
+    def _network_seed(self, index: int) -> int:
+        spec = self.spec
+        if spec.init == "fixed":
+            return known_seed(spec)
+        return derive_seed("heldout", spec.network, spec.init_law, spec.init_param, index)
 
     def initial_weights(self, module: nn.Module, index: int = 0) -> dict[str, Tensor]:
         """Initial weights for ``module``, drawn by the law that the set was made for: an argument for its
@@ -180,11 +190,7 @@ class DistilledSet:
                 f"the set was made for trained networks, of pool {spec.pool.name}: load one of "
                 f"results/pools/{spec.pool.name}/networks with safetensors.torch.load_file"
             )
-        seed = derive_seed("heldout", spec.network, spec.init_law, spec.init_param, index)
-        if spec.init == "fixed":
-            seed = known_seed(spec)
-        drawn = draw_state(module, spec.init_law, spec.init_param, seed)
-        drawn.pop(DRAWS, None)
+        drawn = draw_network(module, spec.init_law, spec.init_param, self._network_seed(index))
         return drawn | _rest_of_state(module, drawn)
 
     def normalise(self, images: Any) -> Tensor:
@@ -270,9 +276,10 @@ def apply(
     other than those of its epochs stops early, or goes on with the rates of the last epoch. A random order is
     that of held-out network ``index``: by default 0, or the known network of a ``fixed`` set.
 
-    ``model`` stays in its mode. T steps are too few for the running statistics of batch norm: a model with it
-    is better evaluated in training mode too, by the statistics of the batch. Raises ``ValueError`` if the
-    model does not take the set's images, or does not give one logit per class.
+    ``model`` stays in its mode, and a user's own network (`DistilledSet.network`, in training mode) draws
+    what held-out network ``index`` draws in evaluation. T steps are too few for the running statistics of
+    batch norm: a model with it is better evaluated in training mode too, by the statistics of the batch.
+    Raises ``ValueError`` if the model does not take the set's images, or does not give one logit per class.
     """
     parameters: Params = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not parameters:
@@ -295,10 +302,11 @@ def apply(
         if loop.batch_order is None
         else loop.batch_order
     )
-    slots = loop.optimizer.start(parameters)
+    slots, seed = loop.optimizer.start(parameters), distilled._network_seed(index)
     for t in range(total):
         picks = batch_order.batches[t, 0]
-        logits = _forward(model, images[picks]) if t == 0 else model(images[picks])
+        with draws_of(model, seed, t):
+            logits = _forward(model, images[picks]) if t == 0 else model(images[picks])
         if logits.shape != (batch, len(distilled.class_names)):
             raise ValueError(
                 f"the model gives logits of shape {tuple(logits.shape)} for {counted(batch, 'image')}; "

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from ddsweep import DistilledSet
+from ddsweep import DistilledSet, apply
 from ddsweep.catalog import TrialSpec
 from ddsweep.data.sources import load_splits
 from ddsweep.errors import UserError
@@ -107,6 +107,15 @@ def test_a_network_with_norms_dropout_and_a_free_parameter_is_distilled_and_judg
     first, second = found.distilled.network(0), found.distilled.network(1)
     assert not torch.equal(first.scale.free, second.scale.free)
     assert torch.equal(first.scale.free, found.distilled.network(0).scale.free)
+    splits = load_splits(found.distilled.spec.dataset, None, validation_fraction=0.1, split_seed=0)
+    torch.manual_seed(1)  # whatever else a notebook draws
+    for index in (0, 3):
+        module = apply(found.distilled, found.distilled.network(index), index=index).eval()
+        with torch.no_grad():
+            answers = module(found.distilled.normalise(splits.test_images)).argmax(1)
+        row = evals.query(f"source == 'distilled' and model_seed == {index} and inner_step == 2")
+        expected = row["accuracy"].item()
+        assert float((answers == splits.test_labels).double().mean()) == pytest.approx(expected, abs=0.004)
 
 
 def test_a_trial_that_is_killed_goes_on_bit_for_bit(nets: Path, tmp_path: Path) -> None:

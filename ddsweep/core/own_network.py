@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
@@ -35,6 +35,7 @@ __all__ = [
     "DRAWS",
     "Kind",
     "Traits",
+    "draws_of",
     "forward_own",
     "initial_rest",
     "one_pass",
@@ -261,6 +262,14 @@ def rest_after(network: nn.Module, weights: Params, rest: Params, images: Tensor
     with torch.no_grad():
         _, after = forward_own(network, {**weights, **rest_at(rest, step)}, images, "train")
     return {**after, **{name: value for name, value in rest.items() if name == DRAWS}}
+
+
+def draws_of(network: nn.Module, seed: int, step: int) -> AbstractContextManager[object]:
+    """Within it ``network`` draws what the network of this ``seed`` draws in inner step ``step``."""
+    traits = traits_of(network)
+    if traits is None or not traits.draws:
+        return nullcontext()
+    return _Drawing(derive_seed("dropout", seed, step))
 
 
 # ------------------------------------------------------------------------------------------ passes
