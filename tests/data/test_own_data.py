@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -153,3 +154,26 @@ def test_a_pool_of_the_same_files_is_known_by_their_content(root: Path) -> None:
         *("p", "pets", same.shape, same.classes, network, 4, 4, "0" * 16), source_fingerprint="f" * 32
     )
     assert TrialSpec(spec, network=network, init="pretrained", pool=other, split_seed=1)
+
+
+def test_damaged_files_of_the_catalog_are_told_before_anything_runs(tiny: Path, ddsweep: Run) -> None:
+    path = tiny / "MNIST/raw/train-images-idx3-ubyte"
+    os.truncate(path, 1000)
+    wrong = f"{path}: truncated: 1000 bytes, but its header promises 31376; `ddsweep data fetch mnist`"
+    (tiny / "sweep.yaml").write_text(SWEEP.replace("{source: folder, path: pets, size: 8}", "mnist"))
+    said = ddsweep("plan", "sweep.yaml", "--data-root", tiny, cwd=tiny)
+    assert said.returncode == 0
+    assert said.stdout.splitlines()[-1].startswith(
+        f"data: mnist: images 1x28x28, 10 classes; damaged: {wrong}"
+    )
+    said = ddsweep("doctor", "sweep.yaml", "--data-root", tiny, cwd=tiny)
+    assert said.stdout.splitlines()[-1].startswith(f"FAIL data: mnist: damaged: {wrong}")
+    said = ddsweep("data", "list", "--data-root", tiny, cwd=tiny, COLUMNS="400")
+    assert f" damaged: {wrong}" in said.stdout
+    said = ddsweep("run", "sweep.yaml", "--data-root", tiny, cwd=tiny)
+    assert (said.returncode, said.stdout) == (1, "")
+    assert said.stderr.startswith(f"ddsweep: dataset mnist: {wrong}")
+    assert not (tiny / "results").exists()
+    path.unlink()
+    said = ddsweep("plan", "sweep.yaml", "--data-root", tiny, cwd=tiny)
+    assert said.stdout.endswith("10 classes; missing: MNIST/raw/train-images-idx3-ubyte\n")
