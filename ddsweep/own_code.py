@@ -1,10 +1,10 @@
 """A user's own code: read without running it, known by a hash over its source, and run only when asked to.
 
-``{file: my_nets.py, name: SmallNet, width: 32}`` names an object of a file and what it is called with.
-`resolve_code` reads the file and those that it imports from its own folder, and nothing of them runs: the
-hash over all of them enters the ids of trials. A copy goes into the results (`ddsweep.results.code`). Who
-runs trials calls `load_code`, which runs that copy if its hash is the id's; all others, such as a reader of
-tables, never do, and `loaded_code` tells them so. ``{module: torchvision.models, name: resnet18}`` is an
+``{file: my_nets.py, name: SmallNet, width: 32}`` names an object of a file and its arguments. `resolve_code`
+reads the file and those that it imports from its own folder, and nothing of them runs: the hash over all of
+them enters the ids of trials. A copy goes into the results (`ddsweep.results.code`). A process that runs
+trials calls `load_code`, which runs that copy if its hash is the one in the id. All others, such as a reader
+of tables, never do, and `loaded_code` tells them so. ``{module: torchvision.models, name: resnet18}`` is an
 installed module, which counts by its path.
 """
 
@@ -46,14 +46,14 @@ __all__ = [
 ]
 
 _NEVER_OWN = ("ddsweep", "torch", "numpy")
-"""Imported as installed, also from a folder that has one of that name in it, such as a checkout."""
+"""Imported as installed, also if the current folder has one of that name, such as a checkout."""
 
 _MOST_FILES, _MOST_BYTES = 200, 8 << 20
 
 
 @dataclass(frozen=True)
 class Source:
-    """The bytes of a file and of those that it imports from its own folder, by path in that folder."""
+    """The bytes of a file and of its imports from its own folder, by path in that folder."""
 
     main: str
     files: Mapping[str, bytes]
@@ -74,7 +74,7 @@ def resolve_code(value: Mapping[Any, Any], what: str) -> tuple[CodeRef, Source |
     """What a mapping ``{file | module, name, options}`` of setting ``what`` means; of a file also its source.
 
     Nothing is run. Paths are relative to the folder in which ddsweep was started. Raises `SettingError` for a
-    mapping of another form, a file that is not there or no Python, a name that it does not have, and a module
+    mapping of another form, a file that is missing or not Python, a name that it does not have, and a module
     that is not installed.
     """
     homes = [key for key in ("file", "module") if key in value]
@@ -136,7 +136,7 @@ def _installed(module: str, what: str) -> str:
     if not all(part.isidentifier() for part in module.split(".")):
         raise SettingError(f"{what}: module: {module!r} is not an import path such as torchvision.models")
     try:
-        found = importlib.util.find_spec(top)  # of a module at the top this runs nothing
+        found = importlib.util.find_spec(top)  # for a top-level module this runs nothing
     except (ImportError, ValueError):
         found = None
     if found is None:
@@ -215,7 +215,7 @@ def _files_of(folder: Path, names: tuple[str, ...]) -> list[PurePosixPath]:
 
 
 def _check_name(source: Source, name: str, what: str, file: str) -> None:
-    """Whether the main file binds ``name`` at all, as far as that is seen without running it."""
+    """Whether the main file binds ``name``, as far as that can be seen without running it."""
     tree = ast.parse(source.files[source.main])
     bound: set[str] = set()
     for node in ast.walk(tree):
@@ -254,7 +254,7 @@ def copied_source(ref: CodeRef, folder: Path, to: Path) -> None:
 
 def stored_source(ref: CodeRef, folder: Path) -> Source:
     """The source of ``ref`` as it lies in ``folder``, ``folder/<hash>/``, where `ddsweep.results.code` puts
-    it. Raises `UserError` if it is not there, or not what the hash says."""
+    it. Raises `UserError` if it is missing, or has another hash."""
     home = folder / ref.digest
     paths = [path for path in sorted(home.rglob("*.py")) if path.is_file()]
     if not (home / ref.where).is_file():
@@ -274,13 +274,13 @@ def stored_source(ref: CodeRef, folder: Path) -> Source:
 # ----------------------------------------------------------------------------------------- running
 
 _loaded: dict[CodeRef, Any] = {}
-"""The objects of this process, by reference without options: as an import keeps modules in sys.modules."""
+"""The objects of this process, by reference without options, as sys.modules keeps modules."""
 
 
 def load_code(ref: CodeRef, folder: Path) -> Any:
-    """Run the code of ``ref``, of a file the copy in ``folder`` (`stored_source`), once in a process, and
-    return its object. Raises `UserError` for a copy that is not what the hash says, code that raises, and a
-    name that it does not have."""
+    """Run the code of ``ref`` once in a process (for a file, its copy in ``folder``: `stored_source`), and
+    return its object. Raises `UserError` for a copy with another hash, code that raises, and a name that it
+    does not have."""
     key = replace(ref, options=())
     if key not in _loaded:
         name = ref.where
@@ -313,7 +313,7 @@ def loaded_code(ref: CodeRef) -> Any:
 
 
 def version_of(ref: CodeRef) -> str | None:
-    """``torchvision 0.24.0``, the package that a module is of; None for a file, and where none is known."""
+    """``torchvision 0.24.0``, the package of a module; None for a file, and if it is not known."""
     if ref.is_file:
         return None
     top = ref.where.partition(".")[0]
@@ -332,7 +332,7 @@ def _package(ref: CodeRef) -> str:
 
 class _Finder(MetaPathFinder, Loader):
     """Imports the files of one source as modules of a package of their own, so that two versions of a file,
-    or two files of one name, can be in one process. What runs are the bytes that were hashed."""
+    or two files of one name, can be in one process. The hashed bytes are what runs."""
 
     def __init__(self, package: str, source: Source, home: Path) -> None:
         self.package, self.home = package, home
@@ -368,7 +368,7 @@ class _Finder(MetaPathFinder, Loader):
 
 
 class _Renamed(ast.NodeTransformer):
-    """Imports of own modules with the package that they are in here before them."""
+    """Imports of own modules, prefixed with their package here."""
 
     def __init__(self, package: str, top: set[str]) -> None:
         self.package, self.top = package, top

@@ -26,10 +26,10 @@ __all__ = ["Evaluation", "count_right", "evaluate_networks"]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """At each chosen inner step, of each network: ``accuracy``, ``loss`` and ``diverged``, all
-    ``[steps, K]``, and ``confusion [steps, K, classes, classes + 1]``, how many images of a class were
-    called what. Accuracies are fractions and never NaN: a network with a logit that is not finite answers
-    wrongly there (the last column), is marked as diverged, and has a loss of NaN."""
+    """For each chosen inner step and network: ``accuracy``, ``loss`` and ``diverged``, all ``[steps, K]``,
+    and ``confusion [steps, K, classes, classes + 1]``, the counts of answers for each class. Accuracies are
+    fractions and never NaN: an image with a logit that is not finite is answered wrongly (the last column).
+    Its network is marked as diverged, and has a loss of NaN."""
 
     steps: tuple[int, ...]
     accuracy: Tensor
@@ -51,7 +51,7 @@ class Evaluation:
 
 
 def _rate_at(rates: Sequence[Rate], inner_steps: int, t: int, loop: InnerLoop, like: Tensor) -> Rate:
-    """The rate of inner step ``t``, or of each network's, in the type and on the device of ``like``: beyond
+    """The rate of inner step ``t``, or each network's rate, in the type and on the device of ``like``. Beyond
     T the rates of the last epoch repeat."""
     if loop.batch_order is None:
         return rates[rate_index(t, inner_steps, len(rates))]
@@ -69,9 +69,9 @@ def count_right(
     and ``[K, classes, classes + 1]``.
 
     ``test`` is on the device of ``params``; its N images are normalised and passed on in batches of
-    ``plan.test_chunk``, to ``plan.test_block`` networks at a time; fewer where
-    memory runs out although no recording holds any. Counts are exact, and logits equal up to rounding however
-    many go through at a time: an answer could only change where two logits are as close as that.
+    ``plan.test_chunk``, to ``plan.test_block`` networks at a time; fewer if memory runs out although no
+    recording holds any. Counts are exact, and logits are equal up to rounding for any batch. So an answer
+    could only change if two logits are that close.
     """
     count = len(next(iter(params.values())))
 
@@ -91,7 +91,7 @@ def count_right(
 def _count_right(
     network: nn.Module, params: Params, test: RealSet, plan: ExecutionPlan
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`count_right` as the plan says, whatever it takes."""
+    """`count_right` by the plan, with any memory that it takes."""
     weight = next(iter(params.values()))
     native = native_logits(network) if plan.native and weight.dtype == torch.float32 else None
     logits_of = (native or derivatives_of(network, plan.real_batching)).logits
@@ -119,18 +119,18 @@ def _count_right(
     assert confusion is not None
     confusion, loss, finite = confusion.cpu(), loss.cpu(), finite.cpu()
     right = confusion.diagonal(dim1=1, dim2=2).sum(1)
-    # Divided on the CPU: a GPU multiplies by the inverse, and would find another last bit.
+    # Divided on the CPU: a GPU multiplies by the inverse, and the last bit would differ.
     loss = torch.where(finite, loss / len(test), torch.nan)
     return right.double() / len(test), loss, ~finite, confusion
 
 
 def _counts(labels: Tensor, answers: Tensor, classes: int) -> Tensor:
-    """How often ``answers [K, N]`` (``classes`` itself is none) were given to ``labels [K, N]``: int64
-    ``[K, classes, classes + 1]``."""
+    """The counts of ``answers [K, N]`` (``classes`` means no answer) for ``labels [K, N]``: int64 ``[K,
+    classes, classes + 1]``."""
     networks = torch.arange(len(labels), device=labels.device)[:, None]
     cells = (networks * classes + labels) * (classes + 1) + answers
     size = len(labels) * classes * (classes + 1)
-    # Not bincount: on a GPU it is not deterministic, and refuses to be.
+    # Not bincount: on a GPU it has no deterministic version.
     counts = torch.zeros(size, dtype=torch.int64, device=labels.device)
     ones = torch.ones((), dtype=torch.int64, device=labels.device).expand(cells.numel())
     return counts.index_add_(0, cells.flatten(), ones).view(len(labels), classes, classes + 1)
@@ -186,7 +186,7 @@ def _evaluate(
     plan: ExecutionPlan,
     loop: InnerLoop,
 ) -> Evaluation:
-    """`evaluate_networks`, of the networks of one team."""
+    """`evaluate_networks`, for the networks of one team."""
     weight, inner_steps = next(iter(params.values())), distilled.labels.shape[0]
     state, found = TrainState.start(network, params, loop.optimizer), []
     for step in steps:

@@ -1,4 +1,4 @@
-"""What stays the same during one distillation: settings, data, plan; and which networks each outer step has.
+"""The constants of one distillation: settings, data, plan; and the networks of each outer step.
 
 Every draw is a function of (trial, role, outer step) alone, so a state and its step number are all that is
 needed to go on bit for bit.
@@ -32,7 +32,8 @@ __all__ = [
 ]
 
 Learned = dict[str, Tensor]
-"""What a method learns, by name: ``images [S, n, c, h, w]`` always, and what the method adds."""
+"""The learned values of a method, by name: ``images [S, n, c, h, w]`` always, and those that the method
+adds."""
 
 PoolNetworks = Callable[[Sequence[int]], list[Params]]
 """Training networks of a pool, each ``name -> [...]``, by their numbers."""
@@ -40,11 +41,11 @@ PoolNetworks = Callable[[Sequence[int]], list[Params]]
 
 @dataclass(frozen=True)
 class Task:
-    """What stays the same during one distillation, on its device: settings, data, labels and plan.
+    """The constants of one distillation, on its device: settings, data, labels and plan.
 
     ``real`` is the training part. ``labels [S, n]`` are the classes of the distilled images. ``pool`` gives
-    training networks of the trial's pool by their numbers. ``known`` holds the networks of a ``fixed`` trial,
-    which are the same in every step, once they were drawn.
+    training networks of the trial's pool by their numbers. ``known`` holds the networks of a ``fixed`` trial
+    after their first draw; they are the same in every step.
     """
 
     spec: TrialSpec
@@ -102,8 +103,8 @@ class Task:
 
 
 def start_images(task: Task, start: Tensor | None = None) -> Tensor:
-    """Where the images start, ``[S, n, c, h, w]``: from N(0, 1) in normalised pixel space, or real ones, or
-    ``start [S, n, c, h, w]`` where the caller has made them; centred and scaled as asked for."""
+    """The images at the start, ``[S, n, c, h, w]``: N(0, 1) in normalised pixel space, real ones, or ``start
+    [S, n, c, h, w]`` from the caller; centred and scaled as asked for."""
     spec = task.spec
     c, h, w = spec.dataset.shape
     generator = torch.Generator().manual_seed(derive_seed("image_init", spec.trial_id))
@@ -122,8 +123,8 @@ def start_images(task: Task, start: Tensor | None = None) -> Tensor:
 
 
 def selection_seeds(spec: TrialSpec) -> list[int]:
-    """What names the networks of validation scores: of a law, ones of their own; of a pool, its first
-    training networks; the known network of ``fixed``."""
+    """The networks of validation scores: with a law, their own seeds; with a pool, its first training
+    networks; with ``fixed``, the known network."""
     if spec.init == "fixed":
         return [known_seed(spec)]
     if spec.pool is not None:
@@ -133,8 +134,8 @@ def selection_seeds(spec: TrialSpec) -> list[int]:
 
 
 def network_seeds(spec: TrialSpec, step: int) -> list[int]:
-    """What names the networks of one outer step: seeds of fresh ones, numbers in their pool (drawn without
-    replacement), or the one known network of ``fixed``."""
+    """The networks of one outer step: seeds of fresh ones, numbers in their pool (drawn without replacement),
+    or the one known network of ``fixed``."""
     if spec.init == "fixed":
         return [known_seed(spec)]
     if spec.pool is not None:

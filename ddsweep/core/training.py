@@ -23,7 +23,7 @@ from ddsweep.core.own_network import parts, rest_after, rest_at
 __all__ = ["Augment", "Batches", "InnerLoop", "TrainState", "train_networks"]
 
 RECORDED_STEPS = 50
-"""Inner steps without a way back that are recorded as one graph."""
+"""The number of inner steps without a way back in one recording."""
 
 Augment = Callable[[Tensor, int], Tensor]
 """A linear map of images ``[..., n, c, h, w]`` that is the same for all networks; the int is the step."""
@@ -84,7 +84,7 @@ class Batches:
         return images if self.augment is None else self.augment(images, t), self.labels[picks]
 
     def rate_of(self, t: int) -> Tensor:
-        """Which rate step ``t`` has: int64 ``[1]`` or ``[K]``, on the device of the images."""
+        """The index of the rate of step ``t``: int64 ``[1]`` or ``[K]``, on the device of the images."""
         return self._rates[t]
 
     def add_to(self, total: Tensor, part: Tensor, t: int) -> None:
@@ -95,7 +95,7 @@ class Batches:
         total.view(count * size, *total.shape[2:]).index_add_(0, index, part.flatten(0, 1).to(total))
 
     def back_through_augment(self, part: Tensor, t: int) -> Tensor:
-        """Derivatives by the images of step ``t`` from those by what they were made into."""
+        """Derivatives by the images of step ``t``, from those by the changed images."""
         if self.augment is None:
             return part
         with torch.enable_grad():

@@ -1,7 +1,7 @@
-"""One constant rate and a number of epochs for images that have none of their own, by accuracy.
+"""Chooses one constant rate and a number of epochs for images that have none of their own, by accuracy.
 
-For baseline images, and for the sets of methods that learn no rates. Which networks and images are looked at
-is the caller's to say: selection networks and validation images, never held-out ones or the test set.
+It is for baseline images, and for the sets of methods without learned rates. The caller gives selection
+networks and validation images, never held-out ones or the test set.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from ddsweep.core.training import InnerLoop
 __all__ = ["best_of", "score_rates"]
 
 AT_ONCE_BYTES = 2**30
-"""Weights of networks on which rates are tried together: all rates, but for networks as large as AlexNet."""
+"""The most weights of networks on which rates are tried together: all rates at once, except for networks as
+large as AlexNet."""
 
 
 def score_rates(
@@ -39,7 +40,7 @@ def score_rates(
     first = next(iter(networks.values()))
     count, inner_steps, order = len(first), distilled.labels.shape[0], loop.batch_order
     steps = [inner_steps * number for number in epochs]
-    # Many rates at once: network k of the batch is network k mod K at rate k div K.
+    # All rates at once: network k of the batch is network k mod K at rate k div K.
     once = max(1, AT_ONCE_BYTES // sum(value.nbytes for value in networks.values()))
     scores: list[list[float]] = []
     for start in range(0, len(rates), once):
@@ -63,7 +64,8 @@ def score_rates(
 def best_of(
     scores: Sequence[Sequence[float]], rates: Sequence[float], epochs: Sequence[int]
 ) -> tuple[float, int]:
-    """The rate and the number of epochs with the best of ``scores [rates][epochs]``; of equals the first."""
+    """The rate and the number of epochs with the best of ``scores [rates][epochs]``; the first of equal
+    ones."""
     places = [(r, e) for r in range(len(rates)) for e in range(len(epochs))]
     r, e = max(places, key=lambda place: scores[place[0]][place[1]])
     return rates[r], epochs[e]

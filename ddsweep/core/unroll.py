@@ -1,20 +1,20 @@
-"""Gradient descent on the distilled images, and the exact derivative of what comes out of it.
+"""Gradient descent on the distilled images, and the exact derivative of its result.
 
 Equations (2) and (4) of Wang et al. 2018, with epochs: for t = 0 .. T-1, T = S*E, batch s = t mod S,
 
     w[t+1] = w[t] - lr[t] * g[t],        g[t] = d/dw loss(w[t]; images[s], labels[s]),
 
-or another inner optimiser (`ddsweep.core.inner`) or order of batches (`ddsweep.core.order`). The outer
-loss L is a function of w[T]. Its derivative is accumulated backwards, step by step: a derivative by
-w[t+1] (and by the optimiser's state) becomes one by lr[t], by g[t] and by w[t]; and one by g[t], call
-it a, becomes the derivative of <g[t], a> by w[t], images[s] and labels[s].
+or another inner optimiser (`ddsweep.core.inner`) or order of batches (`ddsweep.core.order`). The outer loss L
+is a function of w[T]. Its derivative is accumulated backwards, step by step. A derivative by w[t+1] (and by
+the optimiser's state) becomes one by lr[t], by g[t] and by w[t]. The one by g[t], a, becomes the derivative
+of <g[t], a> by w[t], images[s] and labels[s].
 
-Memory: ``store`` keeps what each step needs for that; ``recompute`` keeps the weights of every
-``segment``-th step and takes the steps of a segment again. With a window only its steps are gone back
-through: the ones before it start the networks somewhere on their way (Feng et al. 2024, RaT-BPTT).
+Memory: ``store`` keeps all that each step needs for this; ``recompute`` keeps the weights of every
+``segment``-th step and repeats the steps of a segment. With a window the way back goes through its steps
+only; the steps before it bring the networks to its start (Feng et al. 2024, RaT-BPTT).
 
-Axes: K networks, S inner steps, n images a step, T = S*E. Every derivative has a leading K: networks do
-not mix, so one that diverges spoils no other. Rates are softplus(raw).
+Axes: K networks, S inner steps, n images a step, T = S*E. Every derivative has a leading K: networks do not
+mix, so one that diverges does not spoil others. Rates are softplus(raw).
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Window:
-    """Inner steps ``start <= t < stop`` are gone back through; the outer loss is that after ``stop``."""
+    """The way back goes through inner steps ``start <= t < stop``; the outer loss is that after ``stop``."""
 
     start: int
     stop: int
@@ -60,7 +60,7 @@ class Window:
 
 @dataclass(frozen=True)
 class OuterGradient:
-    """Of each network: outer loss ``[K]``, its derivative by images ``[K, S, n, c, h, w]``, by raw rates
+    """For each network: outer loss ``[K]``, its derivative by images ``[K, S, n, c, h, w]``, by raw rates
     ``[K, T]`` and, if they are learned, by soft labels ``[K, S, n, classes]``."""
 
     losses: Tensor
@@ -77,7 +77,7 @@ class OuterGradient:
 
 @dataclass
 class _Step:
-    """A step taken, with what going back through it needs."""
+    """A step, with the values that going back through it needs."""
 
     before: TrainState
     kept: Any
@@ -94,8 +94,8 @@ def loss_and_gradient(
 ) -> tuple[Tensor, Params]:
     """Outer loss ``[K]`` on real images ``[N, ...]`` or ``[K, N, ...]`` and its gradient by the weights.
 
-    ``plan.real_block`` networks and ``plan.real_chunk`` images go through at a time, and gradients of
-    chunks are summed: what is at work fits the cache, and memory does not grow with N or K.
+    ``plan.real_block`` networks and ``plan.real_chunk`` images go through at a time, and gradients of chunks
+    are summed. So the working data fit the cache, and memory does not grow with N or K.
     """
     count, total = next(iter(params.values())).shape[0], labels.shape[-1]
     losses, gradients = [], []
@@ -136,7 +136,7 @@ class _Unroll:
     ) -> None:
         self.network, self.steps, self.batches = network, steps, batches
         self.batch_order, self.rates = batch_order, rates
-        # A number is one for every replay of a recording.
+        # A number would be the same in every replay of a recording.
         self.numbers = None if plan.graph else rates.tolist()
         self.keep_all = plan.memory_mode == "store"
         self.segment = plan.segment
@@ -203,10 +203,10 @@ def outer_gradient(
     ``params``: initial weights ``[K, ...]``, left untouched. ``distilled``: images ``[S, n, c, h, w]`` with
     labels ``[S, n]`` int64, or probabilities ``[S, n, classes]``, which are then differentiated too; ``raw
     [T]`` with T a multiple of S. ``real``: images ``[N, c, h, w]`` with labels ``[N]`` for all networks, or
-    ``[K, N, ...]`` and ``[K, N]`` with a real batch for each. With a ``window``, the derivative of the
-    loss after its last step by what its steps use, the point before it held fixed. Raises
-    ``ValueError`` if T is not a multiple of S, or for an augmentation, which is another one in every outer
-    step, where ``plan`` records a graph.
+    ``[K, N, ...]`` and ``[K, N]`` with a real batch for each. With a ``window``, the derivative of the loss
+    after its last step by the inputs of its steps; the point before it is held fixed. Raises ``ValueError``
+    if T is not a multiple of S, or for an augmentation if ``plan`` records a graph: it is another one in
+    every outer step.
     """
     inner_steps, total = distilled.labels.shape[0], raw.shape[0]
     if total % inner_steps:
@@ -228,7 +228,7 @@ def outer_gradient(
         weights = {name: value[share] for name, value in params.items()}
         batch = LabelledImages(real.images[share], real.labels[share]) if own else real
         theirs = replace(loop, batch_order=batch_order.of(share))
-        with no_bookkeeping(plan) if loop.augment is None else nullcontext():  # whose way back is autograd's
+        with no_bookkeeping(plan) if loop.augment is None else nullcontext():  # autograd goes back through it
             return _outer_gradient(module, weights, distilled, raw, batch, plan, theirs, window)
 
     with products(plan.device, plan.precision):
@@ -287,7 +287,7 @@ def _outer_gradient(
     loop: InnerLoop,
     window: Window,
 ) -> OuterGradient:
-    """Of the networks of one team. ``loop`` has a batch order."""
+    """The outer gradient of the networks of one team. ``loop`` has a batch order."""
     assert loop.batch_order is not None
     batch_order, total = loop.batch_order, raw.shape[0]
     count = next(iter(params.values())).shape[0]

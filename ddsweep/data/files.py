@@ -116,8 +116,8 @@ def surveyed(
     say: Say | None = None,
     may_run: bool = False,
 ) -> DatasetSpec:
-    """``spec`` of data of one's own with what their files say where it says nothing. ``sized``: images may
-    have different sizes. Raises `DataError` with all that makes the files unfit."""
+    """``spec`` of own data, completed from its files. ``sized``: images may have different sizes. Raises
+    `DataError` with all reasons why the files cannot be used."""
     found = source_of(spec).survey(spec, root, sized=sized, say=say, may_run=may_run)
     if found is None:
         return spec
@@ -163,7 +163,8 @@ class DatasetStatus:
 
 
 def presence(name: str, root: Path | None) -> str:
-    """Of a data set of the catalog: ``embedded``, ``present``, ``missing: WHAT``, or ``damaged: WHAT``."""
+    """The status of a data set of the catalog: ``embedded``, ``present``, ``missing: WHAT``, or ``damaged:
+    WHAT``."""
     return _status(find_dataset(name), root)
 
 

@@ -50,7 +50,7 @@ def called(ref: CodeRef, folder: Path, root: Path | None) -> Raw:
             if "data_root" in signature.parameters:
                 options.setdefault("data_root", root)
             signature.bind(**options)
-        except ValueError:  # of some functions written in C nobody knows
+        except ValueError:  # some functions written in C have no signature
             pass
         except TypeError as error:
             raise DataError(f"{where}: {ref.name}{signature}: {error}") from None

@@ -24,7 +24,7 @@ _KEYS = (
 
 
 def parse_mapping(value: Mapping[str, Any]) -> DatasetSpec:
-    """The mapping as a `DatasetSpec`, each value checked by type; no file is looked at."""
+    """The mapping as a `DatasetSpec`. The type of each value is checked; no file is opened."""
     unknown = [str(key) for key in value if key not in _KEYS]
     if unknown:
         close = difflib.get_close_matches(unknown[0], _KEYS, n=1)
@@ -70,7 +70,7 @@ def parse_mapping(value: Mapping[str, Any]) -> DatasetSpec:
 
 
 def text(value: Mapping[str, Any], key: str, default: str | None) -> str:
-    """What a mapping says under ``key``. Raises `SettingError` for what is no text."""
+    """The text of a mapping under ``key``. Raises `SettingError` for anything but text."""
     given = value.get(key)
     if given is None and default is not None:
         return default

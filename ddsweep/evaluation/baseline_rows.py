@@ -45,7 +45,7 @@ def baseline_rows(
         return _trained_rows(group, source, evaluation, directory)
     alone = group.spec.pool is not None and group.spec.pool.known
     if group.known and "on_random" in evaluation.protocols and not alone:
-        return []  # the held-out groups of this trial have more draws of the same thing
+        return []  # the held-out groups of this trial have more draws of the same images
     counted = (evaluation.neighbours, evaluation.neighbour_norm)
     what = [source, *([] if counted == (1, 2) else counted), *_attack(group.spec)]
     return _cached_rows(group, what, directory, lambda: _neighbour_rows(group, source, *counted, directory))
@@ -54,7 +54,7 @@ def baseline_rows(
 def _cached_rows(
     group: Group, what: Sequence[Any], directory: SweepDirectory, compute: Callable[[], list[dict[str, Any]]]
 ) -> list[dict[str, Any]]:
-    """Rows that any trial with the same data, images per class and group of networks shares."""
+    """The key of rows that trials with the same data, images per class and group of networks share."""
     spec, splits, unit = group.spec, group.splits, group.unit
     key = digest(
         [*what, unit.group, unit.size, unit.indices, spec.seed if group.known else None],
@@ -73,7 +73,7 @@ def _cached_rows(
 
 @contextmanager
 def _computed_once(path: Path) -> Iterator[None]:
-    """Whoever comes second waits, and finds the result. The lock goes with the process that holds it."""
+    """A second process waits, and finds the result. The lock ends with its process."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
         yield
@@ -107,7 +107,7 @@ def _images(
     with _computed_once(path):
         try:
             centres = load_tensors(path)[0]["centres"]
-        except CheckpointError:  # not there yet, or torn
+        except CheckpointError:  # missing or torn
             centres = baselines.kmeans_centres(*data, spec.images_per_class, *space)
             kept = {"centres": centres}
             patiently(lambda: save_tensors(path, kept, {"kind": "kmeans"}, directory.temporary))
@@ -137,12 +137,13 @@ def _whitening(spec: TrialSpec) -> list[str]:
 def _trained_rows(
     group: Group, source: str, evaluation: EvaluationSpec, directory: SweepDirectory
 ) -> list[dict[str, Any]]:
-    """A baseline on the group's networks: at the trial's own T, and with tuned epochs; best rates."""
+    """A baseline on the group's networks, at its best rates: with the trial's own T, and with tuned
+    epochs."""
     spec = group.spec
     optimised = source == "optimized_random"
     kind = "random" if source == "random_real" else source
     rows = []
-    # Candidates are random images too, and are compared at what is best for those.
+    # Candidates are random images too, and are compared at the best rate of random images.
     searched = ("random_real", "random") if optimised else (source, kind)
     own, tuned = _search_rates(group, *searched, evaluation.rates, evaluation.epochs, directory)
     for protocol, (lr, epochs) in ((group.unit.protocol, own), (f"{group.unit.protocol}_tuned", tuned)):
@@ -162,16 +163,16 @@ def _trained_rows(
 
 
 def _training(spec: TrialSpec) -> list[Any]:
-    """What decides how a network is trained on given images, but for rates and epochs."""
+    """The settings that decide how a network is trained on given images, except rates and epochs."""
     momentum = spec.inner_momentum if spec.inner_optimizer == "momentum" else None
     common = [spec.network, spec.init_law, spec.init_param, spec.inner_optimizer, momentum]
-    # The last group of held-out networks ends where they end.
+    # The last group of held-out networks may be smaller.
     pool = [] if spec.pool is None else [["pool", *spec.pool.identity(), spec.pool.heldout]]
     return [*common, *pool, *_attack(spec)]
 
 
 def _attack(spec: TrialSpec) -> list[Any]:
-    """What decides the labels of baseline images, beside their classes."""
+    """The settings that decide the labels of baseline images, besides their classes."""
     return [] if spec.attack_class is None else [["attack", spec.attack_class, spec.target_class]]
 
 
@@ -196,7 +197,7 @@ def _search_rates(
 
 
 def _selection_key(group: Group, source: str, epochs: Sequence[int], more: Sequence[Any]) -> str:
-    """Of what is chosen on validation images, for any trial with the same data and the same training."""
+    """The key of choices on validation images, for any trial with the same data and the same training."""
     spec, splits = group.spec, group.splits
     return digest(
         [source, splits.fingerprint, spec.split_seed, spec.validation_fraction, splits.mean, splits.std],
@@ -211,7 +212,7 @@ def _computed_json(path: Path, directory: SweepDirectory, compute: Callable[[], 
     with _computed_once(path):
         try:
             return json.loads(path.read_bytes())
-        except (OSError, ValueError):  # not there yet, or torn
+        except (OSError, ValueError):  # missing or torn
             found = compute()
             patiently(lambda: write_atomic(path, json.dumps(found).encode(), directory.temporary))
             return found
@@ -247,8 +248,8 @@ def _score_rates(
 
 
 def _best_candidate(group: Group, lr: float, epochs: int, candidates: int, directory: SweepDirectory) -> int:
-    """Which of so many sets of random images is best on validation images after ``epochs`` at rate ``lr``: by
-    mean accuracy over selection networks (the known network, if the group is that); of equals the first."""
+    """The best of so many sets of random images on validation images after ``epochs`` at rate ``lr``: by mean
+    accuracy over selection networks (the known network, if the group is that); the first of equal ones."""
     source = "optimized_random"
     key = _selection_key(group, source, [epochs], [lr, candidates])
     path = directory.cache / "candidates" / f"{source}-{key}.json"
@@ -261,8 +262,8 @@ def _best_candidate(group: Group, lr: float, epochs: int, candidates: int, direc
 def _score_candidates(
     group: Group, lr: float, epochs: int, candidates: int, directory: SweepDirectory
 ) -> list[float]:
-    """Validation accuracy of each candidate. One at a time, so that its score does not depend on how many
-    there are."""
+    """Validation accuracy of each candidate. One at a time, so that a score does not depend on the number of
+    candidates."""
     networks = group.networks("selection", range(1 if group.known else baselines.SELECTION_NETWORKS))
     recipe, scores = baselines.baseline_recipe(group.spec, lr, epochs), []
     for index in range(candidates):
@@ -285,7 +286,7 @@ def _neighbour_rows(
             *(splits.mean, splits.std, neighbours, norm),
         )
 
-    if source == "knn_kmeans":  # whatever the network: once, beside the known one or number 0
+    if source == "knn_kmeans":  # the same for every network: once, beside the known one or number 0
         if not group.known and 0 not in unit.indices:
             return []
         return [

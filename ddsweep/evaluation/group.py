@@ -30,7 +30,7 @@ __all__ = ["Group"]
 
 @dataclass(frozen=True)
 class Group:
-    """The networks of one unit, all ``size`` of them, and what they are tested on."""
+    """The networks of one unit, all ``size`` of them, and their test data."""
 
     spec: TrialSpec
     unit: EvalUnit
@@ -60,14 +60,14 @@ class Group:
         return stored_dtype(self.spec.dtype)
 
     def networks(self, role: str, indices: Sequence[int]) -> Params:
-        """Networks ``[K, ...]`` for a role: ``heldout``, or ``selection``, which a pool has none of but its
-        training networks."""
+        """Networks ``[K, ...]`` for a role: ``heldout``, or ``selection``; a pool uses its training networks
+        for selection."""
         spec = self.spec
         if self.pool is not None and spec.pool is not None:
             own = "heldout" if role == "heldout" and not self.known else "train"
             numbers = [spec.seed for _ in indices] if self.known else indices
             if own == "train":
-                numbers = [number % spec.pool.train for number in numbers]  # of a small pool, again
+                numbers = [number % spec.pool.train for number in numbers]  # a small pool repeats them
             stacked = stack_networks(self.pool.networks(own, numbers))
             return {name: value.to(self.plan.device, self.dtype) for name, value in stacked.items()}
         law = (spec.network, spec.init_law, spec.init_param)
@@ -143,7 +143,7 @@ class Group:
         return rows
 
     def _attack(self, result: Evaluation, s: int, k: int) -> dict[str, float]:
-        """What only rows of an attack have."""
+        """The columns that only rows of an attack have."""
         attacked, target = self.spec.attack_class, self.spec.target_class
         if attacked is None or target is None:
             return {}

@@ -70,7 +70,7 @@ class Pace:
 
     def __init__(self) -> None:
         self._at_most = False
-        self._waiting: dict[str, tuple[float, float]] = {}  # the the whole weight, and the share that is left
+        self._waiting: dict[str, tuple[float, float]] = {}  # the whole weight, and the share that is left
         self._running: dict[str, _Running] = {}
         self._queued: set[str] = set()
         self._ended = [0.0, 0.0]  # seconds and weight of trials distilled in this run

@@ -29,8 +29,8 @@ __all__ = ["chosen_recipes", "training_networks", "validate"]
 
 
 def training_networks(spec: TrialSpec, directory: SweepDirectory) -> PoolNetworks | None:
-    """How the outer loop gets networks of the trial's pool: training ones only. Raises `DataError` for a pool
-    that is not there or not whole."""
+    """Gives the outer loop networks of the trial's pool: training ones only. Raises `DataError` for a missing
+    or damaged pool."""
     pool = pool_of(spec, directory.pools)
     return None if pool is None else lambda indices: pool.networks("train", indices)
 

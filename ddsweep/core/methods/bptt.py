@@ -1,7 +1,7 @@
 """Back-propagation through training (Wang et al. 2018, algorithm 1).
 
-Images, one rate for each inner step and, if asked for, labels are learned by the exact derivative of the
-loss after T steps; with a window, of that after some of them (Feng et al. 2024, RaT-BPTT).
+It learns images, one rate for each inner step and, if asked for, labels, by the exact derivative of the loss
+after T steps; with a window, of the loss after some of them (Feng et al. 2024, RaT-BPTT).
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def rates(learned: Learned, spec: TrialSpec) -> Tensor:
 
 
 def _inner_loop(task: Task, step: int) -> InnerLoop:
-    """How the networks of outer step ``step`` are trained."""
+    """The training of the networks of outer step ``step``."""
     spec = task.spec
     optimizer = InnerOptimizer(spec.inner_optimizer, spec.inner_momentum)
     seeds = [derive_seed("order", spec.trial_id, step, k) for k in range(spec.models_per_step)]
@@ -81,7 +81,7 @@ def _inner_loop(task: Task, step: int) -> InnerLoop:
 
 
 def _window(spec: TrialSpec, step: int) -> Window | None:
-    """Where the window of outer step ``step`` lies: anywhere in the T steps, with equal chance."""
+    """The window of outer step ``step``: anywhere in the T steps, with equal chance."""
     if spec.window is None:
         return None
     generator = torch.Generator().manual_seed(derive_seed("window", spec.trial_id, step))

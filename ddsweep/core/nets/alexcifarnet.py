@@ -13,8 +13,8 @@ __all__ = ["AlexCifarNet", "build", "local_response_norm"]
 def local_response_norm(x: Tensor) -> Tensor:
     """LRN over channels with size 4, alpha .001/9, beta .75, k 1, as ``F.local_response_norm``.
 
-    ``x [..., C, H, W]``. Written as a sum of four shifted slices, because it then costs the same
-    under vmap and in its second derivative as outside.
+    ``x [..., C, H, W]``. Written as a sum of four shifted slices: then it costs the same under vmap and in
+    its second derivative.
     """
     size, alpha, beta, k = 4, 0.001 / 9.0, 0.75, 1.0
     channels = x.shape[-3]

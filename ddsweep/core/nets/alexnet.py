@@ -31,7 +31,7 @@ class AlexNet(nn.Module):
             nn.ReLU(),
             nn.MaxPool2d(3, 2),
         )
-        # The places of dropout stay empty, so that the names are those of torchvision's weights.
+        # The places of dropout stay empty, so that names match torchvision's weights.
         linear = {
             "1": nn.Linear(256 * 6 * 6, 4096),
             "4": nn.Linear(4096, 4096),

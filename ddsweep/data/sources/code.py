@@ -1,8 +1,8 @@
-"""Data that a function of the user's gives: ``{file: my_data.py, name: load, ...options}``.
+"""Data from a user's own function: ``{file: my_data.py, name: load, ...options}``.
 
-The function runs in two places. What it gives is looked at once, in a process of its own, and kept
-(`ddsweep.data.survey_cache`) by the hash of its source: ids hang on the content. Where trials are to be run,
-it is called again, in their process, and must give the same. All else only reads what is kept.
+The function runs in two places. Its result is checked once, in a separate process, and the findings are kept
+(`ddsweep.data.survey_cache`) by the hash of its source: ids depend on the content. A process that runs trials
+calls it again and must get the same. All other processes only read the kept findings.
 """
 
 from __future__ import annotations
