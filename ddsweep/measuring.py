@@ -1,8 +1,8 @@
-"""Networks of users' own, measured and checked once each, in a process of its own. Imports no torch.
+"""Measures and checks each of the users' own networks once, in a separate process. Imports no torch.
 
-So are those that ship, at a size that their table lacks (`ddsweep.catalog.measures`). What was found is kept
-in the user's cache, ``ddsweep/networks``, for the source, options, shape and torch that it is of. It only
-saves time: where it cannot be written or read, the network is measured again.
+The same is done for networks that ship, at a size that their table lacks (`ddsweep.catalog.measures`). The
+result is kept in the user's cache, ``ddsweep/networks``, by source, options, shape and version of torch. It
+only saves time: if it cannot be written or read, the network is measured again.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ Problem = tuple[NetworkSpec, tuple[int, int, int], int]
 
 
 def networks_of(trials: Iterable[TrialSpec], evaluation: EvaluationSpec) -> dict[Problem, set[str]]:
-    """The networks that are to be measured or checked for ``trials``, with the methods they are for: those of
-    users' own, also in their evaluation, and those that ship at a size that was not measured."""
+    """The networks to measure or check for ``trials``, with their methods: those of users' own, also in their
+    evaluation, and those that ship at a size that was not measured."""
     found: dict[Problem, set[str]] = {}
     for trial in trials:
         data = trial.dataset
@@ -54,7 +54,7 @@ def networks_of(trials: Iterable[TrialSpec], evaluation: EvaluationSpec) -> dict
 
 
 def codes_of(trials: Iterable[TrialSpec], evaluation: EvaluationSpec) -> list[CodeRef]:
-    """The code of users' own that running and judging ``trials`` takes."""
+    """The users' own code that ``trials`` and their evaluation need."""
     trials = list(trials)
     codes = [network.code for network, _, _ in networks_of(trials, evaluation)]
     codes += [
@@ -66,8 +66,9 @@ def codes_of(trials: Iterable[TrialSpec], evaluation: EvaluationSpec) -> list[Co
 def measure_networks(
     trials: Iterable[TrialSpec], evaluation: EvaluationSpec, code: Path, say: Callable[[str], None]
 ) -> None:
-    """See that `measure_of` knows all networks of ``trials``. ``code`` is where copies of users' sources lie,
-    if there are any. Raises `UserError` for one that cannot be distilled through, with what to change."""
+    """Make sure that `measure_of` knows all networks of ``trials``. ``code`` is the folder with copies of
+    users' sources, if there is one. Raises `UserError` for a network that cannot be distilled through, with
+    what to change."""
     for problem, methods in networks_of(trials, evaluation).items():
         network = problem[0]
         found = _kept(problem)

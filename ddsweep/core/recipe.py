@@ -1,4 +1,4 @@
-"""How a network is trained on a distilled set: a value, and the training that it means."""
+"""A recipe says how a network is trained on a distilled set; and the training by it."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ __all__ = ["Recipe", "batch_order", "held_out_loop"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is trained on S batches: ``epochs`` times through them, in the ``order`` that
-    `ddsweep.core.order` says, one step of ``optimizer`` (``momentum`` is that of heavy ball) on the mean
+    """How a network is trained on S batches: ``epochs`` times through them, in the ``order`` of
+    `ddsweep.core.order`, with one step of ``optimizer`` (``momentum`` is that of heavy ball) on the mean
     cross-entropy with each.
 
-    ``rate`` is that of every step; None: the set's own, one for each of the T steps it was made for, those of
-    the last epoch again beyond T. ``labels``: ``soft`` are probabilities that come with the images, ``hard``
-    their classes. There is no augmentation, no weight decay and no schedule.
+    ``rate`` is that of every step. None means the set's own: one for each of the T steps it was made for, and
+    beyond T those of the last epoch again. ``labels``: ``soft`` are probabilities that come with the images,
+    ``hard`` their classes. There is no augmentation, no weight decay and no schedule.
     """
 
     epochs: int = 1
@@ -36,7 +36,7 @@ class Recipe:
 
     @classmethod
     def of(cls, spec: TrialSpec) -> Recipe:
-        """That of the inner loop of ``spec``, with rates that were learned."""
+        """The recipe of the inner loop of ``spec``, with learned rates."""
         return cls(
             epochs=spec.inner_epochs,
             optimizer=spec.inner_optimizer,
@@ -62,7 +62,7 @@ class Recipe:
 
     @property
     def one_rate(self) -> float:
-        """That of every step. Raises ``ValueError`` for a recipe with the rates of a set."""
+        """The rate of every step. Raises ``ValueError`` for a recipe with the rates of a set."""
         if self.rate is None:
             raise ValueError("the recipe has the rates of a set, not one of its own")
         return self.rate
@@ -88,7 +88,7 @@ def held_out_loop(
 
 
 def batch_order(order: str, made: TrialSpec, seeds: Sequence[int], total: int) -> BatchOrder:
-    """In which ``order`` networks with these ``seeds`` go through the batches of the set of the trial
-    ``made``, for ``total`` steps."""
+    """The order in which networks with these ``seeds`` go through the batches of the set of the trial
+    ``made``, for ``total`` steps, by ``order``."""
     sizes = (made.inner_steps, made.dataset.classes, made.images_per_class_per_step, made.steps)
     return draw_batch_order(order, *sizes, seeds, total)

@@ -1,4 +1,4 @@
-"""Training K networks on distilled images, forward only: what is evaluated, and where an unroll begins.
+"""Training K networks on distilled images, forward only, for evaluation and for the start of an unroll.
 
 Axes: K networks, S inner steps, n images a step. Networks do not mix.
 """
@@ -40,8 +40,8 @@ class InnerLoop:
 
 @dataclass(frozen=True)
 class TrainState:
-    """Where K networks are in their training: weights ``[K, ...]``, the optimiser's slots, the number of
-    steps taken, and what else the networks hold (`ddsweep.core.own_network`)."""
+    """The state of K networks in training: weights ``[K, ...]``, the optimiser's slots, the number of steps
+    taken, and the rest that the networks hold (`ddsweep.core.own_network`)."""
 
     weights: Params
     slots: Slots
@@ -50,13 +50,13 @@ class TrainState:
 
     @classmethod
     def start(cls, network: nn.Module, params: Params, optimizer: InnerOptimizer) -> TrainState:
-        """Before the first step."""
+        """The state before the first step."""
         weights, rest = parts(network, params)
         return cls(weights, optimizer.start(weights), 0, rest)
 
     @property
     def params(self) -> Params:
-        """All that the networks are."""
+        """All tensors of the networks."""
         return {**self.weights, **self.rest}
 
 

@@ -1,4 +1,4 @@
-"""Calling the function of the user's own that gives a data set, here or in a process of its own."""
+"""Calls a user's own data function, here or in a separate process."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ def called(ref: CodeRef, folder: Path, root: Path | None) -> Raw:
     argument of that name and no such option.
 
     Its source is what this process has read, or the copy in ``folder``. Raises `DataError` for options that
-    it does not take, for an exception, with its line, and for what is no data set (`checked_arrays`).
+    it does not take, for an exception, with its line, and for a result that is not a data set
+    (`checked_arrays`).
     """
     where = f"dataset {ref}"
     with tempfile.TemporaryDirectory(prefix="ddsweep-code-") as temporary:
@@ -72,8 +73,8 @@ def _place(error: BaseException, ref: CodeRef) -> str:
 
 
 def look_in_own_process(ref: CodeRef, folder: Path, root: Path | None) -> Survey:
-    """What the function gives, called in a process of its own. Raises as `called` does, and `DataError` for a
-    process that dies and for data that are unfit."""
+    """The result of the function, called in a separate process. Raises as `called` does, and `DataError` for
+    a process that dies and for unfit data."""
     with tempfile.TemporaryDirectory(prefix="ddsweep-data-") as temporary:
         if ref.is_file:
             copied_source(ref, folder, Path(temporary))

@@ -1,4 +1,4 @@
-"""What a trial leaves in the folder of its sweep, and whether it is whole."""
+"""The files of a trial in the folder of its sweep, and whether they are whole."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def read_distilled(spec: TrialSpec, directory: SweepDirectory) -> DistilledSet:
 
 
 def is_distilled(spec: TrialSpec, directory: SweepDirectory) -> bool:
-    """Whether nothing is left to distil: the distilled set and its history are there and whole.
+    """Whether nothing is left to distil: the distilled set and its history exist and are whole.
 
-    A history alone that is torn is written again from the last checkpoint.
+    If only the history is torn, it is written again from the last checkpoint.
     """
     try:
         read_distilled(spec, directory)
@@ -43,9 +43,9 @@ def is_distilled(spec: TrialSpec, directory: SweepDirectory) -> bool:
 
 
 def move_aside_if_torn(path: Path, spec: TrialSpec, kind: str) -> None:
-    """Rename a file that is damaged, of another trial, or of a run by a plan that this version cannot follow.
-    One that cannot be read for another reason (want of permission, a failing disk) is left alone, and the
-    `CheckpointError` raised."""
+    """Rename a file that is damaged, of another trial, or of a run with a plan that this version cannot
+    follow. A file that cannot be read for another reason (no permission, a failing disk) is left alone, and
+    the `CheckpointError` raised."""
     if not path.exists():
         return
     try:

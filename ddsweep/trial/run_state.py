@@ -1,4 +1,4 @@
-"""What a checkpoint carries: the state of a trial, its logged rows, and how it came here."""
+"""The content of a checkpoint: the state of a trial, its logged rows, and its provenance."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _HISTORY_COLUMNS = tuple(name for name in HISTORY.names if name != "trial_id")
 
 @dataclass(frozen=True)
 class TrialJob:
-    """A trial that is to be distilled: its settings, its data, the folder of its sweep, and how it runs."""
+    """A trial to distil: its settings, its data, the folder of its sweep, and how it runs."""
 
     spec: TrialSpec
     splits: Splits
@@ -50,7 +50,7 @@ class TrialJob:
 
 @dataclass
 class RunState:
-    """How far a trial has come, and by which plan; the costs are those of the processes before this one."""
+    """The progress of a trial, with its plan; the costs are those of earlier processes."""
 
     state: DistillState
     history: list[dict[str, Any]]

@@ -1,4 +1,4 @@
-"""One outer step in the memory there is."""
+"""One outer step, with leaner plans when memory runs out."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def step_in_memory(
     except Exception as error:
         if not (wanted.compile and is_compile_error(error)):
             raise
-        _log.warning("trial %s is not compiled, for torch could not: %s", spec.trial_id, _said(error))
+        _log.warning("trial %s is not compiled, because torch failed: %s", spec.trial_id, _said(error))
     release_memory()  # not earlier: the error held the memory of the step
     wanted = replace(wanted, compile=False)
     return fitted(work, shrink)

@@ -37,7 +37,7 @@ def training_networks(spec: TrialSpec, directory: SweepDirectory) -> PoolNetwork
 
 def validate(task: Task, state: DistillState, splits: Splits) -> float:
     """``val_score``: mean accuracy on the validation split after T steps, over ``selection`` networks (the
-    known network of a ``fixed`` trial); of an attack, how often it succeeds."""
+    known network of a ``fixed`` trial); for an attack, its success."""
     spec, learned = task.spec, averaged(state)
     rates = method_of(spec).rates(learned, spec)
     if rates is None:
