@@ -192,3 +192,18 @@ def test_a_sweep_with_ray_and_more_networks_when_the_file_is_gone(home: Path, on
     assert results.trials["status"].tolist() == ["done"] * 2
     assert results.trials["test_models"].tolist() == [2] * 2
     assert results.trials["dataset"].str.endswith("(size=16)").all()
+
+
+def test_doctor_and_data_list_run_nothing(home: Path, command: Run) -> None:
+    told = "what it gives is not known here, and nothing of it is run for that"
+    said = command("doctor", "mine.yaml")
+    assert said.returncode == 1 and told in said.stdout.splitlines()[-1]
+    said = command("data", "list", "mine.yaml")
+    assert said.returncode == 0 and told in " ".join(said.stdout.split())
+    assert runs(home) == 0
+    command("plan", "mine.yaml")
+    said = command("doctor", "mine.yaml")
+    assert said.stdout.splitlines()[-1] == "ok   data: mine needs no files of data"
+    said = command("data", "list", "mine.yaml")
+    assert "1x8x8" in said.stdout and "present" in said.stdout
+    assert runs(home) == 1

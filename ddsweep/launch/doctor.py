@@ -153,7 +153,8 @@ def check_data_here(root: Path | None, data: Sequence[str], sweep: SweepSpec | N
         return Finding("FAIL", "data", f"{root} is not a folder; set --data-root or DDSWEEP_DATA")
     there = [name for name in data if name != ALWAYS_THERE]
     if sweep is not None:
-        return check_own_data(sweep, root, f"{sweep.name} needs {', '.join(data)}: there")
+        needs = f"needs {', '.join(data)}: there" if data else "needs no files of data"
+        return check_own_data(sweep, root, f"{sweep.name} {needs}")
     if root is None:
         return Finding("warn", "data", f"no data root (--data-root or DDSWEEP_DATA): {ALWAYS_THERE} only")
     return Finding("ok", "data", f"{root}: {', '.join(there) or 'none of the catalog'}")
