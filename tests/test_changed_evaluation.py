@@ -24,10 +24,11 @@ from ddsweep.results.artifacts import save_tensors
 from ddsweep.results.coverage import HOLDS, is_evaluated, old_key
 from ddsweep.results.known import KnownParts
 from ddsweep.results.layout import SweepDirectory
-from ddsweep.results.parts import read_part, read_table, read_whole, write_part_table
+from ddsweep.results.parts import read_part, read_whole, write_part_table
 from ddsweep.results.schemas import EVALS
 from ddsweep.trial import distil_trial, read_distilled
 from ddsweep.trial_plan import TrialSettings
+from tests.tables import read_table
 
 KEYS = ["source", "protocol", "model_seed", "inner_step", "inner_lr"]
 SETTINGS: dict[str, Any] = {

@@ -25,10 +25,10 @@ from ddsweep.errors import CheckpointError
 from ddsweep.evaluation import evaluate_unit
 from ddsweep.results.artifacts import save_tensors
 from ddsweep.results.layout import SweepDirectory
-from ddsweep.results.parts import read_table
 from ddsweep.results.schemas import EVALS
 from ddsweep.trial import distil_trial
 from ddsweep.trial_plan import TrialSettings
+from tests.tables import read_table
 
 SETTINGS = {"images_per_class": 2, "inner_steps": 2, "inner_epochs": 2, "outer_steps": 3, "real_batch": 64}
 # In double precision, so that one network alone and many at once give the same answers.

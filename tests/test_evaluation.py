@@ -42,12 +42,13 @@ from ddsweep.results.artifacts import save_tensors
 from ddsweep.results.coverage import old_key
 from ddsweep.results.known import KnownParts
 from ddsweep.results.layout import SweepDirectory
-from ddsweep.results.parts import read_part, read_table
+from ddsweep.results.parts import read_part
 from ddsweep.results.reader import load_results
 from ddsweep.results.schemas import EVALS
 from ddsweep.seeds import derive_seed
 from ddsweep.trial import Progress, distil_trial, record_failure
 from ddsweep.trial_plan import TrialSettings
+from tests.tables import read_table
 
 CPU = torch.device("cpu")
 TEST_IMAGES = 120

@@ -22,11 +22,12 @@ from ddsweep.distilled import DistilledSet
 from ddsweep.errors import SettingError
 from ddsweep.evaluation import evaluate_unit, finish, missing_units, trial_is_done
 from ddsweep.results.layout import SweepDirectory
-from ddsweep.results.parts import read_part, read_table, write_part
+from ddsweep.results.parts import read_part, write_part
 from ddsweep.results.schemas import EVALS
 from ddsweep.seeds import derive_seed
 from ddsweep.trial import distil_trial
 from ddsweep.trial_plan import TrialSettings
+from tests.tables import read_table
 
 SMALL, OTHER = "convnet(depth=1,width=4,norm=none)", "convnet(depth=2,width=3,norm=instance)"
 

@@ -20,10 +20,8 @@ __all__ = [
     "part_metadata",
     "read_part",
     "read_parts",
-    "read_table",
     "read_whole",
     "torn_error",
-    "torn_parts",
     "write_atomic",
     "write_part",
     "write_part_table",
@@ -132,11 +130,6 @@ def read_parts(paths: Iterable[Path], schema: pa.Schema) -> pa.Table:
     return pa.concat_tables([*tables, *few])
 
 
-def read_table(directory: Path, schema: pa.Schema) -> pa.Table:
-    """All parts of a folder as one table of exactly ``schema``; a missing folder is an empty table."""
-    return read_parts(list_parts(directory), schema)
-
-
 def is_whole(path: Path) -> bool:
     """Whether the part exists and every byte of it can be read."""
     try:
@@ -144,18 +137,6 @@ def is_whole(path: Path) -> bool:
     except ResultsError:
         return False
     return True
-
-
-def torn_parts(directory: Path) -> list[Path]:
-    """The parts of a folder that cannot be read in full, sorted by name."""
-    torn = []
-    for path in list_parts(directory):
-        try:
-            read_part(path)
-        except ResultsError:
-            if path.exists():
-                torn.append(path)
-    return torn
 
 
 def conform(table: pa.Table, schema: pa.Schema, path: Path) -> pa.Table:

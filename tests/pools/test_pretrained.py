@@ -30,11 +30,12 @@ from ddsweep.evaluation import evaluate_unit, finish
 from ddsweep.pools.recipe import PoolRecipe
 from ddsweep.pools.store import TrainedPool, open_pool
 from ddsweep.results.layout import SweepDirectory
-from ddsweep.results.parts import read_part, read_table
+from ddsweep.results.parts import read_part
 from ddsweep.results.schemas import EVALS
 from ddsweep.trial import distil_trial, training_networks
 from ddsweep.trial_plan import TrialSettings
 from tests.pools.conftest import NAME, NETWORK
+from tests.tables import read_table
 
 CPU = torch.device("cpu")
 ATTACK = {"objective": "attack", "attack_class": 3, "target_class": 5}

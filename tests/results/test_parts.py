@@ -21,12 +21,11 @@ from ddsweep.results.layout import SweepDirectory
 from ddsweep.results.parts import (
     part_metadata,
     read_part,
-    read_table,
-    torn_parts,
     write_atomic,
     write_part,
 )
 from ddsweep.results.schemas import EVALS, HISTORY, TABLES, TRIALS
+from tests.tables import read_table, torn_parts
 
 from .conftest import write_trial
 
@@ -170,9 +169,9 @@ def test_reading_needs_no_pandas(sweep: SweepDirectory, run_python: Callable[...
     code = """
 import sys
 from pathlib import Path
-from ddsweep.results.parts import read_table
+from ddsweep.results.parts import list_parts, read_parts
 from ddsweep.results.schemas import TRIALS
-print(read_table(Path(sys.argv[1]), TRIALS).to_pylist()[0]["trial_id"], "pandas" in sys.modules)
+print(read_parts(list_parts(Path(sys.argv[1])), TRIALS).to_pylist()[0]["trial_id"], "pandas" in sys.modules)
 """
     with run_python(code, sweep.parts("trials")) as process:
         assert process.stdout is not None and process.stdout.read() == "ab False\n"
