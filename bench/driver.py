@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pyarrow as pa
 import torch
@@ -272,8 +273,10 @@ def _in_ray(sweep: SweepSpec, plan: Plan, directory: SweepDirectory, *, stop: bo
     """Run the sweep on a Ray of its own, or, with ``stop``, tell each trial to stop as soon as it begins."""
     from rich.console import Console
 
+    from ddsweep.sweep import runner
+    from ddsweep.sweep.drain import Drain
     from ddsweep.sweep.observe import Board
-    from ddsweep.sweep.runner import run_sweep
+    from ddsweep.sweep.trial_retries import TrialRetries
 
     sweep = sweep.model_copy(update={"resources": sweep.resources.model_copy(update={"dashboard": False})})
     labels = {spec.trial_id: spec.trial_id for spec in plan.trials}
@@ -285,16 +288,22 @@ def _in_ray(sweep: SweepSpec, plan: Plan, directory: SweepDirectory, *, stop: bo
             directory.stop_file.touch()
         clock["start"], clock["cpu"] = time.perf_counter(), time.process_time()
 
-    outcome = run_sweep(
-        sweep,
-        plan.trials,
-        directory,
-        Board(Console(file=io.StringIO(), width=160), labels, plan.trials),
-        data_root=None,
-        seconds=dict.fromkeys(labels, 1.0),  # so short that they share worker processes
-        labels=labels,
-        on_ready=ready,
-    )
+    def starts_all(*given: Any, draining: Callable[[], bool]) -> TrialRetries:
+        """In a drain as well, where those that wait are taken out."""
+        return TrialRetries(*given)
+
+    with mock.patch.object(runner, "TrialRetries", starts_all), Drain() as drain:
+        outcome = runner.run_sweep(
+            sweep,
+            plan.trials,
+            directory,
+            Board(Console(file=io.StringIO(), width=160), labels, plan.trials),
+            drain,
+            data_root=None,
+            seconds=dict.fromkeys(labels, 1.0),  # so short that they share worker processes
+            labels=labels,
+            on_ready=ready,
+        )
     assert (outcome.left if stop else outcome.done) == len(plan.trials)
     return {"seconds": time.perf_counter() - clock["start"], "cpu": time.process_time() - clock["cpu"]}
 

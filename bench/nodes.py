@@ -54,6 +54,7 @@ def measure(part: Part, reports: int, slots: int, trials: int, address: str) -> 
     import ray
     from ray import tune
 
+    from ddsweep.sweep.drain import Drain
     from ddsweep.sweep.session import ray_session
 
     def trial(config: dict[str, Any]) -> None:
@@ -63,6 +64,7 @@ def measure(part: Part, reports: int, slots: int, trials: int, address: str) -> 
 
     own = address == "local"
     session = ray_session(
+        Drain(),
         job="bench nodes",
         address=None if own else address,
         cpus=slots if own else None,

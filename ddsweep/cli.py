@@ -10,7 +10,7 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -27,10 +27,12 @@ from ddsweep.report_verb import Watch, report
 
 if TYPE_CHECKING:
     from ddsweep.catalog import DatasetSpec
+    from ddsweep.launch.start import Request
     from ddsweep.pools.file import PoolFile
     from ddsweep.results.layout import SweepDirectory
     from ddsweep.results.reader import Results
     from ddsweep.spec import Plan, SweepSpec
+    from ddsweep.sweep.drain import Drain
 
 __all__ = ["app", "main"]
 
@@ -274,15 +276,20 @@ def run(
     everything: Everything = False,
 ) -> None:
     """Run what is missing of a sweep. Ctrl-C drains; the same command goes on where it was."""
-    from ddsweep.spec import check_strata, load_sweep
+    from ddsweep.sweep.drain import Drain
 
-    sweep = load_sweep(file, settings or (), smoke=smoke)
-    root, directory = _root(data_root), _sweep_directory(sweep, results)
-    if smoke:
-        _pretrain_smoke(sweep, file.parent / "pools", _results_root(results), root, address)
-    plan = _expand(sweep, directory, root, file.parent / "pools")
-    check_strata(sweep.name, sweep.scheduler, plan.trials)
-    _run(sweep, plan, directory, root, address, only_evaluate=False, everything=everything)
+    with Drain() as drain:
+        from ddsweep.spec import check_strata, load_sweep
+
+        with drain.interruptible():
+            sweep = load_sweep(file, settings or (), smoke=smoke)
+            root, directory = _root(data_root), _sweep_directory(sweep, results)
+        if smoke:
+            _pretrain_smoke(sweep, file.parent / "pools", _results_root(results), root, address, drain)
+        with drain.interruptible():
+            plan = _expand(sweep, directory, root, file.parent / "pools")
+            check_strata(sweep.name, sweep.scheduler, plan.trials)
+        _run(sweep, plan, directory, root, address, drain, only_evaluate=False, everything=everything)
 
 
 @app.command("eval")
@@ -296,18 +303,23 @@ def evaluate(
     everything: Everything = False,
 ) -> None:
     """Evaluate the distilled sets of a sweep again (evaluate.networks=200), without distilling."""
-    from ddsweep.spec import load_sweep
+    from ddsweep.sweep.drain import Drain
 
-    found = _existing(directory)
-    for setting in settings or ():
-        if not setting.startswith("evaluate.") and not setting.startswith("resources."):
-            raise UserError(
-                f"{setting!r}: eval changes evaluate.* (and resources.*) only; trials stay as they are"
-            )
-    sweep = load_sweep(found.sweep_file, settings or ())
-    root = _root(data_root)
-    plan = _expand(sweep, found, root)
-    _run(sweep, plan, found, root, address, only_evaluate=True, everything=everything)
+    with Drain() as drain:
+        from ddsweep.spec import load_sweep
+
+        with drain.interruptible():
+            found = _existing(directory)
+            for setting in settings or ():
+                if not setting.startswith("evaluate.") and not setting.startswith("resources."):
+                    raise UserError(
+                        f"{setting!r}: eval changes evaluate.* (and resources.*) only; trials stay as they "
+                        "are"
+                    )
+            sweep = load_sweep(found.sweep_file, settings or ())
+            root = _root(data_root)
+            plan = _expand(sweep, found, root)
+        _run(sweep, plan, found, root, address, drain, only_evaluate=True, everything=everything)
 
 
 def _run(
@@ -316,6 +328,7 @@ def _run(
     directory: SweepDirectory,
     data_root: Path | None,
     address: str | None,
+    drain: Drain,
     *,
     only_evaluate: bool,
     everything: bool,
@@ -338,12 +351,13 @@ def _run(
     if fresh and not is_smoke(sweep.name):  # so all of it is to be done, and needs its data
         for dataset in dict.fromkeys(trial.dataset for trial in plan.trials):
             require_files(dataset, data_root)
-    directory.create()
-    from ddsweep.sweep.drain import Interrupted
-    from ddsweep.sweep.live_view import Columns
-    from ddsweep.sweep.observe import Board  # here: Ray takes seconds to import, missing files should not
-    from ddsweep.sweep.runner import run_sweep
+    with drain.interruptible():
+        from ddsweep.sweep.drain import Drained, Interrupted
+        from ddsweep.sweep.live_view import Columns
+        from ddsweep.sweep.observe import Board  # here: Ray takes seconds to import, missing files should not
+        from ddsweep.sweep.runner import run_sweep
 
+    directory.create()
     with SweepLock(directory.lock):
         remove_leftovers(directory.temporary)
         write_code(directory, codes_of(plan.trials, sweep.evaluate.spec()))
@@ -365,6 +379,7 @@ def _run(
                     plan.trials,
                     directory,
                     board,
+                    drain,
                     data_root=data_root,
                     address=address,
                     seconds=_seconds(plan, sweep),
@@ -374,11 +389,11 @@ def _run(
                         directory, resolved_yaml(sweep).encode(), [trial.trial_id for trial in plan.trials]
                     ),
                 )
-        except UserError:
+        except (UserError, Drained):
             if fresh and not directory.sweep_file.exists():
-                shutil.rmtree(directory.root)  # refused before it began: leave nothing behind
+                shutil.rmtree(directory.root)  # ended before it began: leave nothing behind
             raise
-        except (Interrupted, KeyboardInterrupt):
+        except Interrupted:
             console.print("stopped at once; the same command goes on from the last checkpoints")
             raise typer.Exit(EXIT_INTERRUPTED) from None
     print_last_tables(console, directory, plan.trials, sweep.evaluate.spec(), everything=everything)
@@ -426,14 +441,23 @@ def pretrain(
     ] = None,
 ) -> None:
     """Train a pool of networks for `init: pretrained`. Ctrl-C drains; the same command goes on."""
-    from ddsweep.pools.file import load_pool
+    from ddsweep.sweep.drain import Drain
 
-    pool = load_pool(file, settings or (), smoke=smoke)
-    _pretrain(pool, _results_root(results), _root(data_root), address)
+    with Drain() as drain:
+        from ddsweep.pools.file import load_pool
+
+        with drain.interruptible():
+            pool = load_pool(file, settings or (), smoke=smoke)
+        _pretrain(pool, _results_root(results), _root(data_root), address, drain)
 
 
 def _pretrain_smoke(
-    sweep: SweepSpec, files: Path, results: Path, data_root: Path | None, address: str | None
+    sweep: SweepSpec,
+    files: Path,
+    results: Path,
+    data_root: Path | None,
+    address: str | None,
+    drain: Drain,
 ) -> None:
     """Make the tiny pools that the smoke version of a sweep names, from their files beside it."""
     from ddsweep.catalog import SMOKE
@@ -444,10 +468,12 @@ def _pretrain_smoke(
     for name in dict.fromkeys(map(str, [*named, *sweep.grid.get("pool", []), *searched])):
         file = files / f"{name.removesuffix(SMOKE)}.yaml"
         if name.endswith(SMOKE) and file.is_file():
-            _pretrain(load_pool(file, smoke=True), results, data_root, address)
+            _pretrain(load_pool(file, smoke=True), results, data_root, address, drain)
 
 
-def _pretrain(pool: PoolFile, results: Path, data_root: Path | None, address: str | None) -> None:
+def _pretrain(
+    pool: PoolFile, results: Path, data_root: Path | None, address: str | None, drain: Drain
+) -> None:
     from ddsweep.data.files import require_files, resolve_dataset
     from ddsweep.pools.file import load_pool, pool_yaml
     from ddsweep.report.console import report_console
@@ -482,8 +508,9 @@ def _pretrain(pool: PoolFile, results: Path, data_root: Path | None, address: st
         require_files(recipe.dataset, data_root)
     for line in remark_lines([recipe.dataset]):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
-    from ddsweep.sweep.drain import Interrupted
-    from ddsweep.sweep.pretrain import train_pool
+    with drain.interruptible():
+        from ddsweep.sweep.drain import Interrupted
+        from ddsweep.sweep.pretrain import train_pool
 
     def ready() -> None:
         write_atomic(directory.pool_file, pool_yaml(pool).encode(), directory.temporary)
@@ -497,12 +524,13 @@ def _pretrain(pool: PoolFile, results: Path, data_root: Path | None, address: st
                 recipe,
                 directory,
                 lambda line: console.print(line, highlight=False),
+                drain,
                 data_root=data_root,
                 address=address,
                 stand_in=stand_in,
                 on_ready=ready,
             )
-        except (Interrupted, KeyboardInterrupt):
+        except Interrupted:
             console.print("stopped at once; the same command goes on with the networks that are missing")
             raise typer.Exit(EXIT_INTERRUPTED) from None
     if not whole:
@@ -536,11 +564,79 @@ def launch(
 
     KEY=VALUE are settings of the sweep, and with site. before them of the site file.
     """
+    from ddsweep.sweep.drain import Drain, Drained
+
+    with Drain() as drain:
+        with drain.interruptible():
+            from ddsweep.launch import start
+            from ddsweep.report.console import report_console
+
+            console = report_console()
+
+            def say(text: str) -> None:
+                console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+            flags = {
+                "nodes": nodes,
+                "gpus_per_node": gpus_per_node,
+                "time": time,
+                "partition": partition,
+                "account": account,
+            }
+            request, planned, missing = _launch_request(
+                file, settings or [], site, mode, flags, results, data_root, say
+            )
+            if dry_run:
+                start.dry_run(request, planned, missing, say)
+                return
+        if not missing:
+            from ddsweep.results.current import write_sweep_file
+            from ddsweep.results.lock import SweepLock
+            from ddsweep.spec import resolved_yaml
+
+            with SweepLock(request.directory.lock):
+                write_sweep_file(
+                    request.directory, resolved_yaml(request.sweep).encode(), list(request.trials)
+                )
+            say(f"done: all of {counted(planned, 'trial')}: {request.directory.root}")
+            return
+        folder = start.launch(request)
+
+        from ddsweep.launch.folder import Launch
+        from ddsweep.launch.watch import wait_for
+
+        numbers = ", ".join(f"{job.kind} {job.id}" for job in Launch.read(folder).jobs)
+        say(f"launched {folder.name}: {numbers}; {missing} of {counted(planned, 'trial')} to do")
+        say(f"ddsweep status|logs|cancel {request.directory.root}")
+        if not wait:
+            return
+        try:
+            with drain.interruptible():
+                code = wait_for(folder, say)
+        except Drained:
+            say(f"{drain.cause}: the jobs go on without this command, until they are done or cancelled")
+            code = EXIT_DRAINED
+    if code:
+        raise typer.Exit(code)
+
+
+def _launch_request(
+    file: Path,
+    settings: Sequence[str],
+    site: Path | None,
+    mode: str,
+    flags: Mapping[str, object],
+    results: Path | None,
+    data_root: Path | None,
+    say: Callable[[str], None],
+) -> tuple[Request, int, int]:
+    """What is to be launched, how many trials are planned, and how many of them are missing. ``say`` is told
+    what is noteworthy about their data."""
     from ddsweep.data.files import require_files
+    from ddsweep.launch import start
     from ddsweep.launch.folder import MODES
     from ddsweep.launch.site import load_site
     from ddsweep.measuring import codes_of
-    from ddsweep.report.console import report_console
     from ddsweep.report.data import remark_lines
     from ddsweep.report.status import trial_states
     from ddsweep.spec import check_strata, load_sweep
@@ -551,19 +647,11 @@ def launch(
         raise UserError(f"--mode: {mode!r} is not one of {', '.join(MODES)}")
     if sys.platform != "linux":
         raise UserError("launch: jobs run on Linux only; `ddsweep run` is the way here")
-    given = settings or []
-    flags = {
-        "nodes": nodes,
-        "gpus_per_node": gpus_per_node,
-        "time": time,
-        "partition": partition,
-        "account": account,
-    }
-    over = [item.removeprefix("site.") for item in given if item.startswith("site.")]
+    over = [item.removeprefix("site.") for item in settings if item.startswith("site.")]
     over += [f"{key}={json.dumps(value)}" for key, value in flags.items() if value is not None]
     place = load_site(site, over)
     device = [] if place.device is None else [f"resources.device={place.device}"]
-    sweep = load_sweep(file, [*(item for item in given if not item.startswith("site.")), *device])
+    sweep = load_sweep(file, [*(item for item in settings if not item.startswith("site.")), *device])
     root, directory = _root(data_root), _sweep_directory(sweep, results)
     plan = _expand(sweep, directory, root, file.parent / "pools")
     check_strata(sweep.name, sweep.scheduler, plan.trials)
@@ -572,26 +660,9 @@ def launch(
     missing = [trial for trial in plan.trials if states[trial.trial_id] == "missing"]
     for dataset in dict.fromkeys(trial.dataset for trial in missing):
         require_files(dataset, root)
-
-    from ddsweep.launch import start
-
-    console = report_console()
-
-    def say(text: str) -> None:
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
-
     for line in remark_lines(trial.dataset for trial in missing):
         say(line)
     start.check_fits(sweep, plan.trials, place, mode)
-    if not missing and not dry_run:
-        from ddsweep.results.current import write_sweep_file
-        from ddsweep.results.lock import SweepLock
-        from ddsweep.spec import resolved_yaml
-
-        with SweepLock(directory.lock):
-            write_sweep_file(directory, resolved_yaml(sweep).encode(), list(states))
-        say(f"done: all of {counted(len(plan.trials), 'trial')}: {directory.root}")
-        return
     shares: list[list[str]] = []
     if mode == "array":
         from ddsweep.launch.array import deal
@@ -601,21 +672,7 @@ def launch(
         shares = deal(to_distil, _seconds(plan, sweep), place.array_tasks)
     own = codes_of(plan.trials, sweep.evaluate.spec())
     request = start.Request(sweep, directory, place, site, mode, root, shares, tuple(states), own)
-    if dry_run:
-        start.dry_run(request, len(plan.trials), len(missing), say)
-        return
-    folder = start.launch(request)
-
-    from ddsweep.launch.folder import Launch
-    from ddsweep.launch.watch import wait_for
-
-    numbers = ", ".join(f"{job.kind} {job.id}" for job in Launch.read(folder).jobs)
-    say(f"launched {folder.name}: {numbers}; {len(missing)} of {counted(len(plan.trials), 'trial')} to do")
-    say(f"ddsweep status|logs|cancel {directory.root}")
-    if wait:
-        code = wait_for(folder, say)
-        if code:
-            raise typer.Exit(code)
+    return request, len(plan.trials), len(missing)
 
 
 @app.command()
@@ -898,6 +955,8 @@ def _exit_code(arguments: Sequence[str] | None) -> int:
     if sys.platform == "win32":
         typer.echo(f"ddsweep: {NOT_ON_WINDOWS}", err=True)
         return 1
+    from ddsweep.sweep.drain import Drained, Interrupted
+
     try:
         given = [_at_home(word) for word in (sys.argv[1:] if arguments is None else arguments)]
         code = app(given, prog_name="ddsweep", standalone_mode=False)
@@ -907,15 +966,16 @@ def _exit_code(arguments: Sequence[str] | None) -> int:
     except TyperException as error:
         _print_usage_error(error)
         return 1
-    except (Abort, KeyboardInterrupt):
+    except Drained as drained:
+        typer.echo(f"ddsweep: {drained}", err=True)
+        return EXIT_DRAINED
+    except (Abort, KeyboardInterrupt, Interrupted):
         return EXIT_INTERRUPTED
     except (BrokenPipeError, SystemExit) as error:
         if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
             if not error.code:  # completions were printed
                 return 0
-            # Ray's own handler of SIGTERM, until ours is there: the sweep has not begun.
-            typer.echo("ddsweep: stopped before it began; the same command goes on", err=True)
-            return EXIT_DRAINED
+            raise
         # ddsweep ... | head: rich turns the first into the second
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left in the buffer goes nowhere
         return 0

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "ddsweep"
 # The lowest first. Rooms of one line do not know each other.
 LEVELS = (
     ("errors", "interpreter", "private"),
-    ("seeds", "catalog", "bundled", "paths"),
+    ("seeds", "catalog", "bundled", "paths", "processes"),
     ("own_code",),
     ("core",),
     ("data", "results", "baselines", "spec", "cost", "measuring", "compilation", "provenance", "dashboards"),

@@ -33,6 +33,7 @@ from ddsweep.results.files import full_disk_told
 from ddsweep.results.known import KnownParts
 from ddsweep.results.lock import SweepLock
 from ddsweep.spec import Plan, SweepSpec, expand, is_smoke, load_sweep
+from ddsweep.sweep.first_step import leaving_before_the_first_step
 from ddsweep.sweep.prepare import eval_gpus, load_all_splits, splits_key, trial_settings
 from ddsweep.sweep.retry import RetryPolicy
 from ddsweep.trial import distil_trial, is_distilled, record_failure
@@ -231,8 +232,11 @@ def _distil(folder: str, stop_file: str, trial_id: str) -> str:
         there = is_distilled(spec, directory)
         if not there and (taken := take_over(spec, splits.fingerprint, directory, others)):
             return f"taken over from sweep {taken.source.root.name}, which has finished the same"
-        with full_disk_told(directory.root):
-            whole = distil_trial(spec, splits, directory, settings, should_stop=should_stop)
+        with (
+            full_disk_told(directory.root),
+            leaving_before_the_first_step(should_stop) as should_stop_at_step,
+        ):
+            whole = distil_trial(spec, splits, directory, settings, should_stop=should_stop_at_step)
     except (DivergedError, UserError) as error:
         print(f"{trial_id}: {error}", file=sys.stderr, flush=True)
         if isinstance(error, DiskFullError) and should_stop():

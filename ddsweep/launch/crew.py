@@ -21,6 +21,7 @@ from ddsweep.errors import EXIT_DRAINED, UserError
 from ddsweep.launch.folder import LaunchFolder
 from ddsweep.launch.processes import Signals
 from ddsweep.launch.ray_cluster import NodeLimits
+from ddsweep.sweep.drain import SIGNALS
 from ddsweep.sweep.retry import RetryPolicy, WorkerError, told_death
 
 __all__ = ["Crew"]
@@ -124,10 +125,10 @@ class Crew:
                         again = self.policy.wait(failures[item])
                         if drained:
                             state = str(error)
-                        elif again is not None:
+                        elif again is not None or self.signals.any:  # which kills one that starts
                             waiting.append(item)
-                            not_before[item] = time.monotonic() + again
-                            state = f"{error}; it will be tried again in {again:.0f} s"
+                            not_before[item] = time.monotonic() + (again or 0.0)
+                            state = f"{error}; it will be tried again in {again or 0:.0f} s"
                         else:
                             broken(item[0], error, failures[item])
                             state = "failed"
@@ -153,7 +154,7 @@ def _begin(device: str, parent: int) -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
-    for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGUSR2, *SIGNALS):
         signal.signal(number, signal.SIG_IGN)
     os.environ["CUDA_VISIBLE_DEVICES"] = device
 

@@ -21,6 +21,7 @@ from ddsweep.interpreter import python_module
 from ddsweep.launch.folder import Launch, LaunchFolder, write_json
 from ddsweep.launch.processes import Signals
 from ddsweep.launch.ray_cluster import LOST_HEAD, Place, node_limits, run_on_cluster
+from ddsweep.launch.slurm import is_running
 from ddsweep.machine import versions
 from ddsweep.results.lock import process_start
 
@@ -55,8 +56,10 @@ class _Job(ABC):
             code, told = 1, str(error)
         if not place.is_head:
             return
-        again = code == LOST_HEAD or (code == EXIT_DRAINED and signals.ending)
+        again = code == LOST_HEAD or (code == EXIT_DRAINED and (signals.ending or signals.terminated))
         again = again and not folder.stop_file.exists()
+        if again and signals.terminated:  # cancelled, or preempted: then it is not for us to requeue it
+            again = launch.site["scheduler"] == "slurm" and is_running(place.job)
         if again and place.restart >= launch.site["requeues"]:
             times = counted(place.restart, "time")
             told = f"not requeued again, after {times} (requeues); launch it again to go on"

@@ -6,16 +6,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from types import FrameType
 from typing import IO
 
-__all__ = ["MARK", "Signals", "end", "kill_marked", "marked", "spawn"]
+from ddsweep.sweep.drain import SIGNALS, out_of_reach
 
-MARK = "DDSWEEP_RUN"
-"""The variable in the environment by which the processes of one run are known, whoever their parent is."""
+__all__ = ["Signals", "end", "spawn", "spawn_out_of_reach"]
 
 _PR_SET_PDEATHSIG = 1
 
@@ -24,25 +21,26 @@ class Signals:
     """What this process was told. The handlers set flags and nothing more.
 
     ``ending``: SIGUSR2, the job's time is nearly up or it is preempted, and goes on after a requeue.
-    ``stopping``: SIGTERM or SIGINT, it was cancelled, or is killed to be requeued by somebody else; or what
-    was given to `stop_when` says so.
+    ``terminated``: SIGTERM, it was cancelled, or is preempted: what Slurm has in mind, Slurm knows.
+    ``stopping``: that, SIGINT or SIGHUP, or what was given to `stop_when` says so.
     submitit's own handlers, which would save and requeue from within the signal and ignore SIGTERM,
     are replaced; `requeue` calls the one for SIGUSR2 when everything has come to rest.
     """
 
     def __init__(self) -> None:
-        self.ending = self._stopped = False
+        self.ending = self.terminated = self._stopped = False
         self._told_otherwise: Callable[[], bool] = lambda: False
         self._requeue = signal.getsignal(signal.SIGUSR2)
         signal.signal(signal.SIGUSR2, self._end)
-        signal.signal(signal.SIGTERM, self._stop)
-        signal.signal(signal.SIGINT, self._stop)
+        for number in SIGNALS:
+            signal.signal(number, self._stop)
 
     def _end(self, number: int, frame: FrameType | None) -> None:
         self.ending = True
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         self._stopped = True
+        self.terminated = self.terminated or number == signal.SIGTERM
 
     def stop_when(self, told: Callable[[], bool]) -> None:
         """A cause besides signals, asked whenever somebody looks."""
@@ -64,16 +62,20 @@ class Signals:
 
 
 def spawn(
-    command: Sequence[str], environment: Mapping[str, str], output: IO[str] | None = None
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    output: IO[str] | None = None,
+    *,
+    fate: signal.Signals = signal.SIGTERM,
 ) -> subprocess.Popen[str]:
-    """Start a child that gets SIGTERM when its parent dies, however that happens.
+    """Start a child that gets the signal ``fate`` when its parent dies, however that happens.
 
     SIGUSR2 is ignored in it and in all that it starts: Slurm sends the warning before the time limit to
     every process of a step, and Ray's would die of it. No core dumps either: a Ray node that was taken for
     dead aborts, and would leave gigabytes. ``output`` takes stdout and stderr.
     """
     return subprocess.Popen(
-        [sys.executable, "-I", "-S", "-c", _LEASH, str(os.getpid()), *command],
+        [sys.executable, "-I", "-S", "-c", _LEASH, str(os.getpid()), str(int(fate)), *command],
         env=dict(environment),
         stdin=subprocess.DEVNULL,
         stdout=output,
@@ -82,14 +84,23 @@ def spawn(
     )
 
 
+def spawn_out_of_reach(
+    command: Sequence[str], environment: Mapping[str, str], output: IO[str] | None = None
+) -> subprocess.Popen[str]:
+    """As `spawn`, for one that SIGKILL alone ends, and all that it starts: Slurm sends SIGTERM to every
+    process of a step before it takes the nodes away, and those that drain need the others."""
+    with out_of_reach():
+        return spawn(command, environment, output, fate=signal.SIGKILL)
+
+
 _LEASH = f"""
 import ctypes, os, resource, signal, sys
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 signal.signal(signal.SIGUSR2, signal.SIG_IGN)
-ctypes.CDLL(None).prctl({_PR_SET_PDEATHSIG}, {int(signal.SIGTERM)})
+ctypes.CDLL(None).prctl({_PR_SET_PDEATHSIG}, int(sys.argv[2]))
 if os.getppid() != int(sys.argv[1]):  # it died before we asked
     sys.exit(1)
-os.execvp(sys.argv[2], sys.argv[2:])
+os.execvp(sys.argv[3], sys.argv[3:])
 """
 # What the child is before it becomes the command. Not a preexec_fn, which may run only in a process without
 # threads: Ray has started some in this one by the time that it starts the driver.
@@ -104,31 +115,3 @@ def end(process: subprocess.Popen[str], patience_s: float) -> int:
     except subprocess.TimeoutExpired:
         process.kill()
         return process.wait()
-
-
-def marked(value: str) -> list[int]:
-    """The processes on this node in whose environment `MARK` begins with ``value``, but this one."""
-    entry = f"{MARK}={value}".encode()
-    found = []
-    for place in Path("/proc").glob("[0-9]*"):
-        try:
-            variables = (place / "environ").read_bytes().split(b"\0")
-            if int(place.name) != os.getpid() and any(word.startswith(entry) for word in variables):
-                found.append(int(place.name))
-        except OSError:  # gone, or of another user
-            continue
-    return found
-
-
-def kill_marked(value: str, patience_s: float = 5.0) -> list[int]:
-    """SIGKILL to what `marked` finds, until nothing is left. Returns what still is after ``patience_s``: Ray
-    leaves a process behind now and then, and those whose parent was killed know nothing of the end."""
-    deadline = time.monotonic() + patience_s
-    while (left := marked(value)) and time.monotonic() < deadline:
-        for number in left:
-            try:
-                os.kill(number, signal.SIGKILL)
-            except OSError:
-                continue
-        time.sleep(0.1)
-    return left

@@ -9,9 +9,11 @@ work is done. `run_on_cluster` is called in every task: by the submitted job, an
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -25,10 +27,11 @@ from ddsweep.dashboards import provision
 from ddsweep.errors import EXIT_DRAINED, UserError
 from ddsweep.interpreter import SAFE_PATH, python_module
 from ddsweep.launch.folder import read_json, write_json
-from ddsweep.launch.processes import MARK, Signals, end, kill_marked, spawn
+from ddsweep.launch.processes import Signals, end, spawn, spawn_out_of_reach
 from ddsweep.launch.site import PORTS_OF_A_JOB, Site
 from ddsweep.machine import limits_trouble, versions
 from ddsweep.private import PREFIX, is_own, owned, remove_left
+from ddsweep.processes import MARK, kill_marked, kill_with_children
 from ddsweep.sweep.retry import RetryPolicy
 
 __all__ = ["LOST_HEAD", "NodeLimits", "Place", "node_limits", "ray_environment", "run_on_cluster"]
@@ -46,6 +49,7 @@ _TOKEN = "token"
 _LOOK_S = 0.3
 _LOOK_AT_NODES_S = 1.0
 _DRAIN_S = 10.0
+_INTERRUPTED = 130
 _LEAVE_S = 15.0
 
 
@@ -116,7 +120,6 @@ def ray_environment(site: Site, temporary: Path, token: Path) -> dict[str, str]:
         "RAY_grpc_client_keepalive_time_ms": str(round(third * 1.5)),
         "RAY_grpc_client_keepalive_timeout_ms": str(round(third * 1.5)),
         "RAY_gcs_rpc_server_reconnect_timeout_s": str(max(5, round(site.node_failure))),
-        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "2",
         # Slurm kills what takes too much memory. Ray's own monitor looks at the whole machine.
         "RAY_memory_monitor_refresh_ms": "0",
         "PYTHONUNBUFFERED": "1",
@@ -208,7 +211,8 @@ class _Node:
             known.append(f"--memory={limits.memory - self.object_store()}")
         known.append(f"--object-store-memory={self.object_store()}")
         ray = python_module("ray.scripts.scripts", "start", "--block", "--disable-usage-stats")
-        return spawn([*ray, *known, *options], self.environment, self.log)
+        own = {"TMPDIR": str(self.temporary.parent)}  # a compiler that is killed leaves files there
+        return spawn_out_of_reach([*ray, *known, *options], {**self.environment, **own}, self.log)
 
     def object_store(self) -> int:
         """Bytes: as the site says, else a fifth of the memory, and never more than shared memory has."""
@@ -271,7 +275,8 @@ def _head(node: _Node, command: Callable[[str], Sequence[str]]) -> int:
         return _drive(node, ray, command(address), address)
     finally:
         write_json(_done(folder), {"host": socket.gethostname()})
-        end(ray, _DRAIN_S)
+        kill_with_children(ray.pid)
+        ray.wait()
         (folder / _TOKEN).unlink(missing_ok=True)  # it opens nothing any more
         _wait_for_leaving(node)
 
@@ -323,11 +328,11 @@ def _wait_for_head(node: _Node, ray: subprocess.Popen[str], address: str) -> boo
     """Wait until it answers. False: the job is to end. Raises `UserError` if it does not come up."""
     deadline = time.monotonic() + node.site.wait_for_nodes
     while _alive(address) is None:
+        if node.signals.any:
+            return False
         if ray.poll() is not None or time.monotonic() > deadline:
             why = f"ended with {ray.poll()}" if ray.poll() is not None else "does not answer"
             raise UserError(f"Ray's head on {socket.gethostname()} {why}: {_tail(node)}")
-        if node.signals.any:
-            return False
         _cards(node)
         time.sleep(_LOOK_S)
     return True
@@ -409,7 +414,7 @@ def _drive(node: _Node, ray: subprocess.Popen[str], command: Sequence[str], addr
     killed = 0
     while True:
         driver = spawn(command, node.environment)
-        asked = False
+        asked, late = False, math.inf
         while driver.poll() is None:
             if time.monotonic() - looked > _LOOK_AT_NODES_S:
                 now, looked = _alive(address), time.monotonic()
@@ -419,16 +424,24 @@ def _drive(node: _Node, ray: subprocess.Popen[str], command: Sequence[str], addr
             if node.signals.any and not asked:
                 driver.terminate()  # it drains: trials checkpoint and stop
                 asked = True
+            if node.signals.ending and late == math.inf:
+                late = time.monotonic() + _patience(node.site)
+            if time.monotonic() > late:
+                node.say(f"the sweep has not come to rest within {_patience(node.site):.0f} s: ended now")
+                _interrupt(driver)
+                break
             if ray.poll() is not None:
-                node.say(f"Ray's head ended with {ray.poll()} while the sweep was running: {_tail(node)}")
                 end(driver, _DRAIN_S)
-                return LOST_HEAD
+                break
             time.sleep(_LOOK_S)
         code = driver.returncode
+        if ray.poll() is not None and code != 0:
+            node.say(f"Ray's head ended with {ray.poll()} while the sweep was running: {_tail(node)}")
+            return LOST_HEAD
+        if node.signals.any and (code < 0 or code == _INTERRUPTED):
+            return EXIT_DRAINED
         if code >= 0:
             return code
-        if asked:
-            return EXIT_DRAINED
         killed += 1
         wait = DRIVER_RETRIES.wait(killed)
         if wait is None:
@@ -440,6 +453,19 @@ def _drive(node: _Node, ray: subprocess.Popen[str], command: Sequence[str], addr
             time.sleep(_LOOK_S)
         if node.signals.any:
             return EXIT_DRAINED
+
+
+def _patience(site: Site) -> float:
+    """Seconds in which the sweep may come to rest before the time limit. The job has ``drain`` of them, and
+    what is left is for its nodes to clean up and for Slurm to take the requeue: nobody requeues a job whose
+    time is up."""
+    return site.drain - min(30.0, site.drain / 3)
+
+
+def _interrupt(driver: subprocess.Popen[str]) -> None:
+    """End it at once; it lets go of the sweep's lock."""
+    driver.send_signal(signal.SIGINT)
+    end(driver, _DRAIN_S)
 
 
 def _tell_nodes(node: _Node, before: set[str], now: set[str]) -> None:
@@ -459,10 +485,11 @@ def _wait_for_leaving(node: _Node) -> None:
 
 
 def _worker(node: _Node) -> int:
+    """A node of the head's. Signals are for the head to answer: its trials here have to checkpoint first."""
     folder, site = node.folder, node.site
     done = _done(folder)
     while (found := read_json(folder / "address.json")) is None:
-        if done.exists() or node.signals.stopping:
+        if done.exists():
             return 0
         time.sleep(_LOOK_S)
     address = str(found["address"])
@@ -473,12 +500,13 @@ def _worker(node: _Node) -> int:
         raise UserError(_differ(own, head, node.place.hosts[0]))
     os.environ |= {name: value for name, value in node.environment.items() if name.startswith("RAY_")}
     lonely_since = None
-    while not done.exists() and not node.signals.stopping:
+    while not done.exists():
         ray = node.start_ray(f"--address={address}", f"--dashboard-agent-listen-port={port + 3}")
-        while ray.poll() is None and not done.exists() and not node.signals.stopping:
+        while ray.poll() is None and not done.exists():
             time.sleep(_LOOK_S)
         if ray.poll() is None:
-            end(ray, _DRAIN_S)
+            kill_with_children(ray.pid)
+            ray.wait()
             break
         # The head took this node for dead (its network was cut, say), or is itself gone.
         kill_marked(node.environment[MARK])

@@ -31,6 +31,7 @@ __all__ = [
     "cancel_jobs",
     "check_nodes",
     "check_site",
+    "is_running",
     "job_states",
     "lost_head",
     "requeue",
@@ -390,6 +391,11 @@ def lost_head(number: str) -> str:
             there = ask("scontrol", "show", "hostnames", fields.get("NodeList", "")).stdout.split()
             return "" if host in there else host
     return ""
+
+
+def is_running(number: str) -> bool:
+    """Whether a job runs and is to run on: one that Slurm ends or requeues is on its way already."""
+    return any(fields.get("JobState") == "RUNNING" for fields in _shown(number))
 
 
 def requeue(number: str) -> None:

@@ -13,7 +13,6 @@ from pathlib import Path
 from ddsweep.catalog.numbers import counted
 from ddsweep.errors import EXIT_DRAINED, ResultsError, UserError
 from ddsweep.launch.folder import Job, Launch, LaunchFolder, launches_of, read_json
-from ddsweep.launch.processes import kill_marked
 from ddsweep.launch.slurm import (
     JobState,
     SubmissionError,
@@ -24,6 +23,7 @@ from ddsweep.launch.slurm import (
     requeue,
     wait,
 )
+from ddsweep.processes import kill_marked
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.results.lock import process_start
 

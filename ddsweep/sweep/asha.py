@@ -30,15 +30,12 @@ class Asha(FIFOScheduler):
 
     A trial that waits for the other seeds of its setting is paused: its worker, which wrote a checkpoint
     before it told its score, ends, and its place is free. Once the setting may go on it runs again, before
-    trials that have not begun. At most ``most`` trials are with Ray at a time. While ``draining`` nothing
-    that is paused goes on.
+    trials that have not begun. At most ``most`` trials are with Ray at a time.
     """
 
-    def __init__(
-        self, halving: Halving, *, most: int | None = None, draining: Callable[[], bool] = lambda: False
-    ) -> None:
+    def __init__(self, halving: Halving, *, most: int | None = None) -> None:
         super().__init__()
-        self._halving, self._most, self._draining = halving, most, draining
+        self._halving, self._most = halving, most
         self._known: set[str] = set()
         self._active: set[Trial] = set()  # with Ray: they run, or wait for a place
         self._paused: dict[str, Trial] = {}
@@ -108,12 +105,7 @@ class Asha(FIFOScheduler):
         return self._in_order[0] if self._in_order else None
 
     def _carry_out(self, tune_controller: Any) -> None:
-        """Let go on, or stop, the paused trials on which was decided; all stop in a drain."""
-        if (self._paused or self._released) and self._draining():
-            for trial in (*self._paused.values(), *self._released):
-                tune_controller.stop_trial(trial)
-            self._paused.clear()
-            self._released.clear()
+        """Let go on, or stop, the paused trials on which was decided."""
         if self._paused and not self._released and tune_controller.search_alg.is_finished():
             self._forget_ended()
             if not self._active:  # whom they wait for got lost: a defect, but no reason to wait for ever

@@ -1,54 +1,182 @@
-"""The first SIGINT or SIGTERM, or a stop file, asks the work to come to a good end; a second one stops it."""
+"""How a run is told to end before its end, and how it does: exit code 75, and nothing left behind.
+
+It is told by a signal (SIGINT, SIGTERM, SIGHUP), by a stop file, or by the loss of Ray.
+"""
 
 from __future__ import annotations
 
+import os
 import signal
+import stat
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import FrameType
+from types import FrameType, TracebackType
+from typing import Any
 
-__all__ = ["Interrupted", "drain_on_signal"]
+from ddsweep.processes import MARK
+
+__all__ = ["SIGNALS", "Drain", "Drained", "Interrupted", "out_of_reach"]
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""A person, a batch system or a service manager, a terminal that was closed."""
 
 _LOOK_EVERY_S = 0.2
-
-
-class Interrupted(Exception):
-    """A second signal came while the sweep was draining."""
+_ONE_EVENT_S = 1.0
+"""A signal that comes twice within this time is one event: `timeout` and systemd signal a process, and then
+its group with it."""
 
 
 @contextmanager
-def drain_on_signal(drain: Callable[[str], None], stop_file: Path) -> Iterator[None]:
-    """SIGINT, SIGTERM or ``stop_file`` drains; a second signal raises `Interrupted` in the main thread.
-
-    The handler of the first signal sets a flag and nothing more: ``drain(cause)`` is called, once, by a
-    thread that looks at it.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    seen: list[int] = []
-    over = threading.Event()
-
-    def handler(number: int, frame: FrameType | None) -> None:
-        if seen:
-            raise Interrupted
-        seen.append(number)
-
-    def look() -> None:
-        while not over.wait(_LOOK_EVERY_S):
-            if seen or stop_file.exists():
-                drain(signal.Signals(seen[0]).name if seen else f"{stop_file.name} file")
-                return
-
-    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
-    watcher = threading.Thread(target=look, name="drain", daemon=True)
-    watcher.start()
+def out_of_reach() -> Iterator[None]:
+    """Processes that are started in here are not reached by `SIGNALS`, and nor is what they start: children
+    inherit what is blocked, whatever handlers they install. SIGKILL alone ends them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
     finally:
-        over.set()
-        watcher.join()
-        for number, old in before.items():
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class Drained(BaseException):
+    """The run ends here: it was told to, and nothing is under way that could come to rest."""
+
+
+class Interrupted(BaseException):
+    """A second signal came while the run was draining."""
+
+
+class Drain:
+    """What a run was told. A context manager around the whole of it: a signal may come at any moment.
+
+    What the first signal does depends on what the run is at:
+
+    - `at_work`: ``begin(cause)`` is called by a thread, once, and the work comes to rest by itself.
+    - `interruptible`: `Drained` is raised at once. Nothing is made there that must be taken away again.
+    - elsewhere it is noted, and `Drained` raised where the next of these begins.
+
+    A second signal raises `Interrupted`, once. In the processes of a launch that is a SIGINT only: a batch
+    system signals all of them, and the one that started this run hands the signal on as well.
+    """
+
+    def __init__(self) -> None:
+        self.cause: str | None = None
+        self.ray_is_lost = False
+        self._first = 0.0
+        self._interruptible = self._at_work = self._raised = self._interrupted = False
+        self._begin: Callable[[str], None] | None = None
+        self._stop_file: Path | None = None
+        self._lock = threading.Lock()
+        self._over = threading.Event()
+        self._main = threading.current_thread() is threading.main_thread()
+        self._before: dict[signal.Signals, Any] = {}
+        self._again_counts = (signal.SIGINT,) if MARK in os.environ else SIGNALS
+
+    def __enter__(self) -> Drain:
+        if self._main:
+            self._before = {number: signal.getsignal(number) for number in SIGNALS}
+            self.listen()
+        # This thread blocks no signal, so that the process takes them also while the main thread does.
+        self._thread = threading.Thread(target=self._look, name="drain", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()
+        self._thread.join()
+        for number, old in self._before.items():
             signal.signal(number, old)
+
+    def listen(self) -> None:
+        """Take the signals (again: Ray installs a handler of its own). One that ``nohup`` has switched off
+        stays so."""
+        for number in SIGNALS if self._main else ():
+            if number != signal.SIGHUP or self._before[number] != signal.SIG_IGN:
+                signal.signal(number, self._handle)
+
+    # ------------------------------------------------------------------------ what the run is at
+
+    def check(self) -> None:
+        """Raise `Drained` if the run was told to end."""
+        if self.cause is not None:
+            raise self._drained()
+
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        self._interruptible = True
+        try:
+            self.check()
+            yield
+        finally:
+            self._interruptible = False
+        self.check()  # once more: what a handler raises is swallowed in a destructor, say
+
+    @contextmanager
+    def at_work(self, begin: Callable[[str], None], stop_file: Path) -> Iterator[None]:
+        """``stop_file`` drains as a signal does. Raises `Drained` once Ray is lost."""
+        with self._lock:
+            self._begin, self._stop_file, self._at_work = begin, stop_file, True
+        try:
+            yield
+        finally:
+            self._at_work = False
+            with self._lock:  # not while `begin` is at it
+                self._begin = None
+        if self.ray_is_lost:
+            self.check()
+
+    # ------------------------------------------------------------------------------- being told
+
+    def tell(self, cause: str) -> None:
+        """Note a cause, from any thread: the first counts."""
+        if self.cause is None:
+            self.cause, self._first = cause, time.monotonic()
+
+    def lose_ray(self, how: str) -> None:
+        """Say, from any thread, that Ray is gone: what is under way can neither go on nor come to rest."""
+        self.cause = f"{f'{self.cause}, and ' if self.cause else ''}Ray was lost ({how})"
+        self.ray_is_lost = True
+        if self._main and (main := threading.main_thread().ident) is not None:
+            signal.pthread_kill(main, signal.SIGTERM)  # it may be waiting for what never comes
+
+    def _drained(self) -> Drained:
+        self._raised = True
+        return Drained(f"{self.cause}: stopped; the same command goes on")
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGHUP:
+            _leave_terminal()
+        if self.cause is None:
+            self.tell(signal.Signals(number).name)
+        elif not self.ray_is_lost and time.monotonic() - self._first > _ONE_EVENT_S:
+            if number in self._again_counts and not self._interrupted:
+                self._interrupted = True
+                raise Interrupted
+            return
+        if not self._raised and (self._interruptible or (self._at_work and self.ray_is_lost)):
+            raise self._drained()
+
+    def _look(self) -> None:
+        """Begins to drain, in a thread of its own: a handler must not wait for anybody's lock."""
+        while not self._over.wait(_LOOK_EVERY_S):
+            with self._lock:
+                cause = self.cause
+                if cause is None and self._stop_file is not None and self._stop_file.exists():
+                    cause = f"{self._stop_file.name} file"
+                if self._begin is not None and cause is not None:
+                    begin, self._begin = self._begin, None
+                    begin(cause)
+
+
+def _leave_terminal() -> None:
+    """After a hang-up: what is written to a terminal that was closed is an error."""
+    for descriptor in (1, 2):
+        with suppress(OSError):
+            if stat.S_ISCHR(os.fstat(descriptor).st_mode) and not os.isatty(descriptor):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, descriptor)
+                os.close(nowhere)

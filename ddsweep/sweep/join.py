@@ -20,7 +20,7 @@ from ddsweep.errors import UserError
 from ddsweep.machine import NONCE, versions
 from ddsweep.results.files import write_atomic
 
-__all__ = ["check_nodes", "find_ray", "use_its_token"]
+__all__ = ["check_nodes", "find_ray", "is_silent", "use_its_token"]
 
 _METHOD = "/ray.rpc.NodeInfoGcsService/GetAllNodeInfo"
 """Of Ray's control service (GCS). An empty request asks for all nodes."""
@@ -68,10 +68,19 @@ def knock(address: str, token: str | None, timeout_s: float | None = None) -> An
     return "open"
 
 
+def is_silent(address: str) -> bool:
+    """Whether nobody answers there any more; one that is closed does. Under TLS that cannot be told."""
+    return not _under_tls() and knock(address, None) == "silent"
+
+
+def _under_tls() -> bool:
+    return os.environ.get("RAY_USE_TLS", "0") not in ("", "0")
+
+
 def use_its_token(address: str) -> None:
     """Tell Ray in this process how the one at ``address`` is closed: by a token, which must be where Ray
     looks for it, or not at all. Raises `UserError` if nobody answers, or the token is missing or another."""
-    if os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
+    if _under_tls():
         return  # knocking would need its certificates; Ray says what is wrong
     host, _, port = address.rpartition(":")
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -20,7 +21,7 @@ from ddsweep.pools.store import write_index
 from ddsweep.pools.train import PoolGroup, check_parts, missing_groups, train_group
 from ddsweep.results.files import full_disk_told
 from ddsweep.results.layout import PoolDirectory
-from ddsweep.sweep.drain import drain_on_signal
+from ddsweep.sweep.drain import Drain
 from ddsweep.sweep.join import check_nodes
 from ddsweep.sweep.placement import check_gpus_seen
 from ddsweep.sweep.pool import SharedSplits, get_splits, put_splits
@@ -46,6 +47,7 @@ def train_pool(
     recipe: PoolRecipe,
     directory: PoolDirectory,
     say: Callable[[str], None],
+    drain: Drain,
     *,
     data_root: Path | None,
     address: str | None = None,
@@ -55,18 +57,23 @@ def train_pool(
     """Train what is missing of ``pool`` and write its index; False if a signal ended it before that. The
     caller holds the pool's lock. ``on_ready`` is called once nothing is left to refuse.
 
-    Raises `UserError` before any work for data that is not there and resources that do not fit.
+    Raises `UserError` before any work for data that is not there and resources that do not fit, `Drained` if
+    it is told to end before the work begins.
     """
     directory = PoolDirectory(directory.root.resolve())  # workers may run in another folder
-    groups = missing_groups(recipe, directory)
+    with drain.interruptible():
+        groups = missing_groups(recipe, directory)
     if not groups:
         on_ready()
         write_index(directory, recipe.spec(pool.name))
         return True
-    splits = load_pool_splits(recipe, data_root, stand_in=stand_in)
-    check_parts(directory, recipe, splits)
+    with drain.interruptible():
+        splits = load_pool_splits(recipe, data_root, stand_in=stand_in)
+        check_parts(directory, recipe, splits)
     directory.stop_file.unlink(missing_ok=True)
+    draining = threading.Event()
     with ray_session(
+        drain,
         job=f"pretrain {pool.name}",
         address=address,
         cpus=pool.total_cpus,
@@ -88,47 +95,50 @@ def train_pool(
             there = train.options(name=f"pool {pool.name}, {group.label}", **needs)
             return there.remote(pool, recipe, group, shared, directory)
 
-        def drain(cause: str) -> None:
+        def begin_drain(cause: str) -> None:
+            draining.set()
             directory.stop_file.touch()
             say(f"{cause}: draining; what is trained stays (again to stop at once)")
 
         begun, done = time.monotonic(), 0
-        with drain_on_signal(drain, directory.stop_file):
-            running = {start(group): group for group in groups}
-            deaths, resting = Counter[str](), dict[float, PoolGroup]()
-            while running or (resting and not directory.stop_file.exists()):
-                for due in [due for due in resting if due <= time.monotonic()]:
-                    group = resting.pop(due)
-                    running[start(group)] = group
-                finished: Sequence[Any] = ()
-                if running:
-                    finished, _ = ray.wait(list(running), timeout=0.5)
-                else:
-                    time.sleep(0.5)
-                for reference in finished:
-                    group = running.pop(reference)
-                    try:
-                        trained = _result(reference, group)
-                    except ray.exceptions.RayError as error:  # the worker died
-                        deaths[group.label] += 1
-                        wait, death = RETRIES.wait(deaths[group.label]), told_death(str(error))
-                        if wait is None:
-                            times = f"{group.label}: tried {deaths[group.label]} times"
-                            raise UserError(f"{times}: {death}") from error
-                        resting[time.monotonic() + wait] = group
-                        say(f"{pool.name}: {group.label}: tried again in {wait:.0f} s: {death}")
-                        continue
-                    if trained:
-                        done += 1
-                        seconds = time.monotonic() - begun
-                        left = seconds / done * (len(groups) - done)
-                        say(
-                            f"{pool.name}: {group.label} trained, {done} of {len(groups)} groups, "
-                            f"{_clock(seconds)}, about {_clock(left)} left"
-                        )
-    drained = directory.stop_file.exists()
-    directory.stop_file.unlink(missing_ok=True)
-    if drained and missing_groups(recipe, directory):
+        try:
+            with drain.at_work(begin_drain, directory.stop_file):
+                running = {start(group): group for group in groups}
+                deaths, resting = Counter[str](), dict[float, PoolGroup]()
+                # A drain waits for nobody: a group is written as a whole, once it is trained.
+                while (running or resting) and not draining.is_set():
+                    for due in [due for due in resting if due <= time.monotonic()]:
+                        group = resting.pop(due)
+                        running[start(group)] = group
+                    finished: Sequence[Any] = ()
+                    if running:
+                        finished, _ = ray.wait(list(running), timeout=0.5)
+                    else:
+                        time.sleep(0.5)
+                    for reference in finished:
+                        group = running.pop(reference)
+                        try:
+                            trained = _result(reference, group)
+                        except ray.exceptions.RayError as error:  # the worker died
+                            deaths[group.label] += 1
+                            wait, death = RETRIES.wait(deaths[group.label]), told_death(str(error))
+                            if wait is None:
+                                times = f"{group.label}: tried {deaths[group.label]} times"
+                                raise UserError(f"{times}: {death}") from error
+                            resting[time.monotonic() + wait] = group
+                            say(f"{pool.name}: {group.label}: tried again in {wait:.0f} s: {death}")
+                            continue
+                        if trained:
+                            done += 1
+                            seconds = time.monotonic() - begun
+                            left = seconds / done * (len(groups) - done)
+                            say(
+                                f"{pool.name}: {group.label} trained, {done} of {len(groups)} groups, "
+                                f"{_clock(seconds)}, about {_clock(left)} left"
+                            )
+        finally:
+            directory.stop_file.unlink(missing_ok=True)
+    if draining.is_set() and missing_groups(recipe, directory):
         return False
     write_index(directory, recipe.spec(pool.name))
     return True

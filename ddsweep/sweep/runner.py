@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -34,7 +35,8 @@ from ddsweep.results.layout import SweepDirectory
 from ddsweep.results.parts import read_part
 from ddsweep.spec import SweepSpec, is_smoke
 from ddsweep.sweep.asha import Asha
-from ddsweep.sweep.drain import drain_on_signal
+from ddsweep.sweep.drain import Drain
+from ddsweep.sweep.first_step import leaving_before_the_first_step
 from ddsweep.sweep.full_disk import FullDisk
 from ddsweep.sweep.halving import Halving
 from ddsweep.sweep.join import check_nodes
@@ -172,14 +174,17 @@ def _distil_in_worker(work: _Work, trial_id: str) -> None:
         taken = 0
 
     try:
-        with full_disk_told(work.directory.root):
+        with (
+            full_disk_told(work.directory.root),
+            leaving_before_the_first_step(should_stop) as should_stop_at_step,
+        ):
             check_gpus_seen(trial.settings.gpus, f"trial {trial_id}")
             distilled = distil_trial(
                 spec,
                 get_splits(work.shared[splits_key(spec)]),
                 work.directory,
                 trial.settings,
-                should_stop=should_stop,
+                should_stop=should_stop_at_step,
                 on_progress=on_progress,
             )
     except (DivergedError, UserError) as error:
@@ -235,8 +240,10 @@ class _Watcher(tune.Callback):
         on_broken: Callable[[TrialSpec, str, int], None],
         asha: Asha | None,
         disk: FullDisk,
+        draining: Callable[[], bool],
     ) -> None:
         self._trials, self._board, self._asha, self._disk = trials, board, asha, disk
+        self._draining = draining
         self._on_distilled, self._on_stopped, self._on_broken = on_distilled, on_stopped, on_broken
         self._teller = Teller(board.say)
 
@@ -267,7 +274,7 @@ class _Watcher(tune.Callback):
         trial_id = trial.config["trial_id"]
         if self._asha and self._asha.is_stopped(trial_id):
             self._on_stopped(self._trials[trial_id])
-        elif self._board.state_of(trial_id) == "paused":
+        elif self._board.state_of(trial_id) in ("paused", "running"):  # taken out by a drain
             self._board.set_state(trial_id, "drained")
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -277,6 +284,9 @@ class _Watcher(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         trial_id = trial.config["trial_id"]
+        if self._draining():  # it is tried again, by the next run
+            self._board.set_state(trial_id, "drained")
+            return
         self._on_broken(self._trials[trial_id], _death(trial), trial.num_failures)
         self._board.set_state(trial_id, "failed")
         if self._asha:
@@ -300,6 +310,7 @@ def run_sweep(
     trials: Sequence[TrialSpec],
     directory: SweepDirectory,
     board: Board,
+    drain: Drain,
     *,
     data_root: Path | None,
     address: str | None = None,
@@ -315,37 +326,32 @@ def run_sweep(
     user asked for is left to refuse. Attempts on what dies are spread over ``spread_s`` seconds.
 
     ``seconds`` is the estimated time of each trial. Raises `UserError` before any work for data that is
-    not there and resources that do not fit.
+    not there and resources that do not fit, `Drained` if it is told to end before the work begins.
     """
     directory = SweepDirectory(directory.root.resolve())  # workers may run in another folder
-    evaluation = sweep.evaluate.spec()
-    missing, known, evals = [], KnownParts.load(directory), directory.evals_by_trial()
-    for trial in trials:
-        if settled(trial, evaluation, directory, sweep.name, known, evals.get(trial.trial_id, [])):
-            board.found(trial.trial_id, "done")
-        elif sweep.scheduler and trial_is_stopped(trial, directory, known):
-            board.found(trial.trial_id, "stopped")
-        else:
-            missing.append(trial)
-    known.save(directory)
+    with drain.interruptible():
+        missing, known, evals = _missing(sweep, trials, directory, board)
     if not missing:
         on_ready()
         return _outcome(board)
     directory.stop_file.unlink(missing_ok=True)
     for trial in missing:
         directory.failure_part(trial.trial_id).unlink(missing_ok=True)
-    distilled = [trial for trial in missing if is_distilled(trial, directory)]
-    there = {trial.trial_id for trial in distilled}
-    to_distil = [] if only_evaluate else [trial for trial in missing if trial.trial_id not in there]
-    if not distilled and not to_distil:
-        raise UserError(f"{directory.root}: no trial is distilled yet; run the sweep first")
-    for own in dict.fromkeys(trial.pool for trial in missing if trial.pool is not None):
-        ready_pool(own, directory.pools, data_root)
-    splits = load_all_splits(missing, data_root, stand_in=is_smoke(sweep.name))
+    with drain.interruptible():
+        distilled = [trial for trial in missing if is_distilled(trial, directory)]
+        there = {trial.trial_id for trial in distilled}
+        to_distil = [] if only_evaluate else [trial for trial in missing if trial.trial_id not in there]
+        if not distilled and not to_distil:
+            raise UserError(f"{directory.root}: no trial is distilled yet; run the sweep first")
+        for own in dict.fromkeys(trial.pool for trial in missing if trial.pool is not None):
+            ready_pool(own, directory.pools, data_root)
+        splits = load_all_splits(missing, data_root, stand_in=is_smoke(sweep.name))
     for name in dict.fromkeys(found.name for found in splits.values() if found.stand_in):
         board.say(f"{name} is not here: small stand-in data take its place, and the numbers mean nothing")
-    prints = {trial.trial_id: splits[splits_key(trial)].fingerprint for trial in to_distil}
-    taken = take_over_all(to_distil, prints, directory)
+    evaluation = sweep.evaluate.spec()
+    with drain.interruptible():
+        prints = {trial.trial_id: splits[splits_key(trial)].fingerprint for trial in to_distil}
+        taken = take_over_all(to_distil, prints, directory)
     for name, count in Counter(item.source.root.name for item in taken.values()).items():
         board.say(f"{counted(count, 'trial')} taken over from sweep {name}, which has finished the same")
     evals |= {trial_id: list(item.evals) for trial_id, item in taken.items()}
@@ -365,6 +371,7 @@ def run_sweep(
     board.expect(costs, there, at_most=sweep.scheduler is not None)
     resources = sweep.resources
     with ray_session(
+        drain,
         job=f"{'evaluate' if only_evaluate else 'sweep'} {sweep.name}",
         address=address,
         cpus=resources.total_cpus,
@@ -372,60 +379,90 @@ def run_sweep(
         dashboard=resources.dashboard,
         data_bytes=sum(found.nbytes for found in splits.values()),
     ) as session:
-        if address is not None:
-            check_nodes({node.name: node.host for node in session.nodes}, directory.temporary)
-        if sweep.resources.to_be_measured:
-            sweep = _with_measured_resources(sweep, to_distil, session, directory, board, seconds)
-            resources = sweep.resources
-        placement = check_placement(sweep, missing, session)
+        with drain.interruptible():
+            if address is not None:
+                check_nodes({node.name: node.host for node in session.nodes}, directory.temporary)
+            if sweep.resources.to_be_measured:
+                sweep = _with_measured_resources(sweep, to_distil, session, directory, board, seconds)
+                resources = sweep.resources
+            placement = check_placement(sweep, missing, session)
         on_ready()
         if session.dashboard:
             board.say(_dashboard_line(session))
-        shared = {key: put_splits(value) for key, value in splits.items()}
-        disk = FullDisk(board.say, lambda: drain("full disk"), side_by_side(sweep, missing, session))
-        pool = EvalPool(
-            sweep.name,
-            placement.nodes,
-            shared,
-            evaluation,
-            directory,
-            device=resources.device,
-            gpus=placement.gpus,
-            compile=resources.compile,
-            on_state=board.set_state,
-            on_failure=disk.met,
-            earlier={trial.trial_id: evals.get(trial.trial_id, []) for trial in missing},
-            known=known,
-            say=board.say,
-            spread_s=spread_s,
-        )
-        pool.start()
+        draining = threading.Event()
 
-        def drain(cause: str) -> None:
+        def begin(cause: str) -> None:
+            draining.set()
             directory.stop_file.touch()
             pool.begin_drain()
             board.say(f"{cause}: draining; trials checkpoint and stop (again to stop at once)")
 
-        with (
-            exported(sweep.name, board, pool.load, directory),
-            drain_on_signal(drain, directory.stop_file),
-        ):
-            for trial in distilled:
-                pool.submit(trial)
-            for trial in to_distil:
-                forget_stop(trial, directory)  # there is no scheduler any more: it goes on
-            if to_distil:
-                asha = _asha(sweep, trials, directory, board) if sweep.scheduler else None
-                given = [
-                    _Trial(trial, trial_settings(sweep, trial), labels[trial.trial_id]) for trial in to_distil
-                ]
-                report_every = side_by_side(sweep, to_distil, session) / REPORTS_PER_S
-                work = _Work(sweep.name, _put(given), shared, directory, report_every)
-                _tune(sweep, to_distil, work, session, board, pool, asha, disk, seconds, spread_s)
-            pool.close()
+        disk = FullDisk(board.say, lambda: begin("full disk"), side_by_side(sweep, missing, session))
+        with drain.interruptible():
+            shared = {key: put_splits(value) for key, value in splits.items()}
+            pool = EvalPool(
+                sweep.name,
+                placement.nodes,
+                shared,
+                evaluation,
+                directory,
+                device=resources.device,
+                gpus=placement.gpus,
+                compile=resources.compile,
+                on_state=board.set_state,
+                on_failure=disk.met,
+                earlier={trial.trial_id: evals.get(trial.trial_id, []) for trial in missing},
+                known=known,
+                say=board.say,
+                spread_s=spread_s,
+            )
+            pool.start()
+
+        try:
+            with (
+                exported(sweep.name, board, pool.load, directory),
+                drain.at_work(begin, directory.stop_file),
+            ):
+                for trial in distilled:
+                    pool.submit(trial)
+                for trial in to_distil:
+                    forget_stop(trial, directory)  # there is no scheduler any more: it goes on
+                if to_distil:
+                    asha = _asha(sweep, trials, directory, board) if sweep.scheduler else None
+                    given = [
+                        _Trial(trial, trial_settings(sweep, trial), labels[trial.trial_id])
+                        for trial in to_distil
+                    ]
+                    report_every = side_by_side(sweep, to_distil, session) / REPORTS_PER_S
+                    work = _Work(sweep.name, _put(given), shared, directory, report_every)
+                    _tune(
+                        *(sweep, to_distil, work, session, board, pool, asha, disk, draining.is_set),
+                        seconds=seconds,
+                        spread_s=spread_s,
+                    )
+                pool.close()
+        finally:
+            directory.stop_file.unlink(missing_ok=True)
     known.save(directory)
-    directory.stop_file.unlink(missing_ok=True)
     return _outcome(board)
+
+
+def _missing(
+    sweep: SweepSpec, trials: Sequence[TrialSpec], directory: SweepDirectory, board: Board
+) -> tuple[list[TrialSpec], KnownParts, dict[str, list[Path]]]:
+    """Those of ``trials`` that are neither done nor stopped for good; what is known of parts, and the evals
+    parts of each trial."""
+    evaluation = sweep.evaluate.spec()
+    missing, known, evals = [], KnownParts.load(directory), directory.evals_by_trial()
+    for trial in trials:
+        if settled(trial, evaluation, directory, sweep.name, known, evals.get(trial.trial_id, [])):
+            board.found(trial.trial_id, "done")
+        elif sweep.scheduler and trial_is_stopped(trial, directory, known):
+            board.found(trial.trial_id, "stopped")
+        else:
+            missing.append(trial)
+    known.save(directory)
+    return missing, known, evals
 
 
 def _with_measured_resources(
@@ -491,7 +528,7 @@ def _asha(sweep: SweepSpec, trials: Sequence[TrialSpec], directory: SweepDirecto
         stopped = board.state_of(trial.trial_id) == "stopped"
         halving.replay(trial.trial_id, scores, reached, stopped=stopped)
     halving.begin()
-    return Asha(halving, most=sweep.resources.max_concurrent, draining=directory.stop_file.exists)
+    return Asha(halving, most=sweep.resources.max_concurrent)
 
 
 def _request(sweep: SweepSpec, trial: TrialSpec, session: RaySession) -> dict[str, float]:
@@ -535,6 +572,8 @@ def _tune(
     pool: EvalPool,
     asha: Asha | None,
     disk: FullDisk,
+    draining: Callable[[], bool],
+    *,
     seconds: Mapping[str, float],
     spread_s: float,
 ) -> None:
@@ -565,7 +604,7 @@ def _tune(
             scheduler=TrialRetries(
                 asha or FIFOScheduler(),
                 RetryPolicy(resources.max_failures, spread_s),
-                draining=work.directory.stop_file.exists,
+                draining=draining,
             ),
             search_alg=asha.queue if asha else None,
             trial_name_creator=lambda trial: trial.config["trial_id"],
@@ -577,7 +616,7 @@ def _tune(
             storage_path=str((work.directory.temporary / "tune").resolve()),
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=resources.max_failures),
-            callbacks=[_Watcher(by_id, board, pool.submit, stopped, broken, asha, disk)],
+            callbacks=[_Watcher(by_id, board, pool.submit, stopped, broken, asha, disk, draining)],
         ),
     )
     try:

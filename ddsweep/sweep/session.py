@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import secrets
 import tempfile
-from collections.abc import Iterator, Mapping
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +25,9 @@ from ddsweep.errors import UserError
 from ddsweep.interpreter import SAFE_PATH
 from ddsweep.machine import limits_trouble, object_store_bytes
 from ddsweep.private import private_folder
-from ddsweep.sweep.join import find_ray, use_its_token
+from ddsweep.processes import MARK, kill_marked, kill_with_children
+from ddsweep.sweep.drain import Drain, out_of_reach
+from ddsweep.sweep.join import find_ray, is_silent, use_its_token
 
 __all__ = ["Node", "RaySession", "ray_session"]
 
@@ -34,6 +40,9 @@ puts one that asks for nothing anywhere."""
 
 _RAY_FOLDER = "ray"
 """Below the private folder: Ray lets everybody write into its own, where the token would not be safe."""
+
+_LOOK_S = 1.0
+_SILENCE_S = 30.0
 
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -89,6 +98,7 @@ class RaySession:
 
 @contextmanager
 def ray_session(
+    drain: Drain,
     *,
     job: str,
     address: str | None,
@@ -98,9 +108,11 @@ def ray_session(
     data_bytes: int = 0,
 ) -> Iterator[RaySession]:
     """A local Ray of ``cpus`` and ``gpus`` (all there are if None), or the cluster at ``address``. ``job`` is
-    what the dashboard calls this driver. ``data_bytes`` will be put into its object store.
+    what the dashboard calls this driver. ``data_bytes`` will be put into its object store. Signals do not
+    reach a local Ray: who drains needs it.
 
-    Raises `UserError` if it cannot be started or reached: where that can be told beforehand, it is.
+    Raises `UserError` if it cannot be started or reached: where that can be told beforehand, it is. Raises
+    `Drained` if the run is told to end meanwhile.
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -114,9 +126,14 @@ def ray_session(
             temporary = afterwards.enter_context(private_folder(_base()))
             if trouble := limits_trouble(temporary):
                 raise UserError(f"Ray cannot start here: {trouble}")
+            mark = f"{os.environ.get(MARK, '')}{temporary.name}."
+            afterwards.callback(kill_marked, mark)
             token = _use_token(temporary)
             if dashboard:
                 provisioned = provision(temporary)
+            provisioned[MARK] = mark
+            if temporary.parent == Path(tempfile.gettempdir()):
+                provisioned["TMPDIR"] = str(temporary)  # a compiler that is killed leaves files there
             options = {
                 "address": "local",
                 "num_cpus": cpus,
@@ -130,21 +147,105 @@ def ray_session(
             found = find_ray(address)
             use_its_token(found)
             options = {"address": found}
-        afterwards.callback(ray.shutdown)
-        try:
-            with _environment({**provisioned, **SAFE_PATH}):
-                context = ray.init(
-                    log_to_driver=False,
-                    logging_level=logging.ERROR,
-                    configure_logging=True,
-                    # As of Ray Client, or Ray would put this folder first on the path of its workers.
-                    job_config=JobConfig(metadata={"job_name": job}, _client_job=True),
-                    **options,
-                )
-        except Exception as error:  # Ray raises ConnectionError, ValueError, RuntimeError, ...
-            raise UserError(f"Ray {ray.__version__} did not start: {' '.join(str(error).split())}") from error
+        afterwards.callback(_leave, drain)
+        context = _start(drain, provisioned, job, options)
+        afterwards.enter_context(_watched(drain, address and str(options["address"])))
         url = context.dashboard_url
         yield RaySession(dashboard=f"http://{url}" if url else "", token=token, nodes=_nodes())
+
+
+def _start(drain: Drain, environment: Mapping[str, str], job: str, options: Mapping[str, Any]) -> Any:
+    try:
+        with (
+            drain.interruptible(),
+            out_of_reach(),
+            _our_handler_stays(),
+            _environment({**environment, **SAFE_PATH}),
+        ):
+            return ray.init(
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                configure_logging=True,
+                # As of Ray Client, or Ray would put this folder first on the path of its workers.
+                job_config=JobConfig(metadata={"job_name": job}, _client_job=True),
+                **options,
+            )
+    except Exception as error:  # Ray raises ConnectionError, ValueError, RuntimeError, ...
+        raise UserError(f"Ray {ray.__version__} did not start: {' '.join(str(error).split())}") from error
+    finally:
+        drain.listen()  # Ray's C++ has put a handler over ours, which prints its stack and may abort
+
+
+@contextmanager
+def _our_handler_stays() -> Iterator[None]:
+    """Ray would set a handler of its own for SIGTERM as it starts. That raises `SystemExit` wherever this
+    thread is, also where Python ignores exceptions: then the signal is lost."""
+    utils = ray._private.utils
+    before = utils.set_sigterm_handler
+    utils.set_sigterm_handler = lambda handler: None
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = before
+
+
+@contextmanager
+def _watched(drain: Drain, address: str | None) -> Iterator[None]:
+    """Say it once Ray is lost. It would be a minute until Ray notices by itself, and then it ends this
+    process with 1, and takes nothing away."""
+    over, lost = threading.Event(), _own_loss() if address is None else _loss(address)
+
+    def watch() -> None:
+        while not over.wait(_LOOK_S):
+            if how := lost():
+                drain.lose_ray(how)
+                return
+
+    thread = threading.Thread(target=watch, name="ray", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(_LOOK_S)  # or it waits for an answer
+
+
+def _own_loss() -> Callable[[], str]:
+    """How a Ray that this process started was lost, or empty: without two of its services it is none."""
+    started = ray._private.worker._global_node.all_processes
+    services = [(name, one.process) for name in ("gcs_server", "raylet") for one in started.get(name, ())]
+
+    def look() -> str:
+        ended = [(name, process.poll()) for name, process in services if process.poll() is not None]
+        return ", ".join(f"{name} ended with {code}" for name, code in ended)
+
+    return look
+
+
+def _loss(address: str) -> Callable[[], str]:
+    """The same of one that was joined. One may be busy for a while: a minute Ray would give it."""
+    heard = time.monotonic()
+
+    def look() -> str:
+        nonlocal heard
+        if not is_silent(address):
+            heard = time.monotonic()
+        silence = time.monotonic() - heard
+        return f"nobody answers at {address}" if silence > _SILENCE_S else ""
+
+    return look
+
+
+def _leave(drain: Drain) -> None:
+    """Disconnect, and end what was started. Ray would end each of its services by SIGTERM, which does not
+    reach them, and wait for a second before it kills it."""
+    if drain.ray_is_lost or not ray.is_initialized():
+        atexit.unregister(ray.shutdown)  # it would wait for a minute for what is gone, or was never there
+        return
+    for started in ray._private.worker._global_node.all_processes.values():
+        for one in started:
+            one.process.terminate = partial(kill_with_children, one.process.pid)
+    ray.shutdown()
 
 
 def _nodes() -> tuple[Node, ...]:

@@ -16,8 +16,10 @@ __all__ = ["TrialRetries"]
 
 class TrialRetries(FIFOScheduler):
     """What ``inner`` decides, but that a trial which failed rests, as ``policy`` says, before it is given to
-    ``inner`` again: its place is free meanwhile. Whether it is tried again is Tune's decision. While
-    ``draining`` what rests is stopped."""
+    ``inner`` again: its place is free meanwhile. Whether it is tried again is Tune's decision.
+
+    While ``draining`` trials that wait, or rest, or are paused are taken out, however many they are: starting
+    one takes seconds, only for it to see that it is to stop."""
 
     def __init__(
         self,
@@ -43,10 +45,13 @@ class TrialRetries(FIFOScheduler):
             self._rest_until[trial] = self._clock() + wait
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
-        draining = bool(self._rest_until) and self._draining()
+        if self._draining():
+            tune_controller.search_alg.set_finished()
+            for trial in list(tune_controller.get_live_trials()):
+                if trial.status in (Trial.PENDING, Trial.PAUSED):
+                    tune_controller.stop_trial(trial)
+            return None
         for trial, until in list(self._rest_until.items()):
-            if draining and trial.status == Trial.PAUSED:
-                tune_controller.stop_trial(trial)
             if trial.status != Trial.PAUSED:  # it was stopped meanwhile
                 del self._rest_until[trial]
             elif until <= self._clock():

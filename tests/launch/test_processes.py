@@ -14,13 +14,15 @@ from types import FrameType
 
 import pytest
 
-from ddsweep.launch.processes import MARK, Signals, end, kill_marked, marked, spawn
+from ddsweep.launch.processes import Signals, end, spawn
+from ddsweep.processes import MARK, kill_marked, marked
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
 
 PARENT = """
 import os, subprocess, sys, time
-from ddsweep.launch.processes import MARK, spawn
+from ddsweep.launch.processes import spawn
+from ddsweep.processes import MARK
 child = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', sys.argv[1]]); time.sleep(600)"
 grandchild = "import time; time.sleep(600)"
 spawn([sys.executable, "-c", child, grandchild], {**os.environ, MARK: sys.argv[1]})

@@ -86,26 +86,21 @@ class Driver:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self, *settings: str) -> Driver:
-        results = self.folder / "results"
         joined = ["--address", self.one_ray.address] if self.one_ray else []
+        results = str(self.folder / "results")
+        return self.start_command("run", str(self.file), *settings, "--results", results, *joined)
+
+    def start_command(self, *words: str) -> Driver:
+        """Another command than the run of the sweep."""
         variables = self.one_ray.variables if self.one_ray else {}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-P",
-                    *self.command,
-                    "run",
-                    str(self.file),
-                    *settings,
-                    "--results",
-                    str(results),
-                    *joined,
-                ],
+                [sys.executable, "-P", *self.command, *words],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env={**self.environment, **variables},
                 cwd=self.cwd,
+                start_new_session=True,
             )
         return self
 
@@ -119,6 +114,11 @@ class Driver:
     def signal(self, number: int) -> None:
         assert self.process is not None
         self.process.send_signal(number)
+
+    def signal_group(self, number: int) -> None:
+        """As `timeout`, systemd, containers and terminals do: also to all that it has started."""
+        assert self.process is not None
+        os.killpg(self.process.pid, number)
 
     def until(self, what: Callable[[], Any], description: str) -> Any:
         """Wait until ``what`` is true while the driver runs, and return it."""

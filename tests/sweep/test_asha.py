@@ -292,7 +292,9 @@ def test_a_worker_that_died_too_often_is_told_to_the_scheduler() -> None:
     board: Any = SimpleNamespace(set_state=nothing, say=nothing)
     asha: Any = SimpleNamespace(failed=told.append)
     trial = PAIRS[0][0]
-    watcher = _Watcher({trial.trial_id: trial}, board, nothing, nothing, nothing, asha, nothing)
+    watcher = _Watcher(
+        {trial.trial_id: trial}, board, nothing, nothing, nothing, asha, nothing, lambda: False
+    )
     watcher.on_trial_error(
         1, [], SimpleNamespace(config={"trial_id": trial.trial_id}, error_file=None, num_failures=1)
     )
@@ -324,20 +326,6 @@ def test_one_that_waited_when_the_driver_was_killed_waits_again() -> None:
     assert tune.was_stopped == [d.trial_id], "its sibling was"
     assert tune.tell(b, 10, 0.5) == "CONTINUE"
     assert tune.start() == a.trial_id
-
-
-def test_a_drain_ends_those_that_wait() -> None:
-    (a, b), (c, _), _ = PAIRS
-    draining = iter([False, True, True])
-    tune = Tune(flat(PAIRS), most=2, draining=lambda: next(draining))
-    tune.add(a, b, c)
-    assert tune.tell(a, 10, 0.5) == "NOOP"
-    assert tune.tell(b, 10, 0.5) == "CONTINUE"
-    assert tune.tell(c, 10, 0.5) == "NOOP"
-    tune.asha.choose_trial_to_run(tune)
-    tune.asha.choose_trial_to_run(tune)
-    assert set(tune.was_stopped) <= {a.trial_id, c.trial_id} and c.trial_id in tune.was_stopped
-    assert not any(tune.asha.is_stopped(trial.trial_id) for trial in (a, c)), "they go on another day"
 
 
 # ----------------------------------------------------------------------------------- on a real Ray

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler
+from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from ddsweep.catalog import EvalUnit
 from ddsweep.sweep.retry import RetryPolicy, told_death
@@ -207,9 +208,13 @@ class Controller:
 
     def __init__(self, *trials: Any) -> None:
         self.trials = trials
+        self.search_alg = BasicVariantGenerator()
 
     def get_trials(self) -> Any:
         return self.trials
+
+    def get_live_trials(self) -> Any:
+        return {trial for trial in self.trials if trial.status != Trial.TERMINATED}
 
     def _set_trial_status(self, trial: Any, status: str) -> None:
         trial.status = status
@@ -256,6 +261,21 @@ def test_a_trial_that_is_stopped_while_it_rests_does_not_come_back(by: str) -> N
     assert scheduler.choose_trial_to_run(controller) is None and trial.status == Trial.TERMINATED
     now[0] = 1e6
     assert scheduler.choose_trial_to_run(controller) is None and trial.status == Trial.TERMINATED
+
+
+def test_a_drain_takes_out_all_that_does_not_run() -> None:
+    """However many wait, and whatever for; nothing comes after them."""
+    drained = False
+    scheduler = TrialRetries(FIFOScheduler(), RetryPolicy(1), draining=lambda: drained)
+    running, paused, *waiting = trials = [OfTune() for _ in range(100)]
+    running.status, paused.status = Trial.RUNNING, Trial.PAUSED
+    controller = Controller(*trials)
+    assert scheduler.choose_trial_to_run(controller) is waiting[0]
+    drained = True
+    assert scheduler.choose_trial_to_run(controller) is None
+    assert running.status == Trial.RUNNING, "it comes to rest by itself"
+    assert {trial.status for trial in (paused, *waiting)} == {Trial.TERMINATED}
+    assert controller.search_alg.is_finished()
 
 
 SHORT_OF_MEMORY = """

@@ -23,6 +23,7 @@ from ddsweep.errors import UserError
 from ddsweep.results.known import KnownParts
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.spec import expand, load_sweep
+from ddsweep.sweep.drain import Drain
 from ddsweep.sweep.placement import check_gpus_seen, check_placement
 from ddsweep.sweep.pool import EvalPool, get_splits, put_splits
 from ddsweep.sweep.session import RaySession, ray_session
@@ -112,7 +113,7 @@ def main(folder: Path) -> None:
     try:
         nodes = [cluster.add_node(**own) for _ in range(3)]
         own_session = ray_session(
-            job="placed", address=cluster.address, cpus=None, gpus=None, dashboard=False
+            Drain(), job="placed", address=cluster.address, cpus=None, gpus=None, dashboard=False
         )
         with own_session as session:
             found["nodes"] = [node.name for node in session.nodes]
