@@ -358,7 +358,7 @@ def _run(
         from ddsweep.sweep.runner import run_sweep
 
     directory.create()
-    with SweepLock(directory.lock):
+    with SweepLock(directory.lock) as lock, drain.leftover(lock.release):
         remove_leftovers(directory.temporary)
         write_code(directory, codes_of(plan.trials, sweep.evaluate.spec()))
         for line in remark_lines(trial.dataset for trial in plan.trials):
@@ -516,7 +516,7 @@ def _pretrain(
         write_atomic(directory.pool_file, pool_yaml(pool).encode(), directory.temporary)
 
     directory.create()
-    with SweepLock(directory.lock):
+    with SweepLock(directory.lock) as lock, drain.leftover(lock.release):
         remove_leftovers(directory.temporary)
         try:
             whole = train_pool(
@@ -968,6 +968,9 @@ def _exit_code(arguments: Sequence[str] | None) -> int:
         return 1
     except Drained as drained:
         typer.echo(f"ddsweep: {drained}", err=True)
+        if drained.ray_is_lost:  # Ray and Tune would ask it once more at exit, and wait for a minute
+            sys.stdout.flush()
+            os._exit(EXIT_DRAINED)
         return EXIT_DRAINED
     except (Abort, KeyboardInterrupt, Interrupted):
         return EXIT_INTERRUPTED

@@ -68,7 +68,7 @@ class SweepLock:
                 try:
                     self._keep_others_out()
                 except ResultsError:
-                    self._release()
+                    self.release()
                     raise
         except OSError as error:
             raise results_error(error, self.path) from error
@@ -84,7 +84,7 @@ class SweepLock:
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
-        self._release()
+        self.release()
 
     def _keep_others_out(self) -> None:
         """Look at the other kind of lock after ours exists: then two starters cannot miss each other."""
@@ -95,7 +95,8 @@ class SweepLock:
             if self.launch is None or holder is None or holder.get("launch") != self.launch:
                 _clear_if_stale(other, self.stale_s)
 
-    def _release(self) -> None:
+    def release(self) -> None:
+        """Let go of it. A context manager does so when it is left."""
         if self._descriptor is None:
             return
         try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import stat
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
+from ddsweep.errors import EXIT_DRAINED
 from ddsweep.processes import MARK
 
 __all__ = ["SIGNALS", "Drain", "Drained", "Interrupted", "out_of_reach"]
@@ -24,6 +26,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """A person, a batch system or a service manager, a terminal that was closed."""
 
 _LOOK_EVERY_S = 0.2
+_COME_BACK_S = 8.0
 _ONE_EVENT_S = 1.0
 """A signal that comes twice within this time is one event: `timeout` and systemd signal a process, and then
 its group with it."""
@@ -42,6 +45,10 @@ def out_of_reach() -> Iterator[None]:
 
 class Drained(BaseException):
     """The run ends here: it was told to, and nothing is under way that could come to rest."""
+
+    def __init__(self, message: str, *, ray_is_lost: bool = False) -> None:
+        super().__init__(message)
+        self.ray_is_lost = ray_is_lost
 
 
 class Interrupted(BaseException):
@@ -70,13 +77,16 @@ class Drain:
         self._stop_file: Path | None = None
         self._lock = threading.Lock()
         self._over = threading.Event()
+        self._leftovers: list[Callable[[], object]] = []
         self._main = threading.current_thread() is threading.main_thread()
         self._before: dict[signal.Signals, Any] = {}
+        self._hook_before: Any = None
         self._again_counts = (signal.SIGINT,) if MARK in os.environ else SIGNALS
 
     def __enter__(self) -> Drain:
         if self._main:
             self._before = {number: signal.getsignal(number) for number in SIGNALS}
+            self._hook_before, sys.unraisablehook = sys.unraisablehook, self._swallowed
             self.listen()
         # This thread blocks no signal, so that the process takes them also while the main thread does.
         self._thread = threading.Thread(target=self._look, name="drain", daemon=True)
@@ -90,6 +100,14 @@ class Drain:
         self._thread.join()
         for number, old in self._before.items():
             signal.signal(number, old)
+        if self._main:
+            sys.unraisablehook = self._hook_before
+
+    def _swallowed(self, found: Any) -> None:
+        """What a handler raised in a destructor, or beside a fork, where Python cannot pass it on: it comes
+        again at the end of the place, and is nobody's fault."""
+        if found.exc_type is not Drained:
+            self._hook_before(found)
 
     def listen(self) -> None:
         """Take the signals (again: Ray installs a handler of its own). One that ``nohup`` has switched off
@@ -140,12 +158,32 @@ class Drain:
         """Say, from any thread, that Ray is gone: what is under way can neither go on nor come to rest."""
         self.cause = f"{f'{self.cause}, and ' if self.cause else ''}Ray was lost ({how})"
         self.ray_is_lost = True
-        if self._main and (main := threading.main_thread().ident) is not None:
-            signal.pthread_kill(main, signal.SIGTERM)  # it may be waiting for what never comes
+        if not self._main or (main := threading.main_thread().ident) is None:
+            return
+        signal.pthread_kill(main, signal.SIGTERM)  # it may be waiting for what never comes
+        if self._over.wait(_COME_BACK_S):
+            return
+        # It waits inside Ray, where no handler is called, and Ray would end this process with 1 in a minute.
+        for remove in reversed(self._leftovers):
+            with suppress(Exception):
+                remove()
+        print(f"ddsweep: {self._drained()}", file=sys.stderr, flush=True)
+        os._exit(EXIT_DRAINED)
+
+    @contextmanager
+    def leftover(self, remove: Callable[[], object]) -> Iterator[None]:
+        """What the caller takes away when it is left, as ``remove`` does: called from another thread if the
+        run has to end while the caller waits for a Ray that is lost."""
+        self._leftovers.append(remove)
+        try:
+            yield
+        finally:
+            self._leftovers.remove(remove)
 
     def _drained(self) -> Drained:
         self._raised = True
-        return Drained(f"{self.cause}: stopped; the same command goes on")
+        message = f"{self.cause}: stopped; the same command goes on"
+        return Drained(message, ray_is_lost=self.ray_is_lost)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGHUP:

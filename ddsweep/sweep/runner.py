@@ -421,6 +421,7 @@ def run_sweep(
         try:
             with (
                 exported(sweep.name, board, pool.load, directory),
+                drain.leftover(lambda: directory.stop_file.unlink(missing_ok=True)),
                 drain.at_work(begin, directory.stop_file),
             ):
                 for trial in distilled:

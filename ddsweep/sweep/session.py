@@ -6,6 +6,7 @@ import atexit
 import logging
 import os
 import secrets
+import shutil
 import tempfile
 import threading
 import time
@@ -124,10 +125,12 @@ def ray_session(
             # An address in the environment would quietly send the sweep to another cluster.
             os.environ.pop("RAY_ADDRESS", None)
             temporary = afterwards.enter_context(private_folder(_base()))
+            afterwards.enter_context(drain.leftover(lambda: shutil.rmtree(temporary, ignore_errors=True)))
             if trouble := limits_trouble(temporary):
                 raise UserError(f"Ray cannot start here: {trouble}")
             mark = f"{os.environ.get(MARK, '')}{temporary.name}."
             afterwards.callback(kill_marked, mark)
+            afterwards.enter_context(drain.leftover(lambda: kill_marked(mark)))
             token = _use_token(temporary)
             if dashboard:
                 provisioned = provision(temporary)

@@ -105,8 +105,12 @@ def test_elsewhere_a_signal_waits_for_the_next_place(stop: Path) -> None:
 
 
 @pytest.mark.usefixtures("before")
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_what_is_swallowed_is_raised_again_at_the_end_of_the_place() -> None:
+def test_what_is_swallowed_is_raised_again_at_the_end_of_the_place_and_not_printed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    printed: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", printed.append)
+
     class Swallows:
         def __del__(self) -> None:
             tell(signal.SIGTERM)
@@ -116,6 +120,8 @@ def test_what_is_swallowed_is_raised_again_at_the_end_of_the_place() -> None:
         with drain.interruptible():
             Swallows()
         pytest.fail("it went on")
+    assert printed == []
+    assert sys.unraisablehook == printed.append
 
 
 @pytest.mark.usefixtures("before")
@@ -236,3 +242,27 @@ def test_a_terminal_that_is_closed_may_still_be_written_to(tmp_path: Path) -> No
     os.close(terminal)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     assert (tmp_path / "cause").read_text() == "SIGHUP"
+
+
+WAITS_FOR_EVER = """
+import signal, sys, threading, time
+from ddsweep.sweep import drain as module
+module._COME_BACK_S = 0.2
+with module.Drain() as drain, drain.leftover(lambda: print("lock")), drain.leftover(lambda: print("folder")):
+    with drain.leftover(lambda: print("never")):
+        pass
+    with drain.at_work(lambda cause: None, module.Path("STOP")):
+        signal.pthread_sigmask(signal.SIG_BLOCK, module.SIGNALS)  # so that no handler is called here
+        threading.Thread(target=drain.lose_ray, args=("gcs_server ended with -9",)).start()
+        time.sleep(60)
+"""
+
+
+def test_what_waits_inside_a_ray_that_is_lost_is_ended_and_leaves_nothing() -> None:
+    command = [sys.executable, "-u", "-c", WAITS_FOR_EVER]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
+    assert ended.returncode == 75, ended.stderr
+    assert ended.stdout.split() == ["folder", "lock"]
+    assert ended.stderr == (
+        "ddsweep: Ray was lost (gcs_server ended with -9): stopped; the same command goes on\n"
+    )
