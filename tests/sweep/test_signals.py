@@ -37,7 +37,8 @@ def in_session(driver: Driver) -> list[str]:
     """What still runs of it: Ray's services and workers are all in the session of the driver."""
     assert driver.process is not None
     command = ["pgrep", "-a", "-s", str(driver.process.pid)]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines()
+    found = subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines()
+    return [line for line in found if "<defunct>" not in line]  # it ended, and init has not looked yet
 
 
 def assert_drained(driver: Driver, private: Path) -> None:
