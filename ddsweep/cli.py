@@ -23,6 +23,7 @@ from ddsweep.bundled import find_file
 from ddsweep.catalog.numbers import counted
 from ddsweep.errors import EXIT_DRAINED, NOT_ON_WINDOWS, ResultsError, UserError
 from ddsweep.paths import user_path
+from ddsweep.processes import leave
 from ddsweep.report_verb import Watch, report
 
 if TYPE_CHECKING:
@@ -946,7 +947,7 @@ def data_fetch(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 all done (or stopped by the scheduler), 1 bad input (a message, never
     a traceback), 2 some trials failed, 75 drained before the end, 130 interrupted twice."""
-    sys.exit(_exit_code(arguments))
+    leave(_exit_code(arguments))
 
 
 def _exit_code(arguments: Sequence[str] | None) -> int:
@@ -968,9 +969,6 @@ def _exit_code(arguments: Sequence[str] | None) -> int:
         return 1
     except Drained as drained:
         typer.echo(f"ddsweep: {drained}", err=True)
-        if drained.ray_is_lost:  # Ray and Tune would ask it once more at exit, and wait for a minute
-            sys.stdout.flush()
-            os._exit(EXIT_DRAINED)
         return EXIT_DRAINED
     except (Abort, KeyboardInterrupt, Interrupted):
         return EXIT_INTERRUPTED

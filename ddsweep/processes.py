@@ -1,18 +1,34 @@
-"""The processes of one run on this machine, known by a mark in their environment, whoever their parent is."""
+"""The processes of one run on this machine, known by a mark in their environment, whoever their parent is;
+and how this one ends."""
 
 from __future__ import annotations
 
 import os
 import signal
+import sys
+import threading
 import time
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
-__all__ = ["MARK", "kill_marked", "kill_with_children", "marked"]
+__all__ = ["MARK", "RAY_WAS_LOST", "kill_marked", "kill_with_children", "leave", "marked"]
 
 MARK = "DDSWEEP_RUN"
 """The variable in the environment by which the processes of one run are known."""
+
+RAY_WAS_LOST = threading.Event()
+"""Set once a Ray that this process used is gone."""
+
+
+def leave(code: int) -> NoReturn:
+    """`sys.exit`; at once if a Ray was lost. At exit Ray and Tune would ask it once more, and wait for a
+    minute or crash."""
+    if RAY_WAS_LOST.is_set():
+        sys.stdout.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def marked(value: str) -> list[int]:

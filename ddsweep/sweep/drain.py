@@ -17,8 +17,8 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
-from ddsweep.errors import EXIT_DRAINED
-from ddsweep.processes import MARK
+from ddsweep.errors import EXIT_DRAINED, UserError
+from ddsweep.processes import MARK, RAY_WAS_LOST, leave
 
 __all__ = ["SIGNALS", "Drain", "Drained", "Interrupted", "out_of_reach"]
 
@@ -27,6 +27,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 _LOOK_EVERY_S = 0.2
 _COME_BACK_S = 8.0
+_NOTICED_S = 3.0
 _ONE_EVENT_S = 1.0
 """A signal that comes twice within this time is one event: `timeout` and systemd signal a process, and then
 its group with it."""
@@ -45,10 +46,6 @@ def out_of_reach() -> Iterator[None]:
 
 class Drained(BaseException):
     """The run ends here: it was told to, and nothing is under way that could come to rest."""
-
-    def __init__(self, message: str, *, ray_is_lost: bool = False) -> None:
-        super().__init__(message)
-        self.ray_is_lost = ray_is_lost
 
 
 class Interrupted(BaseException):
@@ -70,7 +67,7 @@ class Drain:
 
     def __init__(self) -> None:
         self.cause: str | None = None
-        self.ray_is_lost = False
+        self._lost = threading.Event()
         self._first = 0.0
         self._interruptible = self._at_work = self._raised = self._interrupted = False
         self._begin: Callable[[str], None] | None = None
@@ -140,6 +137,13 @@ class Drain:
             self._begin, self._stop_file, self._at_work = begin, stop_file, True
         try:
             yield
+        except UserError:
+            raise
+        except Exception:
+            # What breaks in Ray is often the first to show that it is gone.
+            if not self._lost.wait(_NOTICED_S):
+                raise
+            raise self._drained() from None
         finally:
             self._at_work = False
             with self._lock:  # not while `begin` is at it
@@ -157,7 +161,8 @@ class Drain:
     def lose_ray(self, how: str) -> None:
         """Say, from any thread, that Ray is gone: what is under way can neither go on nor come to rest."""
         self.cause = f"{f'{self.cause}, and ' if self.cause else ''}Ray was lost ({how})"
-        self.ray_is_lost = True
+        self._lost.set()
+        RAY_WAS_LOST.set()
         if not self._main or (main := threading.main_thread().ident) is None:
             return
         signal.pthread_kill(main, signal.SIGTERM)  # it may be waiting for what never comes
@@ -168,7 +173,7 @@ class Drain:
             with suppress(Exception):
                 remove()
         print(f"ddsweep: {self._drained()}", file=sys.stderr, flush=True)
-        os._exit(EXIT_DRAINED)
+        leave(EXIT_DRAINED)
 
     @contextmanager
     def leftover(self, remove: Callable[[], object]) -> Iterator[None]:
@@ -180,10 +185,13 @@ class Drain:
         finally:
             self._leftovers.remove(remove)
 
+    @property
+    def ray_is_lost(self) -> bool:
+        return self._lost.is_set()
+
     def _drained(self) -> Drained:
         self._raised = True
-        message = f"{self.cause}: stopped; the same command goes on"
-        return Drained(message, ray_is_lost=self.ray_is_lost)
+        return Drained(f"{self.cause}: stopped; the same command goes on")
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGHUP:
