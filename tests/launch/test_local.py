@@ -18,7 +18,7 @@ import pytest
 
 import ddsweep
 from ddsweep.launch.folder import Launch, LaunchFolder, launches_of, read_json
-from ddsweep.launch.processes import MARK
+from ddsweep.processes import MARK
 from ddsweep.results.layout import SweepDirectory
 from tests.conftest import PATIENCE_S
 

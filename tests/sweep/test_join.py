@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import subprocess
 import sys
 import tempfile
 import time
@@ -15,7 +16,7 @@ import pytest
 from ddsweep.launch.processes import end, spawn
 from ddsweep.machine import NONCE, versions
 from ddsweep.sweep import join
-from tests.conftest import OneRay, Run
+from tests.conftest import PATIENCE_S, OneRay, Run
 
 SWEEP = """\
 name: joined
@@ -125,6 +126,37 @@ def ray_node(folder: Path, environment: dict[str, str], *options: str) -> Iterat
         yield
     finally:
         end(ray, 20)
+
+
+IMPATIENT = """
+from ddsweep.cli import main
+from ddsweep.sweep import session
+session._SILENCE_S = 3.0
+main()
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_lost_connection_is_a_drain(file: Path, environment: dict[str, str]) -> None:
+    """The head of a Ray that was joined goes away in the middle of a sweep."""
+    with tempfile.TemporaryDirectory(prefix="dds-") as name:
+        own, results = {**environment, "HOME": name}, file.parent / "results"
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            address = f"127.0.0.1:{probe.getsockname()[1]}"
+        head = ["--head", "--node-ip-address=127.0.0.1", f"--port={address.partition(':')[2]}"]
+        with ray_node(Path(name), own, *head, "--include-dashboard=false", f"--temp-dir={name}/ray"):
+            command = [sys.executable, "-P", "-c", IMPATIENT, "run", str(file), "outer_steps=100000"]
+            command += ["--results", str(results), "--address", address]
+            driver = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=own)
+            while not list(results.glob("joined/artifacts/*/checkpoint.safetensors")):
+                assert driver.poll() is None, driver.communicate()[0].decode()
+                time.sleep(0.1)
+        said = driver.communicate(timeout=PATIENCE_S)[0].decode()
+    assert driver.returncode == 75, said
+    assert f"Ray was lost (nobody answers at {address}): stopped; the same command goes on" in said
+    assert "Traceback" not in said
+    assert not (results / "joined" / ".lock").exists()
 
 
 @pytest.mark.ray

@@ -114,6 +114,31 @@ def test_an_evaluation_by_itself_drains(driver: Driver, private: Path, ddsweep: 
     assert_drained(driver, private)
 
 
+POOL = """
+name: tiny
+dataset: digits
+network: convnet(depth=1,width=4,norm=none)
+train: 8
+heldout: 8
+epochs: 100000
+batch: 100
+lr: 1e-2
+decay_epochs: 100000
+total_cpus: 1
+"""
+
+
+@pytest.mark.slow
+def test_the_training_of_a_pool_drains(driver: Driver, private: Path, tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text(POOL)
+    driver.results = tmp_path / "results" / "pools" / "tiny"
+    driver.start_command("pretrain", str(tmp_path / "tiny.yaml"), "--results", str(tmp_path / "results"))
+    driver.until(lambda: driver.workers("ray::pool tiny"), "a group is at work")
+    driver.signal_group(signal.SIGTERM)
+    assert_drained(driver, private)
+    assert "SIGTERM: draining" in driver.log.read_text()
+
+
 def test_a_launch_that_is_only_waited_for_goes_on(driver: Driver, tmp_path: Path, ddsweep: Run) -> None:
     """The jobs are not below this command, and nobody asked for their end."""
     results = driver.results
