@@ -219,6 +219,24 @@ def test_the_job_is_requeued_by_somebody(lab: Lab, sweep: Launched, alone: Path)
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
+@pytest.mark.parametrize("also", [[], ["--full"]], ids=["its steps", "its batch script too"])
+def test_every_process_of_the_job_gets_sigterm(
+    lab: Lab, sweep: Launched, alone: Path, also: list[str]
+) -> None:
+    """As a preemption without ``preempt_send_user_signal`` does: all nodes of Ray are signalled."""
+    assert sweep.launch().returncode == 0
+    wait_for_work(sweep, "node2")
+    job, begun = job_of(sweep), time.monotonic()
+    lab.sh("scancel", "--signal=TERM", *also, job)
+    sweep.wait(lambda: restarts(lab, job) == 1, "it is requeued")
+    requeued = time.monotonic() - begun
+    end_well(sweep, alone)
+    assert resumed(sweep) >= 1
+    figures(fault="SIGTERM to all", requeued_s=requeued, resumed=resumed(sweep))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_a_time_limit_shorter_than_the_sweep(lab: Lab, shared: Path, file: Path, alone: Path) -> None:
     """Three minutes, with a drain in the last 60 s; as often as it takes."""
     sweep = Launched(lab, shared, file, [*GPUS, "site.drain=60", "site.time=3m", "site.requeues=20"])
