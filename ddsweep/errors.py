@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = [
     "EXIT_DRAINED",
+    "EXIT_INTERRUPTED",
     "NOT_ON_WINDOWS",
     "CheckpointError",
     "DataError",
@@ -17,6 +18,9 @@ __all__ = [
 
 EXIT_DRAINED = 75
 """The exit code of a run that drained before its end. The same command goes on."""
+
+EXIT_INTERRUPTED = 130
+"""The exit code of a run that a second signal ended while it drained."""
 
 
 NOT_ON_WINDOWS = "runs on Linux and macOS; on Windows, install it inside WSL (`wsl --install`)"

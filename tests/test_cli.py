@@ -5,10 +5,8 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -473,27 +471,6 @@ def test_digits_need_no_fetching(ask: Ask, tmp_path: Path) -> None:
     assert (code, out) == (1, "")
     assert err == "ddsweep: digits: nothing to fetch: it comes with scikit-learn\n"
     assert list(tmp_path.iterdir()) == []
-
-
-def test_sigterm_while_ray_has_the_handler_is_no_success(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Between the start of Ray, whose handler exits, and that of the sweep, whose handler drains."""
-    before = signal.getsignal(signal.SIGTERM)
-
-    def beginning(*_: object, **__: object) -> None:
-        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(5)
-
-    monkeypatch.setattr(cli, "app", beginning)
-    try:
-        with pytest.raises(SystemExit) as ended:
-            cli.main(["run", "any.yaml"])
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    assert ended.value.code == 75
-    assert capsys.readouterr().err == "ddsweep: stopped before it began; the same command goes on\n"
 
 
 # ----------------------------------------------------------------------------------------------- pipes

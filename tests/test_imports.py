@@ -23,7 +23,8 @@ LEVELS = (
     ("evaluation",),
     ("sweep", "report"),
     ("launch", "one_trial"),
-    ("completions", "report_verb"),
+    ("completions",),
+    ("verbs",),
     ("cli",),
     ("__main__",),
 )

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ddsweep.dashboards import provision
-from ddsweep.errors import EXIT_DRAINED, UserError
+from ddsweep.errors import EXIT_DRAINED, EXIT_INTERRUPTED, UserError
 from ddsweep.interpreter import SAFE_PATH, python_module
 from ddsweep.launch.folder import read_json, write_json
 from ddsweep.launch.processes import Signals, end, spawn, spawn_out_of_reach
@@ -49,7 +49,6 @@ _TOKEN = "token"
 _LOOK_S = 0.3
 _LOOK_AT_NODES_S = 1.0
 _DRAIN_S = 10.0
-_INTERRUPTED = 130
 _LEAVE_S = 15.0
 
 
@@ -438,7 +437,7 @@ def _drive(node: _Node, ray: subprocess.Popen[str], command: Sequence[str], addr
         if ray.poll() is not None and code != 0:
             node.say(f"Ray's head ended with {ray.poll()} while the sweep was running: {_tail(node)}")
             return LOST_HEAD
-        if node.signals.any and (code < 0 or code == _INTERRUPTED):
+        if node.signals.any and (code < 0 or code == EXIT_INTERRUPTED):
             return EXIT_DRAINED
         if code >= 0:
             return code

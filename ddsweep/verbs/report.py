@@ -8,26 +8,10 @@ from typing import Annotated
 
 import typer
 
-from ddsweep.errors import UserError
+from ddsweep.verbs.arguments import DataRoot, Watch
+from ddsweep.verbs.inputs import data_folder
 
-__all__ = ["Watch", "report"]
-
-
-def _seconds(value: float | None) -> float | None:
-    if value is not None and not value >= 1:
-        raise UserError(f"--watch: {value:g} must be at least 1 second")
-    return value
-
-
-Watch = Annotated[
-    float | None,
-    typer.Option(
-        "--watch",
-        metavar="SECONDS",
-        callback=_seconds,
-        help="Do it again every so often, until no driver is at work any more.",
-    ),
-]
+__all__ = ["report"]
 
 
 def report(
@@ -39,12 +23,9 @@ def report(
         bool, typer.Option("--figures", help="Figures (PDF, SVG, PNG) and tables (LaTeX, Markdown, CSV) too.")
     ] = False,
     watch: Watch = None,
-    data_root: Annotated[
-        Path | None, typer.Option("--data-root", help="Folder of data sets (or DDSWEEP_DATA).", metavar="DIR")
-    ] = None,
+    data_root: DataRoot = None,
 ) -> None:
     """One page with the answer, charts, pictures and all tables; no network, no torch, also while it runs."""
-    from ddsweep.data.files import data_root as find
     from ddsweep.data.files import resolve_dataset
     from ddsweep.report.page.scripts import require_charts
 
@@ -52,7 +33,7 @@ def report(
     from ddsweep.report.page.gather import gather
     from ddsweep.report.page.write import write_page
 
-    root = find(data_root)
+    root = data_folder(data_root)
     while True:
         gathered = gather(directories, lambda value: resolve_dataset(value, root))
         goes_on = watch is not None and gathered.running

@@ -1,0 +1,99 @@
+"""What several verbs take on the command line, declared once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ddsweep import completions
+from ddsweep.bundled import find_file
+from ddsweep.errors import UserError
+
+__all__ = [
+    "Address",
+    "DataRoot",
+    "Everything",
+    "Overrides",
+    "ResultsDir",
+    "ResultsRoot",
+    "SiteFile",
+    "Smoke",
+    "SweepFile",
+    "Watch",
+    "find",
+]
+
+
+def find(kind: str) -> Callable[[Path | None], Path | None]:
+    """What makes a file of the path, or of the name of a file that comes with ddsweep, that was given."""
+    return lambda given: None if given is None else find_file(given, kind)
+
+
+SweepFile = Annotated[
+    Path,
+    typer.Argument(
+        metavar="FILE",
+        help="A sweep file, or the name of one that comes with ddsweep, such as quickstart.",
+        callback=find("sweep file"),
+    ),
+]
+SiteFile = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="A site file, or the name of one that comes with ddsweep, such as local.",
+        callback=find("site file"),
+    ),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...",
+        help="Settings over the file: outer_steps=10 evaluate.networks=8.",
+        autocompletion=completions.overrides,
+    ),
+]
+ResultsRoot = Annotated[
+    Path | None,
+    typer.Option("--results", help="Folder of results (or DDSWEEP_RESULTS; default: results)."),
+]
+DataRoot = Annotated[
+    Path | None, typer.Option("--data-root", help="Folder of data sets (or DDSWEEP_DATA).", metavar="DIR")
+]
+ResultsDir = Annotated[
+    Path, typer.Argument(metavar="DIR", help="Results of one sweep, such as results/quickstart.")
+]
+
+
+Smoke = Annotated[
+    bool,
+    typer.Option("--smoke", help="With the tiny settings under `smoke` in the file: does it work at all?"),
+]
+
+
+Everything = Annotated[
+    bool, typer.Option("--all", help="End with every trial; of many it is else the best of each kind.")
+]
+Address = Annotated[
+    str | None, typer.Option(help="Join the Ray cluster at this address instead of starting one.")
+]
+
+
+def _seconds(value: float | None) -> float | None:
+    if value is not None and not value >= 1:
+        raise UserError(f"--watch: {value:g} must be at least 1 second")
+    return value
+
+
+Watch = Annotated[
+    float | None,
+    typer.Option(
+        "--watch",
+        metavar="SECONDS",
+        callback=_seconds,
+        help="Do it again every so often, until no driver is at work any more.",
+    ),
+]

@@ -1,0 +1,107 @@
+"""What the words of a command line stand for: folders, tables, the trials of a sweep."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from ddsweep.errors import UserError
+from ddsweep.paths import user_path
+
+if TYPE_CHECKING:
+    from ddsweep.catalog import DatasetSpec
+    from ddsweep.results.layout import SweepDirectory
+    from ddsweep.results.reader import Results
+    from ddsweep.spec import Plan, SweepSpec
+
+__all__ = [
+    "aside",
+    "data_folder",
+    "estimated_seconds",
+    "existing",
+    "expand_sweep",
+    "read_results",
+    "results_root",
+    "sweep_directory",
+]
+
+
+def sweep_directory(sweep: SweepSpec, results: Path | None) -> SweepDirectory:
+    from ddsweep.results.layout import SweepDirectory
+
+    return SweepDirectory(results_root(results) / sweep.name)
+
+
+def results_root(results: Path | None) -> Path:
+    return results or user_path(os.environ.get("DDSWEEP_RESULTS") or "results")
+
+
+def existing(directory: Path) -> SweepDirectory:
+    """The results in ``directory``. Raises `UserError` if that is no folder of results."""
+    from ddsweep.results.layout import SweepDirectory
+
+    found = SweepDirectory(directory)
+    if not found.sweep_file.is_file():
+        raise UserError(
+            f"{directory}: no results of a sweep (there is no sweep.yaml in it); name a folder such as "
+            "results/quickstart"
+        )
+    return found
+
+
+def read_results(directory: Path) -> Results:
+    """The tables of the sweep in ``directory``; parts that are torn are left out, and named."""
+    import warnings
+
+    from ddsweep.results.reader import load_results
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        found = load_results(existing(directory).root)
+    for path in found.torn:
+        typer.echo(f"{path}: torn, left out; run the sweep again to redo it", err=True)
+    return found
+
+
+def expand_sweep(
+    sweep: SweepSpec, directory: SweepDirectory, data_root: Path | None, files: Path | None = None
+) -> Plan:
+    """The trials of ``sweep``, whose networks of users' own are measured; ``files`` is where the files of
+    pools are that were not begun yet."""
+    from ddsweep.data.files import resolve_dataset
+    from ddsweep.measuring import measure_networks
+    from ddsweep.pools.file import resolve_pool
+    from ddsweep.spec import expand, is_smoke
+
+    def dataset(value: Any) -> DatasetSpec:
+        smoke = is_smoke(sweep.name)
+        return resolve_dataset(
+            value, data_root, stand_in=smoke, say=aside, may_run=True, code=directory.code
+        )
+
+    plan = expand(sweep, dataset, lambda value: resolve_pool(value, directory.pools, dataset, files))
+    measure_networks(plan.trials, sweep.evaluate.spec(), directory.code, aside)
+    return plan
+
+
+def aside(text: str) -> None:
+    """Tell something that is no result."""
+    typer.echo(text, err=True)
+
+
+def data_folder(data_root: Path | None) -> Path | None:
+    from ddsweep.data.files import data_root as find
+
+    return find(data_root)
+
+
+def estimated_seconds(plan: Plan, sweep: SweepSpec) -> dict[str, float]:
+    from ddsweep.cost import estimate
+
+    return {
+        trial.trial_id: estimate(trial, sweep.resources.for_trial(trial)[0]).seconds_cpu
+        for trial in plan.trials
+    }

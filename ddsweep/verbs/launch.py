@@ -1,0 +1,228 @@
+"""The verbs of a cluster: `launch`, `cancel`, `logs` and `doctor`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ddsweep.catalog.numbers import counted
+from ddsweep.errors import EXIT_DRAINED, UserError
+from ddsweep.verbs.arguments import DataRoot, Overrides, ResultsDir, ResultsRoot, SiteFile, SweepFile, find
+from ddsweep.verbs.inputs import (
+    data_folder,
+    estimated_seconds,
+    existing,
+    expand_sweep,
+    results_root,
+    sweep_directory,
+)
+
+if TYPE_CHECKING:
+    from ddsweep.launch.start import Request
+
+__all__ = ["cancel", "doctor", "launch", "logs"]
+
+
+def launch(
+    file: SweepFile,
+    settings: Overrides = None,
+    site: SiteFile = None,
+    mode: Annotated[
+        str, typer.Option(help="cluster: one allocation, one Ray cluster. array: a job array, without Ray.")
+    ] = "cluster",
+    nodes: Annotated[int | None, typer.Option(help="Nodes (of an array: at a time).")] = None,
+    gpus_per_node: Annotated[int | None, typer.Option(help="GPUs of each.")] = None,
+    time: Annotated[str | None, typer.Option(help="Time limit: 90m, 4h, or 04:00:00.")] = None,
+    partition: Annotated[str | None, typer.Option(help="Slurm partition.")] = None,
+    account: Annotated[str | None, typer.Option(help="Slurm account.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be submitted.")] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Stay until the sweep is over, with its exit code.")
+    ] = False,
+    results: ResultsRoot = None,
+    data_root: DataRoot = None,
+) -> None:
+    """Run what is missing of a sweep as jobs of a cluster. The same command goes on where it was.
+
+    KEY=VALUE are settings of the sweep, and with site. before them of the site file.
+    """
+    from ddsweep.sweep.drain import Drain, Drained
+
+    with Drain() as drain:
+        with drain.interruptible():
+            from ddsweep.launch import start
+            from ddsweep.report.console import report_console
+
+            console = report_console()
+
+            def say(text: str) -> None:
+                console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+            flags = {
+                "nodes": nodes,
+                "gpus_per_node": gpus_per_node,
+                "time": time,
+                "partition": partition,
+                "account": account,
+            }
+            request, planned, missing = _launch_request(
+                file, settings or [], site, mode, flags, results, data_root, say
+            )
+            if dry_run:
+                start.dry_run(request, planned, missing, say)
+                return
+        if not missing:
+            from ddsweep.results.current import write_sweep_file
+            from ddsweep.results.lock import SweepLock
+            from ddsweep.spec import resolved_yaml
+
+            with SweepLock(request.directory.lock):
+                write_sweep_file(
+                    request.directory, resolved_yaml(request.sweep).encode(), list(request.trials)
+                )
+            say(f"done: all of {counted(planned, 'trial')}: {request.directory.root}")
+            return
+        folder = start.launch(request)
+
+        from ddsweep.launch.folder import Launch
+        from ddsweep.launch.watch import wait_for
+
+        numbers = ", ".join(f"{job.kind} {job.id}" for job in Launch.read(folder).jobs)
+        say(f"launched {folder.name}: {numbers}; {missing} of {counted(planned, 'trial')} to do")
+        say(f"ddsweep status|logs|cancel {request.directory.root}")
+        if not wait:
+            return
+        try:
+            with drain.interruptible():
+                code = wait_for(folder, say)
+        except Drained:
+            say(f"{drain.cause}: the jobs go on without this command, until they are done or cancelled")
+            code = EXIT_DRAINED
+    if code:
+        raise typer.Exit(code)
+
+
+def _launch_request(
+    file: Path,
+    settings: Sequence[str],
+    site: Path | None,
+    mode: str,
+    flags: Mapping[str, object],
+    results: Path | None,
+    data_root: Path | None,
+    say: Callable[[str], None],
+) -> tuple[Request, int, int]:
+    """What is to be launched, how many trials are planned, and how many of them are missing. ``say`` is told
+    what is noteworthy about their data."""
+    from ddsweep.data.files import require_files
+    from ddsweep.launch import start
+    from ddsweep.launch.folder import MODES
+    from ddsweep.launch.site import load_site
+    from ddsweep.measuring import codes_of
+    from ddsweep.report.data import remark_lines
+    from ddsweep.report.status import trial_states
+    from ddsweep.spec import check_strata, load_sweep
+
+    if site is None:
+        raise UserError("--site: name a site file, such as slurm/mine.yaml, or `local` for this machine")
+    if mode not in MODES:
+        raise UserError(f"--mode: {mode!r} is not one of {', '.join(MODES)}")
+    if sys.platform != "linux":
+        raise UserError("launch: jobs run on Linux only; `ddsweep run` is the way here")
+    over = [item.removeprefix("site.") for item in settings if item.startswith("site.")]
+    over += [f"{key}={json.dumps(value)}" for key, value in flags.items() if value is not None]
+    place = load_site(site, over)
+    device = [] if place.device is None else [f"resources.device={place.device}"]
+    sweep = load_sweep(file, [*(item for item in settings if not item.startswith("site.")), *device])
+    root, directory = data_folder(data_root), sweep_directory(sweep, results)
+    plan = expand_sweep(sweep, directory, root, file.parent / "pools")
+    check_strata(sweep.name, sweep.scheduler, plan.trials)
+    stay = sweep.scheduler is not None
+    states = trial_states(directory, plan.trials, sweep.evaluate.spec(), stopped_stay=stay)
+    missing = [trial for trial in plan.trials if states[trial.trial_id] == "missing"]
+    for dataset in dict.fromkeys(trial.dataset for trial in missing):
+        require_files(dataset, root)
+    for line in remark_lines(trial.dataset for trial in missing):
+        say(line)
+    start.check_fits(sweep, plan.trials, place, mode)
+    shares: list[list[str]] = []
+    if mode == "array":
+        from ddsweep.launch.array import deal
+        from ddsweep.trial import is_distilled
+
+        to_distil = [trial for trial in missing if not is_distilled(trial, directory)]
+        shares = deal(to_distil, estimated_seconds(plan, sweep), place.array_tasks)
+    own = codes_of(plan.trials, sweep.evaluate.spec())
+    request = start.Request(sweep, directory, place, site, mode, root, shares, tuple(states), own)
+    return request, len(plan.trials), len(missing)
+
+
+def doctor(
+    file: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[FILE]",
+            help="A sweep file, or its name: are its data there?",
+            callback=find("sweep file"),
+        ),
+    ] = None,
+    site: SiteFile = None,
+    patience: Annotated[
+        float, typer.Option(help="Seconds that the short job on the nodes may wait in the queue.")
+    ] = 60.0,
+    results: ResultsRoot = None,
+    data_root: DataRoot = None,
+) -> None:
+    """Look for what goes wrong, one line each: on this machine, or with a Slurm site on its nodes too."""
+    from rich.text import Text
+
+    from ddsweep.launch.doctor import examine
+    from ddsweep.launch.site import load_site
+    from ddsweep.report.console import report_console
+    from ddsweep.spec import load_sweep
+
+    place = None if site is None else load_site(site)
+    sweep = None if file is None else load_sweep(file)
+    console, failed = report_console(), False
+    colours = {"ok": "green", "warn": "yellow", "FAIL": "bold red"}
+    for finding in examine(place, results_root(results), data_folder(data_root), sweep, patience):
+        line = Text(f"{finding.state:<4} ", style=colours[finding.state])
+        console.print(line + Text(f"{finding.name}: {finding.text}", style="default"), soft_wrap=True)
+        failed = failed or finding.state == "FAIL"
+    if failed:
+        raise typer.Exit(1)
+
+
+def cancel(
+    directory: ResultsDir,
+    grace: Annotated[float, typer.Option(help="Seconds in which what runs may drain.")] = 60.0,
+) -> None:
+    """End the jobs of a launched sweep: what runs drains first. Launching it again goes on."""
+    from ddsweep.launch.watch import cancel as end
+    from ddsweep.launch.watch import latest
+
+    end(latest(existing(directory)), grace, typer.echo)
+
+
+def logs(
+    directory: ResultsDir,
+    job: Annotated[str | None, typer.Option(help="Of this job only: 123, or 123_4 of an array.")] = None,
+    lines: Annotated[int, typer.Option(help="Lines of each, from the end.")] = 40,
+) -> None:
+    """The ends of the logs of a sweep's last launch, the newest log last."""
+    from ddsweep.launch.slurm import log_tail
+    from ddsweep.launch.watch import latest, log_files
+
+    folder = latest(existing(directory))
+    files = log_files(folder, job)
+    if not files:
+        typer.echo(f"{folder.logs}: no logs yet{f' of job {job}' if job else ''}")
+    for path in files:
+        typer.echo(f"==> {path} <==")
+        for line in log_tail(path, lines):
+            typer.echo(line)

@@ -1,0 +1,97 @@
+"""The verbs before a sweep: `init`, `plan` and `settings`."""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import ddsweep
+from ddsweep import completions
+from ddsweep.catalog.numbers import counted
+from ddsweep.verbs.arguments import DataRoot, Overrides, ResultsRoot, Smoke, SweepFile
+from ddsweep.verbs.inputs import data_folder, expand_sweep, sweep_directory
+
+__all__ = ["init", "plan", "show_settings"]
+
+
+def init(
+    directory: Annotated[
+        Path, typer.Argument(metavar="[DIR]", help="Where to; left out, the current folder.")
+    ] = Path(),
+) -> None:
+    """Write the sweep, pool and site files that come with ddsweep into a folder, to be edited."""
+    from ddsweep.bundled import FOLDERS, write_files
+
+    found = write_files(directory)
+    for folder in FOLDERS.values():
+        count = sum(path.parent == Path(folder) for path in found.written)
+        if count:
+            typer.echo(f"{directory / folder}: {counted(count, 'file')} written")
+    if found.kept:
+        typer.echo(f"{len(found.kept)} of the files there already, kept as they are")
+    for path in found.differ:
+        typer.echo(f"  {directory / path} differs from the one that comes with ddsweep {ddsweep.__version__}")
+    place = "" if directory == Path() else f"cd {shlex.quote(str(directory))} && "
+    typer.echo(f"Next: {place}ddsweep run sweeps/quickstart.yaml")
+
+
+def plan(
+    file: SweepFile,
+    settings: Overrides = None,
+    results: ResultsRoot = None,
+    data_root: DataRoot = None,
+    smoke: Smoke = False,
+) -> None:
+    """Show the trials of a sweep, what is done, and what the rest will cost."""
+    from ddsweep.cost import choose_memory, estimate
+    from ddsweep.report.console import report_console
+    from ddsweep.report.data import data_lines
+    from ddsweep.report.plan_table import plan_table, with_distilled
+    from ddsweep.report.status import trial_states
+    from ddsweep.results.elsewhere import finished_in, other_sweeps
+    from ddsweep.spec import check_strata, load_sweep
+
+    sweep = load_sweep(file, settings or (), smoke=smoke)
+    directory, evaluation = sweep_directory(sweep, results), sweep.evaluate.spec()
+    found = expand_sweep(sweep, directory, data_folder(data_root), file.parent / "pools")
+    check_strata(sweep.name, sweep.scheduler, found.trials)
+    states = trial_states(directory, found.trials, evaluation, stopped_stay=sweep.scheduler is not None)
+    states = with_distilled(directory, states)
+    memory = (sweep.resources.memory_mode, sweep.resources.segment)
+    estimates = {}
+    for trial in found.trials:
+        mode, segment = choose_memory(trial, *memory)
+        estimates[trial.trial_id] = estimate(trial, threads=1, memory_mode=mode, segment=segment)
+    console = report_console()
+    console.print(plan_table(found, states, estimates, threads=1, scheduler=sweep.scheduler))
+    for line in data_lines((trial.dataset for trial in found.trials), data_folder(data_root)):
+        console.print(f"data: {line}", highlight=False, markup=False, soft_wrap=True)
+    others = other_sweeps(directory)
+    missing = [trial_id for trial_id, state in states.items() if state == "missing"]
+    names = Counter(there[0].directory.root.name for i in missing if (there := finished_in(i, others)))
+    for name, count in names.items():
+        said = f"{counted(count, 'trial')} finished in sweep {name}: taken over if the data are the same"
+        console.print(said, highlight=False, soft_wrap=True)
+
+
+def show_settings(
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[NAME]",
+            autocompletion=completions.names_of_settings,
+            help="A setting such as outer_lr, a section such as evaluate, pool or site, a network, or a data "
+            "set; left out, an overview.",
+        ),
+    ] = None,
+) -> None:
+    """What can be set, in which words, and what it means: settings, networks and data sets."""
+    from ddsweep.launch.site import Site
+    from ddsweep.report.console import report_console
+    from ddsweep.report.settings_page import settings_page
+
+    report_console().print(settings_page(name, {"site": Site}))

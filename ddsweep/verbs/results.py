@@ -1,0 +1,139 @@
+"""The verbs over results: `status`, `show`, `best`, `compare`, `prune` and `collect`."""
+
+from __future__ import annotations
+
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ddsweep import completions
+from ddsweep.catalog.numbers import counted
+from ddsweep.errors import UserError
+from ddsweep.verbs.arguments import DataRoot, ResultsDir, ResultsRoot, Watch
+from ddsweep.verbs.inputs import data_folder, existing, read_results, results_root
+
+__all__ = ["best", "collect", "compare", "prune", "show", "status"]
+
+
+def status(directory: ResultsDir, watch: Watch = None, data_root: DataRoot = None) -> None:
+    """How far a sweep is, from its files alone: works while it runs, after it, and from another machine."""
+    from ddsweep.data.files import resolve_dataset
+    from ddsweep.launch.watch import launch_lines
+    from ddsweep.report.console import report_console
+    from ddsweep.report.status import status as read_status
+    from ddsweep.report.status import status_table
+    from ddsweep.report.sweep_file import asked_of
+
+    found, root = existing(directory), data_folder(data_root)
+    asked = asked_of(found, lambda value: resolve_dataset(value, root))
+    console = report_console()
+    while True:
+        state = read_status(found, asked.trials, asked.evaluation, asked.note, asked.scheduler)
+        if watch is not None:
+            console.clear()  # of a terminal; elsewhere one state follows the other
+        console.print(status_table(state))
+        for line in launch_lines(found):
+            console.print(line, highlight=False, markup=False)
+        if watch is None or state.driver is None:
+            return
+        time.sleep(watch)
+
+
+def show(
+    trial: Annotated[
+        str,
+        typer.Argument(
+            metavar="TRIAL", help="A trial id, or how it begins.", autocompletion=completions.trials
+        ),
+    ],
+    directory: Annotated[
+        Path | None,
+        typer.Argument(metavar="[DIR]", help="Results of its sweep; left out, all sweeps are searched."),
+    ] = None,
+    results: ResultsRoot = None,
+) -> None:
+    """One trial: its settings, its curve, its accuracy beside the baselines, and where its picture is."""
+    from ddsweep.report.console import report_console
+    from ddsweep.report.show import find_trial
+    from ddsweep.report.show import show as render
+
+    root = results_root(results)
+    places = [directory] if directory else sorted(path.parent for path in root.glob("*/sweep.yaml"))
+    if not places:
+        raise UserError(
+            f"{root}: no results of any sweep; name the folder (ddsweep show TRIAL DIR) or --results"
+        )
+    found, trial_id = find_trial([existing(place) for place in places], trial)
+    report_console().print(render(found, trial_id))
+
+
+def best(
+    directory: ResultsDir,
+    by: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SETTING,...",
+            help="Answer once for each value of these (default: data set, network, init, images per class).",
+        ),
+    ] = None,
+) -> None:
+    """The best setting of each kind, chosen on validation, and what it is worth on test."""
+    from ddsweep.report.best import best_lines
+
+    names = None if by is None else [name.strip() for name in by.split(",") if name.strip()]
+    for line in best_lines(read_results(directory), names):
+        typer.echo(line)
+
+
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="A", help="Results of one sweep.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="Results of another.")],
+) -> None:
+    """Two sweeps: which settings differ, and how accuracy moved on the networks that both have."""
+    from ddsweep.report.compare import compare_lines
+
+    for line in compare_lines((str(first), str(second)), *map(read_results, (first, second))):
+        typer.echo(line)
+
+
+def prune(
+    directory: ResultsDir,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove them; left out, they are only shown.")] = False,
+    data_root: DataRoot = None,
+) -> None:
+    """Show the trials that the sweep file no longer has, and with --yes remove all that they left."""
+    from ddsweep.data.files import resolve_dataset
+    from ddsweep.report.console import report_console
+    from ddsweep.report.leftover_table import leftover_table
+    from ddsweep.report.sweep_file import asked_of
+    from ddsweep.results.current import current_ids
+    from ddsweep.results.leftover import leftovers, remove
+    from ddsweep.results.lock import SweepLock
+
+    found, root, console = existing(directory), data_folder(data_root), report_console()
+    with SweepLock(found.lock) if yes else nullcontext():
+        asked = asked_of(found, lambda value: resolve_dataset(value, root))
+        ids = current_ids(found) if asked.trials is None else [trial.trial_id for trial in asked.trials]
+        if ids is None:
+            raise UserError(f"{directory}: it cannot be told which trials the sweep has; {asked.note}")
+        trials = leftovers(found, ids)
+        if not trials:
+            console.print("sweep.yaml has all trials that are here: nothing to remove")
+            return
+        console.print(leftover_table(trials))
+        if yes:
+            remove(found, trials)
+    said = "removed" if yes else f"nothing is removed yet; `ddsweep prune {directory} --yes` removes them"
+    console.print(said, highlight=False, soft_wrap=True)
+
+
+def collect(directory: ResultsDir) -> None:
+    """Compact the parts of each table into one file under tables/. The parts stay."""
+    from ddsweep.results.collect import compact
+
+    found = existing(directory)
+    for name, rows in compact(found).items():
+        typer.echo(f"{found.table(name)}: {counted(rows, 'row')}")

@@ -1,0 +1,191 @@
+"""The verbs that work: `run` and `eval`."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from ddsweep.catalog.numbers import counted
+from ddsweep.errors import EXIT_INTERRUPTED, ResultsError, UserError
+from ddsweep.verbs.arguments import (
+    Address,
+    DataRoot,
+    Everything,
+    Overrides,
+    ResultsDir,
+    ResultsRoot,
+    Smoke,
+    SweepFile,
+)
+from ddsweep.verbs.inputs import (
+    data_folder,
+    estimated_seconds,
+    existing,
+    expand_sweep,
+    results_root,
+    sweep_directory,
+)
+from ddsweep.verbs.pretrain import pretrain_smoke
+
+if TYPE_CHECKING:
+    from ddsweep.results.layout import SweepDirectory
+    from ddsweep.spec import Plan, SweepSpec
+    from ddsweep.sweep.drain import Drain
+
+__all__ = ["evaluate", "run"]
+
+
+def run(
+    file: SweepFile,
+    settings: Overrides = None,
+    results: ResultsRoot = None,
+    data_root: DataRoot = None,
+    smoke: Smoke = False,
+    address: Address = None,
+    everything: Everything = False,
+) -> None:
+    """Run what is missing of a sweep. Ctrl-C drains; the same command goes on where it was."""
+    from ddsweep.sweep.drain import Drain
+
+    with Drain() as drain:
+        from ddsweep.spec import check_strata, load_sweep
+
+        with drain.interruptible():
+            sweep = load_sweep(file, settings or (), smoke=smoke)
+            root, directory = data_folder(data_root), sweep_directory(sweep, results)
+        if smoke:
+            pretrain_smoke(sweep, file.parent / "pools", results_root(results), root, address, drain)
+        with drain.interruptible():
+            plan = expand_sweep(sweep, directory, root, file.parent / "pools")
+            check_strata(sweep.name, sweep.scheduler, plan.trials)
+        _run(sweep, plan, directory, root, address, drain, only_evaluate=False, everything=everything)
+
+
+def evaluate(
+    directory: ResultsDir,
+    settings: Overrides = None,
+    data_root: DataRoot = None,
+    address: Address = None,
+    everything: Everything = False,
+) -> None:
+    """Evaluate the distilled sets of a sweep again (evaluate.networks=200), without distilling."""
+    from ddsweep.sweep.drain import Drain
+
+    with Drain() as drain:
+        from ddsweep.spec import load_sweep
+
+        with drain.interruptible():
+            found = existing(directory)
+            for setting in settings or ():
+                if not setting.startswith("evaluate.") and not setting.startswith("resources."):
+                    raise UserError(
+                        f"{setting!r}: eval changes evaluate.* (and resources.*) only; trials stay as they "
+                        "are"
+                    )
+            sweep = load_sweep(found.sweep_file, settings or ())
+            root = data_folder(data_root)
+            plan = expand_sweep(sweep, found, root)
+        _run(sweep, plan, found, root, address, drain, only_evaluate=True, everything=everything)
+
+
+def _run(
+    sweep: SweepSpec,
+    plan: Plan,
+    directory: SweepDirectory,
+    data_root: Path | None,
+    address: str | None,
+    drain: Drain,
+    *,
+    only_evaluate: bool,
+    everything: bool,
+) -> None:
+    from ddsweep.data.files import require_files
+    from ddsweep.measuring import codes_of
+    from ddsweep.report.attack_table import attack_matrix
+    from ddsweep.report.console import report_console
+    from ddsweep.report.data import remark_lines
+    from ddsweep.report.labels import trial_columns, trial_labels
+    from ddsweep.report.last_tables import print_last_tables
+    from ddsweep.results.code import write_code
+    from ddsweep.results.current import write_sweep_file
+    from ddsweep.results.files import remove_leftovers
+    from ddsweep.results.lock import SweepLock
+    from ddsweep.spec import is_smoke, resolved_yaml
+
+    console, labels = report_console(), trial_labels(plan.trials)
+    fresh = not directory.root.exists()
+    if fresh and not is_smoke(sweep.name):  # so all of it is to be done, and needs its data
+        for dataset in dict.fromkeys(trial.dataset for trial in plan.trials):
+            require_files(dataset, data_root)
+    with drain.interruptible():
+        from ddsweep.sweep.drain import Drained, Interrupted
+        from ddsweep.sweep.live_view import Columns
+        from ddsweep.sweep.observe import Board  # here: Ray takes seconds to import, missing files should not
+        from ddsweep.sweep.runner import run_sweep
+
+    directory.create()
+    with SweepLock(directory.lock) as lock, drain.leftover(lock.release):
+        remove_leftovers(directory.temporary)
+        write_code(directory, codes_of(plan.trials, sweep.evaluate.spec()))
+        for line in remark_lines(trial.dataset for trial in plan.trials):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+        if plan.dropped:
+            console.print(
+                f"dropped as impossible: {counted(len(plan.dropped), 'combination')} (see ddsweep plan)"
+            )
+        if plan.unjudged:
+            console.print(
+                f"left out as impossible: {counted(len(plan.unjudged), 'evaluation')} (see ddsweep plan)"
+            )
+        try:
+            columns = Columns(*trial_columns(plan.trials))
+            with Board(console, labels, plan.trials, columns) as board:
+                outcome = run_sweep(
+                    sweep,
+                    plan.trials,
+                    directory,
+                    board,
+                    drain,
+                    data_root=data_root,
+                    address=address,
+                    seconds=estimated_seconds(plan, sweep),
+                    labels=labels,
+                    only_evaluate=only_evaluate,
+                    on_ready=lambda: write_sweep_file(
+                        directory, resolved_yaml(sweep).encode(), [trial.trial_id for trial in plan.trials]
+                    ),
+                )
+        except (UserError, Drained):
+            if fresh and not directory.sweep_file.exists():
+                shutil.rmtree(directory.root)  # ended before it began: leave nothing behind
+            raise
+        except Interrupted:
+            console.print("stopped at once; the same command goes on from the last checkpoints")
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+    print_last_tables(console, directory, plan.trials, sweep.evaluate.spec(), everything=everything)
+    try:
+        picture = attack_matrix(directory, plan.trials, lambda path: None)
+    except ResultsError as error:  # the sweep itself is over
+        console.print(str(error), highlight=False)
+        picture = None
+    _print_outcome(console, outcome, directory)
+    if picture is not None:
+        console.print(f"Attacks: {picture}", highlight=False)
+    if outcome.exit_code:
+        raise typer.Exit(outcome.exit_code)
+
+
+def _print_outcome(console: Any, outcome: Any, directory: SweepDirectory) -> None:
+    words = [f"{counted(outcome.done, 'trial')} done"]
+    if outcome.stopped:
+        words.append(f"{outcome.stopped} stopped by the scheduler (with scheduler=null they go on)")
+    if outcome.failed:
+        words.append(f"{outcome.failed} failed (ddsweep status {directory.root})")
+    if outcome.left:
+        words.append(f"{outcome.left} left: the same command goes on")
+    console.print("; ".join(words), highlight=False)
+    console.print(f"Tables: {directory.root}/{{trials,evals,history}}/*.parquet", highlight=False)
+    console.print(f"Images: {directory.root}/artifacts/<trial>/grid.png", highlight=False)
