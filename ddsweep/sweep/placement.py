@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from ddsweep.sweep.prepare import eval_gpus
 from ddsweep.sweep.session import RaySession
 from ddsweep.trial_plan import check_dtype
 
-__all__ = ["Placement", "check_gpus_seen", "check_placement", "place_shards"]
+__all__ = ["Placement", "check_gpus_seen", "check_placement", "place_shards", "side_by_side"]
 
 LEAST_SHARDS = 2
 """The least automatic number: one shard alone would leave work waiting when it dies."""
@@ -164,3 +165,12 @@ def check_gpus_seen(granted: float, who: str) -> None:
         f"CUDA_VISIBLE_DEVICES {shown}: a worker must see exactly what it was granted; leave the "
         "variable to Ray, and RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES unset on every node"
     )
+
+
+def side_by_side(sweep: SweepSpec, trials: Sequence[TrialSpec], session: RaySession) -> float:
+    """How many trials run at a time, at most."""
+    by_cpus, by_gpus = 0.0, 0.0
+    for cpus, gpus in (sweep.resources.for_trial(trial) for trial in trials):
+        by_cpus = max(by_cpus, sum(node.cpus for node in session.nodes) / cpus if cpus else math.inf)
+        by_gpus = max(by_gpus, sum(node.gpus for node in session.nodes) / gpus if gpus else math.inf)
+    return min(len(trials), sweep.resources.max_concurrent or math.inf, by_cpus, by_gpus)

@@ -124,7 +124,7 @@ def _run(
         from ddsweep.sweep.drain import Drained, Interrupted
         from ddsweep.sweep.live_view import Columns
         from ddsweep.sweep.observe import Board  # here: Ray takes seconds to import, missing files should not
-        from ddsweep.sweep.runner import run_sweep
+        from ddsweep.sweep.runner import SweepRequest, run_sweep
 
     directory.create()
     with SweepLock(directory.lock) as lock, drain.leftover(lock.release):
@@ -144,16 +144,13 @@ def _run(
             columns = Columns(*trial_columns(plan.trials))
             with Board(console, labels, plan.trials, columns) as board:
                 outcome = run_sweep(
-                    sweep,
-                    plan.trials,
-                    directory,
+                    SweepRequest(
+                        *(sweep, plan.trials, directory, data_root, estimated_seconds(plan, sweep), labels),
+                        address=address,
+                        only_evaluate=only_evaluate,
+                    ),
                     board,
                     drain,
-                    data_root=data_root,
-                    address=address,
-                    seconds=estimated_seconds(plan, sweep),
-                    labels=labels,
-                    only_evaluate=only_evaluate,
                     on_ready=lambda: write_sweep_file(
                         directory, resolved_yaml(sweep).encode(), [trial.trial_id for trial in plan.trials]
                     ),

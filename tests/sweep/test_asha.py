@@ -285,16 +285,19 @@ def test_a_failure_decides_for_those_that_wait(how: str) -> None:
 
 
 def test_a_worker_that_died_too_often_is_told_to_the_scheduler() -> None:
-    from ddsweep.sweep.runner import _Watcher
+    from ddsweep.sweep.distilling import Watcher
 
     told: list[str] = []
     nothing: Any = lambda *arguments: None  # noqa: E731
-    board: Any = SimpleNamespace(set_state=nothing, say=nothing)
+    distilling: Any = SimpleNamespace(
+        board=SimpleNamespace(set_state=nothing, say=nothing),
+        disk=None,
+        draining=lambda: False,
+        fail=nothing,
+    )
     asha: Any = SimpleNamespace(failed=told.append)
     trial = PAIRS[0][0]
-    watcher = _Watcher(
-        {trial.trial_id: trial}, board, nothing, nothing, nothing, asha, nothing, lambda: False
-    )
+    watcher = Watcher({trial.trial_id: trial}, distilling, asha)
     watcher.on_trial_error(
         1, [], SimpleNamespace(config={"trial_id": trial.trial_id}, error_file=None, num_failures=1)
     )

@@ -12,7 +12,7 @@ import pytest
 from ddsweep.catalog import DATASETS, TrialSpec
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.spec import SweepSpec
-from ddsweep.sweep import runner
+from ddsweep.sweep import placement, worker
 from ddsweep.sweep.session import Node, RaySession
 from ddsweep.trial import Progress
 from ddsweep.trial_plan import TrialSettings
@@ -31,12 +31,12 @@ def session(cpus: float, gpus: float = 0.0) -> RaySession:
 
 
 def test_how_many_trials_run_side_by_side() -> None:
-    assert runner.side_by_side(sweep(), TRIALS[:5], session(2)) == 2
-    assert runner.side_by_side(sweep(), TRIALS[:5], session(8)) == 5
-    assert runner.side_by_side(sweep(gpus=0.25), TRIALS, session(16_000, 1000)) == 3000
-    assert runner.side_by_side(sweep(gpus=0.5), TRIALS, session(16_000, 1000)) == 2000
-    assert runner.side_by_side(sweep(cpus=8, gpus=0.25), TRIALS, session(16_000, 1000)) == 2000
-    assert runner.side_by_side(sweep(gpus=0.25, max_concurrent=100), TRIALS, session(16_000, 1000)) == 100
+    assert placement.side_by_side(sweep(), TRIALS[:5], session(2)) == 2
+    assert placement.side_by_side(sweep(), TRIALS[:5], session(8)) == 5
+    assert placement.side_by_side(sweep(gpus=0.25), TRIALS, session(16_000, 1000)) == 3000
+    assert placement.side_by_side(sweep(gpus=0.5), TRIALS, session(16_000, 1000)) == 2000
+    assert placement.side_by_side(sweep(cpus=8, gpus=0.25), TRIALS, session(16_000, 1000)) == 2000
+    assert placement.side_by_side(sweep(gpus=0.25, max_concurrent=100), TRIALS, session(16_000, 1000)) == 100
 
 
 class Store:
@@ -56,14 +56,14 @@ class Store:
 @pytest.fixture
 def store(monkeypatch: pytest.MonkeyPatch) -> Store:
     store = Store()
-    monkeypatch.setattr(runner.ray, "put", store.put)
-    monkeypatch.setattr(runner.ray, "get", store.get)
+    monkeypatch.setattr(worker.ray, "put", store.put)
+    monkeypatch.setattr(worker.ray, "get", store.get)
     return store
 
 
-def work(directory: Path, report_every: float = 0.0) -> runner._Work:
-    given = [runner._Trial(trial, TrialSettings(), f"name {trial.seed}") for trial in TRIALS]
-    return runner._Work("many", runner._put(given), {}, SweepDirectory(directory), report_every)
+def work(directory: Path, report_every: float = 0.0) -> worker.WorkerInputs:
+    given = [worker.TrialOfWorker(trial, TrialSettings(), f"name {trial.seed}") for trial in TRIALS]
+    return worker.WorkerInputs("many", worker.put_trials(given), {}, SweepDirectory(directory), report_every)
 
 
 def test_a_worker_fetches_a_handful_of_the_trials(store: Store, tmp_path: Path) -> None:
@@ -78,8 +78,8 @@ def test_a_worker_fetches_a_handful_of_the_trials(store: Store, tmp_path: Path) 
 @pytest.fixture
 def reports(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
-    monkeypatch.setattr(runner.tune, "report", found.append)
-    monkeypatch.setattr(runner, "get_splits", lambda shared: None)
+    monkeypatch.setattr(worker.tune, "report", found.append)
+    monkeypatch.setattr(worker, "get_splits", lambda shared: None)
     return found
 
 
@@ -91,7 +91,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[float], None]]:
         nonlocal now
         now += seconds
 
-    monkeypatch.setattr(runner.time, "monotonic", lambda: now)
+    monkeypatch.setattr(worker.time, "monotonic", lambda: now)
     yield forward
     monkeypatch.undo()
 
@@ -109,10 +109,10 @@ def test_steps_that_come_too_soon_are_not_reported_unless_they_have_a_score(
             on_progress(Progress(step, 1, 0.5, 0.9 if step in (42, 100) else None, float(step)))
         return True
 
-    monkeypatch.setattr(runner, "distil_trial", distil)
+    monkeypatch.setattr(worker, "distil_trial", distil)
     every = work(tmp_path, report_every=20.0)
-    object.__setattr__(every, "shared", {runner.splits_key(TRIALS[0]): None})
-    runner._distil_in_worker(every, TRIALS[0].trial_id)
+    object.__setattr__(every, "shared", {worker.splits_key(TRIALS[0]): None})
+    worker.distil_in_worker(every, TRIALS[0].trial_id)
     steps = [report.get("outer_step") for report in reports]
     assert steps == [1, 21, 41, 42, 62, 82, 100, None]
     assert sum(report.get("steps_taken", 0) for report in reports) == 100
@@ -137,8 +137,8 @@ def test_the_stop_file_is_looked_for_once_a_second(
             seen.append(should_stop())
         return False
 
-    monkeypatch.setattr(runner, "distil_trial", distil)
-    object.__setattr__(every, "shared", {runner.splits_key(TRIALS[0]): None})
-    runner._distil_in_worker(every, TRIALS[0].trial_id)
+    monkeypatch.setattr(worker, "distil_trial", distil)
+    object.__setattr__(every, "shared", {worker.splits_key(TRIALS[0]): None})
+    worker.distil_in_worker(every, TRIALS[0].trial_id)
     assert seen == [False] * 7 + [True] * 5
     assert reports == [{"state": "drained"}]
