@@ -78,9 +78,7 @@ def expand_sweep(
 
     def dataset(value: Any) -> DatasetSpec:
         smoke = is_smoke(sweep.name)
-        return resolve_dataset(
-            value, data_root, stand_in=smoke, say=aside, may_run=True, code=directory.code
-        )
+        return resolve_dataset(value, data_root, stand_in=smoke, say=aside, may_run=True, code=directory.code)
 
     plan = expand(sweep, dataset, lambda value: resolve_pool(value, directory.pools, dataset, files))
     measure_networks(plan.trials, sweep.evaluate.spec(), directory.code, aside)
