@@ -23,10 +23,10 @@ from ddsweep.core.memory import keep_to_share
 from ddsweep.data.files import data_root, resolve_dataset
 from ddsweep.errors import EXIT_DRAINED, DiskFullError, DivergedError, UserError
 from ddsweep.evaluation import evaluate_unit, forget_stop, missing_units, settled, take_over
+from ddsweep.launch.allocation import node_limits
 from ddsweep.launch.crew import Crew
 from ddsweep.launch.folder import Launch, LaunchFolder, read_json
 from ddsweep.launch.processes import Signals
-from ddsweep.launch.ray_cluster import node_limits
 from ddsweep.pools.file import resolve_pool
 from ddsweep.results.elsewhere import other_sweeps
 from ddsweep.results.files import full_disk_told

@@ -18,9 +18,9 @@ from typing import Any
 
 from ddsweep.catalog.numbers import counted
 from ddsweep.errors import EXIT_DRAINED, UserError
+from ddsweep.launch.allocation import NodeLimits
 from ddsweep.launch.folder import LaunchFolder
 from ddsweep.launch.processes import Signals
-from ddsweep.launch.ray_cluster import NodeLimits
 from ddsweep.sweep.drain import SIGNALS
 from ddsweep.sweep.retry import RetryPolicy, WorkerError, told_death
 

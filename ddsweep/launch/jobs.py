@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 from ddsweep.catalog.numbers import counted
 from ddsweep.errors import EXIT_DRAINED, UserError
 from ddsweep.interpreter import python_module
+from ddsweep.launch.allocation import Place, node_limits
 from ddsweep.launch.folder import Launch, LaunchFolder, write_json
 from ddsweep.launch.processes import Signals
-from ddsweep.launch.ray_cluster import LOST_HEAD, Place, node_limits, run_on_cluster
+from ddsweep.launch.ray_cluster import LOST_HEAD, run_on_cluster
 from ddsweep.launch.slurm import is_running
 from ddsweep.machine import versions
 from ddsweep.results.lock import process_start

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ddsweep.launch.ray_cluster import node_limits
+from ddsweep.launch.allocation import node_limits
 from ddsweep.machine import (
     SHARED_MEMORY,
     TOKEN,

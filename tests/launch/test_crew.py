@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 
 from ddsweep.errors import DivergedError, UserError
+from ddsweep.launch.allocation import NodeLimits
 from ddsweep.launch.crew import Crew
 from ddsweep.launch.folder import LaunchFolder
 from ddsweep.launch.processes import Signals
-from ddsweep.launch.ray_cluster import NodeLimits
 from ddsweep.sweep.retry import RetryPolicy
 from tests.conftest import PATIENCE_S
 

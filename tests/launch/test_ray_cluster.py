@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from ddsweep.errors import UserError
+from ddsweep.launch.allocation import NodeLimits, Place, node_limits, slurm_place
 from ddsweep.launch.processes import Signals
-from ddsweep.launch.ray_cluster import NodeLimits, Place, node_limits, run_on_cluster, slurm_place
+from ddsweep.launch.ray_cluster import run_on_cluster
 from ddsweep.launch.site import Site
 
 GIB = 2**30
