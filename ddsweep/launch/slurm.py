@@ -11,11 +11,12 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import redirect_stderr
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from ddsweep.errors import UserError
@@ -226,11 +227,32 @@ def script(
     parallel: int | None = None,
     after: str | None = None,
 ) -> str:
-    """The text of the sbatch file that `submit` would hand to Slurm."""
-    ready = executor(site, folder, name, **_more(nodes, parallel, after))
-    if elements:
-        ready.parameters["map_count"] = elements
-    return str(ready._make_submission_file_text(ready._submitit_command_str, "0"))
+    """The text of the sbatch file that `submit` would hand to Slurm: submitit gives it to one that keeps it."""
+    before = set(folder.logs.glob("*"))
+    with TemporaryDirectory() as place, _first_on_path(place):
+        sbatch = Path(place) / "sbatch"
+        sbatch.write_text('#!/bin/sh\ncat "$1" > "$0.sh" && echo "Submitted batch job 0"\n')
+        sbatch.chmod(0o700)
+        ready = executor(site, folder, name, **_more(nodes, parallel, after))
+        try:
+            if elements:
+                ready.map_array(int, range(elements))
+            else:
+                ready.submit(int)
+            return sbatch.with_name("sbatch.sh").read_text()
+        finally:
+            for made in set(folder.logs.glob("*")) - before:
+                made.unlink()
+
+
+@contextmanager
+def _first_on_path(folder: str) -> Iterator[None]:
+    before = os.environ.get("PATH", os.defpath)
+    os.environ["PATH"] = f"{folder}{os.pathsep}{before}"
+    try:
+        yield
+    finally:
+        os.environ["PATH"] = before
 
 
 def _refusal(text: str, site: Site) -> str:
