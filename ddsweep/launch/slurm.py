@@ -227,7 +227,7 @@ def script(
     parallel: int | None = None,
     after: str | None = None,
 ) -> str:
-    """The text of the sbatch file that `submit` would hand to Slurm: submitit hands it to a stub of sbatch."""
+    """The text of the sbatch file that `submit` would hand to Slurm: submitit gives it to a stub."""
     before = set(folder.logs.glob("*"))
     with TemporaryDirectory() as place, _first_on_path(place):
         sbatch = Path(place) / "sbatch"
