@@ -444,3 +444,53 @@ def test_watching_ends_with_the_sweep(folder: Folder, tmp_path: Path) -> None:
         assert '"renew":1.0' in out.read_text() and "The sweep is running" in out.read_text()
     assert running.wait(120) == 0
     assert '"renew":null' in out.read_text()
+
+
+def attacks(folder: Folder) -> list[Any]:
+    """Two attacks, of two pairs of classes."""
+    found = []
+    for attacked, target in ((0, 1), (2, 3)):
+        pair = {"attack_class": attacked, "target_class": target}
+        trial = spec(init="random", objective="attack", **pair)
+        folder.trial(trial, val_score=0.5, **pair)
+        for step, success in ((0, 0.02), (4, 0.6 + 0.1 * attacked)):
+            for network in range(3):
+                columns = {"attack_success": success + 0.01 * network, "accuracy_other": 0.8 - 0.02 * network}
+                folder.evals(
+                    trial,
+                    "as_distilled",
+                    10 * step + network,
+                    {
+                        ("distilled", "as_distilled", step): [(network, 0.7)],
+                        **({("random_real", "as_distilled", 4): [(network, 0.6)]} if step else {}),
+                    },
+                    **columns,
+                )
+        found.append(trial)
+    folder.asked(
+        "name: small\nbase: {dataset: digits, network: convnet(width=8), images_per_class: 2, "
+        "inner_steps: 2,\n"
+        "       inner_epochs: 2, outer_steps: 60, init: random, objective: attack}\n"
+        "points: [{attack_class: 0, target_class: 1}, {attack_class: 2, target_class: 3}]\n"
+    )
+    return found
+
+
+def test_attacks_are_computed_again(folder: Folder) -> None:
+    trials = attacks(folder)
+    found = made(folder.directory.root)
+    rows = {row["trial"][0]: row for row in found.rows("attack")}
+    assert set(rows) == {trial.trial_id for trial in trials}
+    for trial, success in zip(trials, (0.6, 0.8), strict=True):
+        row = rows[trial.trial_id]
+        assert row["attack"][0] == f"{trial.attack_class} → {trial.target_class}"
+        assert row["fooled before"][1] == pytest.approx(0.03)
+        assert row["fooled after"][1] == pytest.approx(success + 0.01)
+        assert row["± fooled after"][1] == pytest.approx(0.01)
+        assert row["others after"][1] == pytest.approx(0.78) and row["networks"][0] == "3"
+    cells = json.loads(found.data)["charts"]["attack-matrix"]["datasets"]["cells"]["columns"]
+    matrix = zip(cells["y"], cells["x"], cells["v"], strict=True)
+    assert set(matrix) == {(0, 1, 61.0), (2, 3, 81.0)}
+    tests = [row["test"][1] for row in found.rows("best")]
+    assert tests == pytest.approx([0.61, 0.81]) or tests == pytest.approx([0.81, 0.61])
+    assert "is called the target" in found.text

@@ -20,7 +20,7 @@ from ddsweep.results.lock import SweepLock
 from tests.report.browser import CHROMIUM, Browser
 from tests.report.conftest import Folder, spec
 from tests.report.generated import generate
-from tests.report.test_report import ASKED, whole
+from tests.report.test_report import ASKED, attacks, whole
 
 AXE = Path(__file__).parents[2] / ".npm/node_modules/axe-core/axe.min.js"
 
@@ -171,11 +171,17 @@ def test_a_running_sweep_renews_itself_and_keeps_what_was_chosen(
         assert "The sweep is running" in browser.ask("document.body.textContent")
         assert column(browser, "state").count("running") == 1
         choose(browser, "filter-inner_lr", "0.1")
+        picks = (
+            "[...document.querySelectorAll('#all-trials input:checked')].map((one) => one.ariaLabel).sort()"
+        )
+        browser.ask("document.querySelector('#all-trials tbody input').click()")
+        picked = browser.ask(picks)
         first = browser.ask("performance.timeOrigin")
         write_page(gather([root]), tmp_path / "out")
         ready = "(document.documentElement || {dataset: {}}).dataset.ready"
         browser.wait(f"performance.timeOrigin > {first} && {ready}")
         assert rows(browser) == 2
+        assert browser.ask(picks) == picked
     silent(browser)
 
 
@@ -236,4 +242,40 @@ def test_a_thousand_trials(browser: Browser, tmp_path: Path) -> None:
     seconds = time.monotonic() - start
     assert 0 < rows(browser) < 1000
     assert seconds < 5
+    silent(browser)
+
+
+def test_attacks(browser: Browser, folder: Folder, tmp_path: Path) -> None:
+    attacks(folder)
+    browser.open(write_page(gather([folder.directory.root]), tmp_path / "out"))
+    browser.draw_all()
+    assert (
+        browser.ask("document.getElementById('chart-attack-matrix').querySelectorAll('canvas').length") == 1
+    )
+    assert barriers(browser) == []
+    silent(browser)
+
+
+def test_a_search_with_early_stopping(browser: Browser, folder: Folder, tmp_path: Path) -> None:
+    rates = [round(0.01 * 1.5**place, 6) for place in range(14)]
+    folder.asked(ASKED.replace("seeds: 2", "scheduler: {grace: 20}").replace("[0.02, 0.1]", str(rates)))
+    for place, lr in enumerate(rates):
+        trial = spec(init="random", inner_lr=lr)
+        if place % 3:
+            folder.stopped(trial)
+            continue
+        folder.evaluated(trial)
+        folder.trial(trial, val_score=0.5 + 0.01 * place)
+    browser.open(write_page(gather([folder.directory.root]), tmp_path / "out"))
+    browser.draw_all()
+    assert column(browser, "state").count("stopped") == 9
+    assert browser.ask("document.getElementById('chart-importance').querySelectorAll('canvas').length") == 1
+    # Numbers that are many have two ends to filter by.
+    browser.ask(
+        "(() => { const low = document.querySelector('input[aria-label=\"inner lr from\"]'); low.value = "
+        "'0.05';"
+        "low.dispatchEvent(new Event('change')); })()"
+    )
+    assert rows(browser) == sum(lr >= 0.05 for lr in rates)
+    assert barriers(browser) == []
     silent(browser)

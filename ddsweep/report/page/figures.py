@@ -35,7 +35,7 @@ def write_figures(gathered: Gathered, out: Path) -> Iterator[str]:
     import vl_convert
 
     measured = Measured.of(gathered)
-    captions = []
+    captions = ["Picked are the trials of the best settings; with no answer yet, the first that ran.\n"]
     charts = tables = 0
     for section in sections_of(gathered, measured):
         for chart in section.charts:

@@ -15,10 +15,13 @@ const KEY = "ddsweep-report " + document.title;
 let kept = {};
 try { kept = JSON.parse(sessionStorage.getItem(KEY)) || {}; } catch { /* no storage for files here */ }
 const state = { filters: {}, words: "", picked: data.picked, x: data.x, colour: data.colour, theme: "", renew: true, ...kept };
-state.picked = new Set(state.picked.filter((number) => number < data.trials.length));
+// Kept by name: of a sweep that runs, trials get other numbers.
+const nameOf = (number) => `${data.trials[number].sweep}/${data.trials[number].id}`;
+const numbers = new Map(data.trials.map((trial, number) => [nameOf(number), number]));
+state.picked = new Set(kept.picked ? kept.picked.map((name) => numbers.get(name)).filter((one) => one >= 0) : data.picked);
 const keep = () => {
   try {
-    sessionStorage.setItem(KEY, JSON.stringify({ ...state, picked: [...state.picked], scroll: scrollY }));
+    sessionStorage.setItem(KEY, JSON.stringify({ ...state, picked: [...state.picked].map(nameOf), scroll: scrollY }));
   } catch { /* as above */ }
 };
 
@@ -45,6 +48,10 @@ data.networks.trial.forEach((number, place) => {
 
 const axes = Object.fromEntries(data.axes.map((axis) => [axis.name, axis]));
 const valueOf = (trial, axis) => (trial.values[axis] === undefined ? null : trial.values[axis]);
+// What was chosen on an earlier page may be of a setting that does not vary any more.
+if (!axes[state.x]) state.x = data.x;
+if (!axes[state.colour]) state.colour = data.colour;
+for (const name of Object.keys(state.filters)) if (!axes[name] && name !== "state") delete state.filters[name];
 let shown = new Set();
 function applyFilters() {
   const words = state.words.toLowerCase().split(/\s+/).filter(Boolean);

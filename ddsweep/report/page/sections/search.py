@@ -205,7 +205,7 @@ def _parallel_build(x: Axis, colour: Axis) -> alt.Chart:
         alt.Chart(alt.NamedData("lines"))
         .mark_line(opacity=0.5, strokeWidth=1.2)
         .encode(
-            x=alt.X("axis:N", sort=None, title=None, axis=alt.Axis(labelAngle=-20)),
+            x=alt.X("axis:N", sort=None, title=None, axis=alt.Axis(labelAngle=0, labelLimit=90)),
             y=alt.Y("v:Q", title=None, axis=None),
             color=colour_of(Axis("validation, %", "quantitative"), "score"),
             detail="trial:N",

@@ -119,7 +119,7 @@ def curves_section(gathered: Gathered) -> Section:
                 caption=(
                     "Of the trials that are picked. The grey line is the median of all trials at that "
                     "step, its band "
-                    f"holds the middle 80 % of them. In {text}."
+                    f"holds the middle 80 % of them. What is drawn: {text}."
                 ),
                 summary=(
                     f"{title} of picked trials over outer steps; the last values are in the table of trials."
