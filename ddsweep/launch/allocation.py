@@ -14,8 +14,8 @@ __all__ = ["NodeLimits", "Place", "node_limits", "slurm_place"]
 
 @dataclass(frozen=True)
 class Place:
-    """Which task of which job this is. ``hosts`` are the nodes of the job by rank, ``restart`` says how often
-    it was requeued."""
+    """This task of its job. ``hosts`` are the nodes of the job by rank, ``restart`` is the number of
+    requeues."""
 
     job: str
     rank: int
@@ -29,8 +29,7 @@ class Place:
 
 @dataclass(frozen=True)
 class NodeLimits:
-    """What the job may use of this node: by Slurm's account, not by what the machine has. Bytes; None where
-    Slurm says nothing."""
+    """The part of this node that the job may use, by Slurm's account. Bytes; None if Slurm does not say."""
 
     cpus: int
     gpus: int
@@ -52,7 +51,7 @@ def node_limits(environment: Mapping[str, str], cpus: int | None = None) -> Node
 
 def _gpus(environment: Mapping[str, str]) -> int:
     visible = environment.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None and visible != "NoDevFiles":  # what Slurm writes where it knows none
+    if visible is not None and visible != "NoDevFiles":  # Slurm's word for none
         return len([device for device in visible.split(",") if device.strip()])
     for part in environment.get("SLURM_TRES_PER_TASK", "").replace("=", ":").split(","):
         if "gpu" in part:

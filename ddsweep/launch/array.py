@@ -1,8 +1,8 @@
 """A sweep as a job array, without Ray: each element takes its share, in as many processes as its node holds.
 
-Elements share the sweep's lock. Which trials an element distils is written down when the array is
-submitted; which units it evaluates follows from their numbers. Both are read off the files again at each
-start, so that an element that was requeued, or a second launch, does only what is missing.
+Elements share the sweep's lock. The trials of an element are written down when the array is submitted; the
+units that it evaluates follow from their numbers. Each start reads the files again, so a requeued element, or
+a second launch, does only what is missing.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ __all__ = ["deal", "distil_share", "evaluate_share", "finish_all"]
 
 
 def deal(trials: Sequence[TrialSpec], seconds: Mapping[str, float], elements: int) -> list[list[str]]:
-    """Disjoint shares of about the same cost: the dearest trial first, each to who has least."""
+    """Disjoint shares of about the same cost: the dearest trial first, each to the smallest share."""
     shares: list[list[str]] = [[] for _ in range(min(elements, len(trials)))]
     cost = [0.0] * len(shares)
     for trial in sorted(trials, key=lambda trial: -seconds[trial.trial_id]):
@@ -71,11 +71,11 @@ class _Work:
         return {trial.trial_id: trial for trial in self.plan.trials}
 
     def trial(self, trial_id: str) -> TrialSpec:
-        """Raises `UserError` for one that the sweep has no more: its data changed under the launch."""
+        """Raises `UserError` for a trial that the sweep no longer has: its data changed after the launch."""
         if trial_id not in self._by_id:
             raise UserError(
-                f"{self.folder.shares}: trial {trial_id} is none of this sweep's: its data is no longer what "
-                "was launched; launch it again"
+                f"{self.folder.shares}: trial {trial_id} is not in this sweep: its data have changed since "
+                "the launch; launch it again"
             )
         return self._by_id[trial_id]
 
@@ -95,8 +95,8 @@ class _Work:
         needs: tuple[float, float],
         phase: str,
     ) -> int:
-        """A crew's work on ``items``, which need so many CPUs and GPUs each. What breaks for good is recorded
-        as failed in ``phase``."""
+        """A crew's work on ``items``, each with so many CPUs and GPUs. Lasting failures are recorded in
+        ``phase``."""
         if not items:
             return 0
         local = self.launch.site["scheduler"] == "local"
@@ -127,7 +127,7 @@ def _work(folder: str) -> _Work:
 
 
 def distil_share(folder: LaunchFolder, launch: Launch, index: int, signals: Signals) -> int:
-    """Distil the trials of element ``index`` that are missing. 0 all distilled, 2 some failed, 75 drained."""
+    """Distil the missing trials of element ``index``. 0 all distilled, 2 some failed, 75 drained."""
     work, directory = _work(str(folder.root)), launch.directory
     shares = (read_json(folder.shares) or {}).get("trials", [])
     trials = [work.trial(trial_id) for trial_id in shares[index]]
@@ -135,7 +135,7 @@ def distil_share(folder: LaunchFolder, launch: Launch, index: int, signals: Sign
         todo = [trial for trial in trials if not is_distilled(trial, directory)]
         for trial in todo:
             directory.failure_part(trial.trial_id).unlink(missing_ok=True)
-            forget_stop(trial, directory)  # there is no scheduler any more: it goes on
+            forget_stop(trial, directory)  # it goes on, because there is no scheduler any more
         needs = [work.sweep.resources.for_trial(trial) for trial in trials]
         return work.run(
             _distil,
@@ -148,7 +148,7 @@ def distil_share(folder: LaunchFolder, launch: Launch, index: int, signals: Sign
 
 
 def evaluate_share(folder: LaunchFolder, launch: Launch, index: int, signals: Signals) -> int:
-    """Evaluate element ``index``'s part of all units of the distilled trials, and finish what is whole."""
+    """Evaluate element ``index``'s part of all units of the distilled trials, and finish whole trials."""
     work, directory = _work(str(folder.root)), launch.directory
     evaluation = work.sweep.evaluate.spec()
     elements = int((read_json(folder.shares) or {}).get("evals", 1))
@@ -162,7 +162,7 @@ def evaluate_share(folder: LaunchFolder, launch: Launch, index: int, signals: Si
             if is_distilled(trial, directory):
                 for unit in missing_units(trial, evaluation, directory, evals.get(trial.trial_id, [])):
                     key = (unit.protocol, unit.group, unit.size)
-                    # Others count the same: of networks that are there already in groups of another size too.
+                    # All elements count the same units, also networks that exist in groups of another size.
                     place = (
                         number + units[key] if key in units else crc32(repr((trial.trial_id, key)).encode())
                     )
@@ -178,7 +178,7 @@ def evaluate_share(folder: LaunchFolder, launch: Launch, index: int, signals: Si
 
 
 def finish_all(folder: LaunchFolder, launch: Launch) -> int:
-    """Finish every trial that is evaluated in full, and say how the sweep stands."""
+    """Finish every fully evaluated trial, and print the state of the sweep."""
     work, directory = _work(str(folder.root)), launch.directory
     with SweepLock(directory.lock, launch=folder.name):
         done = _finish(work)
@@ -248,7 +248,7 @@ def _distil(folder: str, stop_file: str, trial_id: str) -> str:
 
 @cache
 def _share(device: str, gpus: float) -> None:
-    """Once for a process, which evaluates and does nothing else: anew, it would forget what it recorded."""
+    """Once for a process, which only evaluates: a new one would lose its recordings."""
     keep_to_share(device, gpus)
 
 

@@ -105,7 +105,7 @@ class Crew:
                     words = (call, str(self.folder.root), str(stop_file), *item)
                     try:
                         future = crew[slot].submit(_call, *words)
-                    except BrokenProcessPool:  # it was killed while it had nothing to do
+                    except BrokenProcessPool:  # it was killed while idle
                         crew[slot] = _new_process(devices[slot])
                         future = crew[slot].submit(_call, *words)
                     running[future] = (slot, item)
@@ -135,7 +135,7 @@ class Crew:
                     failed += state == "failed"
                     print(f"{self.name}: {' '.join(map(str, item))}: {state}", flush=True)
         except BaseException:
-            stop_file.touch()  # else the end of the others would be waited for
+            stop_file.touch()  # otherwise it would wait for the others to end
             raise
         finally:
             for process in crew:
@@ -150,7 +150,8 @@ def _new_process(device: str) -> ProcessPoolExecutor:
 
 
 def _begin(device: str, parent: int) -> None:
-    """In each process of a crew: end with the element, see one's own GPU only, and leave signals to it."""
+    """Runs in each process of a crew: it ends with the element, sees its own GPU only, and leaves signals to
+    the element."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
@@ -160,10 +161,10 @@ def _begin(device: str, parent: int) -> None:
 
 
 def _call(call: Callable[..., str], *words: Any) -> str:
-    """In each process of a crew. What it raises must survive pickling, or it would break the pool."""
+    """Runs in each process of a crew. Its errors must survive pickling, or they would break the pool."""
     try:
         return call(*words)
-    except UserError:  # says all there is to say, and survives
+    except UserError:  # its text is complete, and survives
         raise
     except BaseException as error:
         traceback.print_exc()

@@ -1,7 +1,7 @@
-"""What runs in the jobs of a launch. submitit pickles these objects: they hold a path and a number.
+"""The code that jobs of a launch run. submitit pickles these objects: they hold a path and a number.
 
-The outcome is told by files in the launch's folder, never by submitit's own pickles: those of an earlier
-start of a requeued job stay where they are, and a lost node leaves none.
+Files in the launch's folder tell the outcome, never submitit's own pickles: pickles of an earlier start of a
+requeued job stay, and a lost node leaves none.
 """
 
 from __future__ import annotations
@@ -74,21 +74,21 @@ class _Job(ABC):
             )
             try:
                 signals.requeue()
-            except Exception as error:  # Slurm does not answer, or will not
+            except Exception as error:  # Slurm does not answer, or refuses
                 told = f"could not be requeued ({error}); launch it again to go on"
                 print(f"ddsweep: {told}", file=sys.stderr, flush=True)
                 write_json(
                     folder.outcome(self.kind, self.index), {**outcome, "requeued": False, "message": told}
                 )
         if code:
-            sys.exit(code)  # Slurm's own record says FAILED then, with this code
+            sys.exit(code)  # then Slurm's own record says FAILED, with this code
 
     @abstractmethod
     def work(self, folder: LaunchFolder, launch: Launch, place: Place, signals: Signals) -> int:
         """Returns the exit code."""
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
-        """For submitit: what a requeued job runs. All that was done is on disk."""
+        """For submitit: the call of a requeued job. All finished work is on disk."""
         import submitit
 
         return submitit.helpers.DelayedSubmission(self)
@@ -125,7 +125,7 @@ class TrialsJob(_Job):
 
 
 class EvalsJob(_Job):
-    """An array element that evaluates its share of what is distilled."""
+    """An array element that evaluates its share of the distilled trials."""
 
     kind = "evals"
 
@@ -136,7 +136,7 @@ class EvalsJob(_Job):
 
 
 class FinishJob(_Job):
-    """The last job of an array launch: sums up what the others left."""
+    """The last job of an array launch: sums up the results of the others."""
 
     kind = "finish"
 
@@ -155,7 +155,7 @@ def _place(folder: LaunchFolder) -> Place:
 
     job: Any = submitit.JobEnvironment()
     restart = os.environ.get("SLURM_RESTART_COUNT") or 0
-    if job.cluster == "local":  # one task, and nobody counts its restarts: the folders do
+    if job.cluster == "local":  # one task; its restarts are counted by the folders
         runs = folder.root / "runs"
         restart = 0
         while (begun := runs / f"{job.job_id}.{restart}" / "begun").exists():
@@ -166,8 +166,8 @@ def _place(folder: LaunchFolder) -> Place:
 
 
 def _told_to_stop(folder: LaunchFolder, launch: Launch) -> Callable[[], bool]:
-    """``ddsweep cancel`` leaves a file. A local job also ends with the processes that started it: nobody else
-    would know of it any more."""
+    """``ddsweep cancel`` leaves a file. A local job also ends with the processes that started it: otherwise
+    it would be lost."""
     parent = os.getppid()
 
     def told() -> bool:

@@ -18,7 +18,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 class Signals:
-    """What this process was told. The handlers set flags and nothing more.
+    """The signals of this process. The handlers only set flags.
 
     ``ending``: SIGUSR2, the job's time is nearly up or it is preempted, and goes on after a requeue.
     ``terminated``: SIGTERM, it was cancelled, or is preempted: what Slurm has in mind, Slurm knows.
@@ -43,7 +43,7 @@ class Signals:
         self.terminated = self.terminated or number == signal.SIGTERM
 
     def stop_when(self, told: Callable[[], bool]) -> None:
-        """A cause besides signals, asked whenever somebody looks."""
+        """A cause besides signals, checked at each look."""
         self._told_otherwise = told
 
     @property
@@ -102,8 +102,8 @@ if os.getppid() != int(sys.argv[1]):  # it died before we asked
     sys.exit(1)
 os.execvp(sys.argv[3], sys.argv[3:])
 """
-# What the child is before it becomes the command. Not a preexec_fn, which may run only in a process without
-# threads: Ray has started some in this one by the time that it starts the driver.
+# The program that the child runs before the command. A preexec_fn may run only in a process without threads,
+# and Ray has started some before the driver starts.
 
 
 def end(process: subprocess.Popen[str], patience_s: float) -> int:

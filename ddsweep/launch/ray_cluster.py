@@ -41,10 +41,11 @@ LOST_HEAD = 76
 """The exit code of a run whose Ray head died under its command: to be requeued."""
 
 DRIVER_RETRIES = RetryPolicy(4)
-"""How often, and when, a command that a signal killed (want of memory, say) is started again."""
+"""How often, and when, a command is started again after a signal killed it (for lack of memory, for
+example)."""
 
 _RAY = "ray"
-"""The folder of Ray itself, inside of the one that only its owner may enter."""
+"""Ray's own folder, inside the private one."""
 
 _TOKEN = "token"
 _LOOK_S = 0.3
@@ -54,8 +55,8 @@ _LEAVE_S = 15.0
 
 
 def ray_environment(site: Site, temporary: Path, token: Path) -> dict[str, str]:
-    """What every process of the cluster is told. Set explicitly wherever Ray's default differs between its
-    own commands, or would make a lost node go unnoticed for minutes."""
+    """Environment variables for every process of the cluster. They are set explicitly if Ray's default
+    differs between its own commands, or would hide a lost node for minutes."""
     third = site.node_failure * 1000 / 3
     return {
         "RAY_AUTH_MODE": "token",
@@ -71,7 +72,7 @@ def ray_environment(site: Site, temporary: Path, token: Path) -> dict[str, str]:
         "RAY_grpc_client_keepalive_time_ms": str(round(third * 1.5)),
         "RAY_grpc_client_keepalive_timeout_ms": str(round(third * 1.5)),
         "RAY_gcs_rpc_server_reconnect_timeout_s": str(max(5, round(site.node_failure))),
-        # Slurm kills what takes too much memory. Ray's own monitor looks at the whole machine.
+        # Slurm kills processes that take too much memory. Ray's own monitor looks at the whole machine.
         "RAY_memory_monitor_refresh_ms": "0",
         "PYTHONUNBUFFERED": "1",
         **SAFE_PATH,
@@ -98,7 +99,7 @@ def run_on_cluster(
     """
     temporary = Path(site.temporary) / f"{PREFIX}{place.job.replace('_', '-')}"
     token = folder / _TOKEN
-    for earlier in range(place.restart):  # what a SIGKILL on this node may have left
+    for earlier in range(place.restart):  # left by a SIGKILL on this node
         kill_marked(f"{place.job}.{earlier}.")
         (folder.parent / f"{place.job}.{earlier}" / _TOKEN).unlink(missing_ok=True)
     mark = f"{place.job}.{place.restart}.{place.rank}."
@@ -124,14 +125,14 @@ def run_on_cluster(
             say(f"{socket.gethostname()}: processes that cannot be killed: {left}")
         if is_own(temporary):
             shutil.rmtree(temporary, ignore_errors=True)
-        # If the head fails before it has begun, the others must not wait for its address for ever.
+        # If the head fails at its start, the others must not wait for its address for ever.
         said = _done(folder) if place.is_head else _left(folder, place.rank)
         write_json(said, {"host": socket.gethostname()})
 
 
 def _make_private(folder: Path) -> None:
-    """For Ray to be in: its own folder it opens to everybody (mode 777), sockets and all. The name can be
-    guessed, so somebody else may have been here first. Raises `UserError`."""
+    """A private folder around Ray's own, which Ray opens to everybody (mode 777), with its sockets. Another
+    user can guess the name and make it first. Raises `UserError`."""
     host = socket.gethostname()
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -166,7 +167,8 @@ class _Node:
         return spawn_out_of_reach([*ray, *known, *options], {**self.environment, **own}, self.log)
 
     def object_store(self) -> int:
-        """Bytes: as the site says, else a fifth of the memory, and never more than shared memory has."""
+        """Bytes of the object store: from the site file, else a fifth of the memory, and never more than
+        shared memory has."""
         free = shutil.disk_usage("/dev/shm").free
         if self.site.object_store is not None:
             wanted = int(self.site.object_store * 1e9)
@@ -228,7 +230,7 @@ def _head(node: _Node, command: Callable[[str], Sequence[str]]) -> int:
         write_json(_done(folder), {"host": socket.gethostname()})
         kill_with_children(ray.pid)
         ray.wait()
-        (folder / _TOKEN).unlink(missing_ok=True)  # it opens nothing any more
+        (folder / _TOKEN).unlink(missing_ok=True)  # it opens no more files
         _wait_for_leaving(node)
 
 
@@ -239,7 +241,7 @@ def _write_token(path: Path) -> None:
 
 
 def _own_ip(hosts: Sequence[str]) -> str:
-    """The address of this node that the others see; loopback where there are no others."""
+    """The address of this node for the others; loopback without others."""
     if len(hosts) == 1:
         return "127.0.0.1"
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
@@ -276,7 +278,7 @@ def _is_free(ip: str, port: int) -> bool:
 
 
 def _wait_for_head(node: _Node, ray: subprocess.Popen[str], address: str) -> bool:
-    """Wait until it answers. False: the job is to end. Raises `UserError` if it does not come up."""
+    """Wait until it answers. False: the job should end. Raises `UserError` if it does not come up."""
     deadline = time.monotonic() + node.site.wait_for_nodes
     while _alive(address) is None:
         if node.signals.any:
@@ -301,14 +303,14 @@ def _alive(address: str) -> set[str] | None:
 
     try:
         found = GcsClient(address=address).get_all_node_info(timeout=5)
-    except Exception:  # Ray raises many kinds, all of which mean: not yet
+    except Exception:  # Ray raises many kinds of errors; all mean: not yet
         return None
     return {info.node_manager_hostname for info in found.values() if info.state == 0}
 
 
 def _wait_for_nodes(node: _Node, ray: subprocess.Popen[str], address: str) -> bool:
-    """Wait until all nodes have joined, or for as long as the site says: then go on with those that are
-    there, or raise `UserError` for too few, or for nodes with other versions. False: the job is to end."""
+    """Wait until all nodes have joined, or until the site's time is up. Then go on with the nodes that are
+    there, or raise `UserError` for too few, or for nodes with other versions. False: the job should end."""
     site, hosts = node.site, node.place.hosts
     deadline = time.monotonic() + site.wait_for_nodes
     while True:
@@ -318,7 +320,7 @@ def _wait_for_nodes(node: _Node, ray: subprocess.Popen[str], address: str) -> bo
             return True
         trouble = [card["trouble"] for card in cards.values() if card and card["trouble"]]
         if trouble and up + len(trouble) >= len(hosts):
-            break  # nobody else will come
+            break  # no other node will come
         if node.signals.any:
             return False
         if ray.poll() is not None:
@@ -334,7 +336,8 @@ def _wait_for_nodes(node: _Node, ray: subprocess.Popen[str], address: str) -> bo
 
 
 def _cards(node: _Node) -> dict[int, dict[str, Any] | None]:
-    """What each node said of itself, None if nothing yet. Raises `UserError` for one with other versions."""
+    """The facts that each node reported, None so far without any. Raises `UserError` for a node with other
+    versions."""
     cards = {rank: read_json(_card(node.folder, rank)) for rank in range(len(node.place.hosts))}
     for card in cards.values():
         if card is not None and card["versions"] != versions():
@@ -343,7 +346,7 @@ def _cards(node: _Node) -> dict[int, dict[str, Any] | None]:
 
 
 def _silence(node: _Node, cards: Mapping[int, Any], up: int) -> str:
-    """Of nodes that did not come and did not say why."""
+    """The message on nodes that did not come and did not say why."""
     hosts = node.place.hosts
     silent = [hosts[rank] for rank, card in cards.items() if card is None]
     missing = silent or [f"{len(hosts) - up} of {', '.join(hosts[1:])}"]
@@ -360,7 +363,7 @@ def _differ(card: Mapping[str, Any], head_card: Mapping[str, Any], head: str) ->
 
 
 def _drive(node: _Node, ray: subprocess.Popen[str], command: Sequence[str], address: str) -> int:
-    """Run the command to its end, whatever that is. Tells of nodes that go and come."""
+    """Run the command to any end. Reports nodes that go and come."""
     up, looked = _alive(address) or set(), time.monotonic()
     killed = 0
     while True:
@@ -425,7 +428,7 @@ def _tell_nodes(node: _Node, before: set[str], now: set[str]) -> None:
 
 
 def _wait_for_leaving(node: _Node) -> None:
-    """Give the other nodes time to clean up: once the job ends, Slurm kills what is left of them."""
+    """Give the other nodes time to clean up: once the job ends, Slurm kills their processes."""
     came = [rank for rank in range(1, len(node.place.hosts)) if _card(node.folder, rank).exists()]
     deadline = time.monotonic() + _LEAVE_S
     while time.monotonic() < deadline and not all(_left(node.folder, rank).exists() for rank in came):
@@ -446,7 +449,7 @@ def _worker(node: _Node) -> int:
     address = str(found["address"])
     port = int(address.rpartition(":")[2])
     head = read_json(_card(folder, 0))
-    if head is not None and head["versions"] != versions():  # one that comes late the head does not see
+    if head is not None and head["versions"] != versions():  # the head does not see a late node
         own = {"host": socket.gethostname(), "versions": versions()}
         raise UserError(_differ(own, head, node.place.hosts[0]))
     os.environ |= {name: value for name, value in node.environment.items() if name.startswith("RAY_")}
@@ -459,7 +462,7 @@ def _worker(node: _Node) -> int:
             kill_with_children(ray.pid)
             ray.wait()
             break
-        # The head took this node for dead (its network was cut, say), or is itself gone.
+        # The head took this node for dead (its network was cut, for example), or is itself gone.
         kill_marked(node.environment[MARK])
         if _alive(address) is not None:
             lonely_since = None

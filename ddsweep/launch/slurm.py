@@ -1,8 +1,8 @@
 """Submitting jobs through submitit, and asking Slurm about them.
 
-submitit's own view of a job is not used: it counts a lost node as the end though Slurm requeues the job,
-polls ever more rarely, and needs accounting. A job is asked for by ``squeue``, which knows what waits and
-runs, then by ``sacct`` and ``scontrol``, which remember what is gone.
+submitit's own view of a job is not used: it counts a lost node as the end although Slurm requeues the job,
+polls more and more rarely, and needs accounting. ``squeue`` knows jobs that wait and run; ``sacct`` and
+``scontrol`` remember ended ones.
 """
 
 from __future__ import annotations
@@ -54,30 +54,30 @@ ENDED = {
     "TIMEOUT",
     "GONE",
 }
-"""States that are the end."""
+"""Final states."""
 
 _DOUBTFUL = {"BOOT_FAIL", "GONE", "NODE_FAIL", "PREEMPTED"}
-"""States that are the end only if they stay: Slurm requeues such jobs, a little later."""
+"""States that are final only if they stay: Slurm requeues such jobs a little later."""
 
 _HOPELESS = {"BadConstraints", "InvalidAccount", "InvalidQOS", "PartitionConfig", "PartitionNodeLimit"}
 _HOPELESS |= {"PartitionTimeLimit"}
-"""Reasons for waiting that no time mends."""
+"""Reasons for waiting that do not pass."""
 
 _LOOKS = 3
 _SILENCE_S = 600.0
 
 
 class SubmissionError(UserError):
-    """Slurm is not there, or refused a job."""
+    """Slurm is missing, or refused a job."""
 
 
 class SilentError(SubmissionError):
-    """Slurm is there and does not answer: its controller may be starting again."""
+    """Slurm does not answer: its controller may be starting again."""
 
 
 @dataclass(frozen=True)
 class JobState:
-    """One job, or one element of an array. ``state`` is Slurm's word, ``GONE`` if nobody remembers it;
+    """One job, or one element of an array. ``state`` is Slurm's word, or ``GONE`` if Slurm has forgotten it;
     ``reason`` says why it waits, ``nodes`` where it runs."""
 
     id: str
@@ -95,7 +95,7 @@ class JobState:
 
 def executor(site: Site, folder: LaunchFolder, name: str, **more: Any) -> Any:
     """submitit's executor for one job of this site; ``more`` are parameters of its own spelling."""
-    os.environ["SUBMITIT_PREEMPT_SIGNAL"] = "USR2"  # what our jobs listen to, whatever the user's shell says
+    os.environ["SUBMITIT_PREEMPT_SIGNAL"] = "USR2"  # the signal of our jobs, for any shell
     import submitit
 
     submitit_executor: Any
@@ -120,7 +120,7 @@ def executor(site: Site, folder: LaunchFolder, name: str, **more: Any) -> Any:
 
 
 def _own_gpus(count: int) -> tuple[int, ...]:
-    """The first of those that this process may use; submitit would take the machine's first."""
+    """The first GPUs that this process may use; submitit would take the machine's first."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     numbers = tuple(int(name) for name in visible if name.strip().isdigit())
     return numbers[:count] if len(numbers) >= count else ()
@@ -128,7 +128,7 @@ def _own_gpus(count: int) -> tuple[int, ...]:
 
 def _parameters(site: Site, name: str) -> dict[str, Any]:
     extra: dict[str, Any] = dict(site.sbatch)
-    # The job outlives a node that it loses, as long as that is not the first.
+    # The job outlives the loss of a node, except of the first.
     extra |= {"no-kill": True, "requeue" if site.requeues else "no-requeue": True}
     extra = {key: value for key, value in extra.items() if value is not False}
     parameters: dict[str, Any] = {
@@ -146,7 +146,7 @@ def _parameters(site: Site, name: str) -> dict[str, Any]:
         "setup": list(site.setup) or None,
         "signal_delay_s": site.drain,
         "additional_parameters": extra,
-        # Since Slurm 22.05 srun does not know what sbatch was asked for.
+        # Since Slurm 22.05 srun does not inherit these options from sbatch.
         "srun_args": ["--no-kill", f"--cpus-per-task={site.cpus_per_node}"],
     }
     if site.gpus_per_node:
@@ -184,7 +184,7 @@ def submit(
     parallel: int | None = None,
     after: str | None = None,
 ) -> Job:
-    """Submit ``calls`` as one job of ``nodes`` nodes, or as an array of which ``parallel`` run at a time,
+    """Submit ``calls`` as one job of ``nodes`` nodes, or as an array with ``parallel`` elements at a time,
     ``after`` another job. Raises `SubmissionError` with what Slurm said."""
     import submitit
 
@@ -280,7 +280,7 @@ def _require(command: str) -> None:
 
 
 def ask(*command: str) -> subprocess.CompletedProcess[str]:
-    """Run one of Slurm's commands. Raises `SubmissionError` if it is not there or does not answer."""
+    """Run one of Slurm's commands. Raises `SubmissionError` if it is missing or does not answer."""
     _require(command[0])
     try:
         return subprocess.run(
@@ -304,7 +304,7 @@ def partitions() -> dict[str, str]:
 
 
 def check_site(site: Site) -> None:
-    """Raises `SubmissionError` for what Slurm would take, and then never start: a partition that is down."""
+    """Raises `SubmissionError` for a partition that is down: Slurm would take the job and never start it."""
     known = partitions()
     if site.partition is None:
         return
@@ -317,7 +317,7 @@ def check_site(site: Site) -> None:
 
 
 def check_nodes(site: Site) -> None:
-    """Raises `SubmissionError` for a job of more nodes than the partition has: many a Slurm takes it."""
+    """Raises `SubmissionError` for a job of more nodes than the partition has: many a Slurm accepts it."""
     there: dict[str, int] = {}
     for line in ask("sinfo", "-h", "-o", "%P|%D").stdout.split():
         name, _, nodes = line.partition("|")
@@ -338,7 +338,7 @@ def array_limit() -> int | None:
 
 
 def job_states(jobs: Iterable[Job]) -> dict[str, list[JobState]]:
-    """The state of each job by its number, of an array that of each element that Slurm still tells apart."""
+    """The state of each job by its number; for an array, of each element that Slurm still lists."""
     wanted = [job.id for job in jobs]
     if not wanted:
         return {}
@@ -350,15 +350,15 @@ def job_states(jobs: Iterable[Job]) -> dict[str, list[JobState]]:
 
 
 def active(jobs: Iterable[Job]) -> list[JobState]:
-    """What of them waits or runs."""
+    """Those of them that wait or run."""
     wanted = [job.id for job in jobs]
     listed = _listed(wanted).values() if wanted else ()
     return [state for states in listed for state in states if not state.over]
 
 
 def _listed(numbers: Sequence[str]) -> dict[str, list[JobState]]:
-    """By squeue. It complains of a job that it has forgotten, and of one alone answers with an error. Raises
-    `SilentError` if that is another error: a job is not gone because nobody answers."""
+    """By squeue. It complains about forgotten jobs, and answers with an error if it was asked for one alone.
+    Raises `SilentError` for other errors: without an answer a job does not count as gone."""
     found: dict[str, list[JobState]] = {}
     said = ask("squeue", "-h", "-a", "-t", "all", "-j", ",".join(numbers), "-o", "%i|%T|%r|%N")
     if said.returncode and "Invalid job id" not in said.stderr:
@@ -371,7 +371,7 @@ def _listed(numbers: Sequence[str]) -> dict[str, list[JobState]]:
 
 
 def _remembered(number: str) -> list[JobState]:
-    """By sacct, where there is accounting, else by scontrol."""
+    """By sacct if there is accounting, else by scontrol."""
     lines: list[str] = []
     if shutil.which("sacct") is not None:
         said = ask("sacct", "-X", "-n", "-P", "-D", "-j", number, "-o", "JobID,State,NodeList")
@@ -381,7 +381,7 @@ def _remembered(number: str) -> list[JobState]:
         if line.startswith(number):
             name, state, nodes = [*line.split("|"), "", ""][:3]
             state = state.partition(" ")[0]  # CANCELLED by 1000
-            # Its last line counts. What it takes for running, and squeue does not know, never runs again.
+            # Its last line counts. A job that is running for sacct and unknown to squeue never runs again.
             found[name] = JobState(name, state if state in ENDED else "GONE", "", nodes)
     if found:
         return list(found.values())
@@ -405,8 +405,8 @@ def _shown(number: str) -> list[dict[str, str]]:
 
 
 def lost_head(number: str) -> str:
-    """The node of a running job's batch script, if the job goes on without it (``--no-kill``): then nothing
-    of it is at work any more, and nobody requeues it. Empty if all is well."""
+    """The lost node of a running job's batch script, if the job goes on without it (``--no-kill``): then it
+    does no work any more, and Slurm does not requeue it. Empty if all is well."""
     for fields in _shown(number):
         host = fields.get("BatchHost", "")
         if fields.get("JobState") == "RUNNING" and host:
@@ -439,8 +439,8 @@ def wait(
     on_change: Callable[[JobState], None],
     longest_pending_min: int | None,
 ) -> list[JobState]:
-    """Poll until all is over, at an even pace. Raises `UserError` if something waits for what never comes, or
-    nothing starts for ``longest_pending_min``; `SilentError` if Slurm has not answered for ten minutes."""
+    """Poll at an even pace until all jobs are over. Raises `UserError` if a job waits in vain, or if none
+    starts for ``longest_pending_min``; `SilentError` if Slurm has not answered for ten minutes."""
     seen: dict[str, JobState] = {}
     begun, doubts = time.monotonic(), 0
     answered = begun

@@ -53,27 +53,27 @@ def _local_state(job: Job) -> JobState:
 
 
 def active_jobs(launch: Launch) -> list[JobState]:
-    """What of it still waits or runs."""
+    """Its jobs that still wait or run."""
     if launch.site["scheduler"] == "local":
         return [state for state in states_of(launch) if not state.over]
     return active(launch.jobs)
 
 
 def launch_lines(directory: SweepDirectory) -> Iterator[str]:
-    """What there is to say of the newest launch, a line each; nothing where there was none."""
+    """Lines on the newest launch; none without a launch."""
     folders = launches_of(directory)
     if not folders:
         return
     folder = folders[-1]
     try:
         launch = Launch.read(folder)
-    except UserError as error:  # of another version; the tables are not
+    except UserError as error:  # of another version; the tables can still be read
         yield f"launch {folder.name}: {error}"
         return
     yield f"launch {folder.name}: mode {launch.mode}, {launch.site_file}, {launch.created}"
     try:
         states = states_of(launch)
-    except UserError as error:  # Slurm is not here; the files are
+    except UserError as error:  # Slurm is missing here; the files are not
         yield f"  its jobs cannot be asked for: {error}"
         states = []
     if states and (unseen := _unseen(folder, launch, states)):
@@ -92,7 +92,7 @@ def launch_lines(directory: SweepDirectory) -> Iterator[str]:
 
 
 def _job_lines(launch: Launch, states: Sequence[JobState]) -> Iterator[str]:
-    """A line for each job; of an array, how many of its elements are in which state."""
+    """A line for each job; for an array, the number of elements in each state."""
     for job in launch.jobs:
         own = [state for state in states if state.id.partition("_")[0] == job.id]
         if not job.elements:
@@ -101,7 +101,7 @@ def _job_lines(launch: Launch, states: Sequence[JobState]) -> Iterator[str]:
                 why = f" ({state.reason})" if state.reason and state.state == "PENDING" else ""
                 yield f"  {job.kind} job {job.id}: {state.state.lower()}{where}{why}"
             continue
-        # Elements that wait are one line of Slurm's, such as 7_[4-9], or 7 if it is all of them.
+        # Slurm has one line for all waiting elements, such as 7_[4-9], or 7 for the whole array.
         apart = [state for state in own if state.id[-1] != "]" and "_" in state.id]
         waiting = [state for state in own if state not in apart]
         told = [f"{count} {state}" for state, count in Counter(s.state.lower() for s in apart).items()]
@@ -122,7 +122,7 @@ def _without_head(launch: Launch, states: Sequence[JobState]) -> Iterator[tuple[
 
 def wait_for(folder: LaunchFolder, say: Callable[[str], None]) -> int:
     """Wait until all jobs of a launch are over; returns the exit code of the sweep. Raises `UserError` if
-    they ended without a word, or only ever wait."""
+    they ended without an outcome, or only wait."""
     launch = Launch.read(folder)
     site = launch.site_spec
     if site.scheduler == "local":
@@ -166,7 +166,7 @@ def wait_for(folder: LaunchFolder, say: Callable[[str], None]) -> int:
         )
     if outcome["message"]:
         raise UserError(str(outcome["message"]))
-    if outcome["code"]:  # why is told by the elements of the array
+    if outcome["code"]:  # the elements of the array tell why
         for path in sorted(folder.root.glob("outcomes/*.json")):
             content = read_json(path) or outcome
             if content["message"]:
@@ -175,7 +175,7 @@ def wait_for(folder: LaunchFolder, say: Callable[[str], None]) -> int:
 
 
 def _unseen(folder: LaunchFolder, launch: Launch, states: Sequence[JobState]) -> str:
-    """What to say of jobs that are over and of which no node could write a log; empty if one did."""
+    """A message on ended jobs if no node of theirs could write a log; else empty."""
     if any(folder.logs.glob("*_log.*")) or not all(state.over for state in states):
         return ""
     where = ", ".join(dict.fromkeys(state.nodes for state in states if state.nodes)) or "the nodes"
@@ -187,7 +187,7 @@ def _unseen(folder: LaunchFolder, launch: Launch, states: Sequence[JobState]) ->
 
 
 def _discard(folder: LaunchFolder, launch: Launch) -> None:
-    """Remove a launch of which nothing ever ran, and the sweep's folder if nothing else was in it."""
+    """Remove a launch that never ran, and the sweep's folder if it holds nothing else."""
     if any(folder.logs.glob("*_log.*")):
         return
     shutil.rmtree(folder.root, ignore_errors=True)
@@ -202,7 +202,7 @@ def _discard(folder: LaunchFolder, launch: Launch) -> None:
 
 
 def cancel(folder: LaunchFolder, patience_s: float, say: Callable[[str], None]) -> None:
-    """End a launch: what waits goes at once, what runs drains for up to ``patience_s``, then goes too."""
+    """End a launch: waiting jobs end at once; running jobs drain for up to ``patience_s`` and then end."""
     launch = Launch.read(folder)
     if not active_jobs(launch):
         say(f"launch {folder.name}: nothing of it waits or runs")

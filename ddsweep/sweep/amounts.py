@@ -24,12 +24,12 @@ def with_measured_resources(
     board: Board,
     seconds: Mapping[str, float],
 ) -> SweepSpec:
-    """``sweep`` with numbers for ``auto``: those with which most gets done of the trial that costs most by
-    estimate, on this machine."""
+    """``sweep`` with numbers for ``auto``: those with the most steps of the costliest trial (by estimate) on
+    this machine."""
     resources = sweep.resources
     by_hand = resources.cpus if isinstance(resources.cpus, float) else None
     gpus = 0.0 if resources.gpus != "auto" or resources.device == "cpu" else session.gpus
-    if not trials:  # what is left are evaluations, which go where trials would
+    if not trials:  # only evaluations are left, which go where trials would
         return _with_resources(sweep, by_hand or 1.0, min(gpus, 0.5))
     costliest = max(trials, key=lambda trial: seconds[trial.trial_id])
     most = min(len(trials), resources.max_concurrent or len(trials))

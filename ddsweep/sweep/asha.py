@@ -2,8 +2,8 @@
 other.
 
 Ray's own scheduler compares every trial with every other, and decides on each by itself. The score of one
-image per class says nothing about ten, so it would stop all small trials and keep all large ones; and of a
-setting on the brink it would keep the lucky seeds.
+image per class says nothing about ten, so it would stop all small trials and keep all large ones; and for a
+borderline setting it would keep the lucky seeds.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from ddsweep.sweep.halving import Halving
 __all__ = ["Asha"]
 
 _STAGED = 4
-"""Trials that wait in Ray for a free place, at least; and at most as many as run. Those that go on after a
-pause come behind them, where workers are not reused."""
+"""The least number of trials that wait in Ray for a free place; at most as many as run. Resumed trials queue
+behind them if workers are not reused."""
 
 
 class Asha(FIFOScheduler):
@@ -54,7 +54,7 @@ class Asha(FIFOScheduler):
         return trial_id in self._paused
 
     def is_stopped(self, trial_id: str) -> bool:
-        """Whether a trial was stopped for its score: it goes on under no command that has a scheduler."""
+        """Whether a trial was stopped for its score: it does not go on as long as there is a scheduler."""
         return trial_id in self._stopped
 
     def failed(self, trial_id: str) -> None:
@@ -65,7 +65,7 @@ class Asha(FIFOScheduler):
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
         trial_id = _id(trial)
-        # Not one that is tried again after its worker died: Tune has it as pending by now.
+        # Not a trial that is tried again after its worker died: Tune has it as pending by now.
         if trial_id not in self._known and self._halving.verdict(trial_id) != "go":
             trial.set_status(Trial.PAUSED)
             self._paused[trial_id] = trial
@@ -108,7 +108,7 @@ class Asha(FIFOScheduler):
         """Let go on, or stop, the paused trials on which was decided."""
         if self._paused and not self._released and tune_controller.search_alg.is_finished():
             self._forget_ended()
-            if not self._active:  # whom they wait for got lost: a defect, but no reason to wait for ever
+            if not self._active:  # those that they wait for are lost: an error, but no reason to wait
                 for trial_id in self._paused:
                     self._halving.wait_no_longer(trial_id)
         decided, self._halving.decided = self._halving.decided, []
@@ -129,7 +129,7 @@ class Asha(FIFOScheduler):
         self._active = {trial for trial in self._active if not trial.is_finished()}
 
     def _has_place(self, released: bool = False) -> bool:
-        """Whether one more trial may be given to Ray: one that was ``released``, or else a new one."""
+        """Whether one more trial may be given to Ray: a ``released`` one, or else a new one."""
         if self._released and not released:
             return False
         self._forget_ended()
@@ -140,8 +140,8 @@ class Asha(FIFOScheduler):
 
 
 class _Queue(BasicVariantGenerator):
-    """Hands out trials that have not begun while there ``is_place`` for them. Tune's own limit would count
-    those that are paused, and wait for ever."""
+    """Hands out new trials while there ``is_place`` for them. Tune's own limit would count paused trials, and
+    wait for ever."""
 
     def __init__(self, is_place: Callable[[], bool]) -> None:
         super().__init__()

@@ -38,10 +38,10 @@ REUSE_BELOW_S = 120.0
 """Trials shorter than this share worker processes: a fresh one takes seconds to import torch and Ray."""
 
 PROCESS_BYTES = 2**30
-"""What a worker takes beside its trial: mostly the libraries of torch and Ray."""
+"""The memory of a worker besides its trial: mostly the libraries of torch and Ray."""
 
 REPORTS_PER_S = 200
-"""Outer steps that the driver hears of in a second, of all trials together: one takes it some 2 ms."""
+"""All trials together report at most so many outer steps a second to the driver: one takes it some 2 ms."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class Distilling:
             ),
             run_config=tune.RunConfig(
                 name=sweep.name,
-                # Tune's own files say nothing that the parts do not: out of the way, and removed with .tmp.
+                # Tune's own files say nothing beyond the parts, so they go to .tmp, which is removed.
                 storage_path=str((self.directory.temporary / "tune").resolve()),
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=resources.max_failures),
@@ -129,7 +129,7 @@ class Distilling:
 
 
 class Watcher(tune.Callback):
-    """Carries what Tune hears from trials to the board and the pool. Never blocks on evaluation."""
+    """Passes Tune's news on trials to the board and the pool. Never blocks on evaluation."""
 
     def __init__(self, trials: Mapping[str, TrialSpec], distilling: Distilling, asha: Asha | None) -> None:
         self._trials, self._distilling, self._asha = trials, distilling, asha
@@ -183,7 +183,7 @@ class Watcher(tune.Callback):
 
 
 def _death(trial: Any) -> str:
-    """Who ended the worker of a trial of Tune's, by the file in which it keeps errors."""
+    """Who ended the worker of a Tune trial, by its error file."""
     try:
         text = Path(trial.error_file).read_text(encoding="utf-8") if trial.error_file else ""
     except OSError:
@@ -192,7 +192,7 @@ def _death(trial: Any) -> str:
 
 
 def _asha(sweep: SweepSpec, trials: Sequence[TrialSpec], directory: SweepDirectory, board: Board) -> Asha:
-    """The scheduler, knowing what ``trials`` scored at its rungs in earlier runs, stopped ones included."""
+    """The scheduler, with the scores of ``trials`` at its rungs in earlier runs, also of stopped ones."""
     assert sweep.scheduler is not None
     halving = Halving(sweep.scheduler, trials)
     for trial in trials:
@@ -209,7 +209,7 @@ def _asha(sweep: SweepSpec, trials: Sequence[TrialSpec], directory: SweepDirecto
 
 
 def _request(sweep: SweepSpec, trial: TrialSpec, session: RaySession) -> dict[str, float]:
-    """What a trial asks Ray for. Its estimated memory keeps too many large trials from one machine; one
+    """A trial's request to Ray. Its estimated memory keeps too many large trials from one machine; a trial
     that is larger than the machine is tried alone."""
     resources = sweep.resources
     cpus, gpus = resources.for_trial(trial)
@@ -229,7 +229,8 @@ def _request(sweep: SweepSpec, trial: TrialSpec, session: RaySession) -> dict[st
 def _requests(
     sweep: SweepSpec, trials: Sequence[TrialSpec], session: RaySession
 ) -> dict[str, dict[str, float]]:
-    """What each trial asks for. Equal requests are one object: they travel to every worker process."""
+    """The request of each trial. Equal requests are one object, because they travel to every worker
+    process."""
     same: dict[str, dict[str, float]] = {}
     requests = ((trial.trial_id, _request(sweep, trial, session)) for trial in trials)
     return {trial_id: same.setdefault(repr(request), request) for trial_id, request in requests}

@@ -1,5 +1,5 @@
-"""A Ray that is there already: where it is, how it is closed, and whether its nodes can do the work.
-Found out beforehand: Ray itself answers a wrong guess with pages of its own stack."""
+"""A Ray that is there already: its address, whether it wants a token, and whether its nodes can do the work.
+This is checked beforehand, because Ray answers a wrong guess with pages of its own stack."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ddsweep.results.files import write_atomic
 __all__ = ["check_nodes", "find_ray", "is_silent", "use_its_token"]
 
 _METHOD = "/ray.rpc.NodeInfoGcsService/GetAllNodeInfo"
-"""Of Ray's control service (GCS). An empty request asks for all nodes."""
+"""A method of Ray's control service (GCS). An empty request asks for all nodes."""
 
 _ANSWER_S = 10.0
 _LOOK_AT_NODES_S = 300.0
@@ -57,7 +57,7 @@ Answer = Literal["open", "closed", "silent"]
 
 
 def knock(address: str, token: str | None, timeout_s: float | None = None) -> Answer:
-    """What the control service at ``address`` says to ``token``, or without one."""
+    """The answer of the control service at ``address`` to ``token``, or without one."""
     metadata = () if token is None else (("authorization", f"Bearer {token}"),)
     with grpc.insecure_channel(address) as channel:
         try:
@@ -78,10 +78,10 @@ def _under_tls() -> bool:
 
 
 def use_its_token(address: str) -> None:
-    """Tell Ray in this process how the one at ``address`` is closed: by a token, which must be where Ray
-    looks for it, or not at all. Raises `UserError` if nobody answers, or the token is missing or another."""
+    """Tell Ray in this process whether the one at ``address`` wants a token, which must be where Ray looks
+    for it. Raises `UserError` without an answer, and for a missing or wrong token."""
     if _under_tls():
-        return  # knocking would need its certificates; Ray says what is wrong
+        return  # asking would need its certificates; Ray says what is wrong
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_S).close()
@@ -95,7 +95,7 @@ def use_its_token(address: str) -> None:
             "(ray start prints it, mostly 6379; it is not that of the dashboard)?"
         )
     os.environ["RAY_AUTH_MODE"] = "disabled" if answer == "open" else "token"
-    # Ray read its configuration when it was imported, and keeps the last token: both are read again.
+    # Ray reads its configuration at import, and keeps the last token: both are read again.
     Config.initialize("")
     loader = AuthenticationTokenLoader.instance()
     loader.reset_cache()
@@ -117,9 +117,8 @@ def use_its_token(address: str) -> None:
 
 
 def check_nodes(hosts: Mapping[str, str], folder: Path) -> None:
-    """Raises `UserError` with all that is wrong on the nodes of the cluster: of other versions than here, or
-    without ddsweep, or where ``folder`` (of results) is another one, or cannot be written. ``hosts`` are what
-    people call them, by their ids in Ray."""
+    """Raises `UserError` with all problems of the cluster's nodes: other versions than here, no ddsweep, or
+    another or unwritable ``folder`` of results. ``hosts`` are their names by their ids in Ray."""
     nonce = secrets.token_hex(16)
     place = folder / f"nodes-{nonce[:8]}"
     place.mkdir()
@@ -153,8 +152,8 @@ def _trouble(reference: Any) -> str:
 
 
 def _look() -> Callable[[str, str, dict[str, str]], str]:
-    """What is to be looked at on a node. A function of a function travels as it is, and not by its name:
-    there may be no ddsweep to find it in."""
+    """The check on a node. An inner function is sent as code and not by its name, because the node may lack
+    ddsweep."""
 
     def look(place: str, nonce: str, wanted: dict[str, str]) -> str:
         from pathlib import Path

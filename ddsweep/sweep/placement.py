@@ -168,7 +168,7 @@ def check_gpus_seen(granted: float, who: str) -> None:
 
 
 def side_by_side(sweep: SweepSpec, trials: Sequence[TrialSpec], session: RaySession) -> float:
-    """How many trials run at a time, at most."""
+    """The greatest number of trials at a time."""
     by_cpus, by_gpus = 0.0, 0.0
     for cpus, gpus in (sweep.resources.for_trial(trial) for trial in trials):
         by_cpus = max(by_cpus, sum(node.cpus for node in session.nodes) / cpus if cpus else math.inf)

@@ -1,4 +1,4 @@
-"""`train_pool`: what is missing of a pool, a group of networks at a time, on Ray workers."""
+"""`train_pool`: trains the missing networks of a pool, a group at a time, on Ray workers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from ddsweep.trial_plan import pick_device
 __all__ = ["train_pool"]
 
 RETRIES = RetryPolicy(3)
-"""How often, and when, a group is tried again whose worker died."""
+"""How often, and when, a group is tried again after its worker died."""
 
 
 def load_pool_splits(recipe: PoolRecipe, data_root: Path | None, *, stand_in: bool = False) -> Splits:
@@ -164,7 +164,7 @@ def _train_in_worker(
 
 
 def _result(reference: ray.ObjectRef[bool], group: PoolGroup) -> bool:
-    """Raises `UserError` for what the work itself raised, and Ray's error if its worker died."""
+    """Raises `UserError` for an error of the work itself, and Ray's error if its worker died."""
     try:
         return bool(ray.get(reference))
     except ray.exceptions.RayTaskError as error:

@@ -40,8 +40,8 @@ __all__ = ["Outcome", "SweepRequest", "run_sweep"]
 
 @dataclass(frozen=True)
 class Outcome:
-    """How many trials of the plan are done, failed, left for the next run because of a drain, and stopped by
-    the scheduler."""
+    """The numbers of trials that are done, failed, left for the next run by a drain, and stopped by the
+    scheduler."""
 
     done: int
     failed: int
@@ -152,7 +152,7 @@ def _load(request: SweepRequest, missing: _Missing, board: Board) -> None:
     stand_in = is_smoke(request.sweep.name)
     missing.splits = load_all_splits(missing.trials, request.data_root, stand_in=stand_in)
     for name in dict.fromkeys(found.name for found in missing.splits.values() if found.stand_in):
-        board.say(f"{name} is not here: small stand-in data take its place, and the numbers mean nothing")
+        board.say(f"{name} is missing: small stand-in data replace it, and the numbers mean nothing")
 
 
 def _take_over(request: SweepRequest, missing: _Missing, board: Board) -> None:

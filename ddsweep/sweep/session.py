@@ -1,4 +1,4 @@
-"""One Ray, started for one sweep or joined: quiet, closed by a token, and gone afterwards."""
+"""One Ray, started for one sweep or joined: quiet, closed by a token, and ended afterwards."""
 
 from __future__ import annotations
 
@@ -36,11 +36,12 @@ _LONGEST_BASE = 43 - len("/dds-12345678/ray")
 """Ray puts Unix sockets some 64 characters below its folder, and their paths end at 107."""
 
 _KEPT_BYTES = 2**20
-"""Of a node's memory, for actors that ask for a byte so that Ray places them where they are told to be: it
-puts one that asks for nothing anywhere."""
+"""The part of a node's memory for actors that ask for a byte. Ray ignores the node of an actor that asks for
+nothing."""
 
 _RAY_FOLDER = "ray"
-"""Below the private folder: Ray lets everybody write into its own, where the token would not be safe."""
+"""Beside Ray's own folder, in the private one: Ray lets everybody write into its own, where the token would
+not be safe."""
 
 _LOOK_S = 1.0
 _SILENCE_S = 30.0
@@ -50,7 +51,7 @@ _ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative data and results folders keep their meaning
     "RAY_AIR_NEW_OUTPUT": "0",  # the older output has a mode without any
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
-    "RAY_worker_niceness": "0",  # Ray's 15 starves trials beside whatever else the machine does
+    "RAY_worker_niceness": "0",  # Ray's 15 starves trials beside other programs
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a worker that was granted no GPU sees none
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # the runner drains instead
@@ -63,8 +64,8 @@ _ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class Node:
-    """A machine of the session, by its id in Ray, and what trials may use of it; ``memory`` is in bytes,
-    ``host`` what people call it."""
+    """A machine of the session, by its id in Ray, and the part that trials may use; ``memory`` is in bytes,
+    ``host`` is its name."""
 
     name: str
     cpus: float
@@ -83,7 +84,7 @@ class RaySession:
 
     @property
     def cpus(self) -> float:
-        """The most that one node has, and so the most that one trial can ask for."""
+        """The most that one node has, and that one trial can ask for."""
         return max((node.cpus for node in self.nodes), default=0.0)
 
     @property
@@ -112,8 +113,8 @@ def ray_session(
     what the dashboard calls this driver. ``data_bytes`` will be put into its object store. Signals do not
     reach a local Ray: who drains needs it.
 
-    Raises `UserError` if it cannot be started or reached: where that can be told beforehand, it is. Raises
-    `Drained` if the run is told to end meanwhile.
+    Raises `UserError` if it cannot be started or reached, as early as possible. Raises `Drained` if the run
+    is told to end meanwhile.
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -122,7 +123,7 @@ def ray_session(
         provisioned: dict[str, str] = {}
         token = None
         if address is None:
-            # An address in the environment would quietly send the sweep to another cluster.
+            # An address in the environment would silently send the sweep to another cluster.
             os.environ.pop("RAY_ADDRESS", None)
             temporary = afterwards.enter_context(private_folder(_base()))
             afterwards.enter_context(drain.leftover(lambda: shutil.rmtree(temporary, ignore_errors=True)))
@@ -169,7 +170,8 @@ def _start(drain: Drain, environment: Mapping[str, str], job: str, options: Mapp
                 log_to_driver=False,
                 logging_level=logging.ERROR,
                 configure_logging=True,
-                # As of Ray Client, or Ray would put this folder first on the path of its workers.
+                # As from Ray Client, because otherwise Ray would put this folder first on the path of its
+                # workers.
                 job_config=JobConfig(metadata={"job_name": job}, _client_job=True),
                 **options,
             )
@@ -265,7 +267,7 @@ def _node(found: Mapping[str, Any], has: Mapping[str, float]) -> Node:
 
 @contextmanager
 def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """``variables`` for the processes that are started meanwhile, and not for those of a later Ray."""
+    """Sets ``variables`` for processes that are started inside, and not for those of a later Ray."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:
@@ -279,7 +281,7 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 
 def _base() -> Path:
-    """Where a private folder with a short name may be: users cannot share Ray's default one."""
+    """The place for a private folder with a short name: users cannot share Ray's default one."""
     for base in (tempfile.gettempdir(), "/tmp"):
         if len(base) <= _LONGEST_BASE and os.access(base, os.W_OK):
             return Path(base)
@@ -290,8 +292,8 @@ def _base() -> Path:
 
 
 def _use_token(folder: Path) -> Path:
-    """A fresh token of mode 600, and Ray told to ask for it. Set explicitly: Ray's own defaults turn it
-    on in some of its processes only."""
+    """A fresh token of mode 600, and Ray set to ask for it. This is set explicitly, because Ray's defaults
+    turn it on in some of its processes only."""
     path = folder / "token"
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w") as file:
@@ -299,7 +301,7 @@ def _use_token(folder: Path) -> Path:
     os.environ["RAY_AUTH_MODE"] = "token"
     os.environ["RAY_AUTH_TOKEN_PATH"] = str(path)
     os.environ.pop("RAY_AUTH_TOKEN", None)
-    # Ray read its configuration when it was imported, and keeps the last token: both are read again.
+    # Ray reads its configuration at import, and keeps the last token: both are read again.
     Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()
     return path

@@ -27,7 +27,8 @@ from ddsweep.trial_plan import TrialSettings
 __all__ = ["TrialOfWorker", "WorkerInputs", "distil_in_worker", "put_trials", "trainable"]
 
 LOOK_EVERY_S = 1.0
-"""How often a trial looks for the stop file: not at each outer step, for 4,000 trials ask one file system."""
+"""How often a trial looks for the stop file: not at each outer step, because 4,000 trials ask one file
+system."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,7 @@ def trainable(
             return tune.PlacementGroupFactory([requests[config["trial_id"]]])
 
         def reset_config(self, new_config: dict[str, Any]) -> bool:
-            # How long a trial that was stopped or paused may take to leave; Tune's 2 s fail the next one.
+            # How long a stopped or paused trial may take to end; Tune's 2 s would fail the next one.
             os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "120")
             return bool(super().reset_config(new_config))
 
