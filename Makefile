@@ -3,6 +3,7 @@
 # make test-cluster the tests that start a Ray or a Slurm of their own
 # make check        lint, format, types, and both of these
 # make test-full    all tests, with the slow ones
+# make axe          what the tests of the report look for barriers with, by npm
 # make docs         write the tables in docs/ that say what the code declares
 # make cluster-deps install, as root on Debian or Ubuntu, what the tests on a Slurm of their own need
 

@@ -177,6 +177,7 @@ def test_a_running_sweep_renews_itself_and_keeps_what_was_chosen(
         browser.ask("document.querySelector('#all-trials tbody input').click()")
         picked = browser.ask(picks)
         first = browser.ask("performance.timeOrigin")
+        folder.evaluated(spec(init="random", inner_lr=0.5))  # trials get other numbers
         write_page(gather([root]), tmp_path / "out")
         ready = "(document.documentElement || {dataset: {}}).dataset.ready"
         browser.wait(f"performance.timeOrigin > {first} && {ready}")
