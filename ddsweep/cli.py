@@ -32,7 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-data_app = typer.Typer(help="Data sets: which there are, and fetching them.", no_args_is_help=True)
+data_app = typer.Typer(help="List and fetch data sets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 _VERBS: dict[str, Callable[..., None]] = {
     "init": init,
@@ -122,7 +122,7 @@ def _exit_code(arguments: Sequence[str] | None) -> int:
 
 
 def _at_home(word: str) -> str:
-    """``~/x`` and ``--option=~/x`` with the home folder that is meant, as a shell has it where it looks."""
+    """``~/x`` and ``--option=~/x`` with the home folder in place of ``~``, as a shell does elsewhere."""
     option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
     return f"{option}{equals}{user_path(value)}" if value.startswith("~") else word
 

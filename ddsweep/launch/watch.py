@@ -205,7 +205,7 @@ def cancel(folder: LaunchFolder, patience_s: float, say: Callable[[str], None]) 
     """End a launch: waiting jobs end at once; running jobs drain for up to ``patience_s`` and then end."""
     launch = Launch.read(folder)
     if not active_jobs(launch):
-        say(f"launch {folder.name}: nothing of it waits or runs")
+        say(f"launch {folder.name}: no job of it waits or runs")
         return
     folder.stop_file.touch()
     launch.directory.stop_file.touch()

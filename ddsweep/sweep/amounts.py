@@ -33,7 +33,7 @@ def with_measured_resources(
         return _with_resources(sweep, by_hand or 1.0, min(gpus, 0.5))
     costliest = max(trials, key=lambda trial: seconds[trial.trial_id])
     most = min(len(trials), resources.max_concurrent or len(trials))
-    board.say(f"resources: auto: measuring trial {costliest.trial_id} side by side with its like")
+    board.say(f"resources: auto: measuring trial {costliest.trial_id} side by side with copies of itself")
     found = measured(
         costliest,
         trial_settings(sweep, costliest),

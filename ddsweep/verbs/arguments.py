@@ -28,7 +28,7 @@ __all__ = [
 
 
 def find(kind: str) -> Callable[[Path | None], Path | None]:
-    """What makes a file of the path, or of the name of a file that comes with ddsweep, that was given."""
+    """Turns a path, or the name of a file that comes with ddsweep, into a file."""
     return lambda given: None if given is None else find_file(given, kind)
 
 
@@ -70,12 +70,12 @@ ResultsDir = Annotated[
 
 Smoke = Annotated[
     bool,
-    typer.Option("--smoke", help="With the tiny settings under `smoke` in the file: does it work at all?"),
+    typer.Option("--smoke", help="With the tiny settings under `smoke` in the file, to try it out."),
 ]
 
 
 Everything = Annotated[
-    bool, typer.Option("--all", help="End with every trial; of many it is else the best of each kind.")
+    bool, typer.Option("--all", help="Show every trial at the end, not only the best of each kind.")
 ]
 Address = Annotated[
     str | None, typer.Option(help="Join the Ray cluster at this address instead of starting one.")

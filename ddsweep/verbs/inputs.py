@@ -40,7 +40,7 @@ def results_root(results: Path | None) -> Path:
 
 
 def existing(directory: Path) -> SweepDirectory:
-    """The results in ``directory``. Raises `UserError` if that is no folder of results."""
+    """The results in ``directory``. Raises `UserError` if that is not a folder of results."""
     from ddsweep.results.layout import SweepDirectory
 
     found = SweepDirectory(directory)
@@ -86,7 +86,7 @@ def expand_sweep(
 
 
 def aside(text: str) -> None:
-    """Tell something that is no result."""
+    """Print a message that is not a result."""
     typer.echo(text, err=True)
 
 

@@ -42,7 +42,7 @@ def launch(
     account: Annotated[str | None, typer.Option(help="Slurm account.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be submitted.")] = False,
     wait: Annotated[
-        bool, typer.Option("--wait", help="Stay until the sweep is over, with its exit code.")
+        bool, typer.Option("--wait", help="Wait until the sweep is over, and end with its exit code.")
     ] = False,
     results: ResultsRoot = None,
     data_root: DataRoot = None,
@@ -178,7 +178,7 @@ def doctor(
     results: ResultsRoot = None,
     data_root: DataRoot = None,
 ) -> None:
-    """Look for what goes wrong, one line each: on this machine, or with a Slurm site on its nodes too."""
+    """Look for problems, one line each: on this machine and, with a Slurm site, on its nodes."""
     from rich.text import Text
 
     from ddsweep.launch.doctor import examine
@@ -200,9 +200,9 @@ def doctor(
 
 def cancel(
     directory: ResultsDir,
-    grace: Annotated[float, typer.Option(help="Seconds in which what runs may drain.")] = 60.0,
+    grace: Annotated[float, typer.Option(help="Seconds that running trials may take to drain.")] = 60.0,
 ) -> None:
-    """End the jobs of a launched sweep: what runs drains first. Launching it again goes on."""
+    """End the jobs of a launched sweep: running trials drain first. Launching it again goes on."""
     from ddsweep.launch.watch import cancel as end
     from ddsweep.launch.watch import latest
 

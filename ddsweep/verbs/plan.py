@@ -20,7 +20,7 @@ __all__ = ["init", "plan", "show_settings"]
 
 def init(
     directory: Annotated[
-        Path, typer.Argument(metavar="[DIR]", help="Where to; left out, the current folder.")
+        Path, typer.Argument(metavar="[DIR]", help="The folder; by default the current one.")
     ] = Path(),
 ) -> None:
     """Write the sweep, pool and site files that come with ddsweep into a folder, to be edited."""
@@ -85,11 +85,11 @@ def show_settings(
             metavar="[NAME]",
             autocompletion=completions.names_of_settings,
             help="A setting such as outer_lr, a section such as evaluate, pool or site, a network, or a data "
-            "set; left out, an overview.",
+            "set; by default an overview.",
         ),
     ] = None,
 ) -> None:
-    """What can be set, in which words, and what it means: settings, networks and data sets."""
+    """The settings, networks and data sets: their values and what they mean."""
     from ddsweep.launch.site import Site
     from ddsweep.report.console import report_console
     from ddsweep.report.settings_page import settings_page

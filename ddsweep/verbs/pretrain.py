@@ -54,7 +54,7 @@ def pretrain_smoke(
     address: str | None,
     drain: Drain,
 ) -> None:
-    """Make the tiny pools that the smoke version of a sweep names, from their files beside it."""
+    """Make the tiny pools of the smoke version of a sweep, from their files beside it."""
     from ddsweep.catalog import SMOKE
     from ddsweep.pools.file import load_pool
 
@@ -87,7 +87,7 @@ def _pretrain(
     recipe = pool.recipe(dataset)
     directory, console = PoolDirectory(results / "pools" / pool.name), report_console()
     if directory.pool_file.is_file():
-        from ddsweep.pools.train import missing_groups  # here: a wrong file or missing data need no torch
+        from ddsweep.pools.train import missing_groups  # here: checks of files and data need no torch
 
         before = load_pool(directory.pool_file).recipe(dataset)
         if (before.recipe, before.train) != (recipe.recipe, recipe.train) or before.heldout > recipe.heldout:

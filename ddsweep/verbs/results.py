@@ -51,7 +51,7 @@ def show(
     ],
     directory: Annotated[
         Path | None,
-        typer.Argument(metavar="[DIR]", help="Results of its sweep; left out, all sweeps are searched."),
+        typer.Argument(metavar="[DIR]", help="Results of its sweep; by default all sweeps are searched."),
     ] = None,
     results: ResultsRoot = None,
 ) -> None:
@@ -101,10 +101,10 @@ def compare(
 
 def prune(
     directory: ResultsDir,
-    yes: Annotated[bool, typer.Option("--yes", help="Remove them; left out, they are only shown.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove them; without it they are only shown.")] = False,
     data_root: DataRoot = None,
 ) -> None:
-    """Show the trials that the sweep file no longer has, and with --yes remove all that they left."""
+    """Show the trials that the sweep file no longer has; with --yes remove all their files."""
     from ddsweep.data.files import resolve_dataset
     from ddsweep.report.console import report_console
     from ddsweep.report.leftover_table import leftover_table

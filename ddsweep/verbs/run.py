@@ -117,13 +117,13 @@ def _run(
 
     console, labels = report_console(), trial_labels(plan.trials)
     fresh = not directory.root.exists()
-    if fresh and not is_smoke(sweep.name):  # so all of it is to be done, and needs its data
+    if fresh and not is_smoke(sweep.name):  # so all of it is to do, and needs its data
         for dataset in dict.fromkeys(trial.dataset for trial in plan.trials):
             require_files(dataset, data_root)
     with drain.interruptible():
         from ddsweep.sweep.drain import Drained, Interrupted
         from ddsweep.sweep.live_view import Columns
-        from ddsweep.sweep.observe import Board  # here: Ray takes seconds to import, missing files should not
+        from ddsweep.sweep.observe import Board  # here: missing files are told before Ray's slow import
         from ddsweep.sweep.runner import SweepRequest, run_sweep
 
     directory.create()

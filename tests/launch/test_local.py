@@ -259,7 +259,7 @@ def test_cancelling_drains_and_launching_goes_on(long: Sweep, sweep: Callable[..
     assert not here.directory.stop_file.exists() and not here.directory.lock.exists()
     assert (here.outcome("cluster" if mode == "cluster" else "finish") or {})["code"] == 75
     assert not list(here.directory.root.glob("trials/part-*"))
-    assert "nothing of it waits or runs" in here("cancel", here.directory.root).stdout
+    assert "no job of it waits or runs" in here("cancel", here.directory.root).stdout
     again = here.launch(mode, "--wait")
     assert again.returncode == 0, again.stdout + here.told()
     here.assert_equal_to(long)

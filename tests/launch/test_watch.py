@@ -185,7 +185,7 @@ def test_cancelling_ends_what_waits_and_drains_what_runs(slurm: FakeSlurm, folde
     assert slurm.asked("scancel") == [f"scancel --state=PENDING {job.id}" for job in JOBS]
     assert said == [f"launch {folder.name}: cancelled; what is done stays, and launching it again goes on"]
     cancel(folder, 30, said.append)
-    assert said[-1] == f"launch {folder.name}: nothing of it waits or runs"
+    assert said[-1] == f"launch {folder.name}: no job of it waits or runs"
 
 
 def test_what_does_not_drain_in_time_is_ended_and_what_was_requeued_too(
