@@ -5,6 +5,7 @@ They stand between `<!-- table: KIND NAME -->` and `<!-- end -->`; the text arou
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -51,8 +52,22 @@ def columns(table: str) -> str:
     return _table(("column", "meaning"), ((" ".join(names), meaning) for meaning, names in rows.items()))
 
 
+def modules(room: str) -> str:
+    """The modules of a room, with the first sentence of what each says of itself."""
+    root = DOCS.parent / "ddsweep"
+    paths = root.glob("*.py") if room == "top" else (root / room).rglob("*.py")
+    rows = []
+    for path in sorted(paths):
+        said = ast.get_docstring(ast.parse(path.read_text())) or ""
+        first = re.split(r"(?<=[.]) (?=[A-Z`])", " ".join(said.split("\n\n")[0].split()))[0]
+        rows.append(
+            (f"[`{path.relative_to(root)}`](../ddsweep/{path.relative_to(root)})", first.replace("``", "`"))
+        )
+    return _table(("module", "job"), rows)
+
+
 _SETTING = "the [settings](settings.md); null where the method of the trial lacks one"
-_MADE = {"settings": settings, "columns": columns}
+_MADE = {"settings": settings, "columns": columns, "modules": modules}
 
 
 if __name__ == "__main__":
@@ -60,4 +75,4 @@ if __name__ == "__main__":
         before = path.read_text()
         if (after := up_to_date(before)) != before:
             path.write_text(after)
-            print(f"{path.name}: tables made anew")
+            print(f"{path.name}: tables written again")

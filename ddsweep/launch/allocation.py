@@ -1,4 +1,4 @@
-"""What a job was given: which of its tasks this is, on which nodes, and what it may use of its own."""
+"""The allocation of a job: this task, its nodes, and the part of its node that it may use."""
 
 from __future__ import annotations
 

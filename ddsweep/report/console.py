@@ -1,4 +1,4 @@
-"""Where tables are printed to."""
+"""The console that prints tables, and tables that fit it."""
 
 from __future__ import annotations
 

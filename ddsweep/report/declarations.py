@@ -1,6 +1,6 @@
-"""What can be set, as it is declared: the settings of trials, and the keys of sweep, pool and site files.
+"""The settings of trials, and the keys of sweep, pool and site files, as they are declared.
 
-What it means is the text below its field, for `ddsweep settings` and for the tables of the documents.
+The text below a field says what it means, for `ddsweep settings` and for the tables of the documents.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a trial leaves besides tables: tensors with a header (safetensors, no pickle) and a picture."""
+"""The artifacts of a trial: tensors with a header (safetensors, no pickle) and a picture."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a run is told to end before its end, and how it does: exit code 75, and nothing left behind.
+"""Draining: how a run is told to end early, and ends with exit code 75 and nothing left behind.
 
 It is told by a signal (SIGINT, SIGTERM, SIGHUP), by a stop file, or by the loss of Ray.
 """

@@ -1,6 +1,6 @@
-"""What is chosen on validation images: the score of a state, and the recipe of a set without learned rates.
+"""Choices on validation images: the score of a state, and the recipe of a set without learned rates.
 
-Neither the test set nor a held-out network is looked at.
+They never use the test set or held-out networks.
 """
 
 from __future__ import annotations

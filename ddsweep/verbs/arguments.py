@@ -1,4 +1,4 @@
-"""What several verbs take on the command line, declared once."""
+"""Arguments and options of several verbs, declared once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the words of a command line stand for: folders, tables, the trials of a sweep."""
+"""From words of a command line to folders, tables and the trials of a sweep."""
 
 from __future__ import annotations
 
