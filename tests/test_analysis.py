@@ -31,7 +31,7 @@ def answered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[list[pd.
                 trial = spec(init=init, inner_lr=lr, seed=seed)
                 folder.evaluated(trial)
                 found = {"val_score": 0.4 + 0.2 * number + 0.1 * seed, "gain_mean": 0.1 + 0.01 * seed}
-                cost = {"wall_seconds": 10.0 * number + 2 * seed + 1}
+                cost = {"wall_seconds": 10.0 * number + 2 * seed + (1.0 if init == "random" else 1.5)}
                 folder.trial(trial, **found, **cost, test_accuracy_mean=0.5 + 0.1 * number + 0.03 * seed)
     names: dict[str, Any] = {}
     first, *rest = BLOCKS
