@@ -265,7 +265,7 @@ def stored_source(ref: CodeRef, folder: Path) -> Source:
     source = Source(ref.where, files)
     if source.digest != ref.digest:
         raise UserError(
-            f"{home}: changed since {ref} was run: its hash is {source.digest} now; nothing of it is run. "
+            f"{home}: changed since {ref} was run: its hash is {source.digest} now; it is not run. "
             "Remove the folder and run the sweep from its file again"
         )
     return source
@@ -306,7 +306,7 @@ def loaded_code(ref: CodeRef) -> Any:
     key = replace(ref, options=())
     if key not in _loaded:
         raise UserError(
-            f"{ref}: this is code of a user's own, and nothing of it runs here; `run`, `eval` and `launch` "
+            f"{ref}: this is code of a user's own, and it does not run here; `run`, `eval` and `launch` "
             "of a sweep that names it run it, and ddsweep.own_code.load_code does, where you trust it"
         )
     return _loaded[key]

@@ -100,7 +100,7 @@ def test_reading_runs_nothing(tmp_path: Path) -> None:
     home = written(tmp_path, {"a.py": f"open({str(mark)!r}, 'w')\ndef f(): pass\n"})
     ref, directory = stored(tmp_path, home / "a.py", "f")
     stored_source(ref, directory.code)
-    with pytest.raises(UserError, match="nothing of it runs here"):
+    with pytest.raises(UserError, match="it does not run here"):
         loaded_code(ref)
     assert not mark.exists()
     load_code(ref, directory.code)
@@ -119,9 +119,9 @@ def test_a_copy_that_is_not_what_the_hash_says_is_not_run(tmp_path: Path, how: s
         copy.write_text(texts[how])
     else:
         copy.with_name("c.py").write_text("")
-    with pytest.raises(UserError, match=f"{ref.digest}: changed since .* nothing of it is run"):
+    with pytest.raises(UserError, match=f"{ref.digest}: changed since .* it is not run"):
         load_code(ref, directory.code)
-    with pytest.raises(UserError, match="nothing of it is run"):
+    with pytest.raises(UserError, match="it is not run"):
         write_code(directory, [ref])
     with pytest.raises(UserError, match=r"the code of .* is not there"):
         load_code(ref, tmp_path / "elsewhere")

@@ -348,5 +348,5 @@ def test_a_networks_measure_is_that_of_the_module(own: Callable[..., nn.Module])
 def test_a_network_that_was_not_loaded_is_not_run(tmp_path: Path) -> None:
     (tmp_path / "toys.py").write_text(TOYS + "\n# another\n")
     ref, _ = resolve_code({"file": str(tmp_path / "toys.py"), "name": "Plain"}, "network")
-    with pytest.raises(UserError, match="nothing of it runs here"):
+    with pytest.raises(UserError, match="it does not run here"):
         build_network(NetworkSpec("own", code=ref), SHAPE, 10)

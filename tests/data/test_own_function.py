@@ -212,7 +212,7 @@ def test_wrong_options(home: Path, more: dict[str, Any], message: str) -> None:
 
 def test_it_runs_once_to_be_known_and_once_to_be_used(home: Path) -> None:
     told: list[str] = []
-    with pytest.raises(DataError, match=r"nothing of it is run for that; `ddsweep plan` .* runs it once"):
+    with pytest.raises(DataError, match=r"its code is not run for that; `ddsweep plan` .* runs it once"):
         resolve_dataset(value(home), None)
     assert runs(home) == 0
     spec = resolve_dataset(value(home), None, may_run=True, say=told.append)

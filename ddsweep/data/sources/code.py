@@ -52,7 +52,7 @@ class Code(Source):
             return kept
         if not may_run:
             raise DataError(
-                f"dataset {spec.name}: what it gives is not known here, and nothing of it is run for that; "
+                f"dataset {spec.name}: its images are not known here, and its code is not run for that; "
                 "`ddsweep plan` of its sweep file runs it once"
             )
         from ddsweep.data.function import look_in_own_process
