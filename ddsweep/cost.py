@@ -94,7 +94,7 @@ def estimate(
     networks, steps = trial.models_per_step, trial.window or trial.steps
     batch = trial.images_per_class_per_step * classes
 
-    if trial.method == "distribution_matching":
+    if trial.method != "bptt":
         return _matching(trial, threads)
     recompute = memory_mode == "recompute"
     factor = _GRADIENT + _BACK_THROUGH + (_AGAIN if recompute else 0)

@@ -15,7 +15,7 @@ import secrets
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,7 @@ def codes_of(trials: Iterable[TrialSpec], evaluation: EvaluationSpec) -> list[Co
     """The users' own code that ``trials`` and their evaluation need."""
     trials = list(trials)
     codes = [network.code for network, _, _ in networks_of(trials, evaluation)]
+    codes += [trial.method_code for trial in trials]
     codes += [
         parse_code(trial.dataset.base_name, "dataset") for trial in trials if trial.dataset.source == "code"
     ]
@@ -66,16 +67,19 @@ def codes_of(trials: Iterable[TrialSpec], evaluation: EvaluationSpec) -> list[Co
 def measure_networks(
     trials: Iterable[TrialSpec], evaluation: EvaluationSpec, code: Path, say: Callable[[str], None]
 ) -> None:
-    """Make sure that `measure_of` knows all networks of ``trials``. ``code`` is the folder with copies of
-    users' sources, if there is one. Raises `UserError` for a network that cannot be distilled through, with
-    what to change."""
+    """Make sure that `measure_of` knows all networks of ``trials``, and that users' own methods pass their
+    check. ``code`` is the folder with copies of users' sources, if there is one. Raises `UserError` for a
+    network that cannot be distilled through, and a method that is none, with what to change."""
+    trials = list(trials)
     for problem, methods in networks_of(trials, evaluation).items():
         network = problem[0]
-        found = _kept(problem)
+        path = _path(*problem)
+        found = _kept(path, {"flops", "outputs", "parameters", "head"})
         if found is None:
             began = time.monotonic()
-            found = _measured(problem, code)
-            _keep(problem, found)
+            job = {"network": str(network), "shape": problem[1], "classes": problem[2]}
+            found = _asked(job, [network.code], code, f"network: {network}")
+            _keep(path, found)
             done = "measured" if network.code is None else "checked and measured"
             seconds = f"{time.monotonic() - began:.0f} s"
             say(f"network {network}: {done} once, in a process of its own ({seconds})")
@@ -86,18 +90,37 @@ def measure_networks(
             )
         if not is_measured(*problem):
             remember(*problem, Measure(found["flops"], found["outputs"], found["parameters"]))
+    for trial in _with_own_methods(trials):
+        path = _path(trial.network_spec, trial.dataset.shape, trial.dataset.classes, trial.method)
+        if _kept(path, {"method"}) is None:
+            began, what = time.monotonic(), f"method: {trial.method}"
+            codes = [trial.method_code, trial.network_spec.code]
+            _keep(path, _asked({"trial": trial.to_dict()}, codes, code, what))
+            seconds = f"{time.monotonic() - began:.0f} s"
+            say(f"method {trial.method}: checked once, in a process of its own ({seconds})")
 
 
-def _measured(problem: Problem, code: Path) -> dict[str, Any]:
-    network, shape, classes = problem
+def _with_own_methods(trials: Iterable[TrialSpec]) -> Iterable[TrialSpec]:
+    """One trial for each method of a user's own, network and shape of images."""
+    found: dict[Any, TrialSpec] = {}
+    for trial in trials:
+        if trial.method_code is not None:
+            data = trial.dataset
+            found.setdefault((trial.method, trial.network, data.shape, data.classes), trial)
+    return found.values()
+
+
+def _asked(job: dict[str, Any], refs: Sequence[CodeRef | None], code: Path, what: str) -> dict[str, Any]:
+    """What a process that runs users' code ``refs`` answers to ``job``. Raises `SettingError` with the fault
+    that it finds in ``what``."""
     with tempfile.TemporaryDirectory(prefix="ddsweep-") as folder:
-        if network.code is not None and network.code.is_file:
-            copied_source(network.code, code, Path(folder))
-        job = {"code": folder, "network": str(network), "shape": shape, "classes": classes}
+        for ref in refs:
+            if ref is not None and ref.is_file and not (Path(folder) / ref.digest).exists():
+                copied_source(ref, code, Path(folder))
         done = subprocess.run(
             python_module("ddsweep.core.measure"),
             check=False,
-            input=json.dumps(job) + "\n",
+            input=json.dumps({**job, "code": folder}) + "\n",
             capture_output=True,
             text=True,
         )
@@ -106,33 +129,31 @@ def _measured(problem: Problem, code: Path) -> dict[str, Any]:
     except ValueError:
         words = done.stderr.strip().splitlines()
         said = words[-1] if words else f"code {done.returncode}"
-        raise UserError(f"network: {network}: the process that measures it ended: {said}") from None
+        raise UserError(f"{what}: the process that checks it ended: {said}") from None
     if "error" in answer:
         raise SettingError(str(answer["error"]))
     return answer
 
 
-def _path(problem: Problem) -> Path:
-    network, shape, classes = problem
+def _path(network: NetworkSpec, shape: tuple[int, int, int], classes: int, *more: str) -> Path:
     own = ddsweep.__version__ if network.code is None else version_of(network.code)
     versions = (importlib.metadata.version("torch"), own)
-    text = json.dumps([_VERSION, str(network), shape, classes, versions])
+    text = json.dumps([_VERSION, str(network), shape, classes, versions, *more])
     base = os.environ.get("XDG_CACHE_HOME")
     folder = (Path(base) if base else Path.home() / ".cache") / "ddsweep" / "networks"
     return folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
 
 
-def _kept(problem: Problem) -> dict[str, Any] | None:
+def _kept(path: Path, keys: set[str]) -> dict[str, Any] | None:
     with suppress(OSError, RuntimeError, ValueError):
-        found = json.loads(_path(problem).read_text("utf-8"))
-        if isinstance(found, dict) and {"flops", "outputs", "parameters", "head"} <= found.keys():
+        found = json.loads(path.read_text("utf-8"))
+        if isinstance(found, dict) and keys <= found.keys():
             return found
     return None
 
 
-def _keep(problem: Problem, found: dict[str, Any]) -> None:
+def _keep(path: Path, found: dict[str, Any]) -> None:
     with suppress(OSError, RuntimeError):
-        path = _path(problem)
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
         try:

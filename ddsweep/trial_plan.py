@@ -16,7 +16,7 @@ from ddsweep.core.networks import build_network
 from ddsweep.core.precision import precision_of
 from ddsweep.cost import choose_memory
 from ddsweep.errors import UserError
-from ddsweep.results.code import load_networks
+from ddsweep.results.code import load_code_of
 
 __all__ = ["TrialSettings", "check_dtype", "first_plan", "pick_device", "ready_network"]
 
@@ -67,7 +67,7 @@ def ready_network(spec: TrialSpec, code: Path) -> None:
     """Run the code of a network of a user's own from its copy in ``code``, and measure it, as those do who
     run trials; nothing is to be done for others. Raises `UserError` for a copy that is not what the id
     says."""
-    load_networks([spec], code)
+    load_code_of([spec], code)
     problem = (spec.network_spec, spec.dataset.shape, spec.dataset.classes)
     if not is_measured(*problem):
         remember(*problem, measure(build_network(*problem), spec.dataset.shape))

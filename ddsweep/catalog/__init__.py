@@ -27,7 +27,7 @@ from ddsweep.catalog.evaluation import (
 )
 from ddsweep.catalog.groups import AUGMENTATIONS, MOST_WHITENED, augmentation_parts
 from ddsweep.catalog.measures import Measure, layers_of, measure_of
-from ddsweep.catalog.methods import DEFAULT_METHOD, METHODS, MethodSpec
+from ddsweep.catalog.methods import DEFAULT_METHOD, METHODS, MethodSpec, find_method
 from ddsweep.catalog.networks import (
     INIT_LAWS,
     NETWORKS,
@@ -83,6 +83,7 @@ __all__ = [
     "TrialSpec",
     "augmentation_parts",
     "base_name",
+    "find_method",
     "is_code",
     "layers_of",
     "measure_of",

@@ -13,7 +13,7 @@ from ddsweep.errors import SettingError
 if TYPE_CHECKING:
     from ddsweep.catalog.trials import TrialSpec
 
-__all__ = ["DEFAULT_METHOD", "METHODS", "MethodSpec", "SettingsOfMethods"]
+__all__ = ["DEFAULT_METHOD", "METHODS", "MethodSpec", "SettingsOfMethods", "find_method"]
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,7 @@ class MethodSpec:
 
     @cached_property
     def lacks(self) -> frozenset[str]:
+        """The settings that it lacks."""
         return _names(*METHODS.values()) - _names(self)
 
 
@@ -90,14 +91,20 @@ METHODS: dict[str, MethodSpec] = {
 DEFAULT_METHOD = "bptt"
 
 
+def find_method(name: str) -> MethodSpec:
+    """The method of that name. One of a user's own code has none of the settings of the others: the options
+    that it is made with are its own."""
+    return METHODS[name] if name in METHODS else MethodSpec(name, ())
+
+
 @dataclass(frozen=True)
 class Method(SettingsGroup):
     """The method"""
 
-    method: str = setting(DEFAULT_METHOD, one_of=tuple(METHODS))
+    method: str = setting(DEFAULT_METHOD, one_of=tuple(METHODS), or_code=True)
     """what makes the images: `bptt`, by the gradient through T training steps (Wang et al. 2018);
     `distribution_matching`, by the mean features of each class in networks that are not trained (Zhao and
-    Bilen 2023)"""
+    Bilen 2023); or [your own](methods.md), `{file: my_methods.py, name: MyMethod}`"""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from ddsweep.catalog.own_code import is_code, parse_code
 from ddsweep.errors import SettingError
 
 if TYPE_CHECKING:
@@ -47,14 +48,15 @@ BELOW_ONE = Limit("must be at least 0 and below 1", lambda value: 0 <= value < 1
 @dataclass(frozen=True)
 class Setting:
     """One setting. ``kind`` is its type as text, such as ``float | None``; ``default`` is dataclasses'
-    ``MISSING`` if a value is required. ``one_of`` are the words that it takes; ``check(name, value)`` raises
-    `SettingError` for other impossible values."""
+    ``MISSING`` if a value is required. ``one_of`` are the words that it takes, beside a user's own code if
+    ``or_code``; ``check(name, value)`` raises `SettingError` for other impossible values."""
 
     name: str
     kind: str
     default: Any
     limit: Limit | None = None
     one_of: tuple[str, ...] = ()
+    or_code: bool = False
     check: Callable[[str, Any], Any] | None = None
 
     @property
@@ -65,7 +67,9 @@ class Setting:
         """Raises `SettingError` if no trial can have this value, with any other settings."""
         if value is None and self.optional:
             return
-        if self.one_of and value not in self.one_of:
+        if self.or_code and is_code(value):
+            parse_code(value, self.name)
+        elif self.one_of and value not in self.one_of:
             raise SettingError(f"{self.name}: {value!r} is not one of {', '.join(self.one_of)}")
         if self.limit is not None and not self.limit.holds(value):
             raise SettingError(f"{self.name}: {value} {self.limit.words}")
@@ -78,10 +82,12 @@ def setting(
     limit: Limit | None = None,
     *,
     one_of: tuple[str, ...] = (),
+    or_code: bool = False,
     check: Callable[[str, Any], Any] | None = None,
 ) -> Any:
     """A field of a `SettingsGroup` that does not take every value of its type; see `Setting`."""
-    return field(default=default, metadata={"limit": limit, "one_of": one_of, "check": check})
+    found = {"limit": limit, "one_of": one_of, "or_code": or_code, "check": check}
+    return field(default=default, metadata=found)
 
 
 @dataclass(frozen=True)

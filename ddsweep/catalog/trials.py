@@ -19,8 +19,9 @@ from ddsweep.catalog.groups import (
     Update,
     Validation,
 )
-from ddsweep.catalog.methods import METHODS, SettingsOfMethods
+from ddsweep.catalog.methods import SettingsOfMethods, find_method
 from ddsweep.catalog.networks import NetworkSpec, parse_network
+from ddsweep.catalog.own_code import CodeRef, is_code, parse_code
 from ddsweep.catalog.pools import PoolSpec
 from ddsweep.catalog.removed import without_removed
 from ddsweep.catalog.setting import Setting, SettingsGroup, settings_in
@@ -59,7 +60,12 @@ class TrialSpec(  # the last one comes first, as dataclasses collect fields
     @property
     def lacks(self) -> frozenset[str]:
         """The settings that the trial's method lacks."""
-        return METHODS[self.method].lacks
+        return find_method(self.method).lacks
+
+    @property
+    def method_code(self) -> CodeRef | None:
+        """The code of a user's own method."""
+        return parse_code(self.method, "method") if is_code(self.method) else None
 
     @property
     def network_spec(self) -> NetworkSpec:

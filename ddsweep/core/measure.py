@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
-from ddsweep.catalog import parse_network
+from ddsweep.catalog import TrialSpec, parse_network
 from ddsweep.catalog.measures import Measure
+from ddsweep.core import method_check
 from ddsweep.core.network_check import faults
 from ddsweep.core.networks import build_network
 from ddsweep.core.own_network import traits_of
@@ -58,6 +59,8 @@ def _measured(network: nn.Module, shape: tuple[int, int, int], device: str) -> M
 
 
 def _answer(job: dict[str, Any]) -> dict[str, Any]:
+    if "trial" in job:
+        return _method(TrialSpec.from_dict(job["trial"]), Path(job["code"]))
     shape, classes = tuple(job["shape"]), job["classes"]
     spec = parse_network(job["network"], shape)
     if spec.code is None:
@@ -69,6 +72,21 @@ def _answer(job: dict[str, Any]) -> dict[str, Any]:
     traits = traits_of(network)
     assert traits is not None
     return {**asdict(measure(network, shape)), "head": traits.head is not None}
+
+
+def _method(spec: TrialSpec, code: Path) -> dict[str, Any]:
+    for ref in (spec.network_spec.code, spec.method_code):
+        if ref is not None:
+            load_code(ref, code)
+    try:
+        found = next(method_check.faults(spec), None)
+    except UserError:
+        raise
+    except Exception as error:
+        found = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    if found is not None:
+        raise UserError(f"method: {spec.method}: {found}")
+    return {"method": spec.method}
 
 
 if __name__ == "__main__":

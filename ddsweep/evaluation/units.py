@@ -24,7 +24,7 @@ from ddsweep.evaluation.group import Group
 from ddsweep.evaluation.protocol_rows import protocol_rows
 from ddsweep.pools.imagenet import pool_of
 from ddsweep.provenance import environment
-from ddsweep.results.code import load_networks
+from ddsweep.results.code import load_code_of
 from ddsweep.results.coverage import (
     HOLDS,
     Held,
@@ -170,7 +170,7 @@ def evaluate_unit(
         return path
     torch.set_num_threads(THREADS)
     used = spec if unit.changes is None else unit.changes.applied_to(spec)
-    load_networks([used], directory.code)
+    load_code_of([used], directory.code)
     network = _network(used.network_spec, used.dataset.shape, used.dataset.classes)
     plan = choose_plan(device, THREADS, network, graph=True, native=compile != "off")
     pool = pool_of(used, directory.pools)

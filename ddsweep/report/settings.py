@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-from ddsweep.catalog import DEFAULT_METHOD, METHODS, TrialSpec, parse_dataset, parse_network
+from ddsweep.catalog import DEFAULT_METHOD, TrialSpec, find_method, parse_dataset, parse_network
 from ddsweep.errors import SettingError
 from ddsweep.report.formats import NONE, plain
 
@@ -52,7 +52,7 @@ def settings_of(trial: TrialSpec) -> dict[str, Any]:
 def settings_of_row(row: Mapping[str, Any]) -> dict[str, Any]:
     """The settings in a row of ``trials``. A setting that an older file lacks has its default ("as before"),
     unless the trial's method lacks it."""
-    lacks = METHODS[row.get("method") or DEFAULT_METHOD].lacks
+    lacks = find_method(row.get("method") or DEFAULT_METHOD).lacks
     return {
         name: _DEFAULTS.get(name) if row.get(name) is None and name not in lacks else row[name]
         for name in NAMES

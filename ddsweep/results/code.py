@@ -10,15 +10,16 @@ from ddsweep.own_code import known_source, load_code, stored_source
 from ddsweep.results.files import write_atomic
 from ddsweep.results.layout import SweepDirectory
 
-__all__ = ["load_networks", "write_code"]
+__all__ = ["load_code_of", "write_code"]
 
 
-def load_networks(specs: Iterable[TrialSpec], folder: Path) -> None:
-    """Run the code of those networks of ``specs`` that are users' own, from its copies in ``folder``. Raises
+def load_code_of(specs: Iterable[TrialSpec], folder: Path) -> None:
+    """Run the code of users' own networks and methods of ``specs``, from its copies in ``folder``. Raises
     `UserError` for copies that are not what the ids say."""
     for spec in specs:
-        if (ref := spec.network_spec.code) is not None:
-            load_code(ref, folder)
+        for ref in (spec.network_spec.code, spec.method_code):
+            if ref is not None:
+                load_code(ref, folder)
 
 
 def write_code(directory: SweepDirectory, refs: Iterable[CodeRef]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ddsweep.catalog import DEFAULT_METHOD, METHODS, DatasetSpec, PoolSpec, TrialSpec
+from ddsweep.catalog import DEFAULT_METHOD, METHODS, DatasetSpec, PoolSpec, TrialSpec, find_method
 from ddsweep.catalog.numbers import counted
 from ddsweep.errors import DataError, SettingError
 from ddsweep.spec.model import SweepSpec
@@ -188,9 +188,9 @@ def _of_method(
 ) -> tuple[dict[str, Any], frozenset[str]]:
     """``settings`` without those that their method lacks, and the names of these. Raises `SettingError` for a
     setting that no method of the sweep has: no trial would use it."""
-    lacks = METHODS[settings.get("method", DEFAULT_METHOD)].lacks & settings.keys()
+    lacks = find_method(settings.get("method", DEFAULT_METHOD)).lacks & settings.keys()
     for name in sorted(lacks):
-        if all(name in METHODS[method].lacks for method in methods):
+        if all(name in find_method(method).lacks for method in methods):
             having = ", ".join(method.name for method in METHODS.values() if name not in method.lacks)
             raise SettingError(
                 f"{name}: {', '.join(sorted(methods))} has no such setting ({having} has); leave it out"

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
-from ddsweep.catalog import SETTINGS, parse_network
+from ddsweep.catalog import SETTINGS, is_code, parse_network
 from ddsweep.catalog.numbers import real, whole
 from ddsweep.errors import SettingError
 from ddsweep.own_code import data_reference, names_code, resolve_code
@@ -53,16 +53,16 @@ def setting(name: str, value: Any) -> Any:
     declared = SETTINGS[name]
     if declared.optional and (value is None or value == "none"):
         return None
-    if isinstance(value, dict) and (name == "network" or (name == "dataset" and names_code(value))):
+    if isinstance(value, dict) and (name in _CODE or (name == "dataset" and names_code(value))):
         try:
-            return str(resolve_code(value, name)[0]) if name == "network" else data_reference(value)
+            return data_reference(value) if name == "dataset" else str(resolve_code(value, name)[0])
         except SettingError as error:
             raise ValueError(str(error).partition(": ")[2]) from None
     if name in _GIVEN_AS:
         if not value or not isinstance(value, str | dict):
             raise ValueError(f"{value!r} is neither {_GIVEN_AS[name]}")
         return value
-    if declared.one_of:
+    if declared.one_of and not (declared.or_code and isinstance(value, str) and is_code(value)):
         return word(value, declared.one_of)
     kind = declared.kind.removesuffix(" | None")
     if kind in ("int", "float"):
@@ -81,6 +81,9 @@ def setting(name: str, value: Any) -> Any:
         raise ValueError(str(error).partition(": ")[2]) from None
     return value
 
+
+_CODE = ("network", "method")
+"""The settings of which every mapping is a user's own code."""
 
 _GIVEN_AS = {
     "dataset": "a name nor a mapping such as {source: folder, ...}",

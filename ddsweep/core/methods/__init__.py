@@ -8,14 +8,17 @@ step), so a trial goes on bit for bit.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Protocol
 
 from torch import Tensor
 
-from ddsweep.catalog import TrialSpec
+from ddsweep.catalog import CodeRef, TrialSpec
 from ddsweep.core.methods import bptt, distribution_matching
 from ddsweep.core.outer import NetworkGradients
 from ddsweep.core.task import Learned, Task
+from ddsweep.errors import UserError
+from ddsweep.own_code import loaded_code
 
 __all__ = ["METHODS", "Method", "labels_of", "method_of"]
 
@@ -46,7 +49,24 @@ METHODS: dict[str, Method] = {"bptt": bptt, "distribution_matching": distributio
 
 
 def method_of(spec: TrialSpec) -> Method:
-    return METHODS[spec.method]
+    """The method of a trial. Raises `UserError` for a user's own whose code was not loaded, or makes none."""
+    code = spec.method_code
+    return METHODS[spec.method] if code is None else _own_method(code)
+
+
+@lru_cache(maxsize=8)
+def _own_method(ref: CodeRef) -> Method:
+    """The object that the code makes with its options; one for all in a process."""
+    factory = loaded_code(ref)
+    try:
+        made = factory(**dict(ref.options))
+    except Exception as error:
+        said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise UserError(f"method: {ref}: calling it failed: {said}") from error
+    lacking = [name for name in ("start", "gradients", "rates") if not callable(getattr(made, name, None))]
+    if lacking:
+        raise UserError(f"method: {ref}: what it gives has no {' and no '.join(lacking)} (docs/methods.md)")
+    return made  # type: ignore[no-any-return]
 
 
 def labels_of(learned: Learned, task: Task) -> Tensor:
