@@ -224,7 +224,7 @@ def load_data(spec: DatasetSpec, root: Path | None, train: int, test: int) -> Da
     reason = state
     if not state.startswith("missing"):
         try:
-            from ddsweep.data.sources import load_splits
+            from ddsweep.data.load import load_splits
 
             splits = load_splits(spec, root, validation_fraction=0.1, split_seed=0)
         except ImportError as error:

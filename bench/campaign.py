@@ -25,7 +25,7 @@ import torch
 
 from ddsweep.catalog import POOL_FRACTION, DatasetSpec, EvaluationSpec, EvalUnit, Protocol, TrialSpec
 from ddsweep.core.memory import keep_to_share
-from ddsweep.data.sources import Splits, load_splits
+from ddsweep.data.load import Splits, load_splits
 from ddsweep.errors import EXIT_DRAINED, CheckpointError, DivergedError, UserError
 from ddsweep.evaluation import evaluate_unit, finish, missing_units
 from ddsweep.pools.recipe import PoolRecipe

@@ -25,7 +25,7 @@ import torch
 from baseline import positive, print_json, print_setting
 
 from ddsweep.catalog import DATASETS, EvaluationSpec, TrialSpec
-from ddsweep.data.sources import load_splits
+from ddsweep.data.load import load_splits
 from ddsweep.distilled import DistilledSet
 from ddsweep.errors import UserError
 from ddsweep.evaluation import evaluate_unit, finish

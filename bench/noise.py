@@ -23,7 +23,7 @@ from ddsweep.core.networks import build_network
 from ddsweep.core.recipe import held_out_loop
 from ddsweep.core.unroll import outer_gradient
 from ddsweep.data.files import data_root
-from ddsweep.data.sources import load_splits
+from ddsweep.data.load import load_splits
 from ddsweep.distilled import DistilledSet
 from ddsweep.errors import UserError
 from ddsweep.seeds import derive_seed

@@ -205,7 +205,7 @@ class DistilledSet:
         if self.spec.whitening != "none":
             raise ValueError(
                 f"the set was made for whitened images (whitening: {self.spec.whitening}), and only the "
-                "data set tells how: ddsweep.data.sources.load_splits with that whitening gives them"
+                "data set tells how: ddsweep.data.load_splits with that whitening gives them"
             )
         pixels = torch.as_tensor(images)
         self._check_shape(pixels)

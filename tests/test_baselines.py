@@ -20,7 +20,7 @@ from ddsweep.baselines import (
 )
 from ddsweep.catalog import DATASETS, TrialSpec
 from ddsweep.core.images import class_labels, normalise
-from ddsweep.data.sources import Splits, load_splits
+from ddsweep.data.load import Splits, load_splits
 
 
 @pytest.fixture(scope="module")

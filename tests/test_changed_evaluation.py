@@ -15,7 +15,7 @@ import torch
 from pandas.testing import assert_frame_equal
 
 from ddsweep.catalog import DATASETS, EvaluationSpec, Protocol, TrialSpec
-from ddsweep.data.sources import Splits, load_splits
+from ddsweep.data.load import Splits, load_splits
 from ddsweep.distilled import DistilledSet
 from ddsweep.evaluation import evaluate_unit, finish, missing_units, settled, trial_is_done
 from ddsweep.evaluation.group import Group

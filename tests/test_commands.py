@@ -32,7 +32,7 @@ from ddsweep.bundled import write_files
 from ddsweep.catalog import DATASETS
 from ddsweep.cli import app
 from ddsweep.data.files import resolve_dataset
-from ddsweep.data.sources import load_splits
+from ddsweep.data.load import load_splits
 from ddsweep.errors import DataError
 from ddsweep.launch.site import load_site
 from ddsweep.pools.file import PoolFile, load_pool, resolve_pool

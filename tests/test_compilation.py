@@ -14,7 +14,7 @@ import torch
 import ddsweep.core.methods.bptt
 from ddsweep.catalog import DATASETS, TrialSpec
 from ddsweep.compilation import check_compiler, compiles, pays_to_compile, prepare_compilation
-from ddsweep.data.sources import load_splits
+from ddsweep.data.load import load_splits
 from ddsweep.errors import SettingError, UserError
 from ddsweep.results.artifacts import load_tensors
 from ddsweep.results.layout import SweepDirectory

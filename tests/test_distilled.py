@@ -19,7 +19,7 @@ import ddsweep
 from ddsweep.catalog import DATASETS, EvaluationSpec, TrialSpec
 from ddsweep.core.images import normalise
 from ddsweep.core.recipe import Recipe
-from ddsweep.data.sources import Splits, load_splits
+from ddsweep.data.load import Splits, load_splits
 from ddsweep.distilled import DistilledSet, apply
 from ddsweep.errors import CheckpointError
 from ddsweep.evaluation import evaluate_unit

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from ddsweep import load_results
 from ddsweep.catalog import DATASETS, EvaluationSpec, TrialSpec
-from ddsweep.data.sources import Splits, load_splits
+from ddsweep.data.load import Splits, load_splits
 from ddsweep.distilled import DistilledSet
 from ddsweep.evaluation import evaluate_unit, finish, missing_units, record_stop, settled, take_over
 from ddsweep.results.artifacts import save_tensors

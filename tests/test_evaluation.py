@@ -25,7 +25,7 @@ from ddsweep.catalog import DATASETS, DEFAULT_BASELINES, EvaluationSpec, EvalUni
 from ddsweep.core.images import normalise
 from ddsweep.core.init import draw_network
 from ddsweep.core.recipe import Recipe
-from ddsweep.data.sources import Splits, load_splits
+from ddsweep.data.load import Splits, load_splits
 from ddsweep.distilled import DistilledSet, apply
 from ddsweep.errors import CheckpointError, DivergedError
 from ddsweep.evaluation import (
@@ -485,7 +485,7 @@ from dataclasses import replace
 from pathlib import Path
 import torch
 from ddsweep.catalog import EvaluationSpec, TrialSpec
-from ddsweep.data.sources import load_splits
+from ddsweep.data.load import load_splits
 from ddsweep.evaluation import evaluate_unit
 from ddsweep.results.layout import SweepDirectory
 

@@ -13,7 +13,7 @@ from ddsweep.catalog import BASELINE_RATES, DATASETS, METHODS, SETTINGS, Evaluat
 from ddsweep.core.init import draw_network
 from ddsweep.core.recipe import Recipe
 from ddsweep.core.task import selection_seeds
-from ddsweep.data.sources import load_splits
+from ddsweep.data.load import load_splits
 from ddsweep.distilled import DistilledSet, apply
 from ddsweep.errors import SettingError
 from ddsweep.evaluation import evaluate_unit, finish, missing_units

@@ -14,7 +14,7 @@ import torch
 
 from ddsweep import DistilledSet, apply
 from ddsweep.catalog import TrialSpec
-from ddsweep.data.sources import load_splits
+from ddsweep.data.load import load_splits
 from ddsweep.errors import UserError
 from ddsweep.one_trial import FinishedTrial, run_trial
 from ddsweep.results.layout import SweepDirectory

@@ -20,7 +20,7 @@ import ddsweep.trial.distil
 from ddsweep.catalog import DATASETS, EvaluationSpec, TrialSpec
 from ddsweep.core import graphs
 from ddsweep.core.execution import ExecutionPlan
-from ddsweep.data.sources import Splits, load_splits
+from ddsweep.data.load import Splits, load_splits
 from ddsweep.errors import TooLargeError
 from ddsweep.evaluation import evaluate_unit, finish
 from ddsweep.results.artifacts import load_tensors, save_tensors
@@ -202,7 +202,7 @@ import json, resource, sys
 from pathlib import Path
 import torch
 from ddsweep.catalog import DATASETS, TrialSpec
-from ddsweep.data.sources import load_splits
+from ddsweep.data.load import load_splits
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.trial import distil_trial, read_distilled
 from ddsweep.trial_plan import TrialSettings

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ddsweep import DistilledSet, apply
 from ddsweep.catalog import DATASETS, TrialSpec
 from ddsweep.core.recipe import Recipe
-from ddsweep.data.sources import load_splits
+from ddsweep.data.load import load_splits
 
 GREY = TrialSpec(DATASETS["digits"], network="convnet(width=4)", inner_steps=2, images_per_class=2)
 COLOUR = TrialSpec(DATASETS["cifar10"], network="convnet(width=4)")

@@ -17,7 +17,7 @@ from ddsweep.core.images import normalise
 from ddsweep.core.init import draw_network
 from ddsweep.core.networks import build_network
 from ddsweep.core.task import known_seed
-from ddsweep.data.sources import Splits, load_splits
+from ddsweep.data.load import Splits, load_splits
 from ddsweep.distilled import DistilledSet
 from ddsweep.errors import SettingError
 from ddsweep.evaluation import evaluate_unit, finish, missing_units, trial_is_done

@@ -16,7 +16,7 @@ from torch import nn
 from ddsweep import DistilledSet, load_results
 from ddsweep.bundled import write_files
 from ddsweep.catalog import DATASETS
-from ddsweep.data.sources import load_splits
+from ddsweep.data.load import load_splits
 from tests.conftest import OneRay, Run
 from tests.documents import blocks, commands
 

@@ -27,7 +27,7 @@ from ddsweep.core.init import draw_network
 from ddsweep.core.networks import build_network
 from ddsweep.core.outer import DistillState
 from ddsweep.core.steps import _compiled
-from ddsweep.data.sources import Splits, load_splits
+from ddsweep.data.load import Splits, load_splits
 from ddsweep.distilled import DistilledSet, apply
 from ddsweep.errors import DiskFullError, DivergedError, UserError
 from ddsweep.evaluation.baseline_rows import _images
@@ -314,7 +314,7 @@ CHILD = """
 import json, sys
 from pathlib import Path
 from ddsweep.catalog import TrialSpec
-from ddsweep.data.sources import load_splits
+from ddsweep.data.load import load_splits
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.trial import distil_trial
 from ddsweep.trial_plan import TrialSettings

@@ -24,7 +24,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ddsweep.catalog import EvaluationSpec, EvalUnit, TrialSpec
 from ddsweep.catalog.numbers import counted
 from ddsweep.core.memory import keep_to_share
-from ddsweep.data.sources import Splits
+from ddsweep.data.load import Splits
 from ddsweep.errors import DivergedError, UserError
 from ddsweep.evaluation import evaluate_unit, finish, missing_units
 from ddsweep.results.files import full_disk_told

@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from ddsweep.catalog import TrialSpec
-from ddsweep.data.sources import Splits, load_splits
+from ddsweep.data.load import Splits, load_splits
 from ddsweep.spec import ResourcesSpec, SweepSpec
 from ddsweep.trial_plan import TrialSettings
 

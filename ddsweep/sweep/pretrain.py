@@ -13,7 +13,7 @@ import ray
 
 from ddsweep.catalog import POOL_FRACTION
 from ddsweep.core.memory import keep_to_share
-from ddsweep.data.sources import Splits, load_splits
+from ddsweep.data.load import Splits, load_splits
 from ddsweep.errors import UserError
 from ddsweep.pools.file import PoolFile
 from ddsweep.pools.recipe import PoolRecipe

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ddsweep.catalog import TrialSpec
 from ddsweep.catalog.numbers import counted
-from ddsweep.data.sources import Splits
+from ddsweep.data.load import Splits
 from ddsweep.errors import UserError
 from ddsweep.evaluation import forget_stop, settled, take_over_all, trial_is_stopped
 from ddsweep.pools.imagenet import ready_pool

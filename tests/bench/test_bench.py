@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from ddsweep.catalog import DATASETS, TrialSpec
-from ddsweep.data.sources import load_splits
+from ddsweep.data.load import load_splits
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.trial import distil_trial
 from ddsweep.trial_plan import TrialSettings

@@ -14,7 +14,7 @@ from types import ModuleType
 
 import pytest
 
-from ddsweep.data.sources import load_splits
+from ddsweep.data.load import load_splits
 from ddsweep.evaluation import trial_is_done
 from ddsweep.results.layout import PoolDirectory, SweepDirectory
 from ddsweep.results.reader import load_results

@@ -19,7 +19,7 @@ from ddsweep.core.methods import distribution_matching
 from ddsweep.core.networks import build_network
 from ddsweep.core.outer import DistillState
 from ddsweep.core.task import Task, network_seeds
-from ddsweep.data.sources import load_splits
+from ddsweep.data.load import load_splits
 from ddsweep.errors import SettingError
 
 NAMES = sorted(METHODS)

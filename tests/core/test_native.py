@@ -28,7 +28,7 @@ from ddsweep.core.init import draw_networks
 from ddsweep.core.layers import BiasReLU, Conv, Layer, Linear, MaxPool, Params, Tape
 from ddsweep.core.native import NativeLogits, find_compiler, native_logits
 from ddsweep.core.networks import build_network, forward_networks
-from ddsweep.data.sources import load_splits
+from ddsweep.data.load import load_splits
 from ddsweep.results.artifacts import load_tensors
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.trial import distil_trial, read_distilled

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from ddsweep.data.files import resolve_dataset
-from ddsweep.data.sources import Splits, load_splits
+from ddsweep.data.load import Splits, load_splits
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ import pytest
 
 from ddsweep.catalog import DatasetSpec, TrialSpec
 from ddsweep.data.files import resolve_dataset
-from ddsweep.data.sources import load_splits
+from ddsweep.data.load import load_splits
 from ddsweep.errors import DataError
 
 from .conftest import pictures, png

@@ -12,7 +12,7 @@ import pytest
 
 from ddsweep.catalog import TrialSpec
 from ddsweep.data.files import resolve_dataset
-from ddsweep.data.sources import Splits, load_splits
+from ddsweep.data.load import Splits, load_splits
 
 from .conftest import pictures
 

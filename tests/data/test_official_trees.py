@@ -16,7 +16,7 @@ from PIL import Image
 from ddsweep.catalog import DATASETS, DatasetSpec, TrialSpec
 from ddsweep.data.fetch import fetch
 from ddsweep.data.files import list_datasets, presence, require_files, resolve_dataset
-from ddsweep.data.sources import Splits, load_splits
+from ddsweep.data.load import Splits, load_splits
 from ddsweep.errors import DataError
 
 from .conftest import pictures

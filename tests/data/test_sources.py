@@ -16,7 +16,7 @@ import torch
 
 from ddsweep.catalog import DATASETS, DatasetSpec
 from ddsweep.data.files import resolve_dataset
-from ddsweep.data.sources import Splits, load_splits
+from ddsweep.data.load import Splits, load_splits
 from ddsweep.errors import DataError, SettingError
 
 from .conftest import pictures, png, write_idx, write_parquet, write_usps

@@ -10,7 +10,7 @@ import torch
 
 from ddsweep.catalog import DATASETS, DatasetSpec, parse_dataset
 from ddsweep.data.files import resolve_dataset
-from ddsweep.data.sources import Splits, load_splits
+from ddsweep.data.load import Splits, load_splits
 from ddsweep.data.stand_in import stand_in
 from ddsweep.errors import DataError
 

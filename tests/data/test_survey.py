@@ -19,7 +19,7 @@ from PIL import Image
 from ddsweep.catalog import DatasetSpec
 from ddsweep.data import survey as survey_module
 from ddsweep.data.files import resolve_dataset
-from ddsweep.data.sources import Splits, load_splits
+from ddsweep.data.load import Splits, load_splits
 from ddsweep.errors import DataError
 
 from .conftest import pictures, png, write_idx, write_parquet

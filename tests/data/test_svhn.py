@@ -14,7 +14,7 @@ from scipy.io import savemat
 from ddsweep.catalog import DATASETS, TrialSpec
 from ddsweep.data.fetch import fetch
 from ddsweep.data.files import list_datasets, presence, resolve_dataset
-from ddsweep.data.sources import Splits, load_splits
+from ddsweep.data.load import Splits, load_splits
 from ddsweep.errors import DataError
 
 from .conftest import pictures

@@ -13,7 +13,7 @@ from PIL import Image
 
 from ddsweep.catalog import DATASETS, DatasetSpec, TrialSpec, parse_dataset, transformed
 from ddsweep.data.files import presence, resolve_dataset
-from ddsweep.data.sources import Splits, load_splits
+from ddsweep.data.load import Splits, load_splits
 from ddsweep.data.transforms import transform_images
 from ddsweep.errors import DataError, SettingError
 from ddsweep.report.settings import changed

@@ -10,7 +10,7 @@ import torch
 from ddsweep import baselines
 from ddsweep.catalog import DATASETS, TrialSpec
 from ddsweep.core.images import normalise
-from ddsweep.data.sources import Splits, load_splits
+from ddsweep.data.load import Splits, load_splits
 from ddsweep.data.whitening import EPSILON, measure_whitening
 from ddsweep.errors import SettingError
 from ddsweep.seeds import derive_seed

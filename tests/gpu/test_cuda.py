@@ -152,7 +152,7 @@ def test_what_cannot_be_recorded_is_done_without_and_leaves_the_gpu_usable(caplo
 
 
 def test_a_trial_by_graphs_is_the_trial_without_and_goes_on_bit_for_bit(tmp_path, monkeypatch) -> None:
-    from ddsweep.data.sources import load_splits
+    from ddsweep.data.load import load_splits
     from ddsweep.results.layout import SweepDirectory
     from ddsweep.trial import distil_trial, read_distilled
     from ddsweep.trial_plan import TrialSettings, first_plan
@@ -304,7 +304,7 @@ def test_a_test_pass_that_does_not_fit_takes_fewer_images_at_a_time(small_share)
 
 def test_a_trial_that_runs_out_of_its_part_goes_on_and_ends_as_without_a_limit(tmp_path) -> None:
     """40 inner steps of 8 networks on 100 images: some 2 GiB under ``store``, 0.2 under ``recompute``."""
-    from ddsweep.data.sources import Splits, load_splits
+    from ddsweep.data.load import Splits, load_splits
     from ddsweep.results.layout import SweepDirectory
     from ddsweep.trial import distil_trial, read_distilled
     from ddsweep.trial_plan import TrialSettings

@@ -20,7 +20,7 @@ from ddsweep.core.pretrain import TrainingSchedule, train_on_real
 from ddsweep.core.recipe import Recipe, held_out_loop
 from ddsweep.core.task import Task
 from ddsweep.core.unroll import outer_gradient
-from ddsweep.data.sources import load_splits
+from ddsweep.data.load import load_splits
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.trial import distil_trial, read_distilled
 from ddsweep.trial_plan import TrialSettings

@@ -20,7 +20,7 @@ from ddsweep import DistilledSet
 from ddsweep.catalog import EvaluationSpec, TrialSpec
 from ddsweep.core.recipe import Recipe
 from ddsweep.data.files import resolve_dataset
-from ddsweep.data.sources import Splits, load_splits
+from ddsweep.data.load import Splits, load_splits
 from ddsweep.evaluation import evaluate_unit, finish, missing_units, settled, trial_is_done, trial_is_stopped
 from ddsweep.pools.file import resolve_pool
 from ddsweep.results.layout import SweepDirectory

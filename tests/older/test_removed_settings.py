@@ -11,7 +11,7 @@ import pytest
 
 from ddsweep import DistilledSet
 from ddsweep.catalog.removed import REMOVED
-from ddsweep.data.sources import load_splits
+from ddsweep.data.load import load_splits
 from ddsweep.errors import SettingError
 from ddsweep.results.artifacts import load_tensors, save_tensors
 from ddsweep.results.layout import SweepDirectory

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ddsweep.catalog import DATASETS, PoolSpec
-from ddsweep.data.sources import Splits, load_splits
+from ddsweep.data.load import Splits, load_splits
 from ddsweep.pools.recipe import PoolRecipe
 from ddsweep.pools.store import write_index
 from ddsweep.pools.train import missing_groups, train_group

@@ -17,7 +17,7 @@ from ddsweep.catalog import PoolSpec, parse_network
 from ddsweep.core.images import normalise
 from ddsweep.core.init import draw_network
 from ddsweep.core.networks import build_network
-from ddsweep.data.sources import Splits
+from ddsweep.data.load import Splits
 from ddsweep.errors import DataError, SettingError, UserError
 from ddsweep.pools import store
 from ddsweep.pools.file import load_pool, pool_yaml, resolve_pool

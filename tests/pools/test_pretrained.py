@@ -24,7 +24,7 @@ from ddsweep.core.methods.bptt import rates as rates_of
 from ddsweep.core.networks import Params, build_network
 from ddsweep.core.outer import combined
 from ddsweep.core.task import Task, network_seeds
-from ddsweep.data.sources import Splits
+from ddsweep.data.load import Splits
 from ddsweep.distilled import DistilledSet, apply
 from ddsweep.evaluation import evaluate_unit, finish
 from ddsweep.pools.recipe import PoolRecipe

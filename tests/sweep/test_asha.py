@@ -14,7 +14,7 @@ import pytest
 
 from ddsweep import DistilledSet, load_results
 from ddsweep.catalog import DATASETS, TrialSpec
-from ddsweep.data.sources import load_splits
+from ddsweep.data.load import load_splits
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.spec import AshaSpec, expand, load_sweep
 from ddsweep.sweep.halving import Halving

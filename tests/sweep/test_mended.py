@@ -75,7 +75,7 @@ def run_without_ray(file: Path, root: Path) -> SweepDirectory:
     """What ``ddsweep run`` leaves, made by this process alone."""
     import torch
 
-    from ddsweep.data.sources import load_splits
+    from ddsweep.data.load import load_splits
     from ddsweep.evaluation import evaluate_unit, finish
     from ddsweep.trial import distil_trial
     from ddsweep.trial_plan import TrialSettings

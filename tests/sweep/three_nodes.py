@@ -18,7 +18,7 @@ from ray.cluster_utils import Cluster
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ddsweep.catalog import DATASETS, EvaluationSpec
-from ddsweep.data.sources import load_splits
+from ddsweep.data.load import load_splits
 from ddsweep.errors import UserError
 from ddsweep.results.known import KnownParts
 from ddsweep.results.layout import SweepDirectory

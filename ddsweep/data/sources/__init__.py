@@ -112,11 +112,3 @@ def source_of(spec: DatasetSpec) -> Source:
         )
     found: Source = importlib.import_module(f"ddsweep.data.sources.{spec.source}").SOURCE
     return found
-
-
-def __getattr__(name: str) -> Any:
-    if name in ("Splits", "load_splits"):
-        from ddsweep.data import load
-
-        return getattr(load, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
