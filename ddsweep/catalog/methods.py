@@ -98,7 +98,7 @@ def find_method(name: str) -> MethodSpec:
 
 
 @dataclass(frozen=True)
-class Method(SettingsGroup):
+class MethodSetting(SettingsGroup):
     """The method"""
 
     method: str = setting(DEFAULT_METHOD, one_of=tuple(METHODS), or_code=True)
@@ -108,5 +108,5 @@ class Method(SettingsGroup):
 
 
 @dataclass(frozen=True)
-class SettingsOfMethods(Matched, Unrolled, Method):
+class SettingsOfMethods(Matched, Unrolled, MethodSetting):
     """The method, and the settings of all methods; the last base comes first."""

@@ -24,10 +24,10 @@ from ddsweep.sweep.full_disk import FullDisk
 from ddsweep.sweep.halving import Halving
 from ddsweep.sweep.observe import Board
 from ddsweep.sweep.placement import side_by_side
-from ddsweep.sweep.pool import EvalPool, SharedSplits
 from ddsweep.sweep.prepare import trial_settings
 from ddsweep.sweep.retry import RetryPolicy, Teller, WorkerError, told_death
 from ddsweep.sweep.session import RaySession
+from ddsweep.sweep.shards import EvalShards, SharedSplits
 from ddsweep.sweep.trial_retries import TrialRetries
 from ddsweep.sweep.worker import TrialOfWorker, WorkerInputs, put_trials, trainable
 from ddsweep.trial import record_failure
@@ -47,7 +47,7 @@ REPORTS_PER_S = 200
 @dataclass(frozen=True)
 class Distilling:
     """What distilling the trials of ``sweep`` needs beside them: the Ray of ``session``, the ``board`` that
-    shows how they are, the ``pool`` that evaluates what is distilled, and the files of ``directory``.
+    shows how they are, the ``shards`` that evaluate what is distilled, and the files of ``directory``.
 
     ``seconds`` are estimates, ``labels`` the names of trials in the dashboard. ``draining`` says whether the
     sweep was told to end. Attempts on what dies are spread over ``spread_s`` seconds.
@@ -56,7 +56,7 @@ class Distilling:
     sweep: SweepSpec
     session: RaySession
     board: Board
-    pool: EvalPool
+    shards: EvalShards
     disk: FullDisk
     directory: SweepDirectory
     shared: Mapping[str, SharedSplits]
@@ -129,7 +129,7 @@ class Distilling:
 
 
 class Watcher(tune.Callback):
-    """Passes Tune's news on trials to the board and the pool. Never blocks on evaluation."""
+    """Passes Tune's news on trials to the board and the shards. Never blocks on evaluation."""
 
     def __init__(self, trials: Mapping[str, TrialSpec], distilling: Distilling, asha: Asha | None) -> None:
         self._trials, self._distilling, self._asha = trials, distilling, asha
@@ -153,7 +153,7 @@ class Watcher(tune.Callback):
                 self._board.set_state(trial_id, "paused")
         elif state == "distilled":
             self._disk.ended()
-            self._distilling.pool.submit(self._trials[trial_id])
+            self._distilling.shards.submit(self._trials[trial_id])
         elif state in ("failed", "drained"):
             self._board.set_state(trial_id, state)
             if result.get("full_disk"):

@@ -24,7 +24,7 @@ from ddsweep.errors import ResultsError
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.results.parts import read_part
 from ddsweep.sweep.observe import Board, Seen, State
-from ddsweep.sweep.pool import Load
+from ddsweep.sweep.shards import Load
 
 __all__ = ["METRICS", "Exporter", "Metric", "Score", "exported", "measure"]
 

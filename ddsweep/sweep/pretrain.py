@@ -24,9 +24,9 @@ from ddsweep.results.layout import PoolDirectory
 from ddsweep.sweep.drain import Drain
 from ddsweep.sweep.join import check_nodes
 from ddsweep.sweep.placement import check_gpus_seen
-from ddsweep.sweep.pool import SharedSplits, get_splits, put_splits
 from ddsweep.sweep.retry import RetryPolicy, told_death
 from ddsweep.sweep.session import ray_session
+from ddsweep.sweep.shards import SharedSplits, get_splits, put_splits
 from ddsweep.trial_plan import pick_device
 
 __all__ = ["train_pool"]

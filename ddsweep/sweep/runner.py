@@ -1,4 +1,4 @@
-"""`run_sweep`: what is missing of a sweep, distilled by Ray Tune and evaluated by the pool meanwhile.
+"""`run_sweep`: what is missing of a sweep, distilled by Ray Tune and evaluated by the shards meanwhile.
 
 Tune packs, retries and watches; which trials there are and which are done is read off the files. A
 trial's function returns as soon as the stop file is there, so draining is the same for all causes.
@@ -29,10 +29,10 @@ from ddsweep.sweep.join import check_nodes
 from ddsweep.sweep.metrics import exported
 from ddsweep.sweep.observe import Board
 from ddsweep.sweep.placement import check_placement, side_by_side
-from ddsweep.sweep.pool import EvalPool, put_splits
 from ddsweep.sweep.prepare import load_all_splits, splits_key
 from ddsweep.sweep.retry import SPREAD_S
 from ddsweep.sweep.session import RaySession, ray_session
+from ddsweep.sweep.shards import EvalShards, Listener, put_splits
 from ddsweep.trial import is_distilled
 
 __all__ = ["Outcome", "SweepRequest", "run_sweep"]
@@ -209,47 +209,41 @@ def _work(
         def begin(cause: str) -> None:
             draining.set()
             directory.stop_file.touch()
-            pool.begin_drain()
+            shards.begin_drain()
             board.say(f"{cause}: draining; trials checkpoint and stop (again to stop at once)")
 
         disk = FullDisk(board.say, lambda: begin("full disk"), side_by_side(sweep, missing.trials, session))
         with drain.interruptible():
             shared = {key: put_splits(value) for key, value in missing.splits.items()}
-            pool = EvalPool(
-                sweep.name,
-                placement.nodes,
+            shards = EvalShards(
+                sweep,
+                placement,
                 shared,
-                sweep.evaluate.spec(),
                 directory,
-                device=sweep.resources.device,
-                gpus=placement.gpus,
-                compile=sweep.resources.compile,
-                on_state=board.set_state,
-                on_failure=disk.met,
+                Listener(board.set_state, disk.met, board.say),
                 earlier={trial.trial_id: missing.evals.get(trial.trial_id, []) for trial in missing.trials},
                 known=missing.known,
-                say=board.say,
                 spread_s=spread_s,
             )
-            pool.start()
+            shards.start()
         distilling = Distilling(
-            *(sweep, session, board, pool, disk, directory, shared, request.seconds, request.labels),
+            *(sweep, session, board, shards, disk, directory, shared, request.seconds, request.labels),
             draining=draining.is_set,
             spread_s=spread_s,
         )
         try:
             with (
-                exported(sweep.name, board, pool.load, directory),
+                exported(sweep.name, board, shards.load, directory),
                 drain.leftover(lambda: directory.stop_file.unlink(missing_ok=True)),
                 drain.at_work(begin, directory.stop_file),
             ):
                 for trial in missing.distilled:
-                    pool.submit(trial)
+                    shards.submit(trial)
                 for trial in missing.to_distil:
                     forget_stop(trial, directory)  # there is no scheduler any more: it goes on
                 if missing.to_distil:
                     distilling.run(missing.to_distil, request.trials)
-                pool.close()
+                shards.close()
         finally:
             directory.stop_file.unlink(missing_ok=True)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from ddsweep.catalog import EvalUnit, TrialSpec
 from ddsweep.sweep.retry import RetryPolicy
 
-__all__ = ["IN_HAND", "STRANDED_S", "Task", "Work"]
+__all__ = ["IN_HAND", "STRANDED_S", "QueuedUnit", "Work"]
 
 IN_HAND = 2
 """Units that one shard holds at a time: one in progress and one waiting. The others wait here, where a drain
@@ -22,7 +22,7 @@ STRANDED_S = 900.0
 
 
 @dataclass(eq=False)
-class Task:
+class QueuedUnit:
     """One unit of a trial. ``failures`` counts failed attempts."""
 
     spec: TrialSpec
@@ -36,7 +36,7 @@ class _Shard:
     """``deaths`` are in a row, without a finished unit between them. A shard is up, or rests until
     ``rests_until``, or is being started."""
 
-    tasks: list[Task] = field(default_factory=list)
+    units: list[QueuedUnit] = field(default_factory=list)
     up: bool = False
     deaths: int = 0
     rests_until: float | None = -math.inf
@@ -50,7 +50,7 @@ class Work:
     """
 
     def __init__(self, shards: int, policy: RetryPolicy) -> None:
-        self.waiting: deque[Task] = deque()
+        self.waiting: deque[QueuedUnit] = deque()
         self.retries = 0
         self._drained = False
         self._policy = policy
@@ -63,7 +63,7 @@ class Work:
         return all(shard.up for shard in self._shards)
 
     def idle(self) -> list[int]:
-        return [number for number, shard in enumerate(self._shards) if shard.up and not shard.tasks]
+        return [number for number, shard in enumerate(self._shards) if shard.up and not shard.units]
 
     def to_start(self, now: float) -> list[int]:
         """The shards to start now; `started` or `died` reports the result."""
@@ -81,14 +81,14 @@ class Work:
     def started(self, number: int) -> None:
         self._shards[number].up = True
 
-    def died(self, number: int, now: float) -> list[Task]:
+    def died(self, number: int, now: float) -> list[QueuedUnit]:
         """A shard died, or could not be started; it rests before it is started again. Returns its unit if
         that has been tried often enough and is given up."""
         shard = self._shards[number]
-        tasks, shard.tasks = shard.tasks, []
-        given_up = [] if not tasks or self._charge(tasks[0], now) else tasks[:1]
+        units, shard.units = shard.units, []
+        given_up = [] if not units or self._charge(units[0], now) else units[:1]
         if not self._drained:
-            self.waiting.extendleft(reversed(tasks[len(given_up) :]))
+            self.waiting.extendleft(reversed(units[len(given_up) :]))
         shard.up = False
         shard.deaths += 1
         shard.rests_until = now + self._rest(shard.deaths)
@@ -99,49 +99,49 @@ class Work:
 
     # -------------------------------------------------------------------------------------- units
 
-    def add(self, tasks: Sequence[Task]) -> None:
+    def add(self, units: Sequence[QueuedUnit]) -> None:
         if not self._drained:
-            self.waiting.extend(tasks)
+            self.waiting.extend(units)
 
-    def give(self, now: float) -> list[tuple[int, Task]]:
+    def give(self, now: float) -> list[tuple[int, QueuedUnit]]:
         """The units to send to shards now: one for each before a second for any."""
         given = []
         for place in range(IN_HAND):
             for number, shard in enumerate(self._shards):
-                if shard.up and len(shard.tasks) == place and (task := self._next(now)) is not None:
-                    shard.tasks.append(task)
-                    given.append((number, task))
+                if shard.up and len(shard.units) == place and (unit := self._next(now)) is not None:
+                    shard.units.append(unit)
+                    given.append((number, unit))
         return given
 
-    def _next(self, now: float) -> Task | None:
-        for place, task in enumerate(self.waiting):
-            if task.not_before <= now:
+    def _next(self, now: float) -> QueuedUnit | None:
+        for place, unit in enumerate(self.waiting):
+            if unit.not_before <= now:
                 del self.waiting[place]
-                return task
+                return unit
         return None
 
-    def finished(self, number: int, task: Task) -> None:
+    def finished(self, number: int, unit: QueuedUnit) -> None:
         shard = self._shards[number]
-        shard.tasks.remove(task)
+        shard.units.remove(unit)
         shard.deaths = 0
 
-    def broke(self, number: int, task: Task, now: float, *, final: bool) -> bool:
+    def broke(self, number: int, unit: QueuedUnit, now: float, *, final: bool) -> bool:
         """The unit raised an error, and its shard lives. Returns whether it is tried again: by this run or,
         in a drain, by the next one; never if ``final``."""
-        self._shards[number].tasks.remove(task)
+        self._shards[number].units.remove(unit)
         if final:
-            task.failures += 1
-        again = not final and self._charge(task, now)
+            unit.failures += 1
+        again = not final and self._charge(unit, now)
         if again and not self._drained:
-            self.waiting.appendleft(task)
+            self.waiting.appendleft(unit)
         return again
 
-    def _charge(self, task: Task, now: float) -> bool:
-        task.failures += 1
-        wait = self._policy.wait(task.failures)
+    def _charge(self, unit: QueuedUnit, now: float) -> bool:
+        unit.failures += 1
+        wait = self._policy.wait(unit.failures)
         if wait is None:
             return False
-        task.not_before = now + wait
+        unit.not_before = now + wait
         self.retries += 1
         return True
 
@@ -152,9 +152,9 @@ class Work:
 
     def drop(self, trial_id: str) -> None:
         """Drop the waiting units of this trial."""
-        self.waiting = deque(task for task in self.waiting if task.spec.trial_id != trial_id)
+        self.waiting = deque(unit for unit in self.waiting if unit.spec.trial_id != trial_id)
 
-    def stranded(self, now: float) -> list[Task]:
+    def stranded(self, now: float) -> list[QueuedUnit]:
         """The waiting units, if no shard has been up for `STRANDED_S`: they are given up."""
         if any(shard.up for shard in self._shards) or not self.waiting:
             self._none_up_since = None

@@ -19,8 +19,8 @@ from ddsweep.results.files import full_disk_told
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.sweep.first_step import leaving_before_the_first_step
 from ddsweep.sweep.placement import check_gpus_seen
-from ddsweep.sweep.pool import SharedSplits, get_splits
 from ddsweep.sweep.prepare import splits_key
+from ddsweep.sweep.shards import SharedSplits, get_splits
 from ddsweep.trial import Progress, distil_trial, record_failure
 from ddsweep.trial_plan import TrialSettings
 

@@ -20,7 +20,7 @@ from ddsweep.results.schemas import TRIALS
 from ddsweep.sweep import metrics
 from ddsweep.sweep.metrics import METRICS, Exporter, Score, exported, measure
 from ddsweep.sweep.observe import Board, State
-from ddsweep.sweep.pool import Load
+from ddsweep.sweep.shards import Load
 from tests.conftest import PATIENCE_S
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "dashboard.md"

@@ -16,7 +16,7 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 from ddsweep.catalog import EvalUnit
 from ddsweep.sweep.retry import RetryPolicy, told_death
 from ddsweep.sweep.trial_retries import TrialRetries
-from ddsweep.sweep.work import STRANDED_S, Task, Work
+from ddsweep.sweep.work import STRANDED_S, QueuedUnit, Work
 
 # ----------------------------------------------------------------------------------------- the policy
 
@@ -87,10 +87,10 @@ def test_who_ended_a_worker_is_told_in_one_line(text: str, told: list[str]) -> N
 # ------------------------------------------------------------------------------------------ the shards
 
 
-def tasks(count: int, trial: str = "a") -> list[Task]:
+def tasks(count: int, trial: str = "a") -> list[QueuedUnit]:
     spec: Any = SimpleNamespace(trial_id=trial)
     unit: Any = EvalUnit
-    return [Task(spec, unit) for _ in range(count)]
+    return [QueuedUnit(spec, unit) for _ in range(count)]
 
 
 class Simulation:
@@ -99,12 +99,12 @@ class Simulation:
     def __init__(self, shards: int, work: Work) -> None:
         self.work, self.now, self.starts = work, 0.0, 0
         self.ready: dict[int, float] = {}
-        self.busy: dict[int, list[tuple[float, Task]]] = {shard: [] for shard in range(shards)}
-        self.done: list[Task] = []
-        self.given_up: list[Task] = []
+        self.busy: dict[int, list[tuple[float, QueuedUnit]]] = {shard: [] for shard in range(shards)}
+        self.done: list[QueuedUnit] = []
+        self.given_up: list[QueuedUnit] = []
         self.alive: set[int] = set()
 
-    def deadly(self, shard: int, task: Task | None) -> bool:
+    def deadly(self, shard: int, task: QueuedUnit | None) -> bool:
         return False
 
     def die(self, shard: int) -> None:
@@ -144,7 +144,7 @@ def test_minutes_in_which_every_shard_is_killed_again_and_again_cost_nothing(
     shards: int, minutes: int
 ) -> None:
     class NoMemory(Simulation):
-        def deadly(self, shard: int, task: Task | None) -> bool:
+        def deadly(self, shard: int, task: QueuedUnit | None) -> bool:
             return self.now < 60 * minutes + 3 and self.now > 3
 
     work = Work(shards, RetryPolicy(4))
@@ -161,7 +161,7 @@ def test_a_unit_that_kills_every_shard_is_given_up_and_the_others_are_done_meanw
     work.add([bad, *others])
 
     class Poison(Simulation):
-        def deadly(self, shard: int, task: Task | None) -> bool:
+        def deadly(self, shard: int, task: QueuedUnit | None) -> bool:
             return task is bad
 
     simulation = Poison(2, work)
@@ -174,7 +174,7 @@ def test_a_unit_that_kills_every_shard_is_given_up_and_the_others_are_done_meanw
 
 def test_shards_that_never_come_up_cost_no_attempt_until_all_is_given_up() -> None:
     class Dead(Simulation):
-        def deadly(self, shard: int, task: Task | None) -> bool:
+        def deadly(self, shard: int, task: QueuedUnit | None) -> bool:
             return True
 
     work = Work(2, RetryPolicy(4))

@@ -17,7 +17,7 @@ import ray
 from ray.cluster_utils import Cluster
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from ddsweep.catalog import DATASETS, EvaluationSpec
+from ddsweep.catalog import DATASETS
 from ddsweep.data.load import load_splits
 from ddsweep.errors import UserError
 from ddsweep.results.known import KnownParts
@@ -25,12 +25,12 @@ from ddsweep.results.layout import SweepDirectory
 from ddsweep.spec import expand, load_sweep
 from ddsweep.sweep.drain import Drain
 from ddsweep.sweep.placement import check_gpus_seen, check_placement
-from ddsweep.sweep.pool import EvalPool, get_splits, put_splits
 from ddsweep.sweep.session import RaySession, ray_session
+from ddsweep.sweep.shards import EvalShards, Listener, get_splits, put_splits
 
 
 def where_shards_are(session: RaySession, evaluate: str, folder: Path, after: Any = None) -> list[str]:
-    """The node of each shard of a pool, in the order of the shards, also once ``after`` was called."""
+    """The node of each shard in the order of the shards, also once ``after`` was called."""
     file = folder / "sweep.yaml"
     file.write_text(
         "name: placed\nbase: {dataset: digits, images_per_class: 1, inner_steps: 1}\n"
@@ -38,19 +38,18 @@ def where_shards_are(session: RaySession, evaluate: str, folder: Path, after: An
     )
     sweep = load_sweep(file)
     placement = check_placement(sweep, expand(sweep, lambda name: DATASETS[str(name)]).trials, session)
-    pool = EvalPool(
-        *("placed", placement.nodes, {}, EvaluationSpec(), SweepDirectory(folder / "results")),
-        **{"device": "cpu", "gpus": placement.gpus, "compile": "auto"},
-        on_state=lambda trial_id, state: None,
+    shards = EvalShards(
+        *(sweep, placement, {}, SweepDirectory(folder / "results")),
+        Listener(on_state=lambda trial_id, state: None),
         earlier={},
         known=KnownParts(),
     )
-    pool.start()
+    shards.start()
     nodes = node_of_each(len(placement.nodes))
     if after is not None:
         after()
         nodes += node_of_each(len(placement.nodes))
-    pool.close()
+    shards.close()
     return nodes
 
 

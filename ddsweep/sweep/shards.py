@@ -1,8 +1,8 @@
-"""EvalPool: named Ray actors (the shards), and one queue that feeds them groups of held-out networks.
+"""EvalShards: named Ray actors (the shards), and one queue that feeds them groups of held-out networks.
 
 A free shard takes the next group. A shard that dies is started again after a while, and another one does its
-work meanwhile: rows do not depend on who computes them. The pool restarts shards itself, because Ray does not
-say why an actor that it restarts has died.
+work meanwhile: rows do not depend on who computes them. `EvalShards` restarts shards itself, because Ray
+does not say why an actor that it restarts has died.
 """
 
 from __future__ import annotations
@@ -30,15 +30,16 @@ from ddsweep.evaluation import evaluate_unit, finish, missing_units
 from ddsweep.results.files import full_disk_told
 from ddsweep.results.known import KnownParts
 from ddsweep.results.layout import SweepDirectory
+from ddsweep.spec import SweepSpec
 from ddsweep.sweep.observe import State
-from ddsweep.sweep.placement import check_gpus_seen
+from ddsweep.sweep.placement import Placement, check_gpus_seen
 from ddsweep.sweep.prepare import splits_key
 from ddsweep.sweep.retry import SPREAD_S, RetryPolicy, Teller, WorkerError, told_death
-from ddsweep.sweep.work import Task, Work
+from ddsweep.sweep.work import QueuedUnit, Work
 from ddsweep.trial import record_failure
 from ddsweep.trial_plan import pick_device
 
-__all__ = ["EvalPool", "Load", "SharedSplits", "get_splits", "put_splits"]
+__all__ = ["EvalShards", "Load", "SharedSplits", "get_splits", "put_splits"]
 
 RETRIES = 4
 """Attempts at a unit whose shards die, before its trial counts as failed."""
@@ -86,7 +87,7 @@ def get_splits(shared: SharedSplits) -> Splits:
 
 
 class EvalShard:
-    """One actor of the pool. Networks are functions of their index, so a shard keeps no state."""
+    """One actor. Networks are functions of their index, so a shard keeps no state."""
 
     def __init__(
         self,
@@ -146,44 +147,47 @@ class Load:
     retries: int
 
 
-class EvalPool:
-    """Evaluates distilled trials while other trials still run, on one actor for each entry of ``nodes``: its
-    node. If the node is lost, the actor starts on another.
+@dataclass(frozen=True)
+class Listener:
+    """What `EvalShards` calls from its own thread: ``on_state(trial_id, state)`` with ``evaluating``,
+    ``done`` or ``failed``, ``on_failure`` with errors, and ``say`` with messages for the user."""
 
-    ``submit`` returns at once. ``on_state(trial_id, state)`` is called from the pool's own thread with
-    ``evaluating``, ``done`` or ``failed``, and ``say`` with messages for the user. Actors ask for no CPU, so
-    they fit beside any trial, and for ``gpus`` of a GPU each. ``earlier`` are the existing evals parts of
-    each trial; their rows are not computed again. ``known`` learns the parts of the trials that end. Retries
-    are spread over ``spread_s`` seconds.
+    on_state: Callable[[str, State], None]
+    on_failure: Callable[[Exception], None] = lambda error: None
+    say: Callable[[str], None] = lambda text: None
+
+
+class EvalShards:
+    """Evaluates distilled trials of ``sweep`` while other trials still run, on one actor for each node of
+    ``placement``. If its node is lost, the actor starts on another.
+
+    ``submit`` returns at once. Actors ask for no CPU, so they fit beside any trial, and for the placement's
+    part of a GPU each. ``earlier`` are the existing evals parts of each trial; their rows are not computed
+    again. ``known`` learns the parts of the trials that end. Retries are spread over ``spread_s`` seconds.
     """
 
     def __init__(
         self,
-        sweep: str,
-        nodes: Sequence[str],
-        shared: dict[str, SharedSplits],
-        evaluation: EvaluationSpec,
+        sweep: SweepSpec,
+        placement: Placement,
+        shared: Mapping[str, SharedSplits],
         directory: SweepDirectory,
+        listener: Listener,
         *,
-        device: str,
-        gpus: float,
-        compile: str,
-        on_state: Callable[[str, State], None],
-        on_failure: Callable[[Exception], None] = lambda error: None,
         earlier: Mapping[str, Sequence[Path]],
         known: KnownParts,
-        say: Callable[[str], None] = lambda text: None,
         spread_s: float = SPREAD_S,
     ) -> None:
         self._parts = {trial_id: set(paths) for trial_id, paths in earlier.items()}
         self._known = known
-        self._sweep, self._evaluation, self._directory = sweep, evaluation, directory
-        self._shared, self._nodes = shared, nodes
-        self._on_state, self._on_failure, self._teller = on_state, on_failure, Teller(say)
-        self._how = device, gpus, compile
-        self._work = Work(len(nodes), RetryPolicy(RETRIES, spread_s))
+        self._sweep, self._evaluation, self._directory = sweep.name, sweep.evaluate.spec(), directory
+        self._shared, self._nodes = shared, placement.nodes
+        self._on_state, self._on_failure = listener.on_state, listener.on_failure
+        self._teller = Teller(listener.say)
+        self._how = sweep.resources.device, placement.gpus, sweep.resources.compile
+        self._work = Work(len(placement.nodes), RetryPolicy(RETRIES, spread_s))
         self._actors: dict[int, Any] = {}
-        self._running: dict[Any, tuple[int, Task]] = {}
+        self._running: dict[Any, tuple[int, QueuedUnit]] = {}
         self._asked: dict[Any, int] = {}  # whether they are up
         self._asked_at = 0.0
         self._left: dict[str, int] = {}
@@ -193,7 +197,7 @@ class EvalPool:
         self._closing = False
         self._drained_at: float | None = None
         self._broken: Exception | None = None
-        self._thread = threading.Thread(target=self._run, name="eval-pool", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="eval-shards", daemon=True)
 
     def start(self, timeout_s: float = 300.0) -> None:
         """Wait until every actor answers. Raises `UserError` if they cannot be placed in time."""
@@ -219,16 +223,16 @@ class EvalPool:
         """Queue the missing evaluation of a distilled trial."""
         there = sorted(self._parts.get(spec.trial_id, ()))
         units = missing_units(spec, self._evaluation, self._directory, there)
-        tasks = [Task(spec, unit) for unit in units]
+        waiting = [QueuedUnit(spec, unit) for unit in units]
         self._on_state(spec.trial_id, "evaluating")
-        if not tasks:
+        if not waiting:
             self._finish(spec)
             return
         with self._lock:
             if self._drained_at is not None:
                 return
-            self._left[spec.trial_id] = len(tasks)
-            self._work.add(tasks)
+            self._left[spec.trial_id] = len(waiting)
+            self._work.add(waiting)
             self._lock.notify_all()
 
     def close(self) -> None:
@@ -258,7 +262,7 @@ class EvalPool:
         with self._lock:
             return Load(len(self._work.waiting), len(self._running), self._networks, self._work.retries)
 
-    # ------------------------------------------------------------------------ the pool's own thread
+    # ----------------------------------------------------------------------------- its own thread
 
     def _run(self) -> None:
         try:
@@ -271,10 +275,10 @@ class EvalPool:
         with self._lock:
             for shard in self._work.to_start(now):
                 self._start(shard)
-            for shard, task in self._work.give(now):
-                shared = self._shared[splits_key(task.spec)]
-                reference = self._actors[shard].evaluate.remote(task.spec, task.unit, shared)
-                self._running[reference] = (shard, task)
+            for shard, queued in self._work.give(now):
+                shared = self._shared[splits_key(queued.spec)]
+                reference = self._actors[shard].evaluate.remote(queued.spec, queued.unit, shared)
+                self._running[reference] = (shard, queued)
             if now - self._asked_at > _ASK_IDLE_S:  # no call tells of an idle one that dies
                 self._asked_at = now
                 for shard in self._work.idle():
@@ -283,8 +287,8 @@ class EvalPool:
             references = [*self._running, *self._asked]
             if not references:
                 self._lock.wait(_LOOK_S)
-        for task in given_up:
-            self._fail(task, WorkerError(f"for 15 min no evaluation shard came up: {self._death}"))
+        for queued in given_up:
+            self._fail(queued, WorkerError(f"for 15 min no evaluation shard came up: {self._death}"))
         if not references:
             return
         finished, _ = ray.wait(references, num_returns=1, timeout=_LOOK_S)
@@ -330,31 +334,31 @@ class EvalPool:
             self._lock.notify_all()
 
     def _ended(self, reference: Any, part: Path | None, error: Exception | None) -> None:
-        shard, task = self._running[reference]
+        shard, queued = self._running[reference]
         if isinstance(error, ray.exceptions.RayError) and not isinstance(error, ray.exceptions.RayTaskError):
             self._died(shard, error)
             return
         with self._lock:
             del self._running[reference]
             if error is None:
-                self._work.finished(shard, task)
-                self._networks += len(task.unit.indices)
+                self._work.finished(shard, queued)
+                self._networks += len(queued.unit.indices)
                 if part is not None:
-                    self._parts.setdefault(task.spec.trial_id, set()).add(part)
-                left = self._left.get(task.spec.trial_id)
+                    self._parts.setdefault(queued.spec.trial_id, set()).add(part)
+                left = self._left.get(queued.spec.trial_id)
                 if left is None:
                     return  # another unit of this trial failed
-                self._left[task.spec.trial_id] = left - 1
+                self._left[queued.spec.trial_id] = left - 1
             else:
                 cause = getattr(error, "cause", None) or error
                 final = isinstance(cause, UserError | DivergedError)  # a retry would not help
-                if self._work.broke(shard, task, time.monotonic(), final=final):
+                if self._work.broke(shard, queued, time.monotonic(), final=final):
                     return
         if error is None:
             if left == 1:
-                self._finish(task.spec)
+                self._finish(queued.spec)
         else:
-            self._fail(task, cause if isinstance(cause, Exception) else error)
+            self._fail(queued, cause if isinstance(cause, Exception) else error)
 
     def _died(self, shard: int, error: Exception) -> None:
         """The actor died, or cannot be reached, or did not start."""
@@ -369,8 +373,8 @@ class EvalPool:
                 ray.kill(self._actors.pop(shard))
         if self._drained_at is None:
             self._teller.tell(f"evaluation: a shard died and is started again: {self._death}")
-        for task in given_up:
-            self._fail(task, WorkerError(f"tried {task.failures} times: {self._death}"))
+        for queued in given_up:
+            self._fail(queued, WorkerError(f"tried {queued.failures} times: {self._death}"))
 
     def _finish(self, spec: TrialSpec) -> None:
         try:
@@ -382,13 +386,13 @@ class EvalPool:
             complete = False
         self._on_state(spec.trial_id, "done" if complete else "failed")
 
-    def _fail(self, task: Task, error: Exception) -> None:
-        spec = task.spec
+    def _fail(self, queued: QueuedUnit, error: Exception) -> None:
+        spec = queued.spec
         with self._lock:
             self._left.pop(spec.trial_id, None)
             self._work.drop(spec.trial_id)
         self._on_failure(error)
-        record_failure(self._directory, spec, self._sweep, error, "evaluation", task.failures)
+        record_failure(self._directory, spec, self._sweep, error, "evaluation", queued.failures)
         self._on_state(spec.trial_id, "failed")
 
 
