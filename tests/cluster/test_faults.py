@@ -219,15 +219,12 @@ def test_the_job_is_requeued_by_somebody(lab: Lab, sweep: Launched, alone: Path)
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("also", [[], ["--full"]], ids=["its steps", "its batch script too"])
-def test_every_process_of_the_job_gets_sigterm(
-    lab: Lab, sweep: Launched, alone: Path, also: list[str]
-) -> None:
+def test_every_process_of_the_job_gets_sigterm(lab: Lab, sweep: Launched, alone: Path) -> None:
     """As a preemption without ``preempt_send_user_signal`` does: all nodes of Ray are signalled."""
     assert sweep.launch().returncode == 0
     wait_for_work(sweep, "node2")
     job, begun = job_of(sweep), time.monotonic()
-    lab.sh("scancel", "--signal=TERM", *also, job)
+    lab.sh("scancel", "--signal=TERM", job)
     sweep.wait(lambda: restarts(lab, job) == 1, "it is requeued")
     requeued = time.monotonic() - begun
     end_well(sweep, alone)
