@@ -154,7 +154,7 @@ def test_a_lost_connection_is_a_drain(file: Path, environment: dict[str, str]) -
                 time.sleep(0.1)
         said = driver.communicate(timeout=PATIENCE_S)[0].decode()
     assert driver.returncode == 75, said
-    assert f"Ray was lost (nobody answers at {address})" in said
+    assert "Ray was lost (nobody answers at " in said and f":{address.partition(':')[2]})" in said
     assert "Traceback" not in said
     assert not (results / "joined" / ".lock").exists()
 
