@@ -1,4 +1,4 @@
-"""What TF32, bfloat16 and memory layouts do to an outer step: its gradient, against float64, and its time.
+"""What rounding does to the gradient of an outer step, against float64: that of float32 and of its products.
 
 Run from the repository: ``python bench/precision.py [--json]``. See bench/README.md.
 """
@@ -134,16 +134,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     plan = replace(choose_plan(device, o.threads or 1, network, graph=True), teams=1)
     way = "vmap" if device.type == "cuda" else "loop"
     autograd = replace(plan, inner_batching=way, real_batching=way)
-    real_tf32 = device.type == "cuda"
     ways: dict[str, tuple[ExecutionPlan, Callable[[], AbstractContextManager[Any]]]] = {
         "float32": (plan, nullcontext),
         "float32, autograd": (autograd, nullcontext),
-        "float32, channels innermost": (replace(autograd, channels_last=True), nullcontext),
-        "TF32": (replace(plan, precision="tf32"), nullcontext)
-        if real_tf32
-        else (plan, lambda: RoundedProducts(10)),
+        "products of TF32": (plan, lambda: RoundedProducts(10)),
         "products of bfloat16": (plan, lambda: RoundedProducts(7)),
-        "dtype: bf16": (replace(plan, precision="bf16"), nullcontext),
     }
     rows = []
     for epochs in o.epochs:

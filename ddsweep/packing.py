@@ -94,7 +94,7 @@ def measured(
     asked for and torch sees none."""
     device = pick_device("cuda" if gpus else "cpu", gpus).type
     kind = replace(spec, seed=0, on_nonfinite="skip")
-    what = [kind.to_dict(), settings.memory_mode, settings.segment, settings.compile, settings.channels_last]
+    what = [kind.to_dict(), settings.memory_mode, settings.segment, settings.compile]
     where = [device_name(device), cores, gpus, environment()["torch_version"]]
     key = hashlib.sha256(json.dumps([what, where], sort_keys=True).encode()).hexdigest()[:16]
     tried = candidates(cores, gpus, most, shard)

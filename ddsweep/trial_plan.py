@@ -13,12 +13,11 @@ from ddsweep.compilation import compiles
 from ddsweep.core.execution import ExecutionPlan, choose_plan
 from ddsweep.core.measure import measure
 from ddsweep.core.networks import build_network
-from ddsweep.core.precision import precision_of
 from ddsweep.cost import choose_memory
 from ddsweep.errors import UserError
 from ddsweep.results.code import load_code_of
 
-__all__ = ["TrialSettings", "check_dtype", "first_plan", "pick_device", "ready_network"]
+__all__ = ["TrialSettings", "first_plan", "pick_device", "ready_network"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,6 @@ class TrialSettings:
     memory_mode: str = "auto"
     segment: int | None = None
     compile: str = "auto"
-    channels_last: bool = False
     checkpoint_every: int = 50
     log_every: int = 10
     rungs: tuple[int, ...] = ()
@@ -54,15 +52,6 @@ def pick_device(setting: str, gpus: float) -> torch.device:
     return torch.device("cuda")
 
 
-def check_dtype(spec: TrialSpec, *, on_gpu: bool) -> None:
-    """Raises `UserError` for a ``dtype`` that the device does not have."""
-    if spec.dtype == "tf32" and not on_gpu:
-        raise UserError(
-            f"dtype: tf32: trial {spec.trial_id} would run on the CPU, which has no TF32; grant it a GPU "
-            "(resources.gpus), or set dtype=float32"
-        )
-
-
 def ready_network(spec: TrialSpec, code: Path) -> None:
     """Run the code of a network of a user's own from its copy in ``code``, and measure it, as those do who
     run trials; nothing is to be done for others. Raises `UserError` for a copy that is not what the id
@@ -76,7 +65,6 @@ def ready_network(spec: TrialSpec, code: Path) -> None:
 def first_plan(spec: TrialSpec, settings: TrialSettings) -> ExecutionPlan:
     """The plan that a trial begins with. Raises `UserError` for a missing device or compiler."""
     device = pick_device(settings.device, settings.gpus)
-    check_dtype(spec, on_gpu=device.type == "cuda")
     network = build_network(spec.network_spec, spec.dataset.shape, spec.dataset.classes)
     mode, segment = choose_memory(spec, settings.memory_mode, settings.segment)
     plan = choose_plan(
@@ -88,13 +76,7 @@ def first_plan(spec: TrialSpec, settings: TrialSettings) -> ExecutionPlan:
         graph=_records_a_graph(spec),
         native=settings.compile != "off",
     )
-    return replace(
-        plan,
-        memory_mode=mode,
-        segment=segment,
-        precision=precision_of(spec.dtype),
-        channels_last=settings.channels_last,
-    )
+    return replace(plan, memory_mode=mode, segment=segment)
 
 
 def _records_a_graph(spec: TrialSpec) -> bool:

@@ -136,10 +136,3 @@ def test_a_trial_that_torch_cannot_compile_goes_on_without(
     found, expected = (read_distilled(SPEC, directory) for directory in (compiled, plain))
     assert torch.equal(found.images, expected.images)
     assert json.loads(found.provenance["execution_plan"])["compile"] is False
-
-
-def test_tf32_is_for_a_gpu(tmp_path: Path) -> None:
-    spec = TrialSpec(dataset=DATASETS["digits"], dtype="tf32")
-    splits = load_splits(spec.dataset, None, validation_fraction=0.1, split_seed=0)
-    with pytest.raises(UserError, match="would run on the CPU, which has no TF32; grant it a GPU"):
-        distil_trial(spec, splits, SweepDirectory(tmp_path), TrialSettings())

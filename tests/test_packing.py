@@ -75,11 +75,13 @@ def test_numbers_that_do_not_fit_are_left_out(monkeypatch: pytest.MonkeyPatch) -
     assert [packed.count for packed in found] == [1, 2]
 
 
-def test_a_trial_that_does_not_run_says_why() -> None:
+def test_a_trial_that_does_not_run_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(
-        UserError, match=r"resources: auto: a trial could not be measured: UserError: .*no TF32"
+        UserError,
+        match=r"resources: auto: a trial could not be measured: UserError: .*no C\+\+ compiler here",
     ):
-        measure(TrialSpec(DATASETS["digits"], dtype="tf32"), TrialSettings(), "cpu", [(1, 1, 0)])
+        measure(TrialSpec(DATASETS["digits"]), TrialSettings(compile="on"), "cpu", [(1, 1, 0)])
 
 
 BASE = "name: auto\nbase: {dataset: digits, images_per_class: 1, inner_steps: 1}\n"

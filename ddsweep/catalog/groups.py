@@ -93,8 +93,6 @@ class Question(SettingsGroup):
     def check(trial: TrialSpec) -> None:
         _check_attack(trial)
         own = trial.network_spec.code
-        if own is not None and trial.dtype == "bf16":
-            raise SettingError(f"dtype: bf16: {own} is code of your own, whose passes are not taken in it")
         if own is not None and trial.pool is not None:
             raise SettingError(f"pool: {trial.pool.name}: there are no pools of networks of your own: {own}")
         values = math.prod(trial.dataset.shape)
@@ -345,9 +343,8 @@ class Validation(SettingsGroup):
 class General(SettingsGroup):
     """The trial as a whole"""
 
-    dtype: str = setting("float32", one_of=("float32", "float64", "tf32", "bf16"))
-    """`float32`; `float64`; `tf32`: float32 whose products are taken in TF32 (a GPU alone); `bf16`: float32
-    whose passes through the networks are taken in bfloat16. Sets are judged in float32 all the same ([what
-    that does to gradients](performance.md))"""
+    dtype: str = setting("float32", one_of=("float32", "float64"))
+    """`float32`, or `float64`. Products are taken in it on a GPU too, not in TF32 ([why](performance.md)).
+    Sets are judged in float32 all the same"""
     seed: int = setting(0, SEED)
     """seed of everything in the trial, and the number of the known network of `fixed`"""

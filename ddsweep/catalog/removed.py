@@ -9,7 +9,12 @@ from ddsweep.errors import SettingError
 
 __all__ = ["REMOVED", "without_removed"]
 
-REMOVED: dict[str, dict[str, Any]] = {"trial": {}, "plan": {}, "evaluate": {}, "resources": {}}
+REMOVED: dict[str, dict[str, Any]] = {
+    "trial": {},
+    "plan": {"channels_last": False, "precision": "full"},
+    "evaluate": {},
+    "resources": {"channels_last": False},
+}
 """By section (``plan`` is the execution plan of a trial): each name, with the value that means the present
 behaviour."""
 

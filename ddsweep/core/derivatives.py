@@ -65,14 +65,13 @@ class Derivatives(Protocol):
         ...
 
 
-def derivatives_of(network: nn.Module, batching: str, channels_last: bool = False) -> Derivatives:
-    """``batching``: ``explicit``, or autograd under ``vmap`` or in a ``loop`` over networks, whose images may
-    have their channels innermost in memory (``channels_last``). Written-out layers have one way only.
+def derivatives_of(network: nn.Module, batching: str) -> Derivatives:
+    """``batching``: ``explicit``, or autograd under ``vmap`` or in a ``loop`` over networks.
 
     Raises ``ValueError`` for ``explicit`` and a network whose layers are not written out.
     """
     if batching != "explicit":
-        return Autograd(network, batching, channels_last)
+        return Autograd(network, batching)
     layers = getattr(network, "layers", None)
     if layers is None:
         raise ValueError(f"batching explicit: {type(network).__name__} has no layers written out")
@@ -93,19 +92,12 @@ def no_bookkeeping(plan: ExecutionPlan) -> AbstractContextManager[object]:
 # --------------------------------------------------------------------------------------- autograd
 
 
-def _channels_innermost(images: Tensor) -> Tensor:
-    """The same ``[..., c, h, w]``, in memory ``[..., h, w, c]``."""
-    return images.movedim(-3, -1).contiguous().movedim(-1, -3)
-
-
 @dataclass(frozen=True)
 class Autograd:
     network: nn.Module
     batching: str
-    channels_last: bool = False
 
     def logits(self, params: Params, images: Tensor, kind: Kind = "test") -> Tensor:
-        images = _channels_innermost(images) if self.channels_last else images
         return forward_networks(self.network, params, images, self.batching, kind)
 
     def gradient(self, params: Params, images: Tensor, targets: Tensor, keep: bool) -> tuple[Params, Any]:
@@ -190,11 +182,6 @@ def _images_last(images: Tensor) -> Tensor:
     return images.permute(0, 2, 3, 4, 1).contiguous()
 
 
-def _wide(x: Tensor) -> Tensor:
-    """``x`` in a type for losses: not bfloat16."""
-    return x.float() if x.dtype == torch.bfloat16 else x
-
-
 @dataclass(frozen=True)
 class Explicit:
     """Nothing here builds a graph. The loss is cross-entropy, the mean over images."""
@@ -225,7 +212,7 @@ class Explicit:
         for layer, tape in zip(self.layers, tapes, strict=True):
             x = layer.forward(params, x, tape)
         count, _, total = x.shape
-        logs = _wide(x).log_softmax(1)
+        logs = x.log_softmax(1)
         probabilities, mass = logs.exp(), None
         if targets.is_floating_point():
             targets = targets.transpose(-1, -2)
@@ -236,7 +223,6 @@ class Explicit:
             index = targets.expand(count, total)[:, None]
             losses = -logs.gather(1, index).mean((1, 2))
             g = probabilities.scatter_add(1, index, logs.new_full((count, 1, total), -1)) / total
-        g = g.to(x.dtype)
         found: Params = {}
         for i in range(len(self.layers) - 1, -1, -1):
             g = self.layers[i].backward(params, g, tapes[i], found, i > 0)
@@ -248,12 +234,11 @@ class Explicit:
         for layer, tape in zip(self.layers, kept.tapes, strict=True):
             x = layer.tangent(params, v, x, tape)
         assert x is not None
-        total, dtype, x = x.shape[2], x.dtype, _wide(x)
+        total = x.shape[2]
         by_log = x - (kept.probabilities * x).sum(1, keepdim=True)
         g = kept.probabilities * by_log / total
         if kept.mass is not None:
             g = g * kept.mass
-        g = g.to(dtype)
         found: Params = {}
         for layer, tape in zip(reversed(self.layers), reversed(kept.tapes), strict=True):
             g = layer.tangent_backward(params, v, g, tape, found)

@@ -35,11 +35,10 @@ class ExecutionPlan:
     ``test_block`` networks and ``test_chunk`` images go through at a time; with ``native`` by compiled code
     (`ddsweep.core.native`). The networks are dealt out to ``teams``, each with its part
     of the threads. With ``compile`` each inner step, the way back through it and the pass over real images
-    are compiled (`ddsweep.core.steps`), and nothing is kept of a step but where it began. ``precision`` is
-    ``full``, ``tf32`` or ``bf16`` (`ddsweep.core.precision`); with ``channels_last`` autograd's images have
-    their channels innermost in memory. With ``graph`` a GPU records an outer gradient once and replays
-    it, and the training of networks that are judged, too (`ddsweep.core.graphs`). With ``whole_batches`` all
-    real images go through at once: the loss of one depends on the others (batch norm)."""
+    are compiled (`ddsweep.core.steps`), and nothing is kept of a step but where it began. With ``graph`` a
+    GPU records an outer gradient once and replays it, and the training of networks that are judged, too
+    (`ddsweep.core.graphs`). With ``whole_batches`` all real images go through at once: the loss of one
+    depends on the others (batch norm)."""
 
     device: str = "cpu"
     threads: int = 1
@@ -54,8 +53,6 @@ class ExecutionPlan:
     native: bool = False
     teams: int = 1
     compile: bool = False
-    precision: str = "full"
-    channels_last: bool = False
     graph: bool = False
     whole_batches: bool = False
 
@@ -65,8 +62,6 @@ class ExecutionPlan:
         for name in ("inner_batching", "real_batching"):
             if getattr(self, name) not in ("explicit", "vmap", "loop"):
                 raise ValueError(f"{name}: {getattr(self, name)!r} is not one of explicit, vmap, loop")
-        if self.precision not in ("full", "tf32", "bf16"):
-            raise ValueError(f"precision: {self.precision!r} is not one of full, tf32, bf16")
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

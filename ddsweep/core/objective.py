@@ -28,8 +28,6 @@ def losses_per_network(logits: Tensor, targets: Tensor) -> Tensor:
     ``[K, N, classes]``, which need not sum to one.
     """
     count, images, classes = logits.shape
-    if logits.dtype == torch.bfloat16:  # three digits are too few for a loss
-        logits = logits.float()
     if targets.is_floating_point():
         return -(targets * logits.log_softmax(-1)).sum(-1).mean(-1)
     labels = targets.expand(count, images).reshape(-1)

@@ -20,7 +20,6 @@ from ddsweep.core.derivatives import Autograd, Derivatives, Functional, derivati
 from ddsweep.core.execution import ExecutionPlan
 from ddsweep.core.inner import InnerOptimizer, Rate, Slots, added
 from ddsweep.core.layers import Params
-from ddsweep.core.precision import in_precision
 
 __all__ = [
     "LossAndGradient",
@@ -179,10 +178,10 @@ def _whole(function: Any) -> Callable[..., Any]:
 
 
 def _math(network: nn.Module, batching: str, plan: ExecutionPlan) -> Derivatives:
-    math = derivatives_of(network, batching, plan.channels_last)
+    math = derivatives_of(network, batching)
     if plan.compile and isinstance(math, Autograd):
-        math = Functional(network, batching, plan.channels_last)
-    return in_precision(math, plan.precision)
+        math = Functional(network, batching)
+    return math
 
 
 def steps_of(network: nn.Module, optimizer: InnerOptimizer, plan: ExecutionPlan) -> Steps:

@@ -220,7 +220,7 @@ def outer_gradient(
     window = Window(0, total) if window is None else window
     own = real.labels.dim() == 2
     if plan.graph:
-        with products(plan.device, plan.precision):
+        with products(plan.device):
             whole = replace(loop, batch_order=batch_order)
             return _recorded(network, params, distilled, raw, real, plan, whole, window)
 
@@ -231,7 +231,7 @@ def outer_gradient(
         with no_bookkeeping(plan) if loop.augment is None else nullcontext():  # autograd goes back through it
             return _outer_gradient(module, weights, distilled, raw, batch, plan, theirs, window)
 
-    with products(plan.device, plan.precision):
+    with products(plan.device):
         return _joined(in_teams(plan, network, len(next(iter(params.values()))), of))
 
 

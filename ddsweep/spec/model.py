@@ -180,9 +180,6 @@ class ResourcesSpec(_Model):
     """`on` compiles each inner step, the way back through it and the pass over real images with
     `torch.compile`; `off`; `auto` is [a static rule on the work ahead](#compile-auto). Unless it is `off`,
     the test passes of LeNet on the CPU are compiled as well"""
-    channels_last: Annotated[bool, Field(strict=True)] = False
-    """`true`: images have their channels innermost in memory where autograd takes derivatives (AlexCifarNet,
-    AlexNet)"""
     memory: Annotated[float | str | None, BeforeValidator(_gigabytes)] = "auto"
     """GB that a trial asks Ray for, so that a machine gets no more trials than fit: `auto` is the estimate of
     `plan` and 1 GB for the process; `null` asks for none"""

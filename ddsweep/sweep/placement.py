@@ -16,7 +16,6 @@ from ddsweep.errors import UserError
 from ddsweep.spec import SweepSpec
 from ddsweep.sweep.prepare import eval_gpus
 from ddsweep.sweep.session import RaySession
-from ddsweep.trial_plan import check_dtype
 
 __all__ = ["Placement", "check_gpus_seen", "check_placement", "place_shards", "side_by_side"]
 
@@ -46,8 +45,6 @@ def check_placement(sweep: SweepSpec, trials: Sequence[TrialSpec], session: RayS
             f"resources.memory: a trial asks for {resources.memory:g} GB, but Ray found "
             f"{session.memory / 1e9:.3g}{one}; ask for less, or for auto"
         )
-    for trial in trials:
-        check_dtype(trial, on_gpu=resources.device != "cpu" and resources.for_trial(trial)[1] > 0)
     for cpus, gpus in sorted(needs, reverse=True):
         if cpus > session.cpus:
             raise UserError(

@@ -90,13 +90,9 @@ def test_the_same_outer_gradient_has_the_same_bits(text, shape, rate, graph) -> 
     forget_recordings()
 
 
-@pytest.mark.parametrize(
-    "how", [{"precision": "tf32"}, {"precision": "bf16"}, {"real_chunk": 8, "real_block": 2}], ids=str
-)
-def test_other_plans_are_recorded_as_they_are(how) -> None:
-    """In lower precision and in the pieces of a plan that saves memory."""
+def test_a_plan_in_pieces_is_recorded_as_it_is() -> None:
     network = problem("lenet", (1, 28, 28), DEVICE)[0]
-    plan = replace(choose_plan(DEVICE, 1, network, graph=True), **how)
+    plan = replace(choose_plan(DEVICE, 1, network, graph=True), real_chunk=8, real_block=2)
     for turn in range(2):
         arguments = [network, *changing("lenet", (1, 28, 28), turn, 0.1, dtype=torch.float32)[1:]]
         expected = outer_gradient(*arguments, replace(plan, graph=False))
@@ -203,7 +199,7 @@ def test_compiled_steps_are_the_same_steps(
 
 
 @pytest.mark.parametrize(("text", "shape", "rate"), NETWORKS)
-def test_float32_is_exact_and_tf32_is_not(text, shape, rate) -> None:
+def test_float32_is_exact(text, shape, rate) -> None:
     """One step: only the rounding of products is visible. torch's default would have convolutions in TF32."""
     sizes = {"rate": rate, "inner_steps": 1, "inner_epochs": 1, "count": 8}
     exact = problem(text, shape, DEVICE, **sizes)
@@ -211,11 +207,8 @@ def test_float32_is_exact_and_tf32_is_not(text, shape, rate) -> None:
     plan = choose_plan(DEVICE, 1, exact[0])
     expected = outer_gradient(*exact, plan).images.cpu()
     flags = torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision
-    apart = {}
-    for precision in ("full", "tf32", "bf16"):
-        found = outer_gradient(*single, replace(plan, precision=precision)).images.cpu().double()
-        apart[precision] = float(((found - expected).flatten(1).norm(dim=1) / expected.norm()).median())
-    assert apart["full"] < 1e-4 < apart["tf32"] < apart["bf16"] < 0.5, apart
+    found = outer_gradient(*single, plan).images.cpu().double()
+    assert ((found - expected).flatten(1).norm(dim=1) / expected.norm()).median() < 1e-4
     assert (torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision) == flags
 
 

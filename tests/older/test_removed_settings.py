@@ -23,14 +23,6 @@ OLDER = Path(__file__).parent / "results_0_1_0"
 SET = "small/artifacts/128f6bfc6f/distilled.safetensors"
 
 
-@pytest.fixture(autouse=True)
-def removed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if an earlier version had had these."""
-    monkeypatch.setitem(REMOVED, "trial", {"sharpen": 0.0})
-    monkeypatch.setitem(REMOVED, "plan", {"fused": False})
-    monkeypatch.setitem(REMOVED, "resources", {"fused": "off"})
-
-
 def rewritten(source: Path, to: Path, change: Callable[[dict[str, Any]], object]) -> Path:
     """An older file whose header is another one."""
     tensors, header = load_tensors(source)
@@ -39,7 +31,9 @@ def rewritten(source: Path, to: Path, change: Callable[[dict[str, Any]], object]
     return to
 
 
-def test_a_set_with_a_removed_setting(tmp_path: Path) -> None:
+def test_a_set_with_a_removed_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if an earlier version had had this one: no setting of trials has been removed yet."""
+    monkeypatch.setitem(REMOVED, "trial", {"sharpen": 0.0})
     plain = DistilledSet.load(OLDER / SET)
     path = tmp_path / "distilled.safetensors"
     rewritten(OLDER / SET, path, lambda header: header["spec"].update(sharpen=0.0))
@@ -51,9 +45,23 @@ def test_a_set_with_a_removed_setting(tmp_path: Path) -> None:
         DistilledSet.load(path)
 
 
+@pytest.mark.parametrize("dtype", ["tf32", "bf16"])
+def test_a_set_of_a_removed_dtype(dtype: str, tmp_path: Path) -> None:
+    path = tmp_path / "distilled.safetensors"
+    rewritten(OLDER / SET, path, lambda header: header["spec"].update(dtype=dtype))
+    with pytest.raises(SettingError, match=rf"tensors: dtype: '{dtype}' is not one of float32, float64"):
+        DistilledSet.load(path)
+
+
 @pytest.mark.parametrize(
     ("plan", "aside"),
-    [({"fused": False}, 0), ({"fused": True}, 1), ({"memory_mode": "guess"}, 1)],
+    [
+        ({}, 0),
+        ({"channels_last": True}, 1),
+        ({"precision": "tf32"}, 1),
+        ({"precision": "bf16"}, 1),
+        ({"memory_mode": "guess"}, 1),
+    ],
 )
 def test_a_trial_goes_on_or_starts_again_and_says_so(
     plan: dict[str, Any], aside: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -64,6 +72,7 @@ def test_a_trial_goes_on_or_starts_again_and_says_so(
     checkpoint = directory.checkpoint(trial.trial_id)
     checkpoint.parent.mkdir(parents=True)
     older = OLDER / "small" / "artifacts" / trial.trial_id / checkpoint.name
+    assert {"channels_last": False, "precision": "full"}.items() <= load_tensors(older)[1]["plan"].items()
     rewritten(older, checkpoint, lambda header: header["plan"].update(plan))
     assert load_tensors(checkpoint)[1]["counters"]["step"] == trial.outer_steps
     splits = load_splits(trial.dataset, None, validation_fraction=trial.validation_fraction, split_seed=0)
@@ -82,9 +91,16 @@ def test_the_sweep_file_of_older_results(tmp_path: Path) -> None:
     file = tmp_path / "sweep.yaml"
     shutil.copy(OLDER / "small" / "sweep.yaml", file)
     text = file.read_text()
-    assert "\nresources: {cpus: " in text, "it has every default"
-    file.write_text(text.replace("\nresources: {", "\nresources: {fused: 'off', "))
-    assert load_sweep(file) == load_sweep(OLDER / "small" / "sweep.yaml")
-    file.write_text(text.replace("\nresources: {", "\nresources: {fused: 'on', "))
-    with pytest.raises(SettingError, match=r"sweep.yaml: fused: 'on': fused was removed"):
+    assert ", channels_last: false, " in text, "it has every default"
+    plain = load_sweep(file)
+    assert not hasattr(plain.resources, "channels_last")
+    file.write_text(text.replace("channels_last: false, ", ""))
+    assert load_sweep(file) == plain
+    file.write_text(text.replace("channels_last: false", "channels_last: true"))
+    with pytest.raises(
+        SettingError, match=r"sweep.yaml: channels_last: True: channels_last was removed, and is always False"
+    ):
+        load_sweep(file)
+    file.write_text(text.replace("\nbase: {", "\nbase: {dtype: bf16, "))
+    with pytest.raises(SettingError, match=r"sweep.yaml: base\.dtype: 'bf16' is not one of float32, float64"):
         load_sweep(file)

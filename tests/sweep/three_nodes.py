@@ -111,10 +111,8 @@ def main(folder: Path) -> None:
     own = {"num_cpus": 1, "num_gpus": 2, "include_dashboard": False, "temp_dir": str(folder)}
     try:
         nodes = [cluster.add_node(**own) for _ in range(3)]
-        own_session = ray_session(
-            Drain(), job="placed", address=cluster.address, cpus=None, gpus=None, dashboard=False
-        )
-        with own_session as session:
+        where = {"address": cluster.address, "cpus": None, "gpus": None, "dashboard": False}
+        with Drain() as drain, ray_session(drain, job="placed", **where) as session:
             found["nodes"] = [node.name for node in session.nodes]
             found["most"] = [session.cpus, session.gpus]
             found["on GPUs"] = where_shards_are(session, "{gpus: 0.1, shards: 4}", folder)
