@@ -22,7 +22,6 @@ that all networks share are ``[1, c, h, w, N]``, and their windows are gathered 
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -31,6 +30,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from ddsweep.core.convolution import (
+    convolve,
+    gather,
+    image_derivative,
+    times,
+    weight_derivative,
+)
 
 __all__ = ["Layer", "Params", "Tape", "convnet_layers", "lenet_layers"]
 
@@ -53,178 +60,6 @@ class Layer(Protocol):
     def tangent(self, params: Params, v: Params, x: Tensor | None, tape: Tape) -> Tensor: ...
 
     def tangent_backward(self, params: Params, v: Params, g: Tensor, tape: Tape, grads: Params) -> Tensor: ...
-
-
-# ------------------------------------------------------------------------ convolutions as products
-
-_ROWS_FROM = 16
-"""From this product of channels and size on, rows of windows become columns, and not whole windows."""
-
-_WHOLE_UP_TO = 2**24
-"""Up to so many numbers, a GPU makes whole windows into columns for any number of channels."""
-
-_LONG = 64
-"""From so many images on, a piece of a GPU's product is a pixel of the outputs, and not a row of them."""
-
-_PIECES_UP_TO = 2**28
-"""The most numbers in whole windows that are gathered at once for such a product."""
-
-
-@dataclass(frozen=True)
-class _Columns:
-    """The windows of images as columns of matrices, so that a convolution is a sum of products.
-
-    With ``parts`` = 1 the one matrix ``[K, c*size*size, h'*w'*N]`` has whole windows: ``size`` squared
-    times as much memory as the images. Otherwise ``matrix [K, c*size, h*w'*N]`` has the rows of windows,
-    ``size`` times as much, and the columns for row i of the weights are those from image row i on.
-    ``images`` are what they were gathered from.
-    """
-
-    matrix: Tensor
-    images: tuple[Tensor, ...]
-    parts: int
-    row: int
-    length: int
-
-    def part(self, i: int) -> Tensor:
-        start = i * self.row if self.parts > 1 else 0
-        return self.matrix[:, :, start : start + self.length]
-
-    def kept(self) -> _Columns:
-        """The part that `_by_weight` needs: on a GPU the images alone, else the matrix."""
-        gpu = self.matrix.is_cuda
-        matrix, images = (self.matrix.new_empty(1, 0, 0), self.images) if gpu else (self.matrix, ())
-        return _Columns(matrix, images, self.parts, self.row, self.length)
-
-    def half(self, which: int) -> _Columns:
-        """The columns of the first or the second of two images that were gathered together."""
-        channels = self.matrix.shape[1] // 2
-        matrix = self.matrix[:, which * channels : (which + 1) * channels]
-        images = self.images[which : which + 1]
-        return _Columns(matrix, images, self.parts, self.row, self.length)
-
-
-def _gather(images: Sequence[Tensor], size: int) -> _Columns:
-    """The columns of one or two ``[K, c, h, w, N]``, the second's below the first's."""
-    count, channels, h, w, n = images[0].shape
-    high, wide = h - size + 1, w - size + 1
-    whole = channels * size < _ROWS_FROM
-    if images[0].is_cuda:  # fewer kernels, which take the time for small inputs
-        whole = whole or count * channels * size**2 * high * wide * n * len(images) <= _WHOLE_UP_TO
-    shape = (count, channels, size, size, high, wide, n) if whole else (count, channels, size, h, wide, n)
-    views = []
-    for x in images:
-        k, c, a, b, e = x.stride()
-        views.append(x.as_strided(shape, (k, c, a, b, a, b, e) if whole else (k, c, b, a, b, e)))
-    if len(views) == 1:
-        joined = views[0].reshape(count, channels * shape[2] * (size if whole else 1), -1)
-    else:
-        joined = images[0].new_empty(count, 2, *shape[1:])
-        for place, view in enumerate(views):
-            joined[:, place] = view
-        joined = joined.view(count, 2 * channels * shape[2] * (size if whole else 1), -1)
-    return _Columns(joined, tuple(images), 1 if whole else size, wide * n, high * wide * n)
-
-
-def _weight_part(weight: Tensor, i: int, parts: int) -> Tensor:
-    """Row i of ``weight [K, o, c, size, size]``, or all of it, as a matrix ``[K, o, ...]``."""
-    return weight.flatten(2) if parts == 1 else weight[:, :, :, i].flatten(2)
-
-
-def _convolve(weight: Tensor, columns: _Columns) -> Tensor:
-    """``[K, o, h'*w'*N]``."""
-    y = _times(_weight_part(weight, 0, columns.parts), columns.part(0))
-    for i in range(1, columns.parts):
-        _add_times(y, _weight_part(weight, i, columns.parts), columns.part(i))
-    return y
-
-
-def _by_weight(g: Tensor, columns: _Columns, shape: Sequence[int]) -> Tensor:
-    """The derivative by the weights, ``[K, o, c, size, size]``, from that by the outputs ``g``."""
-    if g.is_cuda:
-        return _by_weight_in_pieces(g, columns.images[0], shape)
-    # Columns @ g^T, and not g @ columns^T: with few outputs it is 1.5 times as fast on the CPU.
-    parts = [_times_transposed(columns.part(i), g).transpose(1, 2) for i in range(columns.parts)]
-    if columns.parts == 1:
-        return parts[0].reshape(tuple(shape))
-    channels, size = shape[2:4]
-    return torch.stack([part.reshape(*part.shape[:2], channels, size) for part in parts], 3)
-
-
-def _by_weight_in_pieces(g: Tensor, x: Tensor, shape: Sequence[int]) -> Tensor:
-    """`_by_weight` for a GPU, from the images ``x [K or 1, c, h, w, N]``: a product of long rows with few
-    results would keep few of its processors busy. So it is taken in pieces, which are summed."""
-    count, out, channels, size = shape[:4]
-    k, _, h, w, n = x.shape
-    a, b = x.stride()[2:4]
-    high, wide = h - size + 1, w - size + 1
-    by_pixel = n >= _LONG
-    # The number along each axis and the strides, of pieces and of the values summed in a piece.
-    pieces, piece_strides = ((high, wide), (a, b)) if by_pixel else ((high,), (a,))
-    length, strides = ((n,), x.stride()[4:]) if by_pixel else ((wide, n), x.stride()[3:])
-    total = math.prod(pieces)
-    g = g.view(count, out, total, -1)
-    shared = k < count
-    g = g.permute(2, 0, 1, 3).reshape(total, count * out, -1) if shared else g.transpose(1, 2).flatten(0, 1)
-    rows = 1 if k * channels * size**2 * high * wide * n <= _PIECES_UP_TO else size
-    parts = []
-    for i in range(rows):
-        # All rows of the windows at once, or row i of each.
-        window, window_strides = ((size, size), (a, b)) if rows == 1 else ((size,), (b,))
-        windows = (
-            x[:, :, i:]
-            .as_strided(
-                (k, *pieces, channels, *window, *length),
-                (x.stride(0), *piece_strides, x.stride(1), *window_strides, *strides),
-            )
-            .reshape(k * total, channels * math.prod(window), -1)
-        )
-        product = torch.bmm(windows, g.transpose(1, 2))
-        if shared:
-            part = product.sum(0).view(-1, count, out).permute(1, 2, 0)
-        else:
-            part = product.view(count, total, *product.shape[1:]).sum(1).transpose(1, 2)
-        parts.append(part.reshape(count, out, channels, *window))
-    return parts[0] if rows == 1 else torch.stack(parts, 3)
-
-
-def _by_images(weight: Tensor, g: Tensor, shape: Sequence[int]) -> Tensor:
-    """The derivative by the images ``[K, c, h, w, N]``: that of each window is added to its pixels."""
-    size = weight.shape[-1]
-    count, (_, channels, h, w, n) = weight.shape[0], shape
-    high, wide = h - size + 1, w - size + 1
-    rows = g.new_zeros(count, channels * size, h * wide * n)
-    for i in range(size):
-        place = slice(i * wide * n, (i + high) * wide * n)
-        rows[:, :, place].baddbmm_(_weight_part(weight, i, size).transpose(1, 2), g)
-    rows = rows.view(count, channels, size, h, wide, n)
-    out = g.new_zeros(count, channels, h, w, n)
-    for j in range(size):
-        out[:, :, :, j : j + wide] += rows[:, :, j]
-    return out
-
-
-def _times(w: Tensor, x: Tensor) -> Tensor:
-    """``w [K, o, i] @ x [K or 1, i, n]``."""
-    if x.shape[0] == 1 and w.shape[0] > 1:
-        return (w.reshape(-1, w.shape[2]) @ x[0]).view(w.shape[0], w.shape[1], -1)
-    return torch.bmm(w, x)
-
-
-def _add_times(y: Tensor, w: Tensor, x: Tensor) -> None:
-    """``y += w @ x``, in place."""
-    if x.shape[0] == 1 and w.shape[0] > 1:
-        y.view(-1, y.shape[2]).addmm_(w.reshape(-1, w.shape[2]), x[0])
-    else:
-        y.baddbmm_(w, x)
-
-
-def _times_transposed(x: Tensor, g: Tensor) -> Tensor:
-    """``x [K or 1, i, n] @ g^T`` with ``g [K, o, n]``: ``[K, i, o]``."""
-    if x.shape[0] == 1 and g.shape[0] > 1:
-        product = x[0] @ g.reshape(-1, g.shape[2]).t()
-        return product.view(x.shape[1], g.shape[0], g.shape[1]).transpose(0, 1)
-    return torch.bmm(x, g.transpose(1, 2))
 
 
 # ----------------------------------------------------------------------------------------- layers
@@ -257,44 +92,44 @@ class Conv:
 
     def forward(self, params: Params, x: Tensor, tape: Tape) -> Tensor:
         weight, x = self._weight(params), self._pad(x)
-        columns = _gather([x], weight.shape[-1])
+        columns = gather([x], weight.shape[-1])
         tape.update(x=x, columns=columns.kept())
-        return self._shaped(self._add_bias(params, _convolve(weight, columns)), x, weight.shape[-1])
+        return self._shaped(self._add_bias(params, convolve(weight, columns)), x, weight.shape[-1])
 
     def backward(self, params: Params, g: Tensor, tape: Tape, grads: Params, inputs: bool) -> Tensor:
         weight, g = self._weight(params), g.flatten(2)
         tape["g"] = g
         # Columns take several times the memory of their images, so they are not kept beyond this pass.
-        grads[f"{self.name}.weight"] = _by_weight(g, tape.pop("columns"), weight.shape)
+        grads[f"{self.name}.weight"] = weight_derivative(g, tape.pop("columns"), weight.shape)
         if self.bias:
             grads[f"{self.name}.bias"] = g.sum(2)
-        return self._unpad(_by_images(weight, g, tape.tensor("x").shape)) if inputs else g
+        return self._unpad(image_derivative(weight, g, tape.tensor("x").shape)) if inputs else g
 
     def tangent(self, params: Params, v: Params, x: Tensor | None, tape: Tape) -> Tensor:
         weight, along, before = self._weight(params), self._weight(v), tape.tensor("x")
         size = weight.shape[-1]
         if x is None:
-            columns = _gather([before], size)
+            columns = gather([before], size)
         else:  # w x' + v x, as one product
-            columns = _gather([self._pad(x), before.expand(weight.shape[0], *before.shape[1:])], size)
+            columns = gather([self._pad(x), before.expand(weight.shape[0], *before.shape[1:])], size)
             along = torch.cat([weight, along], 2)
         tape.update(columns=columns.kept(), moved=x is not None)
-        return self._shaped(self._add_bias(v, _convolve(along, columns)), before, size)
+        return self._shaped(self._add_bias(v, convolve(along, columns)), before, size)
 
     def tangent_backward(self, params: Params, v: Params, g: Tensor, tape: Tape, grads: Params) -> Tensor:
         weight, before, columns = self._weight(params), tape.tensor("g"), tape.pop("columns")
         g = g.flatten(2)
         if tape.pop("moved"):
-            by_weight = _by_weight(g, columns.half(1), weight.shape)
-            by_weight += _by_weight(before, columns.half(0), weight.shape)
+            by_weight = weight_derivative(g, columns.half(1), weight.shape)
+            by_weight += weight_derivative(before, columns.half(0), weight.shape)
         else:
-            by_weight = _by_weight(g, columns, weight.shape)
+            by_weight = weight_derivative(g, columns, weight.shape)
         grads[f"{self.name}.weight"] = by_weight
         if self.bias:
             grads[f"{self.name}.bias"] = g.sum(2)
         # w^T g' + v^T g, as one product
         both = torch.cat([weight, self._weight(v)], 1)
-        return self._unpad(_by_images(both, torch.cat([g, before], 1), tape.tensor("x").shape))
+        return self._unpad(image_derivative(both, torch.cat([g, before], 1), tape.tensor("x").shape))
 
 
 @dataclass(frozen=True)
@@ -307,7 +142,7 @@ class Linear:
         tape["shape"] = x.shape
         x = x.flatten(1, -2)
         tape["x"] = x
-        return _times(params[f"{self.name}.weight"], x) + params[f"{self.name}.bias"][:, :, None]
+        return times(params[f"{self.name}.weight"], x) + params[f"{self.name}.bias"][:, :, None]
 
     def backward(self, params: Params, g: Tensor, tape: Tape, grads: Params, inputs: bool) -> Tensor:
         tape["g"] = g
@@ -324,7 +159,7 @@ class Linear:
         return g.view(g.shape[0], *tape["shape"][1:])
 
     def tangent(self, params: Params, v: Params, x: Tensor | None, tape: Tape) -> Tensor:
-        y = _times(v[f"{self.name}.weight"], tape["x"]) + v[f"{self.name}.bias"][:, :, None]
+        y = times(v[f"{self.name}.weight"], tape["x"]) + v[f"{self.name}.bias"][:, :, None]
         tape["tangent"] = None
         if x is not None:
             x = x.flatten(1, -2)

@@ -21,7 +21,8 @@ from ddsweep.interpreter import python_module
 from ddsweep.launch.allocation import Place, node_limits
 from ddsweep.launch.folder import Launch, LaunchFolder, write_json
 from ddsweep.launch.processes import Signals
-from ddsweep.launch.ray_cluster import LOST_HEAD, run_on_cluster
+from ddsweep.launch.ray_cluster import run_on_cluster
+from ddsweep.launch.ray_head import LOST_HEAD
 from ddsweep.launch.slurm import is_running
 from ddsweep.machine import versions
 from ddsweep.results.lock import process_start

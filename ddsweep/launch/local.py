@@ -18,7 +18,7 @@ from typing import Any
 
 from ddsweep.launch.folder import Job, Launch, LaunchFolder, read_json
 from ddsweep.launch.jobs import ClusterJob, EvalsJob, FinishJob, TrialsJob
-from ddsweep.launch.slurm import executor
+from ddsweep.launch.submit import executor
 from ddsweep.results.lock import process_start
 
 __all__ = ["run_local"]

@@ -27,7 +27,8 @@ from ddsweep.launch.folder import (
 )
 from ddsweep.launch.jobs import ClusterJob, EvalsJob, FinishJob, TrialsJob
 from ddsweep.launch.site import Site
-from ddsweep.launch.slurm import array_limit, cancel_jobs, check_nodes, check_site, script, submit
+from ddsweep.launch.slurm import array_limit, cancel_jobs, check_nodes, check_site
+from ddsweep.launch.submit import script, submit
 from ddsweep.launch.watch import active_jobs
 from ddsweep.machine import versions
 from ddsweep.results.code import write_code

@@ -10,17 +10,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
-
 from ddsweep.catalog import EvaluationSpec, TrialSpec
-from ddsweep.catalog.numbers import counted
 from ddsweep.errors import ResultsError
-from ddsweep.report.console import MORE, MOST_LISTED, Fitted, add_headings
-from ddsweep.report.formats import NONE, duration, percent
-from ddsweep.report.settings import setting_cells, setting_headings, settings_of, varying
-from ddsweep.report.summary import networks_note
+from ddsweep.report.settings import settings_of
 from ddsweep.report.sweep_file import require_sweep, seen_trials
 from ddsweep.results.coverage import is_evaluated, networks_judged
 from ddsweep.results.known import KnownParts
@@ -31,15 +23,14 @@ from ddsweep.results.schemas import FAILURES, HISTORY
 from ddsweep.spec import AshaSpec, setting_of
 
 __all__ = [
+    "AGAIN",
     "STATES",
     "STYLES",
     "SweepStatus",
     "TrialStatus",
-    "driver_text",
     "live_driver",
     "read_history",
     "status",
-    "status_table",
     "trial_states",
     "trial_status",
 ]
@@ -63,7 +54,8 @@ STYLES = {
     "failed": "red",
     "pending": "dim",
 }
-_AGAIN = ("distilled", "interrupted", "failed", "pending")
+AGAIN = ("distilled", "interrupted", "failed", "pending")
+"""States that the next run goes on with."""
 
 
 @dataclass(frozen=True)
@@ -366,94 +358,3 @@ def _whole_time(trial: TrialStatus) -> float | None:
     if not trial.seconds or not trial.outer_step:
         return None
     return trial.seconds * (trial.outer_steps or trial.outer_step) / trial.outer_step
-
-
-# -------------------------------------------------------------------------------------------- table
-
-
-def status_table(found: SweepStatus) -> RenderableType:
-    """A head line, a line for each trial, then failures and torn parts."""
-    counts = ", ".join(f"{count} {state}" for state, count in found.counts.items() if count)
-    trials = counted(len(found.trials), "trial")
-    head = Text.assemble((found.name, "bold"), f": {trials}, {counts or 'none yet'}")
-    parts: list[RenderableType] = [head, Text(driver_text(found))]
-    listed = _listed(found.trials)
-    if listed:
-        parts += [Text(), _table(listed)]
-    if rest := Counter(t.state for t in found.trials) - Counter(t.state for t in listed):
-        others = ", ".join(f"{rest[state]} {state}" for state in STATES if rest[state])
-        parts.append(Text(f"and {rest.total()} more: {others}"))
-    below = [Text(f"failed {t.trial_id}: {t.message}", "red") for t in listed if t.message]
-    below += [Text(f"torn part, to be made again by `ddsweep run`: {path}", "red") for path in found.torn]
-    if note := networks_note(trial.heldout for trial in found.trials if trial.settings):
-        below.append(Text(note, "yellow"))
-    if found.left:
-        count = counted(len(found.left), "more trial is here that", "more trials are here that")
-        below.append(
-            Text(f"{count} sweep.yaml no longer has; `ddsweep prune {found.root}` shows them", "yellow")
-        )
-    if found.note:
-        below.append(Text(found.note, "yellow"))
-    return Group(*parts, *([Text(), *below] if below else []))
-
-
-def driver_text(found: SweepStatus) -> str:
-    """The driver at work and the time left; or that there is none, and what to do."""
-    driver = found.driver
-    if driver is None:
-        rest = sum(found.counts[state] for state in _AGAIN)
-        if not rest:
-            stopped = "; without `scheduler` the stopped ones go on" if found.counts["stopped"] else ""
-            return (
-                f"no driver at work; nothing is left to do{stopped}" if found.trials else "no driver at work"
-            )
-        return f"no driver at work; `ddsweep run` goes on with the other {rest}"
-    job = f", Slurm job {driver['job']}" if driver.get("job") else ""
-    text = (
-        f"driver at work on {driver.get('host', 'a host unknown')}, pid {driver.get('pid', 'unknown')}{job}"
-    )
-    if found.eta_seconds is None:
-        return text
-    return f"{text}; all distilled in about {duration(found.eta_seconds)}"
-
-
-def _listed(trials: Sequence[TrialStatus]) -> Sequence[TrialStatus]:
-    """As many as a person reads, in their order; of too many, the active ones first."""
-    if len(trials) <= MOST_LISTED:
-        return trials
-    settled = ("done", "stopped", "pending")
-    order = sorted(range(len(trials)), key=lambda place: trials[place].state in settled)
-    return [trials[place] for place in sorted(order[:MOST_LISTED])]
-
-
-def _table(trials: Sequence[TrialStatus]) -> RenderableType:
-    names = varying([t.settings for t in trials if t.settings])
-    titles, cells = setting_headings(names), setting_cells([trial.settings for trial in trials], names)
-
-    fold = len(titles) < len(names)  # one column for all of them
-
-    def build(shown: int, tall: bool) -> Table:
-        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-        rest = [MORE] if shown < len(titles) else []
-        add_headings(table, ["trial"], tall=tall)
-        add_headings(table, [*titles[:shown], *rest], tall=tall, fold=fold)
-        add_headings(table, ["state"], tall=tall)
-        add_headings(table, ["outer step", "loss", "val. score", "time"], tall=tall, right=True)
-        for trial, own in zip(trials, cells, strict=True):
-            table.add_row(
-                trial.trial_id,
-                *own[:shown],
-                *[""] * len(rest),
-                Text(trial.state, STYLES[trial.state]),
-                _step(trial),
-                NONE if trial.outer_loss is None else f"{trial.outer_loss:.4g}",
-                NONE if trial.val_score is None else f"{percent(trial.val_score)} %",
-                duration(trial.seconds),
-            )
-        return table
-
-    return build(1, False) if fold else Fitted(build, len(titles))
-
-
-def _step(trial: TrialStatus) -> str:
-    return f"{trial.outer_step}/{trial.outer_steps}" if trial.outer_steps else str(trial.outer_step)

@@ -24,7 +24,7 @@ def status(directory: ResultsDir, watch: Watch = None, data_root: DataRoot = Non
     from ddsweep.launch.watch import launch_lines
     from ddsweep.report.console import report_console
     from ddsweep.report.status import status as read_status
-    from ddsweep.report.status import status_table
+    from ddsweep.report.status_table import status_table
     from ddsweep.report.sweep_file import asked_of
 
     found, root = existing(directory), data_folder(data_root)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ddsweep.catalog import parse_network
-from ddsweep.core import layers
+from ddsweep.core import convolution
 from ddsweep.core.derivatives import Autograd, Derivatives, Explicit, derivatives_of
 from ddsweep.core.init import draw_networks
 from ddsweep.core.layers import (
@@ -105,9 +105,9 @@ def test_a_product_in_pieces_is_the_product(
     x = random(sets, channels, side, side, images)
     g = random(count, out, (side - size + 1) ** 2 * images)
     shape = (count, out, channels, size, size)
-    expected = layers._by_weight(g, layers._gather([x], size), shape)
-    monkeypatch.setattr(layers, "_PIECES_UP_TO", at_once)
-    assert close(layers._by_weight_in_pieces(g, x, shape), expected)
+    expected = convolution.weight_derivative(g, convolution.gather([x], size), shape)
+    monkeypatch.setattr(convolution, "_PIECES_UP_TO", at_once)
+    assert close(convolution._weight_derivative_in_pieces(g, x, shape), expected)
 
 
 def images_last(x: Tensor) -> Tensor:

@@ -14,8 +14,22 @@ import pytest
 
 from ddsweep import machine
 from ddsweep.cli import _exit_code
-from ddsweep.launch import doctor, probe
-from ddsweep.launch.doctor import Answers, Finding
+from ddsweep.launch import doctor, doctor_job, probe
+from ddsweep.launch.doctor_job import Answers
+from ddsweep.launch.doctor_nodes import (
+    Finding,
+    check_clocks,
+    check_data,
+    check_gpus,
+    check_open_files,
+    check_ports,
+    check_reported,
+    check_results,
+    check_same_versions,
+    check_shared_memory,
+    check_temporary,
+    check_token,
+)
 from ddsweep.launch.probe import Facts, Request
 from ddsweep.launch.site import Site
 from ddsweep.machine import versions
@@ -229,29 +243,54 @@ def test_ports_that_somebody_has() -> None:
 @pytest.mark.parametrize(
     ("check", "changes", "state", "words"),
     [
-        (doctor.check_results, {"shared_trouble": "not it"}, "FAIL", "b: not it; set --results to a folder"),
-        (doctor.check_token, {"token_trouble": "mode 644"}, "FAIL", "b: mode 644; set --results"),
-        (doctor.check_temporary, {"temporary_trouble": "none"}, "FAIL", "b: none; set temporary"),
-        (doctor.check_temporary, {"temporary_free": 10**9}, "warn", "b: less than 2 GB free in /tmp"),
-        (doctor.check_ports, {"taken_ports": tuple(range(20000, 20003))}, "warn", "at most 3 taken"),
-        (doctor.check_ports, {"taken_ports": (20003, 20010)}, "FAIL", "b: no four ports in a row are free"),
-        (doctor.check_gpus, {"gpus": 1, "visible": "0"}, "FAIL", "b: Slurm gives 1 of 2 GPUs"),
-        (doctor.check_gpus, {"torch_gpus": 0}, "FAIL", "b: torch can use 0 of 2 GPUs"),
-        (doctor.check_gpus, {"torch_trouble": "no libcuda"}, "FAIL", "b: no libcuda"),
         (
-            doctor.check_open_files,
+            check_results,
+            {"shared_trouble": "not it"},
+            "FAIL",
+            "b: not it; set --results to a folder",
+        ),
+        (check_token, {"token_trouble": "mode 644"}, "FAIL", "b: mode 644; set --results"),
+        (check_temporary, {"temporary_trouble": "none"}, "FAIL", "b: none; set temporary"),
+        (check_temporary, {"temporary_free": 10**9}, "warn", "b: less than 2 GB free in /tmp"),
+        (check_ports, {"taken_ports": tuple(range(20000, 20003))}, "warn", "at most 3 taken"),
+        (
+            check_ports,
+            {"taken_ports": (20003, 20010)},
+            "FAIL",
+            "b: no four ports in a row are free",
+        ),
+        (check_gpus, {"gpus": 1, "visible": "0"}, "FAIL", "b: Slurm gives 1 of 2 GPUs"),
+        (check_gpus, {"torch_gpus": 0}, "FAIL", "b: torch can use 0 of 2 GPUs"),
+        (check_gpus, {"torch_trouble": "no libcuda"}, "FAIL", "b: no libcuda"),
+        (
+            check_open_files,
             {"open_files": 256},
             "warn",
             "b: a process may have 256 of them; Ray needs",
         ),
-        (doctor.check_open_files, {"open_files": 48}, "FAIL", "b: a process may have 48 of them"),
-        (doctor.check_shared_memory, {"shared_memory": 5 * 10**8}, "warn", "b: 0.5 GB free in /dev/shm"),
-        (doctor.check_shared_memory, {"shared_memory": 64 * 2**20}, "FAIL", "b: 0.1 GB free in /dev/shm"),
-        (doctor.check_data, {"missing": {"mnist": "MNIST/raw"}}, "FAIL", "b: mnist: MNIST/raw; set --data"),
-        (doctor.check_clocks, {"clock": 1030.0}, "warn", "b is 30 s ahead"),
-        (doctor.check_clocks, {"clock": 500.0}, "FAIL", "b is 500 s late"),
+        (check_open_files, {"open_files": 48}, "FAIL", "b: a process may have 48 of them"),
         (
-            doctor.check_same_versions,
+            check_shared_memory,
+            {"shared_memory": 5 * 10**8},
+            "warn",
+            "b: 0.5 GB free in /dev/shm",
+        ),
+        (
+            check_shared_memory,
+            {"shared_memory": 64 * 2**20},
+            "FAIL",
+            "b: 0.1 GB free in /dev/shm",
+        ),
+        (
+            check_data,
+            {"missing": {"mnist": "MNIST/raw"}},
+            "FAIL",
+            "b: mnist: MNIST/raw; set --data",
+        ),
+        (check_clocks, {"clock": 1030.0}, "warn", "b is 30 s ahead"),
+        (check_clocks, {"clock": 500.0}, "FAIL", "b is 500 s late"),
+        (
+            check_same_versions,
             {"versions": {"ddsweep": "1", "ray": "3"}},
             "FAIL",
             "b: ray 3 (here 2); install the same environment on all nodes",
@@ -262,14 +301,14 @@ def test_one_node_of_two(
     check: Callable[..., Finding], changes: dict[str, object], state: str, words: str
 ) -> None:
     more = {
-        doctor.check_results: "/shared/results",
-        doctor.check_temporary: "/tmp",
-        doctor.check_ports: SITE,
-        doctor.check_gpus: SITE,
-        doctor.check_shared_memory: SITE,
-        doctor.check_data: ("mnist",),
-        doctor.check_clocks: {"a": 1001.0, "b": 1000.0},
-        doctor.check_same_versions: HERE,
+        check_results: "/shared/results",
+        check_temporary: "/tmp",
+        check_ports: SITE,
+        check_gpus: SITE,
+        check_shared_memory: SITE,
+        check_data: ("mnist",),
+        check_clocks: {"a": 1001.0, "b": 1000.0},
+        check_same_versions: HERE,
     }
     arguments = [more[check]] if check in more else []
     well = check([facts("a"), facts("b")], *arguments)
@@ -281,23 +320,21 @@ def test_one_node_of_two(
 
 def test_nodes_of_the_same_trouble_are_told_together() -> None:
     bad = [facts(host, shared_trouble="elsewhere") for host in ("b", "c")]
-    assert doctor.check_results([facts(), *bad], "/r").text.startswith("b, c: elsewhere; ")
+    assert check_results([facts(), *bad], "/r").text.startswith("b, c: elsewhere; ")
 
 
 def test_gpus_that_are_not_used() -> None:
     site = SITE.model_copy(update={"device": "cpu"})
-    assert doctor.check_gpus([facts(torch_gpus=0)], site) == Finding(
-        "ok", "gpus", "2 on a, unused: device is cpu"
-    )
-    assert "trials run on the CPU" in doctor.check_gpus([facts(torch_gpus=0)], None).text
+    assert check_gpus([facts(torch_gpus=0)], site) == Finding("ok", "gpus", "2 on a, unused: device is cpu")
+    assert "trials run on the CPU" in check_gpus([facts(torch_gpus=0)], None).text
     # The allocation must have them all the same.
-    assert doctor.check_gpus([facts(gpus=0, torch_gpus=0)], site).state == "FAIL"
+    assert check_gpus([facts(gpus=0, torch_gpus=0)], site).state == "FAIL"
 
 
 def test_who_did_not_answer() -> None:
     def judged(*nodes: Facts, waiting: str = "", **said: tuple[str, ...]) -> Finding:
         lines = {{"srun": -1, "a": 0, "b": 1}[who]: words for who, words in said.items()}
-        return doctor.check_reported(Answers(nodes, {}, {0: "a", 1: "b"}, lines, waiting), SITE)
+        return check_reported(Answers(nodes, {}, {0: "a", 1: "b"}, lines, waiting), SITE)
 
     assert judged(facts("a"), facts("b")) == Finding("ok", "nodes", "a, b answered")
     assert (
@@ -314,7 +351,7 @@ def test_reading_what_srun_printed() -> None:
     line = json.dumps(asdict(facts("b")))
     out = [(1.0, "0: host a"), (1.0, "1: host b"), (2.0, "0: module loaded"), (3.0, f"1: {line}")]
     err = [(1.0, "0: No module named ddsweep"), (2.0, "srun: error: a: task 0: Exited with exit code 1")]
-    answers = doctor._answers(out, err, "")
+    answers = doctor_job._answers(out, err, "")
     assert answers.facts == (facts("b"),)
     assert answers.arrived == {"b": 3.0}
     assert answers.started == {0: "a", 1: "b"}

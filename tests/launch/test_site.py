@@ -9,7 +9,7 @@ import pytest
 
 from ddsweep.errors import SettingError
 from ddsweep.launch.site import LONGEST_TEMPORARY, Site, load_site
-from ddsweep.launch.slurm import srun_options
+from ddsweep.launch.submit import srun_options
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = sorted((ROOT / "slurm").glob("*.yaml"))

@@ -21,10 +21,9 @@ from ddsweep.launch.slurm import (
     cancel_jobs,
     check_site,
     job_states,
-    script,
-    submit,
     wait,
 )
+from ddsweep.launch.submit import script, submit
 from tests.launch.conftest import FakeSlurm, make_site
 
 CLUSTER = """#!/bin/bash

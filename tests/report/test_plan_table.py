@@ -202,7 +202,8 @@ console, resolve = report_console(sys.stderr), DATASETS.__getitem__
 plan = expand(load_sweep(directory.sweep_file), resolve)
 console.print(plan_table(plan, {{}}, {{t.trial_id: estimate(t, 1) for t in plan.trials}}))
 assert 'pyarrow' not in sys.modules
-from ddsweep.report.status import status, status_table
+from ddsweep.report.status import status
+from ddsweep.report.status_table import status_table
 console.print(status_table(status(directory, plan.trials, load_sweep(directory.sweep_file).evaluate.spec())))
 assert 'scipy' not in sys.modules
 from ddsweep.report.show import show

@@ -17,8 +17,9 @@ import pytest
 
 from ddsweep.catalog import DatasetSpec, EvaluationSpec, TrialSpec
 from ddsweep.errors import DataError, ResultsError
-from ddsweep.report.status import SweepStatus, live_driver, status_table, trial_states
+from ddsweep.report.status import SweepStatus, live_driver, trial_states
 from ddsweep.report.status import status as status_of
+from ddsweep.report.status_table import status_table
 from ddsweep.report.sweep_file import Resolve, asked_of, from_catalog
 from ddsweep.results.collect import compact
 from ddsweep.results.layout import SweepDirectory
@@ -51,7 +52,7 @@ def test_of_too_many_trials_those_are_listed_in_which_something_happens(
         folder.evaluated(trial)
     folder.distilled(distilled)
     found = status(folder.directory, resolve)
-    monkeypatch.setattr("ddsweep.report.status.MOST_LISTED", 2)
+    monkeypatch.setattr("ddsweep.report.status_table.MOST_LISTED", 2)
     shown = text(status_table(found)).splitlines()
     listed = [line.split()[0] for line in shown if line.startswith(tuple(t.trial_id for t in found.trials))]
     assert listed == [done.trial_id, distilled.trial_id]
