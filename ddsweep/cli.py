@@ -22,6 +22,7 @@ from ddsweep.verbs.pretrain import pretrain
 from ddsweep.verbs.report import report
 from ddsweep.verbs.results import best, collect, compare, prune, show, status
 from ddsweep.verbs.run import evaluate, run
+from ddsweep.verbs.track import track
 
 __all__ = ["app", "main"]
 
@@ -50,6 +51,7 @@ _VERBS: dict[str, Callable[..., None]] = {
     "best": best,
     "compare": compare,
     "report": report,
+    "track": track,
     "prune": prune,
     "collect": collect,
 }

@@ -21,7 +21,7 @@ LEVELS = (
     ("distilled", "pools", "trial_plan", "machine"),
     ("trial", "packing"),
     ("evaluation",),
-    ("sweep", "report"),
+    ("sweep", "report", "trackers"),
     ("launch", "one_trial"),
     ("completions",),
     ("verbs",),

@@ -22,8 +22,10 @@ __all__ = [
     "SiteFile",
     "Smoke",
     "SweepFile",
+    "Track",
     "Watch",
     "find",
+    "trackers",
 ]
 
 
@@ -95,5 +97,25 @@ Watch = Annotated[
         metavar="SECONDS",
         callback=_seconds,
         help="Do it again every so often, until no driver is at work any more.",
+    ),
+]
+
+
+def trackers(kinds: list[str] | None) -> list[str]:
+    """The trackers named. Raises `UserError` for one that is unknown or not installed."""
+    from ddsweep.trackers.kinds import require_trackers
+
+    found = list(dict.fromkeys(kinds or ()))
+    require_trackers(found)
+    return found
+
+
+Track = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--track",
+        metavar="TRACKER",
+        callback=trackers,
+        help="Send curves to tensorboard, mlflow or wandb (offline) beside the sweep; may be repeated.",
     ),
 ]

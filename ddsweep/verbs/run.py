@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from ddsweep.verbs.arguments import (
     ResultsRoot,
     Smoke,
     SweepFile,
+    Track,
 )
 from ddsweep.verbs.inputs import (
     data_folder,
@@ -29,6 +31,7 @@ from ddsweep.verbs.inputs import (
     sweep_directory,
 )
 from ddsweep.verbs.pretrain import pretrain_smoke
+from ddsweep.verbs.track import told_of, tracking_folder
 
 if TYPE_CHECKING:
     from ddsweep.results.layout import SweepDirectory
@@ -46,6 +49,7 @@ def run(
     smoke: Smoke = False,
     address: Address = None,
     everything: Everything = False,
+    track: Track = None,
 ) -> None:
     """Run what is missing of a sweep. Ctrl-C drains; the same command goes on where it was."""
     from ddsweep.sweep.drain import Drain
@@ -61,7 +65,17 @@ def run(
         with drain.interruptible():
             plan = expand_sweep(sweep, directory, root, file.parent / "pools")
             check_strata(sweep.name, sweep.scheduler, plan.trials)
-        _run(sweep, plan, directory, root, address, drain, only_evaluate=False, everything=everything)
+        _run(
+            sweep,
+            plan,
+            directory,
+            root,
+            address,
+            drain,
+            only_evaluate=False,
+            everything=everything,
+            track=track or (),
+        )
 
 
 def evaluate(
@@ -70,6 +84,7 @@ def evaluate(
     data_root: DataRoot = None,
     address: Address = None,
     everything: Everything = False,
+    track: Track = None,
 ) -> None:
     """Evaluate the distilled sets of a sweep again (evaluate.networks=200), without distilling."""
     from ddsweep.sweep.drain import Drain
@@ -88,7 +103,17 @@ def evaluate(
             sweep = load_sweep(found.sweep_file, settings or ())
             root = data_folder(data_root)
             plan = expand_sweep(sweep, found, root)
-        _run(sweep, plan, found, root, address, drain, only_evaluate=True, everything=everything)
+        _run(
+            sweep,
+            plan,
+            found,
+            root,
+            address,
+            drain,
+            only_evaluate=True,
+            everything=everything,
+            track=track or (),
+        )
 
 
 def _run(
@@ -101,6 +126,7 @@ def _run(
     *,
     only_evaluate: bool,
     everything: bool,
+    track: Sequence[str] | None,
 ) -> None:
     from ddsweep.data.files import require_files
     from ddsweep.measuring import codes_of
@@ -114,6 +140,7 @@ def _run(
     from ddsweep.results.files import remove_leftovers
     from ddsweep.results.lock import SweepLock
     from ddsweep.spec import is_smoke, resolved_yaml
+    from ddsweep.trackers.beside import tracked
 
     console, labels = report_console(), trial_labels(plan.trials)
     fresh = not directory.root.exists()
@@ -142,7 +169,11 @@ def _run(
             )
         try:
             columns = Columns(*trial_columns(plan.trials))
-            with Board(console, labels, plan.trials, columns) as board:
+            told = told_of(plan.trials) if track else {}
+            with (
+                Board(console, labels, plan.trials, columns) as board,
+                tracked(track or (), directory, told, tracking_folder(directory.root), board.say),
+            ):
                 outcome = run_sweep(
                     SweepRequest(
                         *(sweep, plan.trials, directory, data_root, estimated_seconds(plan, sweep), labels),

@@ -1,0 +1,82 @@
+"""The verb `track`: the curves and rows of a sweep for TensorBoard, MLflow or W&B."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ddsweep.catalog.numbers import counted
+from ddsweep.verbs.arguments import DataRoot, ResultsDir, Watch, trackers
+from ddsweep.verbs.inputs import aside, data_folder, existing
+
+if TYPE_CHECKING:
+    from ddsweep.catalog import TrialSpec
+    from ddsweep.trackers.contract import Told
+
+__all__ = ["told_of", "track"]
+
+
+def track(
+    directory: ResultsDir,
+    to: Annotated[
+        list[str],
+        typer.Option(
+            "--to",
+            metavar="TRACKER",
+            callback=trackers,
+            help="tensorboard, mlflow or wandb (offline); may be repeated.",
+        ),
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder to write into (default: DIR/tracking).")
+    ] = None,
+    watch: Watch = None,
+    data_root: DataRoot = None,
+) -> None:
+    """Send what is new of a sweep to trackers, from its files alone: while it runs, or after it."""
+    from ddsweep.data.files import resolve_dataset
+    from ddsweep.report.status import live_driver
+    from ddsweep.report.sweep_file import asked_of
+    from ddsweep.results.files import full_disk_told
+    from ddsweep.trackers.sync import Sync
+
+    found, root = existing(directory), data_folder(data_root)
+    asked = asked_of(found, lambda value: resolve_dataset(value, root))
+    if asked.trials is None and asked.note:
+        aside(asked.note)
+    folder, told = out or tracking_folder(found.root), told_of(asked.trials or ())
+    with full_disk_told(folder), ExitStack() as stack:
+        syncs = {kind: stack.enter_context(Sync(kind, found, told, folder)) for kind in to}
+        while True:
+            goes_on = watch is not None and live_driver(found) is not None
+            for kind, sync in syncs.items():
+                typer.echo(f"{folder / kind}: {counted(sync(), 'trial')} with news")
+            if not goes_on or watch is None:
+                return
+            time.sleep(watch)
+
+
+def tracking_folder(root: Path) -> Path:
+    return root / "tracking"
+
+
+def told_of(trials: Sequence[TrialSpec]) -> dict[str, Told]:
+    """The trials as trackers show them, by id."""
+    from ddsweep.report.labels import trial_labels
+    from ddsweep.report.settings import settings_of
+    from ddsweep.trackers.contract import Told
+
+    names = trial_labels(trials)
+    return {
+        trial.trial_id: Told(
+            trial.trial_id,
+            names[trial.trial_id],
+            {name: value for name, value in settings_of(trial).items() if value is not None},
+        )
+        for trial in trials
+    }
