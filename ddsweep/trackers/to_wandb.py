@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 
 os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # read when wandb is imported
@@ -24,6 +26,9 @@ class Wandb:
         self._folder, self._sweep = folder, sweep
 
     def open(self, told: Told, sent: int) -> _Run:
+        # W&B names a session by its second, and would write over one of the same.
+        while any(self._folder.glob(f"wandb/offline-run-{datetime.now():%Y%m%d_%H%M%S}-{told.trial_id}")):
+            time.sleep(0.05)
         quiet = wandb.Settings(
             console="off",
             silent=True,
@@ -49,21 +54,26 @@ class Wandb:
 
 class _Run:
     def __init__(self, run: wandb.Run) -> None:
-        self._run = run
+        self._run, self._last, self._pending = run, 0, False
 
     def points(self, points: Sequence[Point]) -> None:
         for point in points:
             self._run.log(dict(point.values), step=point.step)
+            self._last, self._pending = point.step, True
 
     def picture(self, path: Path, step: int) -> None:
-        self._run.log({"distilled images": wandb.Image(str(path))}, step=step)
+        # A step that was flushed is closed.
+        self._last, self._pending = max(step, self._last if self._pending else self._last + 1), True
+        self._run.log({"distilled images": wandb.Image(str(path))}, step=self._last)
 
     def final(self, final: Final) -> None:
         self._run.summary.update({f"final/{name}": value for name, value in final.values.items()})
         self._run.summary.update({f"final/{name}": value for name, value in final.words.items()})
 
     def flush(self) -> None:
-        pass  # its own process writes, and outlives this one
+        if self._pending:  # else the last step waits for the next one
+            self._run.log({}, step=self._last, commit=True)
+            self._pending = False
 
     def close(self) -> None:
         self._run.finish()
