@@ -65,8 +65,10 @@ def _sum(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> str:
 
 
 def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors (on CPU) and the header of a file of `save_tensors`.
+    """The tensors (on CPU), sorted by name, and the header of a file of `save_tensors`.
 
+    safetensors gives them in an order that differs from process to process, and sums over the tensors of a
+    network depend on it in their last bits.
     Raises `CheckpointError`, naming the file, if it is missing, truncated, altered, or not a file of ddsweep.
     """
     from safetensors.torch import load
@@ -76,7 +78,7 @@ def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
     except OSError as error:
         raise CheckpointError(f"{path}: cannot read: {error.strerror or error}") from error
     try:
-        tensors = load(data)
+        tensors = dict(sorted(load(data).items()))
         metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
     except Exception as error:  # safetensors answers damage with half a dozen exception types
         raise CheckpointError(f"{path}: truncated, altered, or not a safetensors file ({error})") from error

@@ -51,6 +51,11 @@ def test_the_same_content_gives_the_same_bytes(saved: Path, tmp_path: Path) -> N
     assert again.read_bytes() == saved.read_bytes()
 
 
+def test_tensors_come_in_one_order_in_every_process(saved: Path) -> None:
+    """The bits of a trial with a pool depend on it."""
+    assert list(load_tensors(saved)[0]) == sorted(some_tensors())
+
+
 def test_the_sum_sees_names_types_shapes_and_bytes() -> None:
     base = torch.zeros(2, 3)
     variants = [
