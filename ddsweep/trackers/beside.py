@@ -33,7 +33,7 @@ def tracked(
         try:
             with Sync(kind, directory, told, out) as sync:
                 while not ended.wait(every_s):
-                    sync()
+                    sync(last=False)
                 sync()
         except Exception as error:
             with suppress(Exception):
@@ -42,7 +42,9 @@ def tracked(
                     f"`ddsweep track {directory.root} --to {kind}` sends the rest"
                 )
 
-    threads = [threading.Thread(target=follow, args=(kind,), name=f"tracker {kind}") for kind in kinds]
+    threads = [
+        threading.Thread(target=follow, args=(kind,), name=f"tracker {kind}", daemon=True) for kind in kinds
+    ]
     for thread in threads:
         thread.start()
     try:

@@ -39,7 +39,8 @@ class Final:
 
 
 class Run(Protocol):
-    """The run of one trial. What was handed over is on disk once `flush` returns."""
+    """The run of one trial. What was handed over is on disk once `flush` returns, of a tracker
+    that is not live `close`."""
 
     def points(self, points: Sequence[Point]) -> None: ...
 
@@ -54,6 +55,11 @@ class Run(Protocol):
 
 class Tracker(Protocol):
     """Opens runs. ``sent`` is the last outer step that an earlier session sent, 0 if none; what the run has
-    of later steps was not confirmed, or was taken again, and is replaced as far as the tracker can."""
+    of later steps was not confirmed, or was taken again, and is replaced as far as the tracker can.
+
+    ``live`` is false if a run is on disk only once it is closed: then it is closed each time, and trials
+    that go on wait for the end."""
+
+    live: bool
 
     def open(self, told: Told, sent: int) -> Run: ...

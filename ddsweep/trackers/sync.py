@@ -80,13 +80,13 @@ class Sync:
         finally:
             self._lock.release()
 
-    def __call__(self) -> int:
+    def __call__(self, *, last: bool = True) -> int:
         """Send what is new; returns of how many trials there was any. Torn parts wait until they are whole
-        again."""
+        again, and where the tracker is not live, trials that go on wait for the ``last`` call."""
         sent, noted_at = 0, time.monotonic()
         # Sent first and noted then: what a kill in between leaves is sent again to the same place.
         try:
-            for trial_id in self._changed():
+            for trial_id in self._changed(ended_only=not (last or self._tracker.live)):
                 before = self._sent.get(trial_id, _Sent())
                 after = self._send(trial_id, before)
                 if after == before:
@@ -101,7 +101,7 @@ class Sync:
                 self._write_note()
         return sent
 
-    def _changed(self) -> list[str]:
+    def _changed(self, ended_only: bool) -> list[str]:
         """The trials with a file that was not looked at as it is now."""
         found: dict[str, None] = {}
         places = [
@@ -110,6 +110,8 @@ class Sync:
         ids = {path: path.stem.removeprefix("part-") for path in places}
         ids |= {self._directory.grid(trial_id): trial_id for trial_id in set(ids.values())}
         for path, trial_id in ids.items():
+            if ended_only and not self._directory.trials_part(trial_id).exists():
+                continue
             try:
                 stat = path.stat()
             except OSError:
@@ -153,7 +155,7 @@ class Sync:
         if final is not None and (again or after.final != before.final):
             run.final(final)
         run.flush()
-        if final is not None:
+        if final is not None or not self._tracker.live:
             self._runs.pop(trial_id).close()
         elif len(self._runs) > _MOST_OPEN:
             self._runs.pop(next(iter(self._runs))).close()

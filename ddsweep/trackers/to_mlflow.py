@@ -27,6 +27,8 @@ _LONGEST = 500
 class MLflow:
     """The sweep is an experiment in ``<folder>/mlflow.db``; pictures are below ``<folder>/artifacts``."""
 
+    live = True
+
     def __init__(self, folder: Path, sweep: str) -> None:
         folder = folder.resolve()
         folder.mkdir(parents=True, exist_ok=True)

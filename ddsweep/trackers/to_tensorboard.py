@@ -30,6 +30,8 @@ __all__ = ["TensorBoard"]
 class TensorBoard:
     """Runs are ``<folder>/<sweep>/<trial id>``."""
 
+    live = True
+
     def __init__(self, folder: Path, sweep: str) -> None:
         self._folder = folder / sweep
 

@@ -21,6 +21,8 @@ class Wandb:
     """The sweep is a project, and a trial a run whose id is that of the trial. Each session of a run is a
     folder ``<folder>/wandb/offline-run-*``; ``wandb sync --append`` joins those of one id."""
 
+    live = False
+
     def __init__(self, folder: Path, sweep: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._sweep = folder, sweep
@@ -54,26 +56,21 @@ class Wandb:
 
 class _Run:
     def __init__(self, run: wandb.Run) -> None:
-        self._run, self._last, self._pending = run, 0, False
+        self._run = run
 
     def points(self, points: Sequence[Point]) -> None:
         for point in points:
             self._run.log(dict(point.values), step=point.step)
-            self._last, self._pending = point.step, True
 
     def picture(self, path: Path, step: int) -> None:
-        # A step that was flushed is closed.
-        self._last, self._pending = max(step, self._last if self._pending else self._last + 1), True
-        self._run.log({"distilled images": wandb.Image(str(path))}, step=self._last)
+        self._run.log({"distilled images": wandb.Image(str(path))}, step=step)
 
     def final(self, final: Final) -> None:
         self._run.summary.update({f"final/{name}": value for name, value in final.values.items()})
         self._run.summary.update({f"final/{name}": value for name, value in final.words.items()})
 
     def flush(self) -> None:
-        if self._pending:  # else the last step waits for the next one
-            self._run.log({}, step=self._last, commit=True)
-            self._pending = False
+        pass  # a session is on disk once it is closed
 
     def close(self) -> None:
         self._run.finish()

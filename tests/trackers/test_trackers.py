@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,6 +144,32 @@ def test_after_a_kill_between_sending_and_noting_no_point_is_there_twice(sweep: 
     assert sweep.read(kind)[FIRST].curve("outer_loss") == [(10, 3.0), (20, 2.0)]
 
 
+def test_what_was_sent_is_there_after_a_kill_and_the_next_process_goes_on(sweep: Sweep, kind: str) -> None:
+    sweep.history(FIRST, {10: 3.0, 20: 2.0})
+    code = (
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from ddsweep.results.layout import SweepDirectory\n"
+        "from ddsweep.trackers.sync import Sync\n"
+        "root = Path(sys.argv[1])\n"
+        "with Sync(sys.argv[2], SweepDirectory(root), {}, root / 'tracking') as sync:\n"
+        "    print(sync(), flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    command = [sys.executable, "-c", code, str(sweep.directory.root), kind]
+    killed = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    assert (killed.returncode, killed.stdout) == (-signal.SIGKILL, "1\n")
+    assert _curve(sweep, kind) == [(10, 3.0), (20, 2.0)]
+    sweep.history(FIRST, {10: 3.0, 20: 2.0, 30: 1.0})
+    assert sweep.sync(kind) == 1
+    assert _curve(sweep, kind) == [(10, 3.0), (20, 2.0), (30, 1.0)]
+
+
+def _curve(sweep: Sweep, kind: str) -> list[tuple[int, float]]:
+    found = sweep.read(kind)
+    return found[FIRST].curve("outer_loss") if FIRST in found else []
+
+
 def test_steps_that_were_taken_again_replace_the_first_ones(sweep: Sweep) -> None:
     with Sync("tensorboard", sweep.directory, TOLD, sweep.out) as sync:
         sweep.history(FIRST, {10: 3.0, 20: 7.0, 30: 8.0}, n_rollbacks={10: 0, 20: 0, 30: 0})
@@ -172,6 +201,18 @@ def test_two_processes_do_not_send_to_one_place(sweep: Sweep) -> None:
         pytest.raises(UserError, match="another process sends this sweep to tensorboard"),
     ):
         sweep.sync("tensorboard")
+
+
+def test_a_tracker_that_is_not_live_gets_trials_that_ended_and_at_the_end_the_others(sweep: Sweep) -> None:
+    pytest.importorskip("wandb", reason="the extra wandb is not installed")
+    sweep.history(FIRST, {10: 3.0})
+    sweep.ended(FIRST)
+    sweep.history(SECOND, {10: 9.0})
+    with Sync("wandb", sweep.directory, TOLD, sweep.out) as sync:
+        assert sync(last=False) == 1
+        assert list(sweep.read("wandb")) == [FIRST]
+        assert (sync(), sync()) == (1, 0)
+    assert list(sweep.read("wandb")) == [FIRST, SECOND]
 
 
 def test_beside_a_sweep_what_comes_is_sent_and_a_failing_tracker_says_so_once(sweep: Sweep) -> None:
