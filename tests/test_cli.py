@@ -46,7 +46,7 @@ OPTIONS = {
     "init": [],
     "plan": ["--results", "--data-root", "--smoke"],
     "pretrain": ["--results", "--data-root", "--smoke", "--address"],
-    "run": ["--results", "--data-root", "--smoke", "--address", "--all"],
+    "run": ["--results", "--data-root", "--smoke", "--address", "--all", "--track"],
     "eval": ["--data-root", "--address", "--all"],
     "launch": [
         *("--site", "--mode", "--nodes", "--gpus-per-node", "--time", "--partition", "--account"),
@@ -59,6 +59,7 @@ OPTIONS = {
     "settings": [],
     "collect": [],
     "prune": ["--yes", "--data-root"],
+    "track": ["--to", "--out", "--watch", "--data-root"],
     "doctor": ["--site", "--patience", "--results", "--data-root"],
     "data list": ["--data-root"],
     "data fetch": ["--data-root"],
