@@ -4,6 +4,8 @@
 # make check        lint, format, types, and both of these
 # make test-full    all tests, with the slow ones
 # make axe          what the tests of the report look for barriers with, by npm
+# make verify-results check the kept sets of docs/reproduction on fresh networks
+# make reproduce ROW=NAME run one of its rows from nothing, and compare
 # make docs         write the tables in docs/ that say what the code declares
 # make cluster-deps install, as root on Debian or Ubuntu, what the tests on a Slurm of their own need
 
@@ -22,7 +24,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses
 CLUSTER_PACKAGES := slurmd slurmctld slurm-client munge slurmdbd slurm-wlm-mysql-plugin mariadb-server \
 	iproute2 procps prometheus chromium
 
-.PHONY: help venv axe quickstart test test-cluster test-full lint format docs check cluster-deps clean
+.PHONY: help venv axe quickstart test test-cluster test-full lint format docs check cluster-deps clean verify-results reproduce
 .DEFAULT_GOAL := help
 
 help:
@@ -71,6 +73,20 @@ docs: $(STAMP)
 
 measures: $(STAMP)
 	$(BIN)/python -m ddsweep.core.measure_shipped
+
+# The kept sets of docs/reproduction on fresh networks; ROWS="mnist_random" for some of them.
+verify-results: $(STAMP)
+	$(BIN)/python bench/verify.py $(ROWS)
+
+# A row of docs/reproduction from nothing: its pool, if it has one, its sweep, and the check of what is kept.
+reproduce: $(STAMP)
+	@test -f "docs/reproduction/$(ROW)/sweep.yaml" || { \
+		echo "make reproduce ROW=NAME; the rows are: $(notdir $(patsubst %/sweep.yaml,%,$(wildcard docs/reproduction/*/sweep.yaml)))" >&2; \
+		exit 1; }
+	@pool=$$(sed -n 's/^ *pool: *\([a-z0-9_]*\).*/\1/p' sweeps/$(ROW).yaml | head -1); \
+		test -z "$$pool" || $(BIN)/ddsweep pretrain $$pool
+	$(BIN)/ddsweep run sweeps/$(ROW).yaml
+	$(BIN)/python bench/verify.py $(ROW) --results results/$(ROW)
 
 check: lint test-cluster test
 

@@ -1,0 +1,195 @@
+"""Check the kept distilled sets on networks that no run has used: `make verify-results`.
+
+python bench/verify.py [ROW ...] [--networks 64]
+python bench/verify.py ROW --results results/ROW   # a run of one's own against the kept table
+
+Each set in docs/reproduction is applied with `ddsweep.apply`, network by network, and not by the engine of
+evaluations. The mean is compared with that of the kept table: the difference of two means must lie within its
+99.9 % interval (Welch), and that of the one network of a `fixed` set within half a point.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pandas as pd
+import torch
+from scipy import stats
+from torch import Tensor, nn
+
+from ddsweep import DistilledSet, apply, load_results
+from ddsweep.catalog import TrialSpec
+from ddsweep.core.networks import build_network
+from ddsweep.data import Splits, data_root, load_splits
+from ddsweep.data.files import resolve_dataset
+from ddsweep.errors import DataError, UserError
+from ddsweep.pools.file import load_pool
+from ddsweep.pools.train import PoolGroup, train_group
+from ddsweep.results.artifacts import load_tensors
+from ddsweep.results.layout import PoolDirectory
+
+ROOT = Path(__file__).resolve().parents[1]
+KEPT = ROOT / "docs" / "reproduction"
+POOLS = ROOT / "sweeps" / "pools"
+
+CONFIDENCE = 0.999
+FIXED_TOLERANCE = 0.005
+OF_POOLS = 16
+"""Networks that are trained for a row with a pool: that takes minutes."""
+
+
+def verify(folder: Path, networks: int, root: Path | None) -> Iterator[tuple[bool | None, str]]:
+    """(whether it holds, what was found) of each set in ``folder``; None: its data are not here."""
+    trials = pd.read_parquet(folder / "trials.parquet").set_index("trial_id")
+    evals = pd.read_parquet(folder / "evals.parquet")
+    for path in sorted(folder.glob("*.safetensors")):
+        distilled = DistilledSet.load(path)
+        spec = distilled.spec
+        name = f"{folder.name} {spec.trial_id}"
+        if distilled.sha256 != trials["distilled_sha256"].get(spec.trial_id):
+            yield False, f"{name}: FAIL: it is not the set of the kept table"
+            continue
+        rows = _after(evals, spec)
+        try:
+            splits = load_splits(
+                spec.dataset,
+                root,
+                validation_fraction=spec.validation_fraction,
+                split_seed=spec.split_seed,
+                whitening=spec.whitening,
+            )
+            found = [
+                accuracy(apply(distilled, network, index=index), splits)
+                for index, network in _fresh(distilled, int(rows["model_seed"].max()) + 1, networks, root)
+            ]
+        except DataError as error:
+            yield None, f"{name}: data missing: {error}"
+            continue
+        yield compared(name, found, rows["accuracy"].tolist())
+
+
+def rerun(folder: Path, results: Path) -> Iterator[tuple[bool | None, str]]:
+    """As `verify`, of the trials in ``results`` that were also kept in ``folder``."""
+    evals, own = pd.read_parquet(folder / "evals.parquet"), load_results(results).evals
+    for path in sorted(folder.glob("*.safetensors")):
+        spec = DistilledSet.load(path).spec
+        name, found = f"{folder.name} {spec.trial_id}", _after(own, spec)
+        if found.empty:
+            yield False, f"{name}: FAIL: {results} has no evaluation of it"
+        else:
+            yield compared(name, found["accuracy"].tolist(), _after(evals, spec)["accuracy"].tolist())
+
+
+def _after(evals: pd.DataFrame, spec: TrialSpec) -> pd.DataFrame:
+    """The rows of a set as distilled, after its last step."""
+    rows = evals[(evals["trial_id"] == spec.trial_id) & (evals["source"] == "distilled")]
+    return rows[(rows["protocol"] == "as_distilled") & (rows["inner_step"] == spec.steps)]
+
+
+def compared(name: str, found: Sequence[float], kept: Sequence[float]) -> tuple[bool, str]:
+    """Whether the means of accuracies ``found`` and ``kept`` agree, and in which words."""
+    (ours, our_std), (theirs, their_std) = (
+        (pd.Series(side).mean(), pd.Series(side).std()) for side in (found, kept)
+    )
+    if len(kept) == 1:
+        most = FIXED_TOLERANCE
+    else:
+        a, b = our_std**2 / len(found), their_std**2 / len(kept)
+        freedom = (a + b) ** 2 / (a**2 / (len(found) - 1) + b**2 / (len(kept) - 1)) if a + b else 1.0
+        most = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * math.sqrt(a + b)
+    holds = bool(abs(ours - theirs) <= most)
+    return holds, (
+        f"{name}: {'pass' if holds else 'FAIL'}: {_percent(ours, our_std)} on {len(found)} networks, kept "
+        f"{_percent(theirs, their_std)} on {len(kept)}; difference {100 * (ours - theirs):+.2f}, allowed "
+        f"{100 * most:.2f} points"
+    )
+
+
+def _percent(mean: float, std: float) -> str:
+    return f"{100 * mean:.2f}" + ("" if math.isnan(std) else f" ± {100 * std:.2f}") + " %"
+
+
+def _fresh(
+    distilled: DistilledSet, first: int, count: int, root: Path | None
+) -> Iterator[tuple[int, nn.Module]]:
+    """Networks at their start, by number from ``first`` on: those of a law, the one of a `fixed` set, or
+    further held-out networks of its pool, trained here."""
+    spec = distilled.spec
+    if spec.pool is not None:
+        yield from _of_pool(distilled, first, root)
+    elif spec.init == "fixed":
+        yield spec.seed, distilled.network(spec.seed)
+    else:
+        yield from ((index, distilled.network(index)) for index in range(first, first + count))
+
+
+def _of_pool(distilled: DistilledSet, first: int, root: Path | None) -> Iterator[tuple[int, nn.Module]]:
+    spec, pool = distilled.spec, distilled.spec.pool
+    assert pool is not None
+    recipe = load_pool(POOLS / f"{pool.name}.yaml").recipe(lambda value: resolve_dataset(value, root))
+    if recipe.recipe != pool.recipe:
+        raise UserError(f"{POOLS / pool.name}.yaml: makes other networks than those of the kept set")
+    splits = load_splits(recipe.dataset, root, validation_fraction=0.1, split_seed=0)
+    size = recipe.group_size
+    first += -first % size
+    with TemporaryDirectory() as folder:
+        directory = PoolDirectory(Path(folder))
+        for start in range(first, first + OF_POOLS, size):
+            group = PoolGroup("heldout", tuple(range(start, start + size)), size)
+            train_group(pool.name, recipe, group, splits, directory, torch.device("cpu"), 1)
+            for index in group.indices:
+                module = build_network(spec.network_spec, spec.dataset.shape, spec.dataset.classes)
+                module = module.to_empty(device="cpu")
+                module.load_state_dict(load_tensors(directory.network("heldout", index))[0])
+                yield index, module
+
+
+@torch.no_grad()
+def accuracy(network: nn.Module, splits: Splits) -> float:
+    """The fraction of all test images that ``network`` calls right."""
+    right = 0
+    for start in range(0, len(splits.test), 1000):
+        batch = splits.test.take(slice(start, start + 1000))
+        answers: Tensor = network.eval()(batch.normalised(torch.float32)).argmax(1)
+        right += int((answers == batch.labels).sum())
+    return right / len(splits.test)
+
+
+def main(given: Sequence[str] | None = None, kept: Path = KEPT) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    rows = sorted(path.parent.name for path in kept.glob("*/sweep.yaml"))
+    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(rows)}; left out, all")
+    parser.add_argument("--networks", type=int, default=64, help="fresh networks for each set")
+    parser.add_argument("--results", type=Path, help="compare these results of a row, and compute nothing")
+    parser.add_argument("--data-root", type=Path)
+    options = parser.parse_args(given)
+    code = 0
+    try:
+        root = data_root(options.data_root)
+        for row in options.rows or rows:
+            if row not in rows:
+                raise UserError(f"unknown row {row!r}; the rows are {', '.join(rows)}")
+            found = (
+                verify(kept / row, options.networks, root)
+                if options.results is None
+                else rerun(kept / row, options.results)
+            )
+            for holds, text in found:
+                print(text, flush=True)
+                code = 1 if holds is False else code
+    except UserError as error:
+        print(f"verify: {error}", file=sys.stderr)
+        return 1
+    return code
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    sys.exit(main())

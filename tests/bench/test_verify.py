@@ -1,0 +1,79 @@
+"""`make verify-results`: a kept set that is what its table says passes, and others fail."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from bench.keep import keep
+from bench.verify import KEPT, compared, main
+from ddsweep.one_trial import run_trial
+from ddsweep.results.artifacts import load_tensors, save_tensors
+from ddsweep.results.layout import SweepDirectory
+
+SETTINGS = {
+    **{"dataset": "digits", "network": "convnet(width=4)", "images_per_class": 1, "inner_epochs": 3},
+    **{"outer_steps": 10, "models_per_step": 2, "selection_networks": 2, "inner_lr": 0.5},
+}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One kept row, made from nothing."""
+    folder = tmp_path_factory.mktemp("kept")
+    found = run_trial(SETTINGS, folder / "results", evaluate={"networks": 24, "baselines": "none"})
+    keep(SweepDirectory(found.directory), folder / "kept" / "row")
+    return folder / "kept"
+
+
+def test_what_the_table_says_passes(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--networks", "24"], made) == 0
+    said = capsys.readouterr().out
+    assert ": pass: " in said and "on 24 networks, kept" in said
+
+
+def test_a_run_of_ones_own_is_compared(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["row", "--results", str(made.parent / "results")], made) == 0
+    assert "difference +0.00" in capsys.readouterr().out
+
+
+def test_a_table_that_says_more_fails(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    row = tmp_path / "row"
+    row.mkdir()
+    for path in (made / "row").iterdir():
+        (row / path.name).write_bytes(path.read_bytes())
+    evals = pd.read_parquet(row / "evals.parquet")
+    evals["accuracy"] += 0.3
+    evals.to_parquet(row / "evals.parquet")
+    assert main(["row", "--networks", "12"], tmp_path) == 1
+    assert ": FAIL: " in capsys.readouterr().out
+
+
+def test_another_set_fails(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    row = tmp_path / "row"
+    row.mkdir()
+    for path in (made / "row").iterdir():
+        (row / path.name).write_bytes(path.read_bytes())
+    (path,) = row.glob("*.safetensors")
+    tensors, header = load_tensors(path)
+    tensors["images"] = torch.zeros_like(tensors["images"])
+    save_tensors(path, tensors, header, tmp_path / ".tmp")
+    assert main([], tmp_path) == 1
+    assert "is not the set of the kept table" in capsys.readouterr().out
+
+
+def test_missing_data_are_said_and_no_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["mnist_random", "--data-root", str(tmp_path)]) == 0
+    assert "data missing: " in capsys.readouterr().out
+
+
+def test_an_unknown_row_lists_those_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["mnist"]) == 1
+    assert "the rows are " in capsys.readouterr().err and (KEPT / "mnist_random").is_dir()
+
+
+def test_one_known_network_has_a_tolerance() -> None:
+    assert compared("row", [0.94], [0.943])[0] and not compared("row", [0.94], [0.95])[0]
