@@ -83,9 +83,8 @@ reproduce: $(STAMP)
 	@test -f "docs/reproduction/$(ROW)/sweep.yaml" || { \
 		echo "make reproduce ROW=NAME; the rows are: $(notdir $(patsubst %/sweep.yaml,%,$(wildcard docs/reproduction/*/sweep.yaml)))" >&2; \
 		exit 1; }
-	@pool=$$(sed -n 's/^ *pool: *\([a-z0-9_]*\).*/\1/p' sweeps/$(ROW).yaml | head -1); \
-		test -z "$$pool" || $(BIN)/ddsweep pretrain $$pool
-	$(BIN)/ddsweep run sweeps/$(ROW).yaml
+	@test ! -f docs/reproduction/$(ROW)/pool.yaml || $(BIN)/ddsweep pretrain docs/reproduction/$(ROW)/pool.yaml
+	$(BIN)/ddsweep run docs/reproduction/$(ROW)/sweep.yaml
 	$(BIN)/python bench/verify.py $(ROW) --results results/$(ROW)
 
 check: lint test-cluster test
