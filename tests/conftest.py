@@ -6,6 +6,7 @@ import gc
 import io
 import os
 import secrets
+import signal
 import socket
 import subprocess
 import sys
@@ -30,6 +31,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 PATIENCE_S = 600.0
 """Seconds to wait for what takes few where nothing else runs; less than the time-out of a test."""
+
+
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup switches it off, also for what tests start
 
 
 # ------------------------------------------------------------------------------- the command line
