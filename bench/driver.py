@@ -273,9 +273,10 @@ def _in_ray(sweep: SweepSpec, plan: Plan, directory: SweepDirectory, *, stop: bo
     """Run the sweep on a Ray of its own, or, with ``stop``, tell each trial to stop as soon as it begins."""
     from rich.console import Console
 
-    from ddsweep.sweep import runner
+    from ddsweep.sweep import distilling
     from ddsweep.sweep.drain import Drain
     from ddsweep.sweep.observe import Board
+    from ddsweep.sweep.runner import SweepRequest, run_sweep
     from ddsweep.sweep.trial_retries import TrialRetries
 
     sweep = sweep.model_copy(update={"resources": sweep.resources.model_copy(update={"dashboard": False})})
@@ -292,16 +293,12 @@ def _in_ray(sweep: SweepSpec, plan: Plan, directory: SweepDirectory, *, stop: bo
         """In a drain as well, where those that wait are taken out."""
         return TrialRetries(*given)
 
-    with mock.patch.object(runner, "TrialRetries", starts_all), Drain() as drain:
-        outcome = runner.run_sweep(
-            sweep,
-            plan.trials,
-            directory,
+    seconds = dict.fromkeys(labels, 1.0)  # so short that they share worker processes
+    with mock.patch.object(distilling, "TrialRetries", starts_all), Drain() as drain:
+        outcome = run_sweep(
+            SweepRequest(sweep, plan.trials, directory, None, seconds, labels),
             Board(Console(file=io.StringIO(), width=160), labels, plan.trials),
             drain,
-            data_root=None,
-            seconds=dict.fromkeys(labels, 1.0),  # so short that they share worker processes
-            labels=labels,
             on_ready=ready,
         )
     assert (outcome.left if stop else outcome.done) == len(plan.trials)

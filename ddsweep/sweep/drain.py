@@ -109,7 +109,7 @@ class Drain:
     def listen(self) -> None:
         """Take the signals (again: Ray installs a handler of its own). One that ``nohup`` has switched off
         stays so."""
-        for number in SIGNALS if self._main else ():
+        for number in self._before:
             if number != signal.SIGHUP or self._before[number] != signal.SIG_IGN:
                 signal.signal(number, self._handle)
 
