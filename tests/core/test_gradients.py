@@ -15,7 +15,8 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from ddsweep.core.execution import ExecutionPlan
-from ddsweep.core.training import train_networks
+from ddsweep.core.images import LabelledImages
+from ddsweep.core.training import InnerLoop, TrainState, train_networks
 from ddsweep.core.unroll import OuterGradient, outer_gradient, raw_rates
 
 MODES = ("store", "recompute")
@@ -256,13 +257,19 @@ def test_a_diverging_network_leaves_the_gradients_of_the_others_alone(
     assert_same(outer_gradient(*case.take([0, 2]).arguments, plan), others)
 
 
+def trained(case, rates, batching) -> TrainState:
+    loop = InnerLoop()
+    start = TrainState.start(case.network, case.params, loop.optimizer)
+    return train_networks(case.network, start, case.distilled, rates, batching, loop)
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_inputs_are_left_untouched(make_case, mode) -> None:
     case = make_case("convnet(width=16)", (1, 8, 8))
     inputs = [*case.params.values(), case.images, case.raw, case.real_images]
     before = [value.clone() for value in inputs]
     outer_gradient(*case.arguments, ExecutionPlan(memory_mode=mode))
-    train_networks(case.network, case.params, case.images, case.labels, [0.1, 0.2], "vmap")
+    trained(case, [0.1, 0.2], "vmap")
     for value, old in zip(inputs, before, strict=True):
         assert torch.equal(value, old)
         assert not value.requires_grad and value.grad is None
@@ -309,8 +316,9 @@ def test_one_step_of_logistic_regression_has_the_gradient_derived_by_hand(mode) 
 
     label = torch.ones(1, dtype=torch.int64)
     gradient = outer_gradient(
-        *(OneWeight(), {"weight": tensor(w)[:, 0]}, tensor(x)[None], label[None]),
-        *(torch.tensor([raw], dtype=torch.float64), tensor(z), label, ExecutionPlan(memory_mode=mode)),
+        *(OneWeight(), {"weight": tensor(w)[:, 0]}, LabelledImages(tensor(x)[None], label[None])),
+        *(torch.tensor([raw], dtype=torch.float64), LabelledImages(tensor(z), label)),
+        ExecutionPlan(memory_mode=mode),
     )
     assert gradient.losses.item() == pytest.approx(math.log1p(math.exp(-after * z)), rel=1e-14)
     assert gradient.images.item() == pytest.approx(-rate * v * dg_dx, rel=1e-13)
@@ -330,7 +338,7 @@ def test_raw_rates_are_the_inverse_of_softplus_from_tiny_to_huge() -> None:
 def test_rates_that_do_not_go_into_the_inner_steps_are_refused(make_case) -> None:
     case = make_case("convnet(width=4)", (1, 8, 8))
     arguments = list(case.arguments)
-    arguments[4] = case.raw[:3]
+    arguments[3] = case.raw[:3]
     with pytest.raises(ValueError, match="3 rates do not go into 2 inner steps"):
         outer_gradient(*arguments, ExecutionPlan())
 
@@ -340,19 +348,17 @@ def test_training_in_two_stretches_is_training_in_one(make_case, batching) -> No
     """The second stretch starts with the batch at which the first one stopped."""
     case = make_case("convnet(width=8)", (1, 8, 8), inner_steps=3)
     rates = F.softplus(case.raw).tolist()
-    common = (case.images, case.labels)
-    whole, _ = train_networks(case.network, case.params, *common, rates, batching)
-    half, _ = train_networks(case.network, case.params, *common, rates[:2], batching)
-    rest, _ = train_networks(case.network, half, *common, rates[2:], batching, 2)
-    for name, value in whole.items():
-        assert torch.equal(rest[name], value)
+    whole, half = trained(case, rates, batching), trained(case, rates[:2], batching)
+    rest = train_networks(case.network, half, case.distilled, rates[2:], batching, InnerLoop())
+    for name, value in whole.weights.items():
+        assert torch.equal(rest.weights[name], value)
 
 
 @pytest.mark.parametrize("batching", ["vmap", "loop"])
 def test_training_is_plain_gradient_descent(make_case, batching) -> None:
     case = make_case("lenet", (1, 28, 28))
     rates = F.softplus(case.raw).tolist()
-    trained, _ = train_networks(case.network, case.params, case.images, case.labels, rates, batching)
+    found = trained(case, rates, batching).weights
     for k in range(case.count):
         weights = {name: nn.Parameter(value[k].clone()) for name, value in case.params.items()}
         optimiser = torch.optim.SGD(weights.values(), lr=1.0)
@@ -363,4 +369,4 @@ def test_training_is_plain_gradient_descent(make_case, batching) -> None:
             F.cross_entropy(logits, case.labels[t % 2]).backward()
             optimiser.step()
         for name, value in weights.items():
-            torch.testing.assert_close(trained[name][k], value.detach(), rtol=1e-11, atol=1e-13)
+            torch.testing.assert_close(found[name][k], value.detach(), rtol=1e-11, atol=1e-13)
