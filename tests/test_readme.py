@@ -95,7 +95,7 @@ def test_the_commands_and_the_snippets_of_the_readme_run(
     assert "test_accuracy_mean" in said and "inner_step" in said
 
     # A set from these results, and another network.
-    (block,) = (block for block in blocks("python") if "apply(distilled" in block.text)
+    (block,) = (block for block in blocks("python") if "apply(distilled, model" in block.text)
     path = next((tiny / "results/quickstart/artifacts").glob("*/distilled.safetensors"))
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
     images = load_splits(DATASETS["digits"], None, validation_fraction=0.1, split_seed=0).test_images
