@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from ddsweep.processes import MARK
+from ddsweep.processes import MARK, RAY_WAS_LOST
 from ddsweep.sweep.drain import SIGNALS, Drain, Drained, Interrupted, out_of_reach
 from tests.conftest import PATIENCE_S
 
@@ -41,6 +41,13 @@ def before() -> Iterator[list[Any]]:
     yield handlers
     assert [signal.getsignal(number) for number in SIGNALS] == handlers
     assert "drain" not in {thread.name for thread in threading.enumerate()}
+
+
+@pytest.fixture(autouse=True)
+def no_ray_was_lost() -> Iterator[None]:
+    """`ddsweep.processes.leave` would end the process of all later tests at once."""
+    yield
+    RAY_WAS_LOST.clear()
 
 
 @pytest.fixture
