@@ -23,7 +23,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 from ddsweep import DistilledSet, apply, load_results
-from ddsweep.catalog import TrialSpec
+from ddsweep.catalog import POOL_FRACTION, TrialSpec
 from ddsweep.core.networks import build_network
 from ddsweep.data import Splits, data_root, load_splits
 from ddsweep.data.files import resolve_dataset
@@ -35,7 +35,6 @@ from ddsweep.results.layout import PoolDirectory
 
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = ROOT / "docs" / "reproduction"
-POOLS = ROOT / "sweeps" / "pools"
 
 CONFIDENCE = 0.999
 FIXED_TOLERANCE = 0.005
@@ -65,7 +64,9 @@ def verify(folder: Path, networks: int, root: Path | None) -> Iterator[tuple[boo
             )
             found = [
                 accuracy(apply(distilled, network, index=index), splits)
-                for index, network in _fresh(distilled, int(rows["model_seed"].max()) + 1, networks, root)
+                for index, network in _fresh(
+                    distilled, folder, int(rows["model_seed"].max()) + 1, networks, root
+                )
             ]
         except DataError as error:
             yield None, f"{name}: data missing: {error}"
@@ -115,26 +116,28 @@ def _percent(mean: float, std: float) -> str:
 
 
 def _fresh(
-    distilled: DistilledSet, first: int, count: int, root: Path | None
+    distilled: DistilledSet, folder: Path, first: int, count: int, root: Path | None
 ) -> Iterator[tuple[int, nn.Module]]:
     """Networks at their start, by number from ``first`` on: those of a law, the one of a `fixed` set, or
-    further held-out networks of its pool, trained here."""
+    further held-out networks of the pool in ``folder``, trained here."""
     spec = distilled.spec
     if spec.pool is not None:
-        yield from _of_pool(distilled, first, root)
+        yield from _of_pool(distilled, folder / "pool.yaml", first, root)
     elif spec.init == "fixed":
         yield spec.seed, distilled.network(spec.seed)
     else:
         yield from ((index, distilled.network(index)) for index in range(first, first + count))
 
 
-def _of_pool(distilled: DistilledSet, first: int, root: Path | None) -> Iterator[tuple[int, nn.Module]]:
+def _of_pool(
+    distilled: DistilledSet, file: Path, first: int, root: Path | None
+) -> Iterator[tuple[int, nn.Module]]:
     spec, pool = distilled.spec, distilled.spec.pool
     assert pool is not None
-    recipe = load_pool(POOLS / f"{pool.name}.yaml").recipe(lambda value: resolve_dataset(value, root))
+    recipe = load_pool(file).recipe(lambda value: resolve_dataset(value, root))
     if recipe.recipe != pool.recipe:
-        raise UserError(f"{POOLS / pool.name}.yaml: makes other networks than those of the kept set")
-    splits = load_splits(recipe.dataset, root, validation_fraction=0.1, split_seed=0)
+        raise UserError(f"{file}: makes other networks than those of the kept set")
+    splits = load_splits(recipe.dataset, root, validation_fraction=POOL_FRACTION, split_seed=0)
     size = recipe.group_size
     first += -first % size
     with TemporaryDirectory() as folder:

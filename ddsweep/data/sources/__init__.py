@@ -9,13 +9,14 @@ asked for, and import numpy and what decodes images when they read.
 from __future__ import annotations
 
 import importlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ddsweep.catalog import SOURCES, DatasetSpec, Survey
 from ddsweep.data.layout import PUT_THERE
-from ddsweep.errors import SettingError
+from ddsweep.errors import DataError, SettingError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,21 +43,21 @@ class Raw(NamedTuple):
     class_names: tuple[str, ...]
 
 
-class Source:
+class Source(ABC):
     """The contract (`tests/data/test_contract.py`). ``SOURCE`` of a module of that name is one of these.
 
     ``root`` is the data root, or None. What goes wrong is a `DataError` that names data set, file and remedy.
     """
 
+    @abstractmethod
     def check(self, spec: DatasetSpec, root: Path | None) -> None:
         """Raise `MissingError` for missing files, `DataError` for files that cannot be right. Looks at names,
         sizes and first bytes only, so it takes milliseconds for any size."""
-        raise NotImplementedError
 
+    @abstractmethod
     def read(self, spec: DatasetSpec, root: Path | None) -> Raw:
         """All images, of ``spec.read_shape``, and labels from 0 on, the same at every call; both in the order
         of the files. The files have passed `check`."""
-        raise NotImplementedError
 
     # ---------------------------------------------------------------- where a source has more to say
 
@@ -71,8 +72,8 @@ class Source:
     """Whether there is a `fetch`."""
 
     def fetch(self, spec: DatasetSpec, root: Path) -> None:
-        """Download the files into ``root``, all or none."""
-        raise NotImplementedError
+        """Download the files into ``root``, all or none. Only of a source that ``downloads``."""
+        raise DataError(f"dataset {spec.name}: {self.how_to_get(spec)}")
 
     # ------------------------------------------------------------------------- of data of one's own
 

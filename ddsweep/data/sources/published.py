@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from abc import abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,9 @@ class Published(Source):
     others: tuple[str, ...] = ()
     downloads = True
 
+    @abstractmethod
     def torchvision(self, spec: DatasetSpec, root: Path, *, train: bool, download: bool) -> Any:
         """The data set as torchvision's class has it."""
-        raise NotImplementedError
 
     def trouble(self, path: Path, size: int, start: bytes) -> str:
         """Why a file of ``size`` bytes that begins with ``start`` (128) cannot be right; else nothing."""
