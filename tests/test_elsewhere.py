@@ -26,6 +26,7 @@ from ddsweep.results.layout import SweepDirectory
 from ddsweep.results.parts import read_whole, write_part_table
 from ddsweep.spec import SweepSpec
 from ddsweep.sweep import runner
+from ddsweep.sweep.drain import Drain
 from ddsweep.sweep.observe import Board
 from ddsweep.trial import distil_trial, is_distilled
 from ddsweep.trial_plan import TrialSettings
@@ -206,13 +207,14 @@ def test_a_sweep_of_finished_trials_needs_no_ray(
     old: SweepDirectory, new: SweepDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And a renamed one gets its name into the rows."""
-    monkeypatch.setattr(runner, "ray_session", lambda **how: pytest.fail("a Ray was started"))
+    monkeypatch.setattr(runner, "ray_session", lambda *drain, **how: pytest.fail("a Ray was started"))
     said = io.StringIO()
 
     def run(sweep: SweepSpec, directory: SweepDirectory) -> int:
         board = Board(Console(file=said, width=200), {SPEC.trial_id: "it"}, [SPEC])
-        how: dict[str, Any] = {"data_root": None, "seconds": {SPEC.trial_id: 1.0}, "labels": {}}
-        return runner.run_sweep(sweep, [SPEC], directory, board, **how).done
+        request = runner.SweepRequest(sweep, [SPEC], directory, None, {SPEC.trial_id: 1.0}, {})
+        with Drain() as drain:
+            return runner.run_sweep(request, board, drain).done
 
     assert run(SWEEP, new) == 1
     assert "1 trial taken over from sweep old, which has finished the same" in said.getvalue()

@@ -166,9 +166,7 @@ def test_status_elsewhere_says_what_is_not_known(home: Path, command: Run) -> No
     before = runs(home)
     said = command("status", "results/one", cache="another")
     assert said.returncode == 0 and runs(home) == before
-    assert "what it gives is not known here, and nothing of it is run for that" in " ".join(
-        said.stdout.split()
-    )
+    assert "its images are not known here, and its code is not run for that" in " ".join(said.stdout.split())
 
 
 def test_a_function_that_fails_leaves_no_results(home: Path, command: Run) -> None:
@@ -195,7 +193,7 @@ def test_a_sweep_with_ray_and_more_networks_when_the_file_is_gone(home: Path, on
 
 
 def test_doctor_and_data_list_run_nothing(home: Path, command: Run) -> None:
-    told = "what it gives is not known here, and nothing of it is run for that"
+    told = "its images are not known here, and its code is not run for that"
     said = command("doctor", "mine.yaml")
     assert said.returncode == 1 and told in said.stdout.splitlines()[-1]
     said = command("data", "list", "mine.yaml")

@@ -45,7 +45,7 @@ def test_pandas_polars_and_duckdb_read_the_folders_as_they_are(filled: SweepDire
 
 def test_the_documented_queries_agree(filled: SweepDirectory) -> None:
     query = f"SELECT avg(accuracy) FROM read_parquet('{filled.root}/evals/*.parquet', union_by_name=true)"
-    found = duckdb.execute(query).fetchone()
+    (found,) = duckdb.execute(query).fetchall()
     assert found is not None and found[0] == pytest.approx(0.5)
     assert load_results(filled.root).evals["accuracy"].mean() == pytest.approx(0.5)
     evals = pl.scan_parquet(f"{filled.root}/evals/*.parquet")
