@@ -47,9 +47,9 @@ def environment() -> dict[str, str]:
 
 
 @pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Path]:
+def disk() -> Iterator[Path]:
     """A file system of 256 KiB, where this user may make one."""
-    with small_disk(tmp_path / "disk", 256) as made:
+    with small_disk(256) as made:
         yield made
 
 

@@ -47,19 +47,19 @@ resources: {dashboard: false, checkpoint_every: 4, cpus: 0.5}
 
 
 @pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Path]:
-    with small_disk(tmp_path / "disk", 1400) as made:
+def disk() -> Iterator[Path]:
+    with small_disk(1400) as made:
         yield made
 
 
 @pytest.mark.slow  # a minute of it is waiting for space
 def test_what_finds_space_goes_on_and_the_rest_with_space_again(
-    disk: Path, environment: dict[str, str], one_ray: OneRay
+    disk: Path, tmp_path: Path, environment: dict[str, str], one_ray: OneRay
 ) -> None:
     """Real files on a real disk: the two small trials fit, the two large ones do not."""
     driver = Driver(disk, environment, one_ray=one_ray)
     driver.file.write_text(SWEEP)
-    driver.log = disk.parent / "log.txt"
+    driver.log = tmp_path / "log.txt"
     try:
         assert driver.run() == 2, driver.log.read_text()
         log = driver.log.read_text()
