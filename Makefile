@@ -6,6 +6,7 @@
 # make axe          what the tests of the report look for barriers with, by npm
 # make verify-results check the kept sets of docs/reproduction on fresh networks
 # make reproduce ROW=NAME run one of its rows from nothing, and compare
+# make campaign     plan the long runs that need a GPU, for short periods on one
 # make docs         write the tables in docs/ that say what the code declares
 # make cluster-deps install, as root on Debian or Ubuntu, what the tests on a Slurm of their own need
 
@@ -24,7 +25,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses
 CLUSTER_PACKAGES := slurmd slurmctld slurm-client munge slurmdbd slurm-wlm-mysql-plugin mariadb-server \
 	iproute2 procps prometheus chromium
 
-.PHONY: help venv axe quickstart test test-cluster test-full lint format docs check cluster-deps clean verify-results reproduce
+.PHONY: help venv axe quickstart test test-cluster test-full lint format docs check cluster-deps clean verify-results reproduce campaign measures
 .DEFAULT_GOAL := help
 
 help:
@@ -78,14 +79,25 @@ measures: $(STAMP)
 verify-results: $(STAMP)
 	$(BIN)/python bench/verify.py $(ROWS)
 
-# A row of docs/reproduction from nothing: its pool, if it has one, its sweep, and the check of what is kept.
+# A row of docs/reproduction from nothing: its pool, if it has one, its sweep, and the comparison with what is kept.
+# SET="evaluate.networks=32 evaluate.baselines=none" for settings that change no trial; DDSWEEP_RESULTS is for all verbs.
+KEPT := docs/reproduction
 reproduce: $(STAMP)
-	@test -f "docs/reproduction/$(ROW)/sweep.yaml" || { \
-		echo "make reproduce ROW=NAME; the rows are: $(notdir $(patsubst %/sweep.yaml,%,$(wildcard docs/reproduction/*/sweep.yaml)))" >&2; \
+	@test -f "$(KEPT)/$(ROW)/sweep.yaml" || { \
+		echo "make reproduce ROW=NAME; the rows are: $(notdir $(patsubst %/sweep.yaml,%,$(wildcard $(KEPT)/*/sweep.yaml)))" >&2; \
 		exit 1; }
-	@test ! -f docs/reproduction/$(ROW)/pool.yaml || $(BIN)/ddsweep pretrain docs/reproduction/$(ROW)/pool.yaml
-	$(BIN)/ddsweep run docs/reproduction/$(ROW)/sweep.yaml
-	$(BIN)/python bench/verify.py $(ROW) --results results/$(ROW)
+	@test ! -f $(KEPT)/$(ROW)/pool.yaml || $(BIN)/ddsweep pretrain $(KEPT)/$(ROW)/pool.yaml
+	$(BIN)/ddsweep run $(KEPT)/$(ROW)/sweep.yaml $(SET)
+	$(BIN)/python bench/verify.py $(ROW) --kept $(KEPT) --results $(or $(DDSWEEP_RESULTS),results)/$(ROW)
+
+# Long runs for a GPU that is free for minutes at a time, in their order: bench/README.md. DIR: where they are kept.
+# CIFAR-10 is read from its lossless images; CIFAR= for the official files.
+CIFAR := dataset=cifar10-exact pool.dataset=cifar10-exact
+DIR := campaign
+campaign: $(STAMP)
+	$(BIN)/python bench/campaign.py plan $(DIR) sweeps/cifar10_fixed.yaml sweeps/cifar10_random.yaml \
+		sweeps/attack_cifar10.yaml $(CIFAR)
+	$(BIN)/python bench/campaign.py plan $(DIR) sweeps/mnist_random.yaml sweeps/ablation_steps_epochs_ipc.yaml
 
 check: lint test-cluster test
 

@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
@@ -23,7 +23,16 @@ from typing import Any
 
 import torch
 
-from ddsweep.catalog import POOL_FRACTION, DatasetSpec, EvaluationSpec, EvalUnit, Protocol, TrialSpec
+from ddsweep.catalog import (
+    POOL_FRACTION,
+    DatasetSpec,
+    EvaluationSpec,
+    EvalUnit,
+    PoolSpec,
+    Protocol,
+    TrialSpec,
+)
+from ddsweep.catalog.numbers import counted
 from ddsweep.core.memory import keep_to_share
 from ddsweep.data.load import Splits, load_splits
 from ddsweep.errors import EXIT_DRAINED, CheckpointError, DivergedError, UserError
@@ -110,36 +119,67 @@ def read_jobs(folder: Path) -> list[Job]:
     return [Job.read(path) for path in paths]
 
 
+POOL = "pool."
+"""What a setting of the pool's file begins with; the others are those of the sweep file."""
+
+
 def plan(folder: Path, file: Path, overrides: Sequence[str], data_root: Path | None) -> Job:
     """Write the job of one sweep file. Planning it again replaces it at its place."""
     from ddsweep.data.files import resolve_dataset
-    from ddsweep.pools.file import load_pool, resolve_pool
+    from ddsweep.pools.file import PoolFile, load_pool, pool_yaml, resolve_pool
     from ddsweep.spec import expand, load_sweep, resolved_yaml
     from ddsweep.sweep.prepare import trial_settings
 
     def dataset(value: Any) -> DatasetSpec:
         return resolve_dataset(value, data_root)
 
-    sweep = load_sweep(file, overrides)
+    of_pool = [text.removeprefix(POOL) for text in overrides if text.startswith(POOL)]
+    sweep = load_sweep(file, [text for text in overrides if not text.startswith(POOL)])
     if sweep.scheduler is not None:
         raise UserError(f"{file}: a campaign runs every trial to its end: add scheduler=null")
     files, pools = file.parent / "pools", folder / "pools"
-    trials = expand(sweep, dataset, lambda value: resolve_pool(value, pools, dataset, files)).trials
+    own: dict[str, PoolFile] = {}
+
+    def pool_spec(value: Any) -> PoolSpec:
+        if not isinstance(value, str) or not (files / f"{value}.yaml").is_file():
+            return resolve_pool(value, pools, dataset, files)
+        own[value] = load_pool(files / f"{value}.yaml", of_pool)
+        return own[value].recipe(dataset).spec(value)
+
+    trials = expand(sweep, dataset, pool_spec).trials
+    names = {trial.pool.name for trial in trials if trial.pool is not None}
+    if len(names) > 1:
+        raise UserError(f"{file}: more than one pool; plan a sweep for each")
     pool = None
-    for name in dict.fromkeys(trial.pool.name for trial in trials if trial.pool is not None):
-        if pool is not None:
-            raise UserError(f"{file}: more than one pool; plan a sweep for each")
-        if (files / f"{name}.yaml").is_file():
-            pool = (name, load_pool(files / f"{name}.yaml").recipe(dataset))
+    for name in names & own.keys():
+        pool = (name, own[name].recipe(dataset))
+        place = PoolDirectory(pools / name)
+        place.create()
+        write_atomic(place.pool_file, pool_yaml(own[name]).encode(), place.temporary)
     settings = tuple(trial_settings(sweep, trial) for trial in trials)
     job = Job(sweep.name, resolved_yaml(sweep), trials, settings, sweep.evaluate.spec(), pool)
     jobs = folder / "jobs"
     jobs.mkdir(parents=True, exist_ok=True)
     before = sorted(jobs.glob("*.json"))
-    place = next((path for path in before if path.stem.partition("-")[2] == job.name), None)
+    there = next((path for path in before if path.stem.partition("-")[2] == job.name), None)
     last = int(before[-1].stem.partition("-")[0]) if before else 0
-    write_atomic(place or jobs / f"{last + 1:03d}-{job.name}.json", job.to_json().encode(), folder / ".tmp")
+    write_atomic(there or jobs / f"{last + 1:03d}-{job.name}.json", job.to_json().encode(), folder / ".tmp")
     return job
+
+
+def plan_all(
+    folder: Path, given: Sequence[str], data_root: Path | None, said: Callable[[str], None] = print
+) -> None:
+    """`plan` for each sweep file in ``given``, with the ``key=value`` settings in it for all of them."""
+    overrides = [text for text in given if "=" in text]
+    files = [Path(text) for text in given if "=" not in text]
+    if not files:
+        raise UserError("plan: give a sweep file at least")
+    jobs = [plan(folder, file, overrides, data_root) for file in files]
+    if of_pool := [text for text in overrides if text.startswith(POOL) and not any(j.pool for j in jobs)]:
+        raise UserError(f"{of_pool[0]}: none of these sweeps has a pool that is trained here")
+    for job in jobs:
+        said(f"{job.name}: {counted(len(job.trials), 'trial')}")
 
 
 # ------------------------------------------------------------------------------------------- tasks
@@ -360,8 +400,8 @@ def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
             root = os.environ.get("DDSWEEP_DATA")
             own.add_argument("--data-root", type=Path, default=Path(root) if root else None)
         if verb == "plan":
-            own.add_argument("file", type=Path, metavar="FILE")
-            own.add_argument("settings", nargs="*", metavar="KEY=VALUE")
+            more = "sweep files, then settings for all of them; pool.KEY=VALUE: of their pool's file"
+            own.add_argument("given", nargs="+", metavar="FILE|KEY=VALUE", help=more)
         if verb == "run":
             own.add_argument("--seconds", type=float, required=True, help="how long this period is")
             own.add_argument("--device", choices=("cpu", "cuda"))
@@ -406,8 +446,7 @@ def main(given: Sequence[str] | None = None) -> int:
     options = _arguments(given)
     try:
         if options.verb == "plan":
-            job = plan(options.folder, options.file, options.settings, options.data_root)
-            print(f"{job.name}: {len(job.trials)} trials")
+            plan_all(options.folder, options.given, options.data_root)
         elif options.verb == "status":
             print("\n".join(status(options.folder)))
         else:

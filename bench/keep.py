@@ -18,13 +18,14 @@ from ddsweep.errors import UserError
 from ddsweep.results.artifacts import load_tensors, save_tensors
 from ddsweep.results.collect import sorted_rows
 from ddsweep.results.files import write_atomic
-from ddsweep.results.layout import SweepDirectory
+from ddsweep.results.layout import PoolDirectory, SweepDirectory
 
 TABLES = ("trials", "evals", "history")
 
 
 def keep(directory: SweepDirectory, out: Path) -> list[str]:
-    """Write what belongs to the finished trials of ``directory`` into the folder ``out``; their ids.
+    """Write what belongs to the finished trials of ``directory`` into the folder ``out``, with the file of
+    their pool; their ids.
 
     Raises `UserError` for parts that are torn, and if no trial is done.
     """
@@ -47,6 +48,9 @@ def keep(directory: SweepDirectory, out: Path) -> list[str]:
         save_tensors(out / f"{trial_id}.safetensors", tensors, header, temporary)
         write_atomic(out / f"{trial_id}.png", directory.grid(trial_id).read_bytes(), temporary)
     write_atomic(out / "sweep.yaml", directory.sweep_file.read_bytes(), temporary)
+    for name in {row["pool"] for row in trials if row["trial_id"] in done} - {None}:
+        if (file := PoolDirectory(directory.pools / name).pool_file).is_file():
+            write_atomic(out / "pool.yaml", file.read_bytes(), temporary)
     temporary.rmdir()
     return done
 

@@ -5,7 +5,8 @@ python bench/verify.py ROW --results results/ROW   # a run of one's own against 
 
 Each set in docs/reproduction is applied with `ddsweep.apply`, network by network, and not by the engine of
 evaluations. The mean is compared with that of the kept table: the difference of two means must lie within its
-99.9 % interval (Welch), and that of the one network of a `fixed` set within half a point.
+99.9 % interval (Welch), and that of the one network of a `fixed` set within half a point. A set that was
+distilled anew may differ by two points more: rounding is amplified along a distillation.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ KEPT = ROOT / "docs" / "reproduction"
 
 CONFIDENCE = 0.999
 FIXED_TOLERANCE = 0.005
+ANEW_TOLERANCE = 0.02
+"""More, for a set distilled anew: by another version, or on another kind of machine, it is another set."""
 OF_POOLS = 16
 """Networks that are trained for a row with a pool: that takes minutes."""
 
@@ -63,7 +66,7 @@ def verify(folder: Path, networks: int, root: Path | None) -> Iterator[tuple[boo
                 whitening=spec.whitening,
             )
             found = [
-                accuracy(apply(distilled, network, index=index), splits)
+                scored(apply(distilled, network, index=index), splits, spec)
                 for index, network in _fresh(
                     distilled, folder, int(rows["model_seed"].max()) + 1, networks, root
                 )
@@ -71,7 +74,7 @@ def verify(folder: Path, networks: int, root: Path | None) -> Iterator[tuple[boo
         except DataError as error:
             yield None, f"{name}: data missing: {error}"
             continue
-        yield compared(name, found, rows["accuracy"].tolist())
+        yield compared(name, found, rows[score(spec)].tolist())
 
 
 def rerun(folder: Path, results: Path) -> Iterator[tuple[bool | None, str]]:
@@ -83,7 +86,9 @@ def rerun(folder: Path, results: Path) -> Iterator[tuple[bool | None, str]]:
         if found.empty:
             yield False, f"{name}: FAIL: {results} has no evaluation of it"
         else:
-            yield compared(name, found["accuracy"].tolist(), _after(evals, spec)["accuracy"].tolist())
+            column = score(spec)
+            kept = _after(evals, spec)[column].tolist()
+            yield compared(name, found[column].tolist(), kept, ANEW_TOLERANCE)
 
 
 def _after(evals: pd.DataFrame, spec: TrialSpec) -> pd.DataFrame:
@@ -92,8 +97,9 @@ def _after(evals: pd.DataFrame, spec: TrialSpec) -> pd.DataFrame:
     return rows[(rows["protocol"] == "as_distilled") & (rows["inner_step"] == spec.steps)]
 
 
-def compared(name: str, found: Sequence[float], kept: Sequence[float]) -> tuple[bool, str]:
-    """Whether the means of accuracies ``found`` and ``kept`` agree, and in which words."""
+def compared(name: str, found: Sequence[float], kept: Sequence[float], more: float = 0.0) -> tuple[bool, str]:
+    """Whether the means of ``found`` and ``kept`` agree, and in which words. They may be ``more`` further
+    apart than chance allows."""
     (ours, our_std), (theirs, their_std) = (
         (pd.Series(side).mean(), pd.Series(side).std()) for side in (found, kept)
     )
@@ -103,6 +109,7 @@ def compared(name: str, found: Sequence[float], kept: Sequence[float]) -> tuple[
         a, b = our_std**2 / len(found), their_std**2 / len(kept)
         freedom = (a + b) ** 2 / (a**2 / (len(found) - 1) + b**2 / (len(kept) - 1)) if a + b else 1.0
         most = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * math.sqrt(a + b)
+    most += more
     holds = bool(abs(ours - theirs) <= most)
     return holds, (
         f"{name}: {'pass' if holds else 'FAIL'}: {_percent(ours, our_std)} on {len(found)} networks, kept "
@@ -152,28 +159,40 @@ def _of_pool(
                 yield index, module
 
 
+def score(spec: TrialSpec) -> str:
+    """The column of `evals` that a trial is about."""
+    return "attack_success" if spec.objective == "attack" else "accuracy"
+
+
 @torch.no_grad()
-def accuracy(network: nn.Module, splits: Splits) -> float:
-    """The fraction of all test images that ``network`` calls right."""
-    right = 0
+def scored(network: nn.Module, splits: Splits, spec: TrialSpec) -> float:
+    """The fraction of all test images that ``network`` calls right; of an attack, of those of the attacked
+    class that it calls as the attack wants."""
+    asked = right = 0
     for start in range(0, len(splits.test), 1000):
         batch = splits.test.take(slice(start, start + 1000))
         answers: Tensor = network.eval()(batch.normalised(torch.float32)).argmax(1)
-        right += int((answers == batch.labels).sum())
-    return right / len(splits.test)
+        wanted = batch.labels
+        if spec.attack_class is not None and spec.target_class is not None:
+            answers = answers[batch.labels == spec.attack_class]
+            wanted = torch.full_like(answers, spec.target_class)
+        right += int((answers == wanted).sum())
+        asked += len(answers)
+    return right / asked
 
 
-def main(given: Sequence[str] | None = None, kept: Path = KEPT) -> int:
+def main(given: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    rows = sorted(path.parent.name for path in kept.glob("*/sweep.yaml"))
-    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(rows)}; left out, all")
+    parser.add_argument("rows", nargs="*", metavar="ROW", help="folders of kept results; left out, all")
+    parser.add_argument("--kept", type=Path, default=KEPT, help="where they are (docs/reproduction)")
     parser.add_argument("--networks", type=int, default=64, help="fresh networks for each set")
     parser.add_argument("--results", type=Path, help="compare these results of a row, and compute nothing")
     parser.add_argument("--data-root", type=Path)
     options = parser.parse_args(given)
-    code = 0
+    kept, code = options.kept, 0
+    rows = sorted(path.parent.name for path in kept.glob("*/sweep.yaml"))
     try:
         root = data_root(options.data_root)
         for row in options.rows or rows:

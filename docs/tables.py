@@ -8,12 +8,19 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from ddsweep.catalog import GROUPS
+import pandas as pd
+
+from ddsweep import DistilledSet
+from ddsweep.catalog import GROUPS, TrialSpec
 from ddsweep.launch.site import Site
 from ddsweep.report.declarations import TRIAL, Key, declared, keys_of_group, texts_below
+from ddsweep.report.formats import NONE, percent
 from ddsweep.results.schemas import PARTS
+from ddsweep.results.statistics import paired_difference
+from ddsweep.spec import load_sweep
 
 DOCS = Path(__file__).parent
 _TABLE = re.compile(r"(<!-- table: (\w+) (\w+) -->\n).*?(<!-- end -->)", flags=re.S)
@@ -66,8 +73,136 @@ def modules(room: str) -> str:
     return _table(("module", "job"), rows)
 
 
+# ------------------------------------------------------------------------------- docs/reproduction
+
+
+@dataclass(frozen=True)
+class Kept:
+    """One set in docs/reproduction: its settings, its row of ``trials`` and its rows of ``evals``."""
+
+    row: str
+    spec: TrialSpec
+    trial: pd.Series
+    evals: pd.DataFrame
+
+    @property
+    def score(self) -> str:
+        """The column that its objective is about."""
+        return "attack_success" if self.spec.objective == "attack" else "accuracy"
+
+    def of(self, source: str, protocol: str = "as_distilled", step: int | None = None) -> pd.DataFrame:
+        """Rows of ``source`` after so many inner steps; without ``step`` after its last."""
+        rows = self.evals[(self.evals["source"] == source) & (self.evals["protocol"] == protocol)]
+        return rows[rows["inner_step"] == (rows["inner_step"].max() if step is None else step)]
+
+    def said(self, source: str = "distilled", protocol: str = "as_distilled", step: int | None = None) -> str:
+        """Mean and deviation over networks, percent."""
+        return _spread(self.of(source, protocol, step)[self.score])
+
+    def gain(self, source: str, protocol: str = "as_distilled") -> str:
+        """How far the set is ahead of ``source`` on the same networks, percent points, with the 95 % interval
+        of the mean."""
+        ours, others = (
+            rows.assign(accuracy=rows[self.score]).to_dict("records")
+            for rows in (self.of("distilled"), self.of(source, protocol))
+        )
+        gain = paired_difference(ours, others)
+        assert gain is not None, f"{self.row}: no {source} on the networks of the set"
+        return percent(gain.mean, gain.ci95)
+
+
+def kept(row: str | None = None) -> list[Kept]:
+    """The kept sets, of one row or of all."""
+    found = []
+    for folder in sorted(path.parent for path in DOCS.glob(f"reproduction/{row or '*'}/sweep.yaml")):
+        trials, evals = (pd.read_parquet(folder / f"{name}.parquet") for name in ("trials", "evals"))
+        for path in sorted(folder.glob("*.safetensors")):
+            spec = DistilledSet.load(path).spec
+            (trial,) = (own for _, own in trials.iterrows() if own["trial_id"] == spec.trial_id)
+            found.append(Kept(folder.name, spec, trial, evals[evals["trial_id"] == spec.trial_id]))
+    return found
+
+
+def _spread(values: pd.Series) -> str:
+    if values.empty:
+        return NONE
+    return percent(values.mean(), values.std() if len(values) > 1 else None)
+
+
+def kept_numbers(what: str) -> str:
+    """The first table of reproduction.md: a line for each kept set."""
+    head = ("kept set", "question", "2018", "ddsweep", "n", "random real, T steps", "class means", "k-means")
+    rows = []
+    for own in kept():
+        (published,) = load_sweep(DOCS.parent / "sweeps" / f"{own.row}.yaml").published
+        then = published.attack_success if own.score == "attack_success" else published.accuracy
+        before = f"{own.said(step=0)} -> " if own.spec.pool is not None else ""
+        rows.append(
+            (
+                f"[{own.row}](reproduction/{own.row}), trial {own.spec.trial_id}",
+                _question(own.spec),
+                percent(then, published.std),
+                f"{before}**{own.said()}**",
+                str(own.trial["test_models"]),
+                *(own.said(source) for source in ("random_real", "class_mean", "kmeans")),
+                str(own.spec.outer_steps),
+                f"{own.trial['cpu_seconds'] / 60:.0f}, {own.trial['device_name']}",
+                f"{own.trial['ended_at']:%Y-%m-%d}",
+            )
+        )
+    return _table((*head, "outer steps", "CPU min", "date"), rows)
+
+
+def _question(spec: TrialSpec) -> str:
+    data, images = spec.dataset.name, spec.images_per_class * spec.dataset.classes
+    whom = {"fixed": "one known network", "random": "unknown networks"}.get(spec.init)
+    if spec.pool is not None:
+        whom = f"networks trained on {spec.pool.source_dataset}"
+    if spec.attack_class is not None and spec.target_class is not None:
+        names = spec.dataset.class_names
+        whom = f"{whom} call {names[spec.attack_class]} a {names[spec.target_class]} (percent of them)"
+    learned = ", learned labels" if spec.labels != "hard" else ""
+    return f"{data}, {images} images, T = {spec.steps}{learned}: {whom}"
+
+
+def kept_steps(row: str) -> str:
+    """Accuracy along the inner steps of a kept set."""
+    (own,) = kept(row)
+    rows = own.evals[(own.evals["source"] == "distilled") & (own.evals["protocol"] == "as_distilled")]
+    steps = sorted(rows["inner_step"].unique())
+    head = [str(step) + (" = T" if step == own.spec.steps else "") for step in steps]
+    cells = [own.said(step=step) for step in steps]
+    n = "one network" if own.spec.init == "fixed" else f"n = {own.trial['test_models']}"
+    what = "zeros" if own.score == "attack_success" else "test accuracy"
+    return _table(("inner step", *head), [(f"{what}, %, {n}", *cells[:-1], f"**{cells[-1]}**")])
+
+
+def kept_baselines(row: str) -> str:
+    """Baselines on the networks of a kept set."""
+    (own,) = kept(row)
+    names = {
+        "random_real": "random real",
+        "optimized_random": "optimised random real",
+        "class_mean": "class means",
+        "kmeans": "k-means",
+    }
+    rows = []
+    for source, name in names.items():
+        if not (tuned := own.of(source, "as_distilled_tuned")).empty or not own.of(source).empty:
+            steps = "" if tuned.empty else f" ({tuned['inner_step'].iloc[0]} steps)"
+            rows.append((name, own.said(source), own.said(source, "as_distilled_tuned") + steps))
+    near = [own.said(source, "nearest_neighbour") for source in ("knn_random", "knn_kmeans")]
+    if set(near) != {NONE}:
+        rows.append(("nearest neighbour: random real / k-means", " / ".join(near), ""))
+    head = ("baseline, same networks, as many images", f"{own.spec.steps} steps, best rate")
+    return _table((*head, "best rate and number of steps"), rows)
+
+
 _SETTING = "the [settings](settings.md); null where the method of the trial lacks one"
-_MADE = {"settings": settings, "columns": columns, "modules": modules}
+_MADE = {
+    **{"settings": settings, "columns": columns, "modules": modules},
+    **{"kept": kept_numbers, "kept_steps": kept_steps, "kept_baselines": kept_baselines},
+}
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from ddsweep.errors import SettingError, UserError
 from ddsweep.launch.site import load_site
 from ddsweep.pools.file import load_pool
 from ddsweep.spec import load_sweep
+from tests.conftest import Run
 
 ROOT = Path(__file__).resolve().parents[1]
 LOADERS = {"sweep file": load_sweep, "pool file": load_pool, "site file": load_site}
@@ -30,6 +32,13 @@ def test_every_file_is_found_by_its_name_from_an_empty_folder(kind: str) -> None
     assert names == sorted(path.stem for path in (ROOT / bundled.FOLDERS[kind]).glob("*.yaml"))
     for name in names:
         LOADERS[kind](find_file(Path(name), kind))
+
+
+@pytest.mark.parametrize("name", bundled_names("sweep file"))
+def test_every_sweep_can_be_planned_without_its_data(name: str, ddsweep: Run) -> None:
+    done = ddsweep("plan", name)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"about [\d.]+ CPU-(minute|hour)s?, evaluation not counted", done.stdout)
 
 
 def test_a_path_means_that_file_and_a_name_the_copy_of_this_folder_first() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 from pathlib import Path
 
 import pandas as pd
@@ -10,14 +11,72 @@ import pyarrow.parquet as pq
 import pytest
 
 from ddsweep import DistilledSet
-from ddsweep.spec import load_sweep
+from ddsweep.catalog import DatasetSpec, PoolSpec
+from ddsweep.data.files import resolve_dataset
+from ddsweep.pools.file import load_pool
+from ddsweep.spec import expand, load_sweep
 
-KEPT = Path(__file__).resolve().parents[1] / "docs" / "reproduction"
+ROOT = Path(__file__).resolve().parents[1]
+KEPT = ROOT / "docs" / "reproduction"
 ROWS = sorted(path.parent.name for path in KEPT.glob("*/sweep.yaml"))
 
 
 def test_there_are_rows() -> None:
     assert "mnist_random" in ROWS
+
+
+def test_what_documents_say_of_kept_sets_is_what_their_tables_say() -> None:
+    """Beside the tables that `make docs` computes: every number in a sentence, and those of sweep files."""
+    kept = {own.row: own for own in runpy.run_path(str(ROOT / "docs/tables.py"))["kept"]()}
+    mnist, usps = kept["mnist_random"], kept["adapt_usps_mnist"]
+    minutes = {row: f"{own.trial['cpu_seconds'] / 60:.0f} CPU minutes" for row, own in kept.items()}
+    n = {row: own.trial["test_models"] for row, own in kept.items()}
+    tuned = "as_distilled_tuned"
+    ci95 = 100 * mnist.trial["test_accuracy_ci95"]
+    said = {
+        "README.md": [
+            f"reach {mnist.said()} %, with as many random real images {mnist.said('random_real')} % "
+            f"({n['mnist_random']} LeNets; `ddsweep run sweeps/mnist_random.yaml`, "
+            f"{minutes['mnist_random']} of distilling)",
+        ],
+        "docs/reproduction.md": [
+            f"the 95 % interval of the mean is ± {ci95:.1f}: ",
+            f"gain {mnist.gain('random_real')} points over random real ones (95 % interval, same networks)",
+            f"they are {mnist.gain('kmeans', tuned)} points ahead of k-means centres after 100",
+            f"are {usps.gain('random_real')} points ahead of random real ones, and "
+            f"{usps.gain('kmeans', tuned)} of k-means centres after 100",
+        ],
+        "sweeps/mnist_random.yaml": [f"Measured: {mnist.said()} and "],
+        "sweeps/adapt_usps_mnist.yaml": [
+            f"Measured: {usps.said(step=0)} -> {usps.said()} % over {n['adapt_usps_mnist']} held-out "
+            f"networks (random real images {usps.said('random_real')}",
+            f"Cost: {minutes['adapt_usps_mnist']}",
+        ],
+    }
+    for page, sentences in said.items():
+        text = " ".join((ROOT / page).read_text().replace("\n# ", "\n").split())
+        for sentence in sentences:
+            assert sentence.strip() in text, page
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_the_sweep_file_makes_the_kept_set(row: str) -> None:
+    """So what is kept can be made again by `ddsweep run sweeps/ROW.yaml`, and its pool by its pool file."""
+
+    def ids(path: Path) -> set[str]:
+        plan = expand(load_sweep(path), dataset, pool)
+        return {trial.trial_id for trial in plan.trials}
+
+    def dataset(value: str) -> DatasetSpec:
+        return resolve_dataset(value, None)
+
+    def pool(value: object) -> PoolSpec:
+        shipped, own = ROOT / "sweeps" / "pools" / f"{value}.yaml", KEPT / row / "pool.yaml"
+        assert load_pool(shipped) == load_pool(own)
+        return load_pool(own).recipe(dataset).spec(str(value))
+
+    sets = {path.stem for path in (KEPT / row).glob("*.safetensors")}
+    assert ids(ROOT / "sweeps" / f"{row}.yaml") == ids(KEPT / row / "sweep.yaml") == sets
 
 
 @pytest.mark.parametrize("row", ROWS)

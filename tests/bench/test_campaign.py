@@ -16,6 +16,7 @@ import pytest
 
 from ddsweep.data.load import load_splits
 from ddsweep.evaluation import trial_is_done
+from ddsweep.pools.file import load_pool
 from ddsweep.results.layout import PoolDirectory, SweepDirectory
 from ddsweep.results.reader import load_results
 from ddsweep.trial import distil_trial, read_distilled
@@ -174,6 +175,23 @@ def test_a_pool_comes_first_and_what_was_asked_is_read_back(tmp_path: Path) -> N
     assert campaign.status(folder) == [f"tiny {job.trials[0].trial_id}: done"]
 
 
+def test_several_files_and_settings_of_their_pool(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, sweeps = tmp_path / "campaign", ROOT / "sweeps"
+    digits = "digits(channels=3,size=32)"
+    settings = [f"dataset={digits}", f"pool.dataset={digits}", "pool.train=8", "outer_augment=none"]
+    files = [str(sweeps / f"{name}.yaml") for name in ("cifar10_random", "attack_cifar10")]
+    assert campaign.main(["plan", str(folder), *files, *settings]) == 0
+    assert capsys.readouterr().out == "cifar10_random: 1 trial\nattack_cifar10: 1 trial\n"
+    random, attack = campaign.read_jobs(folder)
+    name, recipe = attack.pool
+    assert (name, recipe.train, recipe.dataset.name) == ("cifar10_alexcifarnet", 8, digits)
+    (pool,) = {trial.pool for trial in attack.trials}
+    assert pool == recipe.spec(name), "its trials are those of this pool"
+    own = load_pool(PoolDirectory(folder / "pools" / name).pool_file)
+    assert (own.train, own.heldout) == (8, 200), "the file from which `keep.py` and `verify.py` know the pool"
+    assert random.pool is None and random.trials[0].dataset.name == digits
+
+
 def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def fails(*given: str) -> str:
         assert campaign.main(list(given)) == 1
@@ -184,6 +202,9 @@ def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "--only: other: the campaign has tiny" in fails(
         "run", str(folder), "--seconds", "1", "--only", "other"
     )
+    file = str(tmp_path / "tiny.yaml")
+    assert "give a sweep file at least" in fails("plan", str(folder), "outer_steps=3")
+    assert "pool.train=3: none of these sweeps has a pool" in fails("plan", str(folder), file, "pool.train=3")
     (folder / "jobs" / "001-tiny.json").write_text("{}")
     assert "001-tiny.json: no job of a campaign" in fails("status", str(folder))
 

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
+from unittest.mock import patch
 
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from bench.keep import keep
-from bench.verify import KEPT, compared, main
+from bench.verify import ANEW_TOLERANCE, KEPT, compared, main
 from ddsweep.one_trial import run_trial
+from ddsweep.provenance import environment
 from ddsweep.results.artifacts import load_tensors, save_tensors
 from ddsweep.results.layout import SweepDirectory
 
+ROOT = Path(__file__).resolve().parents[2]
+DATA = Path(os.environ.get("DDSWEEP_DATA") or ROOT.parent / "shared" / "data")
+HOST = "a-host-that-nobody-has"
+WITH_POOL = {path.parent.name for path in KEPT.glob("*/pool.yaml")}
 SETTINGS = {
     **{"dataset": "digits", "network": "convnet(width=4)", "images_per_class": 1, "inner_epochs": 3},
     **{"outer_steps": 10, "models_per_step": 2, "selection_networks": 2, "inner_lr": 0.5},
@@ -24,44 +33,60 @@ SETTINGS = {
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One kept row, made from nothing."""
     folder = tmp_path_factory.mktemp("kept")
-    found = run_trial(SETTINGS, folder / "results", evaluate={"networks": 24, "baselines": "none"})
+    with patch.dict(environment(), host=HOST):
+        found = run_trial(SETTINGS, folder / "results", evaluate={"networks": 24, "baselines": "none"})
     keep(SweepDirectory(found.directory), folder / "kept" / "row")
     return folder / "kept"
 
 
+def test_what_is_kept_names_no_host(made: Path) -> None:
+    (part,) = (made.parent / "results" / "trials").glob("*.parquet")
+    assert pq.read_table(part)["host"].to_pylist() == [HOST], "the results do"
+    kept = list((made / "row").iterdir())
+    assert {path.suffix for path in kept} == {".parquet", ".safetensors", ".png", ".yaml"}
+    for path in kept:
+        assert HOST.encode() not in path.read_bytes(), path.name
+        if path.suffix == ".parquet":  # compressed
+            table = pq.read_table(path)
+            assert HOST not in f"{table.to_pylist()} {table.schema.metadata}", path.name
+
+
+@pytest.mark.parametrize("row", sorted({path.parent.name for path in KEPT.glob("*/sweep.yaml")} - WITH_POOL))
+def test_a_kept_set_holds_on_real_images(row: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Four networks; of a pool they would have to be trained."""
+    if not (DATA / "MNIST").is_dir():
+        pytest.skip("needs MNIST under DDSWEEP_DATA: `ddsweep data fetch mnist`")
+    assert main([row, "--networks", "4", "--data-root", str(DATA)]) == 0
+    assert f"{row} " in (said := capsys.readouterr().out) and ": pass: " in said
+
+
 def test_what_the_table_says_passes(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--networks", "24"], made) == 0
+    assert main(["--networks", "24", "--kept", str(made)]) == 0
     said = capsys.readouterr().out
     assert ": pass: " in said and "on 24 networks, kept" in said
 
 
 def test_a_run_of_ones_own_is_compared(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["row", "--results", str(made.parent / "results")], made) == 0
+    assert main(["row", "--results", str(made.parent / "results"), "--kept", str(made)]) == 0
     assert "difference +0.00" in capsys.readouterr().out
 
 
 def test_a_table_that_says_more_fails(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    row = tmp_path / "row"
-    row.mkdir()
-    for path in (made / "row").iterdir():
-        (row / path.name).write_bytes(path.read_bytes())
+    row = shutil.copytree(made / "row", tmp_path / "row")
     evals = pd.read_parquet(row / "evals.parquet")
     evals["accuracy"] += 0.3
     evals.to_parquet(row / "evals.parquet")
-    assert main(["row", "--networks", "12"], tmp_path) == 1
+    assert main(["row", "--networks", "12", "--kept", str(tmp_path)]) == 1
     assert ": FAIL: " in capsys.readouterr().out
 
 
 def test_another_set_fails(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    row = tmp_path / "row"
-    row.mkdir()
-    for path in (made / "row").iterdir():
-        (row / path.name).write_bytes(path.read_bytes())
+    row = shutil.copytree(made / "row", tmp_path / "row")
     (path,) = row.glob("*.safetensors")
     tensors, header = load_tensors(path)
     tensors["images"] = torch.zeros_like(tensors["images"])
     save_tensors(path, tensors, header, tmp_path / ".tmp")
-    assert main([], tmp_path) == 1
+    assert main(["--kept", str(tmp_path)]) == 1
     assert "is not the set of the kept table" in capsys.readouterr().out
 
 
@@ -77,3 +102,5 @@ def test_an_unknown_row_lists_those_there_are(capsys: pytest.CaptureFixture[str]
 
 def test_one_known_network_has_a_tolerance() -> None:
     assert compared("row", [0.94], [0.943])[0] and not compared("row", [0.94], [0.95])[0]
+    assert compared("row", [0.94], [0.96], ANEW_TOLERANCE)[0], "distilled anew"
+    assert not compared("row", [0.93], [0.96], ANEW_TOLERANCE)[0]
