@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from ddsweep import DistilledSet, apply, load_results
 from ddsweep.catalog import POOL_FRACTION, TrialSpec
+from ddsweep.catalog.numbers import counted
 from ddsweep.core.networks import build_network
 from ddsweep.data import Splits, data_root, load_splits
 from ddsweep.data.files import resolve_dataset
@@ -111,8 +112,9 @@ def compared(name: str, found: Sequence[float], kept: Sequence[float], more: flo
         most = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * math.sqrt(a + b)
     most += more
     holds = bool(abs(ours - theirs) <= most)
+    here = f"{_percent(ours, our_std)} on {counted(len(found), 'network')}"
     return holds, (
-        f"{name}: {'pass' if holds else 'FAIL'}: {_percent(ours, our_std)} on {len(found)} networks, kept "
+        f"{name}: {'pass' if holds else 'FAIL'}: {here}, kept "
         f"{_percent(theirs, their_std)} on {len(kept)}; difference {100 * (ours - theirs):+.2f}, allowed "
         f"{100 * most:.2f} points"
     )

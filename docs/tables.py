@@ -173,21 +173,14 @@ def kept_steps(row: str) -> str:
     head = [str(step) + (" = T" if step == own.spec.steps else "") for step in steps]
     cells = [own.said(step=step) for step in steps]
     n = "one network" if own.spec.init == "fixed" else f"n = {own.trial['test_models']}"
-    what = "zeros" if own.score == "attack_success" else "test accuracy"
-    return _table(("inner step", *head), [(f"{what}, %, {n}", *cells[:-1], f"**{cells[-1]}**")])
+    return _table(("inner step", *head), [(f"test accuracy, %, {n}", *cells[:-1], f"**{cells[-1]}**")])
 
 
 def kept_baselines(row: str) -> str:
     """Baselines on the networks of a kept set."""
     (own,) = kept(row)
-    names = {
-        "random_real": "random real",
-        "optimized_random": "optimised random real",
-        "class_mean": "class means",
-        "kmeans": "k-means",
-    }
     rows = []
-    for source, name in names.items():
+    for source, name in _BASELINES.items():
         if not (tuned := own.of(source, "as_distilled_tuned")).empty or not own.of(source).empty:
             steps = "" if tuned.empty else f" ({tuned['inner_step'].iloc[0]} steps)"
             rows.append((name, own.said(source), own.said(source, "as_distilled_tuned") + steps))
@@ -198,10 +191,36 @@ def kept_baselines(row: str) -> str:
     return _table((*head, "best rate and number of steps"), rows)
 
 
+def kept_attack(row: str) -> str:
+    """What a kept attack and its baselines do, before and after."""
+    (own,) = kept(row)
+    steps, names = own.spec.steps, own.spec.dataset.class_names
+    assert own.spec.attack_class is not None and own.spec.target_class is not None
+    attacked, target = names[own.spec.attack_class], names[own.spec.target_class]
+    rows = [("before", own.of("distilled", step=0)), (f"**distilled**, T = {steps}", own.of("distilled"))]
+    for source, name in _BASELINES.items():
+        rows.append((f"{name}, labels of the attack, best rate", own.of(source)))
+        tuned = own.of(source, "as_distilled_tuned")
+        many = "" if tuned.empty else tuned["inner_step"].iloc[0]
+        rows.append((f"{name}, labels of the attack, {many} steps, best rate", tuned))
+    columns = ("attack_success", "accuracy_other", "accuracy")
+    cells = [(name, *(_spread(found[c]) for c in columns)) for name, found in rows if not found.empty]
+    head = (f"{attacked} called {target}, %", "accuracy on the other classes, %", "accuracy on all, %")
+    return _table((f"images, n = {own.trial['test_models']}", *head), cells)
+
+
+_BASELINES = {
+    "random_real": "random real",
+    "optimized_random": "optimised random real",
+    "class_mean": "class means",
+    "kmeans": "k-means",
+}
+
 _SETTING = "the [settings](settings.md); null where the method of the trial lacks one"
 _MADE = {
     **{"settings": settings, "columns": columns, "modules": modules},
     **{"kept": kept_numbers, "kept_steps": kept_steps, "kept_baselines": kept_baselines},
+    "kept_attack": kept_attack,
 }
 
 

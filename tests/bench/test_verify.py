@@ -66,6 +66,15 @@ def test_what_the_table_says_passes(made: Path, capsys: pytest.CaptureFixture[st
     assert ": pass: " in said and "on 24 networks, kept" in said
 
 
+def test_a_known_network_is_trained_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    known = {**SETTINGS, "init": "fixed", "models_per_step": 1, "seed": 3}
+    found = run_trial(known, tmp_path / "results", evaluate={"networks": 2, "baselines": "none"})
+    keep(SweepDirectory(found.directory), tmp_path / "kept" / "row")
+    assert main(["--kept", str(tmp_path / "kept")]) == 0
+    said = capsys.readouterr().out
+    assert "on 1 network, kept" in said and "difference +0.00, allowed 0.50 points" in said
+
+
 def test_a_run_of_ones_own_is_compared(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["row", "--results", str(made.parent / "results"), "--kept", str(made)]) == 0
     assert "difference +0.00" in capsys.readouterr().out
