@@ -85,7 +85,8 @@ def rerun(folder: Path, results: Path) -> Iterator[tuple[bool | None, str]]:
         spec = DistilledSet.load(path).spec
         name, found = f"{folder.name} {spec.trial_id}", _after(own, spec)
         if found.empty:
-            yield False, f"{name}: FAIL: {results} has no evaluation of it"
+            there = ", ".join(sorted(own["trial_id"].unique())) or "no trial"
+            yield False, f"{name}: FAIL: {results} has no evaluation of it, but of {there}"
         else:
             column = score(spec)
             kept = _after(evals, spec)[column].tolist()

@@ -80,6 +80,17 @@ def test_a_run_of_ones_own_is_compared(made: Path, capsys: pytest.CaptureFixture
     assert "difference +0.00" in capsys.readouterr().out
 
 
+def test_a_run_with_other_settings_is_no_run_of_the_row(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = {**SETTINGS, "outer_steps": 2}
+    found = run_trial(other, tmp_path / "results", evaluate={"networks": 2, "baselines": "none"})
+    assert main(["row", "--results", str(found.directory), "--kept", str(made)]) == 1
+    assert (
+        f"FAIL: {found.directory} has no evaluation of it, but of {found.trial_id}" in capsys.readouterr().out
+    )
+
+
 def test_a_table_that_says_more_fails(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     row = shutil.copytree(made / "row", tmp_path / "row")
     evals = pd.read_parquet(row / "evals.parquet")
