@@ -25,6 +25,7 @@ Roles in use
 ``dropout``      (trial, step, k)          the draws of network k of one outer step
 ``dropout``      (seed of a network, t)    those of a network in inner step t
 ``search``       (search seed, i, setting) the value of a setting in sample i of a random search
+``proposal``     (search seed, search, i, attempt)  the sampler that proposes sample i of a guided search
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ ROLES = frozenset(
         "baseline_candidate",
         "dropout",
         "search",
+        "proposal",
     }
 )
 

@@ -360,6 +360,7 @@ def test_overrides_of_the_search(load: Load) -> None:
     assert {trial.outer_lr for trial in trials_of(load(text, ["outer_lr=0.5"]))} == {0.5}
     assert [t.outer_lr for t in trials_of(load(text, ["outer_lr=[0.5,0.6]"]))] == [0.5] * 4 + [0.6] * 4
     assert load(text, ["search=null"]).search is None
+    assert sampled(load(text, ["search.kind=random"])) == before, "the default"
     one = BASE + "search: {samples: 4, space: {outer_lr: {uniform: [0.1, 0.2]}}}"
     assert load(one, ["outer_lr=0.5"]).search is None, "nothing is left to search"
 
@@ -683,6 +684,27 @@ def test_bad_settings(load: Load, text: str, message: str) -> None:
         (
             BASE + "search: {samples: 0, space: {init: {choice: [fixed]}}}",
             "search.samples: 0 must be at least 1",
+        ),
+        (
+            BASE + "search: {kind: bayes, samples: 3, space: {outer_lr: {uniform: [1, 2]}}}",
+            "search.kind: 'bayes' is not one of random, tpe",
+        ),
+        (
+            BASE + "search: {samples: 3, startup: 2, space: {outer_lr: {uniform: [1, 2]}}}",
+            "search.startup: is of kind tpe; random search draws all samples",
+        ),
+        (
+            BASE + "search: {kind: tpe, samples: 3, startup: 1, space: {outer_lr: {uniform: [1, 2]}}}",
+            "search.startup: 1 must be at least 2",
+        ),
+        (
+            BASE + "search: {kind: tpe, samples: 3, space: {init: {choice: [fixed, random]}}}",
+            "search.space.init: tpe compares samples by val_score, and the scores of two values of this "
+            "setting answer two questions; give it under grid or points",
+        ),
+        (
+            BASE + "search: {kind: tpe, samples: 3, space: {seed: {integer: [0, 3]}}}",
+            "give it as `seeds`",
         ),
         (
             BASE + "search: {samples: 1, seed: -1, space: {init: {choice: [fixed]}}}",

@@ -71,6 +71,11 @@ def check_fits(sweep: SweepSpec, trials: Sequence[TrialSpec], site: Site, mode: 
             "scheduler: stopping trials early needs all of them in one Ray cluster; use --mode cluster, or "
             "scheduler=null"
         )
+    if mode == "array" and sweep.search is not None and sweep.search.guided:
+        raise UserError(
+            f"search.kind: {sweep.search.kind} proposes trials from the scores of others, but an array needs "
+            "all trials before that; use --mode cluster, or search.kind=random"
+        )
     if mode == "array" and sweep.resources.to_be_measured:
         raise UserError(
             "resources: auto is measured where the trials run, but an array needs the numbers before that; "

@@ -91,7 +91,7 @@ def _totals(
         lines[0] += f", {counts['stopped']} stopped"
     if counts[TO_EVALUATE]:
         lines[0] += f", {counts[TO_EVALUATE]} to evaluate"
-    if not missing and not counts[TO_EVALUATE]:
+    if not missing and not counts[TO_EVALUATE] and not plan.to_propose:
         lines[0] += "; nothing is left to do"
     elif missing and all(i in estimates for i in missing):
         hours = sum(estimates[i].seconds_cpu for i in missing) * threads / 3600
@@ -99,6 +99,11 @@ def _totals(
         rest = f"the other {len(missing)} take" if len(missing) > 1 else "the other one takes"
         rest = "it takes" if len(ids) == 1 else rest
         lines[0] += f"; {rest}{most} about {_hours(hours)}, evaluation not counted"
+    if plan.to_propose:
+        lines.append(f"up to {counted(plan.to_propose, 'more trial')} to be proposed by the search")
+        if len(estimates) >= len(ids):
+            mean = sum(estimates[i].seconds_cpu for i in ids) / len(ids)
+            lines[-1] += f", about {_hours(plan.to_propose * mean * threads / 3600)}"
     lines += plan.assumed
     if scheduler:
         lines += _scheduling(plan, scheduler)

@@ -80,7 +80,7 @@ class TrialStatus:
 class SweepStatus:
     """All trials of a sweep. ``driver`` is what the lock says about a driver at work; ``eta_seconds`` is
     rough, and None without a driver. ``torn`` are unreadable parts; ``left`` are trials with files that the
-    sweep no longer has."""
+    sweep no longer has. Guided searches propose up to ``to_propose`` trials more."""
 
     name: str
     root: Path
@@ -90,6 +90,7 @@ class SweepStatus:
     torn: tuple[Path, ...]
     note: str | None = None
     left: tuple[str, ...] = ()
+    to_propose: int = 0
 
     @property
     def counts(self) -> dict[str, int]:
@@ -129,6 +130,7 @@ def status(
     evaluation: EvaluationSpec | None = None,
     note: str | None = None,
     scheduler: AshaSpec | None = None,
+    to_propose: int = 0,
 ) -> SweepStatus:
     """The state of ``trials``, in that order; without them, of all trials with files.
 
@@ -161,10 +163,11 @@ def status(
         root=directory.root,
         trials=found,
         driver=driver,
-        eta_seconds=_eta(found) if driver else None,
+        eta_seconds=_eta(found, to_propose) if driver else None,
         torn=tuple(dict.fromkeys(torn)),  # the same part may have been met twice
         note=note,
         left=() if trials is None else tuple(sorted(set(seen_trials(directory)) - set(asked))),
+        to_propose=to_propose,
     )
 
 
@@ -339,14 +342,16 @@ def _since(driver: Mapping[str, Any] | None) -> float:
         return 0.0
 
 
-def _eta(trials: Sequence[TrialStatus]) -> float | None:
+def _eta(trials: Sequence[TrialStatus], more: int) -> float | None:
     """Seconds until the last trial is distilled: the rest at the pace so far, shared by the trials that run
-    now. A trial without a pace takes the mean time. None if no trial has a pace."""
+    now. A trial without a pace, and each of ``more`` that are not there yet, takes the mean time. None if no
+    trial has a pace."""
     whole = {t.trial_id: _whole_time(t) for t in trials}
     known = [seconds for seconds in whole.values() if seconds is not None]
     if not known:
         return None
-    mean, remaining = sum(known) / len(known), 0.0
+    mean = sum(known) / len(known)
+    remaining = mean * more
     for trial in trials:
         if trial.state in ("running", "paused", "interrupted", "pending"):
             seconds = whole[trial.trial_id]

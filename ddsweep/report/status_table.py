@@ -23,7 +23,8 @@ def status_table(found: SweepStatus) -> RenderableType:
     """A head line, a line for each trial, then failures and torn parts."""
     counts = ", ".join(f"{count} {state}" for state, count in found.counts.items() if count)
     trials = counted(len(found.trials), "trial")
-    head = Text.assemble((found.name, "bold"), f": {trials}, {counts or 'none yet'}")
+    more = f"; up to {found.to_propose} more to be proposed" if found.to_propose else ""
+    head = Text.assemble((found.name, "bold"), f": {trials}, {counts or 'none yet'}{more}")
     parts: list[RenderableType] = [head, Text(driver_text(found))]
     listed = _listed(found.trials)
     if listed:
@@ -50,6 +51,8 @@ def driver_text(found: SweepStatus) -> str:
     driver = found.driver
     if driver is None:
         rest = sum(found.counts[state] for state in AGAIN)
+        if not rest and found.to_propose:
+            return "no driver at work; `ddsweep run` proposes the next trials"
         if not rest:
             stopped = "; without `scheduler` the stopped ones go on" if found.counts["stopped"] else ""
             return (

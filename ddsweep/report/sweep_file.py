@@ -25,13 +25,15 @@ class Asked:
     """The trials of the sweep file and their evaluation.
 
     ``trials`` is None without the file, or without data whose content enters the ids; ``note`` then says why.
-    ``evaluation`` is None without the file.
+    ``evaluation`` is None without the file. ``to_propose`` is the number of trials that guided searches are
+    still to propose.
     """
 
     trials: tuple[TrialSpec, ...] | None
     evaluation: EvaluationSpec | None
     note: str | None = None
     scheduler: AshaSpec | None = None
+    to_propose: int = 0
 
 
 def from_catalog(value: str | dict[str, Any]) -> DatasetSpec:
@@ -53,6 +55,7 @@ def asked_of(directory: SweepDirectory, resolve: Resolve = from_catalog) -> Aske
     ``sweep.yaml`` that cannot be read.
     """
     from ddsweep.pools.file import resolve_pool
+    from ddsweep.results.proposals import read_proposals
     from ddsweep.spec import expand, load_sweep
 
     require_sweep(directory)
@@ -60,8 +63,13 @@ def asked_of(directory: SweepDirectory, resolve: Resolve = from_catalog) -> Aske
         return Asked(None, None, "no sweep.yaml here: only trials with files are listed")
     sweep = load_sweep(directory.sweep_file)
     try:
-        plan = expand(sweep, resolve, lambda value: resolve_pool(value, directory.pools, resolve))
-        return Asked(plan.trials, sweep.evaluate.spec(), scheduler=sweep.scheduler)
+        proposed = read_proposals(directory)
+    except ResultsError as error:
+        return Asked(None, sweep.evaluate.spec(), f"only trials with files are listed: {error}")
+    try:
+        plan = expand(sweep, resolve, lambda value: resolve_pool(value, directory.pools, resolve), proposed)
+        asked = (plan.trials, sweep.evaluate.spec(), None, sweep.scheduler)
+        return Asked(*asked, to_propose=plan.to_propose)
     except DataError as error:
         note = f"only trials with files are listed, because the data are not here: {error}"
         return Asked(None, sweep.evaluate.spec(), note)

@@ -19,7 +19,7 @@ from ddsweep.results.layout import SweepDirectory
 from ddsweep.results.parts import list_parts, read_whole, write_part_table
 from ddsweep.results.schemas import TRIALS
 
-__all__ = ["IN_SWEEP", "current_ids", "is_in_sweep", "mark_current", "write_sweep_file"]
+__all__ = ["IN_SWEEP", "add_current", "current_ids", "is_in_sweep", "mark_current", "write_sweep_file"]
 
 IN_SWEEP = "in_sweep"
 """The column, and the key in the metadata of a ``trials`` part that says the same. A part without it counts
@@ -52,6 +52,18 @@ def mark_current(directory: SweepDirectory, trial_ids: Iterable[str]) -> None:
             table = table.set_column(place, TRIALS.field(IN_SWEEP), flags)
         flag = {IN_SWEEP: "true" if wanted else "false"}
         write_part_table(path, table, directory.temporary, {**metadata, **flag})
+    _record(directory, ids)
+
+
+def add_current(directory: SweepDirectory, trial_ids: Iterable[str]) -> None:
+    """Record trials that a search has added to those of ``sweep.yaml``. Without a record there is nothing to
+    do: then all trials count."""
+    ids = current_ids(directory)
+    if ids is not None and not ids.issuperset(trial_ids):
+        _record(directory, ids.union(trial_ids))
+
+
+def _record(directory: SweepDirectory, ids: Iterable[str]) -> None:
     content = {"sweep": _hash(directory), "trials": sorted(ids)}
     write_atomic(directory.cache / "current.json", json.dumps(content).encode(), directory.temporary)
 

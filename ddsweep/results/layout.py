@@ -84,6 +84,11 @@ class SweepDirectory:
         return self.root / ".cache"
 
     @property
+    def proposals(self) -> Path:
+        """The samples that guided searches have proposed (`ddsweep.results.proposals`)."""
+        return self.root / "proposals"
+
+    @property
     def code(self) -> Path:
         """Copies of users' code that trials name, a folder for each hash (`ddsweep.own_code`)."""
         return self.root / "code"

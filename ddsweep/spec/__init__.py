@@ -6,7 +6,7 @@ file becomes one `SettingError` here, which names the file, the dotted key, the 
 
 from ddsweep.spec.files import is_smoke, load_sweep, resolved_yaml, sweep_of
 from ddsweep.spec.model import EvaluateSpec, ResourcesSpec, SweepSpec
-from ddsweep.spec.plan import Plan, expand
+from ddsweep.spec.plan import Plan, Proposed, Sample, Search, expand
 from ddsweep.spec.published import PublishedSpec
 from ddsweep.spec.scheduler import AshaSpec, check_strata, setting_of, settings_by_stratum
 from ddsweep.spec.search import SearchSpec
@@ -15,8 +15,11 @@ __all__ = [
     "AshaSpec",
     "EvaluateSpec",
     "Plan",
+    "Proposed",
     "PublishedSpec",
     "ResourcesSpec",
+    "Sample",
+    "Search",
     "SearchSpec",
     "SweepSpec",
     "check_strata",

@@ -268,7 +268,7 @@ class SweepSpec(_Model):
     points: tuple[dict[str, Any], ...] = ()
     """a list of mappings of settings, crossed with `grid` and `seeds`"""
     search: SearchSpec | None = None
-    """settings drawn at random, crossed with `grid` and `points`"""
+    """settings drawn at random or proposed from scores, crossed with `grid` and `points`"""
     seeds: tuple[int, ...] = (0,)
     """a number, such as 3 for 0, 1, 2, or a list; every combination runs with each seed"""
     scheduler: AshaSpec | None = None

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ddsweep.catalog import DEFAULT_METHOD, METHODS, DatasetSpec, PoolSpec, TrialSpec, find_method
@@ -19,13 +21,40 @@ _LISTED = 5
 """The number of impossible combinations that a message lists."""
 
 
+Proposed = Mapping[str, Sequence[Mapping[str, Any]]]
+"""The samples of guided searches that are written down, in order, by the key of the search."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample of a guided search: a value for each setting in its space, and the ids of its trials, one
+    for each seed. Impossible trials are not among them; those of an earlier sample are."""
+
+    values: Mapping[str, Any]
+    trial_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Search:
+    """A guided search: of one combination of points and grid, with all ``settings`` outside the space.
+
+    ``key`` names it, and ``left`` is how many samples are still to be proposed.
+    """
+
+    key: str
+    settings: Mapping[str, Any]
+    samples: tuple[Sample, ...]
+    left: int
+
+
 @dataclass(frozen=True)
 class Plan:
     """The trials of a sweep, and the (combination, reason) pairs that ``skip_invalid`` dropped.
 
     ``repeated`` are combinations that make the same trial as an earlier sample; they are left out as well.
     ``unjudged`` are (protocol and combination, reason) pairs of evaluations that ``skip_invalid`` leaves out.
-    ``assumed`` says which sizes are 1 because the file leaves them out.
+    ``assumed`` says which sizes are 1 because the file leaves them out. ``to_propose`` is the number of
+    trials that ``searches`` are still to propose; they are not among ``trials``.
     """
 
     trials: tuple[TrialSpec, ...]
@@ -33,6 +62,18 @@ class Plan:
     repeated: tuple[str, ...] = ()
     unjudged: tuple[tuple[str, str], ...] = ()
     assumed: tuple[str, ...] = ()
+    searches: tuple[Search, ...] = ()
+    to_propose: int = 0
+
+
+@dataclass
+class _Begun:
+    """A guided search while its trials are made: the ids of those of each sample."""
+
+    settings: Mapping[str, Any]
+    samples: list[dict[str, Any]]
+    seeds: int
+    ids: list[dict[str, None]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -42,6 +83,7 @@ class _Combination:
     seeds: tuple[int, ...]
     sample: int
     varied: frozenset[str] = frozenset()
+    search: _Begun | None = None
 
 
 @dataclass(frozen=True)
@@ -62,15 +104,18 @@ def expand(
     sweep: SweepSpec,
     resolve: Callable[[str | dict[str, Any]], DatasetSpec],
     resolve_pool: Callable[[str | dict[str, Any]], PoolSpec] = no_pools,
+    proposed: Proposed | None = None,
 ) -> Plan:
     """Every trial of ``sweep``: points (outermost), then the grid in file order, samples, then seeds.
 
     A point overrides the grid (an axis that it gives itself is not crossed with it). The grid and samples
     override the base. Of samples that make the same trial the first counts. ``resolve`` turns the name or
     inline mapping of a data set into its spec, ``resolve_pool`` that of a pool; both are called once for each
-    value. Raises `SettingError` for combinations that are impossible (unless ``skip_invalid``), for two that
-    make the same trial, if no trial is left, for a scheduler that could stop no trial, and for an evaluation
-    that is impossible (see `check_evaluation`).
+    value. ``proposed`` are the samples of guided searches that are written down.
+
+    Raises `SettingError` for combinations that are impossible (unless ``skip_invalid``), for two that make
+    the same trial, if no trial is left, for a scheduler that could stop no trial, and for an evaluation that
+    is impossible (see `check_evaluation`).
     """
     if (count := _size(sweep)) > MOST_TRIALS:
         raise SettingError(f"sweep {sweep.name}: {count} trials are more than {MOST_TRIALS}; split it up")
@@ -82,7 +127,8 @@ def expand(
     invalid: dict[str, str] = {}
     assumed: dict[str, None] = {}
     methods = _methods(sweep)
-    for combination in _combinations(sweep):
+    searches: dict[str, _Begun] = {}
+    for combination in _combinations(sweep, proposed or {}, searches):
         settings = dict(combination.settings)
         dataset = _resolved(sweep, datasets, settings.pop("dataset"), resolve)
         if settings.get("pool") is not None:
@@ -99,6 +145,8 @@ def expand(
                 dropped.append((text, str(error)))
                 invalid.setdefault(combination.text, str(error))
                 continue
+            if combination.search:
+                combination.search.ids[combination.sample][trial.trial_id] = None
             if lacked & combination.varied and trial.trial_id in trials:
                 continue  # it differs from that one in settings that its method lacks
             made = _Made(text, combination.sample, trial)
@@ -118,7 +166,17 @@ def expand(
     _names_differ(sweep, [trial.dataset for trial in found])
     named = [(made.text, made.trial) for made in trials.values()]
     unjudged = check_evaluation(sweep.name, sweep.evaluate.spec(), named, skip_invalid=sweep.skip_invalid)
-    return Plan(found, tuple(dropped), tuple(repeated), unjudged, tuple(assumed))
+    guided = tuple(_search(sweep, key, begun) for key, begun in searches.items())
+    to_propose = sum(search.left * searches[search.key].seeds for search in guided)
+    return Plan(found, tuple(dropped), tuple(repeated), unjudged, tuple(assumed), guided, to_propose)
+
+
+def _search(sweep: SweepSpec, key: str, begun: _Begun) -> Search:
+    assert sweep.search is not None
+    samples = tuple(Sample(values, tuple(ids)) for values, ids in zip(begun.samples, begun.ids, strict=True))
+    different = {repr(values) for values in begun.samples}
+    left = 0 if len(different) >= sweep.search.size else sweep.search.samples - len(samples)
+    return Search(key, begun.settings, samples, left)
 
 
 def _resolved(sweep: SweepSpec, known: dict[str, Any], given: Any, resolve: Callable[[Any], Any]) -> Any:
@@ -161,18 +219,44 @@ def _size(sweep: SweepSpec) -> int:
     return len(sweep.seeds) * (sweep.search.samples if sweep.search else 1) * sum(crossed)
 
 
-def _combinations(sweep: SweepSpec) -> Iterable[_Combination]:
-    samples = sweep.search.draw() if sweep.search else [{}]
+def _combinations(
+    sweep: SweepSpec, proposed: Proposed | None = None, searches: dict[str, _Begun] | None = None
+) -> Iterable[_Combination]:
+    """All combinations; guided searches are added to ``searches`` by their key."""
+    search, begun = sweep.search, {} if searches is None else searches
+    samples = [{}] if search is None else [] if search.guided else search.known()
     for point in sweep.points or ({},):
         axes = {key: values for key, values in sweep.grid.items() if key not in point}
-        for values, (number, sample) in itertools.product(
-            itertools.product(*axes.values()), enumerate(samples)
-        ):
-            varied = {**point, **dict(zip(axes, values, strict=True)), **sample}
-            settings = {**sweep.base, **varied}
-            seeds = (settings.pop("seed"),) if "seed" in settings else sweep.seeds
-            text = " ".join(f"{key}={_value_text(value)}" for key, value in varied.items())
-            yield _Combination(text or "base", settings, seeds, number, frozenset(varied))
+        for values in itertools.product(*axes.values()):
+            outside = {**point, **dict(zip(axes, values, strict=True))}
+            mine = None
+            if search is not None and search.guided:
+                mine = _begun(sweep, {**sweep.base, **outside}, proposed or {}, begun)
+                samples = mine.samples
+            for number, sample in enumerate(samples):
+                varied = {**outside, **sample}
+                settings = {**sweep.base, **varied}
+                seeds = (settings.pop("seed"),) if "seed" in settings else sweep.seeds
+                text = " ".join(f"{key}={_value_text(value)}" for key, value in varied.items())
+                yield _Combination(text or "base", settings, seeds, number, frozenset(varied), mine)
+
+
+def _begun(
+    sweep: SweepSpec, settings: dict[str, Any], proposed: Proposed, searches: dict[str, _Begun]
+) -> _Begun:
+    """The guided search with these ``settings`` outside its space. Combinations that differ only in what
+    their method lacks share one."""
+    assert sweep.search is not None
+    space = sweep.search.space.keys()
+    lacks = frozenset() if "method" in space else find_method(settings.get("method", DEFAULT_METHOD)).lacks
+    kept = {name: value for name, value in settings.items() if name not in space | lacks}
+    text = json.dumps(kept, sort_keys=True, default=list)
+    key = hashlib.sha256(text.encode()).hexdigest()[:10]
+    if key not in searches:
+        samples = sweep.search.known(proposed.get(key, ()))
+        seeds = 1 if "seed" in kept else len(sweep.seeds)
+        searches[key] = _Begun(kept, samples, seeds, [{} for _ in samples])
+    return searches[key]
 
 
 def _methods(sweep: SweepSpec) -> frozenset[str]:
@@ -180,7 +264,8 @@ def _methods(sweep: SweepSpec) -> frozenset[str]:
     searched = sweep.search.space if sweep.search else {}
     if not any("method" in named for named in (sweep.base, sweep.grid, searched, *sweep.points)):
         return frozenset({DEFAULT_METHOD})
-    return frozenset(c.settings.get("method", DEFAULT_METHOD) for c in _combinations(sweep))
+    found = frozenset(c.settings.get("method", DEFAULT_METHOD) for c in _combinations(sweep))
+    return found | frozenset(searched.get("method", {}).get("choice", ()))
 
 
 def _of_method(

@@ -1,20 +1,23 @@
-"""Random search: samples of settings, drawn by hashing.
+"""Random and guided search: samples of settings, drawn by hashing or proposed from the scores so far.
 
-A value is a pure function of (search seed, number of the sample, setting). The same file gives the same
+A drawn value is a pure function of (search seed, number of the sample, setting). The same file gives the same
 trials on every machine, more samples keep the first ones, and another setting in the space does not change
-the values of the others.
+the values of the others. A proposal depends on scores, so it is written down (`ddsweep.results.proposals`).
 """
 
 from __future__ import annotations
 
+import json
 import math
-from typing import Annotated, Any
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, Field, field_validator, model_validator
 
 from ddsweep.catalog import SETTINGS
 from ddsweep.catalog.numbers import whole
 from ddsweep.seeds import derive_seed
+from ddsweep.spec.scheduler import AshaSpec
 from ddsweep.spec.values import (
     SECTION,
     Count,
@@ -24,23 +27,38 @@ from ddsweep.spec.values import (
     setting,
     shown,
     unknown,
+    word,
 )
 
 __all__ = ["DISTRIBUTIONS", "SearchSpec"]
 
+KINDS_OF_SEARCH = ("random", "tpe")
 DISTRIBUTIONS = ("uniform", "log_uniform", "integer", "choice")
+_STARTUP = 10
+_OTHER_QUESTIONS = (*AshaSpec().strata, "seed")
+"""Settings by which scores cannot be compared."""
 _DIGITS = 4
 """The digits of a drawn number: readable in tables, and independent of the last bit of a logarithm."""
 
 
 class SearchSpec(BaseModel):
-    """``samples`` draws from ``space``: for each setting one distribution with its values, such as
-    ``{log_uniform: [0.001, 0.1]}`` (both ends included) or ``{choice: [fixed, random]}``."""
+    """``samples`` from ``space``: for each setting one distribution with its values, such as
+    ``{log_uniform: [0.001, 0.1]}`` (both ends included) or ``{choice: [fixed, random]}``.
+
+    With kind ``tpe`` the first ``startup`` samples are draws as of random search; each later one is proposed
+    from the scores of those before it (Bergstra et al. 2011, tree-structured Parzen estimator).
+    """
 
     model_config = SECTION
 
+    kind: Annotated[Literal["random", "tpe"], BeforeValidator(lambda value: word(value, KINDS_OF_SEARCH))] = (
+        "random"
+    )
+    """`random`, or [`tpe`](#guided-search): guided by the scores so far"""
     samples: Count
-    """how many are drawn"""
+    """how many samples there are, for each combination of `points` and `grid`"""
+    startup: Count | None = None
+    """of `tpe`: how many samples are drawn at random before the scores guide; none: 10"""
     seed: Annotated[int, BeforeValidator(whole), Field(ge=0)] = 0
     """seed of the draw; nothing else in a trial depends on it"""
     space: dict[str, dict[str, list[Any]]]
@@ -60,16 +78,81 @@ class SearchSpec(BaseModel):
         refuse(problems)
         return out
 
-    def draw(self) -> list[dict[str, Any]]:
-        """The samples in order, each a mapping of settings to values; two may be equal."""
-        return [
-            {
-                name: _value(kind, values, _fraction(self.seed, number, name))
-                for name, given in self.space.items()
-                for kind, values in given.items()
-            }
-            for number in range(self.samples)
+    @model_validator(mode="after")
+    def _kind(self) -> SearchSpec:
+        if self.kind == "random":
+            if self.startup is not None:
+                refuse([("search.startup", "is of kind tpe; random search draws all samples")])
+            return self
+        if self.startup is not None and self.startup < 2:
+            refuse([("search.startup", f"{self.startup} must be at least 2, because scores are compared")])
+        refuse(
+            [
+                (
+                    f"search.space.{name}",
+                    "tpe compares samples by val_score, and the scores of two values of this setting answer "
+                    f"two questions; give it {'as `seeds`' if name == 'seed' else 'under grid or points'}",
+                )
+                for name in self.space
+                if name in _OTHER_QUESTIONS
+            ]
+        )
+        return self
+
+    @property
+    def guided(self) -> bool:
+        """Whether samples depend on scores, and so on what is in the results."""
+        return self.kind != "random"
+
+    @property
+    def size(self) -> float:
+        """The number of different samples; infinite with a setting that is not whole."""
+        sizes = [
+            len(values) if kind == "choice" else values[1] - values[0] + 1 if kind == "integer" else math.inf
+            for given in self.space.values()
+            for kind, values in given.items()
         ]
+        return math.prod(sizes)
+
+    def draw(self, number: int) -> dict[str, Any]:
+        """The values that sample ``number`` has in random search; those of two numbers may be equal."""
+        return {
+            name: _value(kind, values, _fraction(self.seed, number, name))
+            for name, given in self.space.items()
+            for kind, values in given.items()
+        }
+
+    def known(self, written: Iterable[Mapping[str, Any]] = ()) -> list[dict[str, Any]]:
+        """The samples that are known, in order: all of random search. Of a guided one those that are
+        ``written`` down and in the space, and then the draws at the start that are not yet written."""
+        if not self.guided:
+            return [self.draw(number) for number in range(self.samples)]
+        found = [sample for sample in map(self.in_space, written) if sample is not None]
+        drawn = min(self.samples, self.startup or _STARTUP)
+        return [*found[: self.samples], *(self.draw(number) for number in range(len(found), drawn))]
+
+    def in_space(self, values: Mapping[str, Any]) -> dict[str, Any] | None:
+        """``values``, as a file has them, with the types of the space; None if they are not in it."""
+        if values.keys() != self.space.keys():
+            return None
+        out = {}
+        for name, given in self.space.items():
+            ((kind, allowed),) = given.items()
+            value = values[name]
+            if kind == "choice":
+                texts = [_text(item) for item in allowed]
+                if _text(value) not in texts:
+                    return None
+                value = allowed[texts.index(_text(value))]
+            elif not _is_number(value, whole=kind == "integer") or not allowed[0] <= value <= allowed[1]:
+                return None
+            out[name] = value
+        return out
+
+    def rounded(self, name: str, value: Any) -> Any:
+        """A value of a setting with as many digits as a drawn one has."""
+        ((kind, values),) = self.space[name].items()
+        return _rounded(kind, values, value) if kind in ("uniform", "log_uniform") else value
 
 
 # ------------------------------------------------------------------------------------------ drawing
@@ -86,16 +169,28 @@ def _value(kind: str, values: list[Any], fraction: float) -> Any:
     low, high = values
     if kind == "integer":
         return low + int(fraction * (high - low + 1))
+    if kind == "log_uniform":
+        return _rounded(kind, values, low * math.exp(fraction * math.log(high / low)))
+    return _rounded(kind, values, low + fraction * (high - low))
+
+
+def _rounded(kind: str, values: list[Any], value: float) -> Any:
+    low, high = values
     # Digits count from the first digit of the width: from 0.9 to 0.91 there are as many values as from 0 to
     # 1.
     decimals = _DIGITS - 1 - _exponent(high - low)
-    if kind == "log_uniform":
-        value = low * math.exp(fraction * math.log(high / low))
-        # Small values have more decimals: each has its own digits.
+    if kind == "log_uniform":  # small values have more decimals: each has its own digits
         decimals = max(decimals, _DIGITS - 1 - _exponent(value))
-    else:
-        value = low + fraction * (high - low)
     return min(max(round(value, decimals), low), high)
+
+
+def _is_number(value: Any, whole: bool) -> bool:
+    return not isinstance(value, bool) and isinstance(value, int if whole else int | float)
+
+
+def _text(value: Any) -> str:
+    """Equal for a value and for what a file has of it."""
+    return json.dumps(value, sort_keys=True, default=list)
 
 
 def _exponent(number: float) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from ddsweep.catalog import DatasetSpec
     from ddsweep.results.layout import SweepDirectory
     from ddsweep.results.reader import Results
-    from ddsweep.spec import Plan, SweepSpec
+    from ddsweep.spec import Plan, Proposed, SweepSpec
 
 __all__ = [
     "aside",
@@ -23,6 +24,7 @@ __all__ = [
     "estimated_seconds",
     "existing",
     "expand_sweep",
+    "expander",
     "read_results",
     "results_root",
     "sweep_directory",
@@ -70,7 +72,16 @@ def expand_sweep(
     sweep: SweepSpec, directory: SweepDirectory, data_root: Path | None, files: Path | None = None
 ) -> Plan:
     """The trials of ``sweep``, whose networks of users' own are measured; ``files`` is where the files of
-    pools are that were not begun yet."""
+    pools are that were not begun yet. Of a guided search the samples that are written down are among them."""
+    from ddsweep.results.proposals import read_proposals
+
+    return expander(sweep, directory, data_root, files)(read_proposals(directory))
+
+
+def expander(
+    sweep: SweepSpec, directory: SweepDirectory, data_root: Path | None, files: Path | None = None
+) -> Callable[[Proposed], Plan]:
+    """What `expand_sweep` does with other proposals. Data sets and pools are looked at once."""
     from ddsweep.data.files import resolve_dataset
     from ddsweep.measuring import measure_networks
     from ddsweep.pools.file import resolve_pool
@@ -80,9 +91,27 @@ def expand_sweep(
         smoke = is_smoke(sweep.name)
         return resolve_dataset(value, data_root, stand_in=smoke, say=aside, may_run=True, code=directory.code)
 
-    plan = expand(sweep, dataset, lambda value: resolve_pool(value, directory.pools, dataset, files))
-    measure_networks(plan.trials, sweep.evaluate.spec(), directory.code, aside)
-    return plan
+    datasets = _once(dataset)
+    pools = _once(lambda value: resolve_pool(value, directory.pools, datasets, files))
+
+    def expanded(proposed: Proposed) -> Plan:
+        plan = expand(sweep, datasets, pools, proposed)
+        measure_networks(plan.trials, sweep.evaluate.spec(), directory.code, aside)
+        return plan
+
+    return expanded
+
+
+def _once(look: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """``look``, called once for each value."""
+    known: dict[str, Any] = {}
+
+    def looked(value: Any) -> Any:
+        if repr(value) not in known:
+            known[repr(value)] = look(value)
+        return known[repr(value)]
+
+    return looked
 
 
 def aside(text: str) -> None:

@@ -127,6 +127,7 @@ def _launch_request(
     from ddsweep.report.data import remark_lines
     from ddsweep.report.status import trial_states
     from ddsweep.spec import check_strata, load_sweep
+    from ddsweep.sweep.tpe import require_optuna
 
     if site is None:
         raise UserError("--site: name a site file, such as slurm/mine.yaml, or `local` for this machine")
@@ -139,6 +140,7 @@ def _launch_request(
     place = load_site(site, over)
     device = [] if place.device is None else [f"resources.device={place.device}"]
     sweep = load_sweep(file, [*(item for item in settings if not item.startswith("site.")), *device])
+    require_optuna(sweep)
     root, directory = data_folder(data_root), sweep_directory(sweep, results)
     plan = expand_sweep(sweep, directory, root, file.parent / "pools")
     check_strata(sweep.name, sweep.scheduler, plan.trials)
@@ -159,7 +161,8 @@ def _launch_request(
         shares = deal(to_distil, estimated_seconds(plan, sweep), place.array_tasks)
     own = codes_of(plan.trials, sweep.evaluate.spec())
     request = start.Request(sweep, directory, place, site, mode, root, shares, tuple(states), own)
-    return request, len(plan.trials), len(missing)
+    more = plan.to_propose
+    return request, len(plan.trials) + more, len(missing) + more
 
 
 def doctor(

@@ -28,10 +28,11 @@ def status(directory: ResultsDir, watch: Watch = None, data_root: DataRoot = Non
     from ddsweep.report.sweep_file import asked_of
 
     found, root = existing(directory), data_folder(data_root)
-    asked = asked_of(found, lambda value: resolve_dataset(value, root))
     console = report_console()
     while True:
-        state = read_status(found, asked.trials, asked.evaluation, asked.note, asked.scheduler)
+        asked = asked_of(found, lambda value: resolve_dataset(value, root))  # a search adds trials
+        about = (asked.trials, asked.evaluation, asked.note, asked.scheduler)
+        state = read_status(found, *about, to_propose=asked.to_propose)
         if watch is not None:
             console.clear()  # of a terminal; elsewhere one state follows the other
         console.print(status_table(state))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ from ddsweep.verbs.inputs import (
     estimated_seconds,
     existing,
     expand_sweep,
+    expander,
     results_root,
     sweep_directory,
 )
@@ -35,7 +36,7 @@ from ddsweep.verbs.track import told_of, tracking_folder
 
 if TYPE_CHECKING:
     from ddsweep.results.layout import SweepDirectory
-    from ddsweep.spec import Plan, SweepSpec
+    from ddsweep.spec import Plan, Proposed, SweepSpec
     from ddsweep.sweep.drain import Drain
 
 __all__ = ["evaluate", "run"]
@@ -55,15 +56,19 @@ def run(
     from ddsweep.sweep.drain import Drain
 
     with Drain() as drain:
+        from ddsweep.results.proposals import read_proposals
         from ddsweep.spec import check_strata, load_sweep
+        from ddsweep.sweep.tpe import require_optuna
 
         with drain.interruptible():
             sweep = load_sweep(file, settings or (), smoke=smoke)
+            require_optuna(sweep)
             root, directory = data_folder(data_root), sweep_directory(sweep, results)
         if smoke:
             pretrain_smoke(sweep, file.parent / "pools", results_root(results), root, address, drain)
         with drain.interruptible():
-            plan = expand_sweep(sweep, directory, root, file.parent / "pools")
+            expand = expander(sweep, directory, root, file.parent / "pools")
+            plan = expand(read_proposals(directory))
             check_strata(sweep.name, sweep.scheduler, plan.trials)
         _run(
             sweep,
@@ -72,7 +77,7 @@ def run(
             root,
             address,
             drain,
-            only_evaluate=False,
+            expand=expand,
             everything=everything,
             track=track or (),
         )
@@ -110,7 +115,7 @@ def evaluate(
             root,
             address,
             drain,
-            only_evaluate=True,
+            expand=None,
             everything=everything,
             track=track or (),
         )
@@ -124,10 +129,12 @@ def _run(
     address: str | None,
     drain: Drain,
     *,
-    only_evaluate: bool,
+    expand: Callable[[Proposed], Plan] | None,
     everything: bool,
-    track: Sequence[str] | None,
+    track: Sequence[str],
 ) -> None:
+    """Run what is missing of ``plan``, and what a guided search proposes; ``expand`` makes plans from its
+    proposals. Without it only what is distilled is evaluated."""
     from ddsweep.data.files import require_files
     from ddsweep.measuring import codes_of
     from ddsweep.report.attack_table import attack_matrix
@@ -142,16 +149,43 @@ def _run(
     from ddsweep.spec import is_smoke, resolved_yaml
     from ddsweep.trackers.beside import tracked
 
-    console, labels = report_console(), trial_labels(plan.trials)
+    console = report_console()
     fresh = not directory.root.exists()
     if fresh and not is_smoke(sweep.name):  # so all of it is to do, and needs its data
         for dataset in dict.fromkeys(trial.dataset for trial in plan.trials):
             require_files(dataset, data_root)
     with drain.interruptible():
         from ddsweep.sweep.drain import Drained, Interrupted
+        from ddsweep.sweep.guide import Guide
         from ddsweep.sweep.live_view import Columns
         from ddsweep.sweep.observe import Board  # here: missing files are told before Ray's slow import
-        from ddsweep.sweep.runner import SweepRequest, run_sweep
+        from ddsweep.sweep.rounds import run_rounds
+        from ddsweep.sweep.runner import Outcome, SweepRequest, run_sweep
+
+    guide: Guide | None = None
+
+    def ready() -> None:
+        ids = [trial.trial_id for trial in (guide.plan if guide else plan).trials]
+        write_sweep_file(directory, resolved_yaml(sweep).encode(), ids)
+
+    def run_plan(now: Plan) -> tuple[Outcome, int]:
+        labels, columns = trial_labels(now.trials), Columns(*trial_columns(now.trials))
+        told = told_of(now.trials) if track else {}
+        with (
+            Board(console, labels, now.trials, columns) as board,
+            tracked(track, directory, told, tracking_folder(directory.root), board.say),
+        ):
+            outcome = run_sweep(
+                SweepRequest(
+                    *(sweep, now.trials, directory, data_root, estimated_seconds(now, sweep), labels),
+                    address=address,
+                    only_evaluate=expand is None,
+                ),
+                board,
+                drain,
+                on_ready=ready,
+            )
+        return outcome, board.most_running
 
     directory.create()
     with SweepLock(directory.lock) as lock, drain.leftover(lock.release):
@@ -168,24 +202,12 @@ def _run(
                 f"left out as impossible: {counted(len(plan.unjudged), 'evaluation')} (see ddsweep plan)"
             )
         try:
-            columns = Columns(*trial_columns(plan.trials))
-            told = told_of(plan.trials) if track else {}
-            with (
-                Board(console, labels, plan.trials, columns) as board,
-                tracked(track or (), directory, told, tracking_folder(directory.root), board.say),
-            ):
-                outcome = run_sweep(
-                    SweepRequest(
-                        *(sweep, plan.trials, directory, data_root, estimated_seconds(plan, sweep), labels),
-                        address=address,
-                        only_evaluate=only_evaluate,
-                    ),
-                    board,
-                    drain,
-                    on_ready=lambda: write_sweep_file(
-                        directory, resolved_yaml(sweep).encode(), [trial.trial_id for trial in plan.trials]
-                    ),
-                )
+            if expand is not None and plan.searches:
+                guide = Guide(sweep, directory, expand)
+                outcome = run_rounds(guide, directory, run_plan)
+                plan = guide.plan
+            else:
+                outcome, _ = run_plan(plan)
         except (UserError, Drained):
             if fresh and not directory.sweep_file.exists():
                 shutil.rmtree(directory.root)  # ended before it began: leave nothing behind

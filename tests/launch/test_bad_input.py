@@ -5,6 +5,7 @@ What only a cluster can refuse is in tests/cluster/test_bad_input.py.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -128,6 +129,20 @@ def test_a_scheduler_needs_all_trials_in_one_place(refuse: Refuse) -> None:
     said = refuse("--mode", "array", sweep="scheduler: {grace: 1, strata: []}\n")
     assert "scheduler: stopping trials early needs all of them in one Ray cluster" in said
     assert "use --mode cluster, or scheduler=null" in said
+
+
+def test_a_guided_search_cannot_be_an_array(refuse: Refuse) -> None:
+    search = "search: {kind: tpe, samples: 4, space: {inner_lr: {uniform: [0.1, 1]}}}\n"
+    said = refuse("--mode", "array", sweep=search)
+    assert "search.kind: tpe proposes trials from the scores of others" in said
+    assert "use --mode cluster, or search.kind=random" in said
+
+
+@pytest.mark.parametrize("mode", ["cluster", "array"])
+def test_a_guided_search_needs_optuna(refuse: Refuse, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    search = "search: {kind: tpe, samples: 4, space: {inner_lr: {uniform: [0.1, 1]}}}\n"
+    assert "pip install 'ddsweep[optuna]'" in refuse("--mode", mode, sweep=search)
 
 
 def test_data_that_are_not_there(refuse: Refuse) -> None:

@@ -1,0 +1,128 @@
+"""The guided searches of a running sweep: what was tried, read off the files, and what is tried next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from statistics import fmean
+from typing import Any
+
+from ddsweep.catalog import TrialSpec
+from ddsweep.errors import ResultsError, SettingError
+from ddsweep.results.current import add_current
+from ddsweep.results.known import KnownParts
+from ddsweep.results.layout import SweepDirectory
+from ddsweep.results.parts import read_part
+from ddsweep.results.proposals import read_proposals, write_proposals
+from ddsweep.spec import Plan, Proposed, Sample, Search, SweepSpec
+from ddsweep.sweep.halving import WORST
+from ddsweep.sweep.tpe import Tried, propose
+
+__all__ = ["Guide"]
+
+_Ended = tuple[float, int | None]
+"""The last score of a trial, and the outer step at which a scheduler stopped it."""
+
+
+class Guide:
+    """Proposes the samples that are ``left`` of the searches of ``sweep``; the caller holds the sweep's lock.
+
+    ``expand`` makes the plan from proposals. The draws at the start are written down at once, a proposal
+    before its trials are handed out. ``plan`` has all trials so far.
+    """
+
+    def __init__(
+        self, sweep: SweepSpec, directory: SweepDirectory, expand: Callable[[Proposed], Plan]
+    ) -> None:
+        assert sweep.search is not None
+        self._search, self._scheduled = sweep.search, sweep.scheduler is not None
+        self._directory, self._expand = directory, expand
+        self._written: dict[str, list[dict[str, Any]]] = read_proposals(directory)
+        self._ended: dict[str, _Ended] = {}
+        self._exhausted: set[str] = set()
+        self.plan = expand(self._written)
+        for search in self.plan.searches:
+            known = len([v for v in self._written.get(search.key, ()) if self._search.in_space(v)])
+            if drawn := [dict(sample.values) for sample in search.samples[known:]]:
+                self._write(search, *drawn)
+
+    @property
+    def left(self) -> bool:
+        """Whether a sample may still be proposed."""
+        return any(self._open(search) for search in self.plan.searches)
+
+    def propose(self) -> tuple[TrialSpec, ...]:
+        """The trials of one more sample; none once no sample is left. Raises `ResultsError` if it cannot be
+        written down."""
+        while open_ := [search for search in self.plan.searches if self._open(search)]:
+            search = min(open_, key=lambda search: len(search.samples))
+            if trials := self._next(search):
+                return trials
+            self._exhausted.add(search.key)
+        return ()
+
+    def _next(self, search: Search) -> tuple[TrialSpec, ...]:
+        before = {trial.trial_id for trial in self.plan.trials}
+        made: dict[str, Plan] = {}
+
+        def possible(values: dict[str, Any]) -> bool:
+            try:
+                plan = made[repr(values)] = self._expand(self._with(search, values))
+            except SettingError:
+                return False
+            return any(trial.trial_id not in before for trial in plan.trials)
+
+        tried = [self.tried(sample) for sample in search.samples]
+        values = propose(self._search, search.key, tried, possible)
+        if values is None:
+            return ()
+        self._write(search, values)
+        self.plan = made[repr(values)]
+        trials = tuple(trial for trial in self.plan.trials if trial.trial_id not in before)
+        add_current(self._directory, [trial.trial_id for trial in trials])
+        return trials
+
+    def _open(self, search: Search) -> bool:
+        return search.left > 0 and search.key not in self._exhausted
+
+    def _with(self, search: Search, *values: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+        return {**self._written, search.key: [*self._written.get(search.key, ()), *values]}
+
+    def _write(self, search: Search, *values: dict[str, Any]) -> None:
+        written = self._with(search, *values)
+        write_proposals(self._directory, search.key, search.settings, written[search.key])
+        self._written = written
+
+    # -------------------------------------------------------------------------------- what was tried
+
+    def tried(self, sample: Sample) -> Tried:
+        """How a sample did, by the files. An impossible one counts as the worst, like a failed trial."""
+        found = [self._ending(trial_id) for trial_id in sample.trial_ids]
+        ended = [one for one in found if one is not None]
+        if len(ended) < len(found):
+            return Tried(sample.values)
+        stops = [step for _, step in ended if step is not None]
+        score = fmean(score for score, _ in ended) if ended else WORST
+        return Tried(sample.values, score, min(stops, default=None))
+
+    def _ending(self, trial_id: str) -> _Ended | None:
+        """None for a trial that is not at its end."""
+        if trial_id not in self._ended and (found := self._read(trial_id)):
+            self._ended[trial_id] = found
+        return self._ended.get(trial_id)
+
+    def _read(self, trial_id: str) -> _Ended | None:
+        directory = self._directory
+        row = KnownParts().metadata(directory.trials_part(trial_id))
+        stopped = row is not None and row.get("status") == "stopped"
+        if stopped and not self._scheduled:
+            return None  # it goes on
+        if not stopped and not directory.distilled(trial_id).is_file():
+            return (WORST, None) if directory.failure_part(trial_id).exists() else None
+        try:
+            history = read_part(directory.history_part(trial_id)).to_pylist()
+        except ResultsError:
+            return None
+        scored = [row for row in history if row["val_score"] is not None]
+        if not scored:
+            return None
+        return scored[-1]["val_score"], scored[-1]["outer_step"] if stopped else None
