@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import re
+import runpy
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import duckdb
+import nbclient
+import nbformat
 import pandas as pd
 import polars as pl
 import pytest
@@ -19,10 +25,9 @@ BLOCKS = [block.text for block in blocks("python") if block.page == ROOT / "docs
 QUESTIONS = [line for line in (ROOT / "docs/analysis.md").read_text().splitlines() if line.startswith("## ")]
 
 
-@pytest.fixture(scope="module")
-def answered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[list[pd.DataFrame]]]:
-    """By question, the answers of the three."""
-    directory = SweepDirectory(tmp_path_factory.mktemp("results") / "small")
+def written(root: Path) -> SweepDirectory:
+    """A small sweep: two rates, each with two seeds and both kinds of initial networks."""
+    directory = SweepDirectory(root)
     directory.create()
     folder = Folder(directory)
     for number, lr in enumerate((0.02, 0.1)):
@@ -33,6 +38,13 @@ def answered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[list[pd.
                 found = {"val_score": 0.4 + 0.2 * number + 0.1 * seed, "gain_mean": 0.1 + 0.01 * seed}
                 cost = {"wall_seconds": 10.0 * number + 2 * seed + (1.0 if init == "random" else 1.5)}
                 folder.trial(trial, **found, **cost, test_accuracy_mean=0.5 + 0.1 * number + 0.03 * seed)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def answered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[list[pd.DataFrame]]]:
+    """By question, the answers of the three."""
+    directory = written(tmp_path_factory.mktemp("results") / "small")
     names: dict[str, Any] = {}
     first, *rest = BLOCKS
     assert 'root = "results/quickstart"' in first
@@ -87,3 +99,53 @@ def test_the_other_answers_are_right(answered: list[list[pd.DataFrame]]) -> None
     assert random["gain"].tolist() == pytest.approx([sum(one) / 4] * 4)
     assert set(answered[9][0]["enough"]) == {60.0}
     assert answered[4][0]["wall_seconds"].tolist()[0] == 1.0
+
+
+NOTEBOOK = ROOT / "docs/analysis.ipynb"
+
+
+def test_the_notebook_is_the_page_and_holds_no_outputs() -> None:
+    """Nor, therefore, any path of the machine on which it was run last."""
+    made = runpy.run_path(str(ROOT / "docs/notebook.py"))["notebook"]
+    text = NOTEBOOK.read_text()
+    assert text == made((ROOT / "docs/analysis.md").read_text()), "`make docs` writes it again"
+    cells = json.loads(text)["cells"]
+    assert [cell for cell in cells if cell["cell_type"] == "code" and cell["outputs"]] == []
+
+
+def test_the_notebook_answers_every_question(tmp_path: Path, answered: list[list[pd.DataFrame]]) -> None:
+    """From top to bottom with a real kernel, in the folder where it stands."""
+    written(tmp_path / "results" / "quickstart")
+    (tmp_path / "docs").mkdir()
+    notebook = nbformat.reads(NOTEBOOK.read_text(), as_version=4)
+    nbformat.validate(notebook)
+    nbclient.NotebookClient(
+        notebook, kernel_name="python3", resources={"metadata": {"path": str(tmp_path / "docs")}}
+    ).execute()
+    shown = [
+        "".join(output["data"]["text/plain"] for output in cell["outputs"] if "data" in output)
+        for cell in notebook["cells"]
+        if cell["cell_type"] == "code" and cell["source"].endswith("answer")
+    ]
+    assert len(shown) == 30
+    for number, texts in enumerate(shown[place : place + 3] for place in range(0, 30, 3)):
+        (column,) = [name for name in answered[number][0] if name in NUMBERS]
+        for text in texts:
+            assert column in text, "each of the three shows its table"
+    for mean in answered[0][0]["test"]:
+        assert all(re.search(rf"{mean:.3f}", text) for text in shown[:3])
+
+
+NUMBERS = (
+    "score",
+    "best",
+    "gain",
+    "cost",
+    "wall_seconds",
+    "protocol",
+    "inner_step",
+    "model_seed",
+    "diverged",
+    "enough",
+)
+"""A column of each question's answer that no other one has."""
