@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import struct
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -119,7 +120,8 @@ def read_wandb(folder: Path, sweep: str) -> dict[str, Found]:
 
 
 def _wandb_records(path: Path) -> Iterator[Any]:
-    """The records of an offline file: LevelDB's log format (blocks of 32 KiB) after a header of 7 bytes."""
+    """The records of an offline file: LevelDB's log format (blocks of 32 KiB) after a header of 7 bytes, with
+    a check sum for each piece."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     content, at, parts = path.read_bytes(), 7, b""
@@ -128,8 +130,10 @@ def _wandb_records(path: Path) -> Iterator[Any]:
         if 32768 - at % 32768 < 7:
             at += 32768 - at % 32768
             continue
-        _, length, kind = struct.unpack("<IHB", content[at : at + 7])
-        parts += content[at + 7 : at + 7 + length]
+        check, length, kind = struct.unpack("<IHB", content[at : at + 7])
+        piece = content[at + 7 : at + 7 + length]
+        assert len(piece) == length and zlib.crc32(bytes([kind]) + piece) == check, f"{path}: torn"
+        parts += piece
         at += 7 + length
         if kind in (1, 4):  # whole, or last
             yield Record.FromString(parts)
