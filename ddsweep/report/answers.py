@@ -14,9 +14,9 @@ from typing import Any
 
 import pandas as pd
 
-from ddsweep.catalog import PROTOCOLS
+from ddsweep.catalog import PROTOCOLS, TrialSpec
 from ddsweep.catalog.numbers import counted
-from ddsweep.report.settings import KIND, NAMES, settings_of_row
+from ddsweep.report.settings import KIND, NAMES, settings_of, settings_of_row
 from ddsweep.report.summary import NEIGHBOUR
 from ddsweep.results.reader import Results
 from ddsweep.results.statistics import mean_std_ci
@@ -96,12 +96,22 @@ def rows_of(frame: pd.DataFrame) -> list[Row]:
     return [{str(name): value for name, value in row.items()} for row in plain.to_dict("records")]
 
 
-def answers(results: Results, by: Sequence[str] | None = None) -> list[Answer]:
+def answers(
+    results: Results, by: Sequence[str] | None = None, asked: Iterable[TrialSpec] = ()
+) -> list[Answer]:
     """One answer for each kind, in the order of the table. Trials of one kind agree in ``by``, by default in
-    the settings of `KIND`. A setting with a stopped or failed seed is counted, but not chosen."""
+    the settings of `KIND`. A setting with a stopped or failed seed is counted, but not chosen: its other
+    seeds may be the lucky ones. ``asked`` are the trials of the sweep file, because a failed trial has no row
+    that tells its settings."""
     rows = rows_of(results.trials)
     if not rows:
         return []
+    failed = set(results.failures["trial_id"]) - set(results.trials["trial_id"])
+    rows += [
+        {**settings_of(trial), "trial_id": trial.trial_id, "status": "failed", "val_score": None}
+        for trial in asked
+        if trial.trial_id in failed
+    ]
     kinds: dict[tuple[str, ...], list[Row]] = defaultdict(list)
     names = KIND if by is None else tuple(by)
     for row in rows:

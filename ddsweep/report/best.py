@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from ddsweep.catalog import TrialSpec
 from ddsweep.catalog.numbers import counted
 from ddsweep.errors import UserError
 from ddsweep.report.answers import PROTOCOL_TEXTS, Answer, TwoLevels, answers, rows_of, warnings_of
@@ -18,15 +19,18 @@ _SPEAKING = ("init", "dataset", "network", "pool", "method", "init_law")
 """Settings whose values say what they are."""
 
 
-def best_lines(results: Results, by: Sequence[str] | None = None) -> list[str]:
-    """What `ddsweep best` prints. ``by`` are the settings that tell kinds apart.
+def best_lines(
+    results: Results, by: Sequence[str] | None = None, asked: Sequence[TrialSpec] = ()
+) -> list[str]:
+    """What `ddsweep best` prints. ``by`` are the settings that tell kinds apart, ``asked`` the trials of the
+    sweep file.
 
     Raises `UserError` for an unknown setting, and if no trial is done.
     """
     unknown = [name for name in by or () if name not in NAMES]
     if unknown:
         raise UserError(f"--by: {', '.join(unknown)}: no such setting; `ddsweep settings` lists them")
-    found = answers(results, by)
+    found = answers(results, by, asked)
     if not found:
         raise UserError("no trial is done and evaluated yet")
     names = [name for name in by or KIND if len({repr(answer.kind[name]) for answer in found}) > 1]

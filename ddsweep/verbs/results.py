@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -80,12 +80,19 @@ def best(
             help="Answer once for each value of these (default: data set, network, init, images per class).",
         ),
     ] = None,
+    data_root: DataRoot = None,
 ) -> None:
     """The best setting of each kind, chosen on validation, and what it is worth on test."""
+    from ddsweep.data.files import resolve_dataset
     from ddsweep.report.best import best_lines
+    from ddsweep.report.sweep_file import asked_of
 
     names = None if by is None else [name.strip() for name in by.split(",") if name.strip()]
-    for line in best_lines(read_results(directory), names):
+    results, root = read_results(directory), data_folder(data_root)
+    trials = None
+    with suppress(UserError):  # a sweep.yaml that cannot be read does not make the tables worse
+        trials = asked_of(existing(directory), lambda value: resolve_dataset(value, root)).trials
+    for line in best_lines(results, names, trials or ()):
         typer.echo(line)
 
 

@@ -16,7 +16,7 @@ from ddsweep.report.compare import compare_lines, pairs_of
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.results.reader import Results, load_results
 from ddsweep.results.statistics import mean_std_ci
-from tests.report.conftest import Folder, spec
+from tests.report.conftest import SWEEP, Folder, spec
 
 
 def measured(folder: Folder, seed: int, lr: float, score: float, accuracies: list[float]) -> str:
@@ -75,6 +75,20 @@ def test_a_setting_of_which_a_seed_was_stopped_is_not_chosen(sweep: Folder) -> N
     sweep.stopped(spec(init="random", inner_lr=0.5, seed=1))
     (answer,) = answers(read(sweep))
     assert answer.settings["inner_lr"] == 0.1 and answer.unfinished == 1
+
+
+def test_a_setting_of_which_a_seed_failed_is_not_chosen(
+    sweep: Folder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A failed trial has no row in `trials`: the sweep file tells its setting."""
+    sweep.asked(SWEEP.replace("init: [fixed, random]", "init: [random]") + "seeds: 2\n")
+    lucky = spec(init="random", inner_lr=0.1, seed=1)
+    sweep.directory.trials_part(lucky.trial_id).unlink()
+    sweep.failure(lucky)
+    with pytest.raises(SystemExit):
+        main(["best", str(sweep.directory.root)])
+    said = capsys.readouterr().out
+    assert "inner lr 0.02" in said and "1 setting left out, stopped or failed for some seed" in said
 
 
 def test_by_other_settings(sweep: Folder) -> None:

@@ -188,17 +188,18 @@ def _read(name: str, directory: SweepDirectory, resolve: Resolve) -> tuple[Sweep
         left = counted(everything - len(results.trials), "trial")
         notes.append(f"{left} that the sweep file no longer has: left out")
     results = _once(results, notes)
+    trials = asked.trials if asked and asked.trials else ()
     sweep = Sweep(
         name=name,
         directory=directory,
         results=results,
-        answers=answers(results),
+        answers=answers(results, asked=trials),
         published=published,
         driver=live_driver(directory),
         notes=notes,
         text=text,
     )
-    return sweep, (asked.trials if asked and asked.trials else ())
+    return sweep, trials
 
 
 def _marked(directory: SweepDirectory) -> bool:
