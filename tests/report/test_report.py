@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from ddsweep.catalog import TrialSpec
 from ddsweep.cli import main
 from ddsweep.report.page.gather import gather
 from ddsweep.report.page.sections.cost import front_of
@@ -226,7 +227,8 @@ def test_no_answer_yet(folder: Folder, state: str) -> None:
     assert states.count(state) == expected and len(states) == 4
 
 
-def test_names_break_out_of_nothing(tmp_path: Path) -> None:
+def strange(tmp_path: Path) -> tuple[SweepDirectory, TrialSpec]:
+    """A sweep whose names, messages and words of columns are pieces of HTML."""
     name = "ünï </script><script>alert(1)</script>"
     directory = SweepDirectory(tmp_path / name.replace("/", "⁄"))
     directory.create()
@@ -241,6 +243,11 @@ def test_names_break_out_of_nothing(tmp_path: Path) -> None:
     write_part(
         path, [{"trial_id": trial.trial_id, "outer_step": 1, "outer_loss": 1.0}], HISTORY, directory.temporary
     )
+    return directory, trial
+
+
+def test_names_break_out_of_nothing(tmp_path: Path) -> None:
+    directory, trial = strange(tmp_path)
     text = page(gather([directory.root]))
     found = Page(text)
     assert "ünï" in found.text and "alert(1)" in found.text and "alert(3)" in found.text

@@ -8,19 +8,21 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ddsweep.catalog import TrialSpec
 from ddsweep.report.page.gather import gather
 from ddsweep.report.page.write import write_page
 from ddsweep.results.lock import SweepLock
 from tests.report.browser import CHROMIUM, Browser
 from tests.report.conftest import Folder, spec
 from tests.report.generated import generate
-from tests.report.test_report import ASKED, attacks, whole
+from tests.report.test_every_number import written
+from tests.report.test_report import ASKED, attacks, strange, whole
 
 AXE = Path(__file__).parents[2] / ".npm/node_modules/axe-core/axe.min.js"
 
@@ -34,10 +36,16 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     made.close()
 
 
+def test_axe_is_here() -> None:
+    """Without it the other tests look for no barriers; this one alone says so."""
+    if not AXE.exists():
+        pytest.skip("needs axe-core (make axe): no page is looked at for barriers")
+
+
 def barriers(browser: Browser) -> list[Any]:
     """What axe-core finds that keeps people out, seriously or critically."""
     if not AXE.exists():
-        pytest.skip("needs axe-core (make axe)")
+        return []
     browser.ask(f"(() => {{ {AXE.read_text()} }})()")
     found = "axe.run(document, {resultTypes: ['violations']}).then((found) => found.violations"
     keep = "filter((one) => ['serious', 'critical'].includes(one.impact))"
@@ -57,10 +65,15 @@ def rows(browser: Browser, condition: str = "!row.hidden") -> int:
     return count
 
 
-def column(browser: Browser, title: str) -> list[str]:
-    """The texts of a column of the table of trials, from the top."""
+def sort_by(browser: Browser, title: str, table: str = "all-trials") -> None:
+    heads = f"[...document.querySelectorAll('#{table} th button')]"
+    browser.ask(f"{heads}.find((one) => one.textContent === '{title}').click()")
+
+
+def column(browser: Browser, title: str, table: str = "all-trials") -> list[str]:
+    """The texts of a column of a table, from the top."""
     found: list[str] = browser.ask(
-        "(() => { const table = document.querySelector('#all-trials');"
+        f"(() => {{ const table = document.querySelector('#{table}');"
         f"const place = [...table.tHead.rows[0].cells].findIndex((head) => head.textContent === '{title}');"
         "return [...table.tBodies[0].rows].map((row) => row.cells[place].textContent); })()"
     )
@@ -74,13 +87,32 @@ def choose(browser: Browser, select: str, value: str) -> None:
     )
 
 
+def reached_by_keyboard(browser: Browser) -> None:
+    """Tab comes to every control that can be seen, and to nothing else that is hidden."""
+    wanted = browser.ask(
+        "[...document.querySelectorAll('a, button, input, select, summary, [tabindex]')]"
+        ".filter((one) => one.checkVisibility()).length"
+    )
+    reached = set()
+    for _ in range(wanted + 20):
+        browser.press("Tab")
+        number = browser.ask("[...document.querySelectorAll('*')].indexOf(document.activeElement)")
+        if number in reached and len(reached) >= wanted:
+            break
+        reached.add(number)
+    assert len(reached) >= wanted
+
+
 def small(folder: Folder) -> Path:
-    trials = whole(folder)
+    with_pictures(folder, whole(folder))
+    return folder.directory.root
+
+
+def with_pictures(folder: Folder, trials: Sequence[TrialSpec]) -> None:
     for trial in trials:
         picture = folder.directory.grid(trial.trial_id)
         picture.parent.mkdir(parents=True, exist_ok=True)
         picture.write_bytes(PNG)
-    return folder.directory.root
 
 
 PNG = bytes.fromhex(
@@ -91,11 +123,15 @@ PNG = bytes.fromhex(
 
 @pytest.mark.parametrize(("width", "dark"), [(1200, False), (1200, True), (390, False)])
 def test_a_sweep_is_drawn_silently_and_keeps_nobody_out(
-    browser: Browser, folder: Folder, tmp_path: Path, width: int, dark: bool
+    browser: Browser, tmp_path: Path, width: int, dark: bool
 ) -> None:
-    path = write_page(gather([small(folder)]), tmp_path / "out")
+    """As of the quickstart: fixed and random networks; one of its trials failed, and one was stopped."""
+    folder, trials = written(tmp_path)
+    with_pictures(folder, trials)
+    path = write_page(gather([folder.directory.root]), tmp_path / "out")
     browser.open(path, width=width, dark=dark)
     browser.draw_all()
+    assert rows(browser) == 12
     assert browser.ask("document.querySelectorAll('figure.chart canvas').length") >= 5
     assert browser.ask("[...document.querySelectorAll('.pictures img')].every((one) => one.naturalWidth)")
     assert browser.ask("document.documentElement.scrollWidth") == width
@@ -137,18 +173,7 @@ def test_filter_sort_pick_and_axis(browser: Browser, folder: Folder, tmp_path: P
 def test_every_control_is_reached_by_keyboard(browser: Browser, folder: Folder, tmp_path: Path) -> None:
     browser.open(write_page(gather([small(folder)]), tmp_path / "out"))
     browser.draw_all()
-    wanted = browser.ask(
-        "[...document.querySelectorAll('a, button, input, select, summary, [tabindex]')]"
-        ".filter((one) => one.checkVisibility()).length"
-    )
-    reached = set()
-    for _ in range(wanted + 20):
-        browser.press("Tab")
-        number = browser.ask("[...document.querySelectorAll('*')].indexOf(document.activeElement)")
-        if number in reached and len(reached) >= wanted:
-            break
-        reached.add(number)
-    assert len(reached) >= wanted
+    reached_by_keyboard(browser)
     browser.ask("document.querySelector('button.zoom').focus()")
     browser.press("Enter")
     assert browser.wait("document.getElementById('zoom').open")
@@ -183,6 +208,8 @@ def test_a_running_sweep_renews_itself_and_keeps_what_was_chosen(
         browser.wait(f"performance.timeOrigin > {first} && {ready}")
         assert rows(browser) == 2
         assert browser.ask(picks) == picked
+    browser.draw_all()
+    assert barriers(browser) == []
     silent(browser)
 
 
@@ -197,6 +224,18 @@ def test_pages_without_an_answer(browser: Browser, folder: Folder, tmp_path: Pat
             folder.stopped(trial)
     browser.open(write_page(gather([folder.directory.root]), tmp_path / "out"))
     browser.draw_all()
+    assert barriers(browser) == []
+    silent(browser)
+
+
+def test_names_run_nothing(browser: Browser, tmp_path: Path) -> None:
+    directory, _ = strange(tmp_path)
+    browser.open(write_page(gather([directory.root]), tmp_path / "out"))
+    browser.draw_all()
+    assert "alert(1)" in browser.ask("document.body.textContent"), (
+        "shown, and not run: a dialog would stop it"
+    )
+    assert browser.ask("document.querySelectorAll('script').length") == 3
     assert barriers(browser) == []
     silent(browser)
 
@@ -242,6 +281,11 @@ def test_a_thousand_trials(browser: Browser, tmp_path: Path) -> None:
     choose(browser, "filter-images_per_class", "4")
     assert 0 < rows(browser) < 1000
     print(f"filtered in {time.monotonic() - start:.1f} s")
+    start = time.monotonic()
+    sort_by(browser, "validation")
+    scores = [float(text) for text in column(browser, "validation")]
+    assert scores == sorted(scores)
+    print(f"sorted in {time.monotonic() - start:.1f} s")
     silent(browser)
 
 
@@ -252,7 +296,14 @@ def test_attacks(browser: Browser, folder: Folder, tmp_path: Path) -> None:
     assert (
         browser.ask("document.getElementById('chart-attack-matrix').querySelectorAll('canvas').length") == 1
     )
+    choose(browser, "filter-attack_class", "2")
+    assert rows(browser) == 1
+    browser.ask("document.getElementById('reset').click()")
+    sort_by(browser, "fooled after", "attack")
+    fooled = column(browser, "fooled after", "attack")
+    assert fooled == sorted(fooled, key=float) and len(fooled) == 2
     assert barriers(browser) == []
+    reached_by_keyboard(browser)
     silent(browser)
 
 
@@ -277,5 +328,10 @@ def test_a_search_with_early_stopping(browser: Browser, folder: Folder, tmp_path
         "low.dispatchEvent(new Event('change')); })()"
     )
     assert rows(browser) == sum(lr >= 0.05 for lr in rates)
+    browser.ask("document.getElementById('reset').click()")
+    for order in (rates, rates[::-1]):
+        sort_by(browser, "inner lr")
+        assert column(browser, "inner lr") == [f"{lr:g}" for lr in order]
     assert barriers(browser) == []
+    reached_by_keyboard(browser)
     silent(browser)
