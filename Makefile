@@ -18,8 +18,9 @@ BIN := .venv/bin
 # Written last: a set-up that was interrupted is done again.
 STAMP := .venv/.installed
 
-# Tests side by side; pytest's summary of all of them comes last.
-PYTEST := $(BIN)/python -m pytest --numprocesses
+# Tests side by side; pytest's summary of all of them comes last. Bytecode of the tests is kept, or every one of
+# these processes would compile all of them anew.
+PYTEST := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest --numprocesses
 
 # For tests/cluster: Slurm, its accounting, what makes nodes of namespaces, and what looks at the metrics.
 CLUSTER_PACKAGES := slurmd slurmctld slurm-client munge slurmdbd slurm-wlm-mysql-plugin mariadb-server \

@@ -117,21 +117,27 @@ def _asked(job: dict[str, Any], refs: Sequence[CodeRef | None], code: Path, what
         for ref in refs:
             if ref is not None and ref.is_file and not (Path(folder) / ref.digest).exists():
                 copied_source(ref, code, Path(folder))
-        done = subprocess.run(
-            python_module("ddsweep.core.measure"),
-            check=False,
-            input=json.dumps({**job, "code": folder}) + "\n",
-            capture_output=True,
-            text=True,
-        )
+        answer = _in_own_process({**job, "code": folder}, what)
+    if "error" in answer:
+        raise SettingError(str(answer["error"]))
+    return answer
+
+
+def _in_own_process(job: dict[str, Any], what: str) -> dict[str, Any]:
+    """`ddsweep.core.measure.answer`, in a process of its own."""
+    done = subprocess.run(
+        python_module("ddsweep.core.measure"),
+        check=False,
+        input=json.dumps(job) + "\n",
+        capture_output=True,
+        text=True,
+    )
     try:
         answer: dict[str, Any] = json.loads(done.stdout)
     except ValueError:
         words = done.stderr.strip().splitlines()
         said = words[-1] if words else f"code {done.returncode}"
         raise UserError(f"{what}: the process that checks it ended: {said}") from None
-    if "error" in answer:
-        raise SettingError(str(answer["error"]))
     return answer
 
 

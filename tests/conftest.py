@@ -111,6 +111,16 @@ def ddsweep_process(environment: dict[str, str]) -> Run:
     return run
 
 
+@pytest.fixture
+def checked_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Users' own networks and methods are checked in this process. One of its own takes seconds, which is for
+    tests of that process."""
+    from ddsweep import measuring
+    from ddsweep.core.measure import answer
+
+    monkeypatch.setattr(measuring, "_in_own_process", lambda job, what: answer(job))
+
+
 # ------------------------------------------------------------------------------------ the one Ray
 
 
@@ -214,8 +224,18 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeSch
 WITH_RAY = ("one_ray", "pytest.mark.ray")
 """What files say whose tests keep together."""
 
-LONG = ("core/test_devices", "test_trial", "test_out_of_memory", "bench/test_bench", "test_evaluation")
-"""Files that take long: they begin early, or all would wait for them in the end."""
+LONG = (
+    *("test_network_door", "core/test_unroll", "core/test_gradients", "test_trial", "test_evaluation"),
+    *(
+        "core/test_steps",
+        "core/test_devices",
+        "test_changed_evaluation",
+        "test_method_door",
+        "bench/test_bench",
+    ),
+    *("test_out_of_memory", "older/test_older_results", "launch/test_crew", "test_packing"),
+)
+"""Files that take long, the longest first: they begin early, or all would wait for them in the end."""
 
 
 def group_of(path: str) -> str:
@@ -235,6 +255,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         path = item.nodeid.partition("::")[0]
         if groups[path] != path:
             return 0
-        return 1 if path.removeprefix("tests/").removesuffix(".py") in LONG else 2
+        name = path.removeprefix("tests/").removesuffix(".py")
+        return 1 + (LONG.index(name) if name in LONG else len(LONG))
 
     items.sort(key=place)

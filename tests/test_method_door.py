@@ -45,6 +45,7 @@ def trial(where: Path, **more: Any) -> FinishedTrial:
     )
 
 
+@pytest.mark.usefixtures("checked_here")
 def test_from_its_file_to_whole_tables(mine: Path, tmp_path: Path) -> None:
     results = tmp_path / "results"
     found = trial(results)
@@ -62,6 +63,7 @@ def test_from_its_file_to_whole_tables(mine: Path, tmp_path: Path) -> None:
     assert (tables.history["outer_loss"] > 0).all() and (tables.history["grad_norm"] > 0).all()
 
 
+@pytest.mark.usefixtures("checked_here")
 def test_its_object_is_made_with_its_options(mine: Path, tmp_path: Path) -> None:
     found = trial(tmp_path / "results")
     assert found.distilled.spec.method_code is not None
@@ -69,6 +71,7 @@ def test_its_object_is_made_with_its_options(mine: Path, tmp_path: Path) -> None
     assert method_of(found.distilled.spec).real_per_class == 4  # type: ignore[attr-defined]
 
 
+@pytest.mark.usefixtures("checked_here")
 def test_a_changed_file_makes_other_trials_and_the_old_copy_stays(mine: Path, tmp_path: Path) -> None:
     first = trial(tmp_path / "results").trial_id
     (mine / "my_methods.py").write_text(METHODS + "\n# changed\n")
@@ -86,6 +89,7 @@ def test_the_sweep_of_the_page_is_planned_and_its_file_checked_once(mine: Path, 
     assert said.returncode == 0 and "checked" not in said.stderr
 
 
+@pytest.mark.usefixtures("checked_here")
 def test_settings_of_other_methods_do_not_multiply_its_trials(mine: Path, ddsweep: Run) -> None:
     (mine / "grid.yaml").write_text(
         "name: grid\n"
@@ -110,6 +114,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.usefixtures("checked_here")
 @pytest.mark.parametrize(("old", "new", "said"), REFUSED.values(), ids=REFUSED)
 def test_what_is_no_method_is_refused_before_any_trial(
     mine: Path, tmp_path: Path, old: str, new: str, said: str

@@ -86,6 +86,7 @@ def trial(network: Any, where: Path, **more: Any) -> FinishedTrial:
     return run_trial({**SMALL, "network": network, **more}, where, evaluate=EVALUATE)
 
 
+@pytest.mark.usefixtures("checked_here")
 def test_a_network_with_norms_dropout_and_a_free_parameter_is_distilled_and_judged(
     nets: Path, tmp_path: Path
 ) -> None:
@@ -118,6 +119,7 @@ def test_a_network_with_norms_dropout_and_a_free_parameter_is_distilled_and_judg
         assert float((answers == splits.test_labels).double().mean()) == pytest.approx(expected, abs=0.004)
 
 
+@pytest.mark.usefixtures("checked_here")
 def test_a_trial_that_is_killed_goes_on_bit_for_bit(nets: Path, tmp_path: Path) -> None:
     whole = trial(OWN, tmp_path / "whole")
     spec = whole.distilled.spec
@@ -134,6 +136,7 @@ def test_a_trial_that_is_killed_goes_on_bit_for_bit(nets: Path, tmp_path: Path) 
     assert torch.equal(DistilledSet.load(directory.distilled(spec.trial_id)).images, whole.distilled.images)
 
 
+@pytest.mark.usefixtures("checked_here")
 def test_a_set_is_read_where_its_code_does_not_run(nets: Path, tmp_path: Path) -> None:
     (nets / "nets.py").write_text(NETS + f"\nopen({str(tmp_path / 'ran')!r}, 'a').write('x')\n")
     found = trial(OWN, tmp_path / "results")
@@ -157,6 +160,7 @@ except Exception as error:
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.usefixtures("checked_here")
 @pytest.mark.parametrize("how", ["changed", "torn"])
 def test_a_copy_that_was_changed_is_not_run(nets: Path, tmp_path: Path, how: str) -> None:
     found = trial(OWN, tmp_path / "results")
@@ -168,6 +172,7 @@ def test_a_copy_that_was_changed_is_not_run(nets: Path, tmp_path: Path, how: str
         trial(OWN, tmp_path / "results", seed=1)
 
 
+@pytest.mark.usefixtures("checked_here")
 def test_a_changed_file_makes_other_trials(nets: Path, tmp_path: Path) -> None:
     first = trial(OWN, tmp_path / "results")
     (nets / "layers.py").write_text(LAYERS.replace("0.1 *", "0.2 *"))
@@ -178,6 +183,7 @@ def test_a_changed_file_makes_other_trials(nets: Path, tmp_path: Path) -> None:
     assert len(list((tmp_path / "results" / "code").iterdir())) == 2
 
 
+@pytest.mark.usefixtures("checked_here")
 def test_matching_goes_by_what_the_last_layer_is_given(nets: Path, tmp_path: Path) -> None:
     settings = {"method": "distribution_matching", "real_per_class": 8}
     base = {key: value for key, value in SMALL.items() if key not in ("real_batch", "inner_lr")}
@@ -267,6 +273,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.usefixtures("checked_here")
 @pytest.mark.parametrize(("line", "said"), REFUSED.values(), ids=REFUSED)
 def test_what_cannot_be_distilled_through_is_refused_before_any_trial(
     nets: Path, tmp_path: Path, line: str, said: str
@@ -278,6 +285,7 @@ def test_what_cannot_be_distilled_through_is_refused_before_any_trial(
     assert not (tmp_path / "results").exists()
 
 
+@pytest.mark.usefixtures("checked_here")
 def test_what_the_page_shows_works(nets: Path, tmp_path: Path) -> None:
     page = (Path(__file__).parents[1] / "docs" / "networks.md").read_text()
     blocks = [block.partition("\n")[2] for block in page.split("```")[1::2]]

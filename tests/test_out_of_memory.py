@@ -208,7 +208,7 @@ from ddsweep.trial import distil_trial, read_distilled
 from ddsweep.trial_plan import TrialSettings
 
 spec = TrialSpec(dataset=DATASETS["digits"], network="convnet(depth=1,width=32,norm=none)", outer_steps=1,
-                 images_per_class=20, inner_steps=2, inner_epochs=40, inner_lr=0.01, models_per_step=4,
+                 images_per_class=20, inner_steps=2, inner_epochs=20, inner_lr=0.01, models_per_step=4,
                  real_batch=64, selection_networks=1)
 splits = load_splits(spec.dataset, None, validation_fraction=0.1, split_seed=0)
 # What torch and its threads take at their first use is there before the limit.
@@ -219,7 +219,7 @@ distil_trial(small, splits, directory, TrialSettings())
 for name in ("free", "limited"):
     if name == "limited":
         now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (now + 350 * 2**20,) * 2)
+        resource.setrlimit(resource.RLIMIT_AS, (now + 150 * 2**20,) * 2)
     directory = SweepDirectory(Path(sys.argv[1]) / name)
     distil_trial(spec, splits, directory, TrialSettings(memory_mode="store"))
     found = read_distilled(spec, directory)
@@ -228,7 +228,7 @@ for name in ("free", "limited"):
 
 
 def test_memory_that_really_runs_out_on_the_cpu(tmp_path: Path, environment: dict[str, str]) -> None:
-    """350 MiB more lie between what ``store`` (520) and ``recompute`` (20) take of this trial."""
+    """150 MiB more lie between what ``store`` (260) and ``recompute`` (20) take of this trial."""
     done = subprocess.run(
         [sys.executable, "-c", LIMITED, str(tmp_path)],
         capture_output=True,

@@ -28,7 +28,7 @@ from ddsweep.core.own_network import traits_of
 from ddsweep.errors import UserError
 from ddsweep.own_code import load_code
 
-__all__ = ["measure"]
+__all__ = ["answer", "measure"]
 
 
 def measure(network: nn.Module, shape: tuple[int, int, int]) -> Measure:
@@ -56,6 +56,15 @@ def _measured(network: nn.Module, shape: tuple[int, int, int], device: str) -> M
         functional_call(module, values, (torch.zeros(1, *shape, device=device),))
     parameters = sum(value.numel() for value in network.parameters() if value.requires_grad)
     return Measure(counter.get_total_flops(), sum(sizes), parameters)
+
+
+def answer(job: dict[str, Any]) -> dict[str, Any]:
+    """The measures of a network, or that a method passes its check, as `ddsweep.measuring` asks for them; or
+    under ``error`` the fault that was found."""
+    try:
+        return _answer(job)
+    except UserError as error:
+        return {"error": str(error)}
 
 
 def _answer(job: dict[str, Any]) -> dict[str, Any]:
@@ -93,9 +102,5 @@ if __name__ == "__main__":
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # output of a user's code is not an answer
     torch.set_num_threads(1)
-    try:
-        answer = _answer(json.loads(sys.stdin.readline()))
-    except UserError as error:
-        answer = {"error": str(error)}
-    answers.write(json.dumps(answer) + "\n")
+    answers.write(json.dumps(answer(json.loads(sys.stdin.readline()))) + "\n")
     answers.close()

@@ -10,6 +10,7 @@ import inspect
 import re
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass
+from functools import cache
 from textwrap import dedent
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -81,6 +82,7 @@ def _of_model(section: str, model: type[BaseModel]) -> list[Key]:
     ]
 
 
+@cache
 def texts_below(of: type) -> list[tuple[list[str], str]]:
     """The texts in a class, each with the fields above it, back to the previous text."""
     (node,) = ast.parse(dedent(inspect.getsource(of))).body

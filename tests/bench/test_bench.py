@@ -7,10 +7,12 @@ import os
 import runpy
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from ddsweep.catalog import DATASETS, TrialSpec
 from ddsweep.data.load import load_splits
@@ -19,6 +21,7 @@ from ddsweep.trial import distil_trial
 from ddsweep.trial_plan import TrialSettings
 
 ROOT = Path(__file__).resolve().parents[2]
+Bench = Callable[..., str]
 NOT_NEEDED = ("ray", "pydantic", "typer")
 BOTH = {
     *("ratio", "ratio_min", "ratio_max", "networks", "device", "repeats", "seconds_per_network"),
@@ -34,22 +37,43 @@ BOTH = {
 }
 
 
-def run(tmp_path: Path, script: str, *options: str) -> subprocess.CompletedProcess[str]:
-    """Run a benchmark without data, where ray and the like announce themselves and cannot be imported."""
+def in_own_process(tmp_path: Path, script: str, *options: str) -> dict[str, Any]:
+    """The report of a benchmark without data, where ray and the like announce themselves and cannot be
+    imported."""
     for name in NOT_NEEDED:
         text = f"import sys\nprint('imported {name}', file=sys.stderr)\nraise ImportError('{name}')\n"
         (tmp_path / f"{name}.py").write_text(text)
     environment = {key: value for key, value in os.environ.items() if key != "DDSWEEP_DATA"}
     environment["PYTHONPATH"] = str(tmp_path)
-    command = [sys.executable, str(Path("bench", script)), "--device", "cpu", *options]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
+    command = [sys.executable, str(Path("bench", script)), "--device", "cpu", *options, "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
+    assert "imported" not in done.stderr
+    return report(done.returncode, done.stdout, done.stderr)
 
 
-def report(result: subprocess.CompletedProcess[str]) -> dict[str, Any]:
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert "imported" not in result.stderr
-    found: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
+def report(code: int, said: str, complained: str = "") -> dict[str, Any]:
+    assert code == 0, said + complained
+    found: dict[str, Any] = json.loads(said.splitlines()[-1])
     return found
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Bench]:
+    """``bench(script, *options)``: what a benchmark prints without data, in this process."""
+
+    def run(script: str, *options: str) -> str:
+        path = ROOT / "bench" / script
+        monkeypatch.setattr(sys, "argv", [str(path), "--device", "cpu", *options, "--json"])
+        monkeypatch.syspath_prepend(str(path.parent))
+        monkeypatch.delenv("DDSWEEP_DATA", raising=False)
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(path), run_name="__main__")
+        assert not ended.value.code
+        return capsys.readouterr().out
+
+    threads = torch.get_num_threads()
+    yield run
+    torch.set_num_threads(threads)
 
 
 def check_ratio(found: dict[str, Any], name: str) -> None:
@@ -57,7 +81,7 @@ def check_ratio(found: dict[str, Any], name: str) -> None:
 
 
 def test_meta_step(tmp_path: Path) -> None:
-    found = report(run(tmp_path, "meta_step.py", "--quick", "--json"))
+    found = in_own_process(tmp_path, "meta_step.py", "--quick")
     assert set(found) >= BOTH | {"modes", "memory_mode"}
     check_ratio(found, "ratio")
     assert set(found["modes"]) == {"store", "recompute"}
@@ -66,8 +90,8 @@ def test_meta_step(tmp_path: Path) -> None:
     assert (found["networks"], found["repeats"]) == (2, 1)
 
 
-def test_evaluate(tmp_path: Path) -> None:
-    found = report(run(tmp_path, "evaluate.py", "--quick", "--json"))
+def test_evaluate(bench: Bench) -> None:
+    found = report(0, bench("evaluate.py", "--quick"))
     assert set(found) >= BOTH | {"ratio_best_batch", "best_batch"}
     check_ratio(found, "ratio")
     check_ratio(found, "ratio_best_batch")
@@ -78,7 +102,7 @@ def test_evaluate(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_memory(tmp_path: Path) -> None:
-    found = report(run(tmp_path, "memory.py", "--quick", "--epochs", "40", "--json"))
+    found = in_own_process(tmp_path, "memory.py", "--quick", "--epochs", "40")
     by_kind = {(row["memory_mode"], row["segment"]): row["bytes"] for row in found["rows"]}
     assert set(by_kind) == {("store", 1), ("recompute", 1), ("recompute", 10), ("recompute", 30)}
     assert 0 < by_kind["recompute", 10] < by_kind["store", 1]
@@ -86,37 +110,28 @@ def test_memory(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_packing(tmp_path: Path) -> None:
-    found = report(run(tmp_path, "packing.py", "--quick", "--packed", "1", "2", "--json"))
+    found = in_own_process(tmp_path, "packing.py", "--quick", "--packed", "1", "2")
     assert [row["count"] for row in found["rows"]] == [1, 2]
     for row in found["rows"]:
         assert row["trials_per_hour"] == pytest.approx(row["steps_per_second"] * 3.6)
         assert row["steps_per_second"] > 0
 
 
-def test_precision(tmp_path: Path) -> None:
+def test_precision(bench: Bench) -> None:
     options = ("--network", "convnet(depth=1,width=4)", "--dataset", "digits")
-    rows = report(run(tmp_path, "precision.py", "--quick", *options, "--json"))["rows"]
+    rows = report(0, bench("precision.py", "--quick", *options))["rows"]
     apart = {row["what"]: row["relative"] for row in rows}
     assert max(apart["float32"], apart["float32, autograd"]) < 1e-4 < apart["products of TF32"]
     assert apart["products of TF32"] < apart["products of bfloat16"] < 0.5
 
 
-def test_options(tmp_path: Path) -> None:
-    options = (
-        "--network",
-        "convnet(depth=2,width=4)",
-        "--dataset",
-        "usps",
-        "--dtype",
-        "float64",
-        "--networks",
-        "3",
-    )
-    result = run(tmp_path, "meta_step.py", "--quick", "--memory-mode", "recompute", *options, "--json")
-    found = report(result)
+def test_options(bench: Bench) -> None:
+    options = ("--network", "convnet(depth=2,width=4)", "--dataset", "usps", "--dtype", "float64")
+    said = bench("meta_step.py", "--quick", "--memory-mode", "recompute", "--networks", "3", *options)
+    found = report(0, said)
     assert found["network"] == "convnet(depth=2,width=4,norm=instance)"
     assert (found["memory_mode"], found["dtype"], found["networks"]) == ("recompute", "float64", 3)
-    assert "RANDOM images" in result.stdout
+    assert "RANDOM images" in said
 
 
 REFUSED = {
@@ -147,14 +162,14 @@ def test_what_cannot_be_is_one_message(
     assert message in (code if isinstance(code, str) else said) and code
 
 
-def test_noise(tmp_path: Path) -> None:
+def test_noise(tmp_path: Path, bench: Bench) -> None:
     """The bands of frequency add up to the whole, because the transform is orthonormal."""
     spec = TrialSpec(DATASETS["digits"], network="convnet(width=4)", outer_steps=1, real_batch=20)
     splits = load_splits(spec.dataset, None, validation_fraction=0.1, split_seed=0)
     directory = SweepDirectory(tmp_path / "results")
     assert distil_trial(spec, splits, directory, TrialSettings())
     path = str(directory.distilled(spec.trial_id))
-    found = report(run(tmp_path, "noise.py", path, "--networks", "32", "--real-batch", "8", "--json"))
+    found = report(0, bench("noise.py", path, "--networks", "32", "--real-batch", "8"))
     rates, images, *bands = found["rows"]
     assert (rates["values"], images["values"], found["networks"]) == (1, 10 * 64, 32)
     assert sum(band["values"] for band in bands) == images["values"]
@@ -170,7 +185,7 @@ def test_noise(tmp_path: Path) -> None:
 def test_nodes(options: tuple[str, ...]) -> None:
     command = [sys.executable, "bench/nodes.py", "--slots", "2", "--trials", "4", "--reports", "2", *options]
     result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
-    found = report(result)
+    found = report(result.returncode, result.stdout, result.stderr)
     assert (found["nodes"], found["slots"], found["trials"]) == (1, 2, 4)
     assert 0 < found["efficiency"] == pytest.approx(found["ideal_s"] / found["wall_s"], abs=0.02)
     if "--seconds" in options:
@@ -194,7 +209,7 @@ def test_driver(tmp_path: Path) -> None:
         timeout=1100,
         check=False,
     )
-    rows = report(result)["rows"]
+    rows = report(result.returncode, result.stdout, result.stderr)["rows"]
     found = {(row["trials"], row["stage"], row.get("state")): row for row in rows}
     assert [found[20, "resume", state]["done"] for state in ("nothing", "half", "all")] == [0, 10, 20]
     assert found[20, "expand", "half"]["done"] == 10

@@ -111,6 +111,14 @@ class Driver:
     def run(self) -> int:
         return self.start().wait()
 
+    def run_here(self) -> int:
+        """In the test's own process, which takes seconds less: for a run that nobody kills."""
+        assert self.one_ray is not None
+        done = self.one_ray("run", self.file, "--results", self.folder / "results")
+        with self.log.open("a") as log:
+            log.write(done.stdout + done.stderr)
+        return done.returncode
+
     def signal(self, number: int) -> None:
         assert self.process is not None
         self.process.send_signal(number)

@@ -207,8 +207,8 @@ TINY = """
 name: tiny
 base: {dataset: digits, network: "convnet(depth=1,width=8,norm=none)", images_per_class: 1, inner_steps: 1,
        outer_steps: 4, models_per_step: 1, real_batch: 32, selection_networks: 1}
-seeds: 4
-evaluate: {networks: 4, group_size: 4, baselines: none, gpus: 0.1}
+seeds: 2
+evaluate: {networks: 4, group_size: 4, shards: 1, baselines: none, gpus: 0.1}
 resources: {gpus: 0.5, total_gpus: 2, device: cpu, dashboard: false}
 """
 
@@ -218,9 +218,9 @@ def test_a_sweep_is_packed_on_gpus_that_are_none(tmp_path: Path, one_ray: OneRay
     done = one_ray("run", "tiny.yaml", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     trials = load_results(tmp_path / "results" / "tiny").trials
-    assert list(trials["status"]) == ["done"] * 4
-    assert list(trials["n_replans"]) == [0] * 4 and set(trials["device"]) == {"cpu"}
-    assert (trials["gpu_seconds"] / trials["wall_seconds"]).tolist() == pytest.approx([0.5] * 4)
+    assert list(trials["status"]) == ["done"] * 2
+    assert list(trials["n_replans"]) == [0] * 2 and set(trials["device"]) == {"cpu"}
+    assert (trials["gpu_seconds"] / trials["wall_seconds"]).tolist() == pytest.approx([0.5] * 2)
 
 
 def test_cpus_beyond_the_machine_are_refused_before_any_trial(tmp_path: Path, one_ray: OneRay) -> None:
@@ -248,6 +248,6 @@ def test_workers_that_all_see_the_same_gpus_fail_with_a_message(
         assert "eval shard " in done.stderr and "CUDA_VISIBLE_DEVICES is '0,1'" in done.stderr
         return
     failures = load_results(tmp_path / "results" / "tiny").failures
-    assert len(failures) == 4 and set(failures["attempts"]) == {1}, "a retry would not help"
+    assert len(failures) == 2 and set(failures["attempts"]) == {1}, "a retry would not help"
     for message in failures["message"]:
         assert "was granted 0.5 GPU" in message and "CUDA_VISIBLE_DEVICES is '0,1'" in message
