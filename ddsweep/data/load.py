@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from ddsweep.catalog import DatasetSpec
 from ddsweep.data.files import is_here, surveyed
-from ddsweep.data.sources import Part, source_of
+from ddsweep.data.sources import Part, Raw, source_of
 from ddsweep.data.splits import Splits, check_part, make_splits
 from ddsweep.data.transforms import transform_images
 from ddsweep.errors import DataError
@@ -59,11 +59,13 @@ def load_splits(
     names = names or tuple(str(i) for i in range(spec.classes))
     for role, part in (("train", train), ("test", test)):
         check_part(spec, names, role, part)
+
+    def transformed(part: Part) -> Part:
+        return part._replace(images=transform_images(part.images, spec.shape))
+
     return make_splits(
         spec,
-        names,
-        train._replace(images=transform_images(train.images, spec.shape)),
-        test._replace(images=transform_images(test.images, spec.shape)),
+        Raw(transformed(train), transformed(test), names),
         validation_fraction=validation_fraction,
         split_seed=split_seed,
         whitening=whitening,

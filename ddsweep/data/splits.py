@@ -17,7 +17,7 @@ import torch
 
 from ddsweep.catalog import DatasetSpec
 from ddsweep.core.images import RealSet, normalise
-from ddsweep.data.sources import Part, source_of
+from ddsweep.data.sources import Part, Raw, source_of
 from ddsweep.data.whitening import Whitening, measure_whitening
 from ddsweep.errors import DataError, SettingError
 from ddsweep.seeds import derive_seed
@@ -83,9 +83,7 @@ class Splits:
 
 def make_splits(
     spec: DatasetSpec,
-    names: tuple[str, ...],
-    train: Part,
-    test: Part,
+    raw: Raw,
     *,
     validation_fraction: float,
     split_seed: int,
@@ -93,7 +91,7 @@ def make_splits(
     stand_in: bool = False,
     test_in_train: int = 0,
 ) -> Splits:
-    """Carve validation out of ``train``; ``names`` are the classes. The parts are as `check_part` wants them.
+    """Carve validation out of the training part of ``raw``. Its parts are as `check_part` wants them.
 
     Raises `DataError` for a class too small to split and for images that cannot be normalised,
     `SettingError` for a fraction outside (0, 1).
@@ -103,6 +101,7 @@ def make_splits(
     # What stands for the files in a trial's id must also seed their split: two names for the same files are
     # one trial, so they must have one split. A transformed set has that of its files: the same images.
     key = spec.fingerprint or spec.base_name
+    train, test, names = raw
     chosen = _validation_mask(spec, names, train, validation_fraction, derive_seed("split", key, split_seed))
     fingerprint = _hash(train, test)
     labels = train.labels

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ddsweep.catalog import DatasetSpec
-from ddsweep.data.sources import Part
+from ddsweep.data.sources import Part, Raw
 from ddsweep.data.splits import Splits, make_splits
 from ddsweep.data.transforms import transform_images
 from ddsweep.errors import DataError
@@ -49,9 +49,7 @@ def stand_in(
     names = spec.class_names or tuple(str(i) for i in range(spec.classes))
     return make_splits(
         spec,
-        names,
-        train,
-        test,
+        Raw(train, test, names),
         validation_fraction=validation_fraction,
         split_seed=split_seed,
         whitening=whitening,

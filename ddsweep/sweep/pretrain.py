@@ -6,6 +6,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,23 @@ from ddsweep.sweep.session import ray_session
 from ddsweep.sweep.shards import SharedSplits, get_splits, put_splits
 from ddsweep.trial_plan import pick_device
 
-__all__ = ["train_pool"]
+__all__ = ["PoolRequest", "train_pool"]
 
 RETRIES = RetryPolicy(3)
 """How often, and when, a group is tried again after its worker died."""
+
+
+@dataclass(frozen=True)
+class PoolRequest:
+    """A pool to be trained, and where. ``address`` is that of a Ray to join; ``stand_in`` allows small
+    made-up data for missing files."""
+
+    pool: PoolFile
+    recipe: PoolRecipe
+    directory: PoolDirectory
+    data_root: Path | None
+    address: str | None = None
+    stand_in: bool = False
 
 
 def load_pool_splits(recipe: PoolRecipe, data_root: Path | None, *, stand_in: bool = False) -> Splits:
@@ -43,24 +57,16 @@ def load_pool_splits(recipe: PoolRecipe, data_root: Path | None, *, stand_in: bo
 
 
 def train_pool(
-    pool: PoolFile,
-    recipe: PoolRecipe,
-    directory: PoolDirectory,
-    say: Callable[[str], None],
-    drain: Drain,
-    *,
-    data_root: Path | None,
-    address: str | None = None,
-    stand_in: bool = False,
-    on_ready: Callable[[], None] = lambda: None,
+    request: PoolRequest, say: Callable[[str], None], drain: Drain, on_ready: Callable[[], None]
 ) -> bool:
-    """Train what is missing of ``pool`` and write its index; False if a signal ended it before that. The
+    """Train what is missing of a pool and write its index; False if a signal ended it before that. The
     caller holds the pool's lock. ``on_ready`` is called once nothing is left to refuse.
 
     Raises `UserError` before any work for data that is not there and resources that do not fit, `Drained` if
     it is told to end before the work begins.
     """
-    directory = PoolDirectory(directory.root.resolve())  # workers may run in another folder
+    pool, recipe, address = request.pool, request.recipe, request.address
+    directory = PoolDirectory(request.directory.root.resolve())  # workers may run in another folder
     with drain.interruptible():
         groups = missing_groups(recipe, directory)
     if not groups:
@@ -68,7 +74,7 @@ def train_pool(
         write_index(directory, recipe.spec(pool.name))
         return True
     with drain.interruptible():
-        splits = load_pool_splits(recipe, data_root, stand_in=stand_in)
+        splits = load_pool_splits(recipe, request.data_root, stand_in=request.stand_in)
         check_parts(directory, recipe, splits)
     directory.stop_file.unlink(missing_ok=True)
     draining = threading.Event()

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ddsweep.catalog.numbers import counted
 from ddsweep.errors import EXIT_DRAINED, UserError
 from ddsweep.verbs.arguments import DataRoot, Overrides, ResultsDir, ResultsRoot, SiteFile, SweepFile, find
 from ddsweep.verbs.inputs import (
@@ -53,8 +53,12 @@ def launch(
     """
     from ddsweep.sweep.drain import Drain, Drained
 
+    over = {"nodes": nodes, "gpus_per_node": gpus_per_node, "time": time}
+    over |= {"partition": partition, "account": account}
+    asked = _Asked(file, settings or [], site, over, mode, results, data_root)
     with Drain() as drain:
         with drain.interruptible():
+            from ddsweep.catalog.numbers import counted
             from ddsweep.launch import start
             from ddsweep.report.console import report_console
 
@@ -63,16 +67,7 @@ def launch(
             def say(text: str) -> None:
                 console.print(text, highlight=False, markup=False, soft_wrap=True)
 
-            flags = {
-                "nodes": nodes,
-                "gpus_per_node": gpus_per_node,
-                "time": time,
-                "partition": partition,
-                "account": account,
-            }
-            request, planned, missing = _launch_request(
-                file, settings or [], site, mode, flags, results, data_root, say
-            )
+            request, planned, missing = _launch_request(asked, say)
             if dry_run:
                 start.dry_run(request, planned, missing, say)
                 return
@@ -107,16 +102,20 @@ def launch(
         raise typer.Exit(code)
 
 
-def _launch_request(
-    file: Path,
-    settings: Sequence[str],
-    site: Path | None,
-    mode: str,
-    flags: Mapping[str, object],
-    results: Path | None,
-    data_root: Path | None,
-    say: Callable[[str], None],
-) -> tuple[Request, int, int]:
+@dataclass(frozen=True)
+class _Asked:
+    """The words of a `launch`. ``over`` are options that go over keys of the site file, None if not given."""
+
+    file: Path
+    settings: Sequence[str]
+    site: Path | None
+    over: Mapping[str, object]
+    mode: str
+    results: Path | None
+    data_root: Path | None
+
+
+def _launch_request(asked: _Asked, say: Callable[[str], None]) -> tuple[Request, int, int]:
     """What is to be launched, how many trials are planned, and how many of them are missing. ``say`` is told
     what is noteworthy about their data."""
     from ddsweep.data.files import require_files
@@ -129,6 +128,7 @@ def _launch_request(
     from ddsweep.spec import check_strata, load_sweep
     from ddsweep.sweep.tpe import require_optuna
 
+    settings, site, mode = asked.settings, asked.site, asked.mode
     if site is None:
         raise UserError("--site: name a site file, such as slurm/mine.yaml, or `local` for this machine")
     if mode not in MODES:
@@ -136,13 +136,13 @@ def _launch_request(
     if sys.platform != "linux":
         raise UserError("launch: jobs run on Linux only; `ddsweep run` is the way here")
     over = [item.removeprefix("site.") for item in settings if item.startswith("site.")]
-    over += [f"{key}={json.dumps(value)}" for key, value in flags.items() if value is not None]
+    over += [f"{key}={json.dumps(value)}" for key, value in asked.over.items() if value is not None]
     place = load_site(site, over)
     device = [] if place.device is None else [f"resources.device={place.device}"]
-    sweep = load_sweep(file, [*(item for item in settings if not item.startswith("site.")), *device])
+    sweep = load_sweep(asked.file, [*(item for item in settings if not item.startswith("site.")), *device])
     require_optuna(sweep)
-    root, directory = data_folder(data_root), sweep_directory(sweep, results)
-    plan = expand_sweep(sweep, directory, root, file.parent / "pools")
+    root, directory = data_folder(asked.data_root), sweep_directory(sweep, asked.results)
+    plan = expand_sweep(sweep, directory, root, asked.file.parent / "pools")
     check_strata(sweep.name, sweep.scheduler, plan.trials)
     stay = sweep.scheduler is not None
     states = trial_states(directory, plan.trials, sweep.evaluate.spec(), stopped_stay=stay)

@@ -11,7 +11,6 @@ import typer
 
 import ddsweep
 from ddsweep import completions
-from ddsweep.catalog.numbers import counted
 from ddsweep.verbs.arguments import DataRoot, Overrides, ResultsRoot, Smoke, SweepFile
 from ddsweep.verbs.inputs import data_folder, expand_sweep, sweep_directory
 
@@ -25,6 +24,7 @@ def init(
 ) -> None:
     """Write the sweep, pool and site files that come with ddsweep into a folder, to be edited."""
     from ddsweep.bundled import FOLDERS, write_files
+    from ddsweep.catalog.numbers import counted
 
     found = write_files(directory)
     for folder in FOLDERS.values():
@@ -47,6 +47,7 @@ def plan(
     smoke: Smoke = False,
 ) -> None:
     """Show the trials of a sweep, what is done, and what the rest will cost."""
+    from ddsweep.catalog.numbers import counted
     from ddsweep.cost import choose_memory, estimate
     from ddsweep.report.console import report_console
     from ddsweep.report.data import data_lines

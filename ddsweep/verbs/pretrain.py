@@ -105,7 +105,7 @@ def _pretrain(
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     with drain.interruptible():
         from ddsweep.sweep.drain import Interrupted
-        from ddsweep.sweep.pretrain import train_pool
+        from ddsweep.sweep.pretrain import PoolRequest, train_pool
 
     def ready() -> None:
         write_atomic(directory.pool_file, pool_yaml(pool).encode(), directory.temporary)
@@ -115,15 +115,10 @@ def _pretrain(
         remove_leftovers(directory.temporary)
         try:
             whole = train_pool(
-                pool,
-                recipe,
-                directory,
+                PoolRequest(pool, recipe, directory, data_root, address, stand_in),
                 lambda line: console.print(line, highlight=False),
                 drain,
-                data_root=data_root,
-                address=address,
-                stand_in=stand_in,
-                on_ready=ready,
+                ready,
             )
         except Interrupted:
             console.print("stopped at once; the same command goes on with the networks that are missing")

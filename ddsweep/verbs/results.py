@@ -10,7 +10,6 @@ from typing import Annotated
 import typer
 
 from ddsweep import completions
-from ddsweep.catalog.numbers import counted
 from ddsweep.errors import UserError
 from ddsweep.verbs.arguments import DataRoot, ResultsDir, ResultsRoot, Watch
 from ddsweep.verbs.inputs import data_folder, existing, read_results, results_root
@@ -140,6 +139,7 @@ def prune(
 
 def collect(directory: ResultsDir) -> None:
     """Compact the parts of each table into one file under tables/. The parts stay."""
+    from ddsweep.catalog.numbers import counted
     from ddsweep.results.collect import compact
 
     found = existing(directory)

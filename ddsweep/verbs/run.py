@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from ddsweep.catalog.numbers import counted
 from ddsweep.errors import EXIT_INTERRUPTED, ResultsError, UserError
 from ddsweep.verbs.arguments import (
     Address,
@@ -70,17 +70,7 @@ def run(
             expand = expander(sweep, directory, root, file.parent / "pools")
             plan = expand(read_proposals(directory))
             check_strata(sweep.name, sweep.scheduler, plan.trials)
-        _run(
-            sweep,
-            plan,
-            directory,
-            root,
-            address,
-            drain,
-            expand=expand,
-            everything=everything,
-            track=track or (),
-        )
+        _run(_Work(sweep, plan, expand, directory, root, address, everything, track or ()), drain)
 
 
 def evaluate(
@@ -108,33 +98,28 @@ def evaluate(
             sweep = load_sweep(found.sweep_file, settings or ())
             root = data_folder(data_root)
             plan = expand_sweep(sweep, found, root)
-        _run(
-            sweep,
-            plan,
-            found,
-            root,
-            address,
-            drain,
-            expand=None,
-            everything=everything,
-            track=track or (),
-        )
+        _run(_Work(sweep, plan, None, found, root, address, everything, track or ()), drain)
 
 
-def _run(
-    sweep: SweepSpec,
-    plan: Plan,
-    directory: SweepDirectory,
-    data_root: Path | None,
-    address: str | None,
-    drain: Drain,
-    *,
-    expand: Callable[[Proposed], Plan] | None,
-    everything: bool,
-    track: Sequence[str],
-) -> None:
-    """Run what is missing of ``plan``, and what a guided search proposes; ``expand`` makes plans from its
-    proposals. Without it only what is distilled is evaluated."""
+@dataclass(frozen=True)
+class _Work:
+    """What is to be run, where, and what is told of it: ``everything`` in the last tables, and to the
+    trackers ``track``. ``expand`` makes plans from the proposals of a guided search; without it only what is
+    distilled is evaluated."""
+
+    sweep: SweepSpec
+    plan: Plan
+    expand: Callable[[Proposed], Plan] | None
+    directory: SweepDirectory
+    data_root: Path | None
+    address: str | None
+    everything: bool
+    track: Sequence[str]
+
+
+def _run(work: _Work, drain: Drain) -> None:
+    """Run what is missing of the plan, and what a guided search proposes."""
+    from ddsweep.catalog.numbers import counted
     from ddsweep.data.files import require_files
     from ddsweep.measuring import codes_of
     from ddsweep.report.attack_table import attack_matrix
@@ -149,11 +134,12 @@ def _run(
     from ddsweep.spec import is_smoke, resolved_yaml
     from ddsweep.trackers.beside import tracked
 
+    sweep, plan, expand, directory = work.sweep, work.plan, work.expand, work.directory
     console = report_console()
     fresh = not directory.root.exists()
     if fresh and not is_smoke(sweep.name):  # so all of it is to do, and needs its data
         for dataset in dict.fromkeys(trial.dataset for trial in plan.trials):
-            require_files(dataset, data_root)
+            require_files(dataset, work.data_root)
     with drain.interruptible():
         from ddsweep.sweep.drain import Drained, Interrupted
         from ddsweep.sweep.guide import Guide
@@ -170,15 +156,16 @@ def _run(
 
     def run_plan(now: Plan) -> tuple[Outcome, int]:
         labels, columns = trial_labels(now.trials), Columns(*trial_columns(now.trials))
-        told = told_of(now.trials) if track else {}
+        told = told_of(now.trials) if work.track else {}
         with (
             Board(console, labels, now.trials, columns) as board,
-            tracked(track, directory, told, tracking_folder(directory.root), board.say),
+            tracked(work.track, directory, told, tracking_folder(directory.root), board.say),
         ):
             outcome = run_sweep(
                 SweepRequest(
-                    *(sweep, now.trials, directory, data_root, estimated_seconds(now, sweep), labels),
-                    address=address,
+                    *(sweep, now.trials, directory, work.data_root),
+                    *(estimated_seconds(now, sweep), labels),
+                    address=work.address,
                     only_evaluate=expand is None,
                 ),
                 board,
@@ -215,7 +202,7 @@ def _run(
         except Interrupted:
             console.print("stopped at once; the same command goes on from the last checkpoints")
             raise typer.Exit(EXIT_INTERRUPTED) from None
-    print_last_tables(console, directory, plan.trials, sweep.evaluate.spec(), everything=everything)
+    print_last_tables(console, directory, plan.trials, sweep.evaluate.spec(), everything=work.everything)
     try:
         picture = attack_matrix(directory, plan.trials, lambda path: None)
     except ResultsError as error:  # the sweep itself is over
@@ -229,6 +216,8 @@ def _run(
 
 
 def _print_outcome(console: Any, outcome: Any, directory: SweepDirectory) -> None:
+    from ddsweep.catalog.numbers import counted
+
     words = [f"{counted(outcome.done, 'trial')} done"]
     if outcome.stopped:
         words.append(f"{outcome.stopped} stopped by the scheduler (with scheduler=null they go on)")

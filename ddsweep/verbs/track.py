@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ddsweep.catalog.numbers import counted
 from ddsweep.verbs.arguments import DataRoot, ResultsDir, Watch, trackers
 from ddsweep.verbs.inputs import aside, data_folder, existing
 
@@ -39,6 +38,7 @@ def track(
     data_root: DataRoot = None,
 ) -> None:
     """Send what is new of a sweep to trackers, from its files alone: while it runs, or after it."""
+    from ddsweep.catalog.numbers import counted
     from ddsweep.data.files import resolve_dataset
     from ddsweep.report.status import live_driver
     from ddsweep.report.sweep_file import asked_of

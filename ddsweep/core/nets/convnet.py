@@ -9,10 +9,10 @@ from torch.nn import functional as F
 from ddsweep.catalog import NetworkSpec
 from ddsweep.core.layers import convnet_layers
 
-__all__ = ["ConvNet", "InstanceNorm", "build"]
+__all__ = ["ConvNet", "InstanceNorm2d", "build"]
 
 
-class InstanceNorm(nn.Module):
+class InstanceNorm2d(nn.Module):
     """Per image and channel: subtract the mean, divide by the deviation, scale and shift."""
 
     def __init__(self, channels: int) -> None:
@@ -34,7 +34,7 @@ class ConvNet(nn.Module):
         self.convs, self.norms = nn.ModuleList(), nn.ModuleList()
         for _ in range(spec.depth):
             self.convs.append(nn.Conv2d(channels, spec.width, 3, padding=1))
-            self.norms.append(InstanceNorm(spec.width) if spec.norm == "instance" else nn.Identity())
+            self.norms.append(InstanceNorm2d(spec.width) if spec.norm == "instance" else nn.Identity())
             channels, side = spec.width, side // 2
         self.fc = nn.Linear(channels * side * side, classes)
         self.layers = convnet_layers(spec.depth, spec.norm)
