@@ -10,6 +10,7 @@ import pytest
 
 from ddsweep.catalog import TrialSpec
 from ddsweep.errors import ResultsError
+from ddsweep.report.page.gather import gather
 from ddsweep.report.sweep_file import asked_of
 from ddsweep.results.current import current_ids, write_sweep_file
 from ddsweep.results.layout import SweepDirectory
@@ -243,6 +244,8 @@ def test_the_verbs_know_the_proposals(folder: Folder, ddsweep: Run) -> None:
 
     said = ddsweep("status", root).stdout
     assert "small: 4 trials, 3 distilled, 1 interrupted; up to 2 more to be proposed" in said
+
+    assert "up to 2 more trials to be proposed by the search" in gather([root], resolve).sweeps[0].notes
 
     assert "nothing to remove" in ddsweep("prune", root).stdout
     assert trial.trial_id in set(load_results(root).history["trial_id"])

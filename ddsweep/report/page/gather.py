@@ -176,6 +176,8 @@ def _read(name: str, directory: SweepDirectory, resolve: Resolve) -> tuple[Sweep
             notes.append(f"sweep.yaml cannot be read, so trials without files are not known: {error}")
     if asked is not None and asked.note:
         notes.append(asked.note)
+    if asked is not None and asked.to_propose:
+        notes.append(f"up to {counted(asked.to_propose, 'more trial')} to be proposed by the search")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         results = load_results(directory.root)
