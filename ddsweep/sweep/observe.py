@@ -68,8 +68,6 @@ class Board:
         self._in: dict[State, dict[str, Seen]] = {state: {} for state in _ORDER}
         for trial_id, seen in self._trials.items():
             self._in[seen.state][trial_id] = seen
-        self.most_running = 0
-        """The most trials that ran at a time."""
         self._columns = columns or Columns()
         self._pace = Pace()
         self._lock = threading.Lock()
@@ -172,7 +170,6 @@ class Board:
             after = self._trials[trial_id] = change(before)
             del self._in[before.state][trial_id]
             self._in[after.state][trial_id] = after
-            self.most_running = max(self.most_running, len(self._in["running"]))
         return before, after
 
     # ---------------------------------------------------------------------------- what is known

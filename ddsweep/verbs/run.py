@@ -145,12 +145,15 @@ def _run(work: _Work, drain: Drain) -> None:
         from ddsweep.sweep.guide import Guide
         from ddsweep.sweep.live_view import Columns
         from ddsweep.sweep.observe import Board  # here: missing files are told before Ray's slow import
-        from ddsweep.sweep.rounds import run_rounds
+        from ddsweep.sweep.rounds import room_of_ray, run_rounds
         from ddsweep.sweep.runner import Outcome, SweepRequest, run_sweep
 
     guide: Guide | None = None
+    room = 0
 
     def ready() -> None:
+        nonlocal room
+        room = room_of_ray(sweep, plan.trials)
         ids = [trial.trial_id for trial in (guide.plan if guide else plan).trials]
         write_sweep_file(directory, resolved_yaml(sweep).encode(), ids)
 
@@ -172,7 +175,7 @@ def _run(work: _Work, drain: Drain) -> None:
                 drain,
                 on_ready=ready,
             )
-        return outcome, board.most_running
+        return outcome, room
 
     directory.create()
     with SweepLock(directory.lock) as lock, drain.leftover(lock.release):
