@@ -7,7 +7,6 @@ The places, in this order: a given file; ``weights/alexnet-imagenet.safetensors`
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,15 +18,7 @@ from ddsweep.paths import user_path
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = [
-    "ALEXNET",
-    "ALEXNET_SHAPES",
-    "STORED",
-    "find_weights",
-    "imagenet_weights",
-    "read_weights",
-    "weights_fingerprint",
-]
+__all__ = ["ALEXNET", "ALEXNET_SHAPES", "STORED", "find_weights", "read_weights"]
 
 ALEXNET = "alexnet-imagenet"
 """Their name for ``ddsweep data fetch``."""
@@ -60,15 +51,6 @@ ALEXNET_SHAPES: dict[str, tuple[int, ...]] = {
     "classifier.6.bias": (1000,),
 }
 """Names and shapes of ``torchvision.models.alexnet``, in its order."""
-
-
-def imagenet_weights(file: Path | None, root: Path | None) -> dict[str, Tensor]:
-    """The state of torchvision's AlexNet, float32 on the CPU: `find_weights`, then `read_weights`.
-
-    The last layer is that of the 1000 classes of ImageNet. Raises `DataError` without weights, and for a
-    damaged file.
-    """
-    return read_weights(find_weights(file, root))
 
 
 def find_weights(file: Path | None, root: Path | None) -> Path:
@@ -143,19 +125,6 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if unknown:
         raise DataError(f"{ALEXNET}: {path}: {unknown[0]} is not a weight of torchvision.models.alexnet")
     return weights
-
-
-def weights_fingerprint(weights: Mapping[str, Tensor]) -> str:
-    """64 hex of the SHA-256 over names, dtypes, shapes and bytes, by sorted name. The kind of file does not
-    matter."""
-    import torch
-
-    digest = hashlib.sha256()
-    for name in sorted(weights):
-        tensor = weights[name].detach().cpu().contiguous()
-        digest.update(json.dumps([name, _dtype(tensor), list(tensor.shape)]).encode() + b"\n")
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _dtype(tensor: Tensor) -> str:

@@ -45,10 +45,6 @@ class Job:
     elements: int = 0
     started: str | None = None
 
-    def element(self, index: int) -> str:
-        """What submitit and Slurm call one element."""
-        return f"{self.id}_{index}" if self.elements else self.id
-
 
 @dataclass(frozen=True)
 class LaunchFolder:

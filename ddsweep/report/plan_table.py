@@ -6,14 +6,14 @@ from collections import Counter
 from collections.abc import Mapping
 
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
 from ddsweep.catalog.numbers import counted
 from ddsweep.cost import CostEstimate
-from ddsweep.report.console import MORE, MOST_LISTED, Fitted, add_headings
+from ddsweep.report.console import MOST_LISTED
 from ddsweep.report.formats import NONE, duration, size
-from ddsweep.report.settings import setting_cells, setting_headings, settings_of, varying
+from ddsweep.report.settings import settings_of, varying
+from ddsweep.report.trial_table import trial_table
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.spec import AshaSpec, Plan, settings_by_stratum
 
@@ -45,35 +45,19 @@ def plan_table(
     """The trials of ``plan`` with their state (``done``, ``stopped``, `TO_EVALUATE` or, also by default,
     ``missing``) and cost, and the totals below. ``threads`` is the number that ``estimates`` were made for.
     """
-    settings = [settings_of(trial) for trial in plan.trials]
-    names = varying(settings)
-    titles = setting_headings(names)
-    fold = len(titles) < len(names)  # one column for all settings
-    listed = plan.trials[:MOST_LISTED]
-    cells = setting_cells(settings[:MOST_LISTED], names)
-
-    def build(shown: int, tall: bool) -> Table:
-        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-        rest = [MORE] if shown < len(titles) else []
-        add_headings(table, ["trial"], tall=tall)
-        add_headings(table, [*titles[:shown], *rest], tall=tall, fold=fold)
-        add_headings(table, ["state"], tall=tall)
-        add_headings(table, ["about", "memory"], tall=tall, right=True)
-        for trial, own in zip(listed, cells, strict=True):
-            state, cost = states.get(trial.trial_id, "missing"), estimates.get(trial.trial_id)
-            table.add_row(
-                trial.trial_id,
-                *own[:shown],
-                *[""] * len(rest),
-                Text(state, {"done": "green", "stopped": "magenta", TO_EVALUATE: "cyan"}.get(state, "")),
-                duration(cost.seconds_cpu) if cost and state != TO_EVALUATE else NONE,
-                size(cost.memory_bytes) if cost else NONE,
-            )
-        return table
-
-    more = [Text(f"and {hidden} more")] if (hidden := len(plan.trials) - len(listed)) else []
-    totals = Text(_totals(plan, states, estimates, threads, scheduler))
-    return Group(build(1, False) if fold else Fitted(build, len(titles)), *more, totals)
+    settings = {trial.trial_id: settings_of(trial) for trial in plan.trials}
+    listed = dict(list(settings.items())[:MOST_LISTED])
+    told: dict[str, list[str | Text]] = {}
+    for trial_id in listed:
+        state, cost = states.get(trial_id, "missing"), estimates.get(trial_id)
+        told[trial_id] = [
+            Text(state, {"done": "green", "stopped": "magenta", TO_EVALUATE: "cyan"}.get(state, "")),
+            duration(cost.seconds_cpu) if cost and state != TO_EVALUATE else NONE,
+            size(cost.memory_bytes) if cost else NONE,
+        ]
+    table = trial_table(listed, varying(list(settings.values())), ["about", "memory"], told)
+    more = [Text(f"and {hidden} more")] if (hidden := len(settings) - len(listed)) else []
+    return Group(table, *more, Text(_totals(plan, states, estimates, threads, scheduler)))
 
 
 def _totals(

@@ -18,7 +18,7 @@ from ddsweep.errors import ResultsError
 from ddsweep.report.curve import sparkline
 from ddsweep.report.formats import NONE, duration, percent, plain, size
 from ddsweep.report.settings import changed, settings_of_row
-from ddsweep.report.status import STYLES, TrialStatus, live_driver, read_history, trial_status
+from ddsweep.report.status import STYLES, StateReader, TrialStatus, live_driver, read_history
 from ddsweep.report.summary import NEIGHBOUR, Accuracy, eval_rows, measured, trial_row
 from ddsweep.report.summary_table import BASELINE_NAMES, gain_text
 from ddsweep.report.sweep_file import Resolve, asked_of, from_catalog, seen_trials
@@ -88,9 +88,8 @@ def show(directory: SweepDirectory, prefix: str, resolve: Resolve = from_catalog
     trial_id = _only(prefix, list(dict.fromkeys([*trials, *seen_trials(directory)])))
     torn: list[Path] = []
     row = trial_row(directory, trial_id, torn.append)
-    now = trial_status(
-        directory, trial_id, trials.get(trial_id), asked.evaluation, live_driver(directory), torn
-    )
+    reader = StateReader(directory, asked.evaluation, live_driver(directory), torn)
+    now = reader.status(trial_id, trials.get(trial_id))
     settings = now.settings or (settings_of_row(row) if row else {})
     parts: list[RenderableType] = [_head(now, row)]
     if now.message:

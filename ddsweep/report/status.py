@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -26,13 +26,13 @@ __all__ = [
     "AGAIN",
     "STATES",
     "STYLES",
+    "StateReader",
     "SweepStatus",
     "TrialStatus",
     "live_driver",
     "read_history",
     "status",
     "trial_states",
-    "trial_status",
 ]
 
 STATES = (
@@ -110,16 +110,13 @@ def trial_states(
 
     Without a scheduler stopped trials are ``missing``, because a run goes on with them.
     """
-    known = KnownParts.load(directory)
+    reader = StateReader(directory, evaluation, known=KnownParts.load(directory))
     evals = directory.evals_by_trial()
     states = {
-        trial.trial_id: _ended(
-            directory, trial.trial_id, trial, evaluation, [], known, evals.get(trial.trial_id, [])
-        )
-        for trial in trials
+        trial.trial_id: reader.ended(trial.trial_id, trial, evals.get(trial.trial_id, [])) for trial in trials
     }
     with suppress(ResultsError):  # a folder of somebody else: the next call takes as long again
-        known.save(directory)
+        reader.known.save(directory)
     ends = ("done", "stopped") if stopped_stay else ("done",)
     return {trial_id: state if state and state in ends else "missing" for trial_id, state in states.items()}
 
@@ -151,10 +148,9 @@ def status(
         if trials is not None
         else dict.fromkeys(seen_trials(directory))
     )
-    evals = directory.evals_by_trial()
+    evals, reader = directory.evals_by_trial(), StateReader(directory, evaluation, driver, torn, known)
     found = tuple(
-        trial_status(directory, trial_id, trial, evaluation, driver, torn, known, evals.get(trial_id, []))
-        for trial_id, trial in asked.items()
+        reader.status(trial_id, trial, evals.get(trial_id, [])) for trial_id, trial in asked.items()
     )
     if scheduler and trials and driver:
         found = _with_paused(found, trials, scheduler)
@@ -195,107 +191,85 @@ def live_driver(directory: SweepDirectory) -> dict[str, Any] | None:
     return live_holder(directory.lock)
 
 
-def trial_status(
-    directory: SweepDirectory,
-    trial_id: str,
-    trial: TrialSpec | None,
-    evaluation: EvaluationSpec | None,
-    driver: Mapping[str, Any] | None,
-    torn: list[Path],
-    known: KnownParts | None = None,
-    evals: Sequence[Path] | None = None,
-) -> TrialStatus:
-    """The state of one trial. Unreadable parts are added to ``torn``; less is read of ``known`` parts.
-    ``evals`` are its evals parts; left out, the folder is listed.
-
-    Without ``trial`` and ``evaluation`` any ``trials`` part counts as current.
-    """
-    history = read_history(directory, trial_id, torn)
-    if evals is None:
-        evals = directory.evals_parts(trial_id)
-    known = known or KnownParts()
-    state = _state(directory, trial_id, trial, evaluation, driver, torn, known, evals)
-    last = history[-1] if history else {}
-    scores = [row["val_score"] for row in history if row["val_score"] is not None]
-    return TrialStatus(
-        trial_id=trial_id,
-        state=state,
-        settings=settings_of(trial) if trial else {},
-        outer_step=last.get("outer_step") or 0,
-        outer_steps=trial.outer_steps if trial else None,
-        outer_loss=last.get("outer_loss"),
-        val_score=scores[-1] if scores else None,
-        seconds=last.get("seconds"),
-        message=_failure(directory, trial_id, torn) if state == "failed" else None,
-        heldout=_heldout(directory, trial_id, trial, known, torn) if state == "done" else None,
-    )
-
-
-def _heldout(
-    directory: SweepDirectory, trial_id: str, trial: TrialSpec | None, known: KnownParts, torn: list[Path]
-) -> int | None:
-    try:
-        fixed = trial is not None and trial.init == "fixed"
-        return networks_judged(directory, trial_id, known, fixed=fixed)
-    except ResultsError:
-        torn.append(directory.trials_part(trial_id))
-        return None
-
-
 def read_history(directory: SweepDirectory, trial_id: str, torn: list[Path]) -> list[dict[str, Any]]:
     """The logged outer steps of a trial; none if its part is torn. A torn part is added to ``torn``."""
     return _read(directory.history_part(trial_id), HISTORY, torn)
 
 
-def _state(
-    directory: SweepDirectory,
-    trial_id: str,
-    trial: TrialSpec | None,
-    evaluation: EvaluationSpec | None,
-    driver: Mapping[str, Any] | None,
-    torn: list[Path],
-    known: KnownParts,
-    evals: Sequence[Path],
-) -> str:
-    if ended := _ended(directory, trial_id, trial, evaluation, torn, known, evals):
-        return ended
-    # A file from before the driver started is from an earlier driver, and says nothing about this one.
-    since = _since(driver)
-    worked = max(map(_modified, (directory.checkpoint(trial_id), directory.history_part(trial_id))))
-    failed = _modified(directory.failure_part(trial_id))
-    distilled = _modified(directory.distilled(trial_id))
-    if failed and not (driver and max(worked, distilled) > failed):
-        return "failed"
-    if distilled:
-        return "evaluating" if driver else "distilled"
-    if worked:
-        return "running" if driver and worked >= since else "interrupted"
-    return "pending"
+@dataclass(frozen=True)
+class StateReader:
+    """Reads the states of trials from the files of a sweep. Unreadable parts are added to ``torn``; less is
+    read of ``known`` parts. Without an ``evaluation`` any ``trials`` part counts as current."""
 
+    directory: SweepDirectory
+    evaluation: EvaluationSpec | None
+    driver: Mapping[str, Any] | None = None
+    torn: list[Path] = field(default_factory=list)
+    known: KnownParts = field(default_factory=KnownParts)
 
-def _ended(
-    directory: SweepDirectory,
-    trial_id: str,
-    trial: TrialSpec | None,
-    evaluation: EvaluationSpec | None,
-    torn: list[Path],
-    known: KnownParts,
-    evals: Sequence[Path],
-) -> str | None:
-    """``stopped`` if the ``trials`` part says so, ``done`` if all that is asked is there; None for an
-    unfinished trial."""
-    path = directory.trials_part(trial_id)
-    if not path.exists():
-        return None
-    try:
-        if known.footer(path).get("status") == "stopped":
-            return "stopped"
-        if trial is None or evaluation is None:
-            return "done"
-        return "done" if is_evaluated(directory, trial, evaluation, known, evals) else None
-    except ResultsError:
-        torn.append(path)
-        return None
+    def status(
+        self, trial_id: str, trial: TrialSpec | None, evals: Sequence[Path] | None = None
+    ) -> TrialStatus:
+        """The state of one trial. ``evals`` are its evals parts; left out, the folder is listed. Without
+        ``trial`` any ``trials`` part counts as current."""
+        history = read_history(self.directory, trial_id, self.torn)
+        state = self._state(trial_id, trial, self.directory.evals_parts(trial_id) if evals is None else evals)
+        last = history[-1] if history else {}
+        scores = [row["val_score"] for row in history if row["val_score"] is not None]
+        return TrialStatus(
+            trial_id=trial_id,
+            state=state,
+            settings=settings_of(trial) if trial else {},
+            outer_step=last.get("outer_step") or 0,
+            outer_steps=trial.outer_steps if trial else None,
+            outer_loss=last.get("outer_loss"),
+            val_score=scores[-1] if scores else None,
+            seconds=last.get("seconds"),
+            message=_failure(self.directory, trial_id, self.torn) if state == "failed" else None,
+            heldout=self._heldout(trial_id, trial) if state == "done" else None,
+        )
+
+    def ended(self, trial_id: str, trial: TrialSpec | None, evals: Sequence[Path]) -> str | None:
+        """``stopped`` if the ``trials`` part says so, ``done`` if all that is asked is there; None for an
+        unfinished trial."""
+        path = self.directory.trials_part(trial_id)
+        if not path.exists():
+            return None
+        try:
+            if self.known.footer(path).get("status") == "stopped":
+                return "stopped"
+            if trial is None or self.evaluation is None:
+                return "done"
+            whole = is_evaluated(self.directory, trial, self.evaluation, self.known, evals)
+            return "done" if whole else None
+        except ResultsError:
+            self.torn.append(path)
+            return None
+
+    def _state(self, trial_id: str, trial: TrialSpec | None, evals: Sequence[Path]) -> str:
+        if ended := self.ended(trial_id, trial, evals):
+            return ended
+        directory, driver = self.directory, self.driver
+        # A file from before the driver started is from an earlier driver, and says nothing about this one.
+        since = _since(driver)
+        worked = max(map(_modified, (directory.checkpoint(trial_id), directory.history_part(trial_id))))
+        failed = _modified(directory.failure_part(trial_id))
+        distilled = _modified(directory.distilled(trial_id))
+        if failed and not (driver and max(worked, distilled) > failed):
+            return "failed"
+        if distilled:
+            return "evaluating" if driver else "distilled"
+        if worked:
+            return "running" if driver and worked >= since else "interrupted"
+        return "pending"
+
+    def _heldout(self, trial_id: str, trial: TrialSpec | None) -> int | None:
+        try:
+            fixed = trial is not None and trial.init == "fixed"
+            return networks_judged(self.directory, trial_id, self.known, fixed=fixed)
+        except ResultsError:
+            self.torn.append(self.directory.trials_part(trial_id))
+            return None
 
 
 def _failure(directory: SweepDirectory, trial_id: str, torn: list[Path]) -> str:

@@ -6,15 +6,15 @@ from collections import Counter
 from collections.abc import Sequence
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from ddsweep.catalog.numbers import counted
-from ddsweep.report.console import MORE, MOST_LISTED, Fitted, add_headings
+from ddsweep.report.console import MOST_LISTED
 from ddsweep.report.formats import NONE, duration, percent
-from ddsweep.report.settings import setting_cells, setting_headings, varying
+from ddsweep.report.settings import varying
 from ddsweep.report.status import AGAIN, STATES, STYLES, SweepStatus, TrialStatus
 from ddsweep.report.summary import networks_note
+from ddsweep.report.trial_table import trial_table
 
 __all__ = ["driver_text", "status_table"]
 
@@ -78,32 +78,19 @@ def _listed(trials: Sequence[TrialStatus]) -> Sequence[TrialStatus]:
 
 
 def _table(trials: Sequence[TrialStatus]) -> RenderableType:
-    names = varying([t.settings for t in trials if t.settings])
-    titles, cells = setting_headings(names), setting_cells([trial.settings for trial in trials], names)
-
-    fold = len(titles) < len(names)  # one column for all of them
-
-    def build(shown: int, tall: bool) -> Table:
-        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-        rest = [MORE] if shown < len(titles) else []
-        add_headings(table, ["trial"], tall=tall)
-        add_headings(table, [*titles[:shown], *rest], tall=tall, fold=fold)
-        add_headings(table, ["state"], tall=tall)
-        add_headings(table, ["outer step", "loss", "val. score", "time"], tall=tall, right=True)
-        for trial, own in zip(trials, cells, strict=True):
-            table.add_row(
-                trial.trial_id,
-                *own[:shown],
-                *[""] * len(rest),
-                Text(trial.state, STYLES[trial.state]),
-                _step(trial),
-                NONE if trial.outer_loss is None else f"{trial.outer_loss:.4g}",
-                NONE if trial.val_score is None else f"{percent(trial.val_score)} %",
-                duration(trial.seconds),
-            )
-        return table
-
-    return build(1, False) if fold else Fitted(build, len(titles))
+    told: dict[str, list[str | Text]] = {
+        trial.trial_id: [
+            Text(trial.state, STYLES[trial.state]),
+            _step(trial),
+            NONE if trial.outer_loss is None else f"{trial.outer_loss:.4g}",
+            NONE if trial.val_score is None else f"{percent(trial.val_score)} %",
+            duration(trial.seconds),
+        ]
+        for trial in trials
+    }
+    names = varying([trial.settings for trial in trials if trial.settings])
+    settings = {trial.trial_id: trial.settings for trial in trials}
+    return trial_table(settings, names, ["outer step", "loss", "val. score", "time"], told)
 
 
 def _step(trial: TrialStatus) -> str:

@@ -46,10 +46,6 @@ class Metric:
     tags: tuple[str, ...]
     meaning: str
 
-    @property
-    def exported_name(self) -> str:
-        return f"ray_{self.name}_total" if self.type == "counter" else f"ray_{self.name}"
-
 
 METRICS = (
     Metric("ddsweep_trials", "gauge", ("sweep", "state"), "Trials of the plan in each state"),

@@ -130,7 +130,6 @@ def test_versions_name_the_code_itself(tmp_path: Path) -> None:
 
 def test_names_of_elements_and_runs() -> None:
     folder = LaunchFolder(Path("/r/jobs/l"))
-    assert Job("12", "trials", 3).element(2) == "12_2" and Job("12", "cluster").element(0) == "12"
     assert folder.run("12_2", 1) == Path("/r/jobs/l/runs/12_2.1")
     assert folder.outcome("trials", 2) == Path("/r/jobs/l/outcomes/trials-0002.json")
     assert os.path.basename(folder.log("12_2")) == "12_2_0_log.out"

@@ -17,7 +17,7 @@ from ddsweep.report.answers import Answer, answers, rows_of
 from ddsweep.report.formats import plain
 from ddsweep.report.page.networks import Networks
 from ddsweep.report.settings import NAMES, heading, settings_of, settings_of_row, telling, varying
-from ddsweep.report.status import live_driver, trial_status
+from ddsweep.report.status import StateReader, live_driver
 from ddsweep.report.sweep_file import Resolve, asked_of, from_catalog, seen_trials
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.results.reader import Results, load_results
@@ -244,11 +244,11 @@ def _trials(sweep: Sweep, asked: Sequence[TrialSpec]) -> list[Trial]:
     specs: dict[str, TrialSpec | None] = {spec.trial_id: spec for spec in asked}
     if not asked:
         specs = dict.fromkeys(dict.fromkeys([*seen_trials(sweep.directory), *failures]))
-    torn: list[Path] = []
+    reader = StateReader(sweep.directory, None, sweep.driver)
     for trial_id, spec in specs.items():
         if trial_id in ended:
             continue
-        state = trial_status(sweep.directory, trial_id, spec, None, sweep.driver, torn).state
+        state = reader.status(trial_id, spec).state
         failure, message = failures.get(trial_id), None
         if failure and state in ("failed", "pending"):
             words = [

@@ -1,0 +1,40 @@
+"""The table of trials that `plan` and `status` print: settings, as many as fit, and what is told of each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from ddsweep.report.console import MORE, Fitted, add_headings
+from ddsweep.report.settings import setting_cells, setting_headings
+
+__all__ = ["trial_table"]
+
+
+def trial_table(
+    settings: Mapping[str, Mapping[str, Any]],
+    names: Sequence[str],
+    headings: Sequence[str],
+    told: Mapping[str, Sequence[str | Text]],
+) -> RenderableType:
+    """A line for each trial of ``settings`` (by id) with those of ``names``; then what is ``told`` of it, its
+    state first, and ``headings`` over the rest."""
+    titles, cells = setting_headings(names), setting_cells(list(settings.values()), names)
+    fold = len(titles) < len(names)  # one column for all settings
+
+    def build(shown: int, tall: bool) -> Table:
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+        rest = [MORE] if shown < len(titles) else []
+        add_headings(table, ["trial"], tall=tall)
+        add_headings(table, [*titles[:shown], *rest], tall=tall, fold=fold)
+        add_headings(table, ["state"], tall=tall)
+        add_headings(table, headings, tall=tall, right=True)
+        for trial_id, own in zip(settings, cells, strict=True):
+            table.add_row(trial_id, *own[:shown], *[""] * len(rest), *told[trial_id])
+        return table
+
+    return build(1, False) if fold else Fitted(build, len(titles))
