@@ -145,7 +145,8 @@ def by_hand(
         rate = float(found.rates[place]) if protocol.inner_lr is None else protocol.inner_lr
         gradients = torch.autograd.grad(F.cross_entropy(model(images[picks]), labels[picks]), weights)
         with torch.no_grad():
-            for weight, (m, v), g in zip(weights, slots, gradients, strict=True):
+            for weight, (m, v), gradient in zip(weights, slots, gradients, strict=True):
+                g = gradient + (protocol.weight_decay or 0.0) * weight
                 if kind == "gd":
                     weight.sub_(rate * g)
                 elif kind == "momentum":
@@ -176,6 +177,8 @@ def by_hand(
         {"inner_lr": 0.05},
         {"inner_epochs": 1},
         {"inner_epochs": 4},
+        {"weight_decay": 0.2},
+        {"weight_decay": 0.2, "inner_optimizer": "adam", "inner_lr": 0.01},
         {"order": "shuffled", "inner_epochs": 4, "inner_optimizer": "momentum", "network": OTHER},
     ],
     ids=lambda changes: Protocol(**changes).name,
@@ -191,6 +194,10 @@ def test_a_row_is_what_plain_torch_finds_for_one_network(
     assert set(rows["source"]) == {"distilled"}
     for column in ("network", "init_law", "order", "inner_optimizer", "inner_epochs"):
         assert set(rows[column]) == {getattr(used, column)}, column
+    if protocol.weight_decay is None:
+        assert rows["weight_decay"].isna().all()
+    else:
+        assert set(rows["weight_decay"]) == {protocol.weight_decay}
     if protocol.inner_lr is None:
         assert rows["inner_lr"].isna().all()
     else:

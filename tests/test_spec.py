@@ -544,6 +544,7 @@ def test_bad_settings(load: Load, text: str, message: str) -> None:
             BASE + "evaluate: {protocols: [{network: convnet(depth=2,width=4)}]}",
             'needs quotes: {network: "convnet(depth=2,width=64)"}',
         ),
+        (BASE + "evaluate: {protocols: [{weight_decay: -1}]}", "[0].weight_decay: -1.0 must be a positive"),
         (BASE + "evaluate: {protocols: [{network: lnet}]}", "protocols[0].network: unknown network 'lnet'"),
         (
             BASE + "evaluate: {protocols: [{init_law: xavir}]}",
@@ -1004,11 +1005,11 @@ def test_resources_by_setting(load: Load) -> None:
 
 
 def test_protocols_are_words_and_mappings(load: Load) -> None:
-    text = BASE + "evaluate: {protocols: [on_random, {network: lenet}, {inner_lr: 1, inner_epochs: 2.0}]}"
+    text = BASE + "evaluate: {protocols: [on_random, {network: lenet}, {inner_lr: 1, weight_decay: 5e-4}]}"
     assert load(text).evaluate.spec().protocols == (
         "on_random",
         Protocol(network="lenet"),
-        Protocol(inner_lr=1.0, inner_epochs=2),
+        Protocol(inner_lr=1.0, weight_decay=5e-4),
     )
     asked = load(BASE, ["evaluate.protocols=[as_distilled, {order: sampled}]"]).evaluate.spec()
     assert asked.protocols == ("as_distilled", Protocol(order="sampled"))

@@ -59,8 +59,9 @@ class Protocol:
     """A way to apply distilled sets other than the one they were made for. None means as in the trial.
 
     ``inner_lr`` is one rate for all steps instead of the learned ones. ``inner_epochs`` is how often the
-    batches are gone through; beyond the trained number the rates of the last epoch repeat. Without a ``name``
-    it is called by what it changes: ``order=shuffled,inner_lr=0.1``.
+    batches are gone through; beyond the trained number the rates of the last epoch repeat.
+    ``weight_decay`` is no setting of a trial. Without a ``name`` it is called by what it changes:
+    ``order=shuffled,inner_lr=0.1``.
 
     Raises `SettingError` if nothing is changed, or for a name that has another meaning already.
     """
@@ -73,6 +74,7 @@ class Protocol:
     inner_optimizer: str | None = None
     inner_lr: float | None = None
     inner_epochs: int | None = None
+    weight_decay: float | None = None
 
     def __post_init__(self) -> None:
         changes = self.changes()
@@ -109,7 +111,8 @@ class Protocol:
         A trial keeps its known network or pool only if network and law stay the same; for another network or
         law there are only fresh ones. Raises `SettingError` if its set cannot be applied like this.
         """
-        changes = {name: value for name, value in self.changes().items() if name != "inner_lr"}
+        of_training = ("inner_lr", "weight_decay")
+        changes = {name: value for name, value in self.changes().items() if name not in of_training}
         # A window is for distilling only; it need not fit these epochs.
         trial = replace(trial, window=None)
         fresh = replace(trial, init="random", pool=None, **changes)

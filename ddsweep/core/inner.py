@@ -9,6 +9,9 @@ rate r and v = dL/dw':
     adam       m' = b1 m + (1-b1) g,  s' = b2 s + (1-b2) g^2,
                w' = w - r m^ / sqrt(s^ + eps^2)  with  m^ = m'/(1-b1^t), s^ = s'/(1-b2^t), t from 1
 
+With weight decay d, g is the gradient plus d w (as in torch's SGD and Adam). A set can be applied so; there
+is no way back through it.
+
 Adam (Kingma and Ba 2015) has its epsilon inside the root: outside, the derivative does not exist at s = 0,
 which dead units have.
 """
@@ -75,6 +78,7 @@ class InnerOptimizer:
 
     kind: str = "gd"
     momentum: float = 0.9
+    weight_decay: float = 0.0
 
     BETAS = (0.9, 0.999)
     EPSILON = 1e-8
@@ -88,6 +92,8 @@ class InnerOptimizer:
         self, params: Params, slots: Slots, gradient: Params, rate: Rate, step: int
     ) -> tuple[Params, Slots]:
         """Weights and slots after step ``step`` (from 0)."""
+        if self.weight_decay:
+            gradient = {n: gradient[n] + self.weight_decay * w for n, w in params.items()}
         slots = self._slots_after(slots, gradient)
         directions = {n: self._direction(n, slots, gradient, step) for n in params}
         moved = _scaled(directions, rate)
@@ -124,7 +130,9 @@ class InnerOptimizer:
         self, v: Params, by_slots: Slots, slots: Slots, gradient: Params, rate: Rate, step: int
     ) -> UpdateVjp:
         """Back through one update. ``v`` and ``by_slots``: derivatives by weights and slots after the
-        step; ``slots`` those before it."""
+        step; ``slots`` those before it. Raises ``ValueError`` with weight decay."""
+        if self.weight_decay:
+            raise ValueError("weight_decay: there is no way back through a step with weight decay")
         if self.kind == "gd":
             return UpdateVjp(_scaled(v, -rate), (), -_dot(v, gradient))
         after = self._slots_after(slots, gradient)

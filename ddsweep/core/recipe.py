@@ -20,11 +20,11 @@ __all__ = ["Recipe", "batch_order", "held_out_loop"]
 class Recipe:
     """How a network is trained on S batches: ``epochs`` times through them, in the ``order`` of
     `ddsweep.core.order`, with one step of ``optimizer`` (``momentum`` is that of heavy ball) on the mean
-    cross-entropy with each.
+    cross-entropy with each. ``weight_decay`` is torch's: that times the weights is added to their gradient.
 
     ``rate`` is that of every step. None means the set's own: one for each of the T steps it was made for, and
     beyond T those of the last epoch again. ``labels``: ``soft`` are probabilities that come with the images,
-    ``hard`` their classes. There is no augmentation, no weight decay and no schedule.
+    ``hard`` their classes. There is no augmentation and no schedule.
     """
 
     epochs: int = 1
@@ -33,6 +33,7 @@ class Recipe:
     momentum: float = 0.9
     order: str = "fixed"
     labels: str = "hard"
+    weight_decay: float = 0.0
 
     @classmethod
     def of(cls, spec: TrialSpec) -> Recipe:
@@ -46,8 +47,9 @@ class Recipe:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types, for the header of a file."""
-        return asdict(self)
+        """Plain types, for the header of a file. Versions before weight decay read those without it."""
+        found = asdict(self)
+        return found if self.weight_decay else {k: v for k, v in found.items() if k != "weight_decay"}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Recipe:
@@ -58,7 +60,7 @@ class Recipe:
 
     @property
     def inner_optimizer(self) -> InnerOptimizer:
-        return InnerOptimizer(self.optimizer, self.momentum)
+        return InnerOptimizer(self.optimizer, self.momentum, self.weight_decay)
 
     @property
     def one_rate(self) -> float:

@@ -134,6 +134,7 @@ class Group:
                         "inner_lr": recipe.rate,
                         "order": recipe.order,
                         "inner_optimizer": recipe.optimizer,
+                        "weight_decay": recipe.weight_decay or None,
                         "accuracy": float(result.accuracy[s, k]),
                         **self._attack(result, s, k),
                         "loss": None if diverged else float(result.loss[s, k]),

@@ -17,7 +17,10 @@ from ddsweep.evaluation.group import Group
 
 __all__ = ["changed", "protocol_rows"]
 
-_SETTINGS = {"order": "order", "inner_optimizer": "optimizer", "inner_lr": "rate", "inner_epochs": "epochs"}
+_SETTINGS = {
+    **{"order": "order", "inner_optimizer": "optimizer", "inner_lr": "rate", "inner_epochs": "epochs"},
+    "weight_decay": "weight_decay",
+}
 """What a protocol can change of a recipe; the rest is which networks there are."""
 
 

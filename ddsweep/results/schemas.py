@@ -185,6 +185,8 @@ class _Evals:
     """whether the data, or those of the pool, stand in for the named ones"""
     group: int
     """the networks that were computed together"""
+    weight_decay: float
+    """of a protocol; null: none"""
 
 
 class _History:

@@ -76,7 +76,7 @@ def _change(key: Any, value: Any) -> Any:
         return value
     if key not in Protocol.settings():
         raise KeyError(key)
-    return setting(key, value)
+    return setting("inner_lr" if key == "weight_decay" else key, value)  # no setting; a positive number, too
 
 
 def check_evaluation(

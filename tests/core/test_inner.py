@@ -22,18 +22,19 @@ def weights(seed: int, scale: float = 1.0) -> Params:
     return {n: scale * torch.randn(s, generator=generator, dtype=torch.float64) for n, s in shapes.items()}
 
 
-def torchs(kind: str, values: list[Tensor]) -> torch.optim.Optimizer:
+def torchs(kind: str, values: list[Tensor], decay: float = 0.0) -> torch.optim.Optimizer:
     if kind == "adam":
-        return torch.optim.Adam(values, lr=1.0, betas=(0.9, 0.999), eps=1e-8)
-    return torch.optim.SGD(values, lr=1.0, momentum=0.9 if kind == "momentum" else 0.0)
+        return torch.optim.Adam(values, lr=1.0, betas=(0.9, 0.999), eps=1e-8, weight_decay=decay)
+    return torch.optim.SGD(values, lr=1.0, momentum=0.9 if kind == "momentum" else 0.0, weight_decay=decay)
 
 
+@pytest.mark.parametrize("decay", [0.0, 0.3])
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_optimiser_is_that_of_torch(kind: str) -> None:
+def test_an_optimiser_is_that_of_torch(kind: str, decay: float) -> None:
     """Adam up to its epsilon, which is small beside every gradient here."""
     params = weights(0)
     theirs = {n: w.clone().requires_grad_() for n, w in params.items()}
-    optimizer, reference = InnerOptimizer(kind, 0.9), torchs(kind, list(theirs.values()))
+    optimizer, reference = InnerOptimizer(kind, 0.9, decay), torchs(kind, list(theirs.values()), decay)
     slots = optimizer.start(params)
     for t in range(12):
         gradient = weights(t + 1, 10.0 ** (t % 4 - 1))
@@ -46,6 +47,12 @@ def test_an_optimiser_is_that_of_torch(kind: str) -> None:
     for n, w in theirs.items():
         tolerance = 1e-5 if kind == "adam" else 1e-14
         torch.testing.assert_close(params[n], w.detach(), rtol=tolerance, atol=tolerance)
+
+
+def test_there_is_no_way_back_through_weight_decay() -> None:
+    params = weights(0)
+    with pytest.raises(ValueError, match="no way back through a step with weight decay"):
+        InnerOptimizer("gd", weight_decay=0.1).vjp(params, (), (), params, 0.1, 0)
 
 
 def test_adam_leaves_a_weight_without_gradient_where_it_is() -> None:

@@ -29,8 +29,9 @@ def test_a_trial_says_how_its_set_is_trained_on() -> None:
 
 
 def test_a_recipe_comes_back_from_json_as_it_was() -> None:
-    for recipe in (Recipe.of(SPEC), replace(Recipe.of(SPEC), rate=0.1)):
+    for recipe in (Recipe.of(SPEC), replace(Recipe.of(SPEC), rate=0.1, weight_decay=5e-4)):
         assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
+    assert "weight_decay" not in Recipe.of(SPEC).to_dict(), "files stay what they were"
     with pytest.raises(SettingError, match=r"recipe of a newer version of ddsweep: schedule"):
         Recipe.from_dict({"epochs": 1, "schedule": "cosine"})
 
