@@ -145,7 +145,7 @@ def kept_numbers(what: str) -> str:
                 f"{before}**{own.said()}**",
                 str(own.trial["test_models"]),
                 *(own.said(source) for source in ("random_real", "class_mean", "kmeans")),
-                str(own.spec.outer_steps),
+                f"{own.spec.outer_steps:,}",
                 f"{own.trial['cpu_seconds'] / 60:.0f}, {own.trial['device_name']}",
                 f"{own.trial['ended_at']:%Y-%m-%d}",
             )

@@ -29,7 +29,7 @@ def test_there_are_rows() -> None:
 def test_what_documents_say_of_kept_sets_is_what_their_tables_say() -> None:
     """Beside the tables that `make docs` computes: every number in a sentence, and those of sweep files."""
     kept = {own.row: own for own in runpy.run_path(str(ROOT / "docs/tables.py"))["kept"]()}
-    mnist, usps = kept["mnist_random"], kept["adapt_usps_mnist"]
+    mnist, usps, fixed = (kept[row] for row in ("mnist_random", "adapt_usps_mnist", "mnist_fixed_short"))
     minutes = {row: f"{own.trial['cpu_seconds'] / 60:.0f} CPU minutes" for row, own in kept.items()}
     n = {row: own.trial["test_models"] for row, own in kept.items()}
     tuned = "as_distilled_tuned"
@@ -48,6 +48,10 @@ def test_what_documents_say_of_kept_sets_is_what_their_tables_say() -> None:
             f"{usps.gain('kmeans', tuned)} of k-means centres after 100",
         ],
         "sweeps/mnist_random.yaml": [f"Measured: {mnist.said()} and "],
+        "sweeps/mnist_fixed_short.yaml": [
+            f"Measured: {fixed.said(step=0)} -> {fixed.said()} % on the one known network",
+            f"Cost: {minutes['mnist_fixed_short']}",
+        ],
         "sweeps/adapt_usps_mnist.yaml": [
             f"Measured: {usps.said(step=0)} -> {usps.said()} % over {n['adapt_usps_mnist']} held-out "
             f"networks (random real images {usps.said('random_real')}",
