@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import Any
 
 from ddsweep.catalog import TrialSpec
-from ddsweep.errors import ResultsError, SettingError
+from ddsweep.errors import ResultsError, UserError
 from ddsweep.results.current import add_current
 from ddsweep.results.known import KnownParts
 from ddsweep.results.layout import SweepDirectory
@@ -67,7 +67,7 @@ class Guide:
         def possible(values: dict[str, Any]) -> bool:
             try:
                 plan = made[repr(values)] = self._expand(self._with(search, values))
-            except SettingError:
+            except UserError:  # a combination, or a network of the user's own, that cannot be
                 return False
             return any(trial.trial_id not in before for trial in plan.trials)
 

@@ -158,6 +158,7 @@ def _run(work: _Work, drain: Drain) -> None:
         write_sweep_file(directory, resolved_yaml(sweep).encode(), ids)
 
     def run_plan(now: Plan) -> tuple[Outcome, int]:
+        write_code(directory, codes_of(now.trials, sweep.evaluate.spec()))
         labels, columns = trial_labels(now.trials), Columns(*trial_columns(now.trials))
         told = told_of(now.trials) if work.track else {}
         with (
@@ -180,7 +181,6 @@ def _run(work: _Work, drain: Drain) -> None:
     directory.create()
     with SweepLock(directory.lock) as lock, drain.leftover(lock.release):
         remove_leftovers(directory.temporary)
-        write_code(directory, codes_of(plan.trials, sweep.evaluate.spec()))
         for line in remark_lines(trial.dataset for trial in plan.trials):
             console.print(line, highlight=False, markup=False, soft_wrap=True)
         if plan.dropped:
