@@ -30,8 +30,7 @@ class _Trial:
     sweep: str
     """id and sweep"""
     in_sweep: bool
-    """whether the sweep file has the trial still (below); null, in rows of versions without this column, is
-    true"""
+    """whether the sweep file still has the trial (below); null, in rows of older versions, means true"""
 
 
 class _OfPool:
@@ -40,8 +39,8 @@ class _OfPool:
     source_dataset: str
     pool_recipe: str
     pool_train: int
-    """what the networks of `pool` were trained on, a hash of how, and how many of them distillation had; null
-    without a pool"""
+    """the data that the networks of `pool` were trained on, a hash of their recipe, and how many of them
+    distillation used; null without a pool"""
 
 
 class _Outcome:
@@ -50,7 +49,7 @@ class _Outcome:
     status: str
     """`done`, or `stopped`"""
     outer_steps_done: int
-    """as many as `outer_steps` unless it was stopped"""
+    """outer steps taken: `outer_steps`, or fewer if the trial was stopped"""
     val_score: float
     """mean accuracy on the validation split, over selection networks, of the set that was handed over (of an
     attack: its success there): at the last outer step that was done, or at the best"""
@@ -101,10 +100,10 @@ class _Outcome:
     n_skipped: Long
     """last outer loss; networks left out over all outer steps"""
     n_rollbacks: int
-    """times it went back to a healthy state after it diverged"""
+    """times that the trial diverged and went back to a healthy state"""
     n_resumed: int
     n_torn_checkpoints: int
-    """times it went on from a checkpoint; files it found that could not be gone on with, and moved aside"""
+    """times that the trial went on from a checkpoint; damaged checkpoints that it moved aside"""
     device: str
     device_name: str
     threads: int
@@ -112,20 +111,19 @@ class _Outcome:
     """how it was computed"""
     execution_plan: str
     n_replans: int
-    """the whole plan that it was computed by at the end (JSON), and how often another one was taken, since
-    memory ran out, torch could not compile, or there was no compiler any more; null in rows of versions
-    without these columns"""
+    """the execution plan at the end (JSON), and how often it changed: because memory ran out, torch could not
+    compile, or there was no compiler any more; null in rows of versions without these columns"""
     host: str
     started_at: datetime
     ended_at: datetime
-    """where, and when (UTC)"""
+    """the machine, and the times (UTC)"""
     ddsweep_version: str
     git_commit: str
     git_dirty: bool
     python_version: str
     torch_version: str
     ray_version: str
-    """with what"""
+    """the versions it was made with; `git_dirty`: the code had changes beyond the commit"""
 
 
 class _OfData:
@@ -133,8 +131,8 @@ class _OfData:
 
     dataset_shape: str
     n_test_in_train: int
-    """of the images that come out (`3x32x32`); test images that are training images too, pixel by pixel. Null
-    in rows of versions without these columns"""
+    """shape of the images after all transforms (`3x32x32`); test images that are training images too, pixel
+    by pixel. Null in rows of versions without these columns"""
     network_version: str
     """of a network [of a user's own](networks.md) that is an installed module: the package and its version"""
 
@@ -216,19 +214,19 @@ class _Failures:
 
     trial_id: str
     sweep: str
-    """which"""
+    """the trial and its sweep"""
     status: str
     """`failed`, or `diverged`"""
     error_class: str
     message: str
     place: str
-    """what happened, in which stage"""
+    """the error, and the stage in which it came"""
     host: str
-    """where"""
+    """the machine of the last attempt"""
     attempts: int
-    """after how many attempts"""
+    """attempts that were made"""
     failed_at: datetime
-    """when"""
+    """the time (UTC)"""
 
 
 class _Pool:

@@ -54,7 +54,7 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[KEY=VALUE]...",
-        help="Settings over the file: outer_steps=10 evaluate.networks=8.",
+        help="Settings that override the file: outer_steps=10 evaluate.networks=8.",
         autocompletion=completions.overrides,
     ),
 ]
@@ -72,7 +72,7 @@ ResultsDir = Annotated[
 
 Smoke = Annotated[
     bool,
-    typer.Option("--smoke", help="With the tiny settings under `smoke` in the file, to try it out."),
+    typer.Option("--smoke", help="Use the tiny settings under `smoke` in the file, to try it out."),
 ]
 
 
@@ -96,7 +96,7 @@ Watch = Annotated[
         "--watch",
         metavar="SECONDS",
         callback=_seconds,
-        help="Do it again every so often, until no driver is at work any more.",
+        help="Repeat after so many seconds, until no driver is at work.",
     ),
 ]
 

@@ -25,7 +25,7 @@ def data_list(
     ] = None,
     data_root: DataRoot = None,
 ) -> None:
-    """The data sets of the catalog, and your own in the data root: what they are, and which are here."""
+    """List the data sets of the catalog and your own in the data root, and which of them are here."""
     from ddsweep.data.files import list_datasets
     from ddsweep.data.own import list_own, list_values
     from ddsweep.report.console import report_console

@@ -35,8 +35,8 @@ def launch(
     mode: Annotated[
         str, typer.Option(help="cluster: one allocation, one Ray cluster. array: a job array, without Ray.")
     ] = "cluster",
-    nodes: Annotated[int | None, typer.Option(help="Nodes (of an array: at a time).")] = None,
-    gpus_per_node: Annotated[int | None, typer.Option(help="GPUs of each.")] = None,
+    nodes: Annotated[int | None, typer.Option(help="Number of nodes (of an array: nodes at a time).")] = None,
+    gpus_per_node: Annotated[int | None, typer.Option(help="GPUs on each node.")] = None,
     time: Annotated[str | None, typer.Option(help="Time limit: 90m, 4h, or 04:00:00.")] = None,
     partition: Annotated[str | None, typer.Option(help="Slurm partition.")] = None,
     account: Annotated[str | None, typer.Option(help="Slurm account.")] = None,
@@ -104,7 +104,7 @@ def launch(
 
 @dataclass(frozen=True)
 class _Asked:
-    """The words of a `launch`. ``over`` are options that go over keys of the site file, None if not given."""
+    """The arguments of `launch`. ``over`` are options that override keys of the site file; None: no such."""
 
     file: Path
     settings: Sequence[str]
@@ -170,7 +170,7 @@ def doctor(
         Path | None,
         typer.Argument(
             metavar="[FILE]",
-            help="A sweep file, or its name: are its data there?",
+            help="A sweep file, or its name: its data sets are checked too.",
             callback=find("sweep file"),
         ),
     ] = None,
@@ -214,10 +214,10 @@ def cancel(
 
 def logs(
     directory: ResultsDir,
-    job: Annotated[str | None, typer.Option(help="Of this job only: 123, or 123_4 of an array.")] = None,
-    lines: Annotated[int, typer.Option(help="Lines of each, from the end.")] = 40,
+    job: Annotated[str | None, typer.Option(help="Only of this job: 123, or 123_4 of an array.")] = None,
+    lines: Annotated[int, typer.Option(help="Number of lines from the end of each log.")] = 40,
 ) -> None:
-    """The ends of the logs of a sweep's last launch, the newest log last."""
+    """Show the last lines of the logs of a sweep's last launch, the newest log last."""
     from ddsweep.launch.slurm import log_tail
     from ddsweep.launch.watch import latest, log_files
 

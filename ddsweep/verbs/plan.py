@@ -32,7 +32,7 @@ def init(
         if count:
             typer.echo(f"{directory / folder}: {counted(count, 'file')} written")
     if found.kept:
-        typer.echo(f"{len(found.kept)} of the files there already, kept as they are")
+        typer.echo(f"{counted(len(found.kept), 'file')} were there already and stay as they are")
     for path in found.differ:
         typer.echo(f"  {directory / path} differs from the one that comes with ddsweep {ddsweep.__version__}")
     place = "" if directory == Path() else f"cd {shlex.quote(str(directory))} && "
@@ -90,7 +90,7 @@ def show_settings(
         ),
     ] = None,
 ) -> None:
-    """The settings, networks and data sets: their values and what they mean."""
+    """Show the settings, networks and data sets: their values and what they mean."""
     from ddsweep.launch.site import Site
     from ddsweep.report.console import report_console
     from ddsweep.report.settings_page import settings_page

@@ -20,12 +20,13 @@ def report(
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder to write into.")] = Path("report"),
     figures: Annotated[
-        bool, typer.Option("--figures", help="Figures (PDF, SVG, PNG) and tables (LaTeX, Markdown, CSV) too.")
+        bool,
+        typer.Option("--figures", help="Also figures (PDF, SVG, PNG) and tables (LaTeX, Markdown, CSV)."),
     ] = False,
     watch: Watch = None,
     data_root: DataRoot = None,
 ) -> None:
-    """One page with the answer, charts, pictures and all tables; no network, no torch, also while it runs."""
+    """Write one page with the answer, charts, pictures and all tables, also while the sweep runs."""
     from ddsweep.data.files import resolve_dataset
     from ddsweep.report.page.scripts import require_charts
 

@@ -18,7 +18,7 @@ __all__ = ["best", "collect", "compare", "prune", "show", "status"]
 
 
 def status(directory: ResultsDir, watch: Watch = None, data_root: DataRoot = None) -> None:
-    """How far a sweep is, from its files alone: works while it runs, after it, and from another machine."""
+    """Show how far a sweep is, from its files alone: while it runs, after it, and from another machine."""
     from ddsweep.data.files import resolve_dataset
     from ddsweep.launch.watch import launch_lines
     from ddsweep.report.console import report_console
@@ -46,7 +46,7 @@ def show(
     trial: Annotated[
         str,
         typer.Argument(
-            metavar="TRIAL", help="A trial id, or how it begins.", autocompletion=completions.trials
+            metavar="TRIAL", help="A trial id, or its first characters.", autocompletion=completions.trials
         ),
     ],
     directory: Annotated[
@@ -55,7 +55,7 @@ def show(
     ] = None,
     results: ResultsRoot = None,
 ) -> None:
-    """One trial: its settings, its curve, its accuracy beside the baselines, and where its picture is."""
+    """Show one trial: settings, curve, accuracy beside the baselines, and the path of its picture."""
     from ddsweep.report.console import report_console
     from ddsweep.report.show import find_trial
     from ddsweep.report.show import show as render
@@ -81,7 +81,7 @@ def best(
     ] = None,
     data_root: DataRoot = None,
 ) -> None:
-    """The best setting of each kind, chosen on validation, and what it is worth on test."""
+    """Show the best setting of each kind, chosen on validation, with its test accuracy and its gains."""
     from ddsweep.data.files import resolve_dataset
     from ddsweep.report.best import best_lines
     from ddsweep.report.sweep_file import asked_of
@@ -99,7 +99,7 @@ def compare(
     first: Annotated[Path, typer.Argument(metavar="A", help="Results of one sweep.")],
     second: Annotated[Path, typer.Argument(metavar="B", help="Results of another.")],
 ) -> None:
-    """Two sweeps: which settings differ, and how accuracy moved on the networks that both have."""
+    """Compare two sweeps: which settings differ, and how accuracy moved on the networks that both have."""
     from ddsweep.report.compare import compare_lines
 
     for line in compare_lines((str(first), str(second)), *map(read_results, (first, second))):

@@ -103,8 +103,8 @@ def evaluate(
 
 @dataclass(frozen=True)
 class _Work:
-    """What is to be run, where, and what is told of it: ``everything`` in the last tables, and to the
-    trackers ``track``. ``expand`` makes plans from the proposals of a guided search; without it only what is
+    """What is to be run, and where. ``everything``: the last tables show every trial. ``track`` are trackers.
+    ``expand`` makes plans from the proposals of a guided search; without it only what is
     distilled is evaluated."""
 
     sweep: SweepSpec

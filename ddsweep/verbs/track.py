@@ -55,7 +55,7 @@ def track(
         while True:
             goes_on = watch is not None and live_driver(found) is not None
             for kind, sync in syncs.items():
-                typer.echo(f"{folder / kind}: {counted(sync(last=not goes_on), 'trial')} with news")
+                typer.echo(f"{folder / kind}: news of {counted(sync(last=not goes_on), 'trial')} sent")
             if not goes_on or watch is None:
                 return
             time.sleep(watch)

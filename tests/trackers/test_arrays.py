@@ -53,7 +53,7 @@ def test_elements_of_an_array_leave_one_run_for_each_trial(tmp_path: Path, ddswe
     ]
     try:
         assert [element.stdout.readline() for element in elements if element.stdout] == ["stopped\n"] * 2
-        assert sent() == ["4 trials with news"] * 3
+        assert sent() == ["news of 4 trials sent"] * 3
         for element in elements:
             element.communicate("go on\n")
             assert element.returncode == 0
@@ -61,8 +61,8 @@ def test_elements_of_an_array_leave_one_run_for_each_trial(tmp_path: Path, ddswe
         for element in elements:
             element.kill()
             element.wait()
-    assert sent() == ["4 trials with news"] * 3
-    assert sent() == ["0 trials with news"] * 3
+    assert sent() == ["news of 4 trials sent"] * 3
+    assert sent() == ["news of 0 trials sent"] * 3
 
     tables = load_results(root)
     assert len(tables.trials) == 4 and (tables.trials["n_resumed"] == 1).all()

@@ -265,7 +265,7 @@ def test_the_verb_sends_from_the_files_alone(
         with pytest.raises(SystemExit) as ended:
             main(words)
         assert not ended.value.code
-        assert f"{news} with news" in capsys.readouterr().out
+        assert f"news of {news} sent" in capsys.readouterr().out
     found = read_tensorboard(out / "tensorboard", "small sweep")[trial.trial_id]
     assert found.settings["init"] == "fixed" and found.settings["images_per_class"] == 1
     assert found.curve("outer_loss") == [(10, 3.0)]
