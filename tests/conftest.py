@@ -162,7 +162,8 @@ def one_ray(ddsweep: Run, environment: dict[str, str]) -> Iterator[OneRay]:
         command += ["--include-dashboard=false", f"--temp-dir={folder}/ray"]
         log = Path(folder, "log")
         with log.open("w") as output:
-            ray = spawn(command, {**environment, **variables}, output)
+            # Ray's own 15 would starve its workers beside the other test processes.
+            ray = spawn(command, {**environment, **variables, "RAY_worker_niceness": "0"}, output)
         try:
             while "Ray runtime started" not in log.read_text():
                 assert ray.poll() is None, log.read_text()

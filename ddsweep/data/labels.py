@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +15,7 @@ from ddsweep.data.folders import Listing, class_order, printable
 __all__ = [
     "ROLES",
     "Label",
+    "LabelColumn",
     "Labelled",
     "Place",
     "label_folder",
@@ -83,44 +84,55 @@ def label_folder(spec: DatasetSpec, listing: Listing) -> Labelled:
 # ------------------------------------------------------------------------------------- label columns
 
 
-def label_parquet(
-    spec: DatasetSpec,
-    named: tuple[str, ...],
-    column: str,
-    labels: Mapping[str, list[Label]],
-    places: Mapping[str, list[Place]],
-) -> Labelled:
-    """Classes by a column of labels, whole numbers or text; ``named`` are the classes in the files' metadata.
+@dataclass(frozen=True)
+class LabelColumn:
+    """A column of the files of ``spec``: the labels, whole numbers or text, and the places of the images, by
+    role. ``named`` are the classes in the files' metadata."""
+
+    spec: DatasetSpec
+    name: str
+    named: tuple[str, ...]
+    labels: Mapping[str, list[Label]]
+    places: Mapping[str, list[Place]]
+
+    def told(self, rows: Sequence[tuple[str, int]], what: Callable[[Label], str]) -> list[str]:
+        """The first of ``rows`` (role and number), each with its place and ``what`` is said of its label."""
+        return [
+            f"{place_text(self.places[role][i])}: {what(self.labels[role][i])}"
+            for role, i in rows[:MOST_EXAMPLES]
+        ]
+
+
+def label_parquet(column: LabelColumn) -> Labelled:
+    """Classes by a column of labels.
 
     Numbers count from 0, or from 1 if none is 0 and the known number of classes fits. The classes of text are
     those in train, in the order of `class_order`, or ``spec.class_names``. Nothing is allocated by a number,
     in a file or a setting, that is larger than the number of training images.
     """
+    labels = column.labels
     missing = [(role, i) for role in ROLES for i, label in enumerate(labels[role]) if label is None]
     problems: list[str] = []
     if missing:
-        told = [f"{place_text(places[role][i])}: the label is null" for role, i in missing[:MOST_EXAMPLES]]
+        told = column.told(missing, lambda label: "the label is null")
         problems.append(listed("labels are null", told, len(missing)))
     texts = any(isinstance(label, str) for role in ROLES for label in labels[role])
-    number = _by_text if texts else _by_number
-    found = number(spec, named, column, labels, places)
+    found = (_by_text if texts else _by_number)(column)
     known: dict[Label, int] = {(name if texts else found.first + i): i for i, name in enumerate(found.names)}
     classes = {role: [known.get(label, -1) for label in labels[role]] for role in ROLES}
     problems += found.problems
     if found.names:
         out = Labelled(found.names, classes, found.first, (), ())
-        problems += _unknown(out, labels, places, texts) + too_small(out)
+        problems += _unknown(out, column, texts) + too_small(out)
     return Labelled(found.names, classes, found.first, found.remarks, tuple(problems))
 
 
-def _unknown(
-    found: Labelled, labels: Mapping[str, list[Label]], places: Mapping[str, list[Place]], texts: bool
-) -> list[str]:
+def _unknown(found: Labelled, column: LabelColumn, texts: bool) -> list[str]:
     wrong = [
         (role, i)
         for role in ROLES
         for i, label in enumerate(found.classes[role])
-        if label < 0 and labels[role][i] is not None
+        if label < 0 and column.labels[role][i] is not None
     ]
     if not wrong:
         return []
@@ -128,10 +140,7 @@ def _unknown(
     allowed = (
         f"none of the classes ({_few(found.names)})" if texts else f"out of range ({found.first} to {last})"
     )
-    told = [
-        f"{place_text(places[role][i])}: label {labels[role][i]} is {allowed}"
-        for role, i in wrong[:MOST_EXAMPLES]
-    ]
+    told = column.told(wrong, lambda label: f"label {label} is {allowed}")
     return [listed("labels are not classes", told, len(wrong))]
 
 
@@ -144,13 +153,8 @@ class _Named(NamedTuple):
     problems: tuple[str, ...]
 
 
-def _by_number(
-    spec: DatasetSpec,
-    named: tuple[str, ...],
-    column: str,
-    labels: Mapping[str, list[Label]],
-    places: Mapping[str, list[Place]],
-) -> _Named:
+def _by_number(column: LabelColumn) -> _Named:
+    spec, named, labels = column.spec, column.named, column.labels
     found = {label for role in ROLES for label in labels[role] if isinstance(label, int)}
     images = len(labels["train"])
     if spec.classes > images:
@@ -163,9 +167,9 @@ def _by_number(
     first = 1 if begins else 0
     count = spec.classes or max(0, high + 1 - first)
     if count > images:
-        return _Named((), 0, (), (_too_large(labels, places, images),))
+        return _Named((), 0, (), (_too_large(column, images),))
     if count < 2:
-        told = f"column {column!r} has {counted(count, 'class', 'classes')}; at least 2 are needed"
+        told = f"column {column.name!r} has {counted(count, 'class', 'classes')}; at least 2 are needed"
         return _Named((), 0, (), (told,))
     remarks = [Remark("labels begin at 1, so label 1 is class 0", 0)] if begins else []
     if named and len(named) < count:
@@ -180,43 +184,36 @@ def _by_number(
     return _Named(names, first, tuple(remarks), ())
 
 
-def _too_large(labels: Mapping[str, list[Label]], places: Mapping[str, list[Place]], images: int) -> str:
+def _too_large(column: LabelColumn, images: int) -> str:
     """The problem of labels so large that their classes cannot all have images."""
+    labels = column.labels
     rows = [
         (role, i)
         for role in ROLES
         for i, label in enumerate(labels[role])
         if isinstance(label, int) and label > images
     ] or [("train", max(range(images), key=lambda i: labels["train"][i] or 0))]
-    told = [
-        f"{place_text(places[role][i])}: label {labels[role][i]} is out of range: classes count from 0 "
-        f"and train has {images:,} images"
-        for role, i in rows[:MOST_EXAMPLES]
-    ]
+    what = f"is out of range: classes count from 0 and train has {images:,} images"
+    told = column.told(rows, lambda label: f"label {label} {what}")
     return listed("labels are out of range", told, len(rows))
 
 
-def _by_text(
-    spec: DatasetSpec,
-    named: tuple[str, ...],
-    column: str,
-    labels: Mapping[str, list[Label]],
-    places: Mapping[str, list[Place]],
-) -> _Named:
+def _by_text(column: LabelColumn) -> _Named:
+    spec, labels, what = column.spec, column.labels, f"column {column.name!r}"
     found = {label for label in labels["train"] if isinstance(label, str)}
     images = len(labels["train"])
     if len(found) > max(_MANY_TEXTS, images // 2):
         told = (
-            f"column {column!r} has {len(found):,} different texts in {images:,} training images, too many "
+            f"{what} has {len(found):,} different texts in {images:,} training images, too many "
             "to be classes; label_column names another column"
         )
         return _Named((), 0, (), (told,))
     names = spec.class_names or class_order(found)
     if spec.classes and spec.classes != len(names):
-        told = f"classes is {spec.classes}, but column {column!r} has {len(names)} different labels in train"
+        told = f"classes is {spec.classes}, but {what} has {len(names)} different labels in train"
         return _Named((), 0, (), (told,))
     if len(names) < 2:
-        told = f"column {column!r} has {counted(len(names), 'class', 'classes')}; at least 2 are needed"
+        told = f"{what} has {counted(len(names), 'class', 'classes')}; at least 2 are needed"
         return _Named((), 0, (), (told,))
     return _Named(names, 0, (), ())
 

@@ -147,7 +147,7 @@ def _shards(name: str, role: str, item: str | int, folder: Path, shards: Sequenc
 
 def _look(spec: DatasetSpec, shards: dict[str, tuple[Path, ...]], sized: bool) -> Survey:
     from ddsweep.data.columns import IMAGE, LABEL, find_columns
-    from ddsweep.data.labels import label_parquet
+    from ddsweep.data.labels import LabelColumn, label_parquet
     from ddsweep.data.survey import looked_at, summed_up
     from ddsweep.data.tally import Tally
 
@@ -170,7 +170,8 @@ def _look(spec: DatasetSpec, shards: dict[str, tuple[Path, ...]], sized: bool) -
             )
         for item, _, seen in looked_at(_rows(role, path, (columns.image, columns.label))):
             tally.add(item.role, item.label, item.place, seen)
-    labels = label_parquet(spec, columns.names, columns.label, tally.labels, tally.places)
+    column = LabelColumn(spec, columns.label, columns.names, tally.labels, tally.places)
+    labels = label_parquet(column)
     read_as: dict[str, Any] = {}
     if (columns.image, columns.label) != (IMAGE, LABEL):
         read_as["columns"] = [columns.image, columns.label]
