@@ -15,6 +15,7 @@ from ddsweep import DistilledSet
 from ddsweep.catalog import DatasetSpec, PoolSpec
 from ddsweep.data.files import resolve_dataset
 from ddsweep.pools.file import load_pool
+from ddsweep.report.formats import percent
 from ddsweep.spec import expand, load_sweep
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,6 +33,9 @@ def test_what_documents_say_of_kept_sets_is_what_their_tables_say() -> None:
     mnist, usps, fixed = (kept[row] for row in ("mnist_random", "adapt_usps_mnist", "mnist_fixed_short"))
     minutes = {row: f"{own.trial['cpu_seconds'] / 60:.0f} CPU minutes" for row, own in kept.items()}
     n = {row: own.trial["test_models"] for row, own in kept.items()}
+    usps_after, attack = kept["adapt_mnist_usps"], kept["attack_mnist"]
+    fooled = attack.of("distilled")["attack_success"]
+    others = attack.of("distilled")["accuracy_other"]
     tuned = "as_distilled_tuned"
     ci95 = 100 * mnist.trial["test_accuracy_ci95"]
     said = {
@@ -46,11 +50,31 @@ def test_what_documents_say_of_kept_sets_is_what_their_tables_say() -> None:
             f"they are {mnist.gain('kmeans', tuned)} points ahead of k-means centres after 100",
             f"are {usps.gain('random_real')} points ahead of random real ones, and "
             f"{usps.gain('kmeans', tuned)} of k-means centres after 100",
+            f"are {usps_after.gain('random_real')} points ahead of random real ones, and "
+            f"{usps_after.gain('kmeans', tuned)} of k-means centres at their best number of steps",
+            f"shows {100 * usps_after.trial['val_score']:.1f} after 400 outer steps, "
+            f"the test {usps_after.said()}",
+            f"400 outer steps of 8 of the 200 training networks, judged on {n['adapt_mnist_usps']} held-out",
+            f"1,000 outer steps of 8 of the 200 training networks, judged on {n['attack_mnist']} held-out",
+            f"The median is {100 * fooled.median():.1f} %, a quarter of the networks is below "
+            f"{100 * fooled.quantile(0.25):.0f}.",
+            f"(validation images) success is {100 * attack.trial['val_score']:.1f} (after",
+            f"{100 * (attack.trial['val_score'] - fooled.mean()):.0f} points more than on networks that were",
         ],
         "sweeps/mnist_random.yaml": [f"Measured: {mnist.said()} and "],
         "sweeps/mnist_fixed_short.yaml": [
             f"Measured: {fixed.said(step=0)} -> {fixed.said()} % on the one known network",
             f"Cost: {minutes['mnist_fixed_short']}",
+        ],
+        "sweeps/adapt_mnist_usps.yaml": [
+            f"Measured: {usps_after.said(step=0)} -> {usps_after.said()} % over {n['adapt_mnist_usps']} "
+            f"held-out networks (random real images {usps_after.said('random_real')}",
+            f"Cost: {minutes['adapt_mnist_usps']}",
+        ],
+        "sweeps/attack_mnist.yaml": [
+            f"Measured: {attack.said()} % over {n['attack_mnist']} held-out networks; accuracy on the others "
+            f"{percent(others.mean(), others.std())} %",
+            f"Cost: {minutes['attack_mnist']}",
         ],
         "sweeps/adapt_usps_mnist.yaml": [
             f"Measured: {usps.said(step=0)} -> {usps.said()} % over {n['adapt_usps_mnist']} held-out "
