@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,11 @@ _HOMES = {
     "load_results": "ddsweep.results.reader",
     "run_trial": "ddsweep.one_trial",
 }
+
+
+# Products of the math library have the same bits wherever in memory their matrices lie: the numbers of a
+# trial must not depend on the trials beside it. The library reads this at its first product.
+os.environ.setdefault("MKL_CBWR", "AUTO")
 
 
 def __dir__() -> list[str]:

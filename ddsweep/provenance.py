@@ -83,13 +83,16 @@ def device_name(device: str) -> str:
 class Meter:
     """Seconds and peak memory of one trial, also when its process has done other trials before.
 
-    ``wall``, ``cpu`` and ``peak`` are those of earlier runs of the same trial.
+    ``wall``, ``cpu`` and ``peak`` are those of earlier runs of the same trial. ``seconds_of_others`` are
+    those, of all seconds that passed, in which its device worked on the trials beside it.
     """
 
     device: str
     wall: float = 0.0
     cpu: float = 0.0
     peak: int | None = None
+    seconds_of_others: float = 0.0
+    _cpu_of_others: float = 0.0
     _wall_start: float = field(default_factory=time.monotonic)
     _cpu_start: float = field(default_factory=time.process_time)
     _resettable: bool = False
@@ -106,10 +109,17 @@ class Meter:
                 self._resettable = False
 
     def wall_seconds(self) -> float:
+        """What passed."""
         return self.wall + time.monotonic() - self._wall_start
 
     def cpu_seconds(self) -> float:
-        return self.cpu + time.process_time() - self._cpu_start
+        """What the process spent, without the shares `of_others`."""
+        return self.cpu + time.process_time() - self._cpu_start - self._cpu_of_others
+
+    def of_others(self, cpu: float, wall: float) -> None:
+        """So many seconds of the process belong to other trials, which are distilled beside this one."""
+        self._cpu_of_others += cpu
+        self.seconds_of_others += wall
 
     def peak_memory_bytes(self) -> int | None:
         """Peak memory of the trial: allocated on the GPU, or resident on the CPU (null if the system cannot

@@ -37,6 +37,8 @@ class TrialSettings:
     checkpoint_every: int = 50
     log_every: int = 10
     rungs: tuple[int, ...] = ()
+    cohort: int = 1
+    """the most trials that are distilled together with this one, itself included"""
 
 
 def pick_device(setting: str, gpus: float) -> torch.device:
@@ -76,6 +78,11 @@ def first_plan(spec: TrialSpec, settings: TrialSettings) -> ExecutionPlan:
         graph=_records_a_graph(spec),
         native=settings.compile != "off",
     )
+    if settings.cohort > 1:
+        # Real images go through trial by trial, as for a trial that is alone: the sums have the same order.
+        plan = replace(plan, real_block=min(plan.real_block, spec.models_per_step))
+        if device.type != "cpu":
+            plan = replace(plan, width=settings.cohort)
     return replace(plan, memory_mode=mode, segment=segment)
 
 

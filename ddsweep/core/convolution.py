@@ -1,6 +1,8 @@
 """Convolutions as sums of matrix products over gathered windows, for K networks at once.
 
-Images are ``[K, channels, h, w, N]``: see `ddsweep.core.layers`.
+Images are ``[K, channels, h, w, N]``: see `ddsweep.core.layers`. They may also be ``[G, ...]`` with G a
+divisor of K: then K/G networks in a row see the same images, which are gathered once, and their products are
+merged.
 """
 
 from __future__ import annotations
@@ -116,10 +118,11 @@ def weight_derivative(g: Tensor, columns: Columns, shape: Sequence[int]) -> Tens
 
 
 def _weight_derivative_in_pieces(g: Tensor, x: Tensor, shape: Sequence[int]) -> Tensor:
-    """`weight_derivative` for a GPU, from the images ``x [K or 1, c, h, w, N]``: a product of long rows with
+    """`weight_derivative` for a GPU, from the images ``x [G, c, h, w, N]``: a product of long rows with
     few results would keep few of its processors busy. So it is taken in pieces, which are summed."""
     count, out, channels, size = shape[:4]
     k, _, h, w, n = x.shape
+    each = count // k
     a, b = x.stride()[2:4]
     high, wide = h - size + 1, w - size + 1
     by_pixel = n >= _LONG
@@ -127,9 +130,7 @@ def _weight_derivative_in_pieces(g: Tensor, x: Tensor, shape: Sequence[int]) -> 
     pieces, piece_strides = ((high, wide), (a, b)) if by_pixel else ((high,), (a,))
     length, strides = ((n,), x.stride()[4:]) if by_pixel else ((wide, n), x.stride()[3:])
     total = math.prod(pieces)
-    g = g.view(count, out, total, -1)
-    shared = k < count
-    g = g.permute(2, 0, 1, 3).reshape(total, count * out, -1) if shared else g.transpose(1, 2).flatten(0, 1)
+    g = g.view(k, each * out, total, -1).transpose(1, 2).flatten(0, 1)
     rows = 1 if k * channels * size**2 * high * wide * n <= _PIECES_UP_TO else size
     parts = []
     for i in range(rows):
@@ -144,10 +145,7 @@ def _weight_derivative_in_pieces(g: Tensor, x: Tensor, shape: Sequence[int]) -> 
             .reshape(k * total, channels * math.prod(window), -1)
         )
         product = torch.bmm(windows, g.transpose(1, 2))
-        if shared:
-            part = product.sum(0).view(-1, count, out).permute(1, 2, 0)
-        else:
-            part = product.view(count, total, *product.shape[1:]).sum(1).transpose(1, 2)
+        part = product.view(k, total, *product.shape[1:]).sum(1).transpose(1, 2)
         parts.append(part.reshape(count, out, channels, *window))
     return parts[0] if rows == 1 else torch.stack(parts, 3)
 
@@ -169,23 +167,35 @@ def image_derivative(weight: Tensor, g: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def times(w: Tensor, x: Tensor) -> Tensor:
-    """``w [K, o, i] @ x [K or 1, i, n]``."""
-    if x.shape[0] == 1 and w.shape[0] > 1:
-        return (w.reshape(-1, w.shape[2]) @ x[0]).view(w.shape[0], w.shape[1], -1)
-    return torch.bmm(w, x)
+    """``w [K, o, i] @ x [G, i, n]``: ``[K, o, n]``."""
+    count, out, rows = w.shape
+    sets = x.shape[0]
+    if sets == count:
+        return torch.bmm(w, x)
+    if sets == 1:
+        return (w.reshape(-1, rows) @ x[0]).view(count, out, -1)
+    return torch.bmm(w.reshape(sets, -1, rows), x).view(count, out, -1)
 
 
 def _add_times(y: Tensor, w: Tensor, x: Tensor) -> None:
     """``y += w @ x``, in place."""
-    if x.shape[0] == 1 and w.shape[0] > 1:
+    sets = x.shape[0]
+    if sets == w.shape[0]:
+        y.baddbmm_(w, x)
+    elif sets == 1:
         y.view(-1, y.shape[2]).addmm_(w.reshape(-1, w.shape[2]), x[0])
     else:
-        y.baddbmm_(w, x)
+        y.view(sets, -1, y.shape[2]).baddbmm_(w.reshape(sets, -1, w.shape[2]), x)
 
 
 def _times_transposed(x: Tensor, g: Tensor) -> Tensor:
-    """``x [K or 1, i, n] @ g^T`` with ``g [K, o, n]``: ``[K, i, o]``."""
-    if x.shape[0] == 1 and g.shape[0] > 1:
-        product = x[0] @ g.reshape(-1, g.shape[2]).t()
-        return product.view(x.shape[1], g.shape[0], g.shape[1]).transpose(0, 1)
-    return torch.bmm(x, g.transpose(1, 2))
+    """``x [G, i, n] @ g^T`` with ``g [K, o, n]``: ``[K, i, o]``."""
+    count, out, images = g.shape
+    sets = x.shape[0]
+    if sets == count:
+        return torch.bmm(x, g.transpose(1, 2))
+    if sets == 1:
+        product = x[0] @ g.reshape(-1, images).t()
+        return product.view(x.shape[1], count, out).transpose(0, 1)
+    product = torch.bmm(x, g.reshape(sets, -1, images).transpose(1, 2))
+    return product.view(sets, x.shape[1], -1, out).transpose(1, 2).flatten(0, 1)

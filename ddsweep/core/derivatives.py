@@ -4,7 +4,8 @@ gradient.
 There are two ways with the same mathematics: `Explicit` for networks whose layers have their derivatives
 written out (`ddsweep.core.layers`), `Autograd` for any module. Images are ``[n, c, h, w]`` (all networks see
 the same) or ``[K, n, c, h, w]``; targets are labels, int64 ``[n]`` or ``[K, n]``, or learned class
-probabilities ``[n, classes]`` or ``[K, n, classes]``.
+probabilities ``[n, classes]`` or ``[K, n, classes]``. `Explicit` also takes ``[G, ...]`` with G a divisor of
+K: K/G networks in a row see the same.
 """
 
 from __future__ import annotations
@@ -214,7 +215,11 @@ class Explicit:
         count, _, total = x.shape
         logs = x.log_softmax(1)
         probabilities, mass = logs.exp(), None
-        if targets.is_floating_point():
+        soft = targets.is_floating_point()
+        sets = 1 if targets.dim() == (2 if soft else 1) else len(targets)
+        if 1 < sets < count:
+            targets = targets.repeat_interleave(count // sets, 0)
+        if soft:
             targets = targets.transpose(-1, -2)
             mass = targets.sum(-2, keepdim=True)
             losses = -(targets * logs).sum(1).mean(1)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from ddsweep.core.methods import method_of
+from ddsweep.core.methods import METHODS, Together, method_of
 from ddsweep.core.outer import (
     DistillState,
+    NetworkGradients,
     combined,
     network_weights,
     norm_of,
@@ -20,7 +22,14 @@ from ddsweep.core.outer import (
 from ddsweep.core.task import Learned, Task, start_images
 from ddsweep.errors import DivergedError
 
-__all__ = ["MAX_SKIPPED_IN_A_ROW", "StepReport", "initial_state", "outer_step"]
+__all__ = [
+    "MAX_SKIPPED_IN_A_ROW",
+    "StepReport",
+    "applied",
+    "gradients_together",
+    "initial_state",
+    "outer_step",
+]
 
 MAX_SKIPPED_IN_A_ROW = 10
 """After so many outer steps without one finite network even ``on_nonfinite: skip`` gives up."""
@@ -52,9 +61,30 @@ def outer_step(task: Task, state: DistillState) -> tuple[DistillState, StepRepor
     `DivergedError` under ``stop``, after ten steps in a row without a finite network, or (with
     ``max_rollbacks``) if a rate has grown beyond ``rate_limit``.
     """
-    spec = task.spec
-    gradients = method_of(spec).gradients(task, state.learned, state.step)
-    norms = gradients.norms
+    return applied(task, state, method_of(task.spec).gradients(task, state.learned, state.step))
+
+
+def gradients_together(tasks: Sequence[Task], states: Sequence[DistillState]) -> list[NetworkGradients]:
+    """The gradients of one outer step of each of several trials with one `ddsweep.cohorts.cohort_key`,
+    computed together; each has the bits that it has alone.
+
+    On a GPU, where the number of networks decides how a product is computed, missing trials up to the
+    ``width`` of the plan are computed as copies.
+    """
+    spec, missing = tasks[0].spec, max(0, tasks[0].plan.width - len(tasks))
+    method = METHODS[spec.method]
+    assert isinstance(method, Together)
+    found = method.together(
+        [*tasks, *[tasks[0]] * missing],
+        [*[state.learned for state in states], *[states[0].learned] * missing],
+        [*[state.step for state in states], *[states[0].step] * missing],
+    )
+    return found[: len(tasks)]
+
+
+def applied(task: Task, state: DistillState, gradients: NetworkGradients) -> tuple[DistillState, StepReport]:
+    """The state after an outer step with these ``gradients`` of its networks; raises as `outer_step` does."""
+    spec, norms = task.spec, gradients.norms
     finite = torch.isfinite(gradients.losses) & torch.isfinite(norms)
     n_skipped = int((~finite).sum())
     if n_skipped and spec.on_nonfinite == "stop":

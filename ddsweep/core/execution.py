@@ -38,7 +38,7 @@ class ExecutionPlan:
     are compiled (`ddsweep.core.steps`), and nothing is kept of a step but where it began. With ``graph`` a
     GPU records an outer gradient once and replays it, and the training of networks that are judged, too
     (`ddsweep.core.graphs`). With ``whole_batches`` all real images go through at once: the loss of one
-    depends on the others (batch norm)."""
+    depends on the others (batch norm). Trials that are distilled together are at least ``width``."""
 
     device: str = "cpu"
     threads: int = 1
@@ -55,6 +55,7 @@ class ExecutionPlan:
     compile: bool = False
     graph: bool = False
     whole_batches: bool = False
+    width: int = 1
 
     def __post_init__(self) -> None:
         if self.memory_mode not in ("store", "recompute"):

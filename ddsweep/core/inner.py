@@ -68,8 +68,8 @@ def _dot(left: Params, right: Params) -> Tensor:
     if next(iter(left.values())).is_cuda:  # four kernels, not one and more for each tensor
         a, b = (torch.cat([side[n].flatten(1) for n in left], 1) for side in (left, right))
         return (a * b).sum(1)
-    products = [torch.bmm(left[n].flatten(1)[:, None], right[n].flatten(1)[:, :, None]) for n in left]
-    return torch.stack(products).sum(0).view(-1)
+    # Not a product of matrices: it sums in another order for one network than for several.
+    return torch.stack([(left[n] * right[n]).flatten(1).sum(1) for n in left], 1).sum(1)
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,9 @@ equal maxima, 0 for the derivative of ReLU at 0).
 
 Activations are ``[K, channels, h, w, N]`` with the images innermost: then a convolution is a sum of
 matrix products over windows that are gathered in long runs, also for the few channels of LeNet, where
-direct convolutions leave most of a vector unit idle, and K networks are a batch of such products. Images
-that all networks share are ``[1, c, h, w, N]``, and their windows are gathered once.
+direct convolutions leave most of a vector unit idle, and K networks are a batch of such products. The first
+images may be ``[G, c, h, w, N]`` with G a divisor of K (1 if all networks share them): K/G networks in a row
+see the same ones, whose windows are gathered once.
 """
 
 from __future__ import annotations
@@ -153,6 +154,9 @@ class Linear:
         return self._to_inputs(params[f"{self.name}.weight"].transpose(1, 2) @ g, tape)
 
     def _by_weight(self, g: Tensor, x: Tensor) -> Tensor:
+        each = g.shape[0] // x.shape[0]
+        if each > 1 and x.shape[0] > 1:
+            x = x.repeat_interleave(each, 0)
         return torch.bmm(g, x.expand(g.shape[0], *x.shape[1:]).transpose(1, 2))
 
     def _to_inputs(self, g: Tensor, tape: Tape) -> Tensor:

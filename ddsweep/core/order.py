@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["BatchOrder", "draw_batch_order", "fixed_batch_order", "rate_index"]
+__all__ = ["BatchOrder", "draw_batch_order", "fixed_batch_order", "joined_orders", "rate_index"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,16 @@ class BatchOrder:
         if self.shared:
             return self
         return BatchOrder(self.batches.repeat(1, times, 1), self.rates.repeat(1, times))
+
+
+def joined_orders(orders: Sequence[BatchOrder | None]) -> BatchOrder | None:
+    """The order of the networks of several trials in a row; None if none of them has one."""
+    known = [order for order in orders if order is not None]
+    if not known:
+        return None
+    return BatchOrder(
+        torch.cat([order.batches for order in known], 1), torch.cat([order.rates for order in known], 1)
+    )
 
 
 def rate_index(t: int, inner_steps: int, steps: int) -> int:

@@ -61,27 +61,28 @@ class TrainState:
 
 
 class Batches:
-    """The distilled images and labels of each inner step, and the way back from a step's derivatives."""
+    """The distilled images and labels of each inner step, and the way back from a step's derivatives.
+
+    ``distilled`` has images ``[S, n, c, h, w]``, or ``[G, S, n, c, h, w]`` with G sets: then K/G networks in
+    a row see the same one. Labels are ``[S, n]`` for all sets, or probabilities ``[S, n, classes]`` or ``[G,
+    S, n, classes]``.
+    """
 
     def __init__(self, distilled: LabelledImages, loop: InnerLoop, batch_order: BatchOrder) -> None:
         self.own = distilled.images.dim() == 6
-        first = 1 if self.own else 0
-        self.images = images = distilled.images.detach().flatten(first, first + 1)
-        self.labels = distilled.labels.detach().flatten(0, 1)
+        self.images = images = _flat(distilled.images, self.own)
+        self._own_labels = distilled.labels.dim() == 4
+        self.labels = _flat(distilled.labels, self._own_labels)
         self.shared, self.augment = batch_order.shared, loop.augment
         self._picks, self._rates = batch_order.batches.to(images.device), batch_order.rates.to(images.device)
 
     def at(self, t: int) -> tuple[Tensor, Tensor]:
-        """Images ``[n, ...]`` (or ``[K, n, ...]``) and targets of step ``t``."""
+        """Images ``[n, ...]`` (or ``[K or G, n, ...]``) and targets of step ``t``."""
         picks = self._picks[t]
         picks = picks[0] if self.shared else picks
-        if not self.own:
-            images = self.images[picks]
-        elif self.shared:
-            images = self.images[:, picks]
-        else:
-            images = self.images[torch.arange(len(picks), device=picks.device)[:, None], picks]
-        return images if self.augment is None else self.augment(images, t), self.labels[picks]
+        images = _taken(self.images, self.own, picks)
+        targets = _taken(self.labels, self._own_labels, picks)
+        return images if self.augment is None else self.augment(images, t), targets
 
     def rate_of(self, t: int) -> Tensor:
         """The index of the rate of step ``t``: int64 ``[1]`` or ``[K]``, on the device of the images."""
@@ -102,6 +103,24 @@ class Batches:
             leaf = torch.zeros_like(part).requires_grad_()
             made = self.augment(leaf, t)
         return torch.autograd.grad(made, leaf, part)[0]
+
+
+def _flat(values: Tensor, own: bool) -> Tensor:
+    """``[S, n, ...]`` or, if each set has its ``own``, ``[G, S, n, ...]`` -> ``[S*n, ...]`` or ``[G, S*n,
+    ...]``."""
+    first = 1 if own else 0
+    return values.detach().flatten(first, first + 1)
+
+
+def _taken(values: Tensor, own: bool, picks: Tensor) -> Tensor:
+    """Those of ``values [S*n, ...]``, or ``[G, S*n, ...]``, at ``picks [n]``, or ``[K, n]`` for K
+    networks."""
+    if not own:
+        return values[picks]
+    if picks.dim() == 1:
+        return values[:, picks]
+    network = torch.arange(len(picks), device=picks.device)
+    return values[(network // (len(picks) // len(values)))[:, None], picks]
 
 
 def train_networks(

@@ -14,12 +14,13 @@ Memory: ``store`` keeps all that each step needs for this; ``recompute`` keeps t
 only; the steps before it bring the networks to its start (Feng et al. 2024, RaT-BPTT).
 
 Axes: K networks, S inner steps, n images a step, T = S*E. Every derivative has a leading K: networks do not
-mix, so one that diverges does not spoil others. Rates are softplus(raw).
+mix, so one that diverges does not spoil others. Rates are softplus(raw). The networks may belong to G sets of
+images, the first K/G of them to the first set, and so on: several distillations in the same operations.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -74,6 +75,11 @@ class OuterGradient:
         parts = [self.images, self.raw_rates, *([] if self.labels is None else [self.labels])]
         return torch.stack([part.flatten(1).double().square().sum(1) for part in parts]).sum(0).sqrt()
 
+    def of(self, networks: slice) -> OuterGradient:
+        """That of some of the networks."""
+        labels = None if self.labels is None else self.labels[networks]
+        return OuterGradient(self.losses[networks], self.images[networks], self.raw_rates[networks], labels)
+
 
 @dataclass
 class _Step:
@@ -92,23 +98,25 @@ def raw_rates(rate: float, steps: int) -> Tensor:
 def loss_and_gradient(
     passes: LossAndGradient, params: Params, images: Tensor, labels: Tensor, plan: ExecutionPlan
 ) -> tuple[Tensor, Params]:
-    """Outer loss ``[K]`` on real images ``[N, ...]`` or ``[K, N, ...]`` and its gradient by the weights.
+    """Outer loss ``[K]`` on real images ``[N, ...]`` or ``[G, N, ...]`` and its gradient by the weights.
 
     ``plan.real_block`` networks and ``plan.real_chunk`` images go through at a time, and gradients of chunks
     are summed. So the working data fit the cache, and memory does not grow with N or K.
     """
     count, total = next(iter(params.values())).shape[0], labels.shape[-1]
+    own = images.dim() == 5
+    each = count // len(images) if own else count
     losses, gradients = [], []
-    for first in range(0, count, plan.real_block):
-        block = slice(first, first + plan.real_block)
+    for block in _blocks(count, each, plan.real_block):
         weights = {name: value[block] for name, value in params.items()}
+        sets = slice(block.start // each, -(-block.stop // each))
         loss: Tensor | None = None
         gradient: Params = {}
         for start in range(0, total, plan.real_chunk):
             chunk = slice(start, start + plan.real_chunk)
             x, y = images[..., chunk, :, :, :], labels[..., chunk]
-            if x.dim() == 5:
-                x, y = x[block], y[block]
+            if own:
+                x, y = x[sets], y[sets]
             part, pieces = passes(weights, x, y)
             share = y.shape[-1] / total
             loss = part * share if loss is None else loss + part * share
@@ -120,6 +128,19 @@ def loss_and_gradient(
         losses.append(loss)
         gradients.append(gradient)
     return torch.cat(losses), {name: torch.cat([g[name] for g in gradients]) for name in gradients[0]}
+
+
+def _blocks(count: int, each: int, most: int) -> list[slice]:
+    """``count`` networks in blocks of at most ``most``: part of one set, each of which has ``each`` networks,
+    or several whole sets."""
+    if most >= each:
+        most = most // each * each
+        return [slice(first, min(first + most, count)) for first in range(0, count, most)]
+    return [
+        slice(first, min(first + most, start + each))
+        for start in range(0, count, each)
+        for first in range(start, start + each, most)
+    ]
 
 
 class _Unroll:
@@ -134,10 +155,11 @@ class _Unroll:
         rates: Tensor,
         plan: ExecutionPlan,
     ) -> None:
+        """``rates [T]``, or ``[K, T]`` for networks of several sets."""
         self.network, self.steps, self.batches = network, steps, batches
         self.batch_order, self.rates = batch_order, rates
         # A number would be the same in every replay of a recording.
-        self.numbers = None if plan.graph else rates.tolist()
+        self.numbers = None if plan.graph or rates.dim() == 2 else rates.tolist()
         self.keep_all = plan.memory_mode == "store"
         self.segment = plan.segment
 
@@ -146,7 +168,10 @@ class _Unroll:
         which = self.batch_order.rates[t]
         if self.numbers is not None and len(which) == 1:
             return float(self.numbers[int(which)])
-        return self.rates[self.batches.rate_of(t)]
+        if self.rates.dim() == 1:
+            return self.rates[self.batches.rate_of(t)]
+        networks = torch.arange(len(self.rates), device=self.rates.device)
+        return self.rates[networks, self.batches.rate_of(t)]
 
     def step(self, point: TrainState, keep: bool) -> tuple[TrainState, _Step]:
         t = point.step
@@ -204,18 +229,24 @@ def outer_gradient(
     labels ``[S, n]`` int64, or probabilities ``[S, n, classes]``, which are then differentiated too; ``raw
     [T]`` with T a multiple of S. ``real``: images ``[N, c, h, w]`` with labels ``[N]`` for all networks, or
     ``[K, N, ...]`` and ``[K, N]`` with a real batch for each. With a ``window``, the derivative of the loss
-    after its last step by the inputs of its steps; the point before it is held fixed. Raises ``ValueError``
-    if T is not a multiple of S, or for an augmentation if ``plan`` records a graph: it is another one in
-    every outer step.
+    after its last step by the inputs of its steps; the point before it is held fixed.
+
+    G sets at once: images ``[G, S, n, c, h, w]`` with labels ``[S, n]``, or probabilities ``[G, S, n,
+    classes]``, raw ``[G, T]`` and real images ``[G, N, ...]`` or ``[K, N, ...]``; K/G networks in a row
+    belong to one set. That takes derivatives that are written out (``explicit``).
+
+    Raises ``ValueError`` if T is not a multiple of S, for several sets under another plan, or for an
+    augmentation if ``plan`` records a graph: it is another one in every outer step.
     """
-    inner_steps, total = distilled.labels.shape[0], raw.shape[0]
+    (inner_steps, batch), total = distilled.images.shape[-5:-3], raw.shape[-1]
     if total % inner_steps:
         raise ValueError(f"{total} rates do not go into {inner_steps} inner steps")
+    sets = len(raw) if raw.dim() == 2 else 1
+    if raw.dim() == 2 and not plan.inner_batching == plan.real_batching == "explicit":
+        raise ValueError("several sets at once: their derivatives are not written out in this plan")
     loop = InnerLoop() if loop is None else loop
     batch_order = (
-        fixed_batch_order(inner_steps, distilled.labels.shape[1], total)
-        if loop.batch_order is None
-        else loop.batch_order
+        fixed_batch_order(inner_steps, batch, total) if loop.batch_order is None else loop.batch_order
     )
     window = Window(0, total) if window is None else window
     own = real.labels.dim() == 2
@@ -224,15 +255,24 @@ def outer_gradient(
             whole = replace(loop, batch_order=batch_order)
             return _recorded(network, params, distilled, raw, real, plan, whole, window)
 
+    count = len(next(iter(params.values())))
+
     def of(module: nn.Module, share: slice) -> OuterGradient:
-        weights = {name: value[share] for name, value in params.items()}
-        batch = LabelledImages(real.images[share], real.labels[share]) if own else real
-        theirs = replace(loop, batch_order=batch_order.of(share))
+        some = share
+        theirs_distilled, theirs_raw = distilled, raw
+        if raw.dim() == 2:  # a share of the sets
+            some = slice(share.start * count // sets, share.stop * count // sets)
+            labels = distilled.labels[share] if distilled.labels.dim() == 4 else distilled.labels
+            theirs_distilled, theirs_raw = LabelledImages(distilled.images[share], labels), raw[share]
+        weights = {name: value[some] for name, value in params.items()}
+        of_real = some if own and len(real.labels) == count else share
+        batch = LabelledImages(real.images[of_real], real.labels[of_real]) if own else real
+        theirs = replace(loop, batch_order=batch_order.of(some))
         with no_bookkeeping(plan) if loop.augment is None else nullcontext():  # autograd goes back through it
-            return _outer_gradient(module, weights, distilled, raw, batch, plan, theirs, window)
+            return _outer_gradient(module, weights, theirs_distilled, theirs_raw, batch, plan, theirs, window)
 
     with products(plan.device):
-        return _joined(in_teams(plan, network, len(next(iter(params.values()))), of))
+        return _joined(in_teams(plan, network, sets if raw.dim() == 2 else count, of))
 
 
 def _recorded(
@@ -277,6 +317,14 @@ def _joined(parts: Sequence[OuterGradient]) -> OuterGradient:
     )
 
 
+def _of_each_set(function: Callable[[Tensor], Tensor], raw: Tensor, count: int) -> Tensor:
+    """``function(raw)``; of raw ``[G, T]`` ``[K, T]``. Each set is taken by itself: torch computes the first
+    and the last values of a tensor in different ways, and a set's may not depend on those beside it."""
+    if raw.dim() == 1:
+        return function(raw)
+    return torch.stack([function(one) for one in raw]).repeat_interleave(count // len(raw), 0)
+
+
 def _outer_gradient(
     network: nn.Module,
     params: Params,
@@ -289,9 +337,9 @@ def _outer_gradient(
 ) -> OuterGradient:
     """The outer gradient of the networks of one team. ``loop`` has a batch order."""
     assert loop.batch_order is not None
-    batch_order, total = loop.batch_order, raw.shape[0]
+    batch_order, total = loop.batch_order, raw.shape[-1]
     count = next(iter(params.values())).shape[0]
-    rates = F.softplus(raw.detach())
+    rates, slopes = (_of_each_set(function, raw.detach(), count) for function in (F.softplus, torch.sigmoid))
     batches = Batches(distilled, loop, batch_order)
     unroll = _Unroll(network, steps_of(network, loop.optimizer, plan), batches, batch_order, rates, plan)
 
@@ -304,8 +352,9 @@ def _outer_gradient(
     losses, v = loss_and_gradient(passes, point.params, real.images, real.labels, plan)
 
     images, labels = distilled.images, distilled.labels
-    by_images = images.new_zeros(count, *batches.images.shape)
-    by_labels = batches.labels.new_zeros(count, *batches.labels.shape) if labels.is_floating_point() else None
+    by_images = images.new_zeros(count, *batches.images.shape[-4:])
+    soft = labels.is_floating_point()
+    by_labels = batches.labels.new_zeros(count, *batches.labels.shape[-2:]) if soft else None
     by_rates, networks = images.new_zeros(count, total), torch.arange(count, device=images.device)
     by_slots = tuple({name: torch.zeros_like(a) for name, a in v.items()} for _ in point.slots)
     stop = window.stop
@@ -322,7 +371,7 @@ def _outer_gradient(
             v, by_slots = back.weights, back.slots
     return OuterGradient(
         losses=losses,
-        images=by_images.view(count, *images.shape),
-        raw_rates=by_rates * torch.sigmoid(raw),
-        labels=None if by_labels is None else by_labels.view(count, *labels.shape),
+        images=by_images.view(count, *images.shape[-5:]),
+        raw_rates=by_rates * slopes,
+        labels=None if by_labels is None else by_labels.view(count, *labels.shape[-3:]),
     )

@@ -137,6 +137,15 @@ class _OfData:
     """of a network [of a user's own](networks.md) that is an installed module: the package and its version"""
 
 
+class _OfCohort:
+    """With how many others it ran."""
+
+    cohort_size: int
+    """the greatest number of trials that were distilled together with it, itself included; null in rows of
+    versions without this column. Its `cpu_seconds` and `gpu_seconds` are shares, which add up to what was
+    spent; `wall_seconds` is what passed"""
+
+
 class _Evals:
     """One row for each (trial, source, protocol, network, inner step)."""
 
@@ -280,7 +289,7 @@ _ATTACK, _SINCE_0_2 = "attack_class target_class", "method real_per_class"
 _NEW = " ".join(name for name in SETTINGS if name not in f"{_SETTINGS} {_ATTACK} {_SINCE_0_2}".split())
 
 PARTS: dict[str, tuple[type | str, ...]] = {
-    "trials": (_Trial, _SETTINGS, _OfPool, _ATTACK, _Outcome, _SINCE_0_2, _OfData, _NEW),
+    "trials": (_Trial, _SETTINGS, _OfPool, _ATTACK, _Outcome, _SINCE_0_2, _OfData, _NEW, _OfCohort),
     "evals": (_Evals,),
     "history": (_History,),
     "failures": (_Failures,),

@@ -151,6 +151,16 @@ def _switch(value: Any) -> str:
     return word(value, ("auto", "on", "off"))
 
 
+def _cohort(value: Any) -> int | str:
+    """``auto``, or a whole number from 1 on."""
+    if value == AUTO:
+        return AUTO
+    number = whole(value)
+    if number < 1:
+        raise ValueError(f"{number} is less than 1; give auto, 1 for trials by themselves, or more")
+    return number
+
+
 class ResourcesSpec(_Model):
     """Where and how fast trials run. No setting here changes a trial's id or its rows.
 
@@ -167,6 +177,9 @@ class ResourcesSpec(_Model):
     or `auto`"""
     max_concurrent: Count | None = None
     """most trials at a time"""
+    cohort: Annotated[int | Literal["auto"], BeforeValidator(_cohort)] = "auto"
+    """most trials of one shape that are [distilled together](#cohorts) in one process: `auto`, 1 for each by
+    itself, or a number"""
     device: Annotated[Literal["auto", "cpu", "cuda"], _one_of("auto", "cpu", "cuda")] = "auto"
     """`auto`: CUDA if a GPU was granted; `cpu`; `cuda`"""
     memory_mode: Annotated[Literal["auto", "store", "recompute"], _one_of("auto", "store", "recompute")] = (

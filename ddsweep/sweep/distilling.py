@@ -1,38 +1,40 @@
-"""Trials of a sweep through Ray Tune, which packs, retries and watches them."""
+"""Trials of a sweep through Ray Tune, which packs, retries and watches the places where they are
+distilled."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray import tune
-from ray.tune.schedulers import FIFOScheduler
 
 from ddsweep.catalog import TrialSpec
 from ddsweep.catalog.numbers import counted
+from ddsweep.cohorts import cohort_key, cohort_sizes, split_evenly
 from ddsweep.cost import choose_memory, estimate
 from ddsweep.errors import ResultsError, UserError
 from ddsweep.evaluation import record_stop
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.results.parts import read_part
 from ddsweep.spec import SweepSpec
-from ddsweep.sweep.asha import Asha
 from ddsweep.sweep.full_disk import FullDisk
 from ddsweep.sweep.halving import Halving
 from ddsweep.sweep.observe import Board
 from ddsweep.sweep.placement import side_by_side
+from ddsweep.sweep.places import Mailbox, Places, place_of
 from ddsweep.sweep.prepare import trial_settings
+from ddsweep.sweep.queue import Lost, PlannedPlace, TrialQueue
 from ddsweep.sweep.retry import RetryPolicy, Teller, WorkerError, told_death
 from ddsweep.sweep.session import RaySession
 from ddsweep.sweep.shards import EvalShards, SharedSplits
-from ddsweep.sweep.trial_retries import TrialRetries
 from ddsweep.sweep.worker import TrialOfWorker, WorkerInputs, put_trials, trainable
 from ddsweep.trial import record_failure
 
-__all__ = ["Distilling", "Watcher"]
+__all__ = ["Distilling", "Watcher", "plan_places"]
 
 REUSE_BELOW_S = 120.0
 """Trials shorter than this share worker processes: a fresh one takes seconds to import torch and Ray."""
@@ -70,47 +72,79 @@ class Distilling:
         compares them with what ``all_trials`` scored in earlier runs."""
         sweep, session, resources = self.sweep, self.session, self.sweep.resources
         by_id = {trial.trial_id: trial for trial in trials}
-        asha = _asha(sweep, all_trials, self.directory, self.board) if sweep.scheduler else None
+        halving = _halving(sweep, all_trials, self.directory, self.board) if sweep.scheduler else None
+        slots = side_by_side(sweep, trials, session)
+        planned = plan_places(sweep, trials, slots)
         reuse = max(self.seconds[trial_id] for trial_id in by_id) < REUSE_BELOW_S
+        sizes = {trial_id: place.size for place in planned for trial_id in place.trials}
         given = [
-            TrialOfWorker(trial, trial_settings(sweep, trial), self.labels[trial.trial_id])
+            TrialOfWorker(
+                trial,
+                replace(trial_settings(sweep, trial), cohort=sizes[trial.trial_id]),
+            )
             for trial in trials
         ]
+        queue = TrialQueue(
+            planned,
+            RetryPolicy(resources.max_failures, self.spread_s),
+            halving=halving,
+            most=resources.max_concurrent,
+        )
+        mailbox = ray.remote(Mailbox).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote()
         inputs = WorkerInputs(
             sweep.name,
             put_trials(given),
             self.shared,
             self.directory,
-            report_every=side_by_side(sweep, trials, session) / REPORTS_PER_S,
+            mailbox,
+            report_every=slots * max(sizes.values()) / REPORTS_PER_S,
         )
+        watcher = Watcher(by_id, self, queue)
         tuner = tune.Tuner(
-            trainable(inputs, _requests(sweep, trials, session), f"distil {sweep.name}" if reuse else None),
-            param_space={"trial_id": tune.grid_search(list(by_id))},
+            trainable(inputs, _requests(sweep, planned, by_id, session)),
+            param_space={
+                "place": tune.grid_search(
+                    [
+                        {"name": place.name, "size": place.size, "title": self._title(place, reuse)}
+                        for place in planned
+                    ]
+                )
+            },
             tune_config=tune.TuneConfig(
-                max_concurrent_trials=None if asha else resources.max_concurrent,
+                max_concurrent_trials=resources.max_concurrent,
                 reuse_actors=reuse,
-                scheduler=TrialRetries(
-                    asha or FIFOScheduler(),
-                    RetryPolicy(resources.max_failures, self.spread_s),
+                scheduler=Places(
+                    queue,
+                    mailbox,
                     draining=self.draining,
+                    on_given=watcher.given,
+                    on_lost=watcher.lost,
                 ),
-                search_alg=asha.queue if asha else None,
-                trial_name_creator=lambda trial: trial.config["trial_id"],
-                trial_dirname_creator=lambda trial: trial.config["trial_id"],
+                trial_name_creator=place_of,
+                trial_dirname_creator=place_of,
             ),
             run_config=tune.RunConfig(
                 name=sweep.name,
                 # Tune's own files say nothing beyond the parts, so they go to .tmp, which is removed.
                 storage_path=str((self.directory.temporary / "tune").resolve()),
                 verbose=0,
-                failure_config=tune.FailureConfig(max_failures=resources.max_failures),
-                callbacks=[Watcher(by_id, self, asha)],
+                failure_config=tune.FailureConfig(max_failures=-1),  # the queue decides
+                callbacks=[watcher],
             ),
         )
         try:
             tuner.fit()
         finally:
+            watcher.close()
             shutil.rmtree(self.directory.temporary / "tune", ignore_errors=True)
+
+    def _title(self, place: PlannedPlace, reuse: bool) -> str:
+        """The name of a place in the dashboard: that of its trial, of its first one and how many others there
+        are, or, where processes are used again, of the sweep, for Ray asks for a name only once."""
+        if reuse:
+            return f"distil {self.sweep.name}"
+        others = len(place.trials) - 1
+        return f"distil {self.labels[place.trials[0]]}" + (f" and {others} more" if others else "")
 
     def fail(self, spec: TrialSpec, error: Exception, place: str, attempts: int) -> None:
         """Leave a row in ``failures/``."""
@@ -129,57 +163,79 @@ class Distilling:
 
 
 class Watcher(tune.Callback):
-    """Passes Tune's news on trials to the board and the shards. Never blocks on evaluation."""
+    """Passes news on trials to the board and the shards. Never blocks on evaluation."""
 
-    def __init__(self, trials: Mapping[str, TrialSpec], distilling: Distilling, asha: Asha | None) -> None:
-        self._trials, self._distilling, self._asha = trials, distilling, asha
+    def __init__(self, trials: Mapping[str, TrialSpec], distilling: Distilling, queue: TrialQueue) -> None:
+        self._trials, self._distilling, self._queue = trials, distilling, queue
         self._board, self._disk = distilling.board, distilling.disk
         self._teller = Teller(self._board.say)
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles callbacks for a restore, which never comes: resuming goes by the files
 
-    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._board.set_state(trial.config["trial_id"], "running")
+    def given(self, trials: Sequence[str]) -> None:
+        """Trials have come to a place."""
+        for trial_id in trials:
+            self._board.set_state(trial_id, "running")
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        trial_id, state = trial.config["trial_id"], result.get("state")
+        if "trial" in result:
+            self._told(result["trial"], result["state"], result)
+        self._carry_out()
+
+    def _told(self, trial_id: str, state: str, result: dict[str, Any]) -> None:
         if state == "running":
             said = ("outer_step", "steps_taken", "outer_loss", "val_score")
             self._board.progress(trial_id, *(result[name] for name in said))
-            if self._asha and self._asha.is_paused(trial_id):
+            if self._queue.is_paused(trial_id):
                 self._board.set_state(trial_id, "paused")
         elif state == "distilled":
             self._disk.ended()
             self._distilling.shards.submit(self._trials[trial_id])
         elif state in ("failed", "drained"):
-            self._board.set_state(trial_id, state)
+            self._board.set_state(trial_id, "failed" if state == "failed" else "drained")
             if result.get("full_disk"):
                 self._disk.met(result["full_disk"])
 
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        trial_id = trial.config["trial_id"]
-        if self._asha and self._asha.is_stopped(trial_id):
-            self._distilling.stop(self._trials[trial_id])
-        elif self._board.state_of(trial_id) in ("paused", "running"):  # taken out by a drain
-            self._board.set_state(trial_id, "drained")
-
-    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        trial_id = trial.config["trial_id"]
-        self._board.retried(trial_id)
-        self._teller.tell(f"{trial_id}: its worker died, and it is tried again: {_death(trial)}")
+    def lost(self, place: Any, lost: Lost) -> None:
+        """The process of a place has died."""
+        death = _death(place)
+        for trial_id in lost.again:
+            self._board.retried(trial_id)
+            if self._distilling.draining():  # it is tried again, by the next run
+                self._board.set_state(trial_id, "drained")
+        if lost.again:
+            others = f" and {counted(len(lost.again) - 1, 'trial')} beside it" if lost.again[1:] else ""
+            again = "they are" if others else "it is"
+            self._teller.tell(f"{lost.again[0]}{others}: the worker died, and {again} tried again: {death}")
+        for trial_id, attempts in lost.failed:
+            self._fail(trial_id, WorkerError(f"tried {counted(attempts, 'time')}: {death}"), attempts)
+        self._carry_out()
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        trial_id = trial.config["trial_id"]
+        """A place could not be started."""
+        for trial_id in self._queue.given_up(place_of(trial)):
+            self._fail(trial_id, WorkerError(f"tried once: {_death(trial)}"), 1)
+        self._carry_out()
+
+    def _fail(self, trial_id: str, error: Exception, attempts: int) -> None:
         if self._distilling.draining():  # it is tried again, by the next run
             self._board.set_state(trial_id, "drained")
-            return
-        error = WorkerError(f"tried {counted(trial.num_failures, 'time')}: {_death(trial)}")
-        self._distilling.fail(self._trials[trial_id], error, "worker", trial.num_failures)
-        if self._asha:
-            self._asha.failed(trial_id)
+        else:
+            self._distilling.fail(self._trials[trial_id], error, "worker", attempts)
+
+    def _carry_out(self) -> None:
+        for trial_id in self._queue.newly_stopped():
+            self._distilling.stop(self._trials[trial_id])
+
+    def close(self) -> None:
+        """What still runs or is paused was taken out by a drain."""
+        self._carry_out()
+        for trial_id in self._trials:
+            if self._board.state_of(trial_id) in ("paused", "running"):
+                self._board.set_state(trial_id, "drained")
 
 
 def _death(trial: Any) -> str:
@@ -191,8 +247,40 @@ def _death(trial: Any) -> str:
     return told_death(text)
 
 
-def _asha(sweep: SweepSpec, trials: Sequence[TrialSpec], directory: SweepDirectory, board: Board) -> Asha:
-    """The scheduler, with the scores of ``trials`` at its rungs in earlier runs, also of stopped ones."""
+def plan_places(sweep: SweepSpec, trials: Sequence[TrialSpec], slots: float) -> list[PlannedPlace]:
+    """The places that distil ``trials``, in the order of the sweep: cohorts of trials of one shape, with
+    equal requests, no larger than keeps ``slots`` places busy."""
+    resources = sweep.resources
+    sizes = cohort_sizes(
+        trials,
+        resources.cohort,
+        compile=resources.compile,
+        gpus=[resources.for_trial(trial)[1] for trial in trials],
+    )
+    most = min(max(1, -(-len(trials) // max(1, int(slots)))), resources.max_concurrent or len(trials))
+    alike: dict[Hashable, list[TrialSpec]] = {}
+    for trial in trials:
+        size = sizes[trial.trial_id]
+        alone = size == 1
+        key: Hashable = trial.trial_id if alone else (cohort_key(trial), resources.for_trial(trial))
+        alike.setdefault(key, []).append(trial)
+    places = []
+    for key, some in alike.items():
+        size = min(sizes[some[0].trial_id], most)
+        first = 0
+        for count in split_evenly(len(some), size):
+            names = tuple(trial.trial_id for trial in some[first : first + count])
+            places.append(PlannedPlace(names[0], names, size, key))
+            first += count
+    place = {trial.trial_id: number for number, trial in enumerate(trials)}
+    return sorted(places, key=lambda own: place[own.trials[0]])
+
+
+def _halving(
+    sweep: SweepSpec, trials: Sequence[TrialSpec], directory: SweepDirectory, board: Board
+) -> Halving:
+    """The decisions of the scheduler, with the scores of ``trials`` at its rungs in earlier runs, also of
+    stopped ones."""
     assert sweep.scheduler is not None
     halving = Halving(sweep.scheduler, trials)
     for trial in trials:
@@ -205,12 +293,12 @@ def _asha(sweep: SweepSpec, trials: Sequence[TrialSpec], directory: SweepDirecto
         stopped = board.state_of(trial.trial_id) == "stopped"
         halving.replay(trial.trial_id, scores, reached, stopped=stopped)
     halving.begin()
-    return Asha(halving, most=sweep.resources.max_concurrent)
+    return halving
 
 
-def _request(sweep: SweepSpec, trial: TrialSpec, session: RaySession) -> dict[str, float]:
-    """A trial's request to Ray. Its estimated memory keeps too many large trials from one machine; a trial
-    that is larger than the machine is tried alone."""
+def _request(sweep: SweepSpec, trial: TrialSpec, size: int, session: RaySession) -> dict[str, float]:
+    """The request to Ray of a place with ``size`` trials like ``trial``. The estimated memory keeps too many
+    large ones from one machine; one that is larger than the machine is tried alone."""
     resources = sweep.resources
     cpus, gpus = resources.for_trial(trial)
     request = {"CPU": cpus}
@@ -219,18 +307,20 @@ def _request(sweep: SweepSpec, trial: TrialSpec, session: RaySession) -> dict[st
     most = max(node.memory for node in session.nodes if cpus <= node.cpus and gpus <= node.gpus)
     if resources.memory == "auto" and most:
         mode, segment = choose_memory(trial, resources.memory_mode, resources.segment)
-        bytes_ = PROCESS_BYTES + estimate(trial, 1, memory_mode=mode, segment=segment).memory_bytes
-        request["memory"] = int(min(bytes_, most))
+        of_trial = estimate(trial, 1, memory_mode=mode, segment=segment).memory_bytes
+        request["memory"] = int(min(PROCESS_BYTES + size * of_trial, most))
     elif isinstance(resources.memory, float):
         request["memory"] = int(resources.memory * 1e9)
     return request
 
 
 def _requests(
-    sweep: SweepSpec, trials: Sequence[TrialSpec], session: RaySession
+    sweep: SweepSpec, planned: Sequence[PlannedPlace], by_id: Mapping[str, TrialSpec], session: RaySession
 ) -> dict[str, dict[str, float]]:
-    """The request of each trial. Equal requests are one object, because they travel to every worker
+    """The request of each place. Equal requests are one object, because they travel to every worker
     process."""
     same: dict[str, dict[str, float]] = {}
-    requests = ((trial.trial_id, _request(sweep, trial, session)) for trial in trials)
-    return {trial_id: same.setdefault(repr(request), request) for trial_id, request in requests}
+    requests = (
+        (place.name, _request(sweep, by_id[place.trials[0]], len(place.trials), session)) for place in planned
+    )
+    return {name: same.setdefault(repr(request), request) for name, request in requests}

@@ -1,4 +1,4 @@
-"""A trial in a worker of Ray Tune: what it is given, what it reports, and how it ends."""
+"""A place in a worker of Ray Tune: the trials it is given, what it reports, and how they end."""
 
 from __future__ import annotations
 
@@ -19,12 +19,16 @@ from ddsweep.results.files import full_disk_told
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.sweep.first_step import leaving_before_the_first_step
 from ddsweep.sweep.placement import check_gpus_seen
+from ddsweep.sweep.places import ask
 from ddsweep.sweep.prepare import splits_key
 from ddsweep.sweep.shards import SharedSplits, get_splits
-from ddsweep.trial import Progress, distil_trial, record_failure
+from ddsweep.trial import Progress, TrialJob, distil_together, record_failure
 from ddsweep.trial_plan import TrialSettings
 
 __all__ = ["TrialOfWorker", "WorkerInputs", "distil_in_worker", "put_trials", "trainable"]
+
+ASK_EVERY_S = 5.0
+"""How often a place with room for more trials asks for them."""
 
 LOOK_EVERY_S = 1.0
 """How often a trial looks for the stop file: not at each outer step, because 4,000 trials ask one file
@@ -33,24 +37,24 @@ system."""
 
 @dataclass(frozen=True)
 class TrialOfWorker:
-    """One trial for a worker, and its name in the dashboard."""
+    """One trial for a worker."""
 
     spec: TrialSpec
     settings: TrialSettings
-    label: str
 
 
 @dataclass(frozen=True)
 class WorkerInputs:
     """What a worker process needs to run any trial of the sweep: ``trials`` are references to parts of
-    them, for a worker fetches what it needs anew for each trial, and there may be 100,000. ``report_every``
-    is in seconds: a logged outer step that comes sooner after the last one is not reported unless it has a
-    score."""
+    them, for a worker fetches what it needs anew for each trial, and there may be 100,000. ``mailbox`` has
+    the answers to its questions. ``report_every`` is in seconds: a logged outer step of a trial that comes
+    sooner after its last one is not reported unless it has a score."""
 
     sweep: str
     trials: Mapping[str, Any]
     shared: Mapping[str, SharedSplits]
     directory: SweepDirectory
+    mailbox: Any
     report_every: float
 
     def trial(self, trial_id: str) -> TrialOfWorker:
@@ -71,91 +75,114 @@ def put_trials(trials: Sequence[TrialOfWorker]) -> dict[str, Any]:
     return {key: ray.put(part) for key, part in parts.items()}
 
 
-def distil_in_worker(work: WorkerInputs, trial_id: str) -> None:
-    """Runs in a Tune worker. Errors that a retry cannot mend are recorded and end the trial at once; any
-    other is raised, and Tune tries again."""
-    trial = work.trial(trial_id)
-    spec = trial.spec
+class _Place:
+    """The companions of one place: trials come from the queue of the driver, and news go there."""
 
-    looked = reported = -math.inf
-    taken = 0
-    stop = False
+    def __init__(self, work: WorkerInputs, name: str, size: int) -> None:
+        self._work, self._name, self._size = work, name, size
+        self._asked, self._number, self._looked = -math.inf, 0, -math.inf
+        self._stop, self._full, self._last = False, True, False
+        self._reported: dict[str, float] = {}
+        self._taken: dict[str, int] = {}
+        self.should_stop = self.looks_for_the_stop_file
 
-    def should_stop() -> bool:
-        nonlocal looked, stop
-        if not stop and time.monotonic() - looked >= LOOK_EVERY_S:
-            stop, looked = work.directory.stop_file.exists(), time.monotonic()
-        return stop
+    def looks_for_the_stop_file(self) -> bool:
+        if not self._stop and time.monotonic() - self._looked >= LOOK_EVERY_S:
+            self._stop, self._looked = self._work.directory.stop_file.exists(), time.monotonic()
+        return self._stop
 
-    if should_stop():
-        tune.report({"state": "drained"})
-        return
+    def _ask(self, question: dict[str, Any]) -> Any:
+        self._number += 1
+        return ask(self._work.mailbox, tune.report, {**question, "place": self._name, "number": self._number})
 
-    def on_progress(progress: Progress) -> None:
-        nonlocal reported, taken
-        taken += progress.steps_taken
-        if progress.val_score is None and time.monotonic() - reported < work.report_every:
-            return
-        reported = time.monotonic()
-        tune.report(
-            {
-                "state": "running",
-                "outer_step": progress.outer_step,
-                "steps_taken": taken,
-                "outer_loss": progress.outer_loss,
-                "val_score": progress.val_score,
-            }
-        )
-        taken = 0
+    def more(self, running: int) -> list[TrialJob]:
+        """Asked for when a trial has left, or now and then: others may have been released meanwhile."""
+        if self.looks_for_the_stop_file() or running >= self._size or self._last:
+            return []
+        if running and not self._full and time.monotonic() - self._asked < ASK_EVERY_S:
+            return []
+        given, self._last = self._ask({"state": "room", "running": running})
+        self._asked, self._full = time.monotonic(), running + len(given) >= self._size
+        return [job for trial_id in given if (job := self._job(trial_id)) is not None]
 
-    try:
-        with (
-            full_disk_told(work.directory.root),
-            leaving_before_the_first_step(should_stop) as should_stop_at_step,
-        ):
+    def _job(self, trial_id: str) -> TrialJob | None:
+        trial = self._work.trial(trial_id)
+        try:
             check_gpus_seen(trial.settings.gpus, f"trial {trial_id}")
-            distilled = distil_trial(
-                spec,
-                get_splits(work.shared[splits_key(spec)]),
-                work.directory,
-                trial.settings,
-                should_stop=should_stop_at_step,
-                on_progress=on_progress,
-            )
-    except (DivergedError, UserError) as error:
-        full = isinstance(error, DiskFullError)
-        if full and should_stop():  # it goes on from the checkpoint that it has
-            tune.report({"state": "drained", "full_disk": str(error)})
-            return
-        record_failure(work.directory, spec, work.sweep, error, "distillation", 1)
-        tune.report({"state": "failed", "full_disk": str(error) if full else None})
-        return
-    tune.report({"state": "distilled" if distilled else "drained"})
+            splits = get_splits(self._work.shared[splits_key(trial.spec)])
+        except UserError as error:
+            self.ended(trial.spec, error)
+            return None
+        return TrialJob(trial.spec, splits, self._work.directory, trial.settings)
+
+    def progress(self, spec: TrialSpec, progress: Progress) -> bool:
+        trial_id = spec.trial_id
+        taken = self._taken.get(trial_id, 0) + progress.steps_taken
+        late = time.monotonic() - self._reported.get(trial_id, -math.inf) >= self._work.report_every
+        if progress.val_score is None and not late:
+            self._taken[trial_id] = taken
+            return True
+        self._reported[trial_id], self._taken[trial_id] = time.monotonic(), 0
+        news = {
+            "state": "running",
+            "trial": trial_id,
+            "outer_step": progress.outer_step,
+            "steps_taken": taken,
+            "outer_loss": progress.outer_loss,
+            "val_score": progress.val_score,
+        }
+        if not progress.rung:
+            tune.report(news)
+            return True
+        goes_on: bool = self._ask(news)
+        self._full = goes_on
+        return goes_on
+
+    def ended(self, spec: TrialSpec, outcome: bool | DivergedError | UserError) -> None:
+        """Errors that a retry cannot mend are recorded, and end the trial at once."""
+        self._full = True
+        state = "distilled" if outcome is True else "drained"
+        news: dict[str, Any] = {"trial": spec.trial_id, "state": state}
+        if isinstance(outcome, Exception):
+            full = str(outcome) if isinstance(outcome, DiskFullError) else None
+            news["full_disk"] = full
+            if not (full and self.looks_for_the_stop_file()):  # else it goes on from its checkpoint
+                record_failure(self._work.directory, spec, self._work.sweep, outcome, "distillation", 1)
+                news["state"] = "failed"
+        tune.report(news)
 
 
-def trainable(
-    work: WorkerInputs, requests: Mapping[str, dict[str, float]], name: str | None
-) -> type[tune.Trainable]:
-    """A Tune trainable whose actors have readable names in the dashboard: that of their trial, or ``name``
-    where workers are reused (Ray asks an actor for its name only once). ``requests`` has the CPUs and GPUs of
-    each trial."""
+def distil_in_worker(work: WorkerInputs, place: str, size: int) -> None:
+    """Runs in a Tune worker. An error that is not of a trial is raised, and Tune starts the place again."""
+    here = _Place(work, place, size)
+    with (
+        full_disk_told(work.directory.root),
+        leaving_before_the_first_step(here.looks_for_the_stop_file) as should_stop,
+    ):
+        here.should_stop = should_stop
+        distil_together(here)
+
+
+def trainable(work: WorkerInputs, requests: Mapping[str, dict[str, float]]) -> type[tune.Trainable]:
+    """A Tune trainable for places: its configuration has the ``name`` of a place, the ``size`` of its cohort
+    and its ``title`` in the dashboard. ``requests`` has the CPUs and GPUs of each place."""
     reference = ray.put(work)
 
     def distil(config: dict[str, Any]) -> None:
-        distil_in_worker(ray.get(reference), config["trial_id"])
+        distil_in_worker(ray.get(reference), config["place"]["name"], config["place"]["size"])
 
     wrapped: type[tune.Trainable] = wrap_function(distil)
 
     class Distil(wrapped):
         def __repr__(self) -> str:
-            return name or f"distil {ray.get(reference).trial(self.config['trial_id']).label}"
+            return str(self.config["place"]["title"])
 
         @classmethod
         def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
-            return tune.PlacementGroupFactory([requests[config["trial_id"]]])
+            return tune.PlacementGroupFactory([requests[config["place"]["name"]]])
 
         def reset_config(self, new_config: dict[str, Any]) -> bool:
-            # How long a stopped or paused trial may take to end; Tune's 2 s would fail the next one.
+            # How long a stopped place may take to end; Tune's 2 s would fail the next one.
             os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "120")
             return bool(super().reset_config(new_config))
 

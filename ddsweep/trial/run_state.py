@@ -50,7 +50,8 @@ class TrialJob:
 
 @dataclass
 class RunState:
-    """The progress of a trial, with its plan; the costs are those of earlier processes."""
+    """The progress of a trial, with its plan; the costs are those of earlier processes. ``cohort_size`` is
+    the greatest number of trials that were distilled together, this one included."""
 
     state: DistillState
     history: list[dict[str, Any]]
@@ -62,6 +63,8 @@ class RunState:
     peak: int | None = None
     n_resumed: int = 0
     n_replans: int = 0
+    seconds_of_others: float = 0.0
+    cohort_size: int = 1
 
 
 def _history_to_tensor(history: list[dict[str, Any]]) -> Tensor:
@@ -93,6 +96,8 @@ def save_run(run: RunState, job: TrialJob, meter: Meter) -> None:
         "started_at": run.started_at,
         "wall": meter.wall_seconds(),
         "cpu": meter.cpu_seconds(),
+        "seconds_of_others": meter.seconds_of_others,
+        "cohort_size": run.cohort_size,
         "n_skipped": run.n_skipped,
         "n_resumed": run.n_resumed,
         "n_replans": run.n_replans,
@@ -133,7 +138,10 @@ def load_run(job: TrialJob) -> RunState | None:
         n_skipped=header["n_skipped"],
         peak=header["peak"],
         n_resumed=header["n_resumed"] + 1,
-        n_replans=header.get("n_replans", 0),  # older checkpoints have none
+        # Older checkpoints have none of these.
+        n_replans=header.get("n_replans", 0),
+        seconds_of_others=header.get("seconds_of_others", 0.0),
+        cohort_size=header.get("cohort_size", 1),
     )
 
 
@@ -162,7 +170,7 @@ def provenance(run: RunState, job: TrialJob, meter: Meter) -> dict[str, Any]:
         "outer_loss": run.history[-1]["outer_loss"] if run.history else None,
         "wall_seconds": wall,
         "cpu_seconds": meter.cpu_seconds(),
-        "gpu_seconds": job.settings.gpus * wall,
+        "gpu_seconds": job.settings.gpus * (wall - meter.seconds_of_others),
         "peak_memory_bytes": meter.peak_memory_bytes(),
         "n_skipped": run.n_skipped,
         "n_rollbacks": run.state.rollbacks,
@@ -174,6 +182,7 @@ def provenance(run: RunState, job: TrialJob, meter: Meter) -> dict[str, Any]:
         "memory_mode": run.plan.memory_mode,
         "execution_plan": json.dumps(run.plan.to_dict()),
         "n_replans": run.n_replans,
+        "cohort_size": run.cohort_size,
         "started_at": run.started_at,
         "ended_at": utc_now().isoformat(),
     }

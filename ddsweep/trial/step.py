@@ -1,24 +1,83 @@
-"""One outer step, with leaner plans when memory runs out."""
+"""One outer step of one trial, or of several together, in the memory there is."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from ddsweep.catalog import TrialSpec
-from ddsweep.core.distill import StepReport, outer_step
+from ddsweep.cohorts import cohort_key
+from ddsweep.core.distill import StepReport, applied, gradients_together, outer_step
 from ddsweep.core.execution import ExecutionPlan, more_frugal
-from ddsweep.core.memory import fitted, release_memory
+from ddsweep.core.memory import fitted, is_out_of_memory, release_memory
+from ddsweep.core.outer import NetworkGradients
 from ddsweep.core.steps import is_compile_error
 from ddsweep.core.task import Task
 from ddsweep.cost import choose_memory, estimate
-from ddsweep.errors import TooLargeError
+from ddsweep.errors import DivergedError, TooLargeError, UserError
 from ddsweep.trial.run_state import RunState
 
-__all__ = ["step_in_memory"]
+if TYPE_CHECKING:
+    from ddsweep.trial.running import RunningTrial
+
+__all__ = ["step_in_memory", "steps_together"]
 
 _log = logging.getLogger(__name__)
+
+
+def steps_together(trials: Sequence[RunningTrial]) -> list[StepReport | Exception]:
+    """An outer step of each of ``trials``: its report, or the `DivergedError` or `UserError` that it ended
+    with.
+
+    Trials with equal plans, of one shape, are computed together. If memory runs out, half of them are tried
+    at a time, and only a trial that is alone gets a leaner plan: the number of companions changes no bits.
+    """
+    groups: defaultdict[Hashable, list[int]] = defaultdict(list)
+    for place, trial in enumerate(trials):
+        key = cohort_key(trial.spec)
+        alone = key is None or trial.run.plan.compile or trial.run.plan.inner_batching != "explicit"
+        groups[place if alone else (key, trial.run.plan)].append(place)
+    found: dict[int, StepReport | Exception] = {}
+    for places in groups.values():
+        reports = _steps_of_one_shape([trials[place] for place in places])
+        found |= dict(zip(places, reports, strict=True))
+    return [found[place] for place in range(len(trials))]
+
+
+def _steps_of_one_shape(trials: Sequence[RunningTrial]) -> list[StepReport | Exception]:
+    if len(trials) == 1:
+        return [_step_alone(trials[0])]
+    try:
+        gradients = gradients_together(
+            [trial.task for trial in trials], [trial.run.state for trial in trials]
+        )
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+    else:
+        return [_applied(trial, own) for trial, own in zip(trials, gradients, strict=True)]
+    release_memory()  # not earlier: the error held the memory of the step
+    half = len(trials) // 2
+    return [*_steps_of_one_shape(trials[:half]), *_steps_of_one_shape(trials[half:])]
+
+
+def _applied(trial: RunningTrial, gradients: NetworkGradients) -> StepReport | Exception:
+    try:
+        trial.run.state, report = applied(trial.task, trial.run.state, gradients)
+    except DivergedError as error:
+        return error
+    return report
+
+
+def _step_alone(trial: RunningTrial) -> StepReport | Exception:
+    try:
+        trial.task, report = step_in_memory(trial.run, trial.task, trial.job.settings.gpus, trial.save)
+    except (DivergedError, UserError) as error:
+        return error
+    return report
 
 
 def step_in_memory(

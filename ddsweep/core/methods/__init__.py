@@ -8,8 +8,9 @@ step), so a trial goes on bit for bit.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -20,7 +21,7 @@ from ddsweep.core.task import Learned, Task
 from ddsweep.errors import UserError
 from ddsweep.own_code import loaded_code
 
-__all__ = ["METHODS", "Method", "labels_of", "method_of"]
+__all__ = ["METHODS", "Method", "Together", "labels_of", "method_of"]
 
 
 class Method(Protocol):
@@ -42,6 +43,18 @@ class Method(Protocol):
     def rates(self, learned: Learned, spec: TrialSpec) -> Tensor | None:
         """The learned rates ``[T]``, or None for a method without any. Then one rate for all T steps is
         chosen on validation images, like that of a baseline."""
+        ...
+
+
+@runtime_checkable
+class Together(Method, Protocol):
+    """A method that computes trials of one shape together (`ddsweep.cohorts`): optional, a matter of
+    speed."""
+
+    def together(
+        self, tasks: Sequence[Task], learned: Sequence[Learned], steps: Sequence[int]
+    ) -> list[NetworkGradients]:
+        """`gradients` of each trial, with the same bits whatever trials are beside it. Steps may differ."""
         ...
 
 

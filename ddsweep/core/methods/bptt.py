@@ -6,6 +6,7 @@ after T steps; with a window, of the loss after some of them (Feng et al. 2024, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -17,14 +18,15 @@ from ddsweep.core.augment import draw_augmentation
 from ddsweep.core.images import LabelledImages
 from ddsweep.core.inner import InnerOptimizer
 from ddsweep.core.objective import rewritten
+from ddsweep.core.order import joined_orders
 from ddsweep.core.outer import NetworkGradients
 from ddsweep.core.recipe import batch_order
 from ddsweep.core.task import Learned, Task
 from ddsweep.core.training import InnerLoop
-from ddsweep.core.unroll import Window, outer_gradient, raw_rates
+from ddsweep.core.unroll import OuterGradient, Window, outer_gradient, raw_rates
 from ddsweep.seeds import derive_seed
 
-__all__ = ["gradients", "rates", "start"]
+__all__ = ["gradients", "rates", "start", "together"]
 
 
 def start(task: Task, images: Tensor) -> Learned:
@@ -40,18 +42,47 @@ def start(task: Task, images: Tensor) -> Learned:
 
 def gradients(task: Task, learned: Learned, step: int) -> NetworkGradients:
     """Unroll ``models_per_step`` networks, and go back (equations 2 and 4 of Wang et al. 2018)."""
-    spec = task.spec
     real = _real_batch(task, step)
     found = outer_gradient(
         task.network,
         task.outer_networks(step),
         LabelledImages(learned["images"], learned.get("labels", task.labels)),
-        learned["raw"].expand(spec.steps),
-        replace(real, labels=rewritten(real.labels, spec.attack_class, spec.target_class)),
+        learned["raw"].expand(task.spec.steps),
+        real,
         task.plan,
         loop=_inner_loop(task, step),
-        window=_window(spec, step),
+        window=_window(task.spec, step),
     )
+    return _by_learned(found, task.spec)
+
+
+def together(
+    tasks: Sequence[Task], learned: Sequence[Learned], steps: Sequence[int]
+) -> list[NetworkGradients]:
+    """`gradients` of several trials of one shape, as one outer gradient of all their networks. None of them
+    has a window or inner augmentations, which are others in every step."""
+    first = tasks[0]
+    networks = [task.outer_networks(step) for task, step in zip(tasks, steps, strict=True)]
+    real = [_real_batch(task, step) for task, step in zip(tasks, steps, strict=True)]
+    loops = [_inner_loop(task, step) for task, step in zip(tasks, steps, strict=True)]
+    joined = torch.stack if first.spec.real_batch_mode == "shared" else torch.cat
+    labels = first.labels
+    if "labels" in learned[0]:
+        labels = torch.stack([own["labels"] for own in learned])
+    found = outer_gradient(
+        first.network,
+        {name: torch.cat([own[name] for own in networks]) for name in networks[0]},
+        LabelledImages(torch.stack([own["images"] for own in learned]), labels),
+        torch.stack([own["raw"].expand(first.spec.steps) for own in learned]),
+        LabelledImages(joined([batch.images for batch in real]), joined([batch.labels for batch in real])),
+        first.plan,
+        loop=replace(loops[0], batch_order=joined_orders([loop.batch_order for loop in loops])),
+    )
+    each = first.spec.models_per_step
+    return [_by_learned(found.of(slice(i * each, (i + 1) * each)), task.spec) for i, task in enumerate(tasks)]
+
+
+def _by_learned(found: OuterGradient, spec: TrialSpec) -> NetworkGradients:
     by = {"images": found.images}
     if spec.inner_lr_mode != "fixed":
         by["raw"] = found.raw_rates
@@ -104,4 +135,4 @@ def _real_batch(task: Task, step: int) -> LabelledImages:
     if parts:
         own = torch.Generator().manual_seed(derive_seed("augment", spec.trial_id, "outer", step))
         images = draw_augmentation(parts, size, spec.dataset.shape[1], own)(images)
-    return LabelledImages(images, batch.labels)
+    return LabelledImages(images, rewritten(batch.labels, spec.attack_class, spec.target_class))

@@ -1,0 +1,84 @@
+"""Cohorts: trials of one shape, distilled together in one process.
+
+Their networks are side by side in the same operations, which cost less for many networks than one after the
+other. The numbers of a trial do not depend on its companions.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import fields
+
+from ddsweep.catalog import TrialSpec, augmentation_parts
+from ddsweep.catalog.methods import DEFAULT_METHOD
+
+__all__ = ["FREE", "cohort_key", "cohort_sizes", "split_evenly"]
+
+NETWORKS = 16
+"""The number of networks side by side from which on more of them gain nothing on a CPU core."""
+
+NETWORKS_GPU = 128
+"""The same for a GPU."""
+
+WRITTEN_OUT = ("lenet", "convnet")
+"""Networks whose derivatives are written out: only these gain from being side by side."""
+
+FREE = frozenset(
+    {
+        *("seed", "split_seed", "validation_fraction", "whitening"),
+        *("objective", "attack_class", "target_class", "outer_augment", "init_law", "init_param"),
+        *("image_init", "image_centre", "image_scale", "inner_lr", "inner_lr_mode", "rate_limit"),
+        *("outer_steps", "outer_lr", "outer_lr_rates", "outer_lr_labels", "outer_cutoff", "outer_schedule"),
+        *("outer_decay_steps", "outer_decay_factor", "ema", "keep", "max_rollbacks", "on_nonfinite"),
+        *("trim", "clip_norm", "clip_median", "clip_running", "selection_networks", "validate_every"),
+    }
+)
+"""The settings in which the trials of a cohort may differ. All others decide the shape of the computation."""
+
+
+def cohort_key(trial: TrialSpec) -> Hashable | None:
+    """What trials that can be distilled together have in common; None for a trial that is always alone: of
+    another method than `bptt`, of a network without written-out derivatives, or with a window or an
+    augmentation of its own in every step."""
+    if trial.method != DEFAULT_METHOD or trial.method_code is not None:
+        return None
+    if trial.network_spec.code is not None or trial.network_spec.kind not in WRITTEN_OUT:
+        return None
+    if trial.window is not None or augmentation_parts(
+        "inner_augment", trial.inner_augment, trial.dataset.name
+    ):
+        return None
+    return tuple((item.name, getattr(trial, item.name)) for item in fields(trial) if item.name not in FREE)
+
+
+def cohort_sizes(
+    trials: Sequence[TrialSpec], setting: int | str, *, compile: str = "auto", gpus: Iterable[float] = ()
+) -> dict[str, int]:
+    """For each trial, the most trials in its cohort, itself included: 1 for one that is alone.
+
+    ``setting`` is that of ``resources.cohort``: a number, or ``auto``, which puts so many networks side by
+    side that a core, or a GPU, is busy. Compiled trials are alone.
+    """
+    on_gpu = any(gpus)
+    keys = {trial.trial_id: None if compile == "on" else cohort_key(trial) for trial in trials}
+    alike = Counter(key for key in keys.values() if key is not None)
+    sizes = {}
+    for trial in trials:
+        key = keys[trial.trial_id]
+        most = 1 if key is None else alike[key]
+        if setting == "auto":
+            networks = NETWORKS_GPU if on_gpu else NETWORKS
+            room = networks // trial.models_per_step
+            if not on_gpu and trial.models_per_step > NETWORKS // 4:
+                room = 1
+        else:
+            room = int(setting)
+        sizes[trial.trial_id] = max(1, min(most, room))
+    return sizes
+
+
+def split_evenly(count: int, size: int) -> list[int]:
+    """``count`` trials in as few cohorts of at most ``size`` as possible, of nearly equal numbers."""
+    cohorts = -(-count // size)
+    return [count // cohorts + (i < count % cohorts) for i in range(cohorts)]

@@ -1,0 +1,127 @@
+"""The places of a sweep as trials of Ray Tune, which starts them where there is room, and watches them.
+
+A Tune trial is a place: a process that distils trials of ours from the queue. It tells Tune what happens to
+them, and Tune asks here; what a place is to know comes back through a mailbox, for Tune itself sends nothing
+to a running trial.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import ray
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+
+from ddsweep.sweep.queue import Lost, TrialQueue
+
+__all__ = ["Mailbox", "Places", "ask"]
+
+
+class Mailbox:
+    """A Ray actor with the last answer to each place. It may be started anew, and is empty then: a place that
+    finds no answer asks again."""
+
+    def __init__(self) -> None:
+        self._answers: dict[str, tuple[int, Any]] = {}
+
+    def put(self, place: str, number: int, answer: Any) -> None:
+        self._answers[place] = number, answer
+
+    def take(self, place: str, number: int) -> tuple[int, Any] | None:
+        """The answer to question ``number`` of a place, with that number; None if there is none."""
+        found = self._answers.get(place)
+        return found if found is not None and found[0] == number else None
+
+
+def ask(mailbox: Any, tell: Callable[[dict[str, Any]], None], question: dict[str, Any]) -> Any:
+    """The answer to a ``question`` with the keys ``place`` and ``number``; ``tell`` reports to Tune, and
+    comes back when Tune has heard it."""
+    while True:
+        tell(question)
+        found = ray.get(mailbox.take.remote(question["place"], question["number"]))
+        if found is not None:
+            return found[1]
+
+
+class Places(FIFOScheduler):
+    """Starts places in their order as long as the ``queue`` has trials for them, and answers what they ask.
+
+    A place that died rests before it starts again, as the queue says; its room is free meanwhile. While
+    ``draining``, places that wait or rest are taken out: starting one takes seconds, only for it to see that
+    it is to stop. ``on_given`` is told of trials that begin, ``on_lost`` of each death."""
+
+    def __init__(
+        self,
+        queue: TrialQueue,
+        mailbox: Any,
+        *,
+        draining: Callable[[], bool] = lambda: False,
+        on_given: Callable[[list[str]], None] = lambda trials: None,
+        on_lost: Callable[[Trial, Lost], None] = lambda place, lost: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__()
+        self._queue, self._mailbox, self._draining = queue, mailbox, draining
+        self._on_given, self._on_lost, self._clock = on_given, on_lost, clock
+        self._known: set[Trial] = set()
+        self._waiting: list[Trial] = []
+        self._rest_until: dict[Trial, float] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles schedulers for a restore, which never comes: resuming goes by the files
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        if trial not in self._known:
+            self._known.add(trial)
+            self._waiting.append(trial)
+            return
+        lost = self._queue.lost(place_of(trial))
+        tune_controller._set_trial_status(trial, Trial.PAUSED)
+        self._rest_until[trial] = self._clock() + lost.wait
+        self._on_lost(trial, lost)
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        place, state = place_of(trial), result.get("state")
+        if state == "room":
+            given = self._queue.take(place, result["running"])
+            self._on_given(given)
+            self._answer(place, result, (given, self._queue.is_last(place)))
+        elif state == "running" and self._queue.is_rung(result["trial"], result["outer_step"]):
+            asked = result["trial"], result["outer_step"], result["val_score"]
+            self._answer(place, result, self._queue.scored(place, *asked))
+        elif state in ("distilled", "failed", "drained"):
+            self._queue.ended(place, result["trial"], failed=state == "failed")
+        return str(TrialScheduler.CONTINUE)
+
+    def _answer(self, place: str, result: dict[str, Any], answer: Any) -> None:
+        ray.get(self._mailbox.put.remote(place, result["number"], answer))
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
+        if self._draining():
+            tune_controller.search_alg.set_finished()
+            for trial in list(tune_controller.get_live_trials()):
+                if trial.status in (Trial.PENDING, Trial.PAUSED):
+                    tune_controller.stop_trial(trial)
+            return None
+        for trial, until in list(self._rest_until.items()):
+            if trial.status != Trial.PAUSED:  # it was stopped meanwhile
+                del self._rest_until[trial]
+            elif until <= self._clock():
+                del self._rest_until[trial]
+                tune_controller._set_trial_status(trial, Trial.PENDING)
+                self._waiting.append(trial)
+        self._waiting = [trial for trial in self._waiting if trial.status == Trial.PENDING]
+        for trial in self._waiting:
+            if self._queue.has_work(place_of(trial)):
+                return trial
+            if self._queue.is_over(place_of(trial)):
+                tune_controller.stop_trial(trial)
+        return None
+
+
+def place_of(trial: Trial) -> str:
+    """The name of a place, which Tune does not change from run to run as it does its own ids."""
+    return str(trial.config["place"]["name"])

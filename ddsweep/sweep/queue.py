@@ -1,0 +1,254 @@
+"""Which trials a place gets, and what becomes of those whose process died. No Ray here, and no clock.
+
+A place is a process that distils a cohort: trials of one shape, together. It takes trials from here until
+none is left for it. Each place has trials of its own first, and then takes over those of others of its shape.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict, deque
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from ddsweep.sweep.halving import Halving
+from ddsweep.sweep.retry import RetryPolicy
+
+__all__ = ["Lost", "PlannedPlace", "TrialQueue"]
+
+APART_FROM = 2
+"""After so many deaths of their process, its trials run apart: one of them may be what kills it."""
+
+
+@dataclass(frozen=True)
+class PlannedPlace:
+    """A place with the ids of the trials that it begins with, and the most that it runs together. Places of
+    one ``shape`` take over trials from each other."""
+
+    name: str
+    trials: tuple[str, ...]
+    size: int
+    shape: Hashable
+
+
+@dataclass(frozen=True)
+class Lost:
+    """What a death of a place comes to: seconds to wait before it starts again, the trials that are tried
+    again, and those that were tried often enough, with the number of attempts."""
+
+    wait: float
+    again: tuple[str, ...]
+    failed: tuple[tuple[str, int], ...]
+
+
+class TrialQueue:
+    """The trials of a sweep that are to be distilled, dealt out to ``places``, at most ``most`` at a time.
+
+    ``halving`` decides at rungs: a trial that waits for others of its setting leaves its place to another
+    one; once its setting may go on, it is the next one.
+    """
+
+    def __init__(
+        self,
+        places: Sequence[PlannedPlace],
+        policy: RetryPolicy,
+        *,
+        halving: Halving | None = None,
+        most: int | None = None,
+    ) -> None:
+        self._places = {place.name: place for place in places}
+        self._of_shape: defaultdict[Hashable, list[str]] = defaultdict(list)
+        for place in places:
+            self._of_shape[place.shape].append(place.name)
+        self._policy, self._halving, self._most = policy, halving, most
+        self._planned = {place.name: deque(place.trials) for place in places}
+        self._shape = {trial: place.shape for place in places for trial in place.trials}
+        self._first: defaultdict[Hashable, deque[str]] = defaultdict(deque)  # released, or tried again
+        self._apart: defaultdict[Hashable, deque[str]] = defaultdict(deque)
+        self._held: defaultdict[str, list[str]] = defaultdict(list)
+        self._paused: set[str] = set()
+        self._deaths: Counter[str] = Counter()
+        self._attempts: Counter[str] = Counter()
+        self._stopped: list[str] = []
+
+    # --------------------------------------------------------------------------- what a place asks for
+
+    def take(self, name: str, running: int) -> list[str]:
+        """Trials for a place beside ``running`` others. None, with none running, means its end."""
+        held = self._held[name]
+        if any(self._deaths[trial] >= APART_FROM for trial in held):
+            return []
+        given: list[str] = []
+        while running + len(given) < self._places[name].size and self._has_room():
+            trial = self._next(name)
+            if trial is None and not held:
+                trial = self._next_apart(name)
+            if trial is None:
+                break
+            held.append(trial)
+            given.append(trial)
+            if self._deaths[trial] >= APART_FROM:
+                break
+        if not given and not held and self._wait_no_longer(self._places[name].shape):
+            return self.take(name, running)
+        return given
+
+    def is_last(self, name: str) -> bool:
+        """Whether a place need not ask again once its trials have ended."""
+        shape = self._places[name].shape
+        waiting = any((self._first[shape], self._apart[shape], *self._planned_of(name)))
+        return self._halving is None and not waiting
+
+    def scored(self, name: str, trial: str, rung: int, score: float) -> bool:
+        """Whether a trial that has come to a ``rung`` goes on. If not, it has left its place."""
+        assert self._halving is not None
+        verdict = self._halving.scored(trial, rung, score)
+        if verdict != "go":
+            self._forget(name, trial)
+            self._set_aside(trial, verdict)
+        self._carry_out()
+        return verdict == "go"
+
+    def ended(self, name: str, trial: str, *, failed: bool = False) -> None:
+        """A trial has left its place for good, or for the next run."""
+        self._forget(name, trial)
+        if failed:
+            self._failed(trial)
+
+    def is_rung(self, trial: str, outer_step: int) -> bool:
+        return self._halving is not None and self._halving.is_rung(trial, outer_step)
+
+    # ----------------------------------------------------------------------------- what happens to it
+
+    def lost(self, name: str) -> Lost:
+        """The process of a place has died, with all trials in it. A trial that was alone in it has lost an
+        attempt; others lose none, but after the second time they run apart."""
+        held, self._held[name] = self._held[name], []
+        alone, shape = len(held) == 1, self._places[name].shape
+        again: list[str] = []
+        failed: list[tuple[str, int]] = []
+        waits = [self._policy.wait(1) or 0.0]
+        for trial in held:
+            self._deaths[trial] += 1
+            self._attempts[trial] += alone
+            wait = self._policy.wait(max(1, self._attempts[trial]))
+            if wait is None and (alone or not self._policy.retries):
+                failed.append((trial, max(1, self._attempts[trial])))
+                continue
+            waits.append(wait or 0.0)
+            again.append(trial)
+        for trial in reversed(again):
+            kept = self._apart if self._deaths[trial] >= APART_FROM else self._first
+            kept[shape].appendleft(trial)
+        for trial, _ in failed:
+            self._failed(trial)
+        return Lost(max(waits), tuple(again), tuple(failed))
+
+    def given_up(self, name: str) -> list[str]:
+        """A place cannot be started at all: the trials that nobody runs now."""
+        left = [*self._held.pop(name, []), *self._planned[name]]
+        self._planned[name].clear()
+        for trial in left:
+            self._failed(trial)
+        return left
+
+    def has_work(self, name: str) -> bool:
+        """Whether a place that has no process yet would get a trial."""
+        shape = self._places[name].shape
+        waiting = [self._first[shape], self._apart[shape], *self._planned_of(name)]
+        if not self._has_room():
+            return False
+        return any(waiting) or (not any(self._held_of(shape)) and any(self._paused_of(shape)))
+
+    def is_over(self, name: str) -> bool:
+        """Whether a place without a process will never get a trial: all of its shape are with others, or at
+        their end."""
+        shape = self._places[name].shape
+        waiting = [self._first[shape], self._apart[shape], *self._planned_of(name)]
+        return not any(waiting) and not any(self._paused_of(shape)) and not any(self._held_of(shape))
+
+    def is_paused(self, trial: str) -> bool:
+        return trial in self._paused
+
+    def newly_stopped(self) -> list[str]:
+        """The trials that were stopped since the last call."""
+        stopped, self._stopped = self._stopped, []
+        return stopped
+
+    def held(self, name: str) -> list[str]:
+        return list(self._held[name])
+
+    # --------------------------------------------------------------------------------------- inside
+
+    def _has_room(self) -> bool:
+        return self._most is None or sum(map(len, self._held.values())) < self._most
+
+    def _planned_of(self, name: str) -> Iterator[deque[str]]:
+        """The planned trials that a place may take: its own, then those of other places of its shape, the
+        last one's first."""
+        yield self._planned[name]
+        for other in reversed(self._of_shape[self._places[name].shape]):
+            if other != name:
+                yield self._planned[other]
+
+    def _next(self, name: str) -> str | None:
+        shape = self._places[name].shape
+        while True:
+            source = next((kept for kept in (self._first[shape], *self._planned_of(name)) if kept), None)
+            if source is None:
+                return None
+            own = source is self._first[shape] or source is self._planned[name]
+            trial = source.popleft() if own else source.pop()
+            verdict = "go" if self._halving is None else self._halving.verdict(trial)
+            if verdict == "go":
+                return trial
+            self._set_aside(trial, verdict)
+
+    def _next_apart(self, name: str) -> str | None:
+        kept = self._apart[self._places[name].shape]
+        return kept.popleft() if kept else None
+
+    def _held_of(self, shape: Hashable) -> Iterator[list[str]]:
+        return (self._held[name] for name in self._of_shape[shape])
+
+    def _paused_of(self, shape: Hashable) -> Iterator[str]:
+        return (trial for trial in self._paused if self._shape[trial] == shape)
+
+    def _forget(self, name: str, trial: str) -> None:
+        if trial in self._held[name]:  # not if a report comes twice, since the place has died in between
+            self._held[name].remove(trial)
+
+    def _set_aside(self, trial: str, verdict: Literal["go", "wait", "stop"]) -> None:
+        if verdict == "stop":
+            self._stopped.append(trial)
+        else:
+            self._paused.add(trial)
+
+    def _failed(self, trial: str) -> None:
+        if self._halving is not None:
+            self._halving.failed(trial)
+            self._carry_out()
+
+    def _carry_out(self) -> None:
+        """Release, or stop, the paused trials on which was decided."""
+        if self._halving is None:
+            return
+        decided, self._halving.decided = self._halving.decided, []
+        for trial in decided:
+            verdict = self._halving.verdict(trial)
+            if trial in self._paused and verdict != "wait":
+                self._paused.remove(trial)
+                if verdict == "go":
+                    self._first[self._shape[trial]].append(trial)
+                else:
+                    self._stopped.append(trial)
+
+    def _wait_no_longer(self, shape: Hashable) -> bool:
+        """If no trial of a shape runs or is to begin, those that its paused trials wait for are lost: an
+        error, but no reason to wait. Returns whether a trial was released."""
+        if self._halving is None or any(self._held_of(shape)):
+            return False
+        for trial in list(self._paused_of(shape)):
+            self._halving.wait_no_longer(trial)
+        self._carry_out()
+        return bool(self._first[shape])
