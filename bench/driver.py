@@ -276,10 +276,11 @@ def _in_ray(sweep: SweepSpec, plan: Plan, directory: SweepDirectory, *, stop: bo
     from ddsweep.sweep import distilling
     from ddsweep.sweep.drain import Drain
     from ddsweep.sweep.observe import Board
+    from ddsweep.sweep.places import Places
     from ddsweep.sweep.runner import SweepRequest, run_sweep
-    from ddsweep.sweep.trial_retries import TrialRetries
 
-    sweep = sweep.model_copy(update={"resources": sweep.resources.model_copy(update={"dashboard": False})})
+    alone = {"dashboard": False, "cohort": 1}  # a process of its own for each, with what that costs
+    sweep = sweep.model_copy(update={"resources": sweep.resources.model_copy(update=alone)})
     labels = {spec.trial_id: spec.trial_id for spec in plan.trials}
     directory.create()
     clock: dict[str, float] = {}
@@ -289,12 +290,12 @@ def _in_ray(sweep: SweepSpec, plan: Plan, directory: SweepDirectory, *, stop: bo
             directory.stop_file.touch()
         clock["start"], clock["cpu"] = time.perf_counter(), time.process_time()
 
-    def starts_all(*given: Any, draining: Callable[[], bool]) -> TrialRetries:
+    def starts_all(*given: Any, draining: Callable[[], bool], **more: Any) -> Places:
         """In a drain as well, where those that wait are taken out."""
-        return TrialRetries(*given)
+        return Places(*given, **more)
 
     seconds = dict.fromkeys(labels, 1.0)  # so short that they share worker processes
-    with mock.patch.object(distilling, "TrialRetries", starts_all), Drain() as drain:
+    with mock.patch.object(distilling, "Places", starts_all), Drain() as drain:
         outcome = run_sweep(
             SweepRequest(sweep, plan.trials, directory, None, seconds, labels),
             Board(Console(file=io.StringIO(), width=160), labels, plan.trials),

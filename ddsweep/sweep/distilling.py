@@ -207,9 +207,9 @@ class Watcher(tune.Callback):
             if self._distilling.draining():  # it is tried again, by the next run
                 self._board.set_state(trial_id, "drained")
         if lost.again:
-            others = f" and {counted(len(lost.again) - 1, 'trial')} beside it" if lost.again[1:] else ""
-            again = "they are" if others else "it is"
-            self._teller.tell(f"{lost.again[0]}{others}: the worker died, and {again} tried again: {death}")
+            who, others = lost.again[0], len(lost.again) - 1
+            beside = f" (and {counted(others, 'trial')} beside it)" if others else ""
+            self._teller.tell(f"{who}{beside}: its worker died, and it is tried again: {death}")
         for trial_id, attempts in lost.failed:
             self._fail(trial_id, WorkerError(f"tried {counted(attempts, 'time')}: {death}"), attempts)
         self._carry_out()

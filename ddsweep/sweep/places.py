@@ -69,6 +69,7 @@ class Places(FIFOScheduler):
         self._known: set[Trial] = set()
         self._waiting: list[Trial] = []
         self._rest_until: dict[Trial, float] = {}
+        self._answered: dict[str, tuple[int, Any]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles schedulers for a restore, which never comes: resuming goes by the files
@@ -78,6 +79,7 @@ class Places(FIFOScheduler):
             self._known.add(trial)
             self._waiting.append(trial)
             return
+        self._answered.pop(place_of(trial), None)
         lost = self._queue.lost(place_of(trial))
         tune_controller._set_trial_status(trial, Trial.PAUSED)
         self._rest_until[trial] = self._clock() + lost.wait
@@ -85,9 +87,11 @@ class Places(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         place, state = place_of(trial), result.get("state")
-        if state == "room":
+        if "number" in result and self._answered.get(place, (0, None))[0] == result["number"]:
+            self._send(place)  # the mailbox was lost
+        elif state == "room":
             given = self._queue.take(place, result["running"])
-            self._on_given(given)
+            self._on_given(given or [])
             self._answer(place, result, (given, self._queue.is_last(place)))
         elif state == "running" and self._queue.is_rung(result["trial"], result["outer_step"]):
             asked = result["trial"], result["outer_step"], result["val_score"]
@@ -97,14 +101,18 @@ class Places(FIFOScheduler):
         return str(TrialScheduler.CONTINUE)
 
     def _answer(self, place: str, result: dict[str, Any], answer: Any) -> None:
-        ray.get(self._mailbox.put.remote(place, result["number"], answer))
+        self._answered[place] = result["number"], answer
+        self._send(place)
+
+    def _send(self, place: str) -> None:
+        ray.get(self._mailbox.put.remote(place, *self._answered[place]))
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
         if self._draining():
             tune_controller.search_alg.set_finished()
             for trial in list(tune_controller.get_live_trials()):
                 if trial.status in (Trial.PENDING, Trial.PAUSED):
-                    tune_controller.stop_trial(trial)
+                    _take_out(tune_controller, trial)
             return None
         for trial, until in list(self._rest_until.items()):
             if trial.status != Trial.PAUSED:  # it was stopped meanwhile
@@ -118,8 +126,14 @@ class Places(FIFOScheduler):
             if self._queue.has_work(place_of(trial)):
                 return trial
             if self._queue.is_over(place_of(trial)):
-                tune_controller.stop_trial(trial)
+                _take_out(tune_controller, trial)
         return None
+
+
+def _take_out(tune_controller: Any, trial: Trial) -> None:
+    """Stop a place that does not run. At the end Tune asks each for its folder, also one that never ran."""
+    trial.init_local_path()
+    tune_controller.stop_trial(trial)
 
 
 def place_of(trial: Trial) -> str:

@@ -66,15 +66,16 @@ class TrialQueue:
         self._first: defaultdict[Hashable, deque[str]] = defaultdict(deque)  # released, or tried again
         self._apart: defaultdict[Hashable, deque[str]] = defaultdict(deque)
         self._held: defaultdict[str, list[str]] = defaultdict(list)
-        self._paused: set[str] = set()
+        self._paused: dict[str, None] = {}  # in the order in which they came
         self._deaths: Counter[str] = Counter()
         self._attempts: Counter[str] = Counter()
         self._stopped: list[str] = []
 
     # --------------------------------------------------------------------------- what a place asks for
 
-    def take(self, name: str, running: int) -> list[str]:
-        """Trials for a place beside ``running`` others. None, with none running, means its end."""
+    def take(self, name: str, running: int) -> list[str] | None:
+        """Trials for a place beside ``running`` others. Without any, a place with none running is at its end;
+        None: it is to ask again, for there are as many trials at work as may be."""
         held = self._held[name]
         if any(self._deaths[trial] >= APART_FROM for trial in held):
             return []
@@ -89,15 +90,15 @@ class TrialQueue:
             given.append(trial)
             if self._deaths[trial] >= APART_FROM:
                 break
-        if not given and not held and self._wait_no_longer(self._places[name].shape):
+        if given or held:
+            return given
+        if self._wait_no_longer(self._places[name].shape):
             return self.take(name, running)
-        return given
+        return None if self._is_waiting(name) and not self._has_room() else []
 
     def is_last(self, name: str) -> bool:
         """Whether a place need not ask again once its trials have ended."""
-        shape = self._places[name].shape
-        waiting = any((self._first[shape], self._apart[shape], *self._planned_of(name)))
-        return self._halving is None and not waiting
+        return self._halving is None and not self._is_waiting(name)
 
     def scored(self, name: str, trial: str, rung: int, score: float) -> bool:
         """Whether a trial that has come to a ``rung`` goes on. If not, it has left its place."""
@@ -155,17 +156,16 @@ class TrialQueue:
     def has_work(self, name: str) -> bool:
         """Whether a place that has no process yet would get a trial."""
         shape = self._places[name].shape
-        waiting = [self._first[shape], self._apart[shape], *self._planned_of(name)]
         if not self._has_room():
             return False
-        return any(waiting) or (not any(self._held_of(shape)) and any(self._paused_of(shape)))
+        return self._is_waiting(name) or (not any(self._held_of(shape)) and any(self._paused_of(shape)))
 
     def is_over(self, name: str) -> bool:
         """Whether a place without a process will never get a trial: all of its shape are with others, or at
         their end."""
         shape = self._places[name].shape
-        waiting = [self._first[shape], self._apart[shape], *self._planned_of(name)]
-        return not any(waiting) and not any(self._paused_of(shape)) and not any(self._held_of(shape))
+        others = any(self._paused_of(shape)) or any(self._held_of(shape))
+        return not others and not self._is_waiting(name)
 
     def is_paused(self, trial: str) -> bool:
         return trial in self._paused
@@ -182,6 +182,10 @@ class TrialQueue:
 
     def _has_room(self) -> bool:
         return self._most is None or sum(map(len, self._held.values())) < self._most
+
+    def _is_waiting(self, name: str) -> bool:
+        shape = self._places[name].shape
+        return any((self._first[shape], self._apart[shape], *self._planned_of(name)))
 
     def _planned_of(self, name: str) -> Iterator[deque[str]]:
         """The planned trials that a place may take: its own, then those of other places of its shape, the
@@ -222,7 +226,7 @@ class TrialQueue:
         if verdict == "stop":
             self._stopped.append(trial)
         else:
-            self._paused.add(trial)
+            self._paused[trial] = None
 
     def _failed(self, trial: str) -> None:
         if self._halving is not None:
@@ -237,7 +241,7 @@ class TrialQueue:
         for trial in decided:
             verdict = self._halving.verdict(trial)
             if trial in self._paused and verdict != "wait":
-                self._paused.remove(trial)
+                del self._paused[trial]
                 if verdict == "go":
                     self._first[self._shape[trial]].append(trial)
                 else:

@@ -102,6 +102,11 @@ class _Place:
         if running and not self._full and time.monotonic() - self._asked < ASK_EVERY_S:
             return []
         given, self._last = self._ask({"state": "room", "running": running})
+        while given is None:
+            time.sleep(LOOK_EVERY_S)
+            if self.looks_for_the_stop_file():
+                return []
+            given, self._last = self._ask({"state": "room", "running": running})
         self._asked, self._full = time.monotonic(), running + len(given) >= self._size
         return [job for trial_id in given if (job := self._job(trial_id)) is not None]
 

@@ -1,4 +1,5 @@
-"""ASHA on settings: decisions on plain scores, what Tune is told, and whole sweeps on a real Ray."""
+"""ASHA on settings: decisions on plain scores, and whole sweeps on a real Ray. What becomes of the trials is
+in `test_queue`."""
 
 from __future__ import annotations
 
@@ -6,8 +7,6 @@ import shutil
 import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pandas as pd
 import pytest
@@ -159,176 +158,6 @@ def test_new_seeds_of_a_setting_share_its_fate() -> None:
     tell = teller_of(halving)
     assert [tell(b, step, 0.0) for step in (10, 20, 40)] == ["go"] * 3, "beside one that is done"
     assert tell(d, 10, 0.9) == "stop", "beside one that was stopped here"
-
-
-# --------------------------------------------------------------------------------- what Tune is told
-
-
-class Tune:
-    """The part of Tune's controller that a scheduler calls, with trials as Tune has them."""
-
-    def __init__(self, trials: list[TrialSpec], **more: Any) -> None:
-        from ddsweep.sweep.asha import Asha
-
-        self.halving = more.pop("halving", None) or Halving(ASHA, trials)
-        self.asha = Asha(self.halving, **more)
-        self.search_alg = SimpleNamespace(is_finished=lambda: False)
-        self.trials = {trial.trial_id: TuneTrial(trial) for trial in trials}
-        self.was_stopped: list[str] = []
-
-    def add(self, *trials: TrialSpec) -> None:
-        for trial in trials:
-            self.asha.on_trial_add(self, self.trials[trial.trial_id])
-
-    def pause_trial(self, trial: TuneTrial, should_checkpoint: bool) -> None:
-        assert not should_checkpoint, "ours is written already"
-        trial.status = "PAUSED"
-
-    def stop_trial(self, trial: TuneTrial) -> None:
-        assert trial.status == "PAUSED"
-        trial.status = "TERMINATED"
-        self.was_stopped.append(trial.config["trial_id"])
-
-    def start(self) -> str | None:
-        """Let the scheduler choose, and start what it has chosen."""
-        chosen = self.asha.choose_trial_to_run(self)
-        if chosen is None:
-            return None
-        chosen.status = "RUNNING"
-        return chosen.config["trial_id"]
-
-    def tell(self, trial: TrialSpec, step: int, score: float | None = None, state: str = "running") -> str:
-        result = {"state": state, "outer_step": step, "val_score": score, "done": False}
-        return self.asha.on_trial_result(self, self.trials[trial.trial_id], result)
-
-    def end(self, trial: TrialSpec, status: str = "TERMINATED") -> None:
-        self.trials[trial.trial_id].status = status
-
-
-class TuneTrial:
-    def __init__(self, trial: TrialSpec) -> None:
-        self.trial_id, self.status = "tune_00001", "PENDING"  # Tune's own id is another one in every run
-        self.config = {"trial_id": trial.trial_id}
-
-    def set_status(self, status: str) -> None:
-        self.status = status
-
-    def is_finished(self) -> bool:
-        return self.status in ("TERMINATED", "ERROR")
-
-
-def test_only_scores_at_rungs_are_decisive() -> None:
-    tune = Tune(flat(SMALL))
-    tune.add(*flat(SMALL))
-    first, second = SMALL[0][0], SMALL[1][0]
-    assert tune.tell(first, 10, 0.9) == "CONTINUE"
-    assert tune.tell(second, 4, None) == "CONTINUE"
-    assert tune.tell(second, 5, 0.0) == "CONTINUE", "validated, but no rung"
-    assert tune.tell(second, 15, 0.0) == "CONTINUE", "a rung that was missed is not made up for"
-    assert tune.tell(second, 60, 0.0) == "CONTINUE", "at the last step it is done, not stopped"
-    assert tune.tell(second, 60, state="distilled") == "CONTINUE"
-    assert tune.tell(SMALL[2][0], 10, 0.0) == "STOP"
-    assert tune.asha.is_stopped(SMALL[2][0].trial_id) and not tune.asha.is_stopped(second.trial_id)
-
-
-def test_one_that_waits_frees_its_place_and_goes_on_before_new_ones() -> None:
-    """One place: the first seed pauses, so that the second can come; then both go on."""
-    (a, b), (c, _), _ = PAIRS
-    tune = Tune(flat(PAIRS), most=1)
-    assert tune.asha.queue._is_place()
-    tune.add(a)
-    assert not tune.asha.queue._is_place(), "one at a time"
-    assert tune.start() == a.trial_id
-    assert tune.tell(a, 10, 0.5) == "NOOP" and tune.trials[a.trial_id].status == "PAUSED"
-    assert tune.asha.is_paused(a.trial_id)
-    assert tune.start() is None, "nothing was decided"
-    assert tune.asha.queue._is_place()
-    tune.add(b)
-    assert tune.start() == b.trial_id
-    assert tune.tell(b, 10, 0.5) == "CONTINUE"
-    assert tune.start() is None, "its place is taken by the other seed"
-    assert not tune.asha.is_paused(a.trial_id)
-    tune.end(b)
-    assert not tune.asha.queue._is_place(), "not for a new one"
-    assert tune.start() == a.trial_id
-    tune.end(a)
-    assert tune.asha.queue._is_place()
-    tune.add(c)
-    assert tune.start() == c.trial_id
-
-
-def test_seeds_that_wait_are_stopped_with_the_last() -> None:
-    (a, b), (c, d), _ = PAIRS
-    tune = Tune(flat(PAIRS))
-    tune.add(*flat(PAIRS))
-    assert [tune.tell(trial, 10, score) for trial, score in ((a, 0.9), (b, 0.9), (c, 0.1))] == [
-        *("NOOP", "CONTINUE", "NOOP")
-    ]
-    assert tune.tell(d, 10, 0.1) == "STOP"
-    assert tune.asha.choose_trial_to_run(tune) is tune.trials[a.trial_id]
-    assert tune.was_stopped == [c.trial_id]
-    assert tune.asha.is_stopped(c.trial_id) and tune.asha.is_stopped(d.trial_id)
-
-
-@pytest.mark.parametrize("how", ["said so", "worker died"])
-def test_a_failure_decides_for_those_that_wait(how: str) -> None:
-    a, b = PAIRS[0]
-    tune = Tune([a, b])
-    tune.add(a, b)
-    assert tune.tell(a, 10, 0.5) == "NOOP"
-    if how == "said so":
-        assert tune.tell(b, 0, state="failed") == "CONTINUE"
-    else:
-        tune.asha.failed(b.trial_id)
-    tune.end(b, "ERROR")
-    assert tune.start() == a.trial_id
-
-
-def test_a_worker_that_died_too_often_is_told_to_the_scheduler() -> None:
-    from ddsweep.sweep.distilling import Watcher
-
-    told: list[str] = []
-    nothing: Any = lambda *arguments: None  # noqa: E731
-    distilling: Any = SimpleNamespace(
-        board=SimpleNamespace(set_state=nothing, say=nothing),
-        disk=None,
-        draining=lambda: False,
-        fail=nothing,
-    )
-    asha: Any = SimpleNamespace(failed=told.append)
-    trial = PAIRS[0][0]
-    watcher = Watcher({trial.trial_id: trial}, distilling, asha)
-    watcher.on_trial_error(
-        1, [], SimpleNamespace(config={"trial_id": trial.trial_id}, error_file=None, num_failures=1)
-    )
-    assert told == [trial.trial_id]
-
-
-def test_nothing_waits_for_ever() -> None:
-    """Tune lost a trial without a word, or it was never asked to run it: those that wait for it go on."""
-    (a, b), (c, _), _ = PAIRS
-    tune = Tune(flat(PAIRS))
-    tune.add(a, b, c)
-    assert tune.tell(a, 10, 0.5) == tune.tell(c, 10, 0.9) == "NOOP"
-    tune.end(b, "ERROR")
-    assert tune.start() is None, "one that they wait for may be to come"
-    tune.search_alg.is_finished = lambda: True
-    assert {tune.start(), tune.start()} == {a.trial_id, c.trial_id}
-
-
-def test_one_that_waited_when_the_driver_was_killed_waits_again() -> None:
-    (a, b), (c, d), _ = PAIRS
-    halving = Halving(ASHA, flat(PAIRS))
-    halving.replay(a.trial_id, {10: 0.5}, reached=10)
-    halving.replay(c.trial_id, {10: 0.4}, reached=10, stopped=True)
-    halving.replay(d.trial_id, {10: 0.4}, reached=10)
-    halving.begin()
-    tune = Tune(flat(PAIRS), halving=halving)
-    tune.add(a, b, d)
-    assert tune.start() == b.trial_id, "a is not started"
-    assert tune.was_stopped == [d.trial_id], "its sibling was"
-    assert tune.tell(b, 10, 0.5) == "CONTINUE"
-    assert tune.start() == a.trial_id
 
 
 # ----------------------------------------------------------------------------------- on a real Ray

@@ -14,7 +14,7 @@ from ddsweep.results.layout import SweepDirectory
 from ddsweep.spec import SweepSpec
 from ddsweep.sweep import placement, worker
 from ddsweep.sweep.session import Node, RaySession
-from ddsweep.trial import Progress
+from ddsweep.trial import Companions, Progress
 from ddsweep.trial_plan import TrialSettings
 
 TRIALS = [TrialSpec(DATASETS["digits"], seed=seed) for seed in range(3000)]
@@ -62,24 +62,27 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Store:
 
 
 def work(directory: Path, report_every: float = 0.0) -> worker.WorkerInputs:
-    given = [worker.TrialOfWorker(trial, TrialSettings(), f"name {trial.seed}") for trial in TRIALS]
-    return worker.WorkerInputs("many", worker.put_trials(given), {}, SweepDirectory(directory), report_every)
+    given = [worker.TrialOfWorker(trial, TrialSettings()) for trial in TRIALS]
+    shared = {worker.splits_key(TRIALS[0]): None}
+    folder = SweepDirectory(directory)
+    return worker.WorkerInputs("many", worker.put_trials(given), shared, folder, None, report_every)  # type: ignore[arg-type]
 
 
 def test_a_worker_fetches_a_handful_of_the_trials(store: Store, tmp_path: Path) -> None:
     every = work(tmp_path)
     for trial in TRIALS:
-        found = every.trial(trial.trial_id)
-        assert (found.spec, found.label) == (trial, f"name {trial.seed}")
+        assert every.trial(trial.trial_id).spec == trial
     assert len(store.bytes) == 256
     assert max(map(len, store.bytes)) < sum(map(len, store.bytes)) / 50
 
 
 @pytest.fixture
 def reports(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What a place that gets the first of the trials tells Tune."""
     found: list[dict[str, Any]] = []
     monkeypatch.setattr(worker.tune, "report", found.append)
     monkeypatch.setattr(worker, "get_splits", lambda shared: None)
+    monkeypatch.setattr(worker, "ask", lambda mailbox, tell, question: ([TRIALS[0].trial_id], True))
     return found
 
 
@@ -103,20 +106,21 @@ def test_steps_that_come_too_soon_are_not_reported_unless_they_have_a_score(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def distil(*given: Any, on_progress: Callable[[Progress], None], **more: Any) -> bool:
+    def distil(companions: Companions) -> None:
+        (job,) = companions.more(0)
         for step in range(1, 101):
             clock(1.0)
-            on_progress(Progress(step, 1, 0.5, 0.9 if step in (42, 100) else None, float(step)))
-        return True
+            score = 0.9 if step in (42, 100) else None
+            assert companions.progress(job.spec, Progress(step, 1, 0.5, score, float(step)))
+        companions.ended(job.spec, True)
+        assert not companions.more(0)
 
-    monkeypatch.setattr(worker, "distil_trial", distil)
-    every = work(tmp_path, report_every=20.0)
-    object.__setattr__(every, "shared", {worker.splits_key(TRIALS[0]): None})
-    worker.distil_in_worker(every, TRIALS[0].trial_id)
+    monkeypatch.setattr(worker, "distil_together", distil)
+    worker.distil_in_worker(work(tmp_path, report_every=20.0), "place", 1)
     steps = [report.get("outer_step") for report in reports]
     assert steps == [1, 21, 41, 42, 62, 82, 100, None]
     assert sum(report.get("steps_taken", 0) for report in reports) == 100
-    assert reports[-1] == {"state": "distilled"}
+    assert reports[-1] == {"state": "distilled", "trial": TRIALS[0].trial_id}
 
 
 def test_the_stop_file_is_looked_for_once_a_second(
@@ -129,16 +133,16 @@ def test_the_stop_file_is_looked_for_once_a_second(
     every = work(tmp_path)
     seen: list[bool] = []
 
-    def distil(*given: Any, should_stop: Callable[[], bool], **more: Any) -> bool:
+    def distil(companions: Companions) -> None:
+        (job,) = companions.more(0)
         every.directory.temporary.mkdir()
         every.directory.stop_file.touch()
         for _ in range(12):
             clock(0.125)
-            seen.append(should_stop())
-        return False
+            seen.append(companions.should_stop())
+        companions.ended(job.spec, False)
 
-    monkeypatch.setattr(worker, "distil_trial", distil)
-    object.__setattr__(every, "shared", {worker.splits_key(TRIALS[0]): None})
-    worker.distil_in_worker(every, TRIALS[0].trial_id)
+    monkeypatch.setattr(worker, "distil_together", distil)
+    worker.distil_in_worker(every, "place", 1)
     assert seen == [False] * 7 + [True] * 5
-    assert reports == [{"state": "drained"}]
+    assert reports == [{"state": "drained", "trial": TRIALS[0].trial_id}]

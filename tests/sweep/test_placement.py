@@ -209,7 +209,7 @@ base: {dataset: digits, network: "convnet(depth=1,width=8,norm=none)", images_pe
        outer_steps: 4, models_per_step: 1, real_batch: 32, selection_networks: 1}
 seeds: 2
 evaluate: {networks: 4, group_size: 4, shards: 1, baselines: none, gpus: 0.1}
-resources: {gpus: 0.5, total_gpus: 2, device: cpu, dashboard: false}
+resources: {gpus: 0.5, total_gpus: 2, device: cpu, dashboard: false, cohort: 1}
 """
 
 

@@ -9,13 +9,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ray.tune.experiment import Trial
-from ray.tune.schedulers import FIFOScheduler
-from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from ddsweep.catalog import EvalUnit
 from ddsweep.sweep.retry import RetryPolicy, told_death
-from ddsweep.sweep.trial_retries import TrialRetries
 from ddsweep.sweep.work import STRANDED_S, QueuedUnit, Work
 
 # ----------------------------------------------------------------------------------------- the policy
@@ -198,84 +194,6 @@ def test_a_drain_gives_nothing_out_and_starts_nothing() -> None:
     assert work.died(0, 1.0) == [] and work.to_start(1000) == [] and not work.waiting
     work.add(tasks(1))
     assert not work.waiting
-
-
-# ------------------------------------------------------------------------------------------- trials
-
-
-class Controller:
-    """What Tune's is to a scheduler."""
-
-    def __init__(self, *trials: Any) -> None:
-        self.trials = trials
-        self.search_alg = BasicVariantGenerator()
-
-    def get_trials(self) -> Any:
-        return self.trials
-
-    def get_live_trials(self) -> Any:
-        return {trial for trial in self.trials if trial.status != Trial.TERMINATED}
-
-    def _set_trial_status(self, trial: Any, status: str) -> None:
-        trial.status = status
-
-    def stop_trial(self, trial: Any) -> None:
-        trial.status = Trial.TERMINATED
-
-
-class OfTune:
-    """The part of a trial that a scheduler uses."""
-
-    def __init__(self) -> None:
-        self.status, self.num_failures = Trial.PENDING, 0
-
-
-def test_a_trial_whose_worker_died_rests_and_its_place_is_free() -> None:
-    now, policy = [0.0], RetryPolicy(3)
-    first, second = OfTune(), OfTune()
-    controller = Controller(first, second)
-    scheduler = TrialRetries(FIFOScheduler(), policy, clock=lambda: now[0])
-    for failures in (1, 2, 3):
-        first.num_failures, first.status = failures, Trial.PENDING  # as Tune has it when it requeues
-        scheduler.on_trial_add(controller, first)  # type: ignore[arg-type]
-        assert first.status == Trial.PAUSED
-        second.status = Trial.PENDING
-        assert scheduler.choose_trial_to_run(controller) is second
-        second.status = Trial.RUNNING
-        now[0] += (policy.wait(failures) or 0) - 0.1
-        assert scheduler.choose_trial_to_run(controller) is None
-        now[0] += 0.2
-        assert scheduler.choose_trial_to_run(controller) is first and first.status == Trial.PENDING
-
-
-@pytest.mark.parametrize("by", ["somebody", "a drain"])
-def test_a_trial_that_is_stopped_while_it_rests_does_not_come_back(by: str) -> None:
-    now, trial = [0.0], OfTune()
-    trial.num_failures = 1
-    drained = by == "a drain"
-    scheduler = TrialRetries(FIFOScheduler(), RetryPolicy(1), draining=lambda: drained, clock=lambda: now[0])
-    controller = Controller(trial)
-    scheduler.on_trial_add(controller, trial)  # type: ignore[arg-type]
-    if not drained:
-        controller.stop_trial(trial)
-    assert scheduler.choose_trial_to_run(controller) is None and trial.status == Trial.TERMINATED
-    now[0] = 1e6
-    assert scheduler.choose_trial_to_run(controller) is None and trial.status == Trial.TERMINATED
-
-
-def test_a_drain_takes_out_all_that_does_not_run() -> None:
-    """However many wait, and whatever for; nothing comes after them."""
-    drained = False
-    scheduler = TrialRetries(FIFOScheduler(), RetryPolicy(1), draining=lambda: drained)
-    running, paused, *waiting = trials = [OfTune() for _ in range(100)]
-    running.status, paused.status = Trial.RUNNING, Trial.PAUSED
-    controller = Controller(*trials)
-    assert scheduler.choose_trial_to_run(controller) is waiting[0]
-    drained = True
-    assert scheduler.choose_trial_to_run(controller) is None
-    assert running.status == Trial.RUNNING, "it comes to rest by itself"
-    assert {trial.status for trial in (paused, *waiting)} == {Trial.TERMINATED}
-    assert controller.search_alg.is_finished()
 
 
 SHORT_OF_MEMORY = """

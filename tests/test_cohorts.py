@@ -1,0 +1,272 @@
+"""Trials that are distilled together: each ends with the bits that it has alone, whatever happens to the
+others."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ddsweep.catalog import DATASETS, TrialSpec
+from ddsweep.cohorts import FREE, WRITTEN_OUT, cohort_key, cohort_sizes, split_evenly
+from ddsweep.core.methods import bptt
+from ddsweep.core.networks import build_network
+from ddsweep.data.load import Splits, load_splits
+from ddsweep.errors import DivergedError, UserError
+from ddsweep.results.layout import SweepDirectory
+from ddsweep.results.parts import read_part
+from ddsweep.trial import Progress, TrialJob, distil_together, distil_trial, read_distilled
+from ddsweep.trial_plan import TrialSettings
+from tests.conftest import PATIENCE_S
+
+SETTINGS = TrialSettings(checkpoint_every=3, log_every=1, cohort=8)
+
+
+def spec_of(seed: int = 0, **settings: Any) -> TrialSpec:
+    defaults = {
+        **{"network": "convnet(depth=1,width=8,norm=none)", "images_per_class": 2, "inner_steps": 2},
+        **{"inner_epochs": 2, "inner_lr": 0.1, "outer_steps": 9, "models_per_step": 2, "real_batch": 64},
+        **{"selection_networks": 2, "validate_every": 3},
+    }
+    return TrialSpec(dataset=DATASETS["digits"], seed=seed, **(defaults | settings))
+
+
+SPECS = [
+    spec_of(0),
+    spec_of(1, outer_lr=0.05, clip_norm=0.1, outer_schedule="cosine"),
+    spec_of(2, ema=0.9, keep="best", trim=0.5, outer_steps=12),
+    spec_of(3, inner_lr=0.3, inner_lr_mode="shared", clip_running=1.1, outer_steps=4),
+]
+BROKEN = spec_of(9, inner_lr=1e30, on_nonfinite="stop")
+
+
+@dataclass
+class Cohort:
+    """Companions that come in turns: the first call gets ``turns[0]``, and so on."""
+
+    turns: list[list[TrialJob]]
+    stop_after: int | None = None
+    outcomes: dict[str, bool | DivergedError | UserError] = field(default_factory=dict)
+    steps: dict[str, list[int]] = field(default_factory=dict)
+    leave: Callable[[TrialSpec, Progress], bool] = lambda spec, progress: False
+    asked: int = 0
+
+    def more(self, running: int) -> Sequence[TrialJob]:
+        return self.turns.pop(0) if self.turns else []
+
+    def should_stop(self) -> bool:
+        self.asked += 1
+        return self.stop_after is not None and self.asked > self.stop_after
+
+    def progress(self, spec: TrialSpec, progress: Progress) -> bool:
+        self.steps.setdefault(spec.trial_id, []).append(progress.outer_step)
+        return not self.leave(spec, progress)
+
+    def ended(self, spec: TrialSpec, outcome: bool | DivergedError | UserError) -> None:
+        self.outcomes[spec.trial_id] = outcome
+
+
+@pytest.fixture(scope="module")
+def splits() -> Splits:
+    return load_splits(DATASETS["digits"], None, validation_fraction=0.1, split_seed=0)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory, splits: Splits) -> SweepDirectory:
+    """Each of the trials, distilled by itself."""
+    directory = SweepDirectory(tmp_path_factory.mktemp("alone"))
+    for spec in SPECS:
+        assert distil_trial(spec, splits, directory, replace(SETTINGS, cohort=1))
+    return directory
+
+
+@pytest.fixture
+def job(tmp_path: Path, splits: Splits) -> Callable[..., TrialJob]:
+    directory = SweepDirectory(tmp_path / "together")
+    return lambda spec, settings=SETTINGS: TrialJob(spec, splits, directory, settings)
+
+
+def rows(spec: TrialSpec, directory: SweepDirectory) -> list[dict[str, Any]]:
+    found = read_part(directory.history_part(spec.trial_id)).to_pylist()
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in found]
+
+
+def assert_as_alone(specs: Sequence[TrialSpec], directory: SweepDirectory, alone: SweepDirectory) -> None:
+    for spec in specs:
+        assert read_distilled(spec, directory).sha256 == read_distilled(spec, alone).sha256, spec.seed
+        assert rows(spec, directory) == rows(spec, alone), spec.seed
+
+
+def test_each_ends_with_the_bits_that_it_has_alone(
+    job: Callable[..., TrialJob], alone: SweepDirectory
+) -> None:
+    """They differ in rates, clips, schedules and ends; one joins late, when another has left."""
+    cohort = Cohort([[job(SPECS[0]), job(SPECS[1]), job(SPECS[3])], [], [], [], [], [job(SPECS[2])]])
+    distil_together(cohort)
+    assert cohort.outcomes == {spec.trial_id: True for spec in SPECS}
+    directory = job(SPECS[0]).directory
+    assert_as_alone(SPECS, directory, alone)
+    said = [read_distilled(spec, directory).provenance for spec in SPECS]
+    assert [row["cohort_size"] for row in said] == [3, 3, 3, 3]
+
+
+def test_one_that_diverges_or_is_refused_leaves_and_the_rest_go_on(
+    job: Callable[..., TrialJob], alone: SweepDirectory
+) -> None:
+    other = replace(SETTINGS, device="cuda", gpus=1.0)
+    refused = job(spec_of(7), other)
+    cohort = Cohort([[job(SPECS[0]), job(BROKEN), refused, job(SPECS[1])]])
+    distil_together(cohort)
+    assert isinstance(cohort.outcomes[BROKEN.trial_id], DivergedError)
+    if not torch.cuda.is_available():
+        assert isinstance(cohort.outcomes[refused.spec.trial_id], UserError)
+    assert_as_alone(SPECS[:2], job(SPECS[0]).directory, alone)
+
+
+def test_a_drained_cohort_goes_on_in_other_company(
+    job: Callable[..., TrialJob], alone: SweepDirectory
+) -> None:
+    first = Cohort([[job(SPECS[0]), job(SPECS[1])]], stop_after=4)
+    distil_together(first)
+    assert first.outcomes == {spec.trial_id: False for spec in SPECS[:2]}
+    second = Cohort([[job(SPECS[1]), job(SPECS[2])]], stop_after=2)
+    distil_together(second)
+    distil_together(Cohort([[job(SPECS[2])], [job(SPECS[0]), job(SPECS[1])]]))
+    assert_as_alone(SPECS[:3], job(SPECS[0]).directory, alone)
+
+
+def test_one_that_leaves_at_a_rung_comes_back_where_it_was(
+    job: Callable[..., TrialJob], alone: SweepDirectory
+) -> None:
+    settings = replace(SETTINGS, rungs=(6,))
+    left = SPECS[1].trial_id
+    cohort = Cohort([[job(SPECS[0], settings), job(SPECS[1], settings)]])
+    cohort.leave = lambda spec, progress: progress.rung and spec.trial_id == left
+    distil_together(cohort)
+    assert cohort.outcomes == {SPECS[0].trial_id: True} and cohort.steps[left][-1] == 6
+    again = Cohort([[job(SPECS[1], settings)]])
+    distil_together(again)
+    assert again.steps[left][0] == 6, "told once more"
+    assert read_distilled(SPECS[1], job(SPECS[1]).directory).sha256 == (
+        read_distilled(SPECS[1], alone).sha256
+    )
+
+
+def test_a_torn_checkpoint_of_one_is_moved_aside(job: Callable[..., TrialJob], alone: SweepDirectory) -> None:
+    distil_together(Cohort([[job(SPECS[0]), job(SPECS[1])]], stop_after=5))
+    checkpoint = job(SPECS[0]).directory.checkpoint(SPECS[0].trial_id)
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
+    cohort = Cohort([[job(SPECS[0]), job(SPECS[1])]])
+    distil_together(cohort)
+    assert_as_alone(SPECS[:2], job(SPECS[0]).directory, alone)
+    assert cohort.steps[SPECS[0].trial_id][0] == 1 and cohort.steps[SPECS[1].trial_id][0] > 1
+
+
+def test_memory_that_runs_out_splits_the_cohort_and_makes_no_trial_frugal(
+    job: Callable[..., TrialJob], alone: SweepDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, widths = bptt.outer_gradient, []
+
+    def short(network: Any, params: Any, *more: Any, **named: Any) -> Any:
+        count = len(next(iter(params.values()))) // 2
+        widths.append(count)
+        if count > 2:
+            raise torch.OutOfMemoryError("no room for more than two")
+        return real(network, params, *more, **named)
+
+    monkeypatch.setattr(bptt, "outer_gradient", short)
+    distil_together(Cohort([[job(spec) for spec in SPECS[:3]]]))
+    assert 3 in widths and 2 in widths and 1 in widths
+    directory = job(SPECS[0]).directory
+    assert_as_alone(SPECS[:3], directory, alone)
+    assert {read_distilled(spec, directory).provenance["n_replans"] for spec in SPECS[:3]} == {0}
+
+
+def test_seconds_are_shares_that_add_up(job: Callable[..., TrialJob]) -> None:
+    specs = [spec_of(seed, outer_steps=20) for seed in range(20, 24)]
+    began, used = time.monotonic(), time.process_time()
+    distil_together(Cohort([[job(spec, replace(SETTINGS, gpus=0.5, device="cpu")) for spec in specs]]))
+    wall, cpu = time.monotonic() - began, time.process_time() - used
+    said = [read_distilled(spec, job(specs[0]).directory).provenance for spec in specs]
+    assert 0.5 * cpu < sum(row["cpu_seconds"] for row in said) <= cpu
+    assert 0.5 * wall < sum(row["gpu_seconds"] for row in said) / 0.5 <= wall
+    assert sum(row["wall_seconds"] for row in said) > 1.5 * wall, "each has all that passed"
+
+
+CHILD = """
+import json, sys
+from pathlib import Path
+from ddsweep.catalog import TrialSpec
+from ddsweep.data.load import load_splits
+from ddsweep.results.layout import SweepDirectory
+from tests.test_cohorts import SETTINGS, Cohort
+from ddsweep.trial import TrialJob, distil_together
+
+specs = [TrialSpec.from_dict(values) for values in json.loads(sys.argv[1])]
+splits = load_splits(specs[0].dataset, None, validation_fraction=0.1, split_seed=0)
+directory = SweepDirectory(Path(sys.argv[2]))
+distil_together(Cohort([[TrialJob(spec, splits, directory, SETTINGS) for spec in specs]]))
+"""
+
+
+def test_a_killed_cohort_goes_on_where_it_was(job: Callable[..., TrialJob], alone: SweepDirectory) -> None:
+    directory = job(SPECS[0]).directory
+    given = json.dumps([spec.to_dict() for spec in SPECS])
+    child = subprocess.Popen([sys.executable, "-c", CHILD, given, str(directory.root)])
+    deadline = time.monotonic() + PATIENCE_S
+    while not directory.checkpoint(SPECS[2].trial_id).exists():
+        assert child.poll() is None and time.monotonic() < deadline
+        time.sleep(0.005)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    distil_together(Cohort([[job(spec) for spec in SPECS]]))
+    assert_as_alone(SPECS, directory, alone)
+    said = [read_distilled(spec, directory).provenance["n_resumed"] for spec in SPECS]
+    assert max(said) == 1
+
+
+# ---------------------------------------------------------------------------------- who goes with whom
+
+
+def test_what_decides_the_shape_and_what_does_not() -> None:
+    key = cohort_key(SPECS[0])
+    assert key is not None and all(cohort_key(spec) == key for spec in SPECS)
+    for other in ({"inner_steps": 1}, {"models_per_step": 3}, {"dtype": "float64"}, {"real_batch": 32}):
+        assert cohort_key(spec_of(**other)) not in (None, key), other
+    for never in (
+        {"window": 2},
+        {"inner_augment": "shift"},
+        {"method": "distribution_matching", "inner_lr": None},
+    ):
+        named = {name: value for name, value in never.items() if value is not None}
+        assert cohort_key(spec_of(**named)) is None or never["method"], never
+    assert {item.name for item in fields(TrialSpec)} >= FREE
+
+
+def test_networks_with_written_out_derivatives_are_those_that_say_so() -> None:
+    for name in ("lenet", "convnet", "alexcifarnet"):
+        spec = TrialSpec(DATASETS["cifar10"], network=name)
+        network = build_network(spec.network_spec, (3, 32, 32), 10)
+        assert hasattr(network, "layers") == (name in WRITTEN_OUT), name
+
+
+def test_as_many_as_keep_a_core_busy() -> None:
+    fixed = [spec_of(seed, init="fixed") for seed in range(40)]
+    assert set(cohort_sizes(fixed, "auto").values()) == {16}
+    assert set(cohort_sizes(fixed, 3).values()) == {3}
+    assert set(cohort_sizes(fixed, 1).values()) == {1}
+    assert set(cohort_sizes(fixed[:5], "auto").values()) == {5}
+    assert set(cohort_sizes(fixed, "auto", compile="on").values()) == {1}
+    many = [spec_of(seed, models_per_step=8) for seed in range(40)]
+    assert set(cohort_sizes(many, "auto").values()) == {1}, "they fill a core already"
+    assert set(cohort_sizes(many, "auto", gpus=[1.0]).values()) == {16}
+    assert split_evenly(9, 4) == [3, 3, 3] and split_evenly(3, 8) == [3]
