@@ -188,10 +188,10 @@ class TrialQueue:
         return any((self._first[shape], self._apart[shape], *self._planned_of(name)))
 
     def _planned_of(self, name: str) -> Iterator[deque[str]]:
-        """The planned trials that a place may take: its own, then those of other places of its shape, the
-        last one's first."""
+        """The planned trials that a place may take: its own, then those of other places of its shape, in the
+        order of the sweep."""
         yield self._planned[name]
-        for other in reversed(self._of_shape[self._places[name].shape]):
+        for other in self._of_shape[self._places[name].shape]:
             if other != name:
                 yield self._planned[other]
 
@@ -201,8 +201,7 @@ class TrialQueue:
             source = next((kept for kept in (self._first[shape], *self._planned_of(name)) if kept), None)
             if source is None:
                 return None
-            own = source is self._first[shape] or source is self._planned[name]
-            trial = source.popleft() if own else source.pop()
+            trial = source.popleft()
             verdict = "go" if self._halving is None else self._halving.verdict(trial)
             if verdict == "go":
                 return trial

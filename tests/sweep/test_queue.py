@@ -31,10 +31,10 @@ def test_a_place_has_its_own_trials_first_and_then_those_of_others() -> None:
     queue = TrialQueue([planned("a", "b", size=2), planned("c", "d", "e"), planned("x", shape="t")], POLICY)
     assert queue.take("a", 0) == ["a", "b"]
     queue.ended("a", "a")
-    assert queue.take("a", 1) == ["e"], "the last one of the place that is last"
-    assert queue.take("c", 0) == ["c", "d"] and queue.is_last("c")
+    assert queue.take("a", 1) == ["c"]
+    assert queue.take("c", 0) == ["d", "e"] and queue.is_last("c")
     queue.ended("a", "b")
-    queue.ended("a", "e")
+    queue.ended("a", "c")
     assert queue.take("a", 0) == [], "that of another shape is not for it"
     assert queue.take("x", 0) == ["x"]
 
