@@ -74,7 +74,9 @@ def first_plan(spec: TrialSpec, settings: TrialSettings) -> ExecutionPlan:
         settings.threads,
         network,
         networks=spec.models_per_step,
-        compile=compiles(settings.compile, device, spec),
+        # Compiled code is that of one trial: trials together gain more than it.
+        compile=(settings.cohort == 1 or settings.compile == "on")
+        and compiles(settings.compile, device, spec),
         graph=_records_a_graph(spec),
         native=settings.compile != "off",
     )

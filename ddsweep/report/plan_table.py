@@ -41,9 +41,11 @@ def plan_table(
     estimates: Mapping[str, CostEstimate],
     threads: float = 1.0,
     scheduler: AshaSpec | None = None,
+    cohorts: Mapping[str, int] | None = None,
 ) -> Group:
     """The trials of ``plan`` with their state (``done``, ``stopped``, `TO_EVALUATE` or, also by default,
-    ``missing``) and cost, and the totals below. ``threads`` is the number that ``estimates`` were made for.
+    ``missing``) and cost, and the totals below. ``threads`` is the number that ``estimates`` were made for,
+    ``cohorts`` the most trials that each may be distilled together with, itself included.
     """
     settings = {trial.trial_id: settings_of(trial) for trial in plan.trials}
     listed = dict(list(settings.items())[:MOST_LISTED])
@@ -57,7 +59,8 @@ def plan_table(
         ]
     table = trial_table(listed, varying(list(settings.values())), ["about", "memory"], told)
     more = [Text(f"and {hidden} more")] if (hidden := len(settings) - len(listed)) else []
-    return Group(table, *more, Text(_totals(plan, states, estimates, threads, scheduler)))
+    lines = [_totals(plan, states, estimates, threads, scheduler), *_together(plan, states, cohorts or {})]
+    return Group(table, *more, Text("\n".join(lines)))
 
 
 def _totals(
@@ -113,6 +116,22 @@ def _totals(
         )
         lines += [f"  {text}" for text in texts[:_LISTED]]
     return "\n".join(lines)
+
+
+def _together(plan: Plan, states: Mapping[str, str], cohorts: Mapping[str, int]) -> list[str]:
+    """A line on the trials that are still to be distilled and share a process, if there are any."""
+    sizes = [
+        cohorts.get(trial.trial_id, 1)
+        for trial in plan.trials
+        if states.get(trial.trial_id) not in ("done", "stopped", TO_EVALUATE)
+    ]
+    shared = [size for size in sizes if size > 1]
+    if not shared:
+        return []
+    alone = len(sizes) - len(shared)
+    rest = f"; {counted(alone, 'trial')} alone" if alone else ""
+    shares = f"{len(shared)} trials share processes with others of their shape, up to {max(shared)} in one"
+    return [f"{shares}{rest} (resources.cohort)"]
 
 
 def _scheduling(plan: Plan, scheduler: AshaSpec) -> list[str]:

@@ -48,10 +48,11 @@ def plan(
 ) -> None:
     """Show the trials of a sweep, what is done, and what the rest will cost."""
     from ddsweep.catalog.numbers import counted
+    from ddsweep.cohorts import cohort_sizes
     from ddsweep.cost import choose_memory, estimate
     from ddsweep.report.console import report_console
     from ddsweep.report.data import data_lines
-    from ddsweep.report.plan_table import plan_table, with_distilled
+    from ddsweep.report.plan_table import TO_EVALUATE, plan_table, with_distilled
     from ddsweep.report.status import trial_states
     from ddsweep.results.elsewhere import finished_in, other_sweeps
     from ddsweep.spec import check_strata, load_sweep
@@ -68,7 +69,13 @@ def plan(
         mode, segment = choose_memory(trial, *memory)
         estimates[trial.trial_id] = estimate(trial, threads=1, memory_mode=mode, segment=segment)
     console = report_console()
-    console.print(plan_table(found, states, estimates, threads=1, scheduler=sweep.scheduler))
+    finished = ("done", "stopped", TO_EVALUATE)
+    to_distil = [trial for trial in found.trials if states.get(trial.trial_id) not in finished]
+    resources = sweep.resources
+    gpus = [resources.for_trial(trial)[1] for trial in to_distil]
+    cohorts = cohort_sizes(to_distil, resources.cohort, compile=resources.compile, gpus=gpus)
+    table = plan_table(found, states, estimates, 1, sweep.scheduler, cohorts)
+    console.print(table)
     for line in data_lines((trial.dataset for trial in found.trials), data_folder(data_root)):
         console.print(f"data: {line}", highlight=False, markup=False, soft_wrap=True)
     others = other_sweeps(directory)
