@@ -8,12 +8,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
 
 from ddsweep.catalog import TrialSpec, augmentation_parts
 from ddsweep.catalog.methods import DEFAULT_METHOD
 
-__all__ = ["FREE", "cohort_key", "cohort_sizes", "split_evenly"]
+if TYPE_CHECKING:
+    from ddsweep.spec import ResourcesSpec
+
+__all__ = ["FREE", "Cohort", "cohort_key", "cohort_sizes", "dealt_out", "split_evenly"]
 
 NETWORKS = 16
 """The number of networks side by side from which on more of them gain nothing on a CPU core."""
@@ -76,6 +80,42 @@ def cohort_sizes(
             room = int(setting)
         sizes[trial.trial_id] = max(1, min(most, room))
     return sizes
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """Trials of one ``shape``, at most ``size`` of which are distilled together."""
+
+    trials: tuple[TrialSpec, ...]
+    size: int
+    shape: Hashable
+
+
+def dealt_out(
+    trials: Sequence[TrialSpec],
+    resources: ResourcesSpec,
+    places: float,
+) -> list[Cohort]:
+    """``trials`` in cohorts, in the order of the sweep: of one shape, with equal ``resources``, and none so
+    large that one of so many ``places`` would have nothing to do."""
+    needs = [resources.for_trial(trial) for trial in trials]
+    sizes = cohort_sizes(
+        trials, resources.cohort, compile=resources.compile, gpus=[gpus for _, gpus in needs]
+    )
+    most = min(max(1, -(-len(trials) // max(1, int(places)))), resources.max_concurrent or len(trials))
+    alike: dict[Hashable, list[TrialSpec]] = {}
+    for trial, need in zip(trials, needs, strict=True):
+        alone = sizes[trial.trial_id] == 1
+        shape: Hashable = trial.trial_id if alone else (cohort_key(trial), need)
+        alike.setdefault(shape, []).append(trial)
+    cohorts = []
+    for shape, some in alike.items():
+        size, first = min(sizes[some[0].trial_id], most), 0
+        for count in split_evenly(len(some), size):
+            cohorts.append(Cohort(tuple(some[first : first + count]), size, shape))
+            first += count
+    place = {trial.trial_id: number for number, trial in enumerate(trials)}
+    return sorted(cohorts, key=lambda cohort: place[cohort.trials[0].trial_id])
 
 
 def split_evenly(count: int, size: int) -> list[int]:

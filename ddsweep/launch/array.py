@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from zlib import crc32
 
 from ddsweep.catalog import EvalUnit, TrialSpec
 from ddsweep.catalog.numbers import counted
+from ddsweep.cohorts import dealt_out
 from ddsweep.core.memory import keep_to_share
 from ddsweep.data.files import data_root, resolve_dataset
 from ddsweep.errors import EXIT_DRAINED, DiskFullError, DivergedError, UserError
@@ -36,7 +37,7 @@ from ddsweep.spec import Plan, SweepSpec, expand, is_smoke, load_sweep
 from ddsweep.sweep.first_step import leaving_before_the_first_step
 from ddsweep.sweep.prepare import eval_gpus, load_all_splits, splits_key, trial_settings
 from ddsweep.sweep.retry import RetryPolicy
-from ddsweep.trial import distil_trial, is_distilled, record_failure
+from ddsweep.trial import Progress, TrialJob, distil_together, is_distilled, record_failure
 from ddsweep.trial_plan import pick_device
 
 __all__ = ["deal", "distil_share", "evaluate_share", "finish_all"]
@@ -94,21 +95,25 @@ class _Work:
         signals: Signals,
         needs: tuple[float, float],
         phase: str,
+        apart: Callable[[tuple[Any, ...]], list[tuple[Any, ...]]] = lambda item: [item],
     ) -> int:
         """A crew's work on ``items``, each with so many CPUs and GPUs. Lasting failures are recorded in
         ``phase``."""
         if not items:
             return 0
-        local = self.launch.site["scheduler"] == "local"
+        crew = self.crew(name, signals, needs)
 
         def broken(trial_id: str, error: Exception, attempts: int) -> None:
             trial = self.trial(trial_id)
             record_failure(self.launch.directory, trial, self.sweep.name, error, phase, attempts)
 
+        return crew.run(call, items, broken, apart)
+
+    def crew(self, name: str, signals: Signals, needs: tuple[float, float]) -> Crew:
+        local = self.launch.site["scheduler"] == "local"
         limits = node_limits(os.environ, self.launch.site["cpus_per_node"] if local else None)
         policy = RetryPolicy(self.sweep.resources.max_failures)
-        crew = Crew(self.folder, name, signals, limits, cpus=needs[0], gpus=needs[1], policy=policy)
-        return crew.run(call, items, broken)
+        return Crew(self.folder, name, signals, limits, cpus=needs[0], gpus=needs[1], policy=policy)
 
 
 @cache
@@ -136,14 +141,18 @@ def distil_share(folder: LaunchFolder, launch: Launch, index: int, signals: Sign
         for trial in todo:
             directory.failure_part(trial.trial_id).unlink(missing_ok=True)
             forget_stop(trial, directory)  # it goes on, because there is no scheduler any more
-        needs = [work.sweep.resources.for_trial(trial) for trial in trials]
+        all_needs = [work.sweep.resources.for_trial(trial) for trial in trials]
+        needs = max(cpus for cpus, _ in all_needs), max(gpus for _, gpus in all_needs)
+        name = f"trials-{index}"
+        cohorts = dealt_out(todo, work.sweep.resources, work.crew(name, signals, needs).slots)
         return work.run(
             _distil,
-            [(trial.trial_id,) for trial in todo],
-            name=f"trials-{index}",
+            [tuple(trial.trial_id for trial in cohort.trials) for cohort in cohorts],
+            name=name,
             signals=signals,
-            needs=(max(cpus for cpus, _ in needs), max(gpus for _, gpus in needs)),
+            needs=needs,
             phase="worker",
+            apart=lambda item: [(trial_id,) for trial_id in item],
         )
 
 
@@ -216,34 +225,74 @@ def _splits(folder: str, key: str) -> Any:
     return load_all_splits(of_key, work.data_root, stand_in=is_smoke(work.sweep.name))[key]
 
 
-def _distil(folder: str, stop_file: str, trial_id: str) -> str:
+@dataclass
+class _Together:
+    """The trials of one call, which are distilled together, and what became of each."""
+
+    work: _Work
+    stop_file: Path
+    waiting: list[TrialSpec]
+    size: int
+    said: dict[str, str] = field(default_factory=dict)
+    began: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self.should_stop = self.stop_file.exists
+
+    def more(self, running: int) -> list[TrialJob]:
+        jobs: list[TrialJob] = []
+        while self.waiting and not self.stop_file.exists():
+            job = self._job(self.waiting.pop(0))
+            if job is not None:
+                jobs.append(job)
+        return jobs
+
+    def _job(self, spec: TrialSpec) -> TrialJob | None:
+        work, directory = self.work, self.work.launch.directory
+        try:
+            settings = replace(trial_settings(work.sweep, spec), cohort=self.size)
+            splits = _splits(str(work.folder.root), splits_key(spec))
+            if not is_distilled(spec, directory):
+                taken = take_over(spec, splits.fingerprint, directory, other_sweeps(directory))
+                if taken:
+                    name = taken.source.root.name
+                    self.said[spec.trial_id] = f"taken over from sweep {name}, which has finished the same"
+                    return None
+        except UserError as error:
+            self.ended(spec, error)
+            return None
+        return TrialJob(spec, splits, directory, settings)
+
+    def progress(self, spec: TrialSpec, progress: Progress) -> bool:
+        return True
+
+    def ended(self, spec: TrialSpec, outcome: bool | DivergedError | UserError) -> None:
+        said = f"distilled in {time.monotonic() - self.began:.1f} s" if outcome is True else "drained"
+        if isinstance(outcome, Exception):
+            print(f"{spec.trial_id}: {outcome}", file=sys.stderr, flush=True)
+            if not (isinstance(outcome, DiskFullError) and self.stop_file.exists()):
+                record_failure(
+                    self.work.launch.directory, spec, self.work.sweep.name, outcome, "distillation", 1
+                )
+                said = "failed"
+        self.said[spec.trial_id] = said
+
+
+def _distil(folder: str, stop_file: str, *trial_ids: str) -> str:
+    """Trials of one shape, together. What became of each, in one line; it begins with ``failed`` if one
+    did."""
     work = _work(folder)
-    directory, spec = work.launch.directory, work.trial(trial_id)
-
-    def should_stop() -> bool:
-        return Path(stop_file).exists()
-
-    try:
-        settings = trial_settings(work.sweep, spec)
-        splits = _splits(folder, splits_key(spec))
-        if should_stop():
-            return "drained"
-        begun, others = time.monotonic(), other_sweeps(directory)
-        there = is_distilled(spec, directory)
-        if not there and (taken := take_over(spec, splits.fingerprint, directory, others)):
-            return f"taken over from sweep {taken.source.root.name}, which has finished the same"
-        with (
-            full_disk_told(directory.root),
-            leaving_before_the_first_step(should_stop) as should_stop_at_step,
-        ):
-            whole = distil_trial(spec, splits, directory, settings, should_stop=should_stop_at_step)
-    except (DivergedError, UserError) as error:
-        print(f"{trial_id}: {error}", file=sys.stderr, flush=True)
-        if isinstance(error, DiskFullError) and should_stop():
-            return "drained"  # it goes on from the checkpoint that it has
-        record_failure(directory, spec, work.sweep.name, error, "distillation", 1)
-        return "failed"
-    return f"distilled in {time.monotonic() - begun:.1f} s" if whole else "drained"
+    trials = [work.trial(trial_id) for trial_id in trial_ids]
+    together = _Together(work, Path(stop_file), trials, len(trials))
+    with (
+        full_disk_told(work.launch.directory.root),
+        leaving_before_the_first_step(together.stop_file.exists) as should_stop_at_step,
+    ):
+        together.should_stop = should_stop_at_step
+        distil_together(together)
+    said = [together.said.get(trial_id, "drained") for trial_id in trial_ids]
+    failed = said.count("failed")
+    return f"failed: {failed} of {len(said)}" if failed and said[1:] else ", ".join(dict.fromkeys(said))
 
 
 @cache

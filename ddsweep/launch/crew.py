@@ -76,9 +76,11 @@ class Crew:
         call: Callable[..., str],
         items: Sequence[tuple[Any, ...]],
         broken: Callable[[str, Exception, int], None],
+        apart: Callable[[tuple[Any, ...]], list[tuple[Any, ...]]] = lambda item: [item],
     ) -> int:
         """``call(folder, stop file, *item)`` for each item, whose first word is a trial. One that raises, or
-        whose process dies, is tried again as ``policy`` says, and ``broken`` hears of the last time.
+        whose process dies, is tried again as ``policy`` says, and ``broken`` hears of the last time. An item
+        that falls ``apart`` into several does so at its second failure, and none of them has lost an attempt.
 
         Each process is a pool of its own: if it is killed, its fellows know nothing of it.
         """
@@ -122,9 +124,13 @@ class Crew:
                             error = WorkerError(told_death("the process was killed"))
                             crew[slot] = _new_process(devices[slot])
                         failures[item] += 1
-                        again = self.policy.wait(failures[item])
+                        parts = apart(item)
+                        again = self.policy.wait(1 if parts[1:] else failures[item])
                         if drained:
                             state = str(error)
+                        elif parts[1:] and failures[item] > 1:
+                            waiting.extend(parts)
+                            state = f"{error}; each will be tried by itself"
                         elif again is not None or self.signals.any:  # which kills one that starts
                             waiting.append(item)
                             not_before[item] = time.monotonic() + (again or 0.0)
@@ -132,7 +138,7 @@ class Crew:
                         else:
                             broken(item[0], error, failures[item])
                             state = "failed"
-                    failed += state == "failed"
+                    failed += state.startswith("failed")
                     print(f"{self.name}: {' '.join(map(str, item))}: {state}", flush=True)
         except BaseException:
             stop_file.touch()  # otherwise it would wait for the others to end

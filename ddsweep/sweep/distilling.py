@@ -4,7 +4,7 @@ distilled."""
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from ray import tune
 
 from ddsweep.catalog import TrialSpec
 from ddsweep.catalog.numbers import counted
-from ddsweep.cohorts import cohort_key, cohort_sizes, split_evenly
+from ddsweep.cohorts import dealt_out
 from ddsweep.cost import choose_memory, estimate
 from ddsweep.errors import ResultsError, UserError
 from ddsweep.evaluation import record_stop
@@ -248,32 +248,12 @@ def _death(trial: Any) -> str:
 
 
 def plan_places(sweep: SweepSpec, trials: Sequence[TrialSpec], slots: float) -> list[PlannedPlace]:
-    """The places that distil ``trials``, in the order of the sweep: cohorts of trials of one shape, with
-    equal requests, no larger than keeps ``slots`` places busy."""
-    resources = sweep.resources
-    sizes = cohort_sizes(
-        trials,
-        resources.cohort,
-        compile=resources.compile,
-        gpus=[resources.for_trial(trial)[1] for trial in trials],
-    )
-    most = min(max(1, -(-len(trials) // max(1, int(slots)))), resources.max_concurrent or len(trials))
-    alike: dict[Hashable, list[TrialSpec]] = {}
-    for trial in trials:
-        size = sizes[trial.trial_id]
-        alone = size == 1
-        key: Hashable = trial.trial_id if alone else (cohort_key(trial), resources.for_trial(trial))
-        alike.setdefault(key, []).append(trial)
+    """The places that distil ``trials``, ``slots`` of them at a time."""
     places = []
-    for key, some in alike.items():
-        size = min(sizes[some[0].trial_id], most)
-        first = 0
-        for count in split_evenly(len(some), size):
-            names = tuple(trial.trial_id for trial in some[first : first + count])
-            places.append(PlannedPlace(names[0], names, size, key))
-            first += count
-    place = {trial.trial_id: number for number, trial in enumerate(trials)}
-    return sorted(places, key=lambda own: place[own.trials[0]])
+    for cohort in dealt_out(trials, sweep.resources, slots):
+        names = tuple(trial.trial_id for trial in cohort.trials)
+        places.append(PlannedPlace(names[0], names, cohort.size, cohort.shape))
+    return places
 
 
 def _halving(

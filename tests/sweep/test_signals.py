@@ -76,7 +76,8 @@ def test_a_signal_to_all_processes_drains(driver: Driver, private: Path, moment:
 
 def test_trials_that_wait_are_not_started_to_be_drained(driver: Driver, private: Path) -> None:
     """64 trials on two slots, and a signal during one of many checkpoints; twice, as by `timeout`."""
-    driver.start("seeds=32", "outer_steps=100000", "resources.checkpoint_every=1", "resources.total_cpus=2")
+    alone = ("resources.cohort=1", "resources.total_cpus=2")
+    driver.start("seeds=32", "outer_steps=100000", "resources.checkpoint_every=1", *alone)
     driver.until(driver.checkpoint_of_a_running_trial, "a checkpoint")
     driver.signal(signal.SIGTERM)
     driver.signal_group(signal.SIGTERM)
