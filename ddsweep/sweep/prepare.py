@@ -40,7 +40,8 @@ def load_all_splits(trials: Sequence[TrialSpec], root: Path | None, *, stand_in:
 
 
 def trial_settings(sweep: SweepSpec, trial: TrialSpec) -> TrialSettings:
-    """How ``trial`` runs, by the sweep's ``resources``."""
+    """How ``trial`` runs by itself, by the sweep's ``resources``. Who deals trials out says how many of them
+    are distilled together."""
     resources = sweep.resources
     cpus, gpus = resources.for_trial(trial)
     given = {name: getattr(resources, name) for name in _GIVEN}
@@ -49,7 +50,11 @@ def trial_settings(sweep: SweepSpec, trial: TrialSpec) -> TrialSettings:
     return TrialSettings(**{**given, "threads": threads, "gpus": gpus, "rungs": rungs})
 
 
-_GIVEN = [item.name for item in fields(TrialSettings) if item.name in ResourcesSpec.model_fields]
+_GIVEN = [
+    item.name
+    for item in fields(TrialSettings)
+    if item.name in ResourcesSpec.model_fields and item.name != "cohort"
+]
 
 
 def eval_gpus(sweep: SweepSpec, gpus: float) -> float:
