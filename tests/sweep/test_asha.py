@@ -308,11 +308,6 @@ def distilled_alone(spec: TrialSpec, folder: Path) -> DistilledSet:
     return read_distilled(spec, SweepDirectory(folder))
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="a seed that waited before the kill and is stopped without being started again has no folder in "
-    "Tune, and its result at the end of the run asks for one",
-)
 @pytest.mark.slow
 @pytest.mark.ray
 def test_drained_and_killed_while_a_seed_waits_the_same_command_goes_on(
