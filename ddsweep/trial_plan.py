@@ -80,12 +80,11 @@ def first_plan(spec: TrialSpec, settings: TrialSettings) -> ExecutionPlan:
         graph=_records_a_graph(spec),
         native=settings.compile != "off",
     )
-    if settings.cohort > 1:
-        # Real images go through trial by trial, as for a trial that is alone: the sums have the same order.
-        plan = replace(plan, real_block=min(plan.real_block, spec.models_per_step))
-        if device.type != "cpu":
-            plan = replace(plan, width=settings.cohort)
-    return replace(plan, memory_mode=mode, segment=segment)
+    if settings.cohort > 1 and device.type != "cpu":
+        plan = replace(plan, width=settings.cohort)
+    # Real images go through trial by trial also in a cohort: the sums have the same order.
+    block = min(plan.real_block, spec.models_per_step)
+    return replace(plan, memory_mode=mode, segment=segment, real_block=block)
 
 
 def _records_a_graph(spec: TrialSpec) -> bool:

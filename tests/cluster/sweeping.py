@@ -29,7 +29,13 @@ NOT_SCIENCE = [
     "ended_at",
 ]
 # git_dirty: a test that runs while somebody edits.
-NOT_SCIENCE += ["n_resumed", "git_commit", "git_dirty", "distilled_bytes"]  # its header has the host, too
+NOT_SCIENCE += [
+    "n_resumed",
+    "cohort_size",
+    "git_commit",
+    "git_dirty",
+    "distilled_bytes",
+]  # its header has the host, too
 
 
 def ddsweep_command(*arguments: object) -> list[str]:

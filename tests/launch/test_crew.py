@@ -124,6 +124,11 @@ def deadly(folder: str, stop_file: str, name: str) -> str:
     return "done"
 
 
+def deadly_together(folder: str, stop_file: str, *names: str) -> str:
+    note(folder, "+".join(names))
+    return deadly(folder, stop_file, next((name for name in names if name.startswith("deadly")), names[0]))
+
+
 class Unpicklable(Exception):
     def __init__(self, one: int, two: int) -> None:
         super().__init__(f"{one} and {two}")
@@ -282,3 +287,13 @@ def mixed(folder: str, stop_file: str, name: str) -> str:
     while not list(Path(folder).glob("notes/runs.*")) and time.monotonic() < deadline:
         time.sleep(0.05)
     return deadly(folder, stop_file, name)
+
+
+def test_trials_that_are_together_fall_apart_when_their_process_dies_twice(crew: Crew) -> None:
+    """And each is tried by itself then, as often as if nothing had happened."""
+    broken = Broken()
+    items = [("good", "deadly", "fine")]
+    assert crew.run(deadly_together, items, broken, lambda item: [(name,) for name in item]) == 2
+    assert [(trial, attempts) for trial, _, _, attempts in broken] == [("deadly", QUICK.retries + 1)]
+    assert len(notes(crew, "good+deadly+fine")) == 2
+    assert len(notes(crew, "fine")) == 2 * 1, "once by itself, with what it notes"

@@ -58,7 +58,7 @@ OUTER_STEPS = 80
 # What differs between two runs of the same trial: when, where and how fast.
 UNEQUAL = [
     *("started_at", "ended_at", "wall_seconds", "cpu_seconds", "gpu_seconds", "peak_memory_bytes"),
-    *("n_resumed", "n_torn_checkpoints", "distilled_bytes", "git_dirty"),
+    *("n_resumed", "cohort_size", "n_torn_checkpoints", "distilled_bytes", "git_dirty"),
 ]
 
 
