@@ -18,7 +18,7 @@ LEVELS = (
     ("own_code",),
     ("core",),
     ("data", "results", "baselines", "spec", "cost", "measuring", "compilation", "provenance", "dashboards"),
-    ("distilled", "pools", "trial_plan", "machine"),
+    ("distilled", "pools", "trial_plan", "machine", "cohorts"),
     ("trial", "packing"),
     ("evaluation",),
     ("sweep", "report", "trackers"),
