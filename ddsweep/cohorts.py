@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from ddsweep.catalog import TrialSpec, augmentation_parts
 from ddsweep.catalog.methods import DEFAULT_METHOD
+from ddsweep.cost import choose_memory, estimate
 
 if TYPE_CHECKING:
     from ddsweep.spec import ResourcesSpec
@@ -24,6 +25,9 @@ NETWORKS = 16
 
 NETWORKS_GPU = 128
 """The same for a GPU."""
+
+MEMORY, MEMORY_GPU = 4e9, 16e9
+"""Bytes that a cohort takes at most, by estimate, on the CPU and on a GPU."""
 
 WRITTEN_OUT = ("lenet", "convnet")
 """Networks whose derivatives are written out: only these gain from being side by side."""
@@ -62,24 +66,29 @@ def cohort_sizes(
     """For each trial, the most trials in its cohort, itself included: 1 for one that is alone.
 
     ``setting`` is that of ``resources.cohort``: a number, or ``auto``, which puts so many networks side by
-    side that a core, or a GPU, is busy. Compiled trials are alone.
+    side that a core, or a GPU, is busy, as far as memory is sure to last. Compiled trials are alone.
     """
     on_gpu = any(gpus)
     keys = {trial.trial_id: None if compile == "on" else cohort_key(trial) for trial in trials}
     alike = Counter(key for key in keys.values() if key is not None)
+    rooms: dict[Hashable, int] = {}
     sizes = {}
     for trial in trials:
         key = keys[trial.trial_id]
-        most = 1 if key is None else alike[key]
-        if setting == "auto":
-            networks = NETWORKS_GPU if on_gpu else NETWORKS
-            room = networks // trial.models_per_step
-            if not on_gpu and trial.models_per_step > NETWORKS // 4:
-                room = 1
-        else:
-            room = int(setting)
-        sizes[trial.trial_id] = max(1, min(most, room))
+        if key is not None and key not in rooms:
+            rooms[key] = _room(trial, on_gpu) if setting == "auto" else int(setting)
+        sizes[trial.trial_id] = 1 if key is None else min(alike[key], rooms[key])
     return sizes
+
+
+def _room(trial: TrialSpec, on_gpu: bool) -> int:
+    """The most trials like ``trial`` that are worth being together, and are sure to fit."""
+    networks, memory = (NETWORKS_GPU, MEMORY_GPU) if on_gpu else (NETWORKS, MEMORY)
+    if not on_gpu and trial.models_per_step > NETWORKS // 4:
+        return 1
+    mode, segment = choose_memory(trial)
+    needed = estimate(trial, 1, memory_mode=mode, segment=segment).memory_bytes
+    return max(1, min(networks // trial.models_per_step, int(memory / needed)))
 
 
 @dataclass(frozen=True)

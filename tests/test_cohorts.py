@@ -17,9 +17,10 @@ import pytest
 import torch
 
 from ddsweep.catalog import DATASETS, TrialSpec
-from ddsweep.cohorts import FREE, WRITTEN_OUT, cohort_key, cohort_sizes, split_evenly
+from ddsweep.cohorts import FREE, MEMORY, WRITTEN_OUT, cohort_key, cohort_sizes, split_evenly
 from ddsweep.core.methods import bptt
 from ddsweep.core.networks import build_network
+from ddsweep.cost import choose_memory, estimate
 from ddsweep.data.load import Splits, load_splits
 from ddsweep.errors import DivergedError, UserError
 from ddsweep.results.layout import SweepDirectory
@@ -269,4 +270,9 @@ def test_as_many_as_keep_a_core_busy() -> None:
     many = [spec_of(seed, models_per_step=8) for seed in range(40)]
     assert set(cohort_sizes(many, "auto").values()) == {1}, "they fill a core already"
     assert set(cohort_sizes(many, "auto", gpus=[1.0]).values()) == {16}
+    large = [spec_of(seed, init="fixed", inner_epochs=4000, real_batch=4096) for seed in range(40)]
+    most = max(cohort_sizes(large, "auto").values())
+    mode, segment = choose_memory(large[0])
+    needed = estimate(large[0], 1, memory_mode=mode, segment=segment).memory_bytes
+    assert 1 <= most < 16 and most * needed <= MEMORY, "memory lasts"
     assert split_evenly(9, 4) == [3, 3, 3] and split_evenly(3, 8) == [3]

@@ -68,7 +68,7 @@ class TrialQueue:
         self._held: defaultdict[str, list[str]] = defaultdict(list)
         self._paused: dict[str, None] = {}  # in the order in which they came
         self._deaths: Counter[str] = Counter()
-        self._attempts: Counter[str] = Counter()
+        self._attempts: Counter[tuple[str, str]] = Counter()
         self._stopped: list[str] = []
 
     # --------------------------------------------------------------------------- what a place asks for
@@ -125,16 +125,18 @@ class TrialQueue:
         """The process of a place has died, with all trials in it. A trial that was alone in it has lost an
         attempt; others lose none, but after the second time they run apart."""
         held, self._held[name] = self._held[name], []
+        if not held:
+            return self._lost_before_any(name)
         alone, shape = len(held) == 1, self._places[name].shape
         again: list[str] = []
         failed: list[tuple[str, int]] = []
         waits = [self._policy.wait(1) or 0.0]
         for trial in held:
             self._deaths[trial] += 1
-            self._attempts[trial] += alone
-            wait = self._policy.wait(max(1, self._attempts[trial]))
+            self._attempts["trial", trial] += alone
+            wait = self._policy.wait(max(1, self._attempts["trial", trial]))
             if wait is None and (alone or not self._policy.retries):
-                failed.append((trial, max(1, self._attempts[trial])))
+                failed.append((trial, max(1, self._attempts["trial", trial])))
                 continue
             waits.append(wait or 0.0)
             again.append(trial)
@@ -144,6 +146,13 @@ class TrialQueue:
         for trial, _ in failed:
             self._failed(trial)
         return Lost(max(waits), tuple(again), tuple(failed))
+
+    def _lost_before_any(self, name: str) -> Lost:
+        """The process died before it had a trial: a place that never comes up fails with all that it has."""
+        self._attempts["place", name] += 1
+        wait = self._policy.wait(self._attempts["place", name])
+        failed = [] if wait is not None else self.given_up(name)
+        return Lost(wait or 0.0, (), tuple((trial, self._attempts["place", name]) for trial in failed))
 
     def given_up(self, name: str) -> list[str]:
         """A place cannot be started at all: the trials that nobody runs now."""

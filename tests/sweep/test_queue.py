@@ -97,6 +97,15 @@ def test_one_that_is_alone_is_tried_as_often_as_asked_for() -> None:
     assert queue.is_over("a")
 
 
+def test_a_place_that_never_comes_up_fails_with_all_that_it_has() -> None:
+    queue = TrialQueue([planned("a", "b"), planned("x", shape="t")], POLICY)
+    waits = [queue.lost("a").wait for _ in range(POLICY.retries)]
+    assert waits == sorted(set(waits)) and queue.has_work("a")
+    lost = queue.lost("a")
+    assert lost.failed == (("a", POLICY.retries + 1), ("b", POLICY.retries + 1)) and not lost.again
+    assert queue.is_over("a") and queue.has_work("x")
+
+
 # ------------------------------------------------------------------------------------------- ASHA
 
 
