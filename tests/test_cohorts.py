@@ -133,6 +133,18 @@ def test_one_that_diverges_or_is_refused_leaves_and_the_rest_go_on(
     assert_as_alone(SPECS[:2], job(SPECS[0]).directory, alone)
 
 
+def test_others_come_after_those_that_were_all_refused(
+    job: Callable[..., TrialJob], alone: SweepDirectory
+) -> None:
+    refused = job(spec_of(7), replace(SETTINGS, device="cuda", gpus=1.0))
+    if torch.cuda.is_available():
+        refused = job(BROKEN)
+    cohort = Cohort([[refused], [job(SPECS[0])]])
+    distil_together(cohort)
+    assert isinstance(cohort.outcomes[refused.spec.trial_id], DivergedError | UserError)
+    assert_as_alone(SPECS[:1], job(SPECS[0]).directory, alone)
+
+
 def test_a_drained_cohort_goes_on_in_other_company(
     job: Callable[..., TrialJob], alone: SweepDirectory
 ) -> None:

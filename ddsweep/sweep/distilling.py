@@ -23,9 +23,10 @@ from ddsweep.results.parts import read_part
 from ddsweep.spec import SweepSpec
 from ddsweep.sweep.full_disk import FullDisk
 from ddsweep.sweep.halving import Halving
+from ddsweep.sweep.mailbox import Mailbox
 from ddsweep.sweep.observe import Board
 from ddsweep.sweep.placement import side_by_side
-from ddsweep.sweep.places import Mailbox, Places, place_of
+from ddsweep.sweep.places import Places, place_of
 from ddsweep.sweep.prepare import trial_settings
 from ddsweep.sweep.queue import Lost, PlannedPlace, TrialQueue
 from ddsweep.sweep.retry import RetryPolicy, Teller, WorkerError, told_death

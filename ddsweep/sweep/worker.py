@@ -18,8 +18,8 @@ from ddsweep.errors import DiskFullError, DivergedError, UserError
 from ddsweep.results.files import full_disk_told
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.sweep.first_step import leaving_before_the_first_step
+from ddsweep.sweep.mailbox import ask
 from ddsweep.sweep.placement import check_gpus_seen
-from ddsweep.sweep.places import ask
 from ddsweep.sweep.prepare import splits_key
 from ddsweep.sweep.shards import SharedSplits, get_splits
 from ddsweep.trial import Progress, TrialJob, distil_together, record_failure
@@ -81,7 +81,7 @@ class _Place:
     def __init__(self, work: WorkerInputs, name: str, size: int) -> None:
         self._work, self._name, self._size = work, name, size
         self._asked, self._number, self._looked = -math.inf, 0, -math.inf
-        self._stop, self._full, self._last = False, True, False
+        self._stop, self._has_left, self._last = False, False, False
         self._reported: dict[str, float] = {}
         self._taken: dict[str, int] = {}
         self.should_stop = self.looks_for_the_stop_file
@@ -97,18 +97,19 @@ class _Place:
 
     def more(self, running: int) -> list[TrialJob]:
         """Asked for when a trial has left, or now and then: others may have been released meanwhile."""
-        if self.looks_for_the_stop_file() or running >= self._size or self._last:
+        if running and not self._has_left and time.monotonic() - self._asked < ASK_EVERY_S:
             return []
-        if running and not self._full and time.monotonic() - self._asked < ASK_EVERY_S:
-            return []
-        given, self._last = self._ask({"state": "room", "running": running})
-        while given is None:
-            time.sleep(LOOK_EVERY_S)
-            if self.looks_for_the_stop_file():
-                return []
+        while running < self._size and not self._last and not self.looks_for_the_stop_file():
             given, self._last = self._ask({"state": "room", "running": running})
-        self._asked, self._full = time.monotonic(), running + len(given) >= self._size
-        return [job for trial_id in given if (job := self._job(trial_id)) is not None]
+            self._asked = time.monotonic()
+            if given is None:  # as many run as may: this place waits for its turn
+                time.sleep(LOOK_EVERY_S)
+                continue
+            self._has_left = False
+            jobs = [job for trial_id in given if (job := self._job(trial_id)) is not None]
+            if jobs or not given:
+                return jobs
+        return []
 
     def _job(self, trial_id: str) -> TrialJob | None:
         trial = self._work.trial(trial_id)
@@ -140,12 +141,12 @@ class _Place:
             tune.report(news)
             return True
         goes_on: bool = self._ask(news)
-        self._full = goes_on
+        self._has_left |= not goes_on
         return goes_on
 
     def ended(self, spec: TrialSpec, outcome: bool | DivergedError | UserError) -> None:
         """Errors that a retry cannot mend are recorded, and end the trial at once."""
-        self._full = True
+        self._has_left = True
         state = "distilled" if outcome is True else "drained"
         news: dict[str, Any] = {"trial": spec.trial_id, "state": state}
         if isinstance(outcome, Exception):

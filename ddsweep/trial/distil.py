@@ -53,8 +53,7 @@ def distil_together(companions: Companions) -> None:
     running: list[RunningTrial] = []
     try:
         while True:
-            _begin(companions, running)
-            if not running:
+            if not _begin(companions, running) and not running:
                 return
             stopping = companions.should_stop()
             for trial in [trial for trial in running if stopping or not trial.steps_left]:
@@ -65,8 +64,10 @@ def distil_together(companions: Companions) -> None:
         release_memory()  # the process may live on, idle or with the next trial, beside others on the GPU
 
 
-def _begin(companions: Companions, running: list[RunningTrial]) -> None:
-    for job in companions.more(len(running)):
+def _begin(companions: Companions, running: list[RunningTrial]) -> bool:
+    """Begin the trials that are given now. Returns whether there were any."""
+    given = companions.more(len(running))
+    for job in given:
         try:
             with _spent((), running):
                 trial = RunningTrial.begin(job, companions.should_stop)
@@ -77,6 +78,7 @@ def _begin(companions: Companions, running: list[RunningTrial]) -> None:
             companions.ended(job.spec, True)
         elif (told := trial.told_again()) is None or companions.progress(job.spec, told):
             running.append(trial)
+    return bool(given)
 
 
 def _end(companions: Companions, running: list[RunningTrial], trial: RunningTrial) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from ddsweep.catalog import DATASETS, TrialSpec
+from ddsweep.errors import UserError
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.spec import SweepSpec
 from ddsweep.sweep import placement, worker
@@ -146,3 +147,37 @@ def test_the_stop_file_is_looked_for_once_a_second(
     worker.distil_in_worker(every, "place", 1)
     assert seen == [False] * 7 + [True] * 5
     assert reports == [{"state": "drained", "trial": TRIALS[0].trial_id}]
+
+
+def test_a_place_whose_trials_are_all_refused_gets_others(
+    store: Store, reports: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = iter([([TRIALS[0].trial_id], False), ([TRIALS[1].trial_id], False), ([], False)])
+    monkeypatch.setattr(worker, "ask", lambda mailbox, tell, question: next(given))
+
+    def splits(shared: Any) -> None:
+        if not reports:
+            raise UserError("the data are gone")
+
+    monkeypatch.setattr(worker, "get_splits", splits)
+    monkeypatch.setattr(worker, "record_failure", lambda *row: None)
+    place = worker._Place(work(tmp_path), "place", 1)
+    assert [job.spec for job in place.more(0)] == [TRIALS[1]]
+    assert [report["state"] for report in reports] == ["failed"] and place.more(0) == []
+
+
+def test_a_place_asks_at_once_when_a_trial_has_left_at_a_rung(
+    store: Store, reports: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def ask(mailbox: Any, tell: Any, question: dict[str, Any]) -> Any:
+        asked.append(question["state"])
+        return ([TRIALS[0].trial_id], False) if question["state"] == "room" else False
+
+    monkeypatch.setattr(worker, "ask", ask)
+    place = worker._Place(work(tmp_path), "place", 3)
+    assert len(place.more(0)) == 1 and place.more(1) == []
+    assert not place.progress(TRIALS[0], Progress(10, 1, 0.5, 0.9, 1.0, rung=True))
+    assert len(place.more(1)) == 1
+    assert asked == ["room", "running", "room"]

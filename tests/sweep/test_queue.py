@@ -13,7 +13,8 @@ from ddsweep.catalog import DATASETS, TrialSpec
 from ddsweep.spec import AshaSpec
 from ddsweep.sweep import places
 from ddsweep.sweep.halving import Halving
-from ddsweep.sweep.places import Mailbox, Places, ask
+from ddsweep.sweep.mailbox import Mailbox, ask
+from ddsweep.sweep.places import Places
 from ddsweep.sweep.queue import PlannedPlace, TrialQueue
 from ddsweep.sweep.retry import RetryPolicy
 
