@@ -16,7 +16,7 @@ import torch
 
 import ddsweep.core.evaluate
 import ddsweep.core.methods.bptt
-import ddsweep.trial.distil
+import ddsweep.trial.running
 from ddsweep.catalog import DATASETS, EvaluationSpec, TrialSpec
 from ddsweep.core import graphs
 from ddsweep.core.execution import ExecutionPlan
@@ -176,7 +176,7 @@ def test_a_trial_that_fits_in_no_way_says_what_it_needs_and_what_to_set(
         distil_trial(SPEC, splits, directory, SETTINGS)
     plans = [(p.memory_mode, p.real_chunk, p.real_block) for p in tried[2:]]
     assert plans == [
-        *(("store", 32, 4), ("recompute", 32, 4), ("recompute", 16, 4), ("recompute", 8, 4)),
+        *(("store", 32, 3), ("recompute", 32, 3), ("recompute", 16, 3), ("recompute", 8, 3)),
         ("recompute", 8, 1),
     ]
     words = str(caught.value)
@@ -307,7 +307,7 @@ def test_a_step_has_the_memory_of_recordings_before_it_has_another_plan(
     directory, out = SweepDirectory(tmp_path), torch.OutOfMemoryError("CUDA out of memory")
     tried = run_out(monkeypatch, lambda step, plan: step == 3 and graphs.has_recordings(), out)
     # keep_to_share forgets at the start of a trial: those of a validation come later
-    monkeypatch.setattr(ddsweep.trial.distil, "keep_to_share", lambda *_: None)
+    monkeypatch.setattr(ddsweep.trial.running, "keep_to_share", lambda *_: None)
     assert distil_trial(SPEC, splits, directory, SETTINGS)
     assert [plan.memory_mode for plan in tried] == ["store"] * 9 and not graphs.has_recordings()
     assert checkpoint_of(directory)["n_replans"] == 0

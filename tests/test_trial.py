@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-import ddsweep.trial.distil
+import ddsweep.trial.running
 import ddsweep.trial.step
 from ddsweep import baselines
 from ddsweep.catalog import DATASETS, EvalUnit, TrialSpec
@@ -769,9 +769,9 @@ def test_kmeans_images_start_where_the_kmeans_baseline_is(
     spec = spec_of(image_init="kmeans", outer_steps=1, images_per_class=4)
     trial = trial_of(spec)
     starts: list[DistillState] = []
-    real = ddsweep.trial.distil.initial_state
+    real = ddsweep.trial.running.initial_state
     monkeypatch.setattr(
-        ddsweep.trial.distil, "initial_state", lambda *a: starts.append(real(*a)) or starts[-1]
+        ddsweep.trial.running, "initial_state", lambda *a: starts.append(real(*a)) or starts[-1]
     )
     assert trial.run()
     data = trial.splits

@@ -163,8 +163,8 @@ def test_drained_trials_go_on_from_their_checkpoints(older: Path, trial_id: str)
     assert seen[0].outer_step > 700, "it went on, and did not begin again"
     distilled = read_distilled(trial, directory)
     found = (float(distilled.images.mean()), float(distilled.images.std()), float(distilled.rates[0]))
-    # Bit for bit on the same kind of machine; loosely on any.
-    assert found == pytest.approx(ENDED_WITH[trial_id], abs=0.02)
+    # Loosely: last digits differ between machines, and from 0.2.0 on, and grow over hundreds of steps.
+    assert found == pytest.approx(ENDED_WITH[trial_id], abs=0.05)
     evaluate(trial, sweep.evaluate.spec(), directory)
     assert list(ddsweep.load_results(directory.root).trials["status"]) == ["done"]
 
