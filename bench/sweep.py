@@ -159,6 +159,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         options.steps, options.trials, options.repeats = 2, 4, 1
     print(f"{device_name(options.device)}, torch {torch.__version__}, {processes} processes of one thread")
     equal = True
+    try:
+        for case in options.cases:  # before any process waits for others
+            splits_of(specs_of(case, 1, 1)[0])
+    except UserError as error:
+        parser.error(str(error))
     for case in options.cases:
         specs = specs_of(case, options.steps, options.trials)
         rule = cohort_sizes(specs, options.cohort or "auto", gpus=[1.0] if on_gpu else [0.0])
