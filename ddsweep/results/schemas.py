@@ -83,7 +83,8 @@ class _Outcome:
     wall_seconds: float
     cpu_seconds: float
     gpu_seconds: float
-    """of distilling, all runs of the trial together; GPU: granted fraction x wall"""
+    """of distilling, all runs of the trial together; GPU: granted fraction x wall, without the shares of
+    trials beside it in a cohort"""
     peak_memory_bytes: Long
     """of the process while it did this trial (CPU, on Linux), or allocated on the GPU; includes torch itself
     on the CPU"""

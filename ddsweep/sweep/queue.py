@@ -135,8 +135,8 @@ class TrialQueue:
             self._deaths[trial] += 1
             self._attempts["trial", trial] += alone
             wait = self._policy.wait(max(1, self._attempts["trial", trial]))
-            if wait is None and (alone or not self._policy.retries):
-                failed.append((trial, max(1, self._attempts["trial", trial])))
+            if alone and wait is None:
+                failed.append((trial, self._attempts["trial", trial]))
                 continue
             waits.append(wait or 0.0)
             again.append(trial)
@@ -183,9 +183,6 @@ class TrialQueue:
         """The trials that were stopped since the last call."""
         stopped, self._stopped = self._stopped, []
         return stopped
-
-    def held(self, name: str) -> list[str]:
-        return list(self._held[name])
 
     # --------------------------------------------------------------------------------------- inside
 

@@ -90,6 +90,16 @@ def test_meta_step(tmp_path: Path) -> None:
     assert (found["networks"], found["repeats"]) == (2, 1)
 
 
+def test_sweep() -> None:
+    """Cohorts and single trials end with equal bits, or it says so and ends with 1."""
+    command = [sys.executable, "bench/sweep.py", "--quick", "digits_fixed"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
+    _, row, last = done.stdout.splitlines()
+    found = json.loads(row)
+    assert (found["case"], found["trials"], found["cohort"], last) == ("digits_fixed", 4, 2, "equal bits")
+
+
 def test_evaluate(bench: Bench) -> None:
     found = report(0, bench("evaluate.py", "--quick"))
     assert set(found) >= BOTH | {"ratio_best_batch", "best_batch"}

@@ -107,6 +107,17 @@ def test_a_place_that_never_comes_up_fails_with_all_that_it_has() -> None:
     assert queue.is_over("a") and queue.has_work("x")
 
 
+def test_companions_are_tried_again_also_where_nothing_else_is() -> None:
+    queue = TrialQueue([planned("good", "bad")], RetryPolicy(0))
+    for _ in range(2):
+        assert queue.take("good", 0) == ["good", "bad"]
+        assert queue.lost("good").again == ("good", "bad")
+    assert queue.take("good", 0) == ["good"]
+    queue.ended("good", "good")
+    assert queue.take("good", 0) == ["bad"]
+    assert queue.lost("good").failed == (("bad", 1),)
+
+
 # ------------------------------------------------------------------------------------------- ASHA
 
 
