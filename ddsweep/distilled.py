@@ -25,7 +25,8 @@ from ddsweep.core.own_network import draws_of, traits_of
 from ddsweep.core.recipe import Recipe, held_out_loop
 from ddsweep.core.task import known_seed
 from ddsweep.errors import CheckpointError, SettingError
-from ddsweep.results.artifacts import grid_png, load_tensors, tensor_sha256
+from ddsweep.results.artifacts import load_tensors, tensor_sha256
+from ddsweep.results.grid import grid_png
 from ddsweep.seeds import derive_seed
 
 __all__ = ["DistilledSet", "apply"]

@@ -159,6 +159,19 @@ def test_every_command_that_a_page_names_is_there(page: Path) -> None:
     assert unknown_commands(code_of(page), "[`(]|^ *") == []
 
 
+@pytest.mark.parametrize(
+    "page", [path for path in FILES if "sweeps" in path.parts], ids=lambda path: path.name
+)
+def test_every_sweep_file_says_what_it_costs(page: Path) -> None:
+    """In numbers that can be read: a letter before one is a place that was not filled in, as in `E12.5`."""
+    head = " ".join(re.findall(r"^# ?(.*)$", page.read_text(), flags=re.M))
+    cost = re.search(r"Cost: (.+?)(?= (?:Needs|Measured|Expect|Beats|Reproduces): |$)", head)
+    assert cost is not None, "it has no line `# Cost: ...`"
+    numbers = [word for word in re.split(r"[\s();:]+", head) if re.search(r"\d\.\d", word)]
+    assert [word for word in numbers if re.match(r"[A-Za-z]+\d", word)] == []
+    assert re.search(r"\d", cost[1]) or "GPU" in cost[1]
+
+
 def test_every_command_and_option_that_a_message_names_is_there() -> None:
     everything = set().union(*VERBS.values())
     for module in sorted((ROOT / "ddsweep").rglob("*.py")):

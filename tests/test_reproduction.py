@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import runpy
@@ -10,12 +11,14 @@ from pathlib import Path
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from matplotlib.image import imread
 
 from ddsweep import DistilledSet
 from ddsweep.catalog import DatasetSpec, PoolSpec
 from ddsweep.data.files import resolve_dataset
 from ddsweep.pools.file import load_pool
 from ddsweep.report.formats import percent
+from ddsweep.results.grid import grid_png
 from ddsweep.spec import expand, load_sweep
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -118,7 +121,12 @@ def test_sets_and_tables_agree(row: str) -> None:
         distilled = DistilledSet.load(folder / f"{trial['trial_id']}.safetensors")
         assert distilled.sha256 == trial["distilled_sha256"]
         assert distilled.spec.trial_id == trial["trial_id"]
-        assert (folder / f"{trial['trial_id']}.png").stat().st_size > 1000
+        kept = imread(folder / f"{trial['trial_id']}.png")
+        drawn = grid_png(
+            *(distilled.images, distilled.mean, distilled.std, distilled.labels, distilled.class_names)
+        )
+        again = imread(io.BytesIO(drawn))
+        assert kept.shape == again.shape and abs(kept - again).mean() < 0.01, "another layout"
         own = evals[(evals["trial_id"] == trial["trial_id"]) & (evals["source"] == "distilled")]
         after = own[(own["protocol"] == "as_distilled") & (own["inner_step"] == distilled.spec.steps)]
         assert len(after) == after["model_seed"].nunique() == trial["test_models"]

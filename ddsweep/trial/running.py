@@ -24,8 +24,9 @@ from ddsweep.data.splits import Splits
 from ddsweep.distilled import DistilledSet
 from ddsweep.errors import UserError
 from ddsweep.provenance import Meter, utc_now
-from ddsweep.results.artifacts import image_grid, save_tensors
+from ddsweep.results.artifacts import save_tensors
 from ddsweep.results.files import patiently
+from ddsweep.results.grid import image_grid
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.trial.files import is_distilled, move_aside_if_torn
 from ddsweep.trial.run_state import RunState, TrialJob, load_run, provenance, save_run, write_history

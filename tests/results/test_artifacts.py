@@ -5,11 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-from matplotlib.image import imread
 from safetensors.torch import save_file
 
 from ddsweep.errors import CheckpointError
-from ddsweep.results.artifacts import image_grid, load_tensors, save_tensors, tensor_sha256
+from ddsweep.results.artifacts import load_tensors, save_tensors, tensor_sha256
 
 HEADER: dict[str, Any] = {"kind": "checkpoint", "step": 3, "rates": [0.1, 0.2], "name": "ä"}
 
@@ -109,41 +108,3 @@ def test_a_header_that_is_no_json_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON"):
         save_tensors(tmp_path / "x", {}, {"loss": float("nan")}, tmp_path / ".tmp")
     assert not (tmp_path / "x").exists()
-
-
-# ---------------------------------------------------------------------------------------- picture
-
-
-def test_grid_shows_every_image_denormalised_by_step_and_class(tmp_path: Path) -> None:
-    # Image (step, class) is one grey level, so that its place in the picture can be found again.
-    levels = torch.tensor([[0.1, 0.3, 0.5], [0.6, 0.8, 2.0]])
-    images = ((levels - 0.2) / 0.5).view(2, 3, 1, 1, 1).expand(2, 3, 1, 8, 8)
-    path = tmp_path / "ab" / "grid.png"
-    image_grid(images, [0.2], [0.5], [2, 0, 1], path, ["zero", "one", "two"], tmp_path / ".tmp")
-    picture = torch.from_numpy(imread(path).copy())[..., 0]
-    first = path.read_bytes()
-    for row, level in enumerate(levels[:, [1, 2, 0]].clamp(0, 1)):
-        for column in range(3):
-            # 56 pixels of step names, 22 of class names, tiles of 48 with gaps of 2
-            tile = picture[22 + 50 * row : 70 + 50 * row, 56 + 50 * column : 104 + 50 * column]
-            assert tile.shape == (48, 48)
-            assert (tile - level[column]).abs().max() < 0.01
-    image_grid(images, [0.2], [0.5], [2, 0, 1], path, ["zero", "one", "two"], tmp_path / ".tmp")
-    assert path.read_bytes() == first
-
-
-@pytest.mark.parametrize(
-    ("steps", "per_class", "channels", "size"), [(50, 1, 1, 28), (2, 30, 3, 32), (1, 1, 3, 64)]
-)
-def test_large_sets_stay_readable(
-    tmp_path: Path, steps: int, per_class: int, channels: int, size: int
-) -> None:
-    labels = torch.arange(10).repeat(per_class)
-    images = torch.rand(steps, 10 * per_class, channels, size, size)
-    names = [f"a long name {i}" for i in range(10)]
-    mean, std = [0.5] * channels, [0.2] * channels
-    image_grid(images, mean, std, labels.expand(steps, -1), tmp_path / "g.png", names, tmp_path / ".tmp")
-    height, width = imread(tmp_path / "g.png").shape[:2]
-    scaled = size * (1 if size >= 48 else 2) + 2
-    assert min(steps, 20) * scaled < height < 20 * scaled + 150
-    assert min(10 * per_class, 100) * scaled < width < 100 * scaled + 300
