@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from ddsweep.launch.folder import Launch, LaunchFolder, write_json
 from ddsweep.launch.processes import Signals
 from ddsweep.launch.ray_cluster import run_on_cluster
 from ddsweep.launch.ray_head import LOST_HEAD
+from ddsweep.launch.site import Site
 from ddsweep.launch.slurm import is_running
 from ddsweep.machine import versions
 from ddsweep.results.lock import process_start
@@ -30,7 +31,7 @@ from ddsweep.results.lock import process_start
 if TYPE_CHECKING:
     import submitit
 
-__all__ = ["ClusterJob", "EvalsJob", "FinishJob", "TrialsJob"]
+__all__ = ["ClusterJob", "EvalsJob", "FinishJob", "Stage", "TrialsJob", "stages"]
 
 
 @dataclass(frozen=True)
@@ -145,6 +146,29 @@ class FinishJob(_Job):
         from ddsweep.launch.array import finish_all
 
         return finish_all(folder, launch)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One job of a launch on ``nodes`` nodes, or an array of jobs: one for each of ``calls``."""
+
+    calls: Sequence[_Job]
+    nodes: int = 1
+
+    @property
+    def kind(self) -> str:
+        return self.calls[0].kind
+
+
+def stages(folder: LaunchFolder, mode: str, site: Site, elements: int) -> list[Stage]:
+    """The jobs of a launch in their order; each but the first waits for the one before. ``elements`` is the
+    number of elements that distil in mode ``array``; 0: all is distilled."""
+    root = str(folder.root)
+    if mode == "cluster":
+        return [Stage([ClusterJob(root)], site.nodes)]
+    trials = [Stage([TrialsJob(root, i) for i in range(elements)])] if elements else []
+    evals = Stage([EvalsJob(root, i) for i in range(site.array_tasks)])
+    return [*trials, evals, Stage([FinishJob(root)])]
 
 
 def _say(text: str) -> None:

@@ -10,14 +10,12 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from ddsweep.launch.folder import Job, Launch, LaunchFolder, read_json
-from ddsweep.launch.jobs import ClusterJob, EvalsJob, FinishJob, TrialsJob
+from ddsweep.launch.jobs import FinishJob, stages
 from ddsweep.launch.submit import executor
 from ddsweep.results.lock import process_start
 
@@ -35,16 +33,10 @@ def run_local(folder: LaunchFolder) -> None:
     launch = Launch.read(folder)
     own = Job(str(os.getpid()), "local", started=process_start(os.getpid()))
     replace(launch, jobs=(own,)).write(folder)
-    root = str(folder.root)
-    if launch.mode == "cluster":
-        stages: list[Sequence[Any]] = [[ClusterJob(root)]]
-    else:
-        content = read_json(folder.shares) or {}
-        trials = [TrialsJob(root, i) for i in range(len(content["trials"]))]
-        stages = [trials, [EvalsJob(root, i) for i in range(content["evals"])], [FinishJob(root)]]
-    submitit_executor = executor(launch.site_spec, folder, launch.sweep)
-    for calls in stages:
-        for call in calls:
+    site, shares = launch.site_spec, (read_json(folder.shares) or {}).get("trials", [])
+    submitit_executor = executor(site, folder, launch.sweep)
+    for stage in stages(folder, launch.mode, site, len(shares)):
+        for call in stage.calls:
             if told and not isinstance(call, FinishJob):
                 continue
             job = submitit_executor.submit(call)

@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +25,7 @@ from ddsweep.launch.folder import (
     read_json,
     write_json,
 )
-from ddsweep.launch.jobs import ClusterJob, EvalsJob, FinishJob, TrialsJob
+from ddsweep.launch.jobs import Stage, stages
 from ddsweep.launch.site import Site
 from ddsweep.launch.slurm import array_limit, cancel_jobs, check_nodes, check_site
 from ddsweep.launch.submit import script, submit
@@ -59,9 +59,11 @@ class Request:
     trials: Sequence[str] = ()
     code: Sequence[CodeRef] = ()
 
-    @property
-    def name(self) -> str:
-        return f"ddsweep-{self.sweep.name}"
+    def stages(self, folder: LaunchFolder) -> list[Stage]:
+        return stages(folder, self.mode, self.site, len(self.shares))
+
+    def job_name(self, stage: Stage) -> str:
+        return f"ddsweep-{self.sweep.name}-{stage.kind}"
 
 
 def check_fits(sweep: SweepSpec, trials: Sequence[TrialSpec], site: Site, mode: str) -> None:
@@ -195,24 +197,11 @@ def _submit_all(request: Request, folder: LaunchFolder) -> LaunchFolder:
     """Each job is recorded as soon as it is submitted. If one is refused, the earlier ones are cancelled
     too."""
     jobs: list[Job] = []
-    root, site = str(folder.root), request.site
-
-    def add(kind: str, calls: Sequence[object], **more: object) -> str:
-        jobs.append(submit(site, folder, kind, f"{request.name}-{kind}", calls, **more))  # type: ignore[arg-type]
-        replace(Launch.read(folder), jobs=tuple(jobs)).write(folder)
-        return jobs[-1].id
-
     try:
-        if request.mode == "cluster":
-            add("cluster", [ClusterJob(root)], nodes=site.nodes)
-            return folder
-        before = None
-        if request.shares:
-            elements = range(len(request.shares))
-            before = add("trials", [TrialsJob(root, i) for i in elements], parallel=site.nodes)
-        evals = [EvalsJob(root, i) for i in range(site.array_tasks)]
-        before = add("evals", evals, parallel=site.nodes, after=before)
-        add("finish", [FinishJob(root)], after=before)
+        for stage in request.stages(folder):
+            after = jobs[-1].id if jobs else None
+            jobs.append(submit(request.site, folder, request.job_name(stage), stage, after))
+            replace(Launch.read(folder), jobs=tuple(jobs)).write(folder)
     except BaseException:
         cancel_jobs(jobs)
         replace(Launch.read(folder), jobs=()).write(folder)
@@ -257,27 +246,16 @@ def dry_run(request: Request, trials: int, missing: int, say: Callable[[str], No
         f"results in {request.directory.root}"
     )
     folder = LaunchFolder(request.directory.root.resolve() / "jobs" / "LAUNCH")
-    if site.scheduler == "local":
-        for kind, elements in _pieces(request):
-            command = f"{site.python_command} -u -m submitit.core._submit {folder.logs}"
-            say(f"{kind}: {max(1, elements)} x {command}")
-        return
     before: str | None = None
-    for kind, elements in _pieces(request):
-        options: Mapping[str, object] = {"nodes": site.nodes} if kind == "cluster" else {}
-        if kind != "cluster" and before is not None:
-            options = {**options, "after": before}
+    for stage in request.stages(folder):
+        if site.scheduler == "local":
+            command = f"{site.python_command} -u -m submitit.core._submit {folder.logs}"
+            say(f"{stage.kind}: {len(stage.calls)} x {command}")
+            continue
         with _only_for_now(folder.logs):  # submitit always makes this folder
-            text = script(
-                site,
-                folder,
-                f"{request.name}-{kind}",
-                elements=elements if elements > 1 else 0,
-                parallel=site.nodes if elements else None,
-                **options,  # type: ignore[arg-type]
-            )
-        say(f"\n# {kind}: sbatch, with this file\n{text.rstrip()}")
-        before = f"<id of {kind}>"
+            text = script(site, folder, request.job_name(stage), stage, before)
+        say(f"\n# {stage.kind}: sbatch, with this file\n{text.rstrip()}")
+        before = f"<id of {stage.kind}>"
 
 
 @contextmanager
@@ -293,10 +271,3 @@ def _only_for_now(folder: Path) -> Iterator[None]:
         with suppress(OSError):
             for place in made:
                 place.rmdir()
-
-
-def _pieces(request: Request) -> list[tuple[str, int]]:
-    if request.mode == "cluster":
-        return [("cluster", 0)]
-    trials = [("trials", len(request.shares))] if request.shares else []
-    return [*trials, ("evals", request.site.array_tasks), ("finish", 0)]

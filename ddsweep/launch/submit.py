@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from io import StringIO
 from pathlib import Path
@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from ddsweep.launch.folder import Job, LaunchFolder
+from ddsweep.launch.jobs import Stage
 from ddsweep.launch.sbatch_options import without_variables
 from ddsweep.launch.site import Site
 from ddsweep.launch.slurm import SubmissionError, partitions, require_command
@@ -99,33 +100,22 @@ def srun_options(site: Site, *, minutes: int, nodes: int) -> list[str]:
     ]
 
 
-def submit(
-    site: Site,
-    folder: LaunchFolder,
-    kind: str,
-    name: str,
-    calls: Sequence[Any],
-    *,
-    nodes: int = 1,
-    parallel: int | None = None,
-    after: str | None = None,
-) -> Job:
-    """Submit ``calls`` as one job of ``nodes`` nodes, or as an array with ``parallel`` elements at a time,
-    ``after`` another job. Raises `SubmissionError` with what Slurm said."""
+def submit(site: Site, folder: LaunchFolder, name: str, stage: Stage, after: str | None = None) -> Job:
+    """Submit ``stage``, to begin at the end of the job ``after``. Raises `SubmissionError` with what Slurm
+    said."""
     import submitit
 
-    more = _more(nodes, parallel, after)
-    ready = executor(site, folder, name, **more)
+    ready = _executor_of(site, folder, name, stage, after)
     try:
         # submitit prints what Slurm said, and then raises with it.
         with redirect_stderr(StringIO()), without_variables(_named(ready.parameters)):
-            found = ready.submit_array(calls) if parallel is not None else [ready.submit(calls[0])]
+            found = ready.submit_array(stage.calls)
     except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
         raise SubmissionError(_refusal(str(error), site)) from None
     except subprocess.CalledProcessError as error:
         raise SubmissionError(_refusal(f"{error}\n{error.stderr or ''}", site)) from None
     number = str(found[0].job_id).partition("_")[0]
-    return Job(number, kind, elements=len(calls) if len(calls) > 1 else 0)
+    return Job(number, stage.kind, elements=len(stage.calls) if len(stage.calls) > 1 else 0)
 
 
 def _named(parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -134,37 +124,21 @@ def _named(parameters: Mapping[str, Any]) -> dict[str, Any]:
     return {key.replace("_", "-"): value for key, value in given.items()}
 
 
-def _more(nodes: int, parallel: int | None, after: str | None) -> dict[str, Any]:
-    more: dict[str, Any] = {"nodes": nodes}
-    if parallel is not None:
-        more["array_parallelism"] = parallel
-    if after is not None:
-        more["dependency"] = f"afterany:{after}"
-    return more
+def _executor_of(site: Site, folder: LaunchFolder, name: str, stage: Stage, after: str | None) -> Any:
+    more = {} if after is None else {"dependency": f"afterany:{after}"}
+    return executor(site, folder, name, nodes=stage.nodes, array_parallelism=site.nodes, **more)
 
 
-def script(
-    site: Site,
-    folder: LaunchFolder,
-    name: str,
-    *,
-    nodes: int = 1,
-    elements: int = 0,
-    parallel: int | None = None,
-    after: str | None = None,
-) -> str:
+def script(site: Site, folder: LaunchFolder, name: str, stage: Stage, after: str | None = None) -> str:
     """The text of the sbatch file that `submit` would hand to Slurm: submitit gives it to a stub."""
     before = set(folder.logs.glob("*"))
     with TemporaryDirectory() as place, _first_on_path(place):
         sbatch = Path(place) / "sbatch"
         sbatch.write_text('#!/bin/sh\ncat "$1" > "$0.sh" && echo "Submitted batch job 0"\n')
         sbatch.chmod(0o700)
-        ready = executor(site, folder, name, **_more(nodes, parallel, after))
+        ready = _executor_of(site, folder, name, stage, after)
         try:
-            if elements:
-                ready.map_array(int, range(elements))
-            else:
-                ready.submit(int)
+            ready.submit_array(stage.calls)
             return sbatch.with_name("sbatch.sh").read_text()
         finally:
             for made in set(folder.logs.glob("*")) - before:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import stat
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,7 +66,12 @@ def make_site(**keys: object) -> Site:
 def make_launch(directory: SweepDirectory, site: Site, *jobs: Job, mode: str = "array") -> LaunchFolder:
     """A launch as if these jobs had been submitted."""
     folder = new_folder(directory, mode)
-    Launch(
+    make_record(directory, site, *jobs, mode=mode).write(folder)
+    return folder
+
+
+def make_record(directory: SweepDirectory, site: Site, *jobs: Job, mode: str = "array") -> Launch:
+    return Launch(
         mode=mode,
         sweep=directory.root.name,
         site=site.model_dump(),
@@ -74,8 +81,17 @@ def make_launch(directory: SweepDirectory, site: Site, *jobs: Job, mode: str = "
         created="2026-01-01T00:00:00Z",
         versions=versions(),
         jobs=jobs,
-    ).write(folder)
-    return folder
+    )
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    """Puts back the handlers of signals that a job sets."""
+    numbers = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
 
 
 @pytest.fixture

@@ -150,12 +150,6 @@ def test_a_site_without_slurm_and_a_port(ask: Ask, tmp_path: Path) -> None:
     assert any(f"ports: {port} to {port + 9}: all free" in line for line in lines)
 
 
-def test_a_wrong_site_file_is_a_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "site.yaml").write_text("scheduler: slurm\n")
-    assert _exit_code(["doctor", "--site", str(tmp_path / "site.yaml")]) == 1
-    assert "cpus_per_node: is required" in capsys.readouterr().err
-
-
 def test_without_slurm_the_nodes_are_not_looked_at(
     ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,6 +23,7 @@ from ddsweep.launch.folder import (
 from ddsweep.launch.site import Site
 from ddsweep.machine import versions
 from ddsweep.results.layout import SweepDirectory
+from tests.launch.conftest import make_record
 
 SITE = Site.model_validate(
     {"scheduler": "slurm", "cpus_per_node": 4, "setup": ["module load x"], "time": "90m"}
@@ -34,23 +35,9 @@ def directory(tmp_path: Path) -> SweepDirectory:
     return SweepDirectory(tmp_path / "all results" / "small")
 
 
-def record(directory: SweepDirectory, *jobs: Job) -> Launch:
-    return Launch(
-        mode="array",
-        sweep="small",
-        site=SITE.model_dump(),
-        site_file="slurm/mine.yaml",
-        results=str(directory.root.parent),
-        data_root=None,
-        created="2026-01-01T00:00:00Z",
-        versions=versions(),
-        jobs=jobs,
-    )
-
-
 def test_a_record_is_read_as_it_was_written(directory: SweepDirectory) -> None:
     folder = new_folder(directory, "array")
-    launch = record(directory, Job("12", "trials", 3), Job("77", "local", started="99"))
+    launch = make_record(directory, SITE, Job("12", "trials", 3), Job("77", "local", started="99"))
     launch.write(folder)
     back = Launch.read(folder)
     assert back.jobs == launch.jobs and back.versions == versions()
@@ -65,7 +52,7 @@ def test_a_record_is_read_as_it_was_written(directory: SweepDirectory) -> None:
 def test_folders_are_private_and_in_order(directory: SweepDirectory) -> None:
     folders = [new_folder(directory, mode) for mode in ("cluster", "array")]
     for folder in folders:
-        record(directory).write(folder)
+        make_record(directory, SITE).write(folder)
         for place in (folder.root, folder.logs):
             assert place.stat().st_mode & 0o777 == 0o700
         assert re.fullmatch(r"\d{8}-\d{6}-(cluster|array)-[0-9a-f]{4}", folder.name)
@@ -104,7 +91,7 @@ def test_a_record_of_another_version_is_one_message(
     directory: SweepDirectory, change: dict[str, object]
 ) -> None:
     folder = new_folder(directory, "array")
-    record(directory).write(folder)
+    make_record(directory, SITE).write(folder)
     content = json.loads(folder.record.read_text())
     write_json(folder.record, {**content, **change})
     with pytest.raises(ResultsError, match="not a record that this version reads"):
@@ -113,7 +100,7 @@ def test_a_record_of_another_version_is_one_message(
 
 def test_writing_leaves_nothing_beside(directory: SweepDirectory) -> None:
     folder = new_folder(directory, "array")
-    launch = record(directory)
+    launch = make_record(directory, SITE)
     for number in range(3):
         replace(launch, jobs=(Job(str(number), "trials"),)).write(folder)
     assert [job.id for job in Launch.read(folder).jobs] == ["2"]

@@ -60,15 +60,6 @@ def mark() -> Iterator[str]:
     kill_marked(value)
 
 
-@pytest.fixture
-def handlers() -> Iterator[None]:
-    numbers = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
-    before = [signal.getsignal(number) for number in numbers]
-    yield
-    for number, handler in zip(numbers, before, strict=True):
-        signal.signal(number, handler)
-
-
 def test_a_child_ends_when_its_parent_is_killed_and_a_grandchild_is_found(mark: str) -> None:
     with subprocess.Popen([sys.executable, "-c", PARENT, mark]) as parent:
         until(lambda: len(marked(mark)) == 2, "a child and a grandchild")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,12 +54,8 @@ def test_outside_of_a_job_there_is_no_place() -> None:
 
 
 @pytest.fixture
-def signals() -> Iterator[Signals]:
-    numbers = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
-    before = [signal.getsignal(number) for number in numbers]
-    yield Signals()
-    for number, handler in zip(numbers, before, strict=True):
-        signal.signal(number, handler)
+def signals(handlers: None) -> Signals:
+    return Signals()
 
 
 def head(tmp_path: Path, signals: Signals, **keys: object) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 from ddsweep.errors import UserError
 from ddsweep.launch import slurm as slurm_module
 from ddsweep.launch.folder import Job, LaunchFolder
+from ddsweep.launch.jobs import stages
 from ddsweep.launch.slurm import (
     JobState,
     SilentError,
@@ -102,6 +102,7 @@ def test_the_script_of_a_cluster(folder: LaunchFolder) -> None:
         constraint="a100|h100",
         wckey="x",
         time="4h",
+        nodes=3,
         cpus_per_node=16,
         gpus_per_node=4,
         gpu_type="a100",
@@ -111,29 +112,27 @@ def test_the_script_of_a_cluster(folder: LaunchFolder) -> None:
         setup=["module load cuda", "source '/a b/activate'"],
         python="apptainer exec x.sif python3",
     )
-    text = script(site, folder, "ddsweep-small-cluster", nodes=3)
+    (stage,) = stages(folder, "cluster", site, 0)
+    text = script(site, folder, "ddsweep-small-cluster", stage)
     assert text == CLUSTER.format(folder=folder.root)
 
 
 @pytest.mark.usefixtures("slurm")
 def test_the_script_of_an_array(folder: LaunchFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/a b/python3")
-    site = make_site(time="90m", gpus_per_node=2, gpu_syntax="gres", requeues=0, drain=60)
-    text = script(site, folder, "ddsweep-small-evals", elements=8, parallel=2, after="41")
+    site = make_site(time="90m", nodes=2, gpus_per_node=2, gpu_syntax="gres", requeues=0, drain=60)
+    evals, _ = stages(folder, "array", site, 0)
+    text = script(site, folder, "ddsweep-small-evals", evals, "41")
     assert text == ARRAY.format(folder=folder.root, python="'/a b/python3'")
-
-
-def call() -> None:
-    pass
 
 
 def test_what_was_submitted_is_a_job(slurm: FakeSlurm, folder: LaunchFolder) -> None:
     slurm.says("sbatch", "Submitted batch job 4711\n")
-    one = submit(make_site(), folder, "cluster", "n", [call], nodes=2)
-    assert one == Job("4711", "cluster", 0)
-    array = submit(make_site(), folder, "trials", "n", [call] * 3, parallel=2, after="4")
+    site = make_site()
+    assert submit(site, folder, "n", *stages(folder, "cluster", site, 0)) == Job("4711", "cluster", 0)
+    array = submit(site, folder, "n", stages(folder, "array", site, 3)[0], "4")
     assert array == Job("4711", "trials", 3)
-    single = submit(make_site(), folder, "trials", "n", [call], parallel=2)
+    single = submit(site, folder, "n", stages(folder, "array", site, 1)[0])
     assert single == Job("4711", "trials", 0), "an array of one is none"
     assert len(slurm.asked("sbatch")) == 3
     assert {path.name for path in folder.logs.glob("*.pkl")} == {
@@ -163,13 +162,14 @@ def test_variables_of_the_shell_do_not_go_over_the_script(
     ):
         monkeypatch.setenv(f"SBATCH_{name}", "1")
     site = make_site(account="mine", sbatch={"reservation": "mine"})
-    submit(site, folder, "cluster", "name", [print], nodes=2)
+    submit(site, folder, "name", *stages(folder, "cluster", site, 0))
     assert (slurm.folder / "env").read_text().split() == [
         "SBATCH_HINT=1",
         "SBATCH_MEM_PER_CPU=1",
         "SBATCH_PARTITION=1",
     ]
-    submit(make_site(memory_per_node=4), folder, "cluster", "name", [print], nodes=2)
+    site = make_site(memory_per_node=4)
+    submit(site, folder, "name", *stages(folder, "cluster", site, 0))
     assert "MEM_PER_CPU" not in (slurm.folder / "env").read_text()
     assert os.environ["SBATCH_TIMELIMIT"] == "1"
 
@@ -197,8 +197,9 @@ def test_variables_of_the_shell_do_not_go_over_the_script(
 )
 def test_a_refusal_is_one_message(slurm: FakeSlurm, folder: LaunchFolder, said: str, told: str) -> None:
     slurm.says("sbatch", error=said, code=1)
+    site = make_site(partition="gpu")
     with pytest.raises(SubmissionError) as refused:
-        submit(make_site(partition="gpu"), folder, "cluster", "n", [call])
+        submit(site, folder, "n", *stages(folder, "cluster", site, 0))
     text = str(refused.value)
     assert "\n" not in text and text.startswith("Slurm refused the job: ")
     assert told in text
@@ -209,7 +210,7 @@ def test_no_slurm_is_one_message(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(SubmissionError, match="sbatch: no such command: this is not a login node"):
-        submit(make_site(), folder, "cluster", "n", [call])
+        submit(make_site(), folder, "n", *stages(folder, "cluster", make_site(), 0))
     with pytest.raises(SubmissionError, match="squeue: no such command"):
         job_states([Job("1", "cluster")])
 
@@ -379,10 +380,3 @@ def test_a_silence_is_waited_out_but_not_for_ever(monkeypatch: pytest.MonkeyPatc
 def test_what_never_starts_is_told_with_its_reason() -> None:
     with pytest.raises(UserError, match=r"nothing started \(1_0: Resources\)"):
         waited(Looks(["PENDING:Resources"]), longest=0)
-
-
-def test_the_fake_programs_can_fail(slurm: FakeSlurm) -> None:
-    slurm.says("squeue", "o", error="e", code=3)
-    said = subprocess.run(["squeue", "a b"], capture_output=True, text=True, check=False)
-    assert (said.returncode, said.stdout, said.stderr) == (3, "o", "e")
-    assert slurm.asked() == ["squeue a b"]
