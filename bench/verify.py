@@ -115,9 +115,8 @@ def compared(name: str, found: Sequence[float], kept: Sequence[float], more: flo
     holds = bool(abs(ours - theirs) <= most)
     here = f"{_percent(ours, our_std)} on {counted(len(found), 'network')}"
     return holds, (
-        f"{name}: {'pass' if holds else 'FAIL'}: {here}, kept "
-        f"{_percent(theirs, their_std)} on {len(kept)}; difference {100 * (ours - theirs):+.2f}, allowed "
-        f"{100 * most:.2f} points"
+        f"{name}: {'pass' if holds else 'FAIL'}: {here}, kept {_percent(theirs, their_std)} on {len(kept)}; "
+        f"difference {100 * (ours - theirs):+.2f}, allowed {100 * most:.2f} points"
     )
 
 

@@ -67,9 +67,9 @@ def test_calls_share_a_folder_and_compute_only_what_is_missing(tmp_path: Path) -
     assert set(found.trials["trial_id"]) == {first.trial_id, second.trial_id}
     asked = asked_of(SweepDirectory(folder))
     assert asked.trials is not None and len(asked.trials) == 2
-    assert status(SweepDirectory(folder), asked.trials, asked.evaluation, None).counts["done"] == 1
+    assert status(SweepDirectory(folder), asked).counts["done"] == 1
     run_trial(SETTINGS | {"init": "fixed"}, folder)  # on the fourth random network too
-    assert status(SweepDirectory(folder), asked.trials, asked.evaluation, None).counts["done"] == 2
+    assert status(SweepDirectory(folder), asked).counts["done"] == 2
 
 
 def test_what_a_callback_raises_ends_the_call_and_the_same_call_goes_on(tmp_path: Path) -> None:

@@ -53,9 +53,8 @@ class Crew:
             by_gpu = self.limits.gpus // int(self.gpus)
         if by_cpu < 1 or by_gpu < 1:
             raise UserError(
-                f"resources: a trial asks for {counted(self.cpus, 'CPU')} and "
-                f"{counted(self.gpus, 'GPU')}, but an element of the array has "
-                f"{self.limits.cpus} and {self.limits.gpus}"
+                f"resources: a trial asks for {counted(self.cpus, 'CPU')} and {counted(self.gpus, 'GPU')}, "
+                f"but an element of the array has {self.limits.cpus} and {self.limits.gpus}"
             )
         return min(by_cpu, by_gpu)
 

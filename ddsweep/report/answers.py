@@ -16,7 +16,7 @@ import pandas as pd
 
 from ddsweep.catalog import PROTOCOLS, TrialSpec
 from ddsweep.catalog.numbers import counted
-from ddsweep.report.settings import KIND, NAMES, settings_of, settings_of_row
+from ddsweep.report.settings import KIND, NAMES, key_of, settings_of, settings_of_row
 from ddsweep.report.summary import NEIGHBOUR
 from ddsweep.results.reader import Results
 from ddsweep.results.statistics import mean_std_ci
@@ -27,6 +27,7 @@ __all__ = [
     "Answer",
     "TwoLevels",
     "answers",
+    "rows_by_trial",
     "rows_of",
     "two_levels",
     "warnings_of",
@@ -96,6 +97,13 @@ def rows_of(frame: pd.DataFrame) -> list[Row]:
     return [{str(name): value for name, value in row.items()} for row in plain.to_dict("records")]
 
 
+def rows_by_trial(frame: pd.DataFrame) -> dict[str, list[Row]]:
+    by_trial: dict[str, list[Row]] = defaultdict(list)
+    for row in rows_of(frame):
+        by_trial[row["trial_id"]].append(row)
+    return by_trial
+
+
 def answers(
     results: Results, by: Sequence[str] | None = None, asked: Iterable[TrialSpec] = ()
 ) -> list[Answer]:
@@ -115,7 +123,7 @@ def answers(
     kinds: dict[tuple[str, ...], list[Row]] = defaultdict(list)
     names = KIND if by is None else tuple(by)
     for row in rows:
-        kinds[_key(settings_of_row(row), names)].append(row)
+        kinds[key_of(settings_of_row(row), names)].append(row)
     chosen = [_choice(of_kind) for of_kind in kinds.values()]
     ids = [row["trial_id"] for choice in chosen if choice is not None for row in choice.trials]
     evals = _distilled_and_baselines(results, ids)
@@ -136,7 +144,7 @@ def _choice(rows: Sequence[Row]) -> _Choice | None:
     by_setting: dict[tuple[str, ...], list[Row]] = defaultdict(list)
     free = [name for name in NAMES if name != "seed"]
     for row in rows:
-        by_setting[_key(settings_of_row(row), free)].append(row)
+        by_setting[key_of(settings_of_row(row), free)].append(row)
     whole = [own for own in by_setting.values() if all(row["status"] == "done" for row in own)]
     if not whole:
         return None
@@ -170,20 +178,12 @@ def _score(rows: Sequence[Row]) -> float:
     return -math.inf if None in scores else math.fsum(scores) / len(scores)
 
 
-def _key(settings: Mapping[str, Any], names: Iterable[str]) -> tuple[str, ...]:
-    return tuple(repr(settings.get(name)) for name in names)
-
-
 def _distilled_and_baselines(results: Results, ids: Sequence[str]) -> dict[str, list[Row]]:
     """Of the trials ``ids`` the rows under the protocol that its set was made for, those of baselines among
     them."""
     frame = results.evals
     own = frame[frame["trial_id"].isin(ids)]
-    own = own[own["protocol"].isin(list(PROTOCOL_TEXTS))]
-    by_trial: dict[str, list[Row]] = defaultdict(list)
-    for row in rows_of(own):
-        by_trial[row["trial_id"]].append(row)
-    return by_trial
+    return rows_by_trial(own[own["protocol"].isin(list(PROTOCOL_TEXTS))])
 
 
 def _own_rows(rows: Sequence[Row], trial: Row) -> list[Row]:

@@ -10,11 +10,13 @@ from typing import Any
 from rich.table import Table
 
 from ddsweep.catalog import TrialSpec
+from ddsweep.report.console import bare_table
 from ddsweep.report.formats import NONE, percent
-from ddsweep.report.summary import OnTorn, eval_rows, trial_row
+from ddsweep.report.summary import eval_rows, trial_row
 from ddsweep.report.summary_table import BASELINE_NAMES
 from ddsweep.results.files import write_atomic
 from ddsweep.results.layout import SweepDirectory
+from ddsweep.results.parts import OnTorn
 from ddsweep.results.statistics import mean_std_ci
 
 __all__ = ["attack_matrix", "attack_table"]
@@ -30,7 +32,7 @@ _CAPTION = (
 def attack_table(directory: SweepDirectory, trials: Sequence[TrialSpec], on_torn: OnTorn) -> Table | None:
     """A block for each evaluated attack among ``trials``: before, after, and its baselines. None without an
     attack."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table = bare_table()
     table.caption, table.caption_justify, table.caption_style = _CAPTION, "left", "dim"
     for title in ("trial", "attack", "images", "fooled", "others", "networks"):
         table.add_column(title, justify="left" if title in ("trial", "attack", "images") else "right")
@@ -57,9 +59,13 @@ def attack_table(directory: SweepDirectory, trials: Sequence[TrialSpec], on_torn
 
 
 def _pair(trial: TrialSpec) -> str:
-    names = trial.dataset.class_names or [str(i) for i in range(trial.dataset.classes)]
+    names = _class_names(trial)
     assert trial.attack_class is not None and trial.target_class is not None
     return f"{names[trial.attack_class]} → {names[trial.target_class]}"
+
+
+def _class_names(trial: TrialSpec) -> Sequence[str]:
+    return trial.dataset.class_names or [str(i) for i in range(trial.dataset.classes)]
 
 
 def _spread(rows: Sequence[dict[str, Any]], measure: str) -> str:
@@ -85,7 +91,7 @@ def attack_matrix(directory: SweepDirectory, trials: Sequence[TrialSpec], on_tor
     from matplotlib.figure import Figure
 
     data = attacks[0].dataset
-    names = list(data.class_names) or [str(i) for i in range(data.classes)]
+    names = _class_names(attacks[0])
     side = min(12.0, 2.0 + 0.45 * data.classes)
     figure = Figure(figsize=(side + 1, side), dpi=120, layout="constrained")
     axes = figure.add_subplot()

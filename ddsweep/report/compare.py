@@ -9,9 +9,9 @@ from typing import Any
 
 from ddsweep.catalog.numbers import counted
 from ddsweep.errors import UserError
-from ddsweep.report.answers import rows_of
+from ddsweep.report.answers import rows_by_trial, rows_of
 from ddsweep.report.formats import percent, plain
-from ddsweep.report.settings import NAMES, heading, settings_of_row, varying
+from ddsweep.report.settings import NAMES, heading, key_of, settings_of_row, varying
 from ddsweep.results.reader import Results
 from ddsweep.results.statistics import Difference, mean_std_ci, paired_difference
 
@@ -47,10 +47,10 @@ def pairs_of(first: Results, second: Results) -> tuple[list[str], list[Pair]]:
     names = [name for name in NAMES if name not in apart]
     partners: dict[tuple[str, ...], list[Row]] = defaultdict(list)
     for row in rows[1]:
-        partners[_key(row, names)].append(row)
+        partners[key_of(settings_of_row(row), names)].append(row)
     ours: dict[tuple[str, ...], list[Row]] = defaultdict(list)
     for row in rows[0]:
-        ours[_key(row, names)].append(row)
+        ours[key_of(settings_of_row(row), names)].append(row)
     evals = [_evals(results) for results in (first, second)]
     found = []
     for key, own in ours.items():
@@ -112,19 +112,10 @@ def _rows(results: Results) -> list[Row]:
     return rows_of(done)
 
 
-def _key(row: Row, names: Sequence[str]) -> tuple[str, ...]:
-    settings = settings_of_row(row)
-    return tuple(repr(settings.get(name)) for name in names)
-
-
 def _evals(results: Results) -> dict[str, list[Row]]:
     """By trial, the rows of the distilled set under its own protocol."""
     frame = results.evals
-    own = frame[(frame["source"] == "distilled") & (frame["protocol"] == "as_distilled")]
-    by_trial: dict[str, list[Row]] = defaultdict(list)
-    for row in rows_of(own):
-        by_trial[row["trial_id"]].append(row)
-    return by_trial
+    return rows_by_trial(frame[(frame["source"] == "distilled") & (frame["protocol"] == "as_distilled")])
 
 
 def _moved(first: Sequence[Row], second: Sequence[Row], a: Row, b: Row) -> Difference | None:

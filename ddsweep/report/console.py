@@ -10,7 +10,16 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.measure import Measurement
 from rich.table import Table
 
-__all__ = ["MORE", "MOST_LISTED", "PLAIN_WIDTH", "Fitted", "add_headings", "report_console"]
+__all__ = [
+    "MORE",
+    "MOST_LISTED",
+    "PLAIN_WIDTH",
+    "Fitted",
+    "add_headings",
+    "bare_table",
+    "report_console",
+    "width_of",
+]
 
 MORE = "…"
 """The heading of a column that stands for hidden ones."""
@@ -24,6 +33,17 @@ MOST_LISTED = 1000
 all other work on a trial."""
 
 
+def bare_table(*, gap: int = 2, header_style: str = "bold") -> Table:
+    """A table without lines, ``gap`` blanks between its columns."""
+    return Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), header_style=header_style)
+
+
+def width_of(table: Table) -> int:
+    """The width that a table takes if nothing is broken."""
+    endless = Console(width=10_000)
+    return Measurement.get(endless, endless.options, table).maximum
+
+
 class Fitted:
     """A table with the first of its ``most`` settings, as many as fit: ``build(n, tall)`` makes it with ``n``
     of them, its headings on several lines if ``tall``. So no number is broken over two lines."""
@@ -32,10 +52,9 @@ class Fitted:
         self._build, self._most = build, most
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        endless = Console(width=10_000)
         for shown, tall in [(self._most, False), *((n, True) for n in range(self._most, -1, -1))]:
             table = self._build(shown, tall)
-            if Measurement.get(endless, endless.options, table).maximum <= options.max_width:
+            if width_of(table) <= options.max_width:
                 break
         yield table
 

@@ -13,13 +13,14 @@ from ddsweep.catalog.numbers import counted
 from ddsweep.errors import ResultsError
 from ddsweep.report.attack_table import attack_table
 from ddsweep.report.console import MOST_LISTED
-from ddsweep.report.settings import KIND, heading, settings_of, varying
-from ddsweep.report.summary import ALWAYS_SHOWN, OnTorn, networks_note, summarise, trial_row
+from ddsweep.report.settings import KIND, heading, key_of, settings_of, varying
+from ddsweep.report.summary import ALWAYS_SHOWN, networks_note, summarise, trial_row
 from ddsweep.report.summary_table import summary_table
 from ddsweep.report.transfer_table import transfer_table
 from ddsweep.results.coverage import networks_judged
 from ddsweep.results.known import KnownParts
 from ddsweep.results.layout import SweepDirectory
+from ddsweep.results.parts import OnTorn
 
 __all__ = ["best_of_each_kind", "print_last_tables"]
 
@@ -105,7 +106,7 @@ def best_of_each_kind(
         row = trial_row(directory, trial.trial_id, on_torn)
         if row is None or row["status"] != "done":
             continue
-        kind = tuple(repr(settings[trial.trial_id][name]) for name in names)
+        kind = key_of(settings[trial.trial_id], names)
         score = -1.0 if row["val_score"] is None else row["val_score"]
         if kind not in best or score > best[kind][0]:
             best[kind] = score, trial

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
 from ddsweep.catalog.numbers import counted
-from ddsweep.report.console import MOST_LISTED
+from ddsweep.report.console import MOST_LISTED, bare_table
 from ddsweep.report.formats import NONE, percent, size
 from ddsweep.report.settings import setting_cells, setting_headings, settings_of_row, varying
 from ddsweep.results.leftover import Leftover
@@ -22,7 +21,7 @@ def leftover_table(trials: Sequence[Leftover]) -> Group:
     listed = trials[:MOST_LISTED]
     settings = [settings_of_row(trial.row) if trial.row else {} for trial in listed]
     names = varying([item for item in settings if item])
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table = bare_table()
     table.add_column("trial", no_wrap=True)
     for title in setting_headings(names):
         table.add_column(title, overflow="fold")

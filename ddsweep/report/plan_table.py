@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from rich.console import Group
 from rich.text import Text
@@ -94,28 +94,22 @@ def _totals(
     lines += plan.assumed
     if scheduler:
         lines += _scheduling(plan, scheduler)
-    if plan.dropped:
-        few = len(plan.dropped) <= _LISTED
-        lines.append(
-            f"{len(plan.dropped)} dropped as impossible (skip_invalid){':' if few else ', among them:'}"
-        )
-        lines += [f"  {text}: {reason}" for text, reason in plan.dropped[:_LISTED]]
-    if plan.unjudged:
-        few = len(plan.unjudged) <= _LISTED
-        lines.append(
-            f"{counted(len(plan.unjudged), 'evaluation')} left out as impossible (skip_invalid)"
-            f"{':' if few else ', among them:'}"
-        )
-        lines += [f"  {text}: {reason}" for text, reason in plan.unjudged[:_LISTED]]
-    if plan.repeated:
-        texts = list(dict.fromkeys(plan.repeated))
-        few = len(texts) <= _LISTED
-        lines.append(
-            f"{len(plan.repeated)} left out: an earlier sample is the same trial"
-            f"{':' if few else ', among them:'}"
-        )
-        lines += [f"  {text}" for text in texts[:_LISTED]]
+    dropped, unjudged = ([f"{text}: {reason}" for text, reason in of] for of in (plan.dropped, plan.unjudged))
+    lines += _named(f"{len(dropped)} dropped as impossible (skip_invalid)", dropped)
+    lines += _named(f"{counted(len(unjudged), 'evaluation')} left out as impossible (skip_invalid)", unjudged)
+    repeated = list(dict.fromkeys(plan.repeated))
+    lines += _named(f"{len(plan.repeated)} left out: an earlier sample is the same trial", repeated)
     return "\n".join(lines)
+
+
+def _named(what: str, texts: Sequence[str]) -> list[str]:
+    """``what``, with the first of ``texts`` below it; nothing without any."""
+    if not texts:
+        return []
+    return [
+        what + (":" if len(texts) <= _LISTED else ", among them:"),
+        *(f"  {text}" for text in texts[:_LISTED]),
+    ]
 
 
 def _together(plan: Plan, states: Mapping[str, str], cohorts: Mapping[str, int]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -16,6 +16,7 @@ __all__ = [
     "NAMES",
     "changed",
     "heading",
+    "key_of",
     "setting_cells",
     "setting_headings",
     "settings_of",
@@ -58,6 +59,11 @@ def settings_of_row(row: Mapping[str, Any]) -> dict[str, Any]:
         for name in NAMES
         if name in row
     }
+
+
+def key_of(settings: Mapping[str, Any], names: Iterable[str]) -> tuple[str, ...]:
+    """The same for trials that agree in the settings ``names``."""
+    return tuple(repr(settings.get(name)) for name in names)
 
 
 def varying(settings: Sequence[Mapping[str, Any]], always: Sequence[str] = ()) -> list[str]:

@@ -20,6 +20,7 @@ from ddsweep.catalog import (
     parse_network,
 )
 from ddsweep.errors import SettingError
+from ddsweep.report.console import bare_table
 from ddsweep.report.declarations import TRIAL, Key, declared, plain_text
 
 __all__ = ["names_of_settings", "override_keys", "settings_page"]
@@ -101,7 +102,7 @@ def _found(name: str, sections: Mapping[str, Sequence[Key]]) -> list[RenderableT
 
 
 def _table(*headings: str) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table = bare_table()
     for heading in headings[:-1]:
         table.add_column(heading, overflow="fold", max_width=26)
     table.add_column(headings[-1], overflow="fold", ratio=1)

@@ -15,14 +15,16 @@ from rich.text import Text
 
 from ddsweep.catalog.numbers import counted
 from ddsweep.errors import ResultsError
+from ddsweep.report.console import bare_table
 from ddsweep.report.curve import sparkline
 from ddsweep.report.formats import NONE, duration, percent, plain, size
 from ddsweep.report.settings import changed, settings_of_row
-from ddsweep.report.status import STYLES, StateReader, TrialStatus, live_driver, read_history
+from ddsweep.report.status import STYLES, StateReader, TrialStatus, read_history
 from ddsweep.report.summary import NEIGHBOUR, Accuracy, eval_rows, measured, trial_row
 from ddsweep.report.summary_table import BASELINE_NAMES, gain_text
 from ddsweep.report.sweep_file import Resolve, asked_of, from_catalog, seen_trials
 from ddsweep.results.layout import SweepDirectory
+from ddsweep.results.lock import live_holder
 from ddsweep.results.statistics import mean_std_ci, paired_difference
 
 __all__ = ["find_trial", "show"]
@@ -88,7 +90,7 @@ def show(directory: SweepDirectory, prefix: str, resolve: Resolve = from_catalog
     trial_id = _only(prefix, list(dict.fromkeys([*trials, *seen_trials(directory)])))
     torn: list[Path] = []
     row = trial_row(directory, trial_id, torn.append)
-    reader = StateReader(directory, asked.evaluation, live_driver(directory), torn)
+    reader = StateReader(directory, asked.evaluation, live_holder(directory.lock), torn)
     now = reader.status(trial_id, trials.get(trial_id))
     settings = now.settings or (settings_of_row(row) if row else {})
     parts: list[RenderableType] = [_head(now, row)]
@@ -176,7 +178,7 @@ def _accuracy(row: Mapping[str, Any], evals: Rows) -> Table | None:
     protocols = [p for p in _ON if any(item["protocol"] == p for item in rows)]
     if not protocols:
         return None
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table = bare_table(header_style="dim")
     table.add_column("inner step")
     for protocol in protocols:
         table.add_column(_ON[protocol], justify="right")
@@ -222,7 +224,7 @@ def _baselines(row: Mapping[str, Any], evals: Rows) -> Table | None:
     """A line for each baseline and protocol, with distilled - baseline on the same networks."""
     last = row["inner_steps"] * row["inner_epochs"]
     ours = [item for item in evals if item["source"] == "distilled"]
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table = bare_table(header_style="dim")
     for title in ("baseline", "networks", "steps", "rate"):
         table.add_column(title)
     table.add_column("accuracy", justify="right")

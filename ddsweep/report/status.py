@@ -13,12 +13,12 @@ from typing import Any
 from ddsweep.catalog import EvaluationSpec, TrialSpec
 from ddsweep.errors import ResultsError
 from ddsweep.report.settings import settings_of
-from ddsweep.report.sweep_file import require_sweep, seen_trials
+from ddsweep.report.sweep_file import Asked, require_sweep, seen_trials
 from ddsweep.results.coverage import is_evaluated, networks_judged
 from ddsweep.results.known import KnownParts
 from ddsweep.results.layout import PART_FOLDERS, SweepDirectory
 from ddsweep.results.lock import live_holder
-from ddsweep.results.parts import list_parts, read_parts
+from ddsweep.results.parts import list_parts, read_rows
 from ddsweep.results.schemas import FAILURES, HISTORY
 from ddsweep.spec import AshaSpec, setting_of
 
@@ -29,7 +29,6 @@ __all__ = [
     "StateReader",
     "SweepStatus",
     "TrialStatus",
-    "live_driver",
     "read_history",
     "status",
     "trial_states",
@@ -121,49 +120,38 @@ def trial_states(
     return {trial_id: state if state and state in ends else "missing" for trial_id, state in states.items()}
 
 
-def status(
-    directory: SweepDirectory,
-    trials: Sequence[TrialSpec] | None = None,
-    evaluation: EvaluationSpec | None = None,
-    note: str | None = None,
-    scheduler: AshaSpec | None = None,
-    to_propose: int = 0,
-) -> SweepStatus:
-    """The state of ``trials``, in that order; without them, of all trials with files.
+def status(directory: SweepDirectory, asked: Asked) -> SweepStatus:
+    """The state of the trials of ``asked``, in that order; without them, of all trials with files.
 
-    The other arguments are those of `ddsweep.report.sweep_file.asked_of`, or of a plan. Torn parts are listed
-    in ``torn`` (only ``collect`` finds altered bytes inside a part). Raises `ResultsError` for a folder that
-    does not exist or holds no sweep.
+    Torn parts are listed in ``torn`` (only ``collect`` finds altered bytes inside a part). Raises
+    `ResultsError` for a folder that does not exist or holds no sweep.
     """
     require_sweep(directory)
-    driver, known = live_driver(directory), KnownParts.load(directory)
+    trials, driver, known = asked.trials, live_holder(directory.lock), KnownParts.load(directory)
     torn = [
         path
         for table in PART_FOLDERS
         for path in list_parts(directory.parts(table))
         if not known.is_same(path) and _truncated(path)
     ]
-    asked = (
-        {trial.trial_id: trial for trial in trials}
-        if trials is not None
-        else dict.fromkeys(seen_trials(directory))
-    )
-    evals, reader = directory.evals_by_trial(), StateReader(directory, evaluation, driver, torn, known)
+    seen = seen_trials(directory)
+    by_id = dict.fromkeys(seen) if trials is None else {trial.trial_id: trial for trial in trials}
+    evals, reader = directory.evals_by_trial(), StateReader(directory, asked.evaluation, driver, torn, known)
     found = tuple(
-        reader.status(trial_id, trial, evals.get(trial_id, [])) for trial_id, trial in asked.items()
+        reader.status(trial_id, trial, evals.get(trial_id, [])) for trial_id, trial in by_id.items()
     )
-    if scheduler and trials and driver:
-        found = _with_paused(found, trials, scheduler)
+    if asked.scheduler and trials and driver:
+        found = _with_paused(found, trials, asked.scheduler)
     return SweepStatus(
         name=directory.root.name,
         root=directory.root,
         trials=found,
         driver=driver,
-        eta_seconds=_eta(found, to_propose) if driver else None,
+        eta_seconds=_eta(found, asked.to_propose) if driver else None,
         torn=tuple(dict.fromkeys(torn)),  # the same part may have been met twice
-        note=note,
-        left=() if trials is None else tuple(sorted(set(seen_trials(directory)) - set(asked))),
-        to_propose=to_propose,
+        note=asked.note,
+        left=() if trials is None else tuple(sorted(set(seen) - set(by_id))),
+        to_propose=asked.to_propose,
     )
 
 
@@ -186,14 +174,9 @@ def _with_paused(
     )
 
 
-def live_driver(directory: SweepDirectory) -> dict[str, Any] | None:
-    """What the lock says about the driver that is at work on this sweep; None without one."""
-    return live_holder(directory.lock)
-
-
 def read_history(directory: SweepDirectory, trial_id: str, torn: list[Path]) -> list[dict[str, Any]]:
     """The logged outer steps of a trial; none if its part is torn. A torn part is added to ``torn``."""
-    return _read(directory.history_part(trial_id), HISTORY, torn)
+    return read_rows([directory.history_part(trial_id)], HISTORY, torn.append)
 
 
 @dataclass(frozen=True)
@@ -273,20 +256,11 @@ class StateReader:
 
 
 def _failure(directory: SweepDirectory, trial_id: str, torn: list[Path]) -> str:
-    rows = _read(directory.failure_part(trial_id), FAILURES, torn)
+    rows = read_rows([directory.failure_part(trial_id)], FAILURES, torn.append)
     if not rows:
         return "failed; the part that says why is torn"
     row = rows[-1]
     return ": ".join(str(row[name]) for name in ("error_class", "message") if row[name]) or "no message"
-
-
-def _read(path: Path, schema: Any, torn: list[Path]) -> list[dict[str, Any]]:
-    try:
-        rows: list[dict[str, Any]] = read_parts([path], schema).to_pylist()
-    except ResultsError:
-        torn.append(path)
-        return []
-    return rows
 
 
 def _truncated(path: Path) -> bool:

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ddsweep.catalog.numbers import counted
-from ddsweep.errors import ResultsError
 from ddsweep.report.settings import settings_of_row, varying
 from ddsweep.results.layout import SweepDirectory
-from ddsweep.results.parts import list_parts, read_parts
+from ddsweep.results.parts import OnTorn, list_parts, read_rows
 from ddsweep.results.schemas import EVALS, TRIALS
 from ddsweep.results.statistics import Difference, mean_std_ci, paired_difference
 
@@ -38,7 +37,6 @@ NEIGHBOUR = "nearest_neighbour"
 ALWAYS_SHOWN = ("init", "images_per_class", "inner_steps", "inner_epochs")
 
 Rows = Sequence[Mapping[str, Any]]
-OnTorn = Callable[[Path], None]
 
 
 @dataclass(frozen=True)
@@ -94,7 +92,7 @@ def _warn(path: Path) -> None:
 
 def trial_row(directory: SweepDirectory, trial_id: str, on_torn: OnTorn = _warn) -> dict[str, Any] | None:
     """The row of a trial in ``trials``; None without a row, or if it is torn (then ``on_torn`` is called)."""
-    rows = _rows([directory.trials_part(trial_id)], TRIALS, on_torn)
+    rows = read_rows([directory.trials_part(trial_id)], TRIALS, on_torn)
     return rows[0] if rows else None
 
 
@@ -114,7 +112,7 @@ def eval_rows(
         parts = directory.evals_parts(row["trial_id"])
     newest_last = sorted(parts, key=_modified)
     kept: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for item in _rows(newest_last, EVALS, on_torn):
+    for item in read_rows(newest_last, EVALS, on_torn):
         protocol = item["protocol"].removesuffix("_tuned")
         if protocol != NEIGHBOUR and any(item[k] != row[k] for k in ("network", "init_law", "pool")):
             continue
@@ -130,16 +128,6 @@ def _modified(path: Path) -> tuple[int, str]:
         return path.stat().st_mtime_ns, path.name
     except FileNotFoundError:
         return 0, path.name
-
-
-def _rows(paths: Iterable[Path], schema: Any, on_torn: OnTorn) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
-    for path in paths:
-        try:
-            rows += read_parts([path], schema).to_pylist()
-        except ResultsError:
-            on_torn(path)
-    return rows
 
 
 # -------------------------------------------------------------------------------------- summing up
@@ -185,7 +173,7 @@ def summarise(
         paths = list_parts(directory.parts("trials"))
     else:
         paths = [path for path in map(directory.trials_part, trial_ids) if path.exists()]
-    found = _rows(paths, TRIALS, on_torn)
+    found = read_rows(paths, TRIALS, on_torn)
     settings = {row["trial_id"]: settings_of_row(row) for row in found}
     names = varying(list(settings.values()), always)
     parts = directory.evals_by_trial()

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from itertools import islice
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
-from rich.measure import Measurement
 from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from ddsweep.report.console import PLAIN_WIDTH
+from ddsweep.report.console import PLAIN_WIDTH, bare_table, width_of
 from ddsweep.report.formats import NONE, duration, percent, plain
 from ddsweep.report.settings import heading, telling
 from ddsweep.report.summary import NEIGHBOUR, Accuracy, TrialSummary
@@ -62,12 +61,12 @@ def summary_table(summaries: Sequence[TrialSummary], width: int = PLAIN_WIDTH) -
     caption = _CAPTION + (_STOPPED if stopped else "")
     for gap in (2, 1):
         table = _table(summaries, sources, gap, settings=True)
-        if _width(table) <= width:
+        if width_of(table) <= width:
             return Group(table, Text(caption, "dim"))
     shown = list(sources)
     for source in (*_FIRST_TO_GO, ""):
         table = _table(summaries, shown, 1, settings=False)
-        if _width(table) <= width or not source:
+        if width_of(table) <= width or not source:
             break
         shown = [name for name in shown if name != source]
     if hidden := ", ".join(BASELINE_NAMES[source] for source in sources if source not in shown):
@@ -75,14 +74,9 @@ def summary_table(summaries: Sequence[TrialSummary], width: int = PLAIN_WIDTH) -
     return Group(_Blocks(table, summaries), Text(caption, "dim"))
 
 
-def _width(table: Table) -> int:
-    endless = Console(width=10_000)
-    return Measurement.get(endless, endless.options, table).maximum
-
-
 def _table(summaries: Sequence[TrialSummary], sources: Sequence[str], gap: int, *, settings: bool) -> Table:
     """One line for each row, with or without columns for the settings of trials."""
-    table = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), header_style="bold")
+    table = bare_table(gap=gap)
     names = list(summaries[0].settings) if settings else []
     if settings:
         table.add_column("trial", no_wrap=True)

@@ -7,21 +7,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
 from ddsweep.catalog import EvaluationSpec, TrialSpec
 from ddsweep.errors import ResultsError
-from ddsweep.report.console import PLAIN_WIDTH
+from ddsweep.report.console import PLAIN_WIDTH, bare_table, width_of
 from ddsweep.report.formats import NONE, percent
 from ddsweep.report.settings import setting_cells, setting_headings, settings_of, varying
-from ddsweep.report.summary import Accuracy, OnTorn, measured
+from ddsweep.report.summary import Accuracy, measured
 from ddsweep.results.coverage import is_evaluated
 from ddsweep.results.known import KnownParts
 from ddsweep.results.layout import SweepDirectory
-from ddsweep.results.parts import read_parts
+from ddsweep.results.parts import OnTorn, read_rows
 from ddsweep.results.schemas import EVALS
 
 __all__ = ["transfer", "transfer_table"]
@@ -53,15 +51,9 @@ def transfer(
             (unit.protocol, evaluation.last_step(trial, unit.changes)) for unit in evaluation.units(trial)
         }
         by_protocol: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
-        for path in parts.get(trial.trial_id, []):
-            try:
-                rows = read_parts([path], EVALS).to_pylist()
-            except ResultsError:
-                on_torn(path)
-                continue
-            for row in rows:
-                if row["source"] == "distilled" and (row["protocol"], row["inner_step"]) in asked:
-                    by_protocol[row["protocol"]].append(row)
+        for row in read_rows(parts.get(trial.trial_id, []), EVALS, on_torn):
+            if row["source"] == "distilled" and (row["protocol"], row["inner_step"]) in asked:
+                by_protocol[row["protocol"]].append(row)
         found[trial.trial_id] = {
             protocol: accuracy for protocol, rows in by_protocol.items() if (accuracy := measured(rows))
         }
@@ -104,8 +96,7 @@ def transfer_table(
     names += [p if isinstance(p, str) else p.name for p in evaluation.protocols if p != "as_distilled"]
     names = [name for name in names if any(name in found[trial.trial_id] for trial in shown)]
     table = _matrix(shown, names, found)
-    endless = Console(width=10_000)
-    if Measurement.get(endless, endless.options, table).maximum > width:
+    if width_of(table) > width:
         table = _list(shown, names, found)
     table.caption, table.caption_justify, table.caption_style = _CAPTION, "left", "dim"
     return table
@@ -115,7 +106,7 @@ def _empty(trials: Sequence[TrialSpec]) -> tuple[Table, list[list[str]]]:
     """A table with columns for the trials, and what stands in them."""
     settings = [settings_of(trial) for trial in trials]
     names = varying(settings, ("network", "init"))
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table = bare_table()
     table.add_column("trial", no_wrap=True)
     for title in setting_headings(names):
         table.add_column(title, overflow="fold")

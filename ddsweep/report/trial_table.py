@@ -9,7 +9,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ddsweep.report.console import MORE, Fitted, add_headings
+from ddsweep.report.console import MORE, Fitted, add_headings, bare_table
 from ddsweep.report.settings import setting_cells, setting_headings
 
 __all__ = ["trial_table"]
@@ -27,7 +27,7 @@ def trial_table(
     fold = len(titles) < len(names)  # one column for all settings
 
     def build(shown: int, tall: bool) -> Table:
-        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+        table = bare_table()
         rest = [MORE] if shown < len(titles) else []
         add_headings(table, ["trial"], tall=tall)
         add_headings(table, [*titles[:shown], *rest], tall=tall, fold=fold)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,14 @@ from ddsweep.errors import ResultsError
 from ddsweep.results.files import write_atomic
 
 __all__ = [
+    "OnTorn",
     "conform",
     "is_whole",
     "list_parts",
     "part_metadata",
     "read_part",
     "read_parts",
+    "read_rows",
     "read_whole",
     "torn_error",
     "write_atomic",
@@ -128,6 +130,21 @@ def read_parts(paths: Iterable[Path], schema: pa.Schema) -> pa.Table:
             tables.append(pa.concat_tables(few).combine_chunks())
             few = []
     return pa.concat_tables([*tables, *few])
+
+
+OnTorn = Callable[[Path], object]
+"""Called with each part that cannot be read."""
+
+
+def read_rows(paths: Iterable[Path], schema: pa.Schema, on_torn: OnTorn) -> list[dict[str, Any]]:
+    """The rows of these parts, as `read_parts` does; parts that cannot be read are left out."""
+    rows: list[dict[str, Any]] = []
+    for path in paths:
+        try:
+            rows += read_parts([path], schema).to_pylist()
+        except ResultsError:
+            on_torn(path)
+    return rows
 
 
 def is_whole(path: Path) -> bool:

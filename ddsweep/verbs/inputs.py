@@ -14,12 +14,14 @@ from ddsweep.paths import user_path
 
 if TYPE_CHECKING:
     from ddsweep.catalog import DatasetSpec
+    from ddsweep.report.sweep_file import Asked
     from ddsweep.results.layout import SweepDirectory
     from ddsweep.results.reader import Results
     from ddsweep.spec import Plan, Proposed, SweepSpec
 
 __all__ = [
     "aside",
+    "asked_of_folder",
     "data_folder",
     "estimated_seconds",
     "existing",
@@ -52,6 +54,15 @@ def existing(directory: Path) -> SweepDirectory:
             "results/quickstart"
         )
     return found
+
+
+def asked_of_folder(directory: SweepDirectory, data_root: Path | None) -> Asked:
+    """What the sweep file in ``directory`` asks for, with the data in ``data_root``."""
+    from ddsweep.data.files import resolve_dataset
+    from ddsweep.report.sweep_file import asked_of
+
+    root = data_folder(data_root)
+    return asked_of(directory, lambda value: resolve_dataset(value, root))
 
 
 def read_results(directory: Path) -> Results:

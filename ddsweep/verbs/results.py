@@ -12,26 +12,21 @@ import typer
 from ddsweep import completions
 from ddsweep.errors import UserError
 from ddsweep.verbs.arguments import DataRoot, ResultsDir, ResultsRoot, Watch
-from ddsweep.verbs.inputs import data_folder, existing, read_results, results_root
+from ddsweep.verbs.inputs import asked_of_folder, existing, read_results, results_root
 
 __all__ = ["best", "collect", "compare", "prune", "show", "status"]
 
 
 def status(directory: ResultsDir, watch: Watch = None, data_root: DataRoot = None) -> None:
     """Show how far a sweep is, from its files alone: while it runs, after it, and from another machine."""
-    from ddsweep.data.files import resolve_dataset
     from ddsweep.launch.watch import launch_lines
     from ddsweep.report.console import report_console
     from ddsweep.report.status import status as read_status
     from ddsweep.report.status_table import status_table
-    from ddsweep.report.sweep_file import asked_of
 
-    found, root = existing(directory), data_folder(data_root)
-    console = report_console()
+    found, console = existing(directory), report_console()
     while True:
-        asked = asked_of(found, lambda value: resolve_dataset(value, root))  # a search adds trials
-        about = (asked.trials, asked.evaluation, asked.note, asked.scheduler)
-        state = read_status(found, *about, to_propose=asked.to_propose)
+        state = read_status(found, asked_of_folder(found, data_root))  # anew: a search adds trials
         if watch is not None:
             console.clear()  # of a terminal; elsewhere one state follows the other
         console.print(status_table(state))
@@ -82,15 +77,12 @@ def best(
     data_root: DataRoot = None,
 ) -> None:
     """Show the best setting of each kind, chosen on validation, with its test accuracy and its gains."""
-    from ddsweep.data.files import resolve_dataset
     from ddsweep.report.best import best_lines
-    from ddsweep.report.sweep_file import asked_of
 
     names = None if by is None else [name.strip() for name in by.split(",") if name.strip()]
-    results, root = read_results(directory), data_folder(data_root)
-    trials = None
+    results, trials = read_results(directory), None
     with suppress(UserError):  # a sweep.yaml that cannot be read does not make the tables worse
-        trials = asked_of(existing(directory), lambda value: resolve_dataset(value, root)).trials
+        trials = asked_of_folder(existing(directory), data_root).trials
     for line in best_lines(results, names, trials or ()):
         typer.echo(line)
 
@@ -112,17 +104,15 @@ def prune(
     data_root: DataRoot = None,
 ) -> None:
     """Show the trials that the sweep file no longer has; with --yes remove all their files."""
-    from ddsweep.data.files import resolve_dataset
     from ddsweep.report.console import report_console
     from ddsweep.report.leftover_table import leftover_table
-    from ddsweep.report.sweep_file import asked_of
     from ddsweep.results.current import current_ids
     from ddsweep.results.leftover import leftovers, remove
     from ddsweep.results.lock import SweepLock
 
-    found, root, console = existing(directory), data_folder(data_root), report_console()
+    found, console = existing(directory), report_console()
     with SweepLock(found.lock) if yes else nullcontext():
-        asked = asked_of(found, lambda value: resolve_dataset(value, root))
+        asked = asked_of_folder(found, data_root)
         ids = current_ids(found) if asked.trials is None else [trial.trial_id for trial in asked.trials]
         if ids is None:
             raise UserError(f"{directory}: it cannot be told which trials the sweep has; {asked.note}")

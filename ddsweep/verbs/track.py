@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ddsweep.verbs.arguments import DataRoot, ResultsDir, Watch, trackers
-from ddsweep.verbs.inputs import aside, data_folder, existing
+from ddsweep.verbs.inputs import aside, asked_of_folder, existing
 
 if TYPE_CHECKING:
     from ddsweep.catalog import TrialSpec
@@ -39,21 +39,19 @@ def track(
 ) -> None:
     """Send what is new of a sweep to trackers, from its files alone: while it runs, or after it."""
     from ddsweep.catalog.numbers import counted
-    from ddsweep.data.files import resolve_dataset
-    from ddsweep.report.status import live_driver
-    from ddsweep.report.sweep_file import asked_of
     from ddsweep.results.files import full_disk_told
+    from ddsweep.results.lock import live_holder
     from ddsweep.trackers.sync import Sync
 
-    found, root = existing(directory), data_folder(data_root)
-    asked = asked_of(found, lambda value: resolve_dataset(value, root))
+    found = existing(directory)
+    asked = asked_of_folder(found, data_root)
     if asked.trials is None and asked.note:
         aside(asked.note)
     folder, told = out or tracking_folder(found.root), told_of(asked.trials or ())
     with full_disk_told(folder), ExitStack() as stack:
         syncs = {kind: stack.enter_context(Sync(kind, found, told, folder)) for kind in to}
         while True:
-            goes_on = watch is not None and live_driver(found) is not None
+            goes_on = watch is not None and live_holder(found.lock) is not None
             for kind, sync in syncs.items():
                 typer.echo(f"{folder / kind}: news of {counted(sync(last=not goes_on), 'trial')} sent")
             if not goes_on or watch is None:

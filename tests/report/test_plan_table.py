@@ -204,7 +204,8 @@ console.print(plan_table(plan, {{}}, {{t.trial_id: estimate(t, 1) for t in plan.
 assert 'pyarrow' not in sys.modules
 from ddsweep.report.status import status
 from ddsweep.report.status_table import status_table
-console.print(status_table(status(directory, plan.trials, load_sweep(directory.sweep_file).evaluate.spec())))
+from ddsweep.report.sweep_file import asked_of
+console.print(status_table(status(directory, asked_of(directory, resolve))))
 assert 'scipy' not in sys.modules
 from ddsweep.report.show import show
 from ddsweep.report.summary import summarise

@@ -17,13 +17,13 @@ import pytest
 
 from ddsweep.catalog import DatasetSpec, EvaluationSpec, TrialSpec
 from ddsweep.errors import DataError, ResultsError
-from ddsweep.report.status import SweepStatus, live_driver, trial_states
+from ddsweep.report.status import SweepStatus, trial_states
 from ddsweep.report.status import status as status_of
 from ddsweep.report.status_table import status_table
-from ddsweep.report.sweep_file import Resolve, asked_of, from_catalog
+from ddsweep.report.sweep_file import Asked, Resolve, asked_of, from_catalog
 from ddsweep.results.collect import compact
 from ddsweep.results.layout import SweepDirectory
-from ddsweep.results.lock import SweepLock
+from ddsweep.results.lock import SweepLock, live_holder
 
 from .conftest import EVALUATION, SWEEP, Folder, resolve, spec, text
 
@@ -35,8 +35,7 @@ def trials_of_sweep() -> list[TrialSpec]:
 
 
 def status(directory: SweepDirectory, resolve: Resolve) -> SweepStatus:
-    asked = asked_of(directory, resolve)
-    return status_of(directory, asked.trials, asked.evaluation, asked.note, asked.scheduler)
+    return status_of(directory, asked_of(directory, resolve))
 
 
 def states(folder: Folder) -> list[str]:
@@ -154,7 +153,9 @@ def test_a_stopped_trial_has_come_to_its_end(folder: Folder) -> None:
     assert "nothing is left to do; without `scheduler` the stopped ones go on" in shown
     with SweepLock(folder.directory.lock):
         assert states(folder)[1] == "stopped"
-    assert status_of(folder.directory).counts["stopped"] == 1, "also where only files speak"
+    assert status_of(folder.directory, Asked(None, None)).counts["stopped"] == 1, (
+        "also where only files speak"
+    )
 
 
 def test_what_an_earlier_driver_left_does_not_run(folder: Folder) -> None:
@@ -178,7 +179,7 @@ os._exit(9)
 """
     subprocess.run([sys.executable, "-c", code, str(lock)], check=False)
     assert lock.exists()
-    assert live_driver(folder.directory) is None
+    assert live_holder(folder.directory.lock) is None
     assert states(folder)[0] == "interrupted"
 
 
@@ -313,7 +314,7 @@ def test_states_for_a_plan(folder: Folder, tmp_path: Path) -> None:
 
 def test_status_of_a_folder_alone(folder: Folder) -> None:
     folder.evaluated(trials_of_sweep()[0])
-    (trial,) = status_of(folder.directory).trials
+    (trial,) = status_of(folder.directory, Asked(None, None)).trials
     assert (trial.state, trial.settings, trial.outer_steps) == ("done", {}, None)
 
 

@@ -17,9 +17,10 @@ from ddsweep.report.answers import Answer, answers, rows_of
 from ddsweep.report.formats import plain
 from ddsweep.report.page.networks import Networks
 from ddsweep.report.settings import NAMES, heading, settings_of, settings_of_row, telling, varying
-from ddsweep.report.status import StateReader, live_driver
+from ddsweep.report.status import StateReader
 from ddsweep.report.sweep_file import Resolve, asked_of, from_catalog, seen_trials
 from ddsweep.results.layout import SweepDirectory
+from ddsweep.results.lock import live_holder
 from ddsweep.results.reader import Results, load_results
 from ddsweep.results.schemas import SORT_KEYS
 from ddsweep.spec import PublishedSpec, load_sweep
@@ -75,8 +76,16 @@ class Gathered:
     history: pd.DataFrame
     by_id: dict[tuple[str, str], int] = field(repr=False)
 
-    def of(self, sweep: Sweep, ids: Sequence[str]) -> list[Trial]:
-        return [self.trials[self.by_id[sweep.name, trial_id]] for trial_id in ids]
+    @property
+    def best(self) -> list[Trial]:
+        """The trials of all answers."""
+        ids = [(sweep.name, i) for sweep in self.sweeps for own in sweep.answers for i in own.trials]
+        return [self.trials[self.by_id[key]] for key in ids]
+
+    @property
+    def settings(self) -> list[str]:
+        """The axes that are settings, but for seeds."""
+        return [axis for axis in self.axes if axis not in ("sweep", "seed")]
 
     @property
     def running(self) -> bool:
@@ -85,8 +94,11 @@ class Gathered:
     @property
     def varied(self) -> list[str]:
         """The settings in which trials differ, but for seeds."""
-        names = (axis for axis in self.axes if axis not in ("sweep", "seed"))
-        return [name for name in names if len({repr(self.value(trial, name)) for trial in self.trials}) > 1]
+        return [
+            name
+            for name in self.settings
+            if len({repr(self.value(trial, name)) for trial in self.trials}) > 1
+        ]
 
     @property
     def measure_title(self) -> str:
@@ -181,7 +193,8 @@ def _read(name: str, directory: SweepDirectory, resolve: Resolve) -> tuple[Sweep
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         results = load_results(directory.root)
-        everything = len(load_results(directory.root, all_trials=True).trials) if _marked(directory) else 0
+        there = directory.parts("trials").is_dir()
+        everything = len(load_results(directory.root, all_trials=True).trials) if there else 0
     for path in results.torn:
         notes.append(
             f"{path.relative_to(directory.root)} is torn and left out; running the sweep again redoes it"
@@ -197,15 +210,11 @@ def _read(name: str, directory: SweepDirectory, resolve: Resolve) -> tuple[Sweep
         results=results,
         answers=answers(results, asked=trials),
         published=published,
-        driver=live_driver(directory),
+        driver=live_holder(directory.lock),
         notes=notes,
         text=text,
     )
     return sweep, trials
-
-
-def _marked(directory: SweepDirectory) -> bool:
-    return directory.parts("trials").is_dir()
 
 
 def _once(results: Results, notes: list[str]) -> Results:

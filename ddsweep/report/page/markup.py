@@ -28,9 +28,8 @@ _EMPTY = ("br", "img", "input", "link", "meta")
 
 
 def tag(name: str, /, *inside: object, **attributes: object) -> Markup:
-    """An element. An attribute ``class_`` is ``class``, ``data_v`` is ``data-v``; one that is None or
-    False is
-    left out, and one that is True has no value."""
+    """An element. An attribute ``class_`` is ``class``, ``data_v`` is ``data-v``; one that is None or False
+    is left out, and one that is True has no value."""
     given = "".join(
         f" {key.rstrip('_').replace('_', '-')}" + ("" if value is True else f'="{html.escape(str(value))}"')
         for key, value in attributes.items()

@@ -18,8 +18,7 @@ __all__ = ["Measured", "Spread", "axis_of", "last_rows", "place_of", "spread_of"
 @dataclass(frozen=True)
 class Spread:
     """One trial under one protocol at one inner step: ``values`` (fractions) of the networks ``seeds``, in
-    the
-    order of these, and how many diverged."""
+    the order of these, and how many diverged."""
 
     trial: int
     step: int
@@ -35,9 +34,8 @@ def spread_of(values: Sequence[float] | np.ndarray) -> tuple[float, float | None
 
 @dataclass(frozen=True)
 class Measured:
-    """By trial, its distilled set under its own protocol: ``steps`` at each inner step that was measured,
-    T or
-    beyond included, and ``finals`` at T."""
+    """By trial, its distilled set under its own protocol: ``steps`` at each inner step that was measured, T
+    or beyond included, and ``finals`` at T."""
 
     steps: Mapping[int, list[Spread]]
     finals: Mapping[int, Spread]

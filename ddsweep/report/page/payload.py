@@ -70,7 +70,7 @@ def payload(
 
 def axes_of(gathered: Gathered) -> tuple[str, str]:
     """The settings along x and as colour before a reader chooses: not seeds."""
-    told = [name for name in gathered.axes if name not in ("sweep", "seed")] or gathered.axes
+    told = gathered.settings or gathered.axes
     numbers = [name for name in told if axis_of(gathered, name).kind != "nominal"]
     along = (numbers or told)[0]
     return along, next((name for name in told if name != along), along)
@@ -78,12 +78,7 @@ def axes_of(gathered: Gathered) -> tuple[str, str]:
 
 def picked(gathered: Gathered) -> list[int]:
     """The trials that are drawn by network at first: those of the answers, or the first that ran."""
-    best = [
-        trial.number
-        for sweep in gathered.sweeps
-        for own in sweep.answers
-        for trial in gathered.of(sweep, own.trials)
-    ]
+    best = [trial.number for trial in gathered.best]
     others = [trial.number for trial in gathered.trials if trial.state != "pending"]
     return list(dict.fromkeys([*best, *([] if best else others)]))[:_MOST_PICKED]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from ddsweep.errors import UserError
 
-__all__ = ["bundle", "licences", "page_file", "require_charts"]
+__all__ = ["bundle", "page_file", "require_charts"]
 
 _HERE = Path(__file__).parent
 
@@ -23,7 +23,10 @@ def require_charts() -> None:
 
 
 def bundle() -> str:
-    """The scripts as one that sets ``window.vegaEmbed``, without any address to load from."""
+    """The scripts as one that sets ``window.vegaEmbed``, without any address to load from.
+
+    ``licences.txt`` has the licences of everything in it.
+    """
     import vl_convert
 
     bundled: Any = vl_convert.javascript_bundle  # its types require a snippet
@@ -33,8 +36,3 @@ def bundle() -> str:
 
 def page_file(name: str) -> str:
     return (_HERE / name).read_text(encoding="utf-8")
-
-
-def licences() -> str:
-    """The licences of everything in `bundle`."""
-    return page_file("licences.txt")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,12 @@ class Dataset:
     columns: Mapping[str, Sequence[Any]]
     which: str = "all"
 
+    @classmethod
+    def of(cls, names: Sequence[str], rows: Iterable[Sequence[Any]], which: str = "all") -> Dataset:
+        """From rows of values in the order of ``names``."""
+        rows = list(rows)
+        return cls({name: [row[place] for row in rows] for place, name in enumerate(names)}, which)
+
     def rows(self, trials: Sequence[int] | None = None) -> list[dict[str, Any]]:
         """The rows, of these trials only."""
         names = list(self.columns)
@@ -48,10 +54,8 @@ class Chart:
     """``build(x, colour)`` makes its description, in which data go by the names of ``datasets``.
 
     With ``axes`` a reader chooses what is along x, where it is ``coloured`` also the colour. ``networks``
-    says that the dataset ``networks`` is made on the
-    page of the accuracy of every network: at the ``last`` inner step, or at ``every`` one. ``summary``
-    says in
-    words what is drawn.
+    says that the dataset ``networks`` is made on the page of the accuracy of every network: at the ``last``
+    inner step, or at ``every`` one. ``summary`` says in words what is drawn.
     """
 
     name: str

@@ -19,8 +19,7 @@ _WORDS = ("text", "words")
 @dataclass(frozen=True)
 class Column:
     """``name`` heads it in CSV. ``kind`` says what its values are: ``text``, ``words`` (longer text),
-    ``count``,
-    ``number``, ``percent`` and ``gain`` (fractions), ``seconds``, ``bytes``."""
+    ``count``, ``number``, ``percent`` and ``gain`` (fractions), ``seconds``, ``bytes``."""
 
     name: str
     title: str

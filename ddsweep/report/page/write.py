@@ -10,7 +10,7 @@ from ddsweep.report.page.gather import Gathered
 from ddsweep.report.page.markup import Markup, inline_json, join, tag
 from ddsweep.report.page.measures import Measured
 from ddsweep.report.page.payload import payload
-from ddsweep.report.page.scripts import bundle, licences, page_file
+from ddsweep.report.page.scripts import bundle, page_file
 from ddsweep.report.page.section import Chart, Section
 from ddsweep.report.page.sections.answer import answer_section
 from ddsweep.report.page.sections.cost import cost_section
@@ -81,7 +81,11 @@ def page(gathered: Gathered, renew: float | None = None) -> str:
         tag("main", *(_section(section) for section in sections)),
         tag(
             "footer",
-            tag("details", tag("summary", "Licences of the scripts"), tag("pre", licences(), tabindex="0")),
+            tag(
+                "details",
+                tag("summary", "Licences of the scripts"),
+                tag("pre", page_file("licences.txt"), tabindex="0"),
+            ),
         ),
         _ZOOM,
         tag("script", Markup(bundle()), type="module", id="vega"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from ddsweep.catalog.numbers import counted
@@ -22,12 +22,9 @@ _MOST_CARDS = 12
 
 _MEANING = (
     "The setting with the best score on validation, by its mean over seeds; test chose nothing. Test "
-    "accuracy in % "
-    "is a mean over seeds of means over held-out networks; ± is the standard deviation over networks. "
-    "The 95 % "
-    "interval of the mean (Student's t) is over seeds where there are several, else over the networks of "
-    "the one "
-    "set: seeds and networks are two levels, and are never pooled as one."
+    "accuracy in % is a mean over seeds of means over held-out networks; ± is the standard deviation over "
+    "networks. The 95 % interval of the mean (Student's t) is over seeds where there are several, else over "
+    "the networks of the one set: seeds and networks are two levels, and are never pooled as one."
 )
 _LEVELS = (
     Column("test_mean", "test", "percent"),
@@ -92,8 +89,8 @@ def _card(gathered: Gathered, sweep: Sweep, answer: Answer, names: Sequence[str]
     test = answer.test
     own = [
         f"{heading(name)} {plain(answer.settings.get(name))}"
-        for name in gathered.axes
-        if name not in ("sweep", "seed") and name not in answer.kind
+        for name in gathered.settings
+        if name not in answer.kind
     ]
     chosen = f"the best of {counted(answer.among, 'setting')}" if answer.among > 1 else "the only setting"
     measure = (
@@ -143,7 +140,7 @@ def _levels(levels: TwoLevels) -> list[Any]:
 
 
 def _best_table(gathered: Gathered, pairs: Sequence[tuple[Sweep, Answer]], names: Sequence[str]) -> Table:
-    own = [name for name in gathered.axes if name not in ("sweep", "seed") and name not in names]
+    own = [name for name in gathered.settings if name not in names]
     columns = [
         Column("kind", "kind"),
         *(Column(name, heading(name), "count" if _numeric(pairs, name) else "text") for name in own),
@@ -193,7 +190,9 @@ def _gain_table(
             *_levels(gain),
         ]
         for sweep, answer in pairs
-        for source, protocol, gain in _in_order(answer)
+        for protocol in PROTOCOL_TEXTS
+        for source in BASELINE_NAMES
+        if (gain := answer.gains.get((source, protocol)))
     ]
     if not rows:
         return None
@@ -209,10 +208,3 @@ def _gain_table(
     ]
     caption = "The best setting of each kind minus every baseline, network by network, in percentage points"
     return Table("gains", caption, columns, rows).without_empty()
-
-
-def _in_order(answer: Answer) -> Iterator[tuple[str, str, TwoLevels]]:
-    for protocol in PROTOCOL_TEXTS:
-        for source in BASELINE_NAMES:
-            if (source, protocol) in answer.gains:
-                yield source, protocol, answer.gains[source, protocol]

@@ -19,7 +19,7 @@ def transfer_section(gathered: Gathered) -> Section:
     networks = gathered.networks
     last = last_rows(gathered)
     rows, numbers = [], []
-    cells: dict[str, list[Any]] = {name: [] for name in ("trial", "x", "v", "text")}
+    cells = []
     for number, span in networks.spans():
         trial = gathered.trials[number]
         values = networks.measured(trial.measure)[span]
@@ -32,10 +32,7 @@ def transfer_section(gathered: Gathered) -> Section:
             diverged = int(networks.diverged[span][mask].sum())
             rows.append([trial.trial_id, name, mean, std, ci95, int(mask.sum()), diverged])
             numbers.append(number)
-            for key, value in zip(
-                cells, (number, name, round(100 * mean, 2), f"{100 * mean:.1f}"), strict=True
-            ):
-                cells[key].append(value)
+            cells.append((number, name, round(100 * mean, 2), f"{100 * mean:.1f}"))
     if len({row[1] for row in rows}) < 2:
         return Section("transfer", "Transfer", [])
     chart = Chart(
@@ -47,7 +44,7 @@ def transfer_section(gathered: Gathered) -> Section:
         ),
         summary="A matrix of sets and protocols; the table below has the same numbers.",
         build=_transfer_build,
-        datasets={"cells": Dataset(cells, "picked")},
+        datasets={"cells": Dataset.of(("trial", "x", "v", "text"), cells, "picked")},
         x=Axis("protocol"),
     )
     table = Table(
@@ -116,9 +113,8 @@ def attacks_section(gathered: Gathered) -> Section:
             pairs.setdefault(pair, []).append(found[4])
     table = Table(
         "attack",
-        "Fooled: the fraction of the attacked class that is called the target; others: accuracy on all "
-        "other classes. "
-        "In % of test images, before and after training on the set; ± over held-out networks",
+        "Fooled: the fraction of the attacked class that is called the target; others: accuracy on all other "
+        "classes. In % of test images, before and after training on the set; ± over held-out networks",
         [
             Column("trial_id", "trial"),
             Column("attack", "attack"),
@@ -136,12 +132,10 @@ def attacks_section(gathered: Gathered) -> Section:
     parts: list[Chart | Table] = [table]
     if len(pairs) > 1:
         means = {pair: sum(found) / len(found) for pair, found in pairs.items()}
-        matrix: dict[str, list[Any]] = {
-            "x": [target for _, target in means],
-            "y": [attacked for attacked, _ in means],
-            "v": [round(100 * mean, 2) for mean in means.values()],
-            "text": [f"{100 * mean:.0f}" for mean in means.values()],
-        }
+        cells = [
+            (target, attacked, round(100 * mean, 2), f"{100 * mean:.0f}")
+            for (attacked, target), mean in means.items()
+        ]
         parts.insert(
             0,
             Chart(
@@ -150,7 +144,7 @@ def attacks_section(gathered: Gathered) -> Section:
                 caption="Mean over held-out networks, and over trials of the same pair, in %.",
                 summary="A matrix of attacked and target classes; the table below has the numbers.",
                 build=_attack_build,
-                datasets={"cells": Dataset(matrix)},
+                datasets={"cells": Dataset.of(("x", "y", "v", "text"), cells)},
             ),
         )
     return Section("attacks", "Attacks", parts)

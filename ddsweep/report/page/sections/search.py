@@ -53,7 +53,7 @@ def importance(values: pd.Series, scores: pd.Series) -> tuple[float, float | Non
 
 def search_section(gathered: Gathered) -> Section:
     """For sweeps with at least two settings that vary."""
-    axes = [axis for axis in gathered.axes if axis not in ("seed", "sweep")]
+    axes = gathered.settings
     frame = _scores(gathered, axes)
     if len(frame) < 4 or not axes:
         return Section("search", "Which settings matter", [])
@@ -98,11 +98,9 @@ def _key(trial: Any) -> str:
 def _importance_parts(rows: list[list[Any]], count: int) -> list[Markup | Chart | Table]:
     mind = f" {count} settings are few: take this as a hint." if count < _FEW else ""
     text = (
-        "How much of the variation of validation scores each setting explains on its own: epsilon "
-        "squared of Kruskal "
-        f"and Wallis over {count} settings, each with the mean over its seeds; stopped trials with the "
-        f"score at which "
-        f"they stopped. Settings that matter only together do not show.{mind}"
+        "How much of the variation of validation scores each setting explains on its own: epsilon squared of "
+        f"Kruskal and Wallis over {count} settings, each with the mean over its seeds; stopped trials with "
+        f"the score at which they stopped. Settings that matter only together do not show.{mind}"
     )
     chart = Chart(
         name="importance",
@@ -143,41 +141,30 @@ def _importance_build(x: Axis, colour: Axis) -> alt.Chart:
 
 
 def _parallel(gathered: Gathered, axes: list[str]) -> Chart:
-    columns: dict[str, list[Any]] = {name: [] for name in ("trial", "axis", "v", "value", "score")}
-    trials = [trial for trial in gathered.trials if trial.row.get("val_score") is not None]
+    scores = {
+        trial.number: round(100 * float(trial.row["val_score"]), 4)
+        for trial in gathered.trials
+        if trial.row.get("val_score") is not None
+    }
+    rows = []
     for axis in axes:
         places = _places(gathered, axis)
-        for trial in trials:
-            value = gathered.value(trial, axis)
-            if value is None:
-                continue
-            row = (
-                trial.number,
-                heading(axis),
-                places[repr(value)],
-                plain(value),
-                100 * trial.row["val_score"],
-            )
-            for name, item in zip(columns, row, strict=True):
-                columns[name].append(round(item, 4) if isinstance(item, float) else item)
-    scores = np.array([100 * trial.row["val_score"] for trial in trials])
-    ranks = pd.Series(scores).rank(pct=True).round(4).tolist()
-    for name, item in (("axis", "validation"), ("value", None)):
-        columns[name] += [item or f"{score:.1f} %" for score in scores]
-    columns["trial"] += [trial.number for trial in trials]
-    columns["v"] += ranks
-    columns["score"] += [round(float(score), 4) for score in scores]
+        for number, score in scores.items():
+            value = gathered.value(gathered.trials[number], axis)
+            if value is not None:
+                rows.append((number, heading(axis), places[repr(value)], plain(value), score))
+    ranks = pd.Series(scores).rank(pct=True).round(4)
+    rows += [(n, "validation", ranks[n], f"{score:.1f} %", score) for n, score in scores.items()]
     return Chart(
         name="parallel",
         title="Settings of the trials side by side",
         caption=(
-            "One line a trial; each setting from its lowest value, at the bottom, to its highest (words "
-            "in the order of "
-            "the alphabet), and last the rank on validation, whose score is the colour."
+            "One line a trial; each setting from its lowest value, at the bottom, to its highest (words in "
+            "the order of the alphabet), and last the rank on validation, whose score is the colour."
         ),
         summary="Parallel coordinates of all trials; the table of trials has the values.",
         build=_parallel_build,
-        datasets={"lines": Dataset(columns, "shown")},
+        datasets={"lines": Dataset.of(("trial", "axis", "v", "value", "score"), rows, "shown")},
     )
 
 

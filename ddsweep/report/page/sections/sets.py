@@ -23,14 +23,8 @@ _MOST_RATES = 100_000
 
 def by_worth(gathered: Gathered) -> list[Trial]:
     """The trials of the answers, then the others, best on validation first."""
-    first = [
-        trial
-        for sweep in gathered.sweeps
-        for own in sweep.answers
-        for trial in gathered.of(sweep, own.trials)
-    ]
     others = sorted(gathered.trials, key=lambda trial: -(trial.row.get("val_score") or -1.0))
-    return list({trial.number: trial for trial in [*first, *others]}.values())
+    return list({trial.number: trial for trial in [*gathered.best, *others]}.values())
 
 
 def pictures_section(gathered: Gathered) -> Section:
@@ -88,15 +82,13 @@ def _header(trial: Trial) -> dict[str, Any]:
 
 def rates_section(gathered: Gathered) -> Section:
     """The learned rate of every step, for as many sets as there is room for, the best first."""
-    columns: dict[str, list[Any]] = {"trial": [], "step": [], "rate": []}
+    rows: list[tuple[int, int, float]] = []
     for trial in by_worth(gathered):
         rates = _rates(trial)
-        if len(columns["step"]) + len(rates) > _MOST_RATES:
+        if len(rows) + len(rates) > _MOST_RATES:
             break
-        for step, rate in enumerate(rates, start=1):
-            for name, value in zip(columns, (trial.number, step, float(f"{rate:.5g}")), strict=True):
-                columns[name].append(value)
-    if not columns["step"]:
+        rows += [(trial.number, step, float(f"{rate:.5g}")) for step, rate in enumerate(rates, start=1)]
+    if not rows:
         return Section("rates", "Learned rates", [])
     chart = Chart(
         name="rates",
@@ -104,7 +96,7 @@ def rates_section(gathered: Gathered) -> Section:
         caption="Of the trials that are picked: the rate of each inner step, as the distilled set has it.",
         summary="The learning rate that belongs to each inner step of the picked distilled sets.",
         build=_build,
-        datasets={"rates": Dataset(columns, "picked")},
+        datasets={"rates": Dataset.of(("trial", "step", "rate"), rows, "picked")},
         x=Axis("inner step", "quantitative"),
     )
     return Section("rates", "Learned rates", [chart])

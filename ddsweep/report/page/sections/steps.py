@@ -27,29 +27,24 @@ def steps_section(gathered: Gathered, steps: Mapping[int, Sequence[Spread]]) -> 
     measured = {number: found for number, found in steps.items() if len(found) > 1}
     if not measured:
         return Section("steps", "Accuracy at each inner step", [])
-    columns: dict[str, list[Any]] = {name: [] for name in ("trial", "step", "mean", "low", "high", "n")}
-    rows, numbers = [], []
+    rows, numbers, drawn = [], [], []
     for number, found in measured.items():
         for spread in found:
             mean, std, ci95 = spread_of(spread.values)
             rows.append([gathered.trials[number].trial_id, spread.step, mean, std, ci95, len(spread.values)])
             numbers.append(number)
-            low, high = (mean + side * (std or 0.0) for side in (-1, 1))
-            for name, value in zip(
-                columns, (number, spread.step, mean, low, high, len(spread.values)), strict=True
-            ):
-                columns[name].append(round(100 * value, 3) if name in ("mean", "low", "high") else value)
+            band = (round(100 * (mean + side * (std or 0.0)), 3) for side in (0, -1, 1))
+            drawn.append((number, spread.step, *band, len(spread.values)))
     chart = Chart(
         name="inner-steps",
         title="Test accuracy at each inner step",
         caption=(
             "Of the trials that are picked: the mean over held-out networks, in a band of one standard "
-            "deviation "
-            "over them to either side. Small dots are single networks."
+            "deviation over them to either side. Small dots are single networks."
         ),
         summary="Accuracy of picked trials after each inner step; the table below has the numbers.",
         build=partial(_steps_build, gathered.measure_title),
-        datasets={"means": Dataset(columns, "picked")},
+        datasets={"means": Dataset.of(("trial", "step", "mean", "low", "high", "n"), drawn, "picked")},
         x=Axis("inner step", "quantitative"),
         networks="every",
     )
@@ -117,14 +112,13 @@ def curves_section(gathered: Gathered) -> Section:
                 name=name,
                 title=f"{title} over outer steps",
                 caption=(
-                    "Of the trials that are picked. The grey line is the median of all trials at that "
-                    "step, its band "
-                    f"holds the middle 80 % of them. What is drawn: {text}."
+                    "Of the trials that are picked. The grey line is the median of all trials at that step, "
+                    f"its band holds the middle 80 % of them. What is drawn: {text}."
                 ),
                 summary=(
                     f"{title} of picked trials over outer steps; the last values are in the table of trials."
                 ),
-                build=_log_build if _wide(own["v"]) else _curve_build,
+                build=partial(_curves, _scale(own["v"])),
                 datasets={"lines": Dataset(drawn, "picked"), "all": Dataset(_band(own), "all")},
                 x=Axis("outer step", "quantitative"),
             )
@@ -132,8 +126,9 @@ def curves_section(gathered: Gathered) -> Section:
     return Section("curves", "How distilling went", charts)
 
 
-def _wide(values: pd.Series) -> bool:
-    return bool((values > 0).all() and values.quantile(0.99) > 30 * values.quantile(0.01))
+def _scale(values: pd.Series) -> alt.Scale:
+    wide = (values > 0).all() and values.quantile(0.99) > 30 * values.quantile(0.01)
+    return alt.Scale(type="log", nice=True) if wide else alt.Scale(zero=False, nice=True)
 
 
 def _thinned(rows: pd.DataFrame, most: int) -> pd.DataFrame:
@@ -152,15 +147,7 @@ def _band(frame: pd.DataFrame) -> dict[str, list[Any]]:
     return {"step": [int(step) for step in found.index], **values}
 
 
-def _log_build(x: Axis, colour: Axis) -> alt.LayerChart:
-    return _curves(x, colour, alt.Scale(type="log", nice=True))
-
-
-def _curve_build(x: Axis, colour: Axis) -> alt.LayerChart:
-    return _curves(x, colour, alt.Scale(zero=False, nice=True))
-
-
-def _curves(x: Axis, colour: Axis, scale: alt.Scale) -> alt.LayerChart:
+def _curves(scale: alt.Scale, x: Axis, colour: Axis) -> alt.LayerChart:
     along = x_of(x, "step")
     everything = alt.Chart(alt.NamedData("all")).encode(x=along)
     band = everything.mark_area(opacity=0.15, color="#8c8c8c").encode(

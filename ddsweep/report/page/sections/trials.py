@@ -53,9 +53,8 @@ def accuracy_chart(gathered: Gathered, finals: Mapping[int, Spread]) -> Chart:
         name="accuracy",
         title="Test accuracy over the settings",
         caption=(
-            "A large dot is the mean over the networks of one trial; the thick bar holds the middle half "
-            "of its "
-            "networks, the thin one 90 % of them. Small dots are single held-out networks."
+            "A large dot is the mean over the networks of one trial; the thick bar holds the middle half of "
+            "its networks, the thin one 90 % of them. Small dots are single held-out networks."
         ),
         summary=(
             "Test accuracy of each trial over the chosen setting; the table of trials below has the numbers."
@@ -148,10 +147,8 @@ def _table(gathered: Gathered, finals: Mapping[int, Spread]) -> Table:
         )
     caption = (
         "Trials. Test accuracy in %: mean over held-out networks, ± their standard deviation, 95 % ± the "
-        "half-width "
-        "of the interval of the mean over them; networks that diverged count. Baselines at the same "
-        "number of steps, "
-        "or tuned, on the networks that they were measured on"
+        "half-width of the interval of the mean over them; networks that diverged count. Baselines at the "
+        "same number of steps, or tuned, on the networks that they were measured on"
     )
     numbers = [trial.number for trial in gathered.trials]
     return Table("all-trials", caption, columns, rows, trials=numbers).without_empty()
