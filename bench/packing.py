@@ -1,4 +1,4 @@
-"""Trials an hour when 1, 2, 4 or 8 of them share the machine (or one GPU).
+"""Trials an hour when 1, 2, 4 or 8 processes share the machine (or one GPU), each with one trial or several.
 
 Run from the repository: ``python bench/packing.py [--json]``. See bench/README.md.
 """
@@ -9,6 +9,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import product
 
 from baseline import (
     make_parser,
@@ -21,8 +22,9 @@ from baseline import (
 )
 
 from ddsweep.catalog import TrialSpec
+from ddsweep.catalog.numbers import counted
 from ddsweep.errors import UserError
-from ddsweep.packing import SECONDS, measure
+from ddsweep.packing import SECONDS, Packing, measure
 from ddsweep.trial_plan import TrialSettings
 
 QUICK = {"networks": 2, "inner_steps": 2, "inner_epochs": 1, "real_batch": 64, "seconds": 0.1}
@@ -36,7 +38,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--networks", type=positive, default=8, metavar="K", help="networks per outer step")
     parser.add_argument("--real-batch", type=positive, default=1024, help="real images, for all networks")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="that all take steps for, at least")
-    parser.add_argument("--packed", type=positive, nargs="+", default=list(PACKED), help="trials at a time")
+    parser.add_argument(
+        "--packed", type=positive, nargs="+", default=list(PACKED), help="processes at a time"
+    )
+    parser.add_argument("--together", type=positive, nargs="+", default=[1], help="trials in each of them")
     parser.add_argument("--compile", choices=("auto", "on", "off"), default="auto")
     return parser
 
@@ -46,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     o, dataset = parse_options(_parser(), argv, QUICK)
     device, cores = prepare_device(o.device), visible_cores()
     print_setting(
-        "packing: trials side by side, each a process of its own",
+        "packing: processes side by side, each with one trial or several",
         device,
         "float32",
         "random images",
@@ -63,16 +68,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     settings = TrialSettings(compile=o.compile)
     rows: list[dict[str, float]] = []
-    for count in o.packed:
+    for count, together in product(o.packed, o.together):
         threads = o.threads or max(1, cores // count)
-        share = 1 / count if device.type == "cuda" else 0.0
-        packed = measure(spec, settings, device.type, [(count, float(threads), share)], o.seconds)[0]
+        packing = Packing(count, float(threads), 1 / count if device.type == "cuda" else 0.0, together)
+        packed = measure(spec, settings, device.type, [packing], o.seconds)[0]
         rate = packed.steps_per_second * 3600 / STEPS
         rows.append({**asdict(packed), "threads": threads, "trials_per_hour": rate})
         print(
-            f"{count} side by side, {threads} threads each: {count / packed.steps_per_second:.3f} s an outer "
-            f"step, {rate:.2f} trials of {STEPS:,} outer steps an hour, "
-            f"{rate / rows[0]['trials_per_hour']:.2f}x",
+            f"{count} side by side, {threads} threads and {counted(together, 'trial')} each: "
+            f"{packed.trials / packed.steps_per_second:.3f} s an outer step of all, {rate:.2f} trials of "
+            f"{STEPS:,} outer steps an hour, {rate / rows[0]['trials_per_hour']:.2f}x",
             flush=True,
         )
     if o.json:

@@ -18,13 +18,27 @@ from ddsweep.cost import choose_memory, estimate
 if TYPE_CHECKING:
     from ddsweep.spec import ResourcesSpec
 
-__all__ = ["FREE", "Cohort", "cohort_key", "cohort_sizes", "dealt_out", "split_evenly"]
+__all__ = [
+    "FREE",
+    "NETWORKS",
+    "NETWORKS_GPU",
+    "WIDEST",
+    "Cohort",
+    "cohort_key",
+    "cohort_sizes",
+    "dealt_out",
+    "split_evenly",
+]
 
 NETWORKS = 16
-"""The number of networks side by side from which on more of them gain nothing on a CPU core."""
+"""The number of networks side by side from which on more of them gain nothing on a CPU core, where that was
+not measured (``resources: auto``)."""
 
 NETWORKS_GPU = 128
 """The same for a GPU."""
+
+WIDEST = 512
+"""No more networks side by side are tried when the best number is measured."""
 
 MEMORY, MEMORY_GPU = 4e9, 16e9
 """Bytes that a cohort takes at most, by estimate, on the CPU and on a GPU."""
@@ -61,12 +75,18 @@ def cohort_key(trial: TrialSpec) -> Hashable | None:
 
 
 def cohort_sizes(
-    trials: Sequence[TrialSpec], setting: int | str, *, compile: str = "auto", gpus: Iterable[float] = ()
+    trials: Sequence[TrialSpec],
+    setting: int | str,
+    *,
+    compile: str = "auto",
+    gpus: Iterable[float] = (),
+    networks: int | None = None,
 ) -> dict[str, int]:
     """For each trial, the most trials in its cohort, itself included: 1 for one that is alone.
 
     ``setting`` is that of ``resources.cohort``: a number, or ``auto``, which puts so many networks side by
-    side that a core, or a GPU, is busy, as far as memory is sure to last. Compiled trials are alone.
+    side that a core, or a GPU, is busy, as far as memory is sure to last. ``networks`` is that number, if it
+    was measured. Compiled trials are alone.
     """
     on_gpu = any(gpus)
     keys = {trial.trial_id: None if compile == "on" else cohort_key(trial) for trial in trials}
@@ -76,16 +96,17 @@ def cohort_sizes(
     for trial in trials:
         key = keys[trial.trial_id]
         if key is not None and key not in rooms:
-            rooms[key] = _room(trial, on_gpu) if setting == "auto" else int(setting)
+            rooms[key] = _room(trial, on_gpu, networks) if setting == "auto" else int(setting)
         sizes[trial.trial_id] = 1 if key is None else min(alike[key], rooms[key])
     return sizes
 
 
-def _room(trial: TrialSpec, on_gpu: bool) -> int:
+def _room(trial: TrialSpec, on_gpu: bool, networks: int | None) -> int:
     """The most trials like ``trial`` that are worth being together, and are sure to fit."""
-    networks, memory = (NETWORKS_GPU, MEMORY_GPU) if on_gpu else (NETWORKS, MEMORY)
-    if not on_gpu and trial.models_per_step > NETWORKS // 4:
+    if networks is None and not on_gpu and trial.models_per_step > NETWORKS // 4:
         return 1
+    networks = networks or (NETWORKS_GPU if on_gpu else NETWORKS)
+    memory = MEMORY_GPU if on_gpu else MEMORY
     mode, segment = choose_memory(trial)
     needed = estimate(trial, 1, memory_mode=mode, segment=segment).memory_bytes
     return max(1, min(networks // trial.models_per_step, int(memory / needed)))
@@ -104,13 +125,13 @@ def dealt_out(
     trials: Sequence[TrialSpec],
     resources: ResourcesSpec,
     places: float,
+    networks: int | None = None,
 ) -> list[Cohort]:
     """``trials`` in cohorts, in the order of the sweep: of one shape, with equal ``resources``, and none so
-    large that one of so many ``places`` would have nothing to do."""
+    large that one of so many ``places`` would have nothing to do. ``networks`` as in `cohort_sizes`."""
     needs = [resources.for_trial(trial) for trial in trials]
-    sizes = cohort_sizes(
-        trials, resources.cohort, compile=resources.compile, gpus=[gpus for _, gpus in needs]
-    )
+    gpus = [gpus for _, gpus in needs]
+    sizes = cohort_sizes(trials, resources.cohort, compile=resources.compile, gpus=gpus, networks=networks)
     most = min(max(1, -(-len(trials) // max(1, int(places)))), resources.max_concurrent or len(trials))
     alike: dict[Hashable, list[TrialSpec]] = {}
     for trial, need in zip(trials, needs, strict=True):

@@ -40,9 +40,9 @@ CPU_GFLOPS_PER_THREAD = 24.0
 """1e9 operations a second that one CPU thread reaches: LeNet, 8 networks, 30 steps, 256 real images take
 1.0 to 1.2 s an outer step on one thread, `bench/meta_step.py` finds 14 to 40 (docs/performance.md)."""
 
-SECONDS_PER_INNER_STEP = 0.006
-"""The least cost of one gradient step: the calls that start its kernels, forth and back. A round figure from
-trials on a shared machine."""
+SECONDS_PER_INNER_STEP = 0.003
+"""The least cost of one gradient step: the calls that start its kernels, forth and back. Trials that are
+distilled together share it. `bench/sweep.py` finds 0.0025 to 0.004 (docs/performance.md)."""
 
 _GRADIENT, _BACK_THROUGH, _AGAIN = 3, 6, 3
 """In forward passes: a gradient, going back through it, and running it again under ``recompute``."""
@@ -83,10 +83,11 @@ def choose_memory(trial: TrialSpec, memory_mode: str = "auto", segment: int | No
 
 
 def estimate(
-    trial: TrialSpec, threads: float, *, memory_mode: str = "store", segment: int = 1
+    trial: TrialSpec, threads: float, *, memory_mode: str = "store", segment: int = 1, together: int = 1
 ) -> CostEstimate:
     """The cost of distilling ``trial`` on ``threads`` CPU threads in a memory mode (see
-    `ddsweep.core.execution.ExecutionPlan`). Raises `ValueError` if ``threads`` is not positive.
+    `ddsweep.core.execution.ExecutionPlan`): its share, if so many trials are distilled ``together``. Raises
+    `ValueError` if ``threads`` is not positive.
     """
     if not threads > 0:
         raise ValueError(f"threads must be positive, not {threads}")
@@ -101,7 +102,7 @@ def estimate(
     before = (trial.steps if trial.window is None else (trial.steps + trial.window) // 2) - steps
     passes = (steps * factor + before * _GRADIENT) * batch + trial.real_batch * _GRADIENT
     flops = float(trial.outer_steps * networks * passes * _measure(trial).flops)
-    overhead = trial.outer_steps * steps * SECONDS_PER_INNER_STEP
+    overhead = trial.outer_steps * steps * SECONDS_PER_INNER_STEP / together
     seconds = flops / (CPU_GFLOPS_PER_THREAD * 1e9 * threads) + overhead
 
     if recompute:

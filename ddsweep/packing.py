@@ -1,8 +1,10 @@
-"""Measures how many trials side by side get the most done on one machine or GPU, for ``resources: auto``.
+"""Measures how many trials at a time get the most done on one machine or GPU, for ``resources: auto``.
 
-A trial that keeps a part of a device busy should not own it. For a few numbers of trials side by side, as
-many processes take outer steps of the same trial on random images at the same time; the number with the most
-steps is chosen. Nothing here depends on the content of images, so neither data nor pools are read.
+A trial that keeps a part of a device busy should not own it. So trials are distilled together in a process,
+and processes run side by side. Both numbers grow in turn while more gets done: first the processes on the
+CPU, where each core takes one, and first the trials of a process on a GPU. Each time as many copies of one
+trial take outer steps on random images. Nothing here depends on the content of images, so neither data nor
+pools are read.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from typing import Any
 import torch
 
 from ddsweep.catalog import TrialSpec
-from ddsweep.core.distill import initial_state, outer_step
+from ddsweep.core.distill import applied, gradients_together, initial_state, outer_step
 from ddsweep.core.images import RealSet
 from ddsweep.core.init import draw_network
 from ddsweep.core.memory import keep_to_share
@@ -36,75 +38,112 @@ from ddsweep.results.files import write_atomic
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.trial_plan import TrialSettings, first_plan, pick_device, ready_network
 
-__all__ = ["Packed", "best", "candidates", "measure", "measured", "warm_step"]
+__all__ = ["Packed", "Packing", "best", "measure", "measured", "process_counts", "warm_step"]
 
 SECONDS = 3.0
-"""The trials side by side take steps for so long, or for three steps if that is longer."""
+"""The trials take steps for so long, or for three steps if that is longer."""
 
 LEAST_STEPS = 3
 PATIENCE_S = 600.0
 """The time limit for a trial's first steps; the very first trial may compile them."""
 
 NEARLY = 0.97
-"""Fewer trials are preferred if they get such a part of the most work done: they take less memory."""
+"""Fewer trials are preferred if they get such a part of the most work done: they take less memory. Less than
+that part of the best so far, and larger numbers are not tried."""
 
 _FEWEST_IMAGES = 512
 
 
 @dataclass(frozen=True)
-class Packed:
-    """``count`` trials side by side, each with ``cpus`` and ``gpus``, and the outer steps that all of them
-    take in a second."""
+class Packing:
+    """``count`` processes side by side, each with ``cpus``, ``gpus`` and ``together`` trials."""
 
     count: int
     cpus: float
     gpus: float
-    steps_per_second: float
+    together: int = 1
+
+    @property
+    def trials(self) -> int:
+        return self.count * self.together
 
 
-def candidates(cores: int, gpus: float, most: int, shard: float = 0.0) -> list[tuple[int, float, float]]:
-    """(trials side by side, CPUs of each, GPUs of each) that are worth measuring, for at most ``most``
-    trials. On one GPU they run beside an evaluation shard with ``shard`` of it, and share the ``cores`` of
-    the GPU; on the CPU they have down to one core each."""
+@dataclass(frozen=True)
+class Packed(Packing):
+    """A packing, and the outer steps that all of its trials take in a second."""
+
+    steps_per_second: float = 0.0
+
+
+def process_counts(cores: int, gpus: float, most: int, shard: float = 0.0) -> list[Packing]:
+    """The numbers of processes that are worth measuring, for at most ``most`` of them. On one GPU they run
+    beside an evaluation shard with ``shard`` of it, and share the ``cores`` of the GPU; on the CPU they have
+    down to one core each."""
     if gpus:
         own, free = cores / gpus, 1 - shard
         parts = [(n, int(free / n * 10_000 + 1e-6) / 10_000) for n in (1, 2, 4, 8) if n <= most]
-        return [(n, max(0.1, int(own / n * 10) / 10), part) for n, part in parts if part > 0]
+        return [Packing(n, max(0.1, int(own / n * 10) / 10), part) for n, part in parts if part > 0]
     counts = [n for n in (1, 2, 4, 8, 16, 32, 64, 128) if n < cores]
-    return [(n, float(cores // n), 0.0) for n in [*counts, cores] if n <= max(1, most)]
+    return [Packing(n, float(cores // n), 0.0) for n in [*counts, cores] if n <= max(1, most)]
 
 
 def best(found: Sequence[Packed]) -> Packed:
-    """The number that gets most done; of nearly equal ones the one with the fewest trials."""
+    """The packing that gets most done; of nearly equal ones the one with the fewest trials, and of these the
+    one with the fewest processes."""
     most = max(packed.steps_per_second for packed in found)
-    return min((p for p in found if p.steps_per_second >= NEARLY * most), key=lambda packed: packed.count)
+    good = [packed for packed in found if packed.steps_per_second >= NEARLY * most]
+    return min(good, key=lambda packed: (packed.trials, packed.count))
 
 
-def measured(
-    spec: TrialSpec,
-    settings: TrialSettings,
-    cores: int,
-    gpus: float,
-    most: int,
-    directory: SweepDirectory,
-    shard: float = 0.0,
-) -> list[Packed]:
-    """`measure` of the `candidates` for ``spec``, or earlier measurements of a similar trial on such a
-    machine, kept in the cache of ``directory``. Users' code lies there too. Raises `UserError` if GPUs are
-    asked for and torch sees none."""
-    device = pick_device("cuda" if gpus else "cpu", gpus).type
+@dataclass(frozen=True)
+class Room:
+    """What trials may take: ``cores`` and ``gpus``, on one GPU beside an evaluation shard with ``shard`` of
+    it. At most ``most`` trials at a time, of which up to ``together`` in one process."""
+
+    cores: int
+    gpus: float
+    most: int
+    shard: float = 0.0
+    together: int = 1
+
+
+def measured(spec: TrialSpec, settings: TrialSettings, room: Room, directory: SweepDirectory) -> list[Packed]:
+    """What is worth measuring for ``spec`` in its ``room``, measured; or earlier measurements of a similar
+    trial on such a machine, kept in the cache of ``directory``. Users' code lies there too. Raises
+    `UserError` if GPUs are asked for and torch sees none."""
+    device = pick_device("cuda" if room.gpus else "cpu", room.gpus).type
     kind = replace(spec, seed=0, on_nonfinite="skip")
     what = [kind.to_dict(), settings.memory_mode, settings.segment, settings.compile]
-    where = [device_name(device), cores, gpus, environment()["torch_version"]]
+    where = [device_name(device), asdict(room), environment()["torch_version"]]
     key = hashlib.sha256(json.dumps([what, where], sort_keys=True).encode()).hexdigest()[:16]
-    tried = candidates(cores, gpus, most, shard)
     path = directory.cache / "packing.json"
     known = _read(path)
-    if key in known and known[key]["tried"] == [list(candidate) for candidate in tried]:
-        return [Packed(**row) for row in known[key]["found"]]
-    found = measure(kind, settings, device, tried, SECONDS, directory.code)
-    known[key] = {"tried": tried, "found": [asdict(packed) for packed in found]}
+    if key in known:
+        return [Packed(**row) for row in known[key]]
+    found = _climb(kind, settings, device, room, directory.code)
+    known[key] = [asdict(packed) for packed in found]
     write_atomic(path, json.dumps(known, indent=1).encode(), directory.temporary)
+    return found
+
+
+def _climb(
+    spec: TrialSpec, settings: TrialSettings, device: str, room: Room, code: Path | None
+) -> list[Packed]:
+    """The packings that were measured: processes and trials in a process grow in turn."""
+    counts = process_counts(room.cores, room.gpus, room.most, room.shard)
+    widths = [2**n for n in range(1, room.together.bit_length()) if 2**n < room.together]
+    widths += [room.together] if room.together > 1 else []
+
+    def more_processes(now: Packing) -> list[Packing]:
+        return [replace(packing, together=now.together) for packing in counts if packing.count > now.count]
+
+    def more_together(now: Packing) -> list[Packing]:
+        return [Packing(now.count, now.cpus, now.gpus, width) for width in widths]
+
+    found = measure(spec, settings, device, counts[:1], SECONDS, code)
+    for grow in (more_together, more_processes) if room.gpus else (more_processes, more_together):
+        tried = [packing for packing in grow(best(found)) if packing.trials <= room.most]
+        found = measure(spec, settings, device, tried, SECONDS, code, found)
     return found
 
 
@@ -121,35 +160,45 @@ def measure(
     spec: TrialSpec,
     settings: TrialSettings,
     device: str,
-    tried: Sequence[tuple[int, float, float]],
+    tried: Sequence[Packing],
     seconds: float = SECONDS,
     code: Path | None = None,
+    found: Sequence[Packed] = (),
 ) -> list[Packed]:
-    """Each of ``tried`` in turn, as processes of their own. A number that does not fit (usually the memory)
-    and larger ones are left out. Raises `UserError` if not even the first one runs."""
-    found: list[Packed] = []
-    for count, cpus, gpus in tried:
-        how = replace(settings, device=device, threads=max(1, int(cpus)), gpus=gpus)
+    """``found``, and each of ``tried`` in turn, as processes of their own. One that does not fit (usually the
+    memory) and larger ones are left out, and so are those after one that gets clearly less done than the best
+    so far. Raises `UserError` if not even the first one runs."""
+    found = list(found)
+    for packing in tried:
+        how = replace(
+            settings,
+            device=device,
+            threads=max(1, int(packing.cpus)),
+            gpus=packing.gpus,
+            cohort=packing.together,
+        )
         try:
-            rate = _side_by_side(count, spec, how, seconds, code)
+            rate = _side_by_side(packing, spec, how, seconds, code)
         except UserError as error:
             if not found:
                 raise UserError(f"resources: auto: a trial could not be measured: {error}") from error
             break
-        found.append(Packed(count, cpus, gpus, rate))
+        found.append(Packed(packing.count, packing.cpus, packing.gpus, packing.together, rate))
+        if rate < NEARLY * max(packed.steps_per_second for packed in found):
+            break
     return found
 
 
 def _side_by_side(
-    count: int, spec: TrialSpec, settings: TrialSettings, seconds: float, code: Path | None
+    packing: Packing, spec: TrialSpec, settings: TrialSettings, seconds: float, code: Path | None
 ) -> float:
-    """Outer steps in a second of ``count`` trials together: all begin once all are warm."""
+    """Outer steps in a second of all trials of ``packing``: all begin once all are warm."""
     what = {"spec": spec.to_dict(), "settings": asdict(settings), "code": str(code or ""), "seconds": seconds}
     job = json.dumps(what)
     command = python_module("ddsweep.packing")
     running: list[_Process] = []
     try:
-        for _ in range(count):
+        for _ in range(packing.count):
             running.append(_Process(command))
         for process in running:
             process.say(job)
@@ -164,8 +213,8 @@ def _side_by_side(
 
 
 class _Process:
-    """One of the trials. Its other output (warnings, an error) goes to a file, so that it never waits for a
-    reader."""
+    """One of them, with its trials. Its other output (warnings, an error) goes to a file, so that it never
+    waits for a reader."""
 
     def __init__(self, command: Sequence[str]) -> None:
         self.said = tempfile.TemporaryFile("w+")  # noqa: SIM115
@@ -198,7 +247,7 @@ class _Process:
         self.said.close()
 
 
-# ---------------------------------------------------------------------------- one trial of several
+# ------------------------------------------------------------------------- one process of several
 
 
 def _random_task(spec: TrialSpec, settings: TrialSettings) -> Task:
@@ -223,16 +272,22 @@ def _random_task(spec: TrialSpec, settings: TrialSettings) -> Task:
 
 
 def warm_step(spec: TrialSpec, settings: TrialSettings) -> Callable[[], None]:
-    """A function that takes an outer step of ``spec`` on random images, and has done so once. It is always
-    the same step: only the cost matters, and a run on random images may diverge."""
-    task = _random_task(spec, settings)
+    """A function that takes an outer step of ``settings.cohort`` trials like ``spec`` together, on random
+    images, and has done so once. It is always the same step: only the cost matters, and a run on random
+    images may diverge."""
+    first = _random_task(spec, settings)
+    tasks = [replace(first, spec=replace(spec, seed=seed), known={}) for seed in range(settings.cohort)]
     generator = torch.Generator().manual_seed(1)
-    start = torch.randn(*task.labels.shape, *spec.dataset.shape, generator=generator)
-    state = initial_state(task, start)
+    start = torch.randn(*first.labels.shape, *spec.dataset.shape, generator=generator)
+    states = [initial_state(task, start) for task in tasks]
 
     def step() -> None:
-        outer_step(task, state)
-        if task.plan.device == "cuda":
+        if len(tasks) == 1:
+            outer_step(tasks[0], states[0])
+        else:
+            for task, state, own in zip(tasks, states, gradients_together(tasks, states), strict=True):
+                applied(task, state, own)
+        if first.plan.device == "cuda":
             torch.cuda.synchronize()
 
     step()
@@ -242,14 +297,15 @@ def warm_step(spec: TrialSpec, settings: TrialSettings) -> Callable[[], None]:
 def _work(job: dict[str, Any]) -> None:
     spec = TrialSpec.from_dict(job["spec"])
     ready_network(spec, Path(job["code"]))
-    step = warm_step(spec, TrialSettings(**job["settings"]))
+    settings = TrialSettings(**job["settings"])
+    step = warm_step(spec, settings)
     print("warm", flush=True)
     sys.stdin.readline()
     began, steps, passed = time.perf_counter(), 0, 0.0
     while passed < job["seconds"] or steps < LEAST_STEPS:
         step()
         steps, passed = steps + 1, time.perf_counter() - began
-    print(steps / passed, flush=True)
+    print(steps * settings.cohort / passed, flush=True)
 
 
 if __name__ == "__main__":

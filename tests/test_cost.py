@@ -69,6 +69,12 @@ def test_recompute_trades_time_for_memory() -> None:
     assert recompute.memory_bytes < store.memory_bytes
 
 
+def test_trials_together_share_what_starts_kernels() -> None:
+    alone, shared = estimate(TRIAL, 1), estimate(TRIAL, 1, together=8)
+    assert alone.seconds_cpu - shared.seconds_cpu == pytest.approx(7 / 8 * 10 * 6 * SECONDS_PER_INNER_STEP)
+    assert (shared.flops, shared.memory_bytes) == (alone.flops, alone.memory_bytes)
+
+
 def test_threads_and_dtype() -> None:
     assert estimate(TRIAL, 2).seconds_cpu < estimate(TRIAL, 1).seconds_cpu
     assert estimate(TRIAL, 2).flops == estimate(TRIAL, 1).flops

@@ -1,16 +1,18 @@
-"""How many trials run side by side, measured: `resources: auto`."""
+"""How many trials run at a time, measured: `resources: auto`."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 import ddsweep.packing as packing
 from ddsweep.catalog import DATASETS, TrialSpec
 from ddsweep.errors import SettingError, UserError
-from ddsweep.packing import Packed, best, candidates, measure, measured
+from ddsweep.packing import Packed, Packing, Room, best, measure, measured, process_counts
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.spec import load_sweep
 from ddsweep.trial_plan import TrialSettings
@@ -22,56 +24,102 @@ SPEC = TrialSpec(
 )
 
 
-def test_what_is_worth_measuring() -> None:
-    assert candidates(2, 0, 100) == [(1, 2, 0), (2, 1, 0)]
-    assert candidates(6, 0, 100) == [(1, 6, 0), (2, 3, 0), (4, 1, 0), (6, 1, 0)]
-    assert candidates(6, 0, 3) == [(1, 6, 0), (2, 3, 0)] and candidates(1, 0, 9) == [(1, 1, 0)]
-    assert candidates(16, 2, 100) == [(1, 8, 1), (2, 4, 0.5), (4, 2, 0.25), (8, 1, 0.125)], "of one GPU"
-    assert candidates(2, 1, 100)[-1] == (8, 0.2, 0.125) and len(candidates(2, 1, 2)) == 2
-    beside_a_shard = [part for _, _, part in candidates(16, 1, 100, 0.1)]
+def counts(*given: float) -> list[tuple[int, float, float]]:
+    return [(packing.count, packing.cpus, packing.gpus) for packing in process_counts(*given)]  # type: ignore[arg-type]
+
+
+def test_numbers_of_processes_that_are_worth_measuring() -> None:
+    assert counts(2, 0, 100) == [(1, 2, 0), (2, 1, 0)]
+    assert counts(6, 0, 100) == [(1, 6, 0), (2, 3, 0), (4, 1, 0), (6, 1, 0)]
+    assert counts(6, 0, 3) == [(1, 6, 0), (2, 3, 0)] and counts(1, 0, 9) == [(1, 1, 0)]
+    assert counts(16, 2, 100) == [(1, 8, 1), (2, 4, 0.5), (4, 2, 0.25), (8, 1, 0.125)], "of one GPU"
+    assert counts(2, 1, 100)[-1] == (8, 0.2, 0.125) and len(counts(2, 1, 2)) == 2
+    beside_a_shard = [part for _, _, part in counts(16, 1, 100, 0.1)]
     assert beside_a_shard == [0.9, 0.45, 0.225, 0.1125], "one GPU alone has room for its evaluations too"
 
 
 def test_the_best_is_that_with_the_most_steps_and_of_the_like_that_with_the_fewest_trials() -> None:
     rates = {1: 1.0, 2: 1.7, 4: 2.0, 8: 2.05}
-    found = [Packed(n, 1, 1 / n, rate) for n, rate in rates.items()]
+    found = [Packed(n, 1, 1 / n, 1, rate) for n, rate in rates.items()]
     assert best(found).count == 4, "8 get 2.5 % more done, and take twice the memory"
     assert best(found[:2]).count == 2 and best(found[:1]).count == 1
+    alike = [Packed(2, 1, 0.5, 2, 2.0), Packed(1, 1, 1, 4, 2.0)]
+    assert best(alike).count == 1, "as many trials in fewer processes"
 
 
-def test_trials_are_measured_side_by_side_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+Rate = Callable[[int, int], float]
+
+
+def climbed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, room: Room, rate: Rate) -> list[tuple[int, int]]:
+    """(processes, trials in each) as they are tried, where ``rate`` are the steps of all in a second."""
+    monkeypatch.setattr(packing, "pick_device", lambda setting, gpus: torch.device("cpu"))
+    monkeypatch.setattr(packing, "_side_by_side", lambda packing, *a: rate(packing.count, packing.together))
+    found = measured(SPEC, TrialSettings(), room, SweepDirectory(tmp_path / "results"))
+    return [(packed.count, packed.together) for packed in found]
+
+
+def test_processes_and_trials_in_a_process_grow_in_turn(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A CPU's cores come first, on a GPU the kernels; each goes on from the best of the other."""
+
+    def cpu(count: int, together: int) -> float:
+        return count * min(together, 8) ** 0.5  # eight together fill a core
+
+    tried = climbed(monkeypatch, tmp_path, Room(4, 0.0, 100, together=16), cpu)
+    assert tried == [(1, 1), (2, 1), (4, 1), (4, 2), (4, 4), (4, 8), (4, 16)]
+
+    def gpu(count: int, together: int) -> float:
+        return min(count * together, 24)  # 24 fill it
+
+    tried = climbed(monkeypatch, tmp_path, Room(16, 1.0, 100, together=40), gpu)
+    assert tried == [(1, 1), (1, 2), (1, 4), (1, 8), (1, 16), (1, 32), (1, 40), (2, 32)]
+
+
+def test_no_more_trials_are_tried_than_there_are_nor_after_a_loss(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    few = climbed(
+        monkeypatch, tmp_path, Room(2, 0.0, 6, together=6), lambda count, together: count * together
+    )
+    assert few == [(1, 1), (2, 1), (2, 2)], "two with four each would be eight"
+    worse = climbed(monkeypatch, tmp_path, Room(4, 0.0, 100, together=16), lambda count, together: 1 / count)
+    assert worse == [(1, 1), (2, 1), (1, 2), (1, 4), (1, 8), (1, 16)], "four processes are not tried"
+
+
+def test_trials_are_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packing, "SECONDS", 0.05)
-    arguments = (SPEC, TrialSettings(), 2, 0.0, 10, SweepDirectory(tmp_path))
-    found = measured(*arguments)
-    assert [(packed.count, packed.cpus, packed.gpus) for packed in found] == [(1, 2, 0), (2, 1, 0)]
+    room, directory = Room(1, 0.0, 10, together=2), SweepDirectory(tmp_path)
+    found = measured(SPEC, TrialSettings(), room, directory)
+    assert [(packed.count, packed.cpus, packed.together) for packed in found] == [(1, 1, 1), (1, 1, 2)]
     assert all(packed.steps_per_second > 0 for packed in found)
     monkeypatch.setattr(packing, "measure", lambda *a, **k: pytest.fail("measured again"))
-    assert measured(*arguments) == found
-    file = SweepDirectory(tmp_path).cache / "packing.json"
+    assert measured(SPEC, TrialSettings(), room, directory) == found
+    file = directory.cache / "packing.json"
     assert len(json.loads(file.read_text())) == 1
     monkeypatch.setattr(packing, "measure", lambda *a, **k: found[:1])
-    assert measured(SPEC, TrialSettings(compile="off"), *arguments[2:]) == found[:1], "another kind of trial"
+    assert measured(SPEC, TrialSettings(compile="off"), room, directory) == found[:1], "another kind of trial"
     file.write_text("{")
-    assert measured(*arguments) == found[:1], "torn: measured again"
+    assert measured(SPEC, TrialSettings(), room, directory) == found[:1], "torn: measured again"
     monkeypatch.setattr(packing, "measure", lambda *a, **k: pytest.fail("measured again"))
-    assert measured(*arguments) == found[:1], "that only one of two fitted is known too"
+    assert measured(SPEC, TrialSettings(), room, directory) == found[:1], "that only one fitted is known too"
 
 
 def test_gpus_that_torch_does_not_see_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray may be told of any number of them."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(UserError, match="sees no GPU here"):
-        measured(SPEC, TrialSettings(), 2, 1.0, 10, SweepDirectory(tmp_path))
+        measured(SPEC, TrialSettings(), Room(2, 1.0, 10), SweepDirectory(tmp_path))
 
 
 def test_numbers_that_do_not_fit_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    def side_by_side(count: int, *more: object) -> float:
-        if count > 2:
+    def side_by_side(packing: Packing, *more: object) -> float:
+        if packing.count > 2:
             raise UserError("OutOfMemoryError: CUDA out of memory")
-        return float(count)
+        return float(packing.count)
 
     monkeypatch.setattr(packing, "_side_by_side", side_by_side)
-    found = measure(SPEC, TrialSettings(), "cuda", candidates(16, 1, 8))
+    found = measure(SPEC, TrialSettings(), "cuda", process_counts(16, 1, 8))
     assert [packed.count for packed in found] == [1, 2]
 
 
@@ -81,7 +129,7 @@ def test_a_trial_that_does_not_run_says_why(monkeypatch: pytest.MonkeyPatch) -> 
         UserError,
         match=r"resources: auto: a trial could not be measured: UserError: .*no C\+\+ compiler here",
     ):
-        measure(TrialSpec(DATASETS["digits"]), TrialSettings(compile="on"), "cpu", [(1, 1, 0)])
+        measure(TrialSpec(DATASETS["digits"]), TrialSettings(compile="on"), "cpu", [Packing(1, 1, 0)])
 
 
 BASE = "name: auto\nbase: {dataset: digits, images_per_class: 1, inner_steps: 1}\n"

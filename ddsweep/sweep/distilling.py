@@ -53,7 +53,8 @@ class Distilling:
     shows how they are, the ``shards`` that evaluate what is distilled, and the files of ``directory``.
 
     ``seconds`` are estimates, ``labels`` the names of trials in the dashboard. ``draining`` says whether the
-    sweep was told to end. Attempts on what dies are spread over ``spread_s`` seconds.
+    sweep was told to end. Attempts on what dies are spread over ``spread_s`` seconds. ``networks`` is the
+    measured number of networks side by side that keep a process busy.
     """
 
     sweep: SweepSpec
@@ -67,6 +68,7 @@ class Distilling:
     labels: Mapping[str, str]
     draining: Callable[[], bool]
     spread_s: float
+    networks: int | None = None
 
     def run(self, trials: Sequence[TrialSpec], all_trials: Sequence[TrialSpec]) -> None:
         """Distil ``trials``, until each is distilled, failed or stopped, or the sweep drains. A scheduler
@@ -75,7 +77,7 @@ class Distilling:
         by_id = {trial.trial_id: trial for trial in trials}
         halving = _halving(sweep, all_trials, self.directory, self.board) if sweep.scheduler else None
         slots = side_by_side(sweep, trials, session)
-        planned = plan_places(sweep, trials, slots)
+        planned = plan_places(sweep, trials, slots, self.networks)
         reuse = max(self.seconds[trial_id] for trial_id in by_id) < REUSE_BELOW_S
         sizes = {trial_id: place.size for place in planned for trial_id in place.trials}
         given = [
@@ -248,10 +250,12 @@ def _death(trial: Any) -> str:
     return told_death(text)
 
 
-def plan_places(sweep: SweepSpec, trials: Sequence[TrialSpec], slots: float) -> list[PlannedPlace]:
-    """The places that distil ``trials``, ``slots`` of them at a time."""
+def plan_places(
+    sweep: SweepSpec, trials: Sequence[TrialSpec], slots: float, networks: int | None = None
+) -> list[PlannedPlace]:
+    """The places that distil ``trials``, ``slots`` of them at a time; ``networks`` as in `cohort_sizes`."""
     places = []
-    for cohort in dealt_out(trials, sweep.resources, slots):
+    for cohort in dealt_out(trials, sweep.resources, slots, networks):
         names = tuple(trial.trial_id for trial in cohort.trials)
         places.append(PlannedPlace(names[0], names, cohort.size, cohort.shape))
     return places

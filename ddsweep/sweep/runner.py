@@ -196,8 +196,9 @@ def _work(
         with drain.interruptible():
             if request.address is not None:
                 check_nodes({node.name: node.host for node in session.nodes}, directory.temporary)
+            networks = None
             if sweep.resources.to_be_measured:
-                sweep = with_measured_resources(
+                sweep, networks = with_measured_resources(
                     sweep, missing.to_distil, session, directory, board, request.seconds
                 )
             placement = check_placement(sweep, missing.trials, session)
@@ -230,6 +231,7 @@ def _work(
             *(sweep, session, board, shards, disk, directory, shared, request.seconds, request.labels),
             draining=draining.is_set,
             spread_s=spread_s,
+            networks=networks,
         )
         try:
             with (

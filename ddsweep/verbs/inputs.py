@@ -137,9 +137,14 @@ def data_folder(data_root: Path | None) -> Path | None:
 
 
 def estimated_seconds(plan: Plan, sweep: SweepSpec) -> dict[str, float]:
+    from ddsweep.cohorts import cohort_sizes
     from ddsweep.cost import estimate
 
+    resources = sweep.resources
+    needs = {trial.trial_id: resources.for_trial(trial) for trial in plan.trials}
+    gpus = [gpus for _, gpus in needs.values()]
+    sizes = cohort_sizes(plan.trials, resources.cohort, compile=resources.compile, gpus=gpus)
     return {
-        trial.trial_id: estimate(trial, sweep.resources.for_trial(trial)[0]).seconds_cpu
+        trial.trial_id: estimate(trial, needs[trial.trial_id][0], together=sizes[trial.trial_id]).seconds_cpu
         for trial in plan.trials
     }

@@ -63,17 +63,19 @@ def plan(
     check_strata(sweep.name, sweep.scheduler, found.trials)
     states = trial_states(directory, found.trials, evaluation, stopped_stay=sweep.scheduler is not None)
     states = with_distilled(directory, states)
-    memory = (sweep.resources.memory_mode, sweep.resources.segment)
-    estimates = {}
-    for trial in found.trials:
-        mode, segment = choose_memory(trial, *memory)
-        estimates[trial.trial_id] = estimate(trial, threads=1, memory_mode=mode, segment=segment)
-    console = report_console()
+    resources = sweep.resources
     finished = ("done", "stopped", TO_EVALUATE)
     to_distil = [trial for trial in found.trials if states.get(trial.trial_id) not in finished]
-    resources = sweep.resources
     gpus = [resources.for_trial(trial)[1] for trial in to_distil]
     cohorts = cohort_sizes(to_distil, resources.cohort, compile=resources.compile, gpus=gpus)
+    estimates = {}
+    for trial in found.trials:
+        mode, segment = choose_memory(trial, resources.memory_mode, resources.segment)
+        together = cohorts.get(trial.trial_id, 1)
+        estimates[trial.trial_id] = estimate(
+            trial, threads=1, memory_mode=mode, segment=segment, together=together
+        )
+    console = report_console()
     table = plan_table(found, states, estimates, 1, sweep.scheduler, cohorts)
     console.print(table)
     for line in data_lines((trial.dataset for trial in found.trials), data_folder(data_root)):

@@ -120,8 +120,8 @@ def test_memory(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_packing(tmp_path: Path) -> None:
-    found = in_own_process(tmp_path, "packing.py", "--quick", "--packed", "1", "2")
-    assert [row["count"] for row in found["rows"]] == [1, 2]
+    found = in_own_process(tmp_path, "packing.py", "--quick", "--packed", "1", "2", "--together", "1", "2")
+    assert [(row["count"], row["together"]) for row in found["rows"]] == [(1, 1), (1, 2), (2, 1), (2, 2)]
     for row in found["rows"]:
         assert row["trials_per_hour"] == pytest.approx(row["steps_per_second"] * 3.6)
         assert row["steps_per_second"] > 0
