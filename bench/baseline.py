@@ -29,9 +29,9 @@ from torch.nn import functional as F
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from ddsweep import __version__
-from ddsweep.catalog import DATASETS, DatasetSpec, parse_network
+from ddsweep.catalog import DATASETS, DatasetSpec, parse_dataset, parse_network
 from ddsweep.core.networks import Params
-from ddsweep.data.files import data_root, find_dataset, presence
+from ddsweep.data.files import data_root, presence
 from ddsweep.errors import SettingError
 
 __all__ = [
@@ -296,7 +296,7 @@ def parse_options(
     options.data_root = data_root(options.data_root)
     if options.dataset is None:
         options.dataset = "cifar10" if options.network.strip() == "alexcifarnet" else "mnist"
-    dataset = find_dataset(options.dataset)
+    dataset = parse_dataset(options.dataset)
     options.network = parse_network(options.network, dataset.shape)
     if not 0 < options.inner_lr < float("inf"):
         raise SettingError(f"--inner-lr: {options.inner_lr} must be a positive number")

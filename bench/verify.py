@@ -27,8 +27,8 @@ from ddsweep import DistilledSet, apply, load_results
 from ddsweep.catalog import POOL_FRACTION, TrialSpec
 from ddsweep.catalog.numbers import counted
 from ddsweep.core.networks import build_network
-from ddsweep.data import Splits, data_root, load_splits
-from ddsweep.data.files import resolve_dataset
+from ddsweep.data.files import data_root, resolve_dataset
+from ddsweep.data.load import Splits, load_splits
 from ddsweep.errors import DataError, UserError
 from ddsweep.pools.file import load_pool
 from ddsweep.pools.train import PoolGroup, train_group

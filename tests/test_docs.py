@@ -12,7 +12,8 @@ import click
 import pytest
 import typer
 
-from ddsweep.catalog import AUGMENTATIONS, DATASETS, NETWORKS, NORMS, SETTINGS
+from ddsweep.catalog import DATASETS, NETWORKS, NORMS, SETTINGS
+from ddsweep.catalog.groups import AUGMENTATIONS
 from ddsweep.cli import app
 from ddsweep.launch.site import Site
 from ddsweep.report.declarations import declared

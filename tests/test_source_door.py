@@ -83,7 +83,8 @@ def in_another_process(home: Path, cache: str = "cache") -> subprocess.Completed
     code = """
 import sys
 from pathlib import Path
-from ddsweep.data import load_splits, resolve_dataset
+from ddsweep.data.files import resolve_dataset
+from ddsweep.data.load import load_splits
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.spec import load_sweep
 directory = SweepDirectory(Path(sys.argv[1]))

@@ -25,9 +25,9 @@ from ddsweep.catalog.evaluation import (
     EvalUnit,
     Protocol,
 )
-from ddsweep.catalog.groups import AUGMENTATIONS, MOST_WHITENED, augmentation_parts
+from ddsweep.catalog.groups import augmentation_parts
 from ddsweep.catalog.measures import Measure, layers_of, measure_of
-from ddsweep.catalog.methods import DEFAULT_METHOD, METHODS, MethodSpec, find_method
+from ddsweep.catalog.methods import DEFAULT_METHOD, METHODS, find_method
 from ddsweep.catalog.networks import (
     INIT_LAWS,
     NETWORKS,
@@ -37,13 +37,12 @@ from ddsweep.catalog.networks import (
 )
 from ddsweep.catalog.own_code import CodeRef, is_code, parse_code
 from ddsweep.catalog.pools import IMAGENET, POOL_FRACTION, SMOKE, PoolSpec
-from ddsweep.catalog.setting import SEED, Setting, SettingsGroup, settings_in
-from ddsweep.catalog.sources import SOURCES, SourceSpec
+from ddsweep.catalog.setting import SEED, SettingsGroup, settings_in
+from ddsweep.catalog.sources import SOURCES
 from ddsweep.catalog.survey import MOST_EXAMPLES, Remark, Survey
 from ddsweep.catalog.trials import GROUPS, SETTINGS, SPEC_VERSION, TrialSpec
 
 __all__ = [
-    "AUGMENTATIONS",
     "BASELINES",
     "BASELINE_EPOCHS",
     "BASELINE_RATES",
@@ -55,7 +54,6 @@ __all__ = [
     "INIT_LAWS",
     "METHODS",
     "MOST_EXAMPLES",
-    "MOST_WHITENED",
     "NEIGHBOUR_BASELINES",
     "NETWORKS",
     "NORMS",
@@ -71,14 +69,11 @@ __all__ = [
     "EvalUnit",
     "EvaluationSpec",
     "Measure",
-    "MethodSpec",
     "NetworkSpec",
     "PoolSpec",
     "Protocol",
     "Remark",
-    "Setting",
     "SettingsGroup",
-    "SourceSpec",
     "Survey",
     "TrialSpec",
     "augmentation_parts",

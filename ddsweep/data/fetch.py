@@ -6,8 +6,8 @@ import os
 import tempfile
 from pathlib import Path
 
-from ddsweep.catalog import DATASETS
-from ddsweep.data.files import find_dataset, presence
+from ddsweep.catalog import DATASETS, parse_dataset
+from ddsweep.data.files import presence
 from ddsweep.data.layout import NO_ROOT, one_line
 from ddsweep.data.sources import source_of
 from ddsweep.data.weights import ALEXNET, CACHED, SHA256_START, STORED, read_weights
@@ -29,7 +29,7 @@ def fetch(name: str, root: Path | None) -> Path:
     if name == ALEXNET:
         return _fetch_weights(root)
     try:
-        spec = find_dataset(name)
+        spec = parse_dataset(name)
     except SettingError as error:
         raise SettingError(f"{error}, and {ALEXNET}") from None
     spec = DATASETS[spec.base_name]  # the files are the same for every transform

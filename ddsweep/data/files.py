@@ -23,7 +23,7 @@ from ddsweep.catalog import (
 )
 from ddsweep.data.inline import given_whole, parse_mapping
 from ddsweep.data.layout import MissingError, location
-from ddsweep.data.sources import Say, source_of
+from ddsweep.data.sources import Looking, Say, source_of
 from ddsweep.errors import DataError, SettingError
 from ddsweep.own_code import data_reference, names_code
 from ddsweep.paths import user_path
@@ -32,7 +32,6 @@ __all__ = [
     "DatasetStatus",
     "data_root",
     "dataset_status",
-    "find_dataset",
     "is_here",
     "list_datasets",
     "presence",
@@ -46,12 +45,6 @@ def data_root(flag: str | Path | None) -> Path | None:
     """The folder of the data: ``--data-root``, else ``DDSWEEP_DATA``, else None."""
     value = flag or os.environ.get("DDSWEEP_DATA") or None
     return None if value is None else user_path(value)
-
-
-def find_dataset(name: str) -> DatasetSpec:
-    """The catalog's entry ``name``, transformed as the name says (`parse_dataset`); `SettingError` with the
-    known names for any other."""
-    return parse_dataset(name)
 
 
 def resolve_dataset(
@@ -89,17 +82,17 @@ def resolve_dataset(
     if isinstance(value, str) and is_code(value):
         reference = str(parse_code(base_name(value), "dataset"))
         spec = DatasetSpec(reference, "code", path=str(code or ""))
-        return transformed(surveyed(spec, root, say=say, may_run=may_run), **transforms_of(value))
+        return transformed(surveyed(spec, root, Looking(say=say, may_run=may_run)), **transforms_of(value))
     if isinstance(value, str):
-        spec = find_dataset(value)
-        return spec if stand_in and not is_here(spec, root) else surveyed(spec, root, say=say)
+        spec = parse_dataset(value)
+        return spec if stand_in and not is_here(spec, root) else surveyed(spec, root, Looking(say=say))
     if not isinstance(value, Mapping):
         raise SettingError(
             f"dataset: expected a name or a mapping, got {value!r}; names are {', '.join(DATASETS)}"
         )
     spec = parse_mapping(value)
     size, channels = given_whole(value, "size"), given_whole(value, "channels")
-    spec = surveyed(spec, root, sized=size is not None, say=say, may_run=may_run)
+    spec = surveyed(spec, root, Looking(size is not None, say, may_run))
     spec = transformed(spec, size=size, channels=channels)
     if spec.mean and len(spec.mean) != spec.shape[0]:
         raise SettingError(
@@ -108,17 +101,10 @@ def resolve_dataset(
     return spec
 
 
-def surveyed(
-    spec: DatasetSpec,
-    root: Path | None,
-    *,
-    sized: bool = False,
-    say: Say | None = None,
-    may_run: bool = False,
-) -> DatasetSpec:
-    """``spec`` of own data, completed from its files. ``sized``: images may have different sizes. Raises
-    `DataError` with all reasons why the files cannot be used."""
-    found = source_of(spec).survey(spec, root, sized=sized, say=say, may_run=may_run)
+def surveyed(spec: DatasetSpec, root: Path | None, how: Looking) -> DatasetSpec:
+    """``spec`` of own data, completed from its files. Raises `DataError` with all reasons why the files
+    cannot be used."""
+    found = source_of(spec).survey(spec, root, how)
     if found is None:
         return spec
     if found.problems:
@@ -165,7 +151,7 @@ class DatasetStatus:
 def presence(name: str, root: Path | None) -> str:
     """The status of a data set of the catalog: ``embedded``, ``present``, ``missing: WHAT``, or ``damaged:
     WHAT``."""
-    return _status(find_dataset(name), root)
+    return _status(parse_dataset(name), root)
 
 
 def is_here(spec: DatasetSpec, root: Path | None) -> bool:

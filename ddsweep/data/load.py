@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from ddsweep.catalog import DatasetSpec
 from ddsweep.data.files import is_here, surveyed
-from ddsweep.data.sources import Part, Raw, source_of
+from ddsweep.data.sources import Looking, Part, Raw, source_of
 from ddsweep.data.splits import Splits, check_part, make_splits
 from ddsweep.data.transforms import transform_images
 from ddsweep.errors import DataError
@@ -76,7 +76,7 @@ def load_splits(
 def _as_planned(spec: DatasetSpec, root: Path | None) -> DatasetSpec:
     """``spec`` of own data with its survey, if its files are still those of the plan and fit this machine."""
     if spec.survey is None:
-        found = surveyed(spec, root, sized=0 in spec.native)
+        found = surveyed(spec, root, Looking(0 in spec.native))
         same = spec.fingerprint in ("", found.fingerprint)
     else:
         found, same = spec, source_of(spec).content(spec, root) == spec.survey.content

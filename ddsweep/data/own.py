@@ -10,7 +10,7 @@ from typing import Any
 from ddsweep.catalog import DATASETS, SOURCES, DatasetSpec, is_code
 from ddsweep.data.files import DatasetStatus, dataset_status, resolve_dataset, surveyed
 from ddsweep.data.inline import parse_mapping
-from ddsweep.data.sources import Say, source_of
+from ddsweep.data.sources import Looking, Say, source_of
 from ddsweep.errors import UserError
 
 __all__ = ["list_own", "list_values"]
@@ -34,7 +34,7 @@ def list_own(root: Path | None, say: Say | None = None) -> list[DatasetStatus]:
             rows.append(dataset_status(spec, root, status))
             continue
         try:
-            rows.append(dataset_status(surveyed(spec, root, sized=True, say=say), root, "present"))
+            rows.append(dataset_status(surveyed(spec, root, Looking(True, say)), root, "present"))
         except UserError as error:
             rows.append(dataset_status(spec, root, _refused(error)))
     return rows

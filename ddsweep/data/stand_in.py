@@ -11,16 +11,15 @@ import colorsys
 import numpy as np
 import numpy.typing as npt
 
-from ddsweep.catalog import DatasetSpec
+from ddsweep.catalog import DATASETS, DatasetSpec
 from ddsweep.data.sources import Part, Raw
+from ddsweep.data.sources.digits import SOURCE
 from ddsweep.data.splits import Splits, make_splits
 from ddsweep.data.transforms import transform_images
 from ddsweep.errors import DataError
 
 __all__ = ["stand_in"]
 
-_TRAIN = 1437
-"""Digits before this one are by other writers than those after it (except one writer)."""
 _MOST_TRAIN, _MOST_TEST = 100, 33
 """Per class: there are at least 33 of each digit in the last 360."""
 _USUAL_BYTES, _MOST_BYTES = 48 << 20, 192 << 20
@@ -38,14 +37,9 @@ def stand_in(
     """
     if 0 in spec.shape or not spec.classes:
         raise DataError(f"dataset {spec.name}: there is no stand-in for data whose shape is not known")
-    from sklearn.datasets import load_digits
-
-    data = load_digits()
-    pixels = np.rint(data.images * (255 / 16)).astype(np.uint8)[:, None]
-    labels = data.target.astype(np.int64)
-    train_count, test_count = _counts(spec)
-    train = _part(spec, pixels[:_TRAIN], labels[:_TRAIN], train_count)
-    test = _part(spec, pixels[_TRAIN:], labels[_TRAIN:], test_count)
+    # Train and test are by different writers, except one.
+    digits = SOURCE.read(DATASETS["digits"], None)
+    train, test = (_part(spec, part, count) for part, count in zip(digits[:2], _counts(spec), strict=True))
     names = spec.class_names or tuple(str(i) for i in range(spec.classes))
     return make_splits(
         spec,
@@ -66,9 +60,7 @@ def _counts(spec: DatasetSpec) -> tuple[int, int]:
     return count, min(count // 2, _MOST_TEST)
 
 
-def _part(
-    spec: DatasetSpec, pixels: npt.NDArray[np.uint8], digits: npt.NDArray[np.int64], count: int
-) -> Part:
+def _part(spec: DatasetSpec, digits: Part, count: int) -> Part:
     """``count`` images of each class, class by class in turn."""
     channels, height, width = spec.shape
     images = np.empty((count * spec.classes, *spec.shape), np.uint8)
@@ -78,8 +70,8 @@ def _part(
     for label in range(spec.classes):
         digit, group = label % 10, label // 10
         if digit not in large:
-            chosen = np.flatnonzero(digits == digit)[:count]
-            large[digit] = transform_images(pixels[chosen], (1, height, width))
+            chosen = np.flatnonzero(digits.labels == digit)[:count]
+            large[digit] = transform_images(digits.images[chosen], (1, height, width))
         back, ink = _colours(group, groups, channels)
         for channel in range(channels):
             # By a table: each of the 256 levels of a digit has its colour between background and ink.

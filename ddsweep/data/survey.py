@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from ddsweep.catalog import DatasetSpec, Survey
 from ddsweep.data.decode import Look, look, unusable
 from ddsweep.data.labels import Label, Labelled, Place
-from ddsweep.data.sources import Say
+from ddsweep.data.sources import Looking
 from ddsweep.data.survey_cache import keep_survey, kept_survey, look_at_files
 from ddsweep.data.tally import Tally
 
@@ -47,23 +47,23 @@ def survey_once(
     folder: Path,
     paths: Sequence[tuple[str, Path]],
     look_at_all: Callable[[], Survey],
+    how: Looking,
     *,
-    sized: bool,
     seen: object = None,
-    say: Say | None = None,
 ) -> Survey:
     """What ``look_at_all`` finds in ``paths``, (role, file), or what is kept of it.
 
-    ``sized``: images are resized anyway, so they may have different sizes. ``seen`` is what else was found in
-    ``folder``. ``say`` is told once where it takes a while. Paths in the result are those below ``folder``.
+    ``seen`` is what else was found in ``folder``. Paths in the result are those below ``folder``.
     """
     began = time.time()
-    files = look_at_files(spec, sized, folder, paths, seen)
+    files = look_at_files(spec, how.sized, folder, paths, seen)
     kept = kept_survey(files)
     if kept is not None:
         return kept
-    if say and (files.size > _MUCH or len(paths) > _MANY):
-        say(f"dataset {spec.name}: looking at {files.size / 1e6:,.0f} MB of images; next time that is known")
+    if how.say and (files.size > _MUCH or len(paths) > _MANY):
+        how.say(
+            f"dataset {spec.name}: looking at {files.size / 1e6:,.0f} MB of images; next time that is known"
+        )
     found = _from(f"{folder}/", look_at_all())
     keep_survey(files, found, began)
     return found

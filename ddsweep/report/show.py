@@ -22,7 +22,7 @@ from ddsweep.report.settings import changed, settings_of_row
 from ddsweep.report.status import STYLES, StateReader, TrialStatus, read_history
 from ddsweep.report.summary import NEIGHBOUR, Accuracy, eval_rows, measured, trial_row
 from ddsweep.report.summary_table import BASELINE_NAMES, gain_text
-from ddsweep.report.sweep_file import Resolve, asked_of, from_catalog, seen_trials
+from ddsweep.report.sweep_file import Resolve, asked_of, from_catalog
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.results.lock import live_holder
 from ddsweep.results.statistics import mean_std_ci, paired_difference
@@ -46,7 +46,7 @@ def find_trial(
     homes: dict[str, list[SweepDirectory]] = defaultdict(list)
     asked: dict[str, list[SweepDirectory]] = defaultdict(list)
     for directory in directories:
-        for trial_id in seen_trials(directory):
+        for trial_id in directory.seen_trials():
             homes[trial_id].append(directory)
         for trial in asked_of(directory, resolve).trials or ():
             asked[trial.trial_id].append(directory)
@@ -87,7 +87,7 @@ def show(directory: SweepDirectory, prefix: str, resolve: Resolve = from_catalog
     """
     asked = asked_of(directory, resolve)
     trials = {trial.trial_id: trial for trial in asked.trials or ()}
-    trial_id = _only(prefix, list(dict.fromkeys([*trials, *seen_trials(directory)])))
+    trial_id = _only(prefix, list(dict.fromkeys([*trials, *directory.seen_trials()])))
     torn: list[Path] = []
     row = trial_row(directory, trial_id, torn.append)
     reader = StateReader(directory, asked.evaluation, live_holder(directory.lock), torn)

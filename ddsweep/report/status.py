@@ -13,7 +13,7 @@ from typing import Any
 from ddsweep.catalog import EvaluationSpec, TrialSpec
 from ddsweep.errors import ResultsError
 from ddsweep.report.settings import settings_of
-from ddsweep.report.sweep_file import Asked, require_sweep, seen_trials
+from ddsweep.report.sweep_file import Asked, require_sweep
 from ddsweep.results.coverage import is_evaluated, networks_judged
 from ddsweep.results.known import KnownParts
 from ddsweep.results.layout import PART_FOLDERS, SweepDirectory
@@ -134,7 +134,7 @@ def status(directory: SweepDirectory, asked: Asked) -> SweepStatus:
         for path in list_parts(directory.parts(table))
         if not known.is_same(path) and _truncated(path)
     ]
-    seen = seen_trials(directory)
+    seen = directory.seen_trials()
     by_id = dict.fromkeys(seen) if trials is None else {trial.trial_id: trial for trial in trials}
     evals, reader = directory.evals_by_trial(), StateReader(directory, asked.evaluation, driver, torn, known)
     found = tuple(

@@ -14,7 +14,7 @@ from ddsweep.results.layout import SweepDirectory
 if TYPE_CHECKING:
     from ddsweep.spec import AshaSpec
 
-__all__ = ["Asked", "Resolve", "asked_of", "from_catalog", "require_sweep", "seen_trials"]
+__all__ = ["Asked", "Resolve", "asked_of", "from_catalog", "require_sweep"]
 
 Resolve = Callable[[str | dict[str, Any]], DatasetSpec]
 """From the data set of a sweep file to its spec, as `ddsweep.data.files.resolve_dataset` does."""
@@ -80,17 +80,7 @@ def require_sweep(directory: SweepDirectory) -> None:
     root = directory.root
     if not root.is_dir():
         raise ResultsError(f"{root}: no such results folder; give the folder of one sweep, results/<sweep>")
-    if not directory.sweep_file.exists() and not seen_trials(directory):
+    if not directory.sweep_file.exists() and not directory.seen_trials():
         inside = sorted(path.parent.name for path in root.glob("*/sweep.yaml"))
         hint = f"give one of the sweeps in it: {', '.join(inside)}" if inside else "it holds no results"
         raise ResultsError(f"{root}: not the results of one sweep; {hint}")
-
-
-def seen_trials(directory: SweepDirectory) -> list[str]:
-    """The ids of all trials with a file: a part, or something in ``artifacts/``."""
-    tables = ("trials", "history", "failures")
-    found = {
-        path.stem.removeprefix("part-") for t in tables for path in directory.parts(t).glob("part-*.parquet")
-    }
-    found |= {path.name for path in (directory.root / "artifacts").glob("*") if path.is_dir()}
-    return sorted(found)

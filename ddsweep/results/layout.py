@@ -19,10 +19,29 @@ PART_FOLDERS = ("trials", "evals", "history", "failures")
 
 
 @dataclass(frozen=True)
-class SweepDirectory:
-    """The paths of one sweep. Making one touches no disk; `create` does."""
+class _Directory:
+    """What the folders of sweeps and of pools have in common. Making one touches no disk."""
 
     root: Path
+
+    @property
+    def temporary(self) -> Path:
+        """Files are written here before they are renamed; readers never look here."""
+        return self.root / ".tmp"
+
+    @property
+    def lock(self) -> Path:
+        return self.root / ".lock"
+
+    @property
+    def stop_file(self) -> Path:
+        """Once this file exists, the driver drains."""
+        return self.temporary / "STOP"
+
+
+@dataclass(frozen=True)
+class SweepDirectory(_Directory):
+    """The paths of one sweep."""
 
     @property
     def sweep_file(self) -> Path:
@@ -74,11 +93,6 @@ class SweepDirectory:
         return self.artifacts(trial_id) / "grid.png"
 
     @property
-    def temporary(self) -> Path:
-        """Files are written here before they are renamed; readers never look here."""
-        return self.root / ".tmp"
-
-    @property
     def cache(self) -> Path:
         """Files that can be computed again, such as baselines shared by several trials."""
         return self.root / ".cache"
@@ -107,19 +121,17 @@ class SweepDirectory:
         return self.tables / f"{name}.parquet"
 
     @property
-    def lock(self) -> Path:
-        return self.root / ".lock"
-
-    @property
     def launch_lock(self) -> Path:
         """Held while jobs are submitted: the first job may take the other lock before the last one is
         submitted."""
         return self.root / ".launch.lock"
 
-    @property
-    def stop_file(self) -> Path:
-        """Once this file exists, the driver drains."""
-        return self.temporary / "STOP"
+    def seen_trials(self) -> list[str]:
+        """The ids of all trials with a file: a part, or something in ``artifacts/``."""
+        tables = ("trials", "history", "failures")
+        parts = (path for table in tables for path in self.parts(table).glob("part-*.parquet"))
+        found = {path.stem.removeprefix("part-") for path in parts}
+        return sorted(found | {path.name for path in (self.root / "artifacts").glob("*") if path.is_dir()})
 
     def create(self) -> None:
         """Make the folders and check that files can be written in each, before any work is done.
@@ -147,10 +159,8 @@ def _make(folder: Path) -> None:
 
 
 @dataclass(frozen=True)
-class PoolDirectory:
+class PoolDirectory(_Directory):
     """The paths of one pool of trained networks: ``results/pools/<name>/``."""
-
-    root: Path
 
     @property
     def pool_file(self) -> Path:
@@ -168,18 +178,6 @@ class PoolDirectory:
     def index(self) -> Path:
         """All rows as one table. It exists once the pool is whole."""
         return self.root / "index.parquet"
-
-    @property
-    def temporary(self) -> Path:
-        return self.root / ".tmp"
-
-    @property
-    def lock(self) -> Path:
-        return self.root / ".lock"
-
-    @property
-    def stop_file(self) -> Path:
-        return self.temporary / "STOP"
 
     def create(self) -> None:
         """Make the folders, and check that files can be written in each. Raises `ResultsError`."""

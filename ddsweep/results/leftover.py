@@ -12,7 +12,7 @@ from typing import Any
 from ddsweep.errors import ResultsError
 from ddsweep.results.collect import compact
 from ddsweep.results.layout import SweepDirectory
-from ddsweep.results.parts import list_parts, read_parts
+from ddsweep.results.parts import read_rows
 from ddsweep.results.schemas import TRIALS
 
 __all__ = ["Leftover", "leftovers", "remove"]
@@ -41,9 +41,7 @@ class Leftover:
 def leftovers(directory: SweepDirectory, current: Collection[str]) -> list[Leftover]:
     """The trials with files in ``directory`` that are not ``current``, by id."""
     evals, kept = directory.evals_by_trial(), set(current)
-    tables = ("trials", "history", "failures")
-    found = {path.stem.removeprefix("part-") for t in tables for path in list_parts(directory.parts(t))}
-    found |= {path.name for path in (directory.root / "artifacts").glob("*") if path.is_dir()} | evals.keys()
+    found = evals.keys() | directory.seen_trials()
     return [_leftover(directory, trial_id, evals.get(trial_id, [])) for trial_id in sorted(found - kept)]
 
 
@@ -51,10 +49,7 @@ def _leftover(directory: SweepDirectory, trial_id: str, evals: list[Path]) -> Le
     # In the order of removal: once its summary is gone, no table of the sweep shows a trial's other rows.
     one_each = (directory.trials_part, directory.failure_part, directory.history_part)
     parts = [path for path in (part(trial_id) for part in one_each) if path.exists()]
-    try:
-        rows = read_parts([directory.trials_part(trial_id)], TRIALS).to_pylist()
-    except ResultsError:
-        rows = []
+    rows = read_rows([directory.trials_part(trial_id)], TRIALS, lambda path: None)
     return Leftover(trial_id, rows[0] if rows else None, (*parts, *evals), directory.artifacts(trial_id))
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-__all__ = ["Part", "Raw", "Say", "Source", "source_of"]
+__all__ = ["Looking", "Part", "Raw", "Say", "Source", "source_of"]
 
 Say = Callable[[str], None]
 
@@ -41,6 +42,17 @@ class Raw(NamedTuple):
     train: Part
     test: Part
     class_names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Looking:
+    """How the user's own data are looked at. ``sized``: images are resized anyway, so they may have different
+    sizes. ``say`` is called if it takes a while. ``may_run``: the user's own code may be run for it, in a
+    separate process."""
+
+    sized: bool = False
+    say: Say | None = None
+    may_run: bool = False
 
 
 class Source(ABC):
@@ -86,18 +98,9 @@ class Source(ABC):
         """Whether ``folder`` is laid out as this source reads it by default."""
         return False
 
-    def survey(
-        self,
-        spec: DatasetSpec,
-        root: Path | None,
-        *,
-        sized: bool,
-        say: Say | None = None,
-        may_run: bool = False,
-    ) -> Survey | None:
+    def survey(self, spec: DatasetSpec, root: Path | None, how: Looking) -> Survey | None:
         """The findings after a check of every image, with the fingerprint for ids; None if the name stands in
-        ids. ``sized``: images are resized anyway. ``say`` is called if that takes a while. ``may_run``: the
-        user's own code may be run for it, in a separate process."""
+        ids."""
         return None
 
     def content(self, spec: DatasetSpec, root: Path | None) -> str:

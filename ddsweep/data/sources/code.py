@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ddsweep.catalog import CodeRef, DatasetSpec, Survey, parse_code
 from ddsweep.data.layout import MissingError
-from ddsweep.data.sources import Raw, Say, Source
+from ddsweep.data.sources import Looking, Raw, Source
 from ddsweep.data.survey_cache import Files, files_of, forget_survey, keep_survey, kept_survey
 from ddsweep.errors import DataError, UserError
 from ddsweep.own_code import known_source, stored_source, version_of
@@ -37,20 +37,12 @@ class Code(Source):
         ref = _ref(spec)
         return ref.digest or version_of(ref) or ""
 
-    def survey(
-        self,
-        spec: DatasetSpec,
-        root: Path | None,
-        *,
-        sized: bool,
-        say: Say | None = None,
-        may_run: bool = False,
-    ) -> Survey | None:
+    def survey(self, spec: DatasetSpec, root: Path | None, how: Looking) -> Survey | None:
         key = _key(spec, root)
         kept = kept_survey(key)
         if kept is not None:
             return kept
-        if not may_run:
+        if not how.may_run:
             raise DataError(
                 f"dataset {spec.name}: its images are not known here, and its code is not run for that; "
                 "`ddsweep plan` of its sweep file runs it once"
@@ -58,8 +50,8 @@ class Code(Source):
         from ddsweep.data.function import look_in_own_process
 
         self.check(spec, root)
-        if say:
-            say(f"dataset {spec.name}: run once, in a process of its own, to see what it gives")
+        if how.say:
+            how.say(f"dataset {spec.name}: run once, in a process of its own, to see what it gives")
         began = time.time()
         found = look_in_own_process(_ref(spec), Path(spec.path), root)
         keep_survey(key, found, began)

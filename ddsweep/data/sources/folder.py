@@ -12,7 +12,7 @@ from ddsweep.data.content import combined_digest, file_digest
 from ddsweep.data.folders import Listing, list_folder, split_folders
 from ddsweep.data.inline import described_items
 from ddsweep.data.layout import location
-from ddsweep.data.sources import Part, Raw, Say, Source
+from ddsweep.data.sources import Looking, Part, Raw, Source
 from ddsweep.errors import SettingError
 
 __all__ = ["SOURCE"]
@@ -37,15 +37,7 @@ class Folder(Source):
     def check(self, spec: DatasetSpec, root: Path | None) -> None:
         split_folders(spec, root)
 
-    def survey(
-        self,
-        spec: DatasetSpec,
-        root: Path | None,
-        *,
-        sized: bool,
-        say: Say | None = None,
-        may_run: bool = False,
-    ) -> Survey | None:
+    def survey(self, spec: DatasetSpec, root: Path | None, how: Looking) -> Survey | None:
         from ddsweep.data.survey import survey_once
 
         listing = list_folder(spec, root)
@@ -53,10 +45,9 @@ class Folder(Source):
             spec,
             location(spec, root),
             [(role, path) for role in _ROLES for _, path in listing.files[role]],
-            lambda: _look(spec, listing, sized),
-            sized=sized,
+            lambda: _look(spec, listing, how.sized),
+            how,
             seen=(listing.names, listing.remarks, listing.broken),
-            say=say,
         )
 
     def content(self, spec: DatasetSpec, root: Path | None) -> str:

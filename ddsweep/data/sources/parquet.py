@@ -14,7 +14,7 @@ from ddsweep.catalog import MOST_EXAMPLES, DatasetSpec, Survey
 from ddsweep.data.content import combined_digest, file_digest
 from ddsweep.data.inline import described_items, text
 from ddsweep.data.layout import PUT_THERE, MissingError, location
-from ddsweep.data.sources import Part, Raw, Say, Source
+from ddsweep.data.sources import Looking, Part, Raw, Source
 from ddsweep.errors import DataError
 
 if TYPE_CHECKING:
@@ -47,21 +47,13 @@ class Parquet(Source):
                         f"{size} bytes, which do not begin and end as those of one"
                     )
 
-    def survey(
-        self,
-        spec: DatasetSpec,
-        root: Path | None,
-        *,
-        sized: bool,
-        say: Say | None = None,
-        may_run: bool = False,
-    ) -> Survey | None:
+    def survey(self, spec: DatasetSpec, root: Path | None, how: Looking) -> Survey | None:
         from ddsweep.data.survey import survey_once
 
         shards = _files(spec, root)
         paths = [(role, path) for role in _ROLES for path in shards[role]]
         folder = location(spec, root)
-        return survey_once(spec, folder, paths, lambda: _look(spec, shards, sized), sized=sized, say=say)
+        return survey_once(spec, folder, paths, lambda: _look(spec, shards, how.sized), how)
 
     def content(self, spec: DatasetSpec, root: Path | None) -> str:
         shards = _files(spec, root)

@@ -18,7 +18,7 @@ from ddsweep.report.formats import plain
 from ddsweep.report.page.networks import Networks
 from ddsweep.report.settings import NAMES, heading, settings_of, settings_of_row, telling, varying
 from ddsweep.report.status import StateReader
-from ddsweep.report.sweep_file import Resolve, asked_of, from_catalog, seen_trials
+from ddsweep.report.sweep_file import Resolve, asked_of, from_catalog
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.results.lock import live_holder
 from ddsweep.results.reader import Results, load_results
@@ -252,7 +252,7 @@ def _trials(sweep: Sweep, asked: Sequence[TrialSpec]) -> list[Trial]:
     failures = {row["trial_id"]: row for row in rows_of(sweep.results.failures)}
     specs: dict[str, TrialSpec | None] = {spec.trial_id: spec for spec in asked}
     if not asked:
-        specs = dict.fromkeys(dict.fromkeys([*seen_trials(sweep.directory), *failures]))
+        specs = dict.fromkeys(dict.fromkeys([*sweep.directory.seen_trials(), *failures]))
     reader = StateReader(sweep.directory, None, sweep.driver)
     for trial_id, spec in specs.items():
         if trial_id in ended:
