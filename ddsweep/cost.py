@@ -1,7 +1,7 @@
 """The cost of a trial, from its settings alone: operations, CPU time and memory. For ``plan``.
 
 The estimate is good to a factor of two or three. It leaves out the validation scores, the evaluation on
-held-out networks, and reading the data.
+held-out networks (but for their training under a protocol, `protocol_seconds`), and reading the data.
 
 One outer step unrolls K = ``models_per_step`` networks over T gradient steps on B = m x classes
 synthetic images, and takes the loss of each on the real batch. With F operations for one forward pass
@@ -25,7 +25,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ddsweep.catalog import Measure, TrialSpec, measure_of
+from ddsweep.catalog import EvaluationSpec, Measure, Protocol, TrialSpec, measure_of
 
 __all__ = [
     "CPU_GFLOPS_PER_THREAD",
@@ -34,6 +34,7 @@ __all__ = [
     "CostEstimate",
     "choose_memory",
     "estimate",
+    "protocol_seconds",
 ]
 
 CPU_GFLOPS_PER_THREAD = 24.0
@@ -113,6 +114,22 @@ def estimate(
     # Real images, and three sets of weights: the last weights, their gradient, and the adjoint.
     rest = _item(trial) * per_network * trial.real_batch * math.prod(shape) + 3 * _point_bytes(trial)
     return CostEstimate(flops, seconds, inner + rest)
+
+
+def protocol_seconds(
+    trial: TrialSpec, evaluation: EvaluationSpec, protocol: Protocol, threads: float
+) -> float:
+    """Seconds on the CPU of training all held-out networks on the set of ``trial`` under ``protocol``, tests
+    left out: every epoch goes through all distilled images, in minibatches or not. 0 if it is impossible for
+    the trial."""
+    units = [unit for unit in evaluation.units(trial) if unit.changes == protocol]
+    if not units:
+        return 0.0
+    used, networks = protocol.applied_to(trial), sum(len(unit.indices) for unit in units)
+    images = used.inner_epochs * trial.images_per_class * trial.dataset.classes
+    flops = networks * images * _GRADIENT * _measure(used).flops
+    steps = len(units) * evaluation.last_step(trial, protocol)
+    return flops / (CPU_GFLOPS_PER_THREAD * 1e9 * threads) + steps * SECONDS_PER_INNER_STEP
 
 
 def _measure(trial: TrialSpec) -> Measure:

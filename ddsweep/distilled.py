@@ -20,10 +20,10 @@ from ddsweep.core.images import LabelledImages, class_labels, normalise
 from ddsweep.core.init import draw_network, draw_state
 from ddsweep.core.memory import is_out_of_memory
 from ddsweep.core.networks import Params, build_network
-from ddsweep.core.order import fixed_batch_order
 from ddsweep.core.own_network import draws_of, traits_of
 from ddsweep.core.recipe import Recipe, held_out_loop
 from ddsweep.core.task import known_seed
+from ddsweep.core.training import Batches, rate_at
 from ddsweep.errors import CheckpointError, SettingError
 from ddsweep.results.artifacts import load_tensors, tensor_sha256
 from ddsweep.results.grid import grid_png
@@ -288,35 +288,32 @@ def apply(
     first, spec = next(iter(parameters.values())), distilled.spec
     recipe = distilled.recipe if recipe is None else recipe
     batches = distilled.batches(recipe)
-    images = batches.images.to(first.device, first.dtype).flatten(0, 1)
     inner_steps, batch = batches.labels.shape[:2]
-    labels = batches.labels.to(first.device).flatten(0, 1)
+    labels = batches.labels.to(first.device)
     if labels.is_floating_point():
         labels = labels.to(first.dtype)
     rates = recipe.rates(distilled.rates.tolist())
-    total = inner_steps * recipe.epochs if steps is None else steps
+    total = recipe.steps_per_epoch(spec) * recipe.epochs if steps is None else steps
     if index is None:
         index = spec.seed if spec.init == "fixed" else 0
     loop = held_out_loop(recipe, spec, "heldout", [index], total)
-    batch_order = (
-        fixed_batch_order(inner_steps, batch, len(rates), total)
-        if loop.batch_order is None
-        else loop.batch_order
-    )
+    used = LabelledImages(batches.images.to(first.device, first.dtype), labels)
+    picked = Batches(used, loop, loop.order(inner_steps, batch, total))
     slots, seed = loop.optimizer.start(parameters), distilled._network_seed(index)
     for t in range(total):
-        picks = batch_order.batches[t, 0]
+        x, y = picked.at(t)
+        x, y = x.flatten(0, -4), y.flatten(0, -2) if y.is_floating_point() else y.flatten()
         with draws_of(model, seed, t):
-            logits = _forward(model, images[picks]) if t == 0 else model(images[picks])
-        if logits.shape != (batch, len(distilled.class_names)):
+            logits = _forward(model, x) if t == 0 else model(x)
+        if logits.shape != (len(x), len(distilled.class_names)):
             raise ValueError(
-                f"the model gives logits of shape {tuple(logits.shape)} for {counted(batch, 'image')}; "
+                f"the model gives logits of shape {tuple(logits.shape)} for {counted(len(x), 'image')}; "
                 f"the set has {len(distilled.class_names)} classes"
             )
-        gradient = torch.autograd.grad(F.cross_entropy(logits, labels[picks]), list(parameters.values()))
+        gradient = torch.autograd.grad(F.cross_entropy(logits, y), list(parameters.values()))
         with torch.no_grad():
             found = dict(zip(parameters, gradient, strict=True))
-            rate = rates[int(batch_order.rates[t, 0])]
+            rate = rate_at(rates, inner_steps, t, loop, first)
             after, slots = loop.optimizer.update(parameters, slots, found, rate, t)
             for name, parameter in parameters.items():
                 parameter.copy_(after[name])

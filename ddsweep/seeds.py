@@ -12,6 +12,8 @@ Roles in use
 ``real_batch``   (trial, step)             which real images an outer step sees
 ``order``        (trial, step, k)          the order of batches for network k of one outer step
 ``heldout_order``  (trial, role, i)        the same for held-out and selection network i
+``heldout_order``  (seed of those, epoch)  the order of all images in one epoch of minibatches
+``heldout_augment``  (trial, role, i, t)   the augmentation of step t of held-out network i
 ``window``       (trial, step)             where the window of one outer step lies
 ``augment``      (trial, which, step)      the augmentation of one outer step
 ``image_init``   (trial,)                  the synthetic images before the first outer step
@@ -44,6 +46,7 @@ ROLES = frozenset(
         "real_batch",
         "order",
         "heldout_order",
+        "heldout_augment",
         "window",
         "augment",
         "image_init",

@@ -6,13 +6,14 @@ from dataclasses import replace
 
 import pytest
 
-from ddsweep.catalog import DATASETS, TrialSpec
+from ddsweep.catalog import DATASETS, EvaluationSpec, Protocol, TrialSpec, measure_of
 from ddsweep.cost import (
     CPU_GFLOPS_PER_THREAD,
     SECONDS_PER_INNER_STEP,
     STORE_AT_MOST,
     choose_memory,
     estimate,
+    protocol_seconds,
 )
 
 TRIAL = TrialSpec(
@@ -102,3 +103,16 @@ def test_memory_mode_auto_recomputes_only_what_would_not_fit() -> None:
     assert choose_memory(huge)[0] == "recompute"
     assert choose_memory(huge, "store", 7) == ("store", 1)
     assert choose_memory(huge, "recompute", 7) == ("recompute", 7)
+
+
+def test_the_training_under_a_protocol_by_hand() -> None:
+    """20 networks, 10 at a time, go 301 times through 20 images, 3 minibatches each time."""
+    protocol = Protocol(name="field", inner_lr=0.01, inner_epochs=301, inner_batch=8)
+    asked = EvaluationSpec(networks=20, group_size=10, protocols=("as_distilled", protocol))
+    flops = measure_of(TRIAL.network_spec, TRIAL.dataset.shape, 10).flops
+    expected = 20 * 301 * 20 * 3 * flops / (CPU_GFLOPS_PER_THREAD * 1e9 * 2)
+    expected += 2 * 301 * 3 * SECONDS_PER_INNER_STEP
+    assert protocol_seconds(TRIAL, asked, protocol, 2) == pytest.approx(expected)
+    impossible = Protocol(order="shuffled")
+    single = replace(TRIAL, inner_steps=1)
+    assert protocol_seconds(single, replace(asked, protocols=(impossible,)), impossible, 2) == 0

@@ -12,7 +12,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ddsweep.catalog import DATASETS, EvaluationSpec, Protocol, TrialSpec
+import ddsweep
+from ddsweep.catalog import DATASETS, EvaluationSpec, Protocol, TrialSpec, augmentation_parts
+from ddsweep.core.augment import draw_augmentation
 from ddsweep.core.images import normalise
 from ddsweep.core.init import draw_network
 from ddsweep.core.networks import build_network
@@ -21,6 +23,7 @@ from ddsweep.data.load import Splits, load_splits
 from ddsweep.distilled import DistilledSet
 from ddsweep.errors import SettingError
 from ddsweep.evaluation import evaluate_unit, finish, missing_units, trial_is_done
+from ddsweep.evaluation.protocol_rows import changed
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.results.parts import read_part, write_part
 from ddsweep.results.schemas import EVALS
@@ -211,6 +214,150 @@ def test_a_row_is_what_plain_torch_finds_for_one_network(
     assert mine["loss"].tolist() == pytest.approx([loss for _, _, loss in expected], rel=1e-6)
 
 
+FIELD = {
+    **{"inner_optimizer": "momentum", "inner_lr": 0.05, "weight_decay": 5e-4, "inner_epochs": 5},
+    **{"inner_schedule": "step", "inner_decay_epochs": 3},
+}
+
+
+def a_torch_loop(
+    spec: TrialSpec, protocol: Protocol, index: int, splits: Splits, found: DistilledSet
+) -> tuple[int, float, float]:
+    """(steps, accuracy, loss) of network ``index`` by a loop as any torch user writes it, in float64."""
+    seed = derive_seed("heldout", spec.network, spec.init_law, spec.init_param, index)
+    model = build_network(spec.network_spec, spec.dataset.shape, 10).to_empty(device="cpu").double()
+    drawn = draw_network(model, spec.init_law, spec.init_param, seed)
+    model.load_state_dict({k: v.double() for k, v in drawn.items()})
+    images, labels = found.images.double().flatten(0, 1), found.labels.flatten(0, 1)
+    labels = labels.double() if labels.is_floating_point() else labels
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9, weight_decay=5e-4)
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [3], 0.1)
+    own = derive_seed("heldout_order", spec.trial_id, "heldout", index)
+    batch = protocol.inner_batch or len(images)
+    parts = augmentation_parts("inner_augment", protocol.inner_augment or "none", "digits")
+    steps = 0
+    for epoch in range(5):
+        generator = torch.Generator().manual_seed(derive_seed("heldout_order", own, epoch))
+        for picks in torch.randperm(len(images), generator=generator).split(batch):
+            x = images[picks] if batch < len(images) else images
+            y = labels[picks] if batch < len(images) else labels
+            if parts:
+                draws = derive_seed("heldout_augment", spec.trial_id, "heldout", index, steps)
+                x = draw_augmentation(parts, len(x), 8, torch.Generator().manual_seed(draws))(x)
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+            steps += 1
+        scheduler.step()
+    with torch.no_grad():
+        logits = model(normalise(splits.test_images, splits.mean, splits.std, torch.float64))
+    right = (logits.argmax(1) == splits.test_labels).double().mean()
+    return steps, float(right), float(F.cross_entropy(logits, splits.test_labels))
+
+
+@pytest.mark.parametrize("trial", ["plain", "learned"])
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"inner_batch": 8},
+        {"inner_batch": 256},
+        {"inner_batch": 8, "inner_augment": "dsa"},
+        {"inner_batch": 30, "inner_augment": "shift+rotate+scale+cutout"},
+    ],
+    ids=lambda more: Protocol(**more).name,
+)
+def test_the_evaluation_of_the_field_is_what_a_torch_loop_finds(
+    trial: str, more: dict[str, Any], splits: Splits, directory: SweepDirectory
+) -> None:
+    spec, protocol = TRIALS[trial], Protocol(name="field", **FIELD, **more)
+    rows = judge(spec, asked(protocol), splits, directory)
+    rows = rows[rows["protocol"] == "field"]
+    found = DistilledSet.load(directory.distilled(spec.trial_id))
+    for index in (0, 2):
+        mine = rows[rows["model_seed"] == index].sort_values("inner_step")
+        steps, accuracy, loss = a_torch_loop(spec, protocol, index, splits, found)
+        assert mine["inner_step"].tolist() == [0, steps], "not tested after each of many epochs"
+        last = mine.iloc[-1]
+        assert (last["accuracy"], last["loss"]) == (
+            pytest.approx(accuracy, abs=1e-12),
+            pytest.approx(loss, rel=1e-10),
+        )
+    columns = ["inner_batch", "inner_schedule", "inner_decay_epochs", "inner_decay_factor", "weight_decay"]
+    assert rows[columns].drop_duplicates().values.tolist() == [[more["inner_batch"], "step", 3, 0.1, 5e-4]]
+    assert set(rows["order"]) == {"shuffled"}
+    assert set(rows["inner_augment"].dropna()) == ({more["inner_augment"]} if len(more) > 1 else set())
+    recipe = changed(found.recipe, protocol)
+    model = found.network(2).double()
+    ddsweep.apply(found, model, index=2, recipe=recipe)
+    with torch.no_grad():
+        logits = model(normalise(splits.test_images, splits.mean, splits.std, torch.float64))
+    again = float(F.cross_entropy(logits, splits.test_labels))
+    assert again == pytest.approx(loss, rel=1e-10), "apply goes the same way"
+
+
+def test_a_schedule_and_an_augmentation_need_no_minibatches(
+    splits: Splits, directory: SweepDirectory
+) -> None:
+    """Then a set is used as it was made, and tested after every epoch."""
+    spec = TRIALS["known"]
+    changes = {"inner_lr": 0.1, "inner_epochs": 4, "inner_schedule": "cosine", "inner_augment": "cutout"}
+    protocol = Protocol(order="shuffled", **changes)
+    rows = judge(spec, asked(protocol, inner_steps_beyond=(14,)), splits, directory)
+    mine = rows[rows["protocol"] == protocol.name].sort_values("inner_step")
+    assert mine["inner_step"].tolist() == [0, 3, 6, 9, 12, 14]
+    assert set(mine["inner_schedule"]) == {"cosine"} and mine["inner_decay_epochs"].isna().all()
+    found, model = DistilledSet.load(directory.distilled(spec.trial_id)), None
+    for step, loss in zip(mine["inner_step"], mine["loss"], strict=True):
+        model = found.network().double()
+        ddsweep.apply(found, model, int(step), recipe=changed(found.recipe, protocol))
+        with torch.no_grad():
+            logits = model(normalise(splits.test_images, splits.mean, splits.std, torch.float64))
+        assert float(F.cross_entropy(logits, splits.test_labels)) == pytest.approx(loss, rel=1e-10)
+
+
+def test_rows_with_minibatches_and_augmentations_are_the_same_in_any_shard(
+    splits: Splits, directory: SweepDirectory, distilled: Path, tmp_path: Path
+) -> None:
+    protocol = Protocol(name="field", **FIELD, inner_batch=8, inner_augment="dsa")
+    evaluation = asked(protocol, networks=5)
+    one = judge(PLAIN, evaluation, splits, directory)
+    apart = SweepDirectory(tmp_path / "apart")
+    shutil.copytree(distilled / "artifacts", apart.root / "artifacts")
+    for shard in range(3):  # each with its share of the groups, the last one first
+        for unit in reversed(evaluation.units(PLAIN)[shard::3]):
+            evaluate_unit(PLAIN, unit, evaluation, splits, apart, torch.device("cpu"))
+    keys = ["protocol", "model_seed", "inner_step"]
+    three = judge(PLAIN, evaluation, splits, apart)
+    pd.testing.assert_frame_equal(*(found.sort_values(keys, ignore_index=True) for found in (one, three)))
+    shutil.rmtree(apart.root / "evals")
+    other = judge(PLAIN, replace(evaluation, group_size=5), splits, apart)
+    one, other = (found.sort_values(keys, ignore_index=True) for found in (one, other))
+    assert other["loss"].tolist() == pytest.approx(one["loss"].tolist(), rel=1e-9), (
+        "a network goes its own way"
+    )
+
+
+def test_what_takes_one_rate_is_refused_for_a_set_with_many() -> None:
+    for changes in ({"inner_batch": 8}, {"inner_schedule": "cosine"}):
+        protocol = Protocol(**changes)
+        with pytest.raises(
+            SettingError, match=r"takes one rate for all steps, .* each of its 6; give inner_lr"
+        ):
+            protocol.applied_to(PLAIN)
+        assert Protocol(inner_lr=0.1, **changes).applied_to(PLAIN)
+        matched = TrialSpec(DATASETS["digits"], method="distribution_matching", inner_epochs=3)
+        for trial in (spec_of(inner_lr_mode="shared"), spec_of(inner_lr_mode="fixed"), matched):
+            assert protocol.applied_to(trial)
+    assert Protocol(inner_schedule="constant").applied_to(PLAIN)
+    with pytest.raises(SettingError, match="inner_augment: 'flip': digits is not the same in a mirror"):
+        Protocol(inner_augment="flip").applied_to(PLAIN)
+    with pytest.raises(SettingError, match="order: shuffled: inner_batch draws minibatches from all images"):
+        Protocol(inner_batch=8, inner_lr=0.1, order="shuffled")
+    for name, value in (("inner_decay_epochs", 3), ("inner_decay_factor", 0.5)):
+        with pytest.raises(SettingError, match=f"{name}: {value} is for inner_schedule: step"):
+            Protocol(**{name: value}, inner_schedule="cosine")
+
+
 @pytest.mark.parametrize("trial", TRIALS)
 def test_changes_to_what_the_trial_has_give_the_same(
     trial: str, splits: Splits, directory: SweepDirectory
@@ -274,6 +421,29 @@ def test_ids_change_with_what_a_protocol_is_and_only_then() -> None:
     ]
     assert len(set(ids)) == len(ids)
     assert asked(shuffled).evaluation_id(PLAIN) == asked(Protocol(order="shuffled")).evaluation_id(PLAIN)
+
+
+def test_golden_ids_of_evaluations() -> None:
+    """Another id for the same question would evaluate everyone's results again."""
+    trial = TrialSpec(DATASETS["digits"], inner_steps=3, images_per_class=3, inner_epochs=2)
+    matched = TrialSpec(DATASETS["mnist"], method="distribution_matching")
+    protocols = [
+        Protocol(order="shuffled"),
+        Protocol(inner_lr=0.1, weight_decay=5e-4, inner_epochs=7),
+        Protocol(name="n", network="convnet(width=8)"),
+    ]
+    found = [
+        EvaluationSpec(
+            protocols=("as_distilled", "on_random", protocol), inner_steps_beyond=(9,)
+        ).evaluation_id(spec)
+        for spec in (trial, replace(trial, init="fixed"), matched)
+        for protocol in protocols
+    ]
+    assert found == [
+        *("145266ed54", "8e8a77a179", "b85655da3d"),
+        *("1fcf634ead", "65d8a4dc75", "f267c745ac"),
+        *("1abc78d915", "219e0d998a", "1f1b268e97"),
+    ]
 
 
 def test_names() -> None:

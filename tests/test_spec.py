@@ -545,6 +545,23 @@ def test_bad_settings(load: Load, text: str, message: str) -> None:
             'needs quotes: {network: "convnet(depth=2,width=64)"}',
         ),
         (BASE + "evaluate: {protocols: [{weight_decay: -1}]}", "[0].weight_decay: -1.0 must be a positive"),
+        (BASE + "evaluate: {protocols: [{inner_batch: 0}]}", "[0].inner_batch: 0 must be at least 1"),
+        (
+            BASE + "evaluate: {protocols: [{inner_schedule: linear}]}",
+            "[0].inner_schedule: 'linear' is not one of constant, step, cosine",
+        ),
+        (
+            BASE + "evaluate: {protocols: [{inner_augment: dsa+flip}]}",
+            "[0].inner_augment: 'dsa' is not one of shift, rotate, scale, flip, cutout (several joined by",
+        ),
+        (
+            BASE + "evaluate: {protocols: [{inner_schedule: cosine, inner_decay_epochs: 3}]}",
+            "evaluate.protocols[0]: inner_decay_epochs: 3 is for inner_schedule: step",
+        ),
+        (
+            BASE + "evaluate: {protocols: [{inner_batch: 4, order: sampled, inner_lr: 1}]}",
+            "evaluate.protocols[0]: order: sampled: inner_batch draws minibatches from all images",
+        ),
         (BASE + "evaluate: {protocols: [{network: lnet}]}", "protocols[0].network: unknown network 'lnet'"),
         (
             BASE + "evaluate: {protocols: [{init_law: xavir}]}",

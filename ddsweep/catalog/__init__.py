@@ -24,6 +24,7 @@ from ddsweep.catalog.evaluation import (
     EvaluationSpec,
     EvalUnit,
     Protocol,
+    steps_per_epoch,
 )
 from ddsweep.catalog.groups import augmentation_parts
 from ddsweep.catalog.measures import Measure, layers_of, measure_of
@@ -86,6 +87,7 @@ __all__ = [
     "parse_dataset",
     "parse_network",
     "settings_in",
+    "steps_per_epoch",
     "transformed",
     "transforms_of",
 ]

@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from ddsweep.catalog.groups import augmentation_parts
+from ddsweep.catalog.methods import METHODS
 from ddsweep.catalog.trials import TrialSpec
 from ddsweep.errors import SettingError
 
@@ -22,6 +24,7 @@ __all__ = [
     "EvalUnit",
     "EvaluationSpec",
     "Protocol",
+    "steps_per_epoch",
 ]
 
 
@@ -60,10 +63,16 @@ class Protocol:
 
     ``inner_lr`` is one rate for all steps instead of the learned ones. ``inner_epochs`` is how often the
     batches are gone through; beyond the trained number the rates of the last epoch repeat.
-    ``weight_decay`` is no setting of a trial. Without a ``name`` it is called by what it changes:
-    ``order=shuffled,inner_lr=0.1``.
+    Without a ``name`` it is called by what it changes: ``order=shuffled,inner_lr=0.1``.
 
-    Raises `SettingError` if nothing is changed, or for a name that has another meaning already.
+    Some are no settings of a trial. ``weight_decay`` is torch's. With ``inner_batch`` an epoch goes once
+    through all images, in minibatches of so many, in an order of its own. ``inner_schedule`` (``constant``,
+    ``step``, ``cosine``) changes the rate from epoch to epoch: a ``step`` is times ``inner_decay_factor``
+    (0.1) after every ``inner_decay_epochs`` (half of the epochs). ``inner_augment`` changes the images in
+    each step. A set is never judged with the augmentation that it was made with unless that stands here.
+
+    Raises `SettingError` if nothing is changed, for changes that exclude each other, and for a name that has
+    another meaning already.
     """
 
     name: str = ""
@@ -75,11 +84,24 @@ class Protocol:
     inner_lr: float | None = None
     inner_epochs: int | None = None
     weight_decay: float | None = None
+    inner_batch: int | None = None
+    inner_schedule: str | None = None
+    inner_decay_epochs: int | None = None
+    inner_decay_factor: float | None = None
+    inner_augment: str | None = None
 
     def __post_init__(self) -> None:
         changes = self.changes()
         if not changes:
             raise SettingError(f"changes nothing; give at least one of {', '.join(self.settings())}")
+        for name in ("inner_decay_epochs", "inner_decay_factor"):
+            if name in changes and self.inner_schedule != "step":
+                raise SettingError(f"{name}: {changes[name]} is for inner_schedule: step")
+        if self.order is not None and self.inner_batch is not None:
+            raise SettingError(
+                f"order: {self.order}: inner_batch draws minibatches from all images of a set, anew in each "
+                "epoch; leave one of them out"
+            )
         if not self.name:
             texts = {k: f"{v:g}" if isinstance(v, float) else str(v) for k, v in changes.items()}
             name = ",".join(f"{k}={''.join(text.split())}" for k, text in texts.items())
@@ -111,14 +133,42 @@ class Protocol:
         A trial keeps its known network or pool only if network and law stay the same; for another network or
         law there are only fresh ones. Raises `SettingError` if its set cannot be applied like this.
         """
-        of_training = ("inner_lr", "weight_decay")
-        changes = {name: value for name, value in self.changes().items() if name not in of_training}
+        changes = {name: value for name, value in self.changes().items() if name not in _OF_TRAINING}
+        augmentation_parts("inner_augment", self.inner_augment or "none", trial.dataset.name)
+        for name in ("inner_batch", "inner_schedule"):
+            value = getattr(self, name)
+            if value not in (None, "constant") and self.inner_lr is None and not _has_one_rate(trial):
+                raise SettingError(
+                    f"{name}: {value} takes one rate for all steps, and the set has one for each of its "
+                    f"{trial.steps}; give inner_lr"
+                )
         # A window is for distilling only; it need not fit these epochs.
         trial = replace(trial, window=None)
         fresh = replace(trial, init="random", pool=None, **changes)
         networks = [(spec.network, spec.init_law, spec.init_param) for spec in (trial, fresh)]
         drawn = trial.pool is not None and ("init_law" in changes or "init_param" in changes)
         return replace(trial, **changes) if networks[0] == networks[1] and not drawn else fresh
+
+
+_OF_TRAINING = (
+    *("inner_lr", "weight_decay", "inner_batch", "inner_schedule", "inner_decay_epochs"),
+    *("inner_decay_factor", "inner_augment"),
+)
+"""What a protocol changes of the training alone, whatever the trial has under that name."""
+
+
+def _has_one_rate(trial: TrialSpec) -> bool:
+    """Whether the set of ``trial`` surely has the same rate in all steps. A user's own method may learn
+    any."""
+    learns = trial.method not in METHODS or "inner_lr_mode" not in trial.lacks
+    shared = trial.method in METHODS and trial.inner_lr_mode != "per_step"
+    return trial.steps == 1 or not learns or shared
+
+
+def steps_per_epoch(trial: TrialSpec, batch: int | None) -> int:
+    """Inner steps of one epoch on the set of ``trial``: S or, in minibatches of ``batch`` of all images, as
+    many as these take."""
+    return trial.inner_steps if batch is None else -(-trial.images_per_class * trial.dataset.classes // batch)
 
 
 @dataclass(frozen=True)
@@ -190,14 +240,18 @@ class EvaluationSpec:
 
     def steps(self, trial: TrialSpec, protocol: Protocol | None = None) -> tuple[int, ...]:
         """Inner steps at which a distilled set is judged: 0, the end of each epoch, T (under a ``protocol``,
-        the end of its own epochs), and steps beyond."""
+        the end of its own epochs), and steps beyond. With an ``inner_batch`` there are many epochs: 0, the
+        end of the last one, and steps beyond."""
         last = self.last_step(trial, protocol)
-        ends = range(0, last + 1, trial.inner_steps)
+        minibatches = protocol is not None and protocol.inner_batch is not None
+        ends = range(0, last + 1, last if minibatches else trial.inner_steps)
         return tuple(sorted({*ends, *(s for s in self.inner_steps_beyond if s > last)}))
 
     def last_step(self, trial: TrialSpec, protocol: Protocol | None = None) -> int:
         """The last inner step of the epochs: T, or that of a ``protocol``."""
-        return (trial if protocol is None else protocol.applied_to(trial)).steps
+        if protocol is None:
+            return trial.steps
+        return steps_per_epoch(trial, protocol.inner_batch) * protocol.applied_to(trial).inner_epochs
 
     def baseline_settings(self, sources: Iterable[str] | None = None) -> dict[str, Any]:
         """Settings of the baselines ``sources`` (default: all that are asked for) that differ from their

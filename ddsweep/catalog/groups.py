@@ -45,20 +45,28 @@ MOST_WHITENED = 4096
 AUGMENTATIONS = ("shift", "rotate", "scale", "flip", "cutout")
 """The parts of an augmentation: one, or several joined by ``+``."""
 
+DSA = ("color", "crop", "cutout", "flip", "scale", "rotate")
+"""What ``dsa`` draws one of."""
+
 _NEVER_FLIPPED = ("digits", "mnist", "usps", "svhn")
 """Data sets with classes that change in a mirror, at any size and in any colour."""
 
 
 def augmentation_parts(name: str, text: str, dataset: str = "") -> tuple[str, ...]:
-    """The parts of setting ``name``, such as ``shift+rotate``; none for ``none``. Raises `SettingError`, also
-    for a part that does not suit the images of ``dataset``."""
+    """The parts of setting ``name``, such as ``shift+rotate``; none for ``none``; for ``dsa`` that word and
+    what it draws one of. Raises `SettingError`, also for a part that does not suit the images of
+    ``dataset``."""
     if text == "none":
         return ()
+    if text == "dsa":
+        mirrors = base_name(dataset) not in _NEVER_FLIPPED
+        return ("dsa", *(part for part in DSA if part != "flip" or mirrors))
     parts = text.split("+")
     for part in parts:
         if part not in AUGMENTATIONS:
             raise SettingError(
-                f"{name}: {part!r} is not one of {', '.join(AUGMENTATIONS)} (several joined by +; or none)"
+                f"{name}: {part!r} is not one of {', '.join(AUGMENTATIONS)} (several joined by +; dsa alone; "
+                "or none)"
             )
     if len(set(parts)) < len(parts):
         raise SettingError(f"{name}: {text!r} names a part twice")
@@ -277,7 +285,7 @@ class OuterSteps(SettingsGroup):
     outer_augment: str = setting("none", check=augmentation_parts)
     """random changes of the real images in each outer step: `shift` (by up to 10 %), `rotate` (15 degrees),
     `scale` (15 %), `flip` (not for `digits`, `mnist`, `usps`, `svhn`), `cutout` (a square of 40 %), or
-    several joined by `+`"""
+    several joined by `+`; or `dsa` alone: that of [Zhao & Bilen 2021](how_it_works.md#augmentations)"""
     on_nonfinite: str = setting("skip", one_of=("stop", "skip"))
     """a network whose loss or gradient is not finite: `skip` leaves it out and counts it, `stop` ends the
     trial"""

@@ -16,10 +16,9 @@ from ddsweep.core.inner import Rate
 from ddsweep.core.layers import Params
 from ddsweep.core.memory import fitted
 from ddsweep.core.native import native_logits
-from ddsweep.core.order import rate_index
 from ddsweep.core.precision import products
 from ddsweep.core.teams import in_teams
-from ddsweep.core.training import InnerLoop, TrainState, train_networks
+from ddsweep.core.training import InnerLoop, TrainState, rate_at, train_networks
 
 __all__ = ["Evaluation", "count_right", "evaluate_networks"]
 
@@ -48,18 +47,6 @@ class Evaluation:
         rows = self.confusion[:, :, kept].double()
         right = torch.stack([rows[:, :, i, c] for i, c in enumerate(kept)]).sum(0)
         return right / rows.sum((2, 3))
-
-
-def _rate_at(rates: Sequence[Rate], inner_steps: int, t: int, loop: InnerLoop, like: Tensor) -> Rate:
-    """The rate of inner step ``t``, or each network's rate, in the type and on the device of ``like``. Beyond
-    T the rates of the last epoch repeat."""
-    if loop.batch_order is None:
-        return rates[rate_index(t, inner_steps, len(rates))]
-    picked = [rates[int(i)] for i in loop.batch_order.rates[t]]
-    if len(picked) == 1:
-        return picked[0]
-    picked = [rate[k] if isinstance(rate, Tensor) else rate for k, rate in enumerate(picked)]
-    return torch.tensor(picked, dtype=like.dtype, device=like.device)
 
 
 def count_right(
@@ -155,7 +142,7 @@ def evaluate_networks(
     `count_right`.
     """
     loop = InnerLoop() if loop is None else loop
-    own, batch_order = distilled.images.dim() == 6, loop.batch_order
+    own = distilled.images.dim() == 6
 
     def of(module: nn.Module, share: slice) -> Evaluation:
         with no_bookkeeping(plan):
@@ -167,7 +154,7 @@ def evaluate_networks(
                 steps,
                 lambda weights: count_right(module, weights, test, plan),
                 plan,
-                replace(loop, batch_order=None if batch_order is None else batch_order.of(share)),
+                loop.of(share),
             )
 
     with products(plan.device):
@@ -191,9 +178,8 @@ def _evaluate(
     state, found = TrainState.start(network, params, loop.optimizer), []
     for step in steps:
         if step > state.step:
-            todo = [_rate_at(rates, inner_steps, t, loop, weight) for t in range(state.step, step)]
-            state = train_networks(
-                network, state, distilled, todo, plan.inner_batching, loop, graph=plan.graph
-            )
+            todo = [rate_at(rates, inner_steps, t, loop, weight) for t in range(state.step, step)]
+            graph = plan.graph and loop.recordable
+            state = train_networks(network, state, distilled, todo, plan.inner_batching, loop, graph=graph)
         found.append(count(state.params))
     return Evaluation(tuple(steps), *(torch.stack(part) for part in zip(*found, strict=True)))

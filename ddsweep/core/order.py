@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-__all__ = ["BatchOrder", "draw_batch_order", "fixed_batch_order", "joined_orders", "rate_index"]
+from ddsweep.seeds import derive_seed
+
+__all__ = [
+    "BatchOrder",
+    "DrawnMinibatches",
+    "Minibatches",
+    "draw_batch_order",
+    "fixed_batch_order",
+    "joined_orders",
+    "minibatches",
+    "rate_index",
+]
 
 
 @dataclass(frozen=True)
@@ -36,6 +47,54 @@ class BatchOrder:
         if self.shared:
             return self
         return BatchOrder(self.batches.repeat(1, times, 1), self.rates.repeat(1, times))
+
+
+@dataclass(frozen=True)
+class Minibatches:
+    """In every epoch all ``images`` of a set, ``size`` at a time and the rest in the last step. Network k
+    sees those of an epoch in a random order, a function of ``seeds[k]`` and the epoch."""
+
+    images: int
+    size: int
+    seeds: tuple[int, ...]
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-self.images // self.size)
+
+    def of(self, share: slice) -> Minibatches:
+        """Those of some of the networks."""
+        return replace(self, seeds=self.seeds[share])
+
+    def drawn(self, device: torch.device) -> DrawnMinibatches:
+        """To be asked for one step after the other."""
+        return DrawnMinibatches(self, device)
+
+
+class DrawnMinibatches:
+    """The images ``[K, n]`` of a step, as if it were an entry of `BatchOrder.batches`. Only one epoch is in
+    memory: there may be many thousands of steps."""
+
+    def __init__(self, minibatches: Minibatches, device: torch.device) -> None:
+        self._of, self._device, self._epoch = minibatches, device, -1
+        self._order = torch.empty(0)
+
+    def __getitem__(self, t: int) -> Tensor:
+        epoch, place = divmod(t, self._of.steps_per_epoch)
+        if epoch != self._epoch:
+            seeds = (derive_seed("heldout_order", seed, epoch) for seed in self._of.seeds)
+            generators = (torch.Generator().manual_seed(seed) for seed in seeds)
+            orders = [torch.randperm(self._of.images, generator=generator) for generator in generators]
+            self._epoch, self._order = epoch, torch.stack(orders).to(self._device)
+        return self._order[:, place * self._of.size : (place + 1) * self._of.size]
+
+
+def minibatches(images: int, size: int, seeds: Sequence[int], total: int) -> BatchOrder | Minibatches:
+    """The minibatches of ``size`` of all ``images`` for networks with these ``seeds``, for ``total`` steps. A
+    set that is no larger than ``size`` is one batch, and then no order matters."""
+    if size < images:
+        return Minibatches(images, size, tuple(seeds))
+    return BatchOrder(torch.arange(images).expand(total, 1, images), torch.zeros(total, 1, dtype=torch.int64))
 
 
 def joined_orders(orders: Sequence[BatchOrder | None]) -> BatchOrder | None:

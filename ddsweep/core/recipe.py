@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from typing import Any
 
-from ddsweep.catalog import TrialSpec
+import torch
+from torch import Tensor
+
+from ddsweep.catalog import TrialSpec, augmentation_parts, steps_per_epoch
+from ddsweep.core.augment import draw_augmentation
 from ddsweep.core.inner import InnerOptimizer
-from ddsweep.core.order import BatchOrder, draw_batch_order
-from ddsweep.core.training import InnerLoop
+from ddsweep.core.order import BatchOrder, Minibatches, draw_batch_order, minibatches
+from ddsweep.core.training import Augment, InnerLoop
 from ddsweep.errors import SettingError
 from ddsweep.seeds import derive_seed
 
 __all__ = ["Recipe", "batch_order", "held_out_loop"]
+
+
+_FIRST = ("epochs", "rate", "optimizer", "momentum", "order", "labels")
+"""What every file says of a recipe."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +34,13 @@ class Recipe:
 
     ``rate`` is that of every step. None means the set's own: one for each of the T steps it was made for, and
     beyond T those of the last epoch again. ``labels``: ``soft`` are probabilities that come with the images,
-    ``hard`` their classes. There is no augmentation and no schedule.
+    ``hard`` their classes.
+
+    With a ``batch`` an epoch goes once through all images of the set, in minibatches of so many, whatever the
+    S batches are (`ddsweep.core.order.minibatches`). ``schedule`` is a factor on the rate, the same for all
+    steps of an epoch and, beyond the last epoch, that of the last: ``step`` multiplies it by ``decay_factor``
+    after every ``decay_epochs`` (None: half of the epochs, rounded up), ``cosine`` goes to zero. ``augment``
+    changes the images of every step, for each network anew (`ddsweep.core.augment`).
     """
 
     epochs: int = 1
@@ -34,6 +50,11 @@ class Recipe:
     order: str = "fixed"
     labels: str = "hard"
     weight_decay: float = 0.0
+    batch: int | None = None
+    schedule: str = "constant"
+    decay_epochs: int | None = None
+    decay_factor: float = 0.1
+    augment: str = "none"
 
     @classmethod
     def of(cls, spec: TrialSpec) -> Recipe:
@@ -47,9 +68,10 @@ class Recipe:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types, for the header of a file. Versions before weight decay read those without it."""
-        found = asdict(self)
-        return found if self.weight_decay else {k: v for k, v in found.items() if k != "weight_decay"}
+        """Plain types, for the header of a file. What came after ``labels`` is left out at its default, so
+        that versions before it read the file."""
+        later = {item.name: item.default for item in fields(self) if item.name not in _FIRST}
+        return {k: v for k, v in asdict(self).items() if k not in later or v != later[k]}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Recipe:
@@ -62,6 +84,26 @@ class Recipe:
     def inner_optimizer(self) -> InnerOptimizer:
         return InnerOptimizer(self.optimizer, self.momentum, self.weight_decay)
 
+    def steps_per_epoch(self, made: TrialSpec) -> int:
+        """S, or the number of minibatches, of the set of the trial ``made``."""
+        return steps_per_epoch(made, self.batch)
+
+    @property
+    def decay_every(self) -> int:
+        """The epochs between decays of ``step``."""
+        return -(-self.epochs // 2) if self.decay_epochs is None else self.decay_epochs
+
+    def rate_factor(self, epoch: int) -> float:
+        """The factor of the rate in ``epoch``, from 0."""
+        epoch = min(epoch, self.epochs - 1)
+        if self.schedule == "step":
+            return float(self.decay_factor ** (epoch // self.decay_every))
+        if self.schedule == "cosine":
+            return 0.5 * (1 + math.cos(math.pi * epoch / self.epochs))
+        if self.schedule == "constant":
+            return 1.0
+        raise ValueError(f"schedule: {self.schedule!r} is not one of constant, step, cosine")
+
     @property
     def one_rate(self) -> float:
         """The rate of every step. Raises ``ValueError`` for a recipe with the rates of a set."""
@@ -70,8 +112,13 @@ class Recipe:
         return self.rate
 
     def rates(self, own: Sequence[float]) -> list[float]:
-        """One rate for each of the T steps that a set with the rates ``own`` was made for."""
-        return list(own) if self.rate is None else [self.rate] * len(own)
+        """One rate for each of the T steps that a set with the rates ``own`` was made for. Raises
+        ``ValueError`` if they differ, and minibatches or a schedule take one."""
+        if self.rate is not None:
+            return [self.rate] * len(own)
+        if (self.batch is not None or self.schedule != "constant") and len(set(own)) > 1:
+            raise ValueError("batch and schedule take one rate for all steps: give the recipe a rate")
+        return list(own)
 
 
 def held_out_loop(
@@ -80,13 +127,39 @@ def held_out_loop(
     """How networks ``indices`` of a role (``heldout``, ``selection``) are trained by ``recipe`` for ``total``
     steps on the set of the trial ``made``.
 
-    Random orders are functions of that trial, the role and the number of a network, so a network goes the
-    same way under every recipe with this order.
+    Random orders and augmentations are functions of that trial, the role and the number of a network, so a
+    network goes the same way under every recipe with this order.
     """
-    if recipe.order == "fixed":
-        return InnerLoop(recipe.inner_optimizer)
     seeds = [derive_seed("heldout_order", made.trial_id, role, i) for i in indices]
-    return InnerLoop(recipe.inner_optimizer, batch_order(recipe.order, made, seeds, total))
+    order: BatchOrder | Minibatches | None = None
+    if recipe.batch is not None:
+        order = minibatches(made.images_per_class * made.dataset.classes, recipe.batch, seeds, total)
+    elif recipe.order != "fixed":
+        order = batch_order(recipe.order, made, seeds, total)
+    per_epoch = recipe.steps_per_epoch(made)
+    return InnerLoop(
+        recipe.inner_optimizer,
+        order if isinstance(order, BatchOrder) else None,
+        minibatches=order if isinstance(order, Minibatches) else None,
+        augments=_augments(recipe, made, role, indices),
+        rate_factor=None if recipe.schedule == "constant" else lambda t: recipe.rate_factor(t // per_epoch),
+    )
+
+
+def _augments(recipe: Recipe, made: TrialSpec, role: str, indices: Sequence[int]) -> tuple[Augment, ...]:
+    """An augmentation for each of the networks ``indices``, none for a recipe without."""
+    parts = augmentation_parts("augment", recipe.augment, made.dataset.name)
+    side = made.dataset.shape[1]
+    whose = [(made.trial_id, role, i) for i in indices] if parts else []
+    return tuple(partial(_augmented, parts, side, of) for of in whose)
+
+
+def _augmented(
+    parts: Sequence[str], side: int, whose: tuple[str, str, int], images: Tensor, t: int
+) -> Tensor:
+    """``images [n, c, h, w]`` of step ``t`` for one network, changed."""
+    generator = torch.Generator().manual_seed(derive_seed("heldout_augment", *whose, t))
+    return draw_augmentation(parts, len(images), side, generator)(images)
 
 
 def batch_order(order: str, made: TrialSpec, seeds: Sequence[int], total: int) -> BatchOrder:

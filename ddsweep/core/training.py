@@ -17,10 +17,10 @@ from ddsweep.core.graphs import replayed
 from ddsweep.core.images import LabelledImages
 from ddsweep.core.inner import InnerOptimizer, Rate, Slots
 from ddsweep.core.layers import Params
-from ddsweep.core.order import BatchOrder, fixed_batch_order
+from ddsweep.core.order import BatchOrder, DrawnMinibatches, Minibatches, fixed_batch_order, rate_index
 from ddsweep.core.own_network import parts, rest_after, rest_at
 
-__all__ = ["Augment", "Batches", "InnerLoop", "TrainState", "train_networks"]
+__all__ = ["Augment", "Batches", "InnerLoop", "TrainState", "rate_at", "train_networks"]
 
 RECORDED_STEPS = 50
 """The number of inner steps without a way back in one recording."""
@@ -31,11 +31,54 @@ Augment = Callable[[Tensor, int], Tensor]
 
 @dataclass(frozen=True)
 class InnerLoop:
-    """How networks are trained on distilled images: plain gradient descent in fixed order by default."""
+    """How networks are trained on distilled images: plain gradient descent in fixed order by default.
+
+    Forward only there can be more: ``minibatches`` instead of a ``batch_order``, an augmentation for each of
+    the K networks (``augments``), and ``rate_factor(t)``, that of the rate of step t.
+    """
 
     optimizer: InnerOptimizer = field(default_factory=InnerOptimizer)
     batch_order: BatchOrder | None = None
     augment: Augment | None = None
+    minibatches: Minibatches | None = None
+    augments: tuple[Augment, ...] = ()
+    rate_factor: Callable[[int], float] | None = None
+
+    @property
+    def recordable(self) -> bool:
+        """Whether all steps are the same work on other numbers, so that a GPU can record them."""
+        return self.augment is None and not self.augments and self.minibatches is None
+
+    def of(self, share: slice) -> InnerLoop:
+        """That of some of the networks."""
+        order, minibatches = self.batch_order, self.minibatches
+        return replace(
+            self,
+            batch_order=None if order is None else order.of(share),
+            minibatches=None if minibatches is None else minibatches.of(share),
+            augments=self.augments[share],
+        )
+
+    def order(self, inner_steps: int, batch: int, total: int) -> BatchOrder | Minibatches:
+        """That of S = ``inner_steps`` batches of ``batch`` images, for ``total`` steps."""
+        return self.minibatches or self.batch_order or fixed_batch_order(inner_steps, batch, total)
+
+
+def rate_at(rates: Sequence[Rate], inner_steps: int, t: int, loop: InnerLoop, like: Tensor) -> Rate:
+    """The rate of inner step ``t``, or each network's rate, in the type and on the device of ``like``. Beyond
+    T the rates of the last epoch repeat. Minibatches have one rate, that of every step."""
+    rate = _listed_rate(rates, inner_steps, t, loop, like)
+    return rate if loop.rate_factor is None else rate * loop.rate_factor(t)
+
+
+def _listed_rate(rates: Sequence[Rate], inner_steps: int, t: int, loop: InnerLoop, like: Tensor) -> Rate:
+    if loop.batch_order is None:
+        return rates[rate_index(t, inner_steps, len(rates))]
+    picked = [rates[int(i)] for i in loop.batch_order.rates[t]]
+    if len(picked) == 1:
+        return picked[0]
+    picked = [rate[k] if isinstance(rate, Tensor) else rate for k, rate in enumerate(picked)]
+    return torch.tensor(picked, dtype=like.dtype, device=like.device)
 
 
 @dataclass(frozen=True)
@@ -68,13 +111,21 @@ class Batches:
     S, n, classes]``.
     """
 
-    def __init__(self, distilled: LabelledImages, loop: InnerLoop, batch_order: BatchOrder) -> None:
+    def __init__(
+        self, distilled: LabelledImages, loop: InnerLoop, batch_order: BatchOrder | Minibatches
+    ) -> None:
         self.own = distilled.images.dim() == 6
         self.images = images = _flat(distilled.images, self.own)
         self._own_labels = distilled.labels.dim() == 4
         self.labels = _flat(distilled.labels, self._own_labels)
-        self.shared, self.augment = batch_order.shared, loop.augment
-        self._picks, self._rates = batch_order.batches.to(images.device), batch_order.rates.to(images.device)
+        self.augment, self._augments = loop.augment, loop.augments
+        self._rates: Tensor | None = None
+        self._picks: Tensor | DrawnMinibatches
+        if isinstance(batch_order, Minibatches):
+            self.shared, self._picks = False, batch_order.drawn(images.device)
+        else:
+            self.shared, self._picks = batch_order.shared, batch_order.batches.to(images.device)
+            self._rates = batch_order.rates.to(images.device)
 
     def at(self, t: int) -> tuple[Tensor, Tensor]:
         """Images ``[n, ...]`` (or ``[K or G, n, ...]``) and targets of step ``t``."""
@@ -82,10 +133,15 @@ class Batches:
         picks = picks[0] if self.shared else picks
         images = _taken(self.images, self.own, picks)
         targets = _taken(self.labels, self._own_labels, picks)
+        if self._augments:
+            each = images if images.dim() == 5 else images.expand(len(self._augments), *images.shape)
+            changed = (augment(own, t) for augment, own in zip(self._augments, each, strict=True))
+            return torch.stack(list(changed)), targets
         return images if self.augment is None else self.augment(images, t), targets
 
     def rate_of(self, t: int) -> Tensor:
         """The index of the rate of step ``t``: int64 ``[1]`` or ``[K]``, on the device of the images."""
+        assert self._rates is not None, "minibatches have one rate"
         return self._rates[t]
 
     def add_to(self, total: Tensor, part: Tensor, t: int) -> None:
@@ -139,16 +195,14 @@ def train_networks(
     labels ``[S, n]`` (or probabilities ``[S, n, classes]``). In fixed order step t uses batch t mod S. With
     ``graph`` a GPU replays recordings of up to `RECORDED_STEPS` steps.
     """
-    if loop.batch_order is None:
-        inner_steps, batch = distilled.labels.shape[:2]
-        loop = replace(loop, batch_order=fixed_batch_order(inner_steps, batch, state.step + len(rates)))
+    inner_steps, batch = distilled.labels.shape[:2]
+    order = loop.order(inner_steps, batch, state.step + len(rates))
     if graph:
         for first in range(0, len(rates), RECORDED_STEPS):
             some = rates[first : first + RECORDED_STEPS]
-            state = _train_recorded(network, state, distilled, some, batching, loop)
+            state = _train_recorded(network, state, distilled, some, batching, loop, order)
         return state
-    assert loop.batch_order is not None
-    math, batches = derivatives_of(network, batching), Batches(distilled, loop, loop.batch_order)
+    math, batches = derivatives_of(network, batching), Batches(distilled, loop, order)
     optimizer, weights, slots, rest = loop.optimizer, state.weights, state.slots, state.rest
     if not rest:
         weights, slots = _take_steps(math, batches, optimizer, state, rates, state.step)
@@ -184,11 +238,11 @@ def _train_recorded(
     rates: Sequence[Rate],
     batching: str,
     loop: InnerLoop,
+    order: BatchOrder | Minibatches,
 ) -> TrainState:
-    """`train_networks` as one CUDA graph. ``loop`` has a batch order."""
-    if loop.augment is not None:
-        raise ValueError("graph: an augmentation is another one in every step and cannot be recorded")
-    assert loop.batch_order is not None
+    """`train_networks` as one CUDA graph."""
+    if not loop.recordable or isinstance(order, Minibatches):
+        raise ValueError("graph: augmentations and minibatches are others in every step: none is recorded")
     names, weight = list(state.weights), next(iter(state.weights.values()))
     sets, stop = 1 + len(state.slots), state.step + len(rates)
 
@@ -205,7 +259,7 @@ def _train_recorded(
 
     one_each = [torch.as_tensor(rate, dtype=weight.dtype) for rate in rates]
     inputs = [value for part in (state.weights, *state.slots) for value in part.values()]
-    picks = loop.batch_order.batches[state.step : stop].to(weight.device)
+    picks = order.batches[state.step : stop].to(weight.device)
     inputs += [distilled.images, distilled.labels, picks, torch.stack(one_each).to(weight.device)]
     inputs.append(torch.full((), state.step, dtype=torch.float64, device=weight.device))
     what = ("train", network, tuple(names), batching, loop.optimizer)

@@ -28,6 +28,16 @@ from ddsweep.seeds import derive_seed
 __all__ = ["Group"]
 
 
+def _schedule(recipe: Recipe) -> dict[str, Any]:
+    """The columns of rows whose rate changes from epoch to epoch."""
+    if recipe.schedule == "constant":
+        return {}
+    found = {"inner_schedule": recipe.schedule}
+    if recipe.schedule == "cosine":
+        return found
+    return found | {"inner_decay_epochs": recipe.decay_every, "inner_decay_factor": recipe.decay_factor}
+
+
 @dataclass(frozen=True)
 class Group:
     """The networks of one unit, all ``size`` of them, and their test data."""
@@ -135,6 +145,9 @@ class Group:
                         "order": recipe.order,
                         "inner_optimizer": recipe.optimizer,
                         "weight_decay": recipe.weight_decay or None,
+                        "inner_batch": recipe.batch,
+                        **_schedule(recipe),
+                        "inner_augment": None if recipe.augment == "none" else recipe.augment,
                         "accuracy": float(result.accuracy[s, k]),
                         **self._attack(result, s, k),
                         "loss": None if diverged else float(result.loss[s, k]),

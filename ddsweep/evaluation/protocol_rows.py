@@ -1,4 +1,4 @@
-"""A distilled set under a protocol of its own: other networks, order, optimiser, rates or epochs.
+"""A distilled set under a protocol of its own: other networks, or another recipe.
 
 Images and labels stay those of the set, learned labels included. There are no baselines here: they use best
 rates, which would answer another question.
@@ -19,7 +19,9 @@ __all__ = ["changed", "protocol_rows"]
 
 _SETTINGS = {
     **{"order": "order", "inner_optimizer": "optimizer", "inner_lr": "rate", "inner_epochs": "epochs"},
-    "weight_decay": "weight_decay",
+    **{"weight_decay": "weight_decay", "inner_batch": "batch", "inner_schedule": "schedule"},
+    **{"inner_decay_epochs": "decay_epochs", "inner_decay_factor": "decay_factor"},
+    "inner_augment": "augment",
 }
 """What a protocol can change of a recipe; the rest is which networks there are."""
 
@@ -27,7 +29,10 @@ _SETTINGS = {
 def changed(recipe: Recipe, protocol: Protocol) -> Recipe:
     """``recipe`` with what ``protocol`` changes of it."""
     changes = protocol.changes()
-    return replace(recipe, **{_SETTINGS[name]: changes[name] for name in changes if name in _SETTINGS})
+    found = {_SETTINGS[name]: changes[name] for name in changes if name in _SETTINGS}
+    if protocol.inner_batch is not None:
+        found["order"] = "shuffled"
+    return replace(recipe, **found)
 
 
 def protocol_rows(

@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from rich.console import Group
 from rich.text import Text
 
+from ddsweep.catalog import EvaluationSpec, TrialSpec
 from ddsweep.catalog.numbers import counted
-from ddsweep.cost import CostEstimate
+from ddsweep.cost import CostEstimate, protocol_seconds
 from ddsweep.report.console import MOST_LISTED
 from ddsweep.report.formats import NONE, duration, size
 from ddsweep.report.settings import settings_of, varying
@@ -17,7 +18,7 @@ from ddsweep.report.trial_table import trial_table
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.spec import AshaSpec, Plan, settings_by_stratum
 
-__all__ = ["TO_EVALUATE", "plan_table", "with_distilled"]
+__all__ = ["TO_EVALUATE", "plan_table", "protocol_lines", "with_distilled"]
 
 _LISTED = 3
 """The number of left-out combinations that are named."""
@@ -126,6 +127,27 @@ def _together(plan: Plan, states: Mapping[str, str], cohorts: Mapping[str, int])
     rest = f"; {counted(alone, 'trial')} alone" if alone else ""
     shares = f"{len(shared)} trials share processes with others of their shape, up to {max(shared)} in one"
     return [f"{shares}{rest} (resources.cohort)"]
+
+
+def protocol_lines(
+    trials: Sequence[TrialSpec], evaluation: EvaluationSpec, states: Mapping[str, str]
+) -> list[str]:
+    """For each protocol of one's own: how long networks are trained under it for those of ``trials`` that are
+    neither done nor stopped, and what that costs."""
+    left = [trial for trial in trials if states.get(trial.trial_id) not in ("done", "stopped")]
+    lines = []
+    for protocol in evaluation.protocols:
+        if isinstance(protocol, str):
+            continue
+        costs = {trial: protocol_seconds(trial, evaluation, protocol, 1) for trial in left}
+        judged, hours = [trial for trial, seconds in costs.items() if seconds], sum(costs.values()) / 3600
+        if judged:
+            steps = _span([evaluation.last_step(trial, protocol) for trial in judged], "step")
+            lines.append(
+                f"{protocol.name}: {steps} of training for each held-out network; for "
+                f"{counted(len(judged), 'trial')} about {_hours(hours)}, tests not counted"
+            )
+    return lines
 
 
 def _scheduling(plan: Plan, scheduler: AshaSpec) -> list[str]:

@@ -195,6 +195,15 @@ class _Evals:
     """the networks that were computed together"""
     weight_decay: float
     """of a protocol; null: none"""
+    inner_batch: int
+    """of a protocol: images in a minibatch of all images of the set; null: the set's own batches"""
+    inner_schedule: str
+    inner_decay_epochs: int
+    inner_decay_factor: float
+    """of a protocol: `step` or `cosine`, and of `step` the epochs between decays of `inner_lr` and the factor
+    of one; null: a constant rate"""
+    inner_augment: str
+    """of a protocol: random changes of the distilled images in each step; null: none"""
 
 
 class _History:

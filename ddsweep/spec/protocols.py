@@ -76,7 +76,14 @@ def _change(key: Any, value: Any) -> Any:
         return value
     if key not in Protocol.settings():
         raise KeyError(key)
-    return setting("inner_lr" if key == "weight_decay" else key, value)  # no setting; a positive number, too
+    return setting(_TYPED_LIKE.get(key, key), value)
+
+
+_TYPED_LIKE = {
+    **{"weight_decay": "inner_lr", "inner_batch": "real_batch", "inner_schedule": "outer_schedule"},
+    **{"inner_decay_epochs": "outer_decay_steps", "inner_decay_factor": "outer_decay_factor"},
+}
+"""What is no setting of a trial has the values of one that is."""
 
 
 def check_evaluation(

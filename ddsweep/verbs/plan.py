@@ -52,7 +52,7 @@ def plan(
     from ddsweep.cost import choose_memory, estimate
     from ddsweep.report.console import report_console
     from ddsweep.report.data import data_lines
-    from ddsweep.report.plan_table import TO_EVALUATE, plan_table, with_distilled
+    from ddsweep.report.plan_table import TO_EVALUATE, plan_table, protocol_lines, with_distilled
     from ddsweep.report.status import trial_states
     from ddsweep.results.elsewhere import finished_in, other_sweeps
     from ddsweep.spec import check_strata, load_sweep
@@ -78,6 +78,8 @@ def plan(
     console = report_console()
     table = plan_table(found, states, estimates, 1, sweep.scheduler, cohorts)
     console.print(table)
+    for line in protocol_lines(found.trials, evaluation, states):
+        console.print(f"protocol {line}", highlight=False, markup=False, soft_wrap=True)
     for line in data_lines((trial.dataset for trial in found.trials), data_folder(data_root)):
         console.print(f"data: {line}", highlight=False, markup=False, soft_wrap=True)
     others = other_sweeps(directory)

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
+from ddsweep.catalog import EvaluationSpec, Protocol
 from ddsweep.cost import CostEstimate
 from ddsweep.report.console import report_console
 from ddsweep.report.formats import duration, percent, plain, size
-from ddsweep.report.plan_table import plan_table
+from ddsweep.report.plan_table import plan_table, protocol_lines
 from ddsweep.report.settings import NAMES, changed, settings_of, telling, varying
 from ddsweep.spec import AshaSpec, Plan
 
@@ -244,3 +245,15 @@ def test_trials_that_each_change_a_setting_of_their_own_get_one_column() -> None
     assert "labels soft" in shown[4] and "inner lr 0.5, inner optimizer momentum" in shown[8]
     few = varying(settings[:3])
     assert telling(settings[:3], few) == [["trim", "ema"]] * 3
+
+
+def test_a_protocol_of_ones_own_is_told_with_its_steps_and_its_cost() -> None:
+    field = Protocol(name="field", inner_lr=0.01, inner_epochs=301, inner_batch=16)
+    asked = EvaluationSpec(networks=8, protocols=("as_distilled", field, Protocol(network="lenet")))
+    trials = (spec(), spec(images_per_class=4), spec(seed=1))
+    lines = protocol_lines(trials, asked, {trials[2].trial_id: "done"})
+    assert lines == [
+        "field: 602 to 903 steps of training for each held-out network; for 2 trials about 1 CPU-minute, "
+        "tests not counted"
+    ], "the other one is impossible for them"
+    assert protocol_lines(trials, asked, dict.fromkeys([t.trial_id for t in trials], "done")) == []

@@ -46,7 +46,9 @@ GOLDEN = {
         model_seed int64, split string, inner_step int32, inner_epochs int32, inner_lr double,
         order string, inner_optimizer string, accuracy double, accuracy_other double,
         attack_success double, loss double, diverged bool, n_images int32,
-        dataset_stand_in bool, group int32, weight_decay double""",
+        dataset_stand_in bool, group int32, weight_decay double,
+        inner_batch int32, inner_schedule string, inner_decay_epochs int32, inner_decay_factor double,
+        inner_augment string""",
     "history": """
         trial_id string, outer_step int32, outer_loss double, val_score double, grad_norm double,
         inner_lr_mean double, n_skipped int32, n_rollbacks int32, seconds double""",
