@@ -34,6 +34,7 @@ __all__ = [
     "CostEstimate",
     "choose_memory",
     "estimate",
+    "matched_at_a_time",
     "protocol_seconds",
 ]
 
@@ -51,6 +52,10 @@ _GRADIENT, _BACK_THROUGH, _AGAIN = 3, 6, 3
 _COPIES, _COPIES_AUTOGRAD = 2, 5
 """Tensors kept for each output of a layer of an inner step: the output and its derivative; more if autograd
 keeps the graph of the graph. Measured by `bench/memory.py` and rounded up."""
+
+IN_CACHE = 2**22
+"""Numbers that the layers of a network may give for the real images that it sees at a time, when nothing of
+them is kept. More leave the cache of a CPU, which then waits for its memory (docs/performance.md)."""
 
 _SLOTS = {"gd": 0, "momentum": 1, "adam": 2}
 
@@ -81,6 +86,11 @@ def choose_memory(trial: TrialSpec, memory_mode: str = "auto", segment: int | No
         # This k gives the least sum of T/k points and the k steps of one segment.
         segment = round(math.sqrt(trial.steps * _point_bytes(trial) / _step_bytes(trial)))
     return memory_mode, min(trial.steps, max(1, segment))
+
+
+def matched_at_a_time(trial: TrialSpec) -> int:
+    """The number of real images that go through a network at a time in distribution matching on the CPU."""
+    return max(8, IN_CACHE // _measure(trial).outputs)
 
 
 def estimate(
@@ -142,7 +152,8 @@ def _matching(trial: TrialSpec, threads: float) -> CostEstimate:
     each = trial.models_per_step * (distilled * _GRADIENT + real) * found.flops
     flops = float(trial.outer_steps * each)
     seconds = flops / (CPU_GFLOPS_PER_THREAD * 1e9 * threads) + trial.outer_steps * SECONDS_PER_INNER_STEP
-    images = _item(trial) * (distilled + real) * (found.outputs * _COPIES + math.prod(shape))
+    outputs = (distilled + min(real, matched_at_a_time(trial))) * found.outputs * _COPIES
+    images = _item(trial) * (outputs + (distilled + real) * math.prod(shape))
     return CostEstimate(flops, seconds, images + _point_bytes(trial))
 
 

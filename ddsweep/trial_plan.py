@@ -13,7 +13,7 @@ from ddsweep.compilation import compiles
 from ddsweep.core.execution import ExecutionPlan, choose_plan
 from ddsweep.core.measure import measure
 from ddsweep.core.networks import build_network
-from ddsweep.cost import choose_memory
+from ddsweep.cost import choose_memory, matched_at_a_time
 from ddsweep.errors import UserError
 from ddsweep.results.code import load_code_of
 
@@ -82,6 +82,8 @@ def first_plan(spec: TrialSpec, settings: TrialSettings) -> ExecutionPlan:
     )
     if settings.cohort > 1 and device.type != "cpu":
         plan = replace(plan, width=settings.cohort)
+    if spec.method == "distribution_matching" and device.type == "cpu" and not plan.whole_batches:
+        plan = replace(plan, real_chunk=matched_at_a_time(spec))
     # Real images go through trial by trial also in a cohort: the sums have the same order.
     block = min(plan.real_block, spec.models_per_step)
     return replace(plan, memory_mode=mode, segment=segment, real_block=block)

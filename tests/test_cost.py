@@ -13,6 +13,7 @@ from ddsweep.cost import (
     STORE_AT_MOST,
     choose_memory,
     estimate,
+    matched_at_a_time,
     protocol_seconds,
 )
 
@@ -116,3 +117,12 @@ def test_the_training_under_a_protocol_by_hand() -> None:
     impossible = Protocol(order="shuffled")
     single = replace(TRIAL, inner_steps=1)
     assert protocol_seconds(single, replace(asked, protocols=(impossible,)), impossible, 2) == 0
+
+
+def test_real_images_of_matching_take_memory_a_few_at_a_time() -> None:
+    spec = TrialSpec(
+        DATASETS["cifar10"], network="convnet(depth=3,width=128)", method="distribution_matching"
+    )
+    few, many = (estimate(replace(spec, real_per_class=count), 1).memory_bytes for count in (64, 128))
+    assert matched_at_a_time(spec) < 64 * 10
+    assert many - few == 4 * 64 * 10 * 3 * 32 * 32, "the images themselves"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import ddsweep
 from tests.cluster.machines import Lab
 from tests.cluster.sweeping import ROOT, Launched, run_alone
 
@@ -35,6 +36,21 @@ def test_a_ray_cluster_over_three_nodes(lab: Lab, shared: Path, alone: Path) -> 
     assert distilled == evaluated == {"node1", "node2", "node3"}
     again = sweep.launch("--wait")
     assert (again.returncode, "done: all of 8 trials" in again.stdout) == (0, True)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_cohorts_over_three_nodes(lab: Lab, shared: Path, tmp_path: Path) -> None:
+    """Trials that share processes on three nodes are those that had one process each on one machine."""
+    trials = ["grid={init: [fixed]}", "seeds=12"]
+    alone = run_alone(tmp_path / "alone", FILE, [*SETTINGS, *trials, "resources.cohort=1"])
+    sweep = Launched(lab, shared, FILE, [*GPUS, *trials])
+    done = sweep.launch("--mode", "cluster", "--wait")
+    assert done.returncode == 0, done.stdout + sweep.logs()
+    sweep.assert_complete(alone)
+    assert len(sweep.hosts()[0]) > 1
+    assert ddsweep.load_results(alone).trials["cohort_size"].max() == 1
+    assert ddsweep.load_results(sweep.folder).trials["cohort_size"].max() > 1
 
 
 @pytest.mark.slow

@@ -130,6 +130,13 @@ def test_the_loss_of_distribution_matching_written_down_again() -> None:
         torch.testing.assert_close(found.losses[k], total)
 
 
+def test_real_images_go_through_a_few_at_a_time() -> None:
+    plans = [ExecutionPlan(inner_batching="loop", real_chunk=chunk) for chunk in (10_000, 9)]
+    whole, few = (states(task_of("distribution_matching", plan), 2).tensors() for plan in plans)
+    for name, value in whole.items():
+        torch.testing.assert_close(few[name], value, rtol=1e-10, atol=1e-12)
+
+
 def test_one_augmentation_for_real_and_distilled_images() -> None:
     """Siamese: were the distilled images the real ones, the loss would be zero under any augmentation."""
     task = task_of("distribution_matching", images_per_class=7, outer_augment="shift+rotate+scale+cutout")
