@@ -55,7 +55,7 @@ def gradients(task: Task, learned: Learned, step: int) -> NetworkGradients:
     def distance(images: Tensor, weights: Params) -> Tensor:
         ours = _features(embedding, weights, augment(images.flatten(0, 1)))
         with torch.no_grad():  # few at a time, so that they stay in the cache
-            pieces = inputs.split(task.plan.real_chunk)
+            pieces = torch.split(inputs, task.plan.real_chunk)
             theirs = torch.cat([_features(embedding, weights, piece) for piece in pieces])
         loss: Tensor = (real @ theirs - distilled @ ours).square().sum()
         return loss
