@@ -146,6 +146,30 @@ def test_a_few_outer_steps_on_the_device_are_those_on_the_cpu(settings) -> None:
     torch.testing.assert_close(accuracies[1], accuracies[0], rtol=0, atol=0.011)
 
 
+@pytest.mark.parametrize("augment", ["none", "shift+cutout", "dsa"])
+@pytest.mark.parametrize("batch", [7, 256])
+def test_minibatches_and_augmentations_on_the_device_are_those_on_the_cpu(batch, augment) -> None:
+    """By a plan that records what can be recorded."""
+    spec = TrialSpec(DATASETS["digits"], network="convnet(width=4)", images_per_class=2, dtype="float64")
+    generator = torch.Generator().manual_seed(2)
+    pixels = torch.randint(256, (200, 1, 8, 8), generator=generator, dtype=torch.uint8)
+    images = torch.randn(1, 20, 1, 8, 8, generator=generator, dtype=torch.float64)
+    labels = (torch.arange(20) % 10)[None]
+    recipe = Recipe(6, 0.05, "momentum", weight_decay=5e-4, batch=batch, schedule="step", augment=augment)
+    steps, found = 6 * recipe.steps_per_epoch(spec), []
+    for device in (CPU, DEVICE):
+        network = build_network(spec.network_spec, spec.dataset.shape, 10)
+        plan = choose_plan(device, 1, network, graph=True)
+        made = Task.of(spec, plan, RealSet(pixels, torch.arange(200) % 10, (0.5,), (0.3,)))
+        trained_on = LabelledImages(images.to(device), labels.to(device))
+        loop = held_out_loop(recipe, spec, "heldout", range(3), steps)
+        networks = made.networks([1, 2, 3])
+        found.append(
+            evaluate_networks(network, networks, trained_on, [0.05], (0, steps), made.real, plan, loop=loop)
+        )
+    assert relative(found[1].loss, found[0].loss) < 1e-9
+
+
 def test_a_trial_on_the_device_is_that_on_the_cpu(tmp_path, monkeypatch) -> None:
     """Whole, with its choice by validation, and in two goes through a checkpoint."""
     spec = TrialSpec(
