@@ -53,10 +53,11 @@ def test_every_method_of_the_catalog_is_there() -> None:
     assert set(methods.METHODS) == set(METHODS) == set(SMALL)
 
 
+@pytest.mark.parametrize("augment", ["shift", "dsa"])
 @pytest.mark.parametrize("method", NAMES)
-def test_the_gradient_is_that_of_the_loss(method: str) -> None:
+def test_the_gradient_is_that_of_the_loss(method: str, augment: str) -> None:
     """Directional central differences; ReLU has kinks, so the step is tiny."""
-    task = task_of(method, outer_augment="shift")
+    task = task_of(method, outer_augment=augment)
     found, module = states(task, 2).learned, methods.method_of(task.spec)
     gradients = module.gradients(task, found, 5)
     generator = torch.Generator().manual_seed(1)
@@ -137,9 +138,10 @@ def test_real_images_go_through_a_few_at_a_time() -> None:
         torch.testing.assert_close(few[name], value, rtol=1e-10, atol=1e-12)
 
 
-def test_one_augmentation_for_real_and_distilled_images() -> None:
+@pytest.mark.parametrize("augment", ["shift+rotate+scale+cutout", "dsa"])
+def test_one_augmentation_for_real_and_distilled_images(augment: str) -> None:
     """Siamese: were the distilled images the real ones, the loss would be zero under any augmentation."""
-    task = task_of("distribution_matching", images_per_class=7, outer_augment="shift+rotate+scale+cutout")
+    task = task_of("distribution_matching", images_per_class=7, outer_augment=augment)
     real, labels = distribution_matching._real_batch(task, 4)
     images = torch.stack([real[labels == c] for c in range(10)]).flatten(0, 1)[None]
     found = distribution_matching.gradients(task, {"images": images}, 4)
