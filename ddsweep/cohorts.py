@@ -27,6 +27,7 @@ __all__ = [
     "cohort_key",
     "cohort_sizes",
     "dealt_out",
+    "room_beside",
     "split_evenly",
 ]
 
@@ -110,6 +111,21 @@ def _room(trial: TrialSpec, on_gpu: bool, networks: int | None) -> int:
     mode, segment = choose_memory(trial)
     needed = estimate(trial, 1, memory_mode=mode, segment=segment).memory_bytes
     return max(1, min(networks // trial.models_per_step, int(memory / needed)))
+
+
+def room_beside(
+    trial: TrialSpec, resources: ResourcesSpec, most: int, networks: int | None = None
+) -> tuple[Hashable, int]:
+    """For a trial whose companions are not known yet: what they have in common with it, and how many there
+    may be, itself included; with ``resources.cohort: auto`` at ``most`` so many. ``networks`` as in
+    `cohort_sizes`."""
+    need = resources.for_trial(trial)
+    key = None if resources.compile == "on" else cohort_key(trial)
+    if key is None:
+        return trial.trial_id, 1
+    if resources.cohort == "auto":
+        return (key, need), max(1, min(most, _room(trial, need[1] > 0, networks)))
+    return (key, need), int(resources.cohort)
 
 
 @dataclass(frozen=True)

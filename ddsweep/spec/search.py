@@ -128,8 +128,12 @@ class SearchSpec(BaseModel):
         if not self.guided:
             return [self.draw(number) for number in range(self.samples)]
         found = [sample for sample in map(self.in_space, written) if sample is not None]
-        drawn = min(self.samples, self.startup or _STARTUP)
-        return [*found[: self.samples], *(self.draw(number) for number in range(len(found), drawn))]
+        return [*found[: self.samples], *(self.draw(number) for number in range(len(found), self.drawn))]
+
+    @property
+    def drawn(self) -> int:
+        """How many samples are drawn: all, or those at the start of a guided search."""
+        return min(self.samples, self.startup or _STARTUP) if self.guided else self.samples
 
     def in_space(self, values: Mapping[str, Any]) -> dict[str, Any] | None:
         """``values``, as a file has them, with the types of the space; None if they are not in it."""

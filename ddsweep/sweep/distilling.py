@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,14 @@ from ddsweep.results.layout import SweepDirectory
 from ddsweep.results.parts import read_part
 from ddsweep.spec import SweepSpec
 from ddsweep.sweep.full_disk import FullDisk
+from ddsweep.sweep.guide import Guide
 from ddsweep.sweep.halving import Halving
 from ddsweep.sweep.mailbox import Mailbox
 from ddsweep.sweep.observe import Board
-from ddsweep.sweep.placement import side_by_side
+from ddsweep.sweep.placement import room_for, side_by_side
 from ddsweep.sweep.places import Places, place_of
-from ddsweep.sweep.prepare import trial_settings
+from ddsweep.sweep.prepare import splits_key, trial_settings
+from ddsweep.sweep.proposing import Proposing
 from ddsweep.sweep.queue import Lost, PlannedPlace, TrialQueue
 from ddsweep.sweep.retry import RetryPolicy, Teller, WorkerError, told_death
 from ddsweep.sweep.session import RaySession
@@ -54,7 +56,8 @@ class Distilling:
 
     ``seconds`` are estimates, ``labels`` the names of trials in the dashboard. ``draining`` says whether the
     sweep was told to end. Attempts on what dies are spread over ``spread_s`` seconds. ``networks`` is the
-    measured number of networks side by side that keep a process busy.
+    measured number of networks side by side that keep a process busy. A ``guide`` proposes further trials, and
+    ``make_ready`` says which of them are to be distilled.
     """
 
     sweep: SweepSpec
@@ -69,29 +72,41 @@ class Distilling:
     draining: Callable[[], bool]
     spread_s: float
     networks: int | None = None
+    guide: Guide | None = None
+    make_ready: Callable[[Sequence[TrialSpec]], Sequence[TrialSpec]] = lambda trials: trials
 
     def run(self, trials: Sequence[TrialSpec], all_trials: Sequence[TrialSpec]) -> None:
-        """Distil ``trials``, until each is distilled, failed or stopped, or the sweep drains. A scheduler
-        compares them with what ``all_trials`` scored in earlier runs."""
+        """Distil ``trials``, and what the guide proposes, until each is distilled, failed or stopped, or the
+        sweep drains. A scheduler compares them with what ``all_trials`` scored in earlier runs. Raises
+        `UserError` if nothing more could be proposed, once the others are done."""
         sweep, session, resources = self.sweep, self.session, self.sweep.resources
         by_id = {trial.trial_id: trial for trial in trials}
         halving = _halving(sweep, all_trials, self.directory, self.board) if sweep.scheduler else None
-        slots = side_by_side(sweep, trials, session)
-        planned = plan_places(sweep, trials, slots, self.networks)
-        reuse = max(self.seconds[trial_id] for trial_id in by_id) < REUSE_BELOW_S
-        sizes = {trial_id: place.size for place in planned for trial_id in place.trials}
-        given = [
-            TrialOfWorker(
-                trial,
-                replace(trial_settings(sweep, trial), cohort=sizes[trial.trial_id]),
+        late = _Late(self, by_id, halving)
+        proposing: Proposing | None = None
+        if self.guide is None:
+            slots = side_by_side(sweep, trials, session)
+            planned = plan_places(sweep, trials, slots, self.networks)
+            sizes = {trial_id: place.size for place in planned for trial_id in place.trials}
+            requests = _requests(sweep, planned, by_id, session)
+        else:
+            slots = min(room_for(sweep, all_trials, session), len(trials) + self.guide.to_propose)
+            proposing = Proposing(
+                *(self.guide, self.make_ready, late.proposed, self.draining),
+                *(resources, max(1, self.guide.drawn // slots), self.networks),
             )
-            for trial in trials
-        ]
+            planned = proposing.places(trials, slots)
+            sizes = {trial_id: proposing.companions(trial_id)[1] for trial_id in by_id}
+            dearest = _dearest([_request(sweep, trial, planned[0].size, session) for trial in all_trials])
+            requests = {place.name: dearest for place in planned}
+        reuse = max(self.seconds[trial_id] for trial_id in by_id) < REUSE_BELOW_S
+        given = [_of_worker(sweep, trial, sizes[trial.trial_id]) for trial in trials]
         queue = TrialQueue(
             planned,
             RetryPolicy(resources.max_failures, self.spread_s),
             halving=halving,
             most=resources.max_concurrent,
+            source=proposing,
         )
         mailbox = ray.remote(Mailbox).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote()
         inputs = WorkerInputs(
@@ -100,11 +115,11 @@ class Distilling:
             self.shared,
             self.directory,
             mailbox,
-            report_every=slots * max(sizes.values()) / REPORTS_PER_S,
+            report_every=slots * max(place.size for place in planned) / REPORTS_PER_S,
         )
-        watcher = Watcher(by_id, self, queue)
+        watcher = Watcher(by_id, self, queue, late.references)
         tuner = tune.Tuner(
-            trainable(inputs, _requests(sweep, planned, by_id, session)),
+            trainable(inputs, requests),
             param_space={
                 "place": tune.grid_search(
                     [
@@ -140,11 +155,14 @@ class Distilling:
         finally:
             watcher.close()
             shutil.rmtree(self.directory.temporary / "tune", ignore_errors=True)
+        if proposing is not None and proposing.error is not None:
+            raise proposing.error
 
     def _title(self, place: PlannedPlace, reuse: bool) -> str:
         """The name of a place in the dashboard: that of its trial, of its first one and how many others there
-        are, or, where processes are used again, of the sweep, for Ray asks for a name only once."""
-        if reuse:
+        are, or, where processes are used again, of the sweep, for Ray asks for a name only once. So it is in
+        a guided search."""
+        if reuse or self.guide is not None:
             return f"distil {self.sweep.name}"
         others = len(place.trials) - 1
         return f"distil {self.labels[place.trials[0]]}" + (f" and {others} more" if others else "")
@@ -168,18 +186,26 @@ class Distilling:
 class Watcher(tune.Callback):
     """Passes news on trials to the board and the shards. Never blocks on evaluation."""
 
-    def __init__(self, trials: Mapping[str, TrialSpec], distilling: Distilling, queue: TrialQueue) -> None:
+    def __init__(
+        self,
+        trials: Mapping[str, TrialSpec],
+        distilling: Distilling,
+        queue: TrialQueue,
+        references: Mapping[str, Any],
+    ) -> None:
         self._trials, self._distilling, self._queue = trials, distilling, queue
+        self._references = references
         self._board, self._disk = distilling.board, distilling.disk
         self._teller = Teller(self._board.say)
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles callbacks for a restore, which never comes: resuming goes by the files
 
-    def given(self, trials: Sequence[str]) -> None:
-        """Trials have come to a place."""
+    def given(self, trials: Sequence[str]) -> dict[str, Any]:
+        """Trials have come to a place. Returns the references to those that its process does not have."""
         for trial_id in trials:
             self._board.set_state(trial_id, "running")
+        return {trial_id: self._references[trial_id] for trial_id in trials if trial_id in self._references}
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -241,6 +267,34 @@ class Watcher(tune.Callback):
                 self._board.set_state(trial_id, "drained")
 
 
+@dataclass
+class _Late:
+    """Trials that come while others run: ``by_id`` gets them, and ``references`` what their workers need."""
+
+    distilling: Distilling
+    by_id: dict[str, TrialSpec]
+    halving: Halving | None
+    references: dict[str, Any] = field(default_factory=dict)
+
+    def proposed(self, trials: Sequence[TrialSpec], sizes: Mapping[str, int]) -> None:
+        """All seeds of a sample. Those with a size are to be distilled, with so many together at most."""
+        distilling = self.distilling
+        if self.halving is not None:
+            self.halving.add(trials)
+            for trial in [trial for trial in trials if trial.trial_id not in sizes]:
+                _replay(self.halving, trial, distilling.directory, distilling.board)
+        for trial in trials:
+            if size := sizes.get(trial.trial_id):
+                self.by_id[trial.trial_id] = trial
+                shared = distilling.shared[splits_key(trial)]
+                given = replace(_of_worker(distilling.sweep, trial, size), shared=shared)
+                self.references[trial.trial_id] = ray.put(given)
+
+
+def _of_worker(sweep: SweepSpec, trial: TrialSpec, size: int) -> TrialOfWorker:
+    return TrialOfWorker(trial, replace(trial_settings(sweep, trial), cohort=size))
+
+
 def _death(trial: Any) -> str:
     """Who ended the worker of a Tune trial, by its error file."""
     try:
@@ -269,16 +323,20 @@ def _halving(
     assert sweep.scheduler is not None
     halving = Halving(sweep.scheduler, trials)
     for trial in trials:
-        try:
-            rows = read_part(directory.history_part(trial.trial_id)).to_pylist()
-        except ResultsError:  # not begun yet, or torn
-            continue
-        scores = {row["outer_step"]: row["val_score"] for row in rows if row["val_score"] is not None}
-        reached = rows[-1]["outer_step"] if rows else 0
-        stopped = board.state_of(trial.trial_id) == "stopped"
-        halving.replay(trial.trial_id, scores, reached, stopped=stopped)
+        _replay(halving, trial, directory, board)
     halving.begin()
     return halving
+
+
+def _replay(halving: Halving, trial: TrialSpec, directory: SweepDirectory, board: Board) -> None:
+    try:
+        rows = read_part(directory.history_part(trial.trial_id)).to_pylist()
+    except ResultsError:  # not begun yet, or torn
+        return
+    scores = {row["outer_step"]: row["val_score"] for row in rows if row["val_score"] is not None}
+    reached = rows[-1]["outer_step"] if rows else 0
+    stopped = board.state_of(trial.trial_id) == "stopped"
+    halving.replay(trial.trial_id, scores, reached, stopped=stopped)
 
 
 def _request(sweep: SweepSpec, trial: TrialSpec, size: int, session: RaySession) -> dict[str, float]:
@@ -309,3 +367,9 @@ def _requests(
         (place.name, _request(sweep, by_id[place.trials[0]], len(place.trials), session)) for place in planned
     )
     return {name: same.setdefault(repr(request), request) for name, request in requests}
+
+
+def _dearest(requests: Sequence[dict[str, float]]) -> dict[str, float]:
+    """A request that is enough for each."""
+    keys = dict.fromkeys(key for request in requests for key in request)
+    return {key: max(request.get(key, 0) for request in requests) for key in keys}

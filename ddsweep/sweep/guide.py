@@ -50,6 +50,17 @@ class Guide:
         """Whether a sample may still be proposed."""
         return any(self._open(search) for search in self.plan.searches)
 
+    @property
+    def to_propose(self) -> int:
+        """The most trials that may still be proposed."""
+        return self.plan.to_propose if self.left else 0
+
+    @property
+    def drawn(self) -> int:
+        """How many trials the draws at the start come to."""
+        seeds = (len(sample.trial_ids) for search in self.plan.searches for sample in search.samples)
+        return self._search.drawn * len(self.plan.searches) * max(seeds, default=1)
+
     def propose(self) -> tuple[TrialSpec, ...]:
         """The trials of one more sample; none once no sample is left. Raises `ResultsError` if it cannot be
         written down."""

@@ -67,9 +67,13 @@ class Halving:
         self._setting: dict[str, _Setting] = {}
         self._recorded: defaultdict[tuple[Any, ...], list[float]] = defaultdict(list)
         self.decided: list[str] = []
+        self.add(trials)
+
+    def add(self, trials: Sequence[TrialSpec]) -> None:
+        """Further trials: all seeds of their settings."""
         for trial in trials:
             setting = self._settings.setdefault(
-                setting_of(trial), _Setting(asha.stratum(trial), asha.rungs(trial))
+                setting_of(trial), _Setting(self._asha.stratum(trial), self._asha.rungs(trial))
             )
             setting.seeds.append(trial.trial_id)
             self._setting[trial.trial_id] = setting

@@ -69,7 +69,7 @@ class Board:
         for trial_id, seen in self._trials.items():
             self._in[seen.state][trial_id] = seen
         self._columns = columns or Columns()
-        self._pace = Pace()
+        self._pace, self._further = Pace(), 0
         self._lock = threading.Lock()
         self._started = self._last_line = time.monotonic()
         self._messages: deque[str] = deque(maxlen=_MESSAGES)
@@ -115,6 +115,22 @@ class Board:
         elif self._beat is None:
             self._beat = threading.Thread(target=self._keep_printing, name="board", daemon=True)
             self._beat.start()
+
+    def add(
+        self, trials: Sequence[TrialSpec], labels: Mapping[str, str], columns: Columns | None = None
+    ) -> None:
+        """Further trials, with ``labels`` and ``columns`` as at the start."""
+        with self._lock:
+            self._columns = columns or self._columns
+            for spec in trials:
+                seen = Seen(spec, labels[spec.trial_id], len(self._trials))
+                self._trials[spec.trial_id] = self._in["pending"][spec.trial_id] = seen
+
+    def expect_more(self, distil: Mapping[str, float], evaluate: Iterable[str], further: int) -> None:
+        """More work of this run: see `ddsweep.sweep.pace.Pace.expect_more`."""
+        with self._lock:
+            self._further = further
+            self._pace.expect_more(distil, evaluate, further)
 
     def set_state(self, trial_id: str, state: State) -> None:
         before, seen = self._change(trial_id, lambda seen: replace(seen, state=state))
@@ -220,6 +236,8 @@ class Board:
         for state in ("paused", "stopped", "failed", "drained"):
             if counts[state]:
                 text += f", {counts[state]} {state}"
+        if self._further:
+            text += f", up to {self._further} more to be proposed"
         now = time.monotonic()
         text += f", {_clock(now - self._started)}"
         with self._lock:

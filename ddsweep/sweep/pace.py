@@ -72,6 +72,7 @@ class Pace:
         self._at_most = False
         self._waiting: dict[str, tuple[float, float]] = {}  # the whole weight, and the share that is left
         self._running: dict[str, _Running] = {}
+        self._further: dict[str, None] = {}
         self._queued: set[str] = set()
         self._ended = [0.0, 0.0]  # seconds and weight of trials distilled in this run
         self._evaluated, self._busy = 0, 0.0
@@ -86,6 +87,19 @@ class Pace:
         evaluated. ``at_most``: some may be stopped before their end."""
         self._waiting = {trial_id: (weight, 1.0) for trial_id, weight in distil.items()}
         self._queued, self._at_most = set(evaluate), at_most
+
+    def expect_more(self, distil: Mapping[str, float], evaluate: Iterable[str], further: int) -> None:
+        """More of such work, and so many ``further`` trials that are not known yet. They count as the mean of
+        those that are."""
+        known = [weight for trial_id, (weight, _) in self._waiting.items() if trial_id not in self._further]
+        known += [own.weight for own in self._running.values()]
+        unknown = [self._waiting.pop(trial_id)[0] for trial_id in self._further]
+        self._waiting |= {trial_id: (weight, 1.0) for trial_id, weight in distil.items()}
+        self._queued |= set(evaluate)
+        known = [*known, *distil.values()] or unknown
+        mean = sum(known) / len(known) if known else 0.0
+        self._further = dict.fromkeys(f"further {number}" for number in range(further))
+        self._waiting |= dict.fromkeys(self._further, (mean, 1.0))
 
     # ------------------------------------------------------------------------------- what happens
 

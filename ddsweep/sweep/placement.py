@@ -17,7 +17,7 @@ from ddsweep.spec import SweepSpec
 from ddsweep.sweep.prepare import eval_gpus
 from ddsweep.sweep.session import RaySession
 
-__all__ = ["Placement", "check_gpus_seen", "check_placement", "place_shards", "side_by_side"]
+__all__ = ["Placement", "check_gpus_seen", "check_placement", "place_shards", "room_for", "side_by_side"]
 
 LEAST_SHARDS = 2
 """The least automatic number: one shard alone would leave work waiting when it dies."""
@@ -171,3 +171,13 @@ def side_by_side(sweep: SweepSpec, trials: Sequence[TrialSpec], session: RaySess
         by_cpus = max(by_cpus, sum(node.cpus for node in session.nodes) / cpus if cpus else math.inf)
         by_gpus = max(by_gpus, sum(node.gpus for node in session.nodes) / gpus if gpus else math.inf)
     return min(len(trials), sweep.resources.max_concurrent or math.inf, by_cpus, by_gpus)
+
+
+def room_for(sweep: SweepSpec, trials: Sequence[TrialSpec], session: RaySession) -> int:
+    """How many trials run side by side if each may be the dearest of ``trials``; at least one."""
+    cpus, gpus = map(max, zip(*map(sweep.resources.for_trial, trials), strict=True))
+    room = 0
+    for node in session.nodes:
+        own = [there / asked for there, asked in ((node.cpus, cpus), (node.gpus, gpus)) if asked]
+        room += int(min(own, default=len(trials)) + _TINY)
+    return max(1, min(room, sweep.resources.max_concurrent or room))

@@ -8,7 +8,7 @@ to a running trial.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
@@ -25,7 +25,8 @@ class Places(FIFOScheduler):
 
     A place that died rests before it starts again, as the queue says; its room is free meanwhile. While
     ``draining``, places that wait or rest are taken out: starting one takes seconds, only for it to see that
-    it is to stop. ``on_given`` is told of trials that begin, ``on_lost`` of each death."""
+    it is to stop. ``on_given`` is told of trials that begin, and returns references to those that a place
+    does not have; ``on_lost`` is told of each death."""
 
     def __init__(
         self,
@@ -33,7 +34,7 @@ class Places(FIFOScheduler):
         mailbox: Any,
         *,
         draining: Callable[[], bool] = lambda: False,
-        on_given: Callable[[list[str]], None] = lambda trials: None,
+        on_given: Callable[[list[str]], Mapping[str, Any]] = lambda trials: {},
         on_lost: Callable[[Trial, Lost], None] = lambda place, lost: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -65,8 +66,8 @@ class Places(FIFOScheduler):
             self._send(place)  # the mailbox was lost
         elif state == "room":
             given = self._queue.take(place, result["running"])
-            self._on_given(given or [])
-            self._answer(place, result, (given, self._queue.is_last(place)))
+            new = self._on_given(given or [])
+            self._answer(place, result, (given, self._queue.is_last(place), new))
         elif state == "running" and self._queue.is_rung(result["trial"], result["outer_step"]):
             asked = result["trial"], result["outer_step"], result["val_score"]
             self._answer(place, result, self._queue.scored(place, *asked))

@@ -2,6 +2,7 @@
 
 A place is a process that distils a cohort: trials of one shape, together. It takes trials from here until
 none is left for it. Each place has trials of its own first, and then takes over those of others of its shape.
+What a guided search proposes comes when a place has room and no trial waits.
 """
 
 from __future__ import annotations
@@ -9,12 +10,12 @@ from __future__ import annotations
 from collections import Counter, defaultdict, deque
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 from ddsweep.sweep.halving import Halving
 from ddsweep.sweep.retry import RetryPolicy
 
-__all__ = ["Lost", "PlannedPlace", "TrialQueue"]
+__all__ = ["Lost", "PlannedPlace", "Source", "TrialQueue"]
 
 APART_FROM = 2
 """After so many deaths of their process, its trials run apart: one of them may be what kills it."""
@@ -23,7 +24,7 @@ APART_FROM = 2
 @dataclass(frozen=True)
 class PlannedPlace:
     """A place with the ids of the trials that it begins with, and the most that it runs together. Places of
-    one ``shape`` take over trials from each other."""
+    one ``shape`` take over trials from each other. All places of a guided search have one shape."""
 
     name: str
     trials: tuple[str, ...]
@@ -41,11 +42,29 @@ class Lost:
     failed: tuple[tuple[str, int], ...]
 
 
+class Source(Protocol):
+    """Where further trials come from."""
+
+    @property
+    def left(self) -> int:
+        """The most trials that are still to come."""
+        ...
+
+    def more(self) -> Sequence[str]:
+        """The ids of the next trials to distil, all seeds of one sample; none if there are none."""
+        ...
+
+    def companions(self, trial: str) -> tuple[Hashable, int]:
+        """What a trial has in common with those that may be beside it, and the most that are together."""
+        ...
+
+
 class TrialQueue:
     """The trials of a sweep that are to be distilled, dealt out to ``places``, at most ``most`` at a time.
 
     ``halving`` decides at rungs: a trial that waits for others of its setting leaves its place to another
-    one; once its setting may go on, it is the next one.
+    one; once its setting may go on, it is the next one. With a ``source`` the places go on until it has none
+    left, and each trial says by itself who may be beside it.
     """
 
     def __init__(
@@ -55,12 +74,13 @@ class TrialQueue:
         *,
         halving: Halving | None = None,
         most: int | None = None,
+        source: Source | None = None,
     ) -> None:
         self._places = {place.name: place for place in places}
         self._of_shape: defaultdict[Hashable, list[str]] = defaultdict(list)
         for place in places:
             self._of_shape[place.shape].append(place.name)
-        self._policy, self._halving, self._most = policy, halving, most
+        self._policy, self._halving, self._most, self._source = policy, halving, most, source
         self._planned = {place.name: deque(place.trials) for place in places}
         self._shape = {trial: place.shape for place in places for trial in place.trials}
         self._first: defaultdict[Hashable, deque[str]] = defaultdict(deque)  # released, or tried again
@@ -70,6 +90,7 @@ class TrialQueue:
         self._deaths: Counter[str] = Counter()
         self._attempts: Counter[tuple[str, str]] = Counter()
         self._stopped: list[str] = []
+        self._dead: set[str] = set()
 
     # --------------------------------------------------------------------------- what a place asks for
 
@@ -80,25 +101,29 @@ class TrialQueue:
         if any(self._deaths[trial] >= APART_FROM for trial in held):
             return []
         given: list[str] = []
-        while running + len(given) < self._places[name].size and self._has_room():
+        while running + len(given) < self._size(name) and self._has_room():
             trial = self._next(name)
             if trial is None and not held:
                 trial = self._next_apart(name)
             if trial is None:
-                break
+                if not self._ask_source(name):
+                    break
+                continue
             held.append(trial)
             given.append(trial)
             if self._deaths[trial] >= APART_FROM:
                 break
         if given or held:
+            self._attempts.pop(("place", name), None)
             return given
         if self._wait_no_longer(self._places[name].shape):
             return self.take(name, running)
-        return None if self._is_waiting(name) and not self._has_room() else []
+        comes = self._is_waiting(name) or self._to_come
+        return None if comes and not self._has_room() else []
 
     def is_last(self, name: str) -> bool:
         """Whether a place need not ask again once its trials have ended."""
-        return self._halving is None and not self._is_waiting(name)
+        return self._halving is None and not self._is_waiting(name) and not self._to_come
 
     def scored(self, name: str, trial: str, rung: int, score: float) -> bool:
         """Whether a trial that has come to a ``rung`` goes on. If not, it has left its place."""
@@ -156,6 +181,7 @@ class TrialQueue:
 
     def given_up(self, name: str) -> list[str]:
         """A place cannot be started at all: the trials that nobody runs now."""
+        self._dead.add(name)
         left = [*self._held.pop(name, []), *self._planned[name]]
         self._planned[name].clear()
         for trial in left:
@@ -165,16 +191,18 @@ class TrialQueue:
     def has_work(self, name: str) -> bool:
         """Whether a place that has no process yet would get a trial."""
         shape = self._places[name].shape
-        if not self._has_room():
+        if not self._has_room() or name in self._dead:
             return False
-        return self._is_waiting(name) or (not any(self._held_of(shape)) and any(self._paused_of(shape)))
+        if self._is_waiting(name) or self._to_come:
+            return True
+        return not any(self._held_of(shape)) and any(self._paused_of(shape))
 
     def is_over(self, name: str) -> bool:
         """Whether a place without a process will never get a trial: all of its shape are with others, or at
         their end."""
         shape = self._places[name].shape
         others = any(self._paused_of(shape)) or any(self._held_of(shape))
-        return not others and not self._is_waiting(name)
+        return name in self._dead or not (others or self._is_waiting(name) or self._to_come)
 
     def is_paused(self, trial: str) -> bool:
         return trial in self._paused
@@ -189,6 +217,25 @@ class TrialQueue:
     def _has_room(self) -> bool:
         return self._most is None or sum(map(len, self._held.values())) < self._most
 
+    @property
+    def _to_come(self) -> int:
+        return 0 if self._source is None else self._source.left
+
+    def _ask_source(self, name: str) -> bool:
+        """Let further trials wait for this place or another one. Not while one waits, though it may not be
+        beside those that this place holds: proposals are made as late as can be. Nor if this place has its
+        share: of the last ones each place gets some."""
+        if self._source is None or self._is_waiting(name):
+            return False
+        if len(self._held[name]) * len(self._places) >= self._source.left + sum(
+            map(len, self._held.values())
+        ):
+            return False
+        shape, more = self._places[name].shape, self._source.more()
+        self._shape |= dict.fromkeys(more, shape)
+        self._first[shape].extend(more)
+        return bool(more)
+
     def _is_waiting(self, name: str) -> bool:
         shape = self._places[name].shape
         return any((self._first[shape], self._apart[shape], *self._planned_of(name)))
@@ -202,16 +249,26 @@ class TrialQueue:
                 yield self._planned[other]
 
     def _next(self, name: str) -> str | None:
-        shape = self._places[name].shape
-        while True:
-            source = next((kept for kept in (self._first[shape], *self._planned_of(name)) if kept), None)
-            if source is None:
-                return None
-            trial = source.popleft()
-            verdict = "go" if self._halving is None else self._halving.verdict(trial)
-            if verdict == "go":
-                return trial
-            self._set_aside(trial, verdict)
+        for kept in (self._first[self._places[name].shape], *self._planned_of(name)):
+            while (trial := next((one for one in kept if self._goes_beside(name, one)), None)) is not None:
+                kept.remove(trial)
+                verdict = "go" if self._halving is None else self._halving.verdict(trial)
+                if verdict == "go":
+                    return trial
+                self._set_aside(trial, verdict)
+        return None
+
+    def _size(self, name: str) -> int:
+        """The most trials in a place, as long as those that it holds are there."""
+        held, size = self._held[name], self._places[name].size
+        return size if self._source is None or not held else min(size, self._source.companions(held[0])[1])
+
+    def _goes_beside(self, name: str, trial: str) -> bool:
+        """Whether a trial may be beside those that a place holds."""
+        held = self._held[name]
+        if self._source is None or not held:
+            return True
+        return self._source.companions(trial)[0] == self._source.companions(held[0])[0]
 
     def _next_apart(self, name: str) -> str | None:
         kept = self._apart[self._places[name].shape]

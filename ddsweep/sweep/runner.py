@@ -25,6 +25,7 @@ from ddsweep.sweep.amounts import with_measured_resources
 from ddsweep.sweep.distilling import Distilling
 from ddsweep.sweep.drain import Drain
 from ddsweep.sweep.full_disk import FullDisk
+from ddsweep.sweep.guide import Guide
 from ddsweep.sweep.join import check_nodes
 from ddsweep.sweep.metrics import exported
 from ddsweep.sweep.observe import Board
@@ -40,8 +41,8 @@ __all__ = ["Outcome", "SweepRequest", "run_sweep"]
 
 @dataclass(frozen=True)
 class Outcome:
-    """The numbers of trials that are done, failed, left for the next run by a drain, and stopped by the
-    scheduler."""
+    """The numbers of trials that are done, failed, left for the next run by a drain (with those still to be
+    proposed), and stopped by the scheduler."""
 
     done: int
     failed: int
@@ -61,7 +62,9 @@ class SweepRequest:
     """What is asked for: ``trials`` of ``sweep``, with results in ``directory``.
 
     ``seconds`` is the estimated time of each trial, ``labels`` its name for people. ``address`` is that of a
-    Ray to join; none: one is started. ``only_evaluate`` leaves alone what is not distilled yet.
+    Ray to join; none: one is started. ``only_evaluate`` leaves alone what is not distilled yet. A ``guide``
+    proposes further trials; ``announce`` makes them known to the board and others before they begin, and
+    returns their estimated seconds.
     """
 
     sweep: SweepSpec
@@ -72,6 +75,8 @@ class SweepRequest:
     labels: Mapping[str, str]
     address: str | None = None
     only_evaluate: bool = False
+    guide: Guide | None = None
+    announce: Callable[[Sequence[TrialSpec]], Mapping[str, float]] = lambda trials: {}
 
 
 @dataclass
@@ -88,6 +93,11 @@ class _Missing:
     @property
     def trials(self) -> list[TrialSpec]:
         return [*self.distilled, *self.to_distil]
+
+    def join(self, others: _Missing) -> None:
+        self.to_distil += others.to_distil
+        self.distilled += others.distilled
+        self.evals |= others.evals
 
 
 def run_sweep(
@@ -108,19 +118,23 @@ def run_sweep(
     request = replace(request, directory=directory)
     with drain.interruptible():
         missing = _missing(request, board)
+    directory.stop_file.unlink(missing_ok=True)
+    with drain.interruptible():
+        _make_ready(request, missing, board)
+        while request.guide and not missing.to_distil and (proposed := request.guide.propose()):
+            request = replace(
+                request,
+                trials=[*request.trials, *proposed],
+                seconds={**request.seconds, **request.announce(proposed)},
+            )
+            missing.join(_ready(replace(request, trials=proposed), missing.splits, board))
+    left = 0
     if missing.trials:
-        directory.stop_file.unlink(missing_ok=True)
-        for trial in missing.trials:
-            directory.failure_part(trial.trial_id).unlink(missing_ok=True)
-        with drain.interruptible():
-            _load(request, missing, board)
-            _take_over(request, missing, board)
-    if missing.trials:
-        _work(request, missing, board, drain, on_ready, spread_s)
+        left = _work(request, missing, board, drain, on_ready, spread_s)
     else:
         on_ready()
     missing.known.save(directory)
-    return _outcome(board)
+    return _outcome(board, left)
 
 
 def _missing(request: SweepRequest, board: Board) -> _Missing:
@@ -145,13 +159,31 @@ def _missing(request: SweepRequest, board: Board) -> _Missing:
     return missing
 
 
+def _ready(request: SweepRequest, splits: dict[str, Splits], board: Board) -> _Missing:
+    """What is missing of further trials, as `_missing` and `_make_ready` say; ``splits`` gets their data."""
+    found = replace(_missing(request, board), splits=splits)
+    _make_ready(request, found, board)
+    return found
+
+
+def _make_ready(request: SweepRequest, missing: _Missing, board: Board) -> None:
+    """Forget failures of what is missing, load its data, and take over what other sweeps have finished."""
+    for trial in missing.trials:
+        request.directory.failure_part(trial.trial_id).unlink(missing_ok=True)
+    if missing.trials:
+        _load(request, missing, board)
+        _take_over(request, missing, board)
+
+
 def _load(request: SweepRequest, missing: _Missing, board: Board) -> None:
     """Data and pools of what is missing. Raises `UserError` for what is not there."""
     for own in dict.fromkeys(trial.pool for trial in missing.trials if trial.pool is not None):
         ready_pool(own, request.directory.pools, request.data_root)
     stand_in = is_smoke(request.sweep.name)
-    missing.splits = load_all_splits(missing.trials, request.data_root, stand_in=stand_in)
-    for name in dict.fromkeys(found.name for found in missing.splits.values() if found.stand_in):
+    lacking = [trial for trial in missing.trials if splits_key(trial) not in missing.splits]
+    loaded = load_all_splits(lacking, request.data_root, stand_in=stand_in)
+    missing.splits |= loaded
+    for name in dict.fromkeys(found.name for found in loaded.values() if found.stand_in):
         board.say(f"{name} is missing: small stand-in data replace it, and the numbers mean nothing")
 
 
@@ -179,11 +211,13 @@ def _work(
     drain: Drain,
     on_ready: Callable[[], None],
     spread_s: float,
-) -> None:
-    """Distil and evaluate on a Ray."""
+) -> int:
+    """Distil and evaluate on a Ray. Returns how many trials a drain has left to be proposed."""
     sweep, directory = request.sweep, request.directory
     costs = {trial.trial_id: request.seconds[trial.trial_id] for trial in missing.to_distil}
     board.expect(costs, {trial.trial_id for trial in missing.distilled}, at_most=sweep.scheduler is not None)
+    if request.guide is not None:
+        board.expect_more({}, (), request.guide.to_propose)
     with ray_session(
         drain,
         job=f"{'evaluate' if request.only_evaluate else 'sweep'} {sweep.name}",
@@ -227,11 +261,28 @@ def _work(
                 spread_s=spread_s,
             )
             shards.start()
+
+        def make_ready(proposed: Sequence[TrialSpec]) -> Sequence[TrialSpec]:
+            costs = request.announce(proposed)
+            found = _ready(replace(request, trials=proposed), missing.splits, board)
+            shared.update({key: put_splits(missing.splits[key]) for key in missing.splits.keys() - shared})
+            shards.expect({trial.trial_id: found.evals.get(trial.trial_id, []) for trial in found.trials})
+            expected = {trial.trial_id: costs[trial.trial_id] for trial in found.to_distil}
+            further = request.guide.to_propose if request.guide else 0
+            board.expect_more(expected, [trial.trial_id for trial in found.distilled], further)
+            for trial in found.distilled:
+                shards.submit(trial)
+            for trial in found.to_distil:
+                forget_stop(trial, directory)
+            return found.to_distil
+
         distilling = Distilling(
             *(sweep, session, board, shards, disk, directory, shared, request.seconds, request.labels),
             draining=draining.is_set,
             spread_s=spread_s,
             networks=networks,
+            guide=request.guide,
+            make_ready=make_ready,
         )
         try:
             with (
@@ -248,12 +299,13 @@ def _work(
                 shards.close()
         finally:
             directory.stop_file.unlink(missing_ok=True)
+        return request.guide.to_propose if request.guide and draining.is_set() else 0
 
 
-def _outcome(board: Board) -> Outcome:
+def _outcome(board: Board, to_propose: int) -> Outcome:
     counts = board.counts()
     done, failed, stopped = counts["done"], counts["failed"], counts["stopped"]
-    return Outcome(done, failed, counts.total() - done - failed - stopped, stopped)
+    return Outcome(done, failed, counts.total() - done - failed - stopped + to_propose, stopped)
 
 
 def _dashboard_line(session: RaySession) -> str:

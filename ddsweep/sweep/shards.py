@@ -219,6 +219,11 @@ class EvalShards:
                 self._closing = True
                 raise
 
+    def expect(self, earlier: Mapping[str, Sequence[Path]]) -> None:
+        """Further trials with the evals parts that they have."""
+        with self._lock:
+            self._parts |= {trial_id: set(paths) for trial_id, paths in earlier.items()}
+
     def submit(self, spec: TrialSpec) -> None:
         """Queue the missing evaluation of a distilled trial."""
         there = sorted(self._parts.get(spec.trial_id, ()))

@@ -54,14 +54,16 @@ def propose(
     """A sample that is not among the ``tried`` and is ``possible``; None if none was found.
 
     A pure function of its arguments; ``key`` is that of the search. A sample without a score counts as a poor
-    one, so that several at a time lie apart. One that was stopped counts as worse than all that were not.
+    one, so that several at a time lie apart. One that was stopped counts as worse than all that were not. As
+    long as there is no score at all, samples are drawn.
     """
     before = [one.values for one in tried]
 
     def is_new(values: dict[str, Any]) -> bool:
         return values not in before and possible(values)
 
-    for attempt in range(_ATTEMPTS):
+    scored = any(one.score is not None for one in tried)
+    for attempt in range(_ATTEMPTS if scored else 0):
         seed = derive_seed("proposal", search.seed, key, len(tried), attempt)
         if is_new(values := _suggested(search, tried, seed)):
             return values

@@ -37,10 +37,11 @@ system."""
 
 @dataclass(frozen=True)
 class TrialOfWorker:
-    """One trial for a worker."""
+    """One trial for a worker. ``shared`` are the data of one that came later than the worker's inputs."""
 
     spec: TrialSpec
     settings: TrialSettings
+    shared: SharedSplits | None = None
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ class _Place:
         self._stop, self._has_left, self._last = False, False, False
         self._reported: dict[str, float] = {}
         self._taken: dict[str, int] = {}
+        self._new: dict[str, Any] = {}
         self.should_stop = self.looks_for_the_stop_file
 
     def looks_for_the_stop_file(self) -> bool:
@@ -100,7 +102,8 @@ class _Place:
         if running and not self._has_left and time.monotonic() - self._asked < ASK_EVERY_S:
             return []
         while running < self._size and not self._last and not self.looks_for_the_stop_file():
-            given, self._last = self._ask({"state": "room", "running": running})
+            given, self._last, new = self._ask({"state": "room", "running": running})
+            self._new |= new
             self._asked = time.monotonic()
             if given is None:  # as many run as may: this place waits for its turn
                 time.sleep(LOOK_EVERY_S)
@@ -112,10 +115,11 @@ class _Place:
         return []
 
     def _job(self, trial_id: str) -> TrialJob | None:
-        trial = self._work.trial(trial_id)
+        new = self._new.pop(trial_id, None)
+        trial: TrialOfWorker = self._work.trial(trial_id) if new is None else ray.get(new)
         try:
             check_gpus_seen(trial.settings.gpus, f"trial {trial_id}")
-            splits = get_splits(self._work.shared[splits_key(trial.spec)])
+            splits = get_splits(trial.shared or self._work.shared[splits_key(trial.spec)])
         except UserError as error:
             self.ended(trial.spec, error)
             return None

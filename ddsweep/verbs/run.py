@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,7 @@ from ddsweep.verbs.pretrain import pretrain_smoke
 from ddsweep.verbs.track import told_of, tracking_folder
 
 if TYPE_CHECKING:
+    from ddsweep.catalog import TrialSpec
     from ddsweep.results.layout import SweepDirectory
     from ddsweep.spec import Plan, Proposed, SweepSpec
     from ddsweep.sweep.drain import Drain
@@ -145,19 +146,22 @@ def _run(work: _Work, drain: Drain) -> None:
         from ddsweep.sweep.guide import Guide
         from ddsweep.sweep.live_view import Columns
         from ddsweep.sweep.observe import Board  # here: missing files are told before Ray's slow import
-        from ddsweep.sweep.rounds import room_of_ray, run_rounds
         from ddsweep.sweep.runner import Outcome, SweepRequest, run_sweep
 
-    guide: Guide | None = None
-    room = 0
+    def run_plan(now: Plan, guide: Guide | None = None) -> Outcome:
+        def ready() -> None:
+            ids = [trial.trial_id for trial in (guide.plan if guide else now).trials]
+            write_sweep_file(directory, resolved_yaml(sweep).encode(), ids)
 
-    def ready() -> None:
-        nonlocal room
-        room = room_of_ray(sweep, plan.trials)
-        ids = [trial.trial_id for trial in (guide.plan if guide else plan).trials]
-        write_sweep_file(directory, resolved_yaml(sweep).encode(), ids)
+        def announce(trials: Sequence[TrialSpec]) -> dict[str, float]:
+            assert guide is not None
+            write_code(directory, codes_of(trials, sweep.evaluate.spec()))
+            known = guide.plan.trials
+            board.add(trials, trial_labels(known), Columns(*trial_columns(known)))
+            if work.track:
+                told.update(told_of(known))
+            return estimated_seconds(replace(guide.plan, trials=tuple(trials)), sweep)
 
-    def run_plan(now: Plan) -> tuple[Outcome, int]:
         write_code(directory, codes_of(now.trials, sweep.evaluate.spec()))
         labels, columns = trial_labels(now.trials), Columns(*trial_columns(now.trials))
         told = told_of(now.trials) if work.track else {}
@@ -165,18 +169,15 @@ def _run(work: _Work, drain: Drain) -> None:
             Board(console, labels, now.trials, columns) as board,
             tracked(work.track, directory, told, tracking_folder(directory.root), board.say),
         ):
-            outcome = run_sweep(
-                SweepRequest(
-                    *(sweep, now.trials, directory, work.data_root),
-                    *(estimated_seconds(now, sweep), labels),
-                    address=work.address,
-                    only_evaluate=expand is None,
-                ),
-                board,
-                drain,
-                on_ready=ready,
+            request = SweepRequest(
+                *(sweep, now.trials, directory, work.data_root),
+                *(estimated_seconds(now, sweep), labels),
+                address=work.address,
+                only_evaluate=expand is None,
+                guide=guide,
+                announce=announce,
             )
-        return outcome, room
+            return run_sweep(request, board, drain, on_ready=ready)
 
     directory.create()
     with SweepLock(directory.lock) as lock, drain.leftover(lock.release):
@@ -194,10 +195,10 @@ def _run(work: _Work, drain: Drain) -> None:
         try:
             if expand is not None and plan.searches:
                 guide = Guide(sweep, directory, expand)
-                outcome = run_rounds(guide, directory, run_plan)
+                outcome = run_plan(guide.plan, guide)
                 plan = guide.plan
             else:
-                outcome, _ = run_plan(plan)
+                outcome = run_plan(plan)
         except (UserError, Drained):
             if fresh and not directory.sweep_file.exists():
                 shutil.rmtree(directory.root)  # ended before it began: leave nothing behind

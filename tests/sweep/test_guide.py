@@ -20,8 +20,6 @@ from ddsweep.results.reader import load_results
 from ddsweep.results.schemas import HISTORY
 from ddsweep.spec import Plan, Proposed, SweepSpec, expand, load_sweep, resolved_yaml
 from ddsweep.sweep.guide import Guide
-from ddsweep.sweep.rounds import room_for, run_rounds
-from ddsweep.sweep.runner import Outcome
 from tests.conftest import Run
 from tests.report.conftest import Folder, resolve
 
@@ -264,44 +262,3 @@ def test_a_finished_search_has_nothing_left_to_do(folder: Folder, ddsweep: Run) 
     assert "nothing is left to do" in ddsweep("status", folder.directory.root).stdout
     guide_of(folder, SWEEP, "search.samples=7")
     assert "`ddsweep run` proposes the next trials" in ddsweep("status", folder.directory.root).stdout
-
-
-def test_a_round_has_as_many_samples_as_run_side_by_side(folder: Folder) -> None:
-    """Of two places: the startup, then two at a time; what has failed is not tried again in this run."""
-    guide = guide_of(folder, SWEEP, "search.samples=9", "search.startup=3")
-    rounds: list[list[str]] = []
-
-    def run(plan: Plan) -> tuple[Outcome, int]:
-        missing = [t for t in plan.trials if not folder.directory.distilled(t.trial_id).exists()]
-        rounds.append([trial.trial_id for trial in missing])
-        ended(folder, missing[1:])
-        folder.failure(missing[0])
-        return Outcome(done=len(plan.trials) - 1, failed=1, left=0), 2
-
-    outcome = run_rounds(guide, folder.directory, run)
-    assert [len(one) for one in rounds] == [3, 2, 2, 2]
-    assert len({trial_id for one in rounds for trial_id in one}) == 9, "each is tried once"
-    assert (outcome.failed, outcome.left, guide.left) == (4, 0, False)
-
-
-@pytest.mark.parametrize(
-    ("resources", "there", "room"),
-    [
-        ("{cpus: 2}", {"CPU": 7.0}, 3),
-        ("{cpus: 1, gpus: 0.25}", {"CPU": 64.0, "GPU": 2.0}, 8),
-        ("{cpus: {by: inner_lr, default: 4}}", {"CPU": 8.0}, 2),
-        ("{max_concurrent: 5}", {"CPU": 64.0}, 5),
-        ("{gpus: 1}", {"CPU": 4.0}, 0),
-    ],
-)
-def test_how_many_run_side_by_side(
-    folder: Folder, resources: str, there: dict[str, float], room: int
-) -> None:
-    sweep = sweep_of(folder, f"{SWEEP}resources: {resources}\n")
-    assert room_for(sweep, expand(sweep, resolve).trials, there) == room
-
-
-def test_a_round_that_drains_is_the_last_one(folder: Folder) -> None:
-    guide = guide_of(folder)
-    outcome = run_rounds(guide, folder.directory, lambda plan: (Outcome(1, 0, left=2), 2))
-    assert outcome.exit_code == 75 and guide.left and len(guide.plan.trials) == 3

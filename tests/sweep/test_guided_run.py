@@ -21,13 +21,15 @@ search:
   kind: tpe
   samples: 5
   startup: 3
-  space: {inner_lr: {log_uniform: [0.01, 1]}}
+  space: {inner_lr: {log_uniform: [0.01, 1]}, split_seed: {choice: [0, 1, 2]}}
 scheduler: {grace: 4, reduction: 2}
+resources: {cohort: 2, cpus: 2}
 evaluate: {networks: 2, group_size: 2, shards: 1, baselines: none}
 """
 
 
 def test_a_run_proposes_until_all_samples_are_there(one_ray: OneRay, tmp_path: Path) -> None:
+    """Also samples whose data no trial before them has had: each split is another one."""
     file, root = tmp_path / "guided.yaml", tmp_path / "results" / "guided"
     file.write_text(SWEEP)
     said = one_ray("run", file, cwd=tmp_path)
@@ -37,6 +39,7 @@ def test_a_run_proposes_until_all_samples_are_there(one_ray: OneRay, tmp_path: P
     assert sorted(first["inner_lr"]) == sorted(sample["inner_lr"] for sample in samples)
     assert len(first) == 5 and set(first["status"]) <= {"done", "stopped"}
     assert first["in_sweep"].all()
+    assert first["cohort_size"].max() == 2, "one place, which takes the next proposal beside a running trial"
 
     said = one_ray("run", file, "search.samples=6", cwd=tmp_path)
     assert said.returncode == 0, said.stdout + said.stderr

@@ -40,6 +40,24 @@ def test_how_many_trials_run_side_by_side() -> None:
     assert placement.side_by_side(sweep(gpus=0.25, max_concurrent=100), TRIALS, session(16_000, 1000)) == 100
 
 
+@pytest.mark.parametrize(
+    ("resources", "cpus", "gpus", "room"),
+    [
+        ({"cpus": 2}, 8, 0, 4),
+        ({"cpus": 3}, 8, 0, 2),
+        ({"cpus": 1, "gpus": 0.25}, 64, 2, 8),
+        ({"cpus": {"by": "seed", "default": 4}}, 8, 0, 2),
+        ({"max_concurrent": 5}, 64, 0, 5),
+        ({"gpus": 1}, 4, 0, 1),
+    ],
+)
+def test_how_many_places_a_guided_search_has(
+    resources: dict[str, Any], cpus: float, gpus: float, room: int
+) -> None:
+    """As many as fit on each of two nodes; at least one, for what does not fit is refused elsewhere."""
+    assert placement.room_for(sweep(**resources), TRIALS[:3], session(cpus, gpus)) == room
+
+
 class Store:
     """Replaces Ray's object store: keeps what was put, as bytes."""
 
@@ -83,7 +101,7 @@ def reports(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     monkeypatch.setattr(worker.tune, "report", found.append)
     monkeypatch.setattr(worker, "get_splits", lambda shared: None)
-    monkeypatch.setattr(worker, "ask", lambda mailbox, tell, question: ([TRIALS[0].trial_id], True))
+    monkeypatch.setattr(worker, "ask", lambda mailbox, tell, question: ([TRIALS[0].trial_id], True, {}))
     return found
 
 
@@ -152,7 +170,7 @@ def test_the_stop_file_is_looked_for_once_a_second(
 def test_a_place_whose_trials_are_all_refused_gets_others(
     store: Store, reports: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = iter([([TRIALS[0].trial_id], False), ([TRIALS[1].trial_id], False), ([], False)])
+    given = iter([([TRIALS[0].trial_id], False, {}), ([TRIALS[1].trial_id], False, {}), ([], False, {})])
     monkeypatch.setattr(worker, "ask", lambda mailbox, tell, question: next(given))
 
     def splits(shared: Any) -> None:
@@ -173,7 +191,7 @@ def test_a_place_asks_at_once_when_a_trial_has_left_at_a_rung(
 
     def ask(mailbox: Any, tell: Any, question: dict[str, Any]) -> Any:
         asked.append(question["state"])
-        return ([TRIALS[0].trial_id], False) if question["state"] == "room" else False
+        return ([TRIALS[0].trial_id], False, {}) if question["state"] == "room" else False
 
     monkeypatch.setattr(worker, "ask", ask)
     place = worker._Place(work(tmp_path), "place", 3)

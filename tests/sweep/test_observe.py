@@ -13,6 +13,7 @@ from rich.console import Console
 
 from ddsweep.catalog import DATASETS, TrialSpec
 from ddsweep.sweep import observe
+from ddsweep.sweep.live_view import Columns
 from ddsweep.sweep.observe import Board
 from tests.conftest import PATIENCE_S
 
@@ -66,6 +67,23 @@ def test_counts_and_what_is_shown_are_those_of_all_events() -> None:
     order = ["running", "evaluating", "failed", "drained", "paused", "pending", "stopped", "done"]
     ranked = sorted(IDS, key=lambda trial_id: order.index(state[trial_id]))
     assert [row.trial_id for row in board._rows(25)] == ranked[:25]
+
+
+def test_proposals_of_a_search_join_the_others() -> None:
+    console = Console(file=io.StringIO(), width=80)
+    board = Board(console, {IDS[0]: "first"}, TRIALS[:1])
+    with board:
+        board.expect({IDS[0]: 1.0}, [])
+        board.expect_more({}, [], 2)
+        board.set_state(IDS[0], "running")
+        board.add(TRIALS[1:2], {IDS[1]: "second"}, Columns(("rate",), {IDS[1]: ("0.1",)}))
+        board.expect_more({IDS[1]: 1.0}, [], 1)
+        board.set_state(IDS[1], "running")
+    first, second = printed(console)
+    assert "0/1 done, 1 running, 0 evaluating, up to 2 more to be proposed" in first and "first" in first
+    assert "0/2 done, 2 running, 0 evaluating, up to 1 more to be proposed" in second and "second" in second
+    assert board.counts() == {"running": 2} and set(board.seen()) == set(IDS[:2])
+    assert board._picture().columns.cells == {IDS[1]: ("0.1",)}
 
 
 def test_where_nothing_can_be_drawn_lines_tell_of_it_as_it_goes(console: Console) -> None:

@@ -133,6 +133,24 @@ def test_a_trial_that_goes_on_counts_what_this_run_does() -> None:
     assert left is not None and left.distilling == pytest.approx(100.0)
 
 
+def test_trials_that_a_search_is_still_to_propose_count_like_those_that_it_has() -> None:
+    pace = Pace()
+    pace.expect({"a": 1.0}, [])
+    pace.expect_more({}, [], 3)
+    pace.started("a", STEPS, 0.0)
+    for step in (50, 100):
+        pace.stepped("a", step, 50, float(step))
+    left = pace.left(100.0)
+    assert left is not None and left.distilling == pytest.approx(300.0)
+    pace.distilled("a", 100.0)
+    pace.expect_more({"b": 2.0}, [], 2)
+    left = pace.left(100.0)
+    assert left is not None and left.distilling == pytest.approx(600.0), "a proposal is twice as long"
+    pace.expect_more({}, [], 0)
+    left = pace.left(100.0)
+    assert left is not None and left.distilling == pytest.approx(200.0), "it has no more"
+
+
 def test_a_worker_that_died_begins_again() -> None:
     pace = Pace()
     pace.expect({"a": 1.0}, [])

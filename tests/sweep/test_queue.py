@@ -309,7 +309,12 @@ def test_a_place_gets_what_it_asks_for_also_if_the_mailbox_was_lost(monkeypatch:
     post = Post(monkeypatch)
     queue = TrialQueue([planned("a", "b")], POLICY)
     given: list[list[str]] = []
-    scheduler, controller, (trial,) = tune_of(queue, "a", mailbox=post, on_given=given.append)
+
+    def on_given(trials: list[str]) -> dict[str, str]:
+        given.append(trials)
+        return {"b": "a reference"}
+
+    scheduler, controller, (trial,) = tune_of(queue, "a", mailbox=post, on_given=on_given)
     told = 0
 
     def tell(question: dict[str, Any]) -> None:
@@ -321,7 +326,7 @@ def test_a_place_gets_what_it_asks_for_also_if_the_mailbox_was_lost(monkeypatch:
 
     answer = ask(post, tell, {"state": "room", "running": 0, "place": "a", "number": 1})
     assert told == 2 and given == [["a", "b"]]
-    assert answer == (["a", "b"], True)
+    assert answer == (["a", "b"], True, {"b": "a reference"})
 
 
 def test_only_scores_at_rungs_are_asked_about(monkeypatch: pytest.MonkeyPatch) -> None:
