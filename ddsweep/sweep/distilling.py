@@ -75,10 +75,10 @@ class Distilling:
     guide: Guide | None = None
     make_ready: Callable[[Sequence[TrialSpec]], Sequence[TrialSpec]] = lambda trials: trials
 
-    def run(self, trials: Sequence[TrialSpec], all_trials: Sequence[TrialSpec]) -> None:
+    def run(self, trials: Sequence[TrialSpec], all_trials: Sequence[TrialSpec]) -> UserError | None:
         """Distil ``trials``, and what the guide proposes, until each is distilled, failed or stopped, or the
-        sweep drains. A scheduler compares them with what ``all_trials`` scored in earlier runs. Raises
-        `UserError` if nothing more could be proposed, once the others are done."""
+        sweep drains. A scheduler compares them with what ``all_trials`` scored in earlier runs. Returns the
+        error after which nothing more was proposed."""
         sweep, session, resources = self.sweep, self.session, self.sweep.resources
         by_id = {trial.trial_id: trial for trial in trials}
         halving = _halving(sweep, all_trials, self.directory, self.board) if sweep.scheduler else None
@@ -155,8 +155,7 @@ class Distilling:
         finally:
             watcher.close()
             shutil.rmtree(self.directory.temporary / "tune", ignore_errors=True)
-        if proposing is not None and proposing.error is not None:
-            raise proposing.error
+        return None if proposing is None else proposing.error
 
     def _title(self, place: PlannedPlace, reuse: bool) -> str:
         """The name of a place in the dashboard: that of its trial, of its first one and how many others there

@@ -294,9 +294,10 @@ def _work(
                     shards.submit(trial)
                 for trial in missing.to_distil:
                     forget_stop(trial, directory)  # there is no scheduler any more: it goes on
-                if missing.to_distil:
-                    distilling.run(missing.to_distil, request.trials)
+                error = distilling.run(missing.to_distil, request.trials) if missing.to_distil else None
                 shards.close()
+                if error is not None:
+                    raise error
         finally:
             directory.stop_file.unlink(missing_ok=True)
         return request.guide.to_propose if request.guide and draining.is_set() else 0

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import queue
 import runpy
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -98,6 +101,25 @@ def test_sweep() -> None:
     _, row, last = done.stdout.splitlines()
     found = json.loads(row)
     assert (found["case"], found["trials"], found["cohort"], last) == ("digits_fixed", 4, 2, "equal bits")
+
+
+@pytest.mark.parametrize("cohort", [1, "auto"])
+def test_sweep_of_a_search(cohort: int | str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """One of its processes, here: every trial of the queue ends, or is stopped at the first outer step."""
+    monkeypatch.syspath_prepend(ROOT / "bench")
+    sweep = importlib.import_module("sweep")
+    asked = (2, 4, cohort, "cpu")
+    spec, trials = sweep.searched(*asked)
+    shared, out = sweep.Shared(1, *asked), queue.Queue[tuple[float, int]]()
+    size = max(one.size for one in sweep.dealt_out(trials, spec.resources, 1))
+    assert size == (1 if cohort == 1 else 2)
+    given = {"device": "cpu", "gpus": 0.0, "cohort": size}
+    values, rungs = [trial.to_dict() for trial in trials], [spec.scheduler.rungs(trial) for trial in trials]
+    sweep.search(values, rungs, str(tmp_path), shared, given, threading.Barrier(1), out)
+    seconds, failed = out.get_nowait()
+    distilled = len(list(tmp_path.glob("artifacts/*/distilled.safetensors")))
+    assert seconds > 0 and failed == 0 and shared.place() is None
+    assert distilled >= 2 and shared.taken() == 4 + distilled, "the first of each shape goes on"
 
 
 def test_evaluate(bench: Bench) -> None:
