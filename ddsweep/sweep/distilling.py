@@ -56,8 +56,8 @@ class Distilling:
 
     ``seconds`` are estimates, ``labels`` the names of trials in the dashboard. ``draining`` says whether the
     sweep was told to end. Attempts on what dies are spread over ``spread_s`` seconds. ``networks`` is the
-    measured number of networks side by side that keep a process busy. A ``guide`` proposes further trials, and
-    ``make_ready`` says which of them are to be distilled.
+    measured number of networks side by side that keep a process busy. A ``guide`` proposes further trials,
+    and ``make_ready`` says which of them are to be distilled.
     """
 
     sweep: SweepSpec
@@ -97,8 +97,8 @@ class Distilling:
             )
             planned = proposing.places(trials, slots)
             sizes = {trial_id: proposing.companions(trial_id)[1] for trial_id in by_id}
-            dearest = _dearest([_request(sweep, trial, planned[0].size, session) for trial in all_trials])
-            requests = {place.name: dearest for place in planned}
+            asked = [_request(sweep, trial, proposing.room(trial)[1], session) for trial in all_trials]
+            requests = dict.fromkeys((place.name for place in planned), _dearest(asked))
         reuse = max(self.seconds[trial_id] for trial_id in by_id) < REUSE_BELOW_S
         given = [_of_worker(sweep, trial, sizes[trial.trial_id]) for trial in trials]
         queue = TrialQueue(

@@ -65,6 +65,9 @@ class Proposing:
     def companions(self, trial: str) -> tuple[Hashable, int]:
         return self._rooms[trial]
 
+    def room(self, trial: TrialSpec) -> tuple[Hashable, int]:
+        """The same for any trial."""
+        return room_beside(trial, self.resources, self.together, self.networks)
+
     def _know(self, trials: Sequence[TrialSpec]) -> None:
-        for trial in trials:
-            self._rooms[trial.trial_id] = room_beside(trial, self.resources, self.together, self.networks)
+        self._rooms |= {trial.trial_id: self.room(trial) for trial in trials}
