@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from ddsweep.catalog import DATASETS, TrialSpec
-from ddsweep.cohorts import FREE, MEMORY, WRITTEN_OUT, cohort_key, cohort_sizes, split_evenly
+from ddsweep.cohorts import FREE, MEMORY, WRITTEN_OUT, cohort_key, cohort_sizes, room_beside, split_evenly
 from ddsweep.core.methods import bptt
 from ddsweep.core.networks import build_network
 from ddsweep.cost import choose_memory, estimate
@@ -25,6 +25,7 @@ from ddsweep.data.load import Splits, load_splits
 from ddsweep.errors import DivergedError, UserError
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.results.parts import read_part
+from ddsweep.spec import ResourcesSpec
 from ddsweep.trial import Progress, TrialJob, distil_together, distil_trial, read_distilled
 from ddsweep.trial_plan import TrialSettings
 from tests.conftest import PATIENCE_S
@@ -270,6 +271,31 @@ def test_networks_with_written_out_derivatives_are_those_that_say_so() -> None:
         spec = TrialSpec(DATASETS["cifar10"], network=name)
         network = build_network(spec.network_spec, (3, 32, 32), 10)
         assert hasattr(network, "layers") == (name in WRITTEN_OUT), name
+
+
+@pytest.mark.parametrize(
+    ("trial", "resources", "most", "room"),
+    [
+        (spec_of(), {}, 3, 3),
+        (spec_of(), {}, 99, 8),  # as many as keep a core busy
+        (spec_of(), {"cohort": 5}, 3, 5),
+        (spec_of(), {"cohort": 1}, 3, 1),
+        (spec_of(), {"compile": "on"}, 3, 1),
+        (spec_of(models_per_step=8), {}, 3, 1),
+        (spec_of(window=2), {"cohort": 5}, 3, 1),
+    ],
+)
+def test_how_many_may_be_beside_a_trial_whose_companions_are_to_come(
+    trial: TrialSpec, resources: dict[str, Any], most: int, room: int
+) -> None:
+    """As in a guided search: trials that differ in rates alone have one key, others have another one."""
+    given = ResourcesSpec(**resources)
+    key, found = room_beside(trial, given, most)
+    assert found == room
+    assert (room_beside(replace(trial, outer_lr=0.3), given, most)[0] == key) == (
+        trial.window is None and given.compile != "on"
+    )
+    assert room_beside(replace(trial, inner_epochs=5), given, most)[0] != key
 
 
 def test_as_many_as_keep_a_core_busy() -> None:
