@@ -110,6 +110,8 @@ def test_overrides_lie_over_the_file(read: Read) -> None:
         ("exclusive: 1", "exclusive: 1 is not true or false"),
         ("setup: module load cuda", "setup: 'module load cuda' is not a list; write ['module load cuda']"),
         ("partition: ''", "partition: ''"),
+        ("account: 7", "account: 7 is not text; put it in quotes"),
+        ("time: 4:00:00", "4:00:00 is a number to the base 60 in YAML"),
         ("device: gpu", "device: 'gpu' is not one of"),
         ("nodes: 2\nleast_nodes: 3", "least_nodes: 3 of 2 nodes cannot come"),
         ("scheduler: local\nnodes: 2", "scheduler local is this one machine; nodes must be 1"),
