@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
@@ -25,7 +25,14 @@ from tests.disks import small_disk
 if TYPE_CHECKING:
     from xdist.scheduler import LoadScopeScheduling
 
+    from ddsweep.catalog import EvaluationSpec, TrialSpec
+    from ddsweep.data.load import Splits
+    from ddsweep.results.layout import SweepDirectory
+
 Run = Callable[..., subprocess.CompletedProcess[str]]
+
+SLOW = ("torch", "torchvision", "ray", "pandas", "sklearn")
+"""What takes long to import."""
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -80,6 +87,57 @@ def ddsweep(environment: dict[str, str]) -> Run:
     return run
 
 
+class Said(NamedTuple):
+    """What a command line answered; ``words`` is all of it with single blanks, however it was wrapped."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def words(self) -> str:
+        return " ".join((self.out + self.err).split())
+
+
+Ask = Callable[..., Said]
+
+
+@pytest.fixture
+def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Ask:
+    """``ask(*arguments)``: a command line in the folder ``tmp_path``, in this process."""
+    from ddsweep.cli import _exit_code
+
+    for name in ("DDSWEEP_RESULTS", "DDSWEEP_DATA"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> Said:
+        capsys.readouterr()
+        said = Said(_exit_code([str(argument) for argument in arguments]), *capsys.readouterr())
+        assert "Traceback" not in said.out + said.err
+        return said
+
+    return run
+
+
+def imported_by(code: str, *slow: str, **how: Any) -> list[str]:
+    """Which of the modules ``slow`` a Python of its own has imported after ``code``."""
+    code = f"{code}\nimport sys; print('>', *sorted({set(slow)} & set(sys.modules)))"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, **how)
+    return done.stdout.splitlines()[-1].split()[1:]
+
+
+def imported_by_command(
+    *arguments: object, code: int = 0, slow: tuple[str, ...] = SLOW, **how: Any
+) -> list[str]:
+    """Which of the modules ``slow`` a command line imports that ends with the exit code ``code``."""
+    words = [str(argument) for argument in arguments]
+    command = f"from ddsweep.cli import _exit_code; assert _exit_code({words}) == {code}"
+    return imported_by(command, *slow, **how)
+
+
 @contextmanager
 def only(variables: Mapping[str, str]) -> Iterator[None]:
     """Inside, the environment holds only ``variables``; afterwards it is as before."""
@@ -119,6 +177,33 @@ def checked_here(monkeypatch: pytest.MonkeyPatch) -> None:
     from ddsweep.core.measure import answer
 
     monkeypatch.setattr(measuring, "_in_own_process", lambda job, what: answer(job))
+
+
+@pytest.fixture(scope="session")
+def splits() -> Splits:
+    """The digits: 1295 images to train on, 142 of validation, 360 of the test set."""
+    from ddsweep.catalog import DATASETS
+    from ddsweep.data.load import load_splits
+
+    return load_splits(DATASETS["digits"], None, validation_fraction=0.1, split_seed=0)
+
+
+def write_done(directory: SweepDirectory, trial: TrialSpec, evaluation: EvaluationSpec) -> None:
+    """The parts of a trial that is done, judged on two networks."""
+    from ddsweep.report.settings import settings_of
+    from ddsweep.results.parts import write_part
+    from ddsweep.results.schemas import EVALS, HISTORY, TRIALS
+
+    of, temporary = {"trial_id": trial.trial_id}, directory.temporary
+    row = {**settings_of(trial), **of, "status": "done", "test_accuracy_mean": 0.5}
+    identity = {"evaluation_id": evaluation.evaluation_id(trial)}
+    write_part(directory.trials_part(trial.trial_id), [row], TRIALS, temporary, identity)
+    history = {**of, "outer_step": 4, "outer_loss": 2.0}
+    write_part(directory.history_part(trial.trial_id), [history], HISTORY, temporary)
+    common = {**of, "source": "distilled", "protocol": "as_distilled", "inner_step": 1, "diverged": False}
+    rows = [{**common, "model_seed": index, "accuracy": 0.5} for index in (0, 1)]
+    part = directory.evals_part(trial.trial_id, "as_distilled", "xavier", 0)
+    write_part(part, rows, EVALS, temporary)
 
 
 # ------------------------------------------------------------------------------------ the one Ray

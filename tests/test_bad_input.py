@@ -10,58 +10,19 @@ import os
 import re
 import shutil
 import socket
-import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 import ddsweep as package
 from ddsweep.catalog import DATASETS, TrialSpec
-from ddsweep.cli import _exit_code
-from ddsweep.report.settings import settings_of
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.results.lock import SweepLock, read_lock
-from ddsweep.results.parts import read_part, write_part
-from ddsweep.results.schemas import EVALS, HISTORY, TRIALS
+from ddsweep.results.parts import read_part
 from ddsweep.spec import expand, load_sweep, resolved_yaml
+from tests.conftest import Ask, Run, Said, write_done
 from tests.disks import fill
-
-Run = Callable[..., subprocess.CompletedProcess[str]]
-
-
-@dataclass(frozen=True)
-class Said:
-    """What a command line answered; ``words`` is all of it with single blanks, however it was wrapped."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def words(self) -> str:
-        return " ".join((self.out + self.err).split())
-
-
-Ask = Callable[..., Said]
-
-
-@pytest.fixture
-def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Ask:
-    """``ask(*arguments)``: a command line in the folder ``tmp_path``, in this process."""
-    for name in ("DDSWEEP_RESULTS", "DDSWEEP_DATA"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("COLUMNS", "160")
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: object) -> Said:
-        capsys.readouterr()
-        said = Said(_exit_code([str(argument) for argument in arguments]), *capsys.readouterr())
-        assert "Traceback" not in said.out + said.err
-        return said
-
-    return run
 
 
 @pytest.fixture
@@ -279,21 +240,7 @@ def write_small(file: Path, root: Path) -> SweepDirectory:
     directory.create()
     directory.sweep_file.write_text(resolved_yaml(sweep))
     for trial in trials_of(file):
-        row = {**settings_of(trial), "trial_id": trial.trial_id, "status": "done", "test_accuracy_mean": 0.5}
-        evaluation = {"evaluation_id": sweep.evaluate.spec().evaluation_id(trial)}
-        temporary = directory.temporary
-        write_part(directory.trials_part(trial.trial_id), [row], TRIALS, temporary, evaluation)
-        history = {"trial_id": trial.trial_id, "outer_step": 4, "outer_loss": 2.0}
-        write_part(directory.history_part(trial.trial_id), [history], HISTORY, temporary)
-        evals = {
-            "trial_id": trial.trial_id,
-            "source": "distilled",
-            "protocol": "as_distilled",
-            "inner_step": 1,
-        }
-        rows = [{**evals, "model_seed": i, "accuracy": 0.5, "diverged": False} for i in range(2)]
-        part = directory.evals_part(trial.trial_id, "as_distilled", "xavier", 0)
-        write_part(part, rows, EVALS, temporary)
+        write_done(directory, trial, sweep.evaluate.spec())
     return directory
 
 
@@ -362,7 +309,7 @@ def test_a_second_driver_is_told_who_the_first_is(
     small: SweepDirectory, tmp_path: Path, process: Ask
 ) -> None:
     with SweepLock(small.lock):
-        before = tree(tmp_path)
+        before = {**tree(tmp_path), "results/small/.lock": b""}  # its holder writes that it lives
         said = process("run", "small.yaml", "outer_steps=8")
         assert (said.code, said.out) == (1, "")
         assert "another driver is at work on this sweep" in said.err
@@ -370,7 +317,8 @@ def test_a_second_driver_is_told_who_the_first_is(
         assert re.search(
             r"if you are sure that it is gone, remove \S*results/small/\.lock$", said.err.strip()
         )
-        assert tree(tmp_path) == before, "the sweep file of the first driver is untouched"
+        there = {**tree(tmp_path), "results/small/.lock": b""}
+        assert there == before, "the sweep file of the first driver is untouched"
         holder = read_lock(small.lock)
         assert holder is not None and holder["pid"] == os.getpid()
     assert not small.lock.exists()

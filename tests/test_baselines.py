@@ -20,12 +20,7 @@ from ddsweep.baselines import (
 )
 from ddsweep.catalog import DATASETS, TrialSpec
 from ddsweep.core.images import class_labels, normalise
-from ddsweep.data.load import Splits, load_splits
-
-
-@pytest.fixture(scope="module")
-def splits() -> Splits:
-    return load_splits(DATASETS["digits"], None, validation_fraction=0.1, split_seed=0)
+from ddsweep.data.load import Splits
 
 
 def data(splits: Splits) -> tuple[Tensor, Tensor, int]:

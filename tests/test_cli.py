@@ -7,7 +7,6 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +16,14 @@ from typer.exceptions import Abort
 
 import ddsweep as package
 from ddsweep import cli
-from ddsweep.catalog import DATASETS, DatasetSpec, TrialSpec
+from ddsweep.catalog import DATASETS, DatasetSpec
 from ddsweep.data.files import resolve_dataset
 from ddsweep.errors import UserError
 from ddsweep.pools.file import load_pool, pool_yaml, resolve_pool
-from ddsweep.report.settings import settings_of
 from ddsweep.results.layout import SweepDirectory
-from ddsweep.results.parts import read_part, write_part
-from ddsweep.results.schemas import EVALS, HISTORY, TRIALS
+from ddsweep.results.parts import read_part
 from ddsweep.spec import Plan, expand, load_sweep, resolved_yaml
-from tests.conftest import Run
-
-Answer = tuple[int, str, str]
-Ask = Callable[..., Answer]
+from tests.conftest import SLOW, Ask, Run, imported_by_command, write_done
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SWEEPS = sorted(REPOSITORY.glob("sweeps/*.yaml"))
@@ -68,24 +62,6 @@ OPTIONS = {
 
 
 @pytest.fixture
-def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Ask:
-    """``ask(*arguments)``: (exit code, stdout, stderr) of a command line in an empty folder."""
-    for name in ("DDSWEEP_RESULTS", "DDSWEEP_DATA"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("COLUMNS", "160")
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: object) -> Answer:
-        capsys.readouterr()
-        code = cli._exit_code([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        assert "Traceback" not in out + err
-        return code, out, err
-
-    return run
-
-
-@pytest.fixture
 def small(tmp_path: Path) -> SweepDirectory:
     """The results of a sweep of two trials, one of them done."""
     file = tmp_path / "small.yaml"
@@ -95,21 +71,8 @@ def small(tmp_path: Path) -> SweepDirectory:
     directory.create()
     directory.sweep_file.write_text(resolved_yaml(sweep))
     trial = expand(sweep, lambda name: DATASETS[str(name)]).trials[0]
-    write_done(directory, trial, sweep.evaluate.spec().evaluation_id(trial))
+    write_done(directory, trial, sweep.evaluate.spec())
     return directory
-
-
-def write_done(directory: SweepDirectory, trial: TrialSpec, evaluation_id: str) -> None:
-    row = {**settings_of(trial), "trial_id": trial.trial_id, "status": "done", "test_accuracy_mean": 0.5}
-    evaluation = {"evaluation_id": evaluation_id}
-    temporary = directory.temporary
-    write_part(directory.trials_part(trial.trial_id), [row], TRIALS, temporary, evaluation)
-    history = {"trial_id": trial.trial_id, "outer_step": 4, "outer_loss": 2.0}
-    write_part(directory.history_part(trial.trial_id), [history], HISTORY, temporary)
-    common = {"trial_id": trial.trial_id, "source": "distilled", "protocol": "as_distilled", "inner_step": 1}
-    for group in (0, 1):
-        part = directory.evals_part(trial.trial_id, "as_distilled", "xavier", group)
-        write_part(part, [{**common, "model_seed": group, "accuracy": 0.5}], EVALS, temporary)
 
 
 def planned(file: Path, root: Path | None = None) -> Plan:
@@ -147,18 +110,6 @@ def verb_help(verb: str, ask: Ask) -> str:
 # ------------------------------------------------------------------------------------ what is imported
 
 
-def imported_by(arguments: str, folder: Path, environment: dict[str, str], *more: str) -> list[str]:
-    """The exit code of a command line, and which of the slow libraries, or ``more``, it imported."""
-    slow = {"torch", "torchvision", "ray", "pandas", "sklearn", *more}
-    code = (
-        "import sys; from ddsweep.cli import _exit_code; rc = _exit_code(sys.argv[1:]); "
-        f"print('>', rc, *sorted({slow} & set(sys.modules)))"
-    )
-    command = [sys.executable, "-c", code, *arguments.split()]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, check=True)
-    return done.stdout.splitlines()[-1].split()[1:]
-
-
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -170,7 +121,8 @@ def test_instant_verbs_import_neither_torch_nor_ray_nor_pandas(
     arguments: str, small: SweepDirectory, tmp_path: Path, environment: dict[str, str]
 ) -> None:
     declared = ("ddsweep.catalog",) if "--" in arguments else ()  # no help needs what can be set
-    assert imported_by(arguments, tmp_path, environment, *declared) == ["0"]
+    words, slow = arguments.split(), (*SLOW, *declared)
+    assert imported_by_command(*words, slow=slow, cwd=tmp_path, env=environment) == []
 
 
 @pytest.mark.parametrize(
@@ -181,7 +133,8 @@ def test_missing_data_are_told_before_anything_slow_is_imported(
 ) -> None:
     (tmp_path / "sweep.yaml").write_text(f"name: small\nbase: {{dataset: {dataset}}}\n")
     (tmp_path / "empty").mkdir()
-    assert imported_by("run sweep.yaml --data-root empty", tmp_path, environment) == ["1"]
+    words = ["run", "sweep.yaml", "--data-root", "empty"]
+    assert imported_by_command(*words, code=1, cwd=tmp_path, env=environment) == []
     assert not (tmp_path / "results").exists()
 
 
@@ -189,15 +142,6 @@ def test_the_package_lists_what_it_offers() -> None:
     assert set(package.__all__) <= set(dir(package))
     for name in package.__all__:
         assert getattr(package, name) is not None
-
-
-def test_importing_the_package_costs_nothing(environment: dict[str, str]) -> None:
-    heavy = ("torch", "ray", "pandas", "pyarrow", "numpy", "pydantic", "typer", "yaml")
-    code = f"import sys, ddsweep; print(*sorted(set({heavy}) & set(sys.modules)))"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
-    )
-    assert done.stdout.strip() == ""
 
 
 # ------------------------------------------------------------------------------------------ exit codes
@@ -421,7 +365,7 @@ def test_prune_shows_what_the_sweep_file_no_longer_has_and_removes_it_if_told(
     before = sorted(small.root.rglob("*"))
     code, out, err = ask("prune", "results/small")
     assert (code, err) == (0, "")
-    assert re.search(rf"^{done} +done +50\.0 +4 ", out, re.MULTILINE) and pending not in out
+    assert re.search(rf"^{done} +done +50\.0 +3 ", out, re.MULTILINE) and pending not in out
     assert "1 trial that sweep.yaml no longer has" in out
     assert "nothing is removed yet; `ddsweep prune results/small --yes` removes them" in out
     assert sorted(small.root.rglob("*")) == before

@@ -19,7 +19,7 @@ import ddsweep
 from ddsweep.catalog import DATASETS, EvaluationSpec, TrialSpec
 from ddsweep.core.images import normalise
 from ddsweep.core.recipe import Recipe
-from ddsweep.data.load import Splits, load_splits
+from ddsweep.data.load import Splits
 from ddsweep.distilled import DistilledSet, apply
 from ddsweep.errors import CheckpointError
 from ddsweep.evaluation import evaluate_unit
@@ -86,13 +86,16 @@ def digits_of_28_pixels(digits: Splits) -> Splits:
     return replace(digits, name="mnist", **{f"{name}_images": value for name, value in parts.items()})
 
 
+@pytest.fixture(scope="module")
+def few(splits: Splits) -> Splits:
+    """All images but those of the test set, of which there are 120."""
+    return replace(splits, test_images=splits.test_images[:120], test_labels=splits.test_labels[:120])
+
+
 @pytest.fixture(scope="module", params=["random", "fixed", "lenet"])
-def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
-    whole = load_splits(DATASETS["digits"], None, validation_fraction=0.1, split_seed=0)
-    few = slice(0, 120)
-    data = replace(whole, test_images=whole.test_images[few], test_labels=whole.test_labels[few])
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, few: Splits) -> Case:
+    data = digits_of_28_pixels(few) if request.param == "lenet" else few
     if request.param == "lenet":
-        data = digits_of_28_pixels(data)
         spec = TrialSpec(dataset=DATASETS["mnist"], network="lenet", **DOUBLE)
     else:
         init: dict[str, Any] = {"init": request.param, "seed": 5}
@@ -214,14 +217,13 @@ WAYS = {
 
 
 @pytest.mark.parametrize("settings", WAYS.values(), ids=WAYS)
-def test_apply_trains_in_every_way_as_evaluation_does(settings: dict[str, Any], tmp_path: Path) -> None:
+def test_apply_trains_in_every_way_as_evaluation_does(
+    settings: dict[str, Any], few: Splits, tmp_path: Path
+) -> None:
     """Accuracies of a few outer steps are near chance, but each is a count of right answers out of 120 that
     another order, rate or optimiser would not hit at all of the inner steps 0, 2, 4 and 7."""
-    whole = load_splits(DATASETS["digits"], None, validation_fraction=0.1, split_seed=0)
-    few = slice(0, 120)
-    data = replace(whole, test_images=whole.test_images[few], test_labels=whole.test_labels[few])
     spec = TrialSpec(dataset=DATASETS["digits"], network="convnet(width=8)", **(DOUBLE | settings))
-    case = made(spec, data, SweepDirectory(tmp_path), convnet)
+    case = made(spec, few, SweepDirectory(tmp_path), convnet)
     found = case.load()
     for index in case.networks:
         steps = sorted(step for network, step in case.accuracy if network == index)
@@ -232,12 +234,11 @@ def test_apply_trains_in_every_way_as_evaluation_does(settings: dict[str, Any], 
             assert case.score(model) == pytest.approx(case.accuracy[index, step], abs=1e-12)
 
 
-def test_another_order_gives_another_network(tmp_path: Path) -> None:
-    data = load_splits(DATASETS["digits"], None, validation_fraction=0.1, split_seed=0)
+def test_another_order_gives_another_network(splits: Splits, tmp_path: Path) -> None:
     settings = DOUBLE | {"order": "shuffled", "inner_epochs": 6, "outer_steps": 1}
     spec = TrialSpec(dataset=DATASETS["digits"], network="convnet(width=8)", **settings)
     directory = SweepDirectory(tmp_path)
-    assert distil_trial(spec, data, directory, TrialSettings())
+    assert distil_trial(spec, splits, directory, TrialSettings())
     found = DistilledSet.load(directory.distilled(spec.trial_id))
     models = [apply(found, found.network(0).double(), index=index) for index in (0, 0, 1)]
     one, again, other = (nn.utils.parameters_to_vector(model.parameters()) for model in models)
@@ -277,11 +278,10 @@ def test_a_recipe_with_hard_labels_takes_the_classes_of_learned_ones(case: Case)
     assert torch.equal(weights[0], weights[2]) and not torch.equal(weights[0], weights[1])
 
 
-def test_soft_labels_are_in_the_file_as_probabilities(tmp_path: Path) -> None:
-    data = load_splits(DATASETS["digits"], None, validation_fraction=0.1, split_seed=0)
+def test_soft_labels_are_in_the_file_as_probabilities(splits: Splits, tmp_path: Path) -> None:
     spec = TrialSpec(dataset=DATASETS["digits"], network="convnet(width=8)", labels="soft", **DOUBLE)
     directory = SweepDirectory(tmp_path)
-    assert distil_trial(spec, data, directory, TrialSettings())
+    assert distil_trial(spec, splits, directory, TrialSettings())
     found = DistilledSet.load(directory.distilled(spec.trial_id))
     assert found.labels.shape == (2, 10, 10) and found.labels.dtype == torch.float32
     assert found.labels.argmax(-1).tolist() == [list(range(10))] * 2  # three outer steps from the classes

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from ddsweep import load_results
 from ddsweep.catalog import DATASETS, EvaluationSpec, TrialSpec
-from ddsweep.data.load import Splits, load_splits
+from ddsweep.data.load import Splits
 from ddsweep.distilled import DistilledSet
 from ddsweep.evaluation import evaluate_unit, finish, missing_units, record_stop, settled, take_over
 from ddsweep.results.artifacts import save_tensors
@@ -42,11 +42,6 @@ SWEEP = SweepSpec(
     base={"dataset": "digits", **BASE},
     evaluate={"networks": 2, "group_size": 2, "baselines": []},
 )
-
-
-@pytest.fixture(scope="module")
-def splits() -> Splits:
-    return load_splits(DATASETS["digits"], None, validation_fraction=0.1, split_seed=0)
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from ddsweep.catalog import BASELINE_RATES, DATASETS, METHODS, SETTINGS, Evaluat
 from ddsweep.core.init import draw_network
 from ddsweep.core.recipe import Recipe
 from ddsweep.core.task import selection_seeds
-from ddsweep.data.load import load_splits
+from ddsweep.data.load import Splits
 from ddsweep.distilled import DistilledSet, apply
 from ddsweep.errors import SettingError
 from ddsweep.evaluation import evaluate_unit, finish, missing_units
@@ -77,7 +77,9 @@ def test_a_setting_that_no_method_of_the_sweep_has(tmp_path: Path, text: str, sa
 
 
 @pytest.mark.parametrize("order", ["fixed", "shuffled"])
-def test_a_set_without_rates_of_its_own_gets_them_as_a_baseline_does(order: str, tmp_path: Path) -> None:
+def test_a_set_without_rates_of_its_own_gets_them_as_a_baseline_does(
+    order: str, splits: Splits, tmp_path: Path
+) -> None:
     spec = TrialSpec(
         DATASETS["digits"],
         network="convnet(width=8)",
@@ -94,7 +96,6 @@ def test_a_set_without_rates_of_its_own_gets_them_as_a_baseline_does(order: str,
         keep="best",
         order=order,
     )
-    splits = load_splits(spec.dataset, None, validation_fraction=0.1, split_seed=0)
     directory, stopped = SweepDirectory(tmp_path / "results"), SweepDirectory(tmp_path / "stopped")
     for place in (directory, stopped):
         place.create()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -137,9 +135,3 @@ def test_the_folder_of_a_sweep_file_is_left_alone(tmp_path: Path) -> None:
         run_trial(SETTINGS, tmp_path)
     with pytest.raises(SettingError, match="name: "):
         run_trial(SETTINGS, tmp_path / "pools")
-
-
-def test_no_ray_is_needed() -> None:
-    code = "import sys; from ddsweep import run_trial; print('ray' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"

@@ -20,7 +20,7 @@ import ddsweep.trial.running
 from ddsweep.catalog import DATASETS, EvaluationSpec, TrialSpec
 from ddsweep.core import graphs
 from ddsweep.core.execution import ExecutionPlan
-from ddsweep.data.load import Splits, load_splits
+from ddsweep.data.load import Splits
 from ddsweep.errors import TooLargeError
 from ddsweep.evaluation import evaluate_unit, finish
 from ddsweep.results.artifacts import load_tensors, save_tensors
@@ -38,11 +38,6 @@ SPEC = TrialSpec(
 )
 SETTINGS = TrialSettings(checkpoint_every=100, log_every=1)
 EVALUATION = EvaluationSpec(networks=4, group_size=4, baselines=())
-
-
-@pytest.fixture(scope="module")
-def splits() -> Splits:
-    return load_splits(DATASETS["digits"], None, validation_fraction=0.1, split_seed=0)
 
 
 @pytest.fixture(scope="module")

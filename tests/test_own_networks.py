@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ddsweep import DistilledSet, apply
 from ddsweep.catalog import DATASETS, TrialSpec
 from ddsweep.core.recipe import Recipe
-from ddsweep.data.load import load_splits
+from ddsweep.data.load import Splits
 
 GREY = TrialSpec(DATASETS["digits"], network="convnet(width=4)", inner_steps=2, images_per_class=2)
 COLOUR = TrialSpec(DATASETS["cifar10"], network="convnet(width=4)")
@@ -217,8 +217,7 @@ def test_reprs_are_one_short_line() -> None:
     )
 
 
-def test_data_say_how_many_images_they_have() -> None:
-    splits = load_splits(DATASETS["digits"], None, validation_fraction=0.1, split_seed=0)
+def test_data_say_how_many_images_they_have(splits: Splits) -> None:
     assert repr(splits) == (
         "Splits(digits: 1295 train, 142 validation, 360 test images of 1x8x8, 10 classes)"
     )

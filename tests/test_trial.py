@@ -97,11 +97,6 @@ class Trial:
         return sorted(path.name for path in self.checkpoint.parent.glob("*.torn-*"))
 
 
-@pytest.fixture(scope="module")
-def splits() -> Splits:
-    return load_splits(DATASETS["digits"], None, validation_fraction=0.1, split_seed=0)
-
-
 @pytest.fixture
 def trial_of(tmp_path: Path, splits: Splits) -> Callable[..., Trial]:
     """``trial_of(spec)``: that trial in a new folder."""
@@ -584,15 +579,6 @@ def test_a_trial_without_its_gpu_starts_nothing(
     with pytest.raises(UserError, match="gpus: 1"):
         trial.run(TrialSettings(gpus=1.0))
     assert not trial.checkpoint.exists()
-
-
-def test_the_trial_room_needs_neither_ray_nor_pydantic() -> None:
-    code = (
-        "import sys, ddsweep.trial, ddsweep.evaluation\n"
-        "print([name for name in ('ray', 'pydantic', 'typer', 'pandas') if name in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
 
 
 # ---------------------------------------------------------------------------------- diverging trials

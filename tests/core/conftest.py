@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ddsweep.catalog import parse_network
+from ddsweep.core.distill import outer_step
 from ddsweep.core.images import LabelledImages
 from ddsweep.core.init import draw_networks
+from ddsweep.core.methods import bptt
 from ddsweep.core.networks import Params, build_network
-from ddsweep.core.unroll import raw_rates
+from ddsweep.core.outer import DistillState
+from ddsweep.core.task import Task
+from ddsweep.core.unroll import OuterGradient, raw_rates
 
 CPU = torch.device("cpu")
 
@@ -90,6 +96,56 @@ def _make_case(
         real_images=torch.randn(*lead, *shape, generator=generator, dtype=torch.float64).to(dtype),
         real_labels=torch.randint(classes, lead, generator=generator),
     )
+
+
+class SmoothNet(nn.Module):
+    """Convolution, softplus, average pool, linear: no kinks, so finite differences are nearly exact."""
+
+    def __init__(self, channels: int, hidden: int, classes: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, channels, 3, padding=1)
+        self.fc1 = nn.Linear(channels * 4 * 4, hidden)
+        self.fc2 = nn.Linear(hidden, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.avg_pool2d(F.softplus(self.conv(x)), 2)
+        return self.fc2(F.softplus(self.fc1(x.flatten(1))))
+
+
+def smooth_network(channels: int, hidden: int, classes: int) -> nn.Module:
+    with torch.device("meta"):
+        return SmoothNet(channels, hidden, classes)
+
+
+# ---------------------------------------------------------------------------------------- outer steps
+
+
+def run(task: Task, state: DistillState, steps: int) -> DistillState:
+    for _ in range(steps):
+        state, _ = outer_step(task, state)
+    return state
+
+
+def assert_states_equal(left: DistillState, right: DistillState) -> None:
+    assert left.counters() == right.counters()
+    assert left.tensors().keys() == right.tensors().keys()
+    for name, value in left.tensors().items():
+        assert torch.equal(value, right.tensors()[name]), name
+
+
+def given_lengths(monkeypatch: pytest.MonkeyPatch, task: Task, lengths: Callable[[int], list[float]]) -> None:
+    """Replace the gradient of outer step s: network k's is along pixel k, of length ``lengths(s)[k]``."""
+    steps = iter(range(10_000))
+
+    def made(*_: Any, **__: Any) -> OuterGradient:
+        given = lengths(next(steps))
+        images = torch.zeros(len(given), *task.labels.shape, 1, 8, 8, dtype=torch.float64)
+        for k, length in enumerate(given):
+            images[k, 0, 0, 0, 0, k] = length
+        rates = torch.zeros(len(given), task.spec.steps, dtype=torch.float64)
+        return OuterGradient(torch.ones(len(given), dtype=torch.float64), images, rates)
+
+    monkeypatch.setattr(bptt, "outer_gradient", made)
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,7 @@ from ddsweep.core.outer import DistillState, adam, schedule_factor
 from ddsweep.core.task import Task, known_seed, network_seeds
 from ddsweep.core.unroll import OuterGradient, outer_gradient
 from ddsweep.errors import DivergedError
+from tests.core.conftest import assert_states_equal, given_lengths, run
 
 MEAN, STD = (0.3,), (0.35,)
 
@@ -34,18 +35,6 @@ def task_of(digits):
         return Task.of(spec, ExecutionPlan(), RealSet(pixels[:images], labels[:images], MEAN, STD))
 
     return make
-
-
-def run(task: Task, state: DistillState, steps: int) -> DistillState:
-    for _ in range(steps):
-        state, _ = outer_step(task, state)
-    return state
-
-
-def assert_states_equal(left: DistillState, right: DistillState) -> None:
-    assert left.counters() == right.counters()
-    for name, value in left.tensors().items():
-        assert torch.equal(value, right.tensors()[name]), name
 
 
 def gradient_of(task: Task, state: DistillState) -> OuterGradient:
@@ -375,41 +364,27 @@ def test_clip_median_bounds_a_network_by_a_multiple_of_the_median_norm(task_of) 
     assert float((images - gradient.images.mean(0)).norm()) > 1e-3 * float(images.norm())
 
 
-def given_gradient(monkeypatch, task: Task, lengths: list[float]) -> None:
-    """Replace the gradient by one whose network k points along image k, with the given length."""
-    shape = (*task.labels.shape, 1, 8, 8)
-    images = torch.zeros(len(lengths), *shape, dtype=torch.float64)
-    for k, length in enumerate(lengths):
-        images[k, 0, k, 0, 0, 0] = length
-    made = OuterGradient(
-        torch.ones(len(lengths), dtype=torch.float64),
-        images,
-        torch.zeros(len(lengths), task.spec.steps, dtype=torch.float64),
-    )
-    monkeypatch.setattr(bptt, "outer_gradient", lambda *_, **__: made)
-
-
 def test_one_exploding_network_outweighs_no_other_when_clipped(task_of, monkeypatch) -> None:
     task = task_of(clip_median=2.0, models_per_step=3)
-    given_gradient(monkeypatch, task, [1.0, 3.0, 1e12])
+    given_lengths(monkeypatch, task, lambda step: [1.0, 3.0, 1e12])
     after, _ = outer_step(task, initial_state(task))
     images, _ = applied_gradient(after)
-    assert images[0, :3, 0, 0, 0].tolist() == pytest.approx([1 / 3, 1.0, 2.0])
+    assert images[0, 0, 0, 0, :3].tolist() == pytest.approx([1 / 3, 1.0, 2.0])
 
 
 def test_a_network_without_gradient_is_finite_and_not_skipped(task_of, monkeypatch) -> None:
     task = task_of(clip_norm=1.0, models_per_step=3)
-    given_gradient(monkeypatch, task, [0.0, 1.0, 4.0])
+    given_lengths(monkeypatch, task, lambda step: [0.0, 1.0, 4.0])
     after, report = outer_step(task, initial_state(task))
     images, _ = applied_gradient(after)
-    assert images[0, :3, 0, 0, 0].tolist() == pytest.approx([0.0, 1 / 3, 1 / 3])
+    assert images[0, 0, 0, 0, :3].tolist() == pytest.approx([0.0, 1 / 3, 1 / 3])
     assert report.n_skipped == 0 and report.loss == 1.0
 
 
 def test_networks_are_not_skipped_because_the_median_norm_is_zero(task_of, monkeypatch) -> None:
     """Skipped means not finite: two dead networks of three are no reason to stop a trial."""
     task = task_of(clip_median=2.0, models_per_step=3, on_nonfinite="stop")
-    given_gradient(monkeypatch, task, [0.0, 0.0, 1.0])
+    given_lengths(monkeypatch, task, lambda step: [0.0, 0.0, 1.0])
     _, report = outer_step(task, initial_state(task))
     assert report.n_skipped == 0
 

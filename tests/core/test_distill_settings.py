@@ -22,6 +22,7 @@ from ddsweep.core.recipe import Recipe, held_out_loop
 from ddsweep.core.task import Task, network_seeds
 from ddsweep.core.unroll import OuterGradient, Window, outer_gradient
 from ddsweep.errors import DivergedError
+from tests.core.conftest import assert_states_equal, given_lengths, run
 
 MEAN, STD = (0.3,), (0.35,)
 Make = Callable[..., Task]
@@ -33,13 +34,9 @@ def task_of(digits) -> Make:
 
     def make(**settings: Any) -> Task:
         defaults = {
-            **{
-                "network": "convnet(depth=1,width=4)",
-                "dtype": "float64",
-                "inner_lr": 0.5,
-                "models_per_step": 3,
-            },
-            **{"inner_steps": 2, "images_per_class": 2, "inner_epochs": 2, "real_batch": 30},
+            **{"network": "convnet(depth=1,width=4)", "dtype": "float64", "inner_lr": 0.5},
+            **{"models_per_step": 3, "inner_steps": 2, "images_per_class": 2, "inner_epochs": 2},
+            "real_batch": 30,
         }
         spec = TrialSpec(dataset=DATASETS["digits"], **(defaults | settings))
         pixels, labels = digits
@@ -47,19 +44,6 @@ def task_of(digits) -> Make:
         return Task.of(spec, plan, RealSet(pixels[:60], labels[:60], MEAN, STD))
 
     return make
-
-
-def run(task: Task, state: DistillState, steps: int) -> DistillState:
-    for _ in range(steps):
-        state, _ = outer_step(task, state)
-    return state
-
-
-def assert_states_equal(left: DistillState, right: DistillState) -> None:
-    assert left.counters() == right.counters()
-    assert left.tensors().keys() == right.tensors().keys()
-    for name, value in left.tensors().items():
-        assert torch.equal(value, right.tensors()[name]), name
 
 
 def calls_of(monkeypatch, task: Task, steps: int) -> list[dict[str, Any]]:
@@ -73,21 +57,6 @@ def calls_of(monkeypatch, task: Task, steps: int) -> list[dict[str, Any]]:
     monkeypatch.setattr(bptt, "outer_gradient", spy)
     run(task, initial_state(task), steps)
     return seen
-
-
-def given_lengths(monkeypatch, task: Task, lengths: Callable[[int], list[float]]) -> None:
-    """Replace the gradient of outer step s: network k's is along pixel k, of length ``lengths(s)[k]``."""
-    steps = iter(range(10_000))
-
-    def made(*_: Any, **__: Any) -> OuterGradient:
-        given = lengths(next(steps))
-        images = torch.zeros(len(given), *task.labels.shape, 1, 8, 8, dtype=torch.float64)
-        for k, length in enumerate(given):
-            images[k, 0, 0, 0, 0, k] = length
-        rates = torch.zeros(len(given), task.spec.steps, dtype=torch.float64)
-        return OuterGradient(torch.ones(len(given), dtype=torch.float64), images, rates)
-
-    monkeypatch.setattr(bptt, "outer_gradient", made)
 
 
 # ----------------------------------------------------------------------------------------- soft labels

@@ -26,6 +26,7 @@ from ddsweep.core.inner import InnerOptimizer
 from ddsweep.core.order import BatchOrder, draw_batch_order
 from ddsweep.core.training import InnerLoop
 from ddsweep.core.unroll import OuterGradient, Window, outer_gradient
+from tests.core.conftest import smooth_network
 
 OPTIMIZERS, ORDERS, LABELS = ("gd", "momentum", "adam"), ("fixed", "shuffled", "sampled"), ("hard", "soft")
 MOMENTUM = 0.8
@@ -340,15 +341,16 @@ def test_a_diverging_network_leaves_the_others_alone_whatever_the_optimiser(
         setup = make_setup(
             "convnet(depth=1,width=3,norm=none)", optimizer=optimizer, order=order, labels="soft", real=real
         )
-        plan = ExecutionPlan("cpu", 1, "store", batching, batching, 4, 3)
-        healthy = setup.computed(plan)
+        plans = [ExecutionPlan("cpu", 1, mode, batching, batching, 4, 3) for mode in ("store", "recompute")]
+        healthy = [setup.computed(plan) for plan in plans]
         for value in setup.case.params.values():
             value[1] *= 1e200
-        broken = setup.computed(plan)
-        assert torch.isfinite(broken.losses).tolist() == [True, False, True]
-        assert torch.isfinite(broken.norms).tolist() == [True, False, True]
-        rows = [OuterGradient(*(v[[0, 2]] for v in parts_of(g).values())) for g in (broken, healthy)]
-        assert worst_difference(*rows) < 1e-14
+        for plan, well in zip(plans, healthy, strict=True):
+            broken = setup.computed(plan)
+            assert torch.isfinite(broken.losses).tolist() == [True, False, True]
+            assert torch.isfinite(broken.norms).tolist() == [True, False, True]
+            rows = [OuterGradient(*(v[[0, 2]] for v in parts_of(g).values())) for g in (broken, well)]
+            assert worst_difference(*rows) < 1e-14
 
 
 def test_the_norm_is_that_of_all_that_is_learned(make_setup: Make) -> None:
@@ -358,25 +360,6 @@ def test_the_norm_is_that_of_all_that_is_learned(make_setup: Make) -> None:
 
 
 # ------------------------------------------------------------------------------------ finite differences
-
-
-class SmoothNet(nn.Module):
-    """Convolution, softplus, average pool, linear: no kinks, so finite differences are nearly exact."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(1, 3, 3, padding=1)
-        self.fc1 = nn.Linear(3 * 4 * 4, 6)
-        self.fc2 = nn.Linear(6, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.avg_pool2d(F.softplus(self.conv(x)), 2)
-        return self.fc2(F.softplus(self.fc1(x.flatten(1))))
-
-
-def smooth_network() -> nn.Module:
-    with torch.device("meta"):
-        return SmoothNet()
 
 
 def worst_slope(setup: Setup, gradient: OuterGradient, eps: float, directions: int = 2) -> dict[str, float]:
@@ -415,7 +398,7 @@ def test_gradients_of_a_smooth_network_are_the_measured_slopes(
     make_setup: Make, optimizer, order, window
 ) -> None:
     setup = make_setup(
-        smooth_network(),
+        smooth_network(3, 6, 3),
         inner_steps=3,
         optimizer=optimizer,
         order=order,

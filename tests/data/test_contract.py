@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import pickle
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,16 +151,6 @@ def test_every_source_has_a_case_and_is_one() -> None:
     assert set(CASES) == set(SOURCES)
     for name in SOURCES:
         assert isinstance(source_of(DatasetSpec("any", name)), Source)
-
-
-def test_to_know_of_a_source_costs_nothing() -> None:
-    code = (
-        "import sys; from ddsweep.catalog import SOURCES, DatasetSpec;"
-        "from ddsweep.data.sources import source_of; [source_of(DatasetSpec('any', n)) for n in SOURCES];"
-        "print([m for m in ('torch', 'torchvision', 'numpy', 'pyarrow', 'PIL') if m in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
 
 
 def test_what_is_whole_passes_and_is_read_as_it_is_described(case: Case, root: Path) -> None:

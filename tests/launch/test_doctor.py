@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from ddsweep import machine
-from ddsweep.cli import _exit_code
 from ddsweep.launch import doctor, doctor_job, probe
 from ddsweep.launch.doctor_job import Answers
 from ddsweep.launch.doctor_nodes import (
@@ -34,11 +33,12 @@ from ddsweep.launch.probe import Facts, Request
 from ddsweep.launch.site import Site
 from ddsweep.machine import versions
 from ddsweep.spec import load_sweep
+from tests.conftest import Ask
 
 SITE = Site(scheduler="slurm", cpus_per_node=2, nodes=2, gpus_per_node=2, first_port=20000, ports=20)
 HERE = {"ddsweep": "1", "ray": "2"}
 
-Ask = Callable[..., tuple[int, list[str]]]
+Examined = Callable[..., tuple[int, list[str]]]
 
 
 def facts(host: str = "a", **changes: object) -> Facts:
@@ -65,16 +65,12 @@ def facts(host: str = "a", **changes: object) -> Facts:
 
 
 @pytest.fixture
-def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Ask:
-    """``ask(*arguments)``: exit code and lines of ``ddsweep doctor`` in an empty folder, untouched."""
-    for name in ("DDSWEEP_RESULTS", "DDSWEEP_DATA"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.chdir(tmp_path)
+def examined(tmp_path: Path, ask: Ask) -> Examined:
+    """``examined(*arguments)``: exit code and lines of ``ddsweep doctor`` in an empty folder, untouched."""
 
     def run(*arguments: object) -> tuple[int, list[str]]:
         before = sorted(tmp_path.rglob("*"))
-        code = _exit_code(["doctor", *map(str, arguments)])
-        out, err = capsys.readouterr()
+        code, out, err = ask("doctor", *arguments)
         assert (err, "\x1b" in out) == ("", False)
         assert sorted(tmp_path.rglob("*")) == before
         return code, out.splitlines()
@@ -85,8 +81,8 @@ def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 # ------------------------------------------------------------------------------------- this machine
 
 
-def test_this_machine_is_well(ask: Ask) -> None:
-    code, lines = ask()
+def test_this_machine_is_well(examined: Examined) -> None:
+    code, lines = examined()
     assert code == 0
     assert [re.split(r" +|:", line)[:2] for line in lines] == [
         ["ok", "packages"],
@@ -101,22 +97,22 @@ def test_this_machine_is_well(ask: Ask) -> None:
     assert versions()["ray"] in lines[0]
 
 
-def test_a_folder_that_cannot_be_written(ask: Ask) -> None:
-    code, lines = ask("--results", "/proc/none")
+def test_a_folder_that_cannot_be_written(examined: Examined) -> None:
+    code, lines = examined("--results", "/proc/none")
     assert code == 1
     assert [line for line in lines if line.startswith("FAIL")] == [lines[1]]
     assert "results: /proc/none: cannot write" in lines[1]
     assert "choose another folder with --results" in lines[1]
 
 
-def test_data_of_a_sweep(ask: Ask, tmp_path: Path) -> None:
+def test_data_of_a_sweep(examined: Examined, tmp_path: Path) -> None:
     (tmp_path / "s.yaml").write_text("name: s\nbase: {dataset: digits}\n")
-    assert ask("s.yaml")[1][-1] == "ok   data: s needs digits: there"
+    assert examined("s.yaml")[1][-1] == "ok   data: s needs digits: there"
     (tmp_path / "s.yaml").write_text("name: s\ngrid: {dataset: [mnist, digits]}\n")
-    code, lines = ask("s.yaml", "--data-root", tmp_path)
+    code, lines = examined("s.yaml", "--data-root", tmp_path)
     assert code == 1
     assert re.match(r"FAIL data: mnist: MNIST/raw/\S+; ddsweep data list", lines[-1])
-    code, lines = ask("--data-root", tmp_path / "none")
+    code, lines = examined("--data-root", tmp_path / "none")
     assert (code, lines[-1]) == (
         1,
         f"FAIL data: {tmp_path}/none is not a folder; set --data-root or DDSWEEP_DATA",
@@ -137,25 +133,25 @@ def test_data_of_a_sweep_are_found_wherever_they_are_named(tmp_path: Path) -> No
     assert list(machine.missing_data(needed, tmp_path)) == ["usps", "mnist"]
 
 
-def test_a_site_without_slurm_and_a_port(ask: Ask, tmp_path: Path) -> None:
+def test_a_site_without_slurm_and_a_port(examined: Examined, tmp_path: Path) -> None:
     with socket.create_server(("", 0)) as listening:
         port = min(listening.getsockname()[1], 65526)
         file = tmp_path / "site.yaml"
         file.write_text(f"scheduler: local\ncpus_per_node: 1\nfirst_port: {port}\nports: 10\n")
-        code, lines = ask("--site", file)
+        code, lines = examined("--site", file)
         assert code == 1
         assert f"no four ports in a row are free from {port} to {port + 9}" in "".join(lines)
-    code, lines = ask("--site", file)
+    code, lines = examined("--site", file)
     assert code == 0
     assert any(f"ports: {port} to {port + 9}: all free" in line for line in lines)
 
 
 def test_without_slurm_the_nodes_are_not_looked_at(
-    ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    examined: Examined, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "site.yaml").write_text("scheduler: slurm\ncpus_per_node: 1\n")
     monkeypatch.setenv("PATH", str(tmp_path))
-    code, lines = ask("--site", "site.yaml")
+    code, lines = examined("--site", "site.yaml")
     assert code == 1
     assert lines[-2].startswith(
         "FAIL slurm: no such command: sbatch, srun, squeue, scancel, scontrol, sinfo;"

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ddsweep.catalog import DATASETS, PoolSpec
-from ddsweep.data.load import Splits, load_splits
+from ddsweep.data.load import Splits
 from ddsweep.pools.recipe import PoolRecipe
 from ddsweep.pools.store import write_index
 from ddsweep.pools.train import missing_groups, train_group
@@ -17,11 +17,6 @@ from ddsweep.results.layout import PoolDirectory
 
 NETWORK = "convnet(depth=1,width=4,norm=none)"
 NAME = "tiny"
-
-
-@pytest.fixture(scope="session")
-def splits() -> Splits:
-    return load_splits(DATASETS["digits"], None, validation_fraction=0.1, split_seed=0)
 
 
 @pytest.fixture(scope="session")

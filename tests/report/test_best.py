@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -16,6 +14,7 @@ from ddsweep.report.compare import compare_lines, pairs_of
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.results.reader import Results, load_results
 from ddsweep.results.statistics import mean_std_ci
+from tests.conftest import imported_by_command
 from tests.report.conftest import SWEEP, Folder, spec
 
 
@@ -163,17 +162,9 @@ def test_other_networks_are_not_paired(tmp_path: Path) -> None:
 
 
 def test_neither_torch_nor_ray(sweep: Folder) -> None:
-    code = (
-        "import sys; from ddsweep.cli import main\n"
-        "try: main(sys.argv[1:])\n"
-        "except SystemExit: pass\n"
-        "print([name for name in ('torch', 'ray') if name in sys.modules])"
-    )
-    root = str(sweep.directory.root)
+    root = sweep.directory.root
     for arguments in (["best", root], ["compare", root, root]):
-        command = [sys.executable, "-c", code, *arguments]
-        ran = subprocess.run(command, capture_output=True, text=True, check=True)
-        assert ran.stdout.splitlines()[-1] == "[]"
+        assert imported_by_command(*arguments, slow=("torch", "ray")) == []
 
 
 def test_torn_parts_are_left_out_and_named(sweep: Folder, capsys: pytest.CaptureFixture[str]) -> None:

@@ -164,19 +164,6 @@ def test_leftovers_of_killed_writers_go_when_they_are_old(sweep: SweepDirectory)
 # ---------------------------------------------------------------------------------------- reading
 
 
-def test_reading_needs_no_pandas(sweep: SweepDirectory, run_python: Callable[..., Popen[str]]) -> None:
-    write_trial(sweep, "ab")
-    code = """
-import sys
-from pathlib import Path
-from ddsweep.results.parts import list_parts, read_parts
-from ddsweep.results.schemas import TRIALS
-print(read_parts(list_parts(Path(sys.argv[1])), TRIALS).to_pylist()[0]["trial_id"], "pandas" in sys.modules)
-"""
-    with run_python(code, sweep.parts("trials")) as process:
-        assert process.stdout is not None and process.stdout.read() == "ab False\n"
-
-
 def test_files_of_before_read_with_nulls_and_newer_ones_without_their_columns(sweep: SweepDirectory) -> None:
     old = pa.table({"trial_id": ["old"], "outer_step": pa.array([5], pa.int64())})
     pq.write_table(old, sweep.history_part("old"))
