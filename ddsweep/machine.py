@@ -1,5 +1,4 @@
-"""The properties of a machine that work on it depends on. Each check leaves nothing behind. It says in a few
-words what is wrong, or returns nothing."""
+"""Checks of a machine. Each leaves nothing behind, and returns a few words on the problem, or nothing."""
 
 from __future__ import annotations
 
@@ -199,7 +198,7 @@ def taken_ports(ports: range) -> tuple[int, ...]:
 
 
 def missing_data(data: Sequence[str], root: Path | None) -> dict[str, str]:
-    """What is missing or damaged, of data sets by name, or folders below ``root``."""
+    """The missing or damaged files of data sets, given by name or as folders below ``root``."""
     found = {}
     for item in data:
         if item.startswith("folder:"):

@@ -68,8 +68,8 @@ def measure_networks(
     trials: Iterable[TrialSpec], evaluation: EvaluationSpec, code: Path, say: Callable[[str], None]
 ) -> None:
     """Make sure that `measure_of` knows all networks of ``trials``, and that users' own methods pass their
-    check. ``code`` is the folder with copies of users' sources, if there is one. Raises `UserError` for a
-    network that cannot be distilled through, and a method that is none, with what to change."""
+    check. ``code`` is the folder with copies of users' sources, if there is one. Raises `UserError`, with the
+    remedy, for a network that cannot be distilled through and for a method that fails its check."""
     trials = list(trials)
     for problem, methods in networks_of(trials, evaluation).items():
         network = problem[0]
@@ -111,8 +111,8 @@ def _with_own_methods(trials: Iterable[TrialSpec]) -> Iterable[TrialSpec]:
 
 
 def _asked(job: dict[str, Any], refs: Sequence[CodeRef | None], code: Path, what: str) -> dict[str, Any]:
-    """What a process that runs users' code ``refs`` answers to ``job``. Raises `SettingError` with the fault
-    that it finds in ``what``."""
+    """The answer to ``job`` from a process that runs users' code ``refs``. Raises `SettingError` with the
+    fault that it finds in the setting ``what``."""
     with tempfile.TemporaryDirectory(prefix="ddsweep-") as folder:
         for ref in refs:
             if ref is not None and ref.is_file and not (Path(folder) / ref.digest).exists():

@@ -313,7 +313,8 @@ def loaded_code(ref: CodeRef) -> Any:
 
 
 def version_of(ref: CodeRef) -> str | None:
-    """``torchvision 0.24.0``, the package of a module; None for a file, and if it is not known."""
+    """The package of a module and its version, ``torchvision 0.24.0``; None for a file, and if it is not
+    known."""
     if ref.is_file:
         return None
     top = ref.where.partition(".")[0]

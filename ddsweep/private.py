@@ -1,5 +1,5 @@
-"""Folders that only their owner may enter, for a Ray with its sockets and its token. The process that makes a
-folder removes it at its end; the next process removes folders of killed ones."""
+"""Folders that only their owner may enter, for a Ray with its sockets and its token; and files of that kind.
+The process that makes a folder removes it at its end; the next process removes folders of killed ones."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-__all__ = ["PREFIX", "is_own", "owned", "private_folder", "remove_left"]
+__all__ = ["PREFIX", "is_own", "owned", "private_folder", "remove_left", "write_secret"]
 
 PREFIX = "dds"
 """The names of all of them begin with this."""
 
 _OWNER = ".ddsweep-owner"
-"""A file in each that its process keeps locked. A lock ends with the process, however that ends, and is seen
-from other containers; a process number says nothing there."""
+"""A file in each that its process keeps locked. A lock ends with the process, however that ends, and other
+containers see it; process numbers mean nothing there."""
 
 
 @contextmanager
@@ -68,6 +68,12 @@ def is_own(folder: Path) -> bool:
     except OSError:
         return False
     return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
+
+
+def write_secret(path: Path, text: str) -> None:
+    """A new file of mode 600."""
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)
 
 
 def _lock(file: IO[str]) -> bool:

@@ -23,8 +23,8 @@ RAY_WAS_LOST = threading.Event()
 
 
 def leave(code: int) -> NoReturn:
-    """`sys.exit`; at once if a Ray was lost. At exit Ray and Tune would ask it once more, and wait for a
-    minute or crash."""
+    """`sys.exit`, or, if a Ray was lost, an end at once: at exit Ray and Tune would ask that Ray again, and
+    wait a minute or crash."""
     if RAY_WAS_LOST.is_set():
         sys.stdout.flush()
         os._exit(code)
@@ -59,8 +59,9 @@ def _with_children(pids: Iterable[int]) -> list[int]:
 
 
 def kill_marked(value: str, patience_s: float = 5.0) -> list[int]:
-    """SIGKILL to what `marked` finds, until nothing is left. Returns what still is after ``patience_s``: Ray
-    leaves a process behind now and then, and those whose parent was killed know nothing of the end."""
+    """SIGKILL to the processes that `marked` finds, until none is left. Returns those that live after
+    ``patience_s``. Ray leaves a process behind now and then, and processes whose parent was killed are not
+    told to end."""
     deadline = time.monotonic() + patience_s
     while (left := marked(value)) and time.monotonic() < deadline:
         _kill(left)

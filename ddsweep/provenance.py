@@ -83,8 +83,8 @@ def device_name(device: str) -> str:
 class Meter:
     """Seconds and peak memory of one trial, also when its process has done other trials before.
 
-    ``wall``, ``cpu`` and ``peak`` are those of earlier runs of the same trial. ``seconds_of_others`` are
-    those, of all seconds that passed, in which its device worked on the trials beside it.
+    ``wall``, ``cpu`` and ``peak`` are those of earlier runs of the same trial. ``seconds_of_others`` is the
+    part of the wall time in which its device worked on the trials beside it.
     """
 
     device: str
@@ -109,11 +109,11 @@ class Meter:
                 self._resettable = False
 
     def wall_seconds(self) -> float:
-        """What passed."""
+        """Wall time of the trial."""
         return self.wall + time.monotonic() - self._wall_start
 
     def cpu_seconds(self) -> float:
-        """What the process spent, without the shares `of_others`."""
+        """CPU time of the trial: that of the process without the shares `of_others`."""
         return self.cpu + time.process_time() - self._cpu_start - self._cpu_of_others
 
     def of_others(self, cpu: float, wall: float) -> None:

@@ -55,9 +55,9 @@ def pick_device(setting: str, gpus: float) -> torch.device:
 
 
 def ready_network(spec: TrialSpec, code: Path) -> None:
-    """Run the code of a network of a user's own from its copy in ``code``, and measure it, as those do who
-    run trials; nothing is to be done for others. Raises `UserError` for a copy that is not what the id
-    says."""
+    """Run the code of a user's own network from its copy in ``code``, and measure it, as every process that
+    runs trials must. For other networks it does nothing. Raises `UserError` for a copy that does not match
+    the id."""
     load_code_of([spec], code)
     problem = (spec.network_spec, spec.dataset.shape, spec.dataset.classes)
     if not is_measured(*problem):

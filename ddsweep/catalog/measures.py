@@ -1,8 +1,8 @@
 """The measure of one pass of one image through a network: costs, memory and plans follow from it.
 
 Of the networks that ship it was measured on the modules, and is kept in ``measures.json`` (`make measures`
-writes it). Of users' own networks, and of sizes that are not in that file, this process has to be told
-(`ddsweep.measuring`).
+writes it). `ddsweep.measuring` adds the measures of users' own networks, and of sizes that are not in that
+file.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ class Matched(SettingsGroup):
 class MethodSpec:
     """A method, and its own groups of settings; two methods may share one.
 
-    What only other methods declare it lacks: that is outside the ids of its trials, and null in their rows.
+    Settings that only other methods declare are outside the ids of its trials, and null in their rows.
     """
 
     name: str

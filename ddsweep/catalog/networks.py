@@ -27,8 +27,8 @@ _SIDES = {"lenet": (28, 32), "alexcifarnet": (32,), "alexnet": (224,)}
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """One architecture. ``depth``, ``width`` and ``norm`` are parameters of ``convnet`` only; ``code`` is
-    what a network of a user's ``own`` has."""
+    """One architecture. ``depth``, ``width`` and ``norm`` are parameters of ``convnet`` only; ``code`` is the
+    reference of a user's own network."""
 
     kind: str
     depth: int = 0

@@ -73,7 +73,7 @@ def replayed(what: Hashable, work: Work, inputs: Sequence[Tensor]) -> list[Tenso
     """``work(*inputs)``, recorded when ``what`` is asked for with inputs of these shapes for the first time.
 
     ``work`` takes all that changes from call to call as a tensor, has no choice that depends on their values,
-    and does not move tensors between devices. Where it cannot be recorded all the same, it is done without.
+    and does not move tensors between devices. If it cannot be recorded, it is done without a recording.
     """
     key = (what, tuple((value.shape, value.dtype, value.device) for value in inputs))
     if key not in _recordings:

@@ -79,8 +79,8 @@ def _fill_weight(weight: Tensor, law: str, param: float, generator: torch.Genera
 
 
 def draw_state(network: nn.Module, law: str, param: float, seed: int) -> Params:
-    """All that network ``seed`` starts with: weights as `draw_network` has them and, of a user's own network,
-    what else it holds (`ddsweep.core.own_network`)."""
+    """The start of network ``seed``: the weights of `draw_network` and, for a user's own network, its other
+    values (`ddsweep.core.own_network`)."""
     traits = traits_of(network)
     if traits is None:
         return draw_network(network, law, param, seed)

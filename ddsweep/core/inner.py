@@ -36,8 +36,8 @@ Slots = tuple[Params, ...]
 
 @dataclass(frozen=True)
 class UpdateVjp:
-    """Derivatives by g, by the slots before, and by the rate ``[K]`` of one update. That by the weights
-    before is v itself, plus what comes through g."""
+    """Derivatives by g, by the slots before, and by the rate ``[K]`` of one update. The derivative by the
+    weights before the update is v plus the part through g."""
 
     gradient: Params
     slots: Slots

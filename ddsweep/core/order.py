@@ -43,7 +43,7 @@ class BatchOrder:
         return self if self.shared else BatchOrder(self.batches[:, share], self.rates[:, share])
 
     def repeated(self, times: int) -> BatchOrder:
-        """That of the networks ``times`` over: network k of them goes the way of network k mod K."""
+        """The order of the K networks, repeated ``times``: network k has the order of network k mod K."""
         if self.shared:
             return self
         return BatchOrder(self.batches.repeat(1, times, 1), self.rates.repeat(1, times))

@@ -115,8 +115,8 @@ def network_weights(spec: TrialSpec, norms: Tensor, finite: Tensor) -> Tensor:
     """How much each network's gradient counts ``[K]``: nothing if it is not finite, less if clipped.
 
     The sum of the weighted gradients is the mean over the finite networks that are not trimmed: of K, the
-    ``trim`` K with the largest norms are. The median is over those that have a gradient at all: dead
-    networks would otherwise clip the living ones to nothing.
+    ``trim`` K with the largest norms are. The median is over the networks with a gradient that is not zero:
+    dead networks would otherwise clip the others to nothing.
     """
     limit = spec.clip_norm
     alive = norms[finite & (norms > 0)]
@@ -132,7 +132,7 @@ def network_weights(spec: TrialSpec, norms: Tensor, finite: Tensor) -> Tensor:
 
 
 def combined(gradients: NetworkGradients, weights: Tensor, finite: Tensor) -> Learned:
-    """Weighted sums over the ``finite`` networks, of the shapes of what is learned."""
+    """Weighted sums over the ``finite`` networks, in the shapes of the learned values."""
     weights = weights[finite].to(gradients.by["images"])  # taken out, not multiplied: 0 * nan would be nan
     out = {name: torch.einsum("k,k...->...", weights, part[finite]) for name, part in gradients.by.items()}
     return {name: part.sum(0, keepdim=True) if name in gradients.tied else part for name, part in out.items()}

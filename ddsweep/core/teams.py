@@ -28,7 +28,7 @@ def in_teams(
     plan: ExecutionPlan, network: nn.Module, count: int, work: Callable[[nn.Module, slice], T]
 ) -> list[T]:
     """``work(network, share)`` for consecutive shares of ``count`` networks, one share a team of ``plan``, in
-    order. Which team is the faster one changes nothing in what comes out.
+    order. The result does not depend on which team is faster.
 
     Each team has a ``network`` of its own (with the same tensors): ``torch.func.functional_call`` puts
     the weights of a call into the module while it lasts.

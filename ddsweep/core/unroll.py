@@ -318,8 +318,9 @@ def _joined(parts: Sequence[OuterGradient]) -> OuterGradient:
 
 
 def _of_each_set(function: Callable[[Tensor], Tensor], raw: Tensor, count: int) -> Tensor:
-    """``function(raw)``; of raw ``[G, T]`` ``[K, T]``. Each set is taken by itself: torch computes the first
-    and the last values of a tensor in different ways, and a set's may not depend on those beside it."""
+    """``function(raw)``; of raw ``[G, T]`` ``[K, T]``. Each set is computed by itself: torch computes the
+    first and the last values of a tensor in different ways, and the values of a set must not depend on other
+    sets."""
     if raw.dim() == 1:
         return function(raw)
     return torch.stack([function(one) for one in raw]).repeat_interleave(count // len(raw), 0)

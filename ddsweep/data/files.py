@@ -185,7 +185,7 @@ def list_datasets(root: Path | None) -> list[DatasetStatus]:
 
 
 def dataset_status(spec: DatasetSpec, root: Path | None, status: str = "") -> DatasetStatus:
-    """A line about ``spec``; ``status`` is what its files are where that is known."""
+    """A line about ``spec``; ``status`` is the state of its files, if that is known."""
     remarks = tuple(map(str, spec.survey.remarks)) if spec.survey else ()
     there = status or _status(spec, root)
     return DatasetStatus(spec.name, spec.source, spec.shape, spec.classes, there, spec.path, remarks)

@@ -28,11 +28,11 @@ __all__ = ["called", "look_in_own_process"]
 
 
 def called(ref: CodeRef, folder: Path, root: Path | None) -> Raw:
-    """What the function gives, called in this process with its options, and with ``data_root`` if it has an
-    argument of that name and no such option.
+    """The result of the function, called in this process with its options, and with ``data_root`` if it has
+    an argument of that name and no such option.
 
-    Its source is what this process has read, or the copy in ``folder``. Raises `DataError` for options that
-    it does not take, for an exception, with its line, and for a result that is not a data set
+    Its source is the one that this process has read, or the copy in ``folder``. Raises `DataError` for
+    options that it does not take, for an exception, with its line, and for a result that is not a data set
     (`checked_arrays`).
     """
     where = f"dataset {ref}"

@@ -96,7 +96,7 @@ class LabelColumn:
     places: Mapping[str, list[Place]]
 
     def told(self, rows: Sequence[tuple[str, int]], what: Callable[[Label], str]) -> list[str]:
-        """The first of ``rows`` (role and number), each with its place and ``what`` is said of its label."""
+        """The first of ``rows`` (role and number), each with its place and the text ``what(label)``."""
         return [
             f"{place_text(self.places[role][i])}: {what(self.labels[role][i])}"
             for role, i in rows[:MOST_EXAMPLES]

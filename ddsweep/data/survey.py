@@ -1,7 +1,7 @@
 """Checks the user's own data: every image once, with a `Survey` as the result.
 
-No torch: ``plan`` does it. The result is kept (`ddsweep.data.survey_cache`) until a file changes. Which files
-and labels there are is the source's; this is what sources do with them.
+No torch: ``plan`` does it. The result is kept (`ddsweep.data.survey_cache`) until a file changes. The source
+finds files and labels; the functions here check them.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def survey_once(
 ) -> Survey:
     """What ``look_at_all`` finds in ``paths``, (role, file), or what is kept of it.
 
-    ``seen`` is what else was found in ``folder``. Paths in the result are those below ``folder``.
+    ``seen`` are other findings in ``folder``. Paths in the result are those below ``folder``.
     """
     began = time.time()
     files = look_at_files(spec, how.sized, folder, paths, seen)

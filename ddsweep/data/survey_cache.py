@@ -93,7 +93,7 @@ def kept_survey(files: Files) -> Survey | None:
 
 
 def forget_survey(files: Files) -> None:
-    """Have ``files`` looked at again."""
+    """Forget the findings: ``files`` are checked again."""
     with suppress(OSError, RuntimeError):
         (_folder() / f"{files.key}.json").unlink(missing_ok=True)
 

@@ -227,7 +227,7 @@ def _splits(folder: str, key: str) -> Any:
 
 @dataclass
 class _Together:
-    """The trials of one call, which are distilled together, and what became of each."""
+    """The trials of one call, which are distilled together, and the outcome of each."""
 
     work: _Work
     stop_file: Path
@@ -279,8 +279,8 @@ class _Together:
 
 
 def _distil(folder: str, stop_file: str, *trial_ids: str) -> str:
-    """Trials of one shape, together. What became of each, in one line; it begins with ``failed`` if one
-    did."""
+    """Distil trials of one shape together. Returns their outcomes in one line, which begins with ``failed``
+    if one of them failed."""
     work = _work(folder)
     trials = [work.trial(trial_id) for trial_id in trial_ids]
     together = _Together(work, Path(stop_file), trials, len(trials))
@@ -297,7 +297,7 @@ def _distil(folder: str, stop_file: str, *trial_ids: str) -> str:
 
 @cache
 def _share(device: str, gpus: float) -> None:
-    """Once for a process, which only evaluates: a new one would lose its recordings."""
+    """Called once in a process, which only evaluates: a second call would drop its recordings."""
     keep_to_share(device, gpus)
 
 

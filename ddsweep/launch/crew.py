@@ -79,9 +79,8 @@ class Crew:
     ) -> int:
         """``call(folder, stop file, *item)`` for each item, whose first word is a trial. One that raises, or
         whose process dies, is tried again as ``policy`` says, and ``broken`` hears of the last time. An item
-        that falls ``apart`` into several does so at its second failure, and none of them has lost an attempt.
-
-        Each process is a pool of its own: if it is killed, its fellows know nothing of it.
+        that falls ``apart`` into several does so at its second failure, and each of them then has all
+        attempts. Each process is a pool of its own: if it is killed, the others go on.
         """
         stop_file = self.folder.root / "stops" / self.name
         stop_file.parent.mkdir(exist_ok=True)

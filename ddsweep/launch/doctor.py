@@ -6,7 +6,6 @@ that looks at the nodes (`ddsweep.launch.probe`). It leaves nothing in the queue
 
 from __future__ import annotations
 
-import os
 import secrets
 import shutil
 import subprocess
@@ -39,6 +38,7 @@ from ddsweep.launch.site import LONGEST_TEMPORARY, Site
 from ddsweep.launch.slurm import ask, check_site, partitions
 from ddsweep.launch.submit import srun_options
 from ddsweep.machine import NONCE, TOKEN, folder_trouble, missing_data, token_trouble, versions
+from ddsweep.private import write_secret
 from ddsweep.report.data import remark_lines
 from ddsweep.results.files import results_error
 from ddsweep.spec import SweepSpec
@@ -188,9 +188,7 @@ def _shared_folder(results: Path) -> Iterator[tuple[Path, str, str]]:
     try:
         folder.mkdir(mode=0o700, parents=True)
         (folder / NONCE).write_text(nonce, encoding="utf-8")
-        descriptor = os.open(folder / TOKEN, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(nonce)
+        write_secret(folder / TOKEN, nonce)
     except OSError as error:
         trouble = str(results_error(error, results))
     try:

@@ -191,8 +191,8 @@ def _place(folder: LaunchFolder) -> Place:
 
 
 def _told_to_stop(folder: LaunchFolder, launch: Launch) -> Callable[[], bool]:
-    """``ddsweep cancel`` leaves a file. A local job also ends with the processes that started it: otherwise
-    it would be lost."""
+    """``ddsweep cancel`` leaves a file. A local job also ends when the processes that started it have ended:
+    nobody could stop it later."""
     parent = os.getppid()
 
     def told() -> bool:

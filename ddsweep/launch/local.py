@@ -42,7 +42,7 @@ def run_local(folder: LaunchFolder) -> None:
             job = submitit_executor.submit(call)
             print(f"{call.kind} {call.index}: process {job.job_id}", flush=True)
             while not job.done():
-                if told:  # by the file, because submitit's controller does not always pass a signal on
+                if told:  # by the file: submitit's controller does not pass on every signal
                     folder.stop_file.touch()
                 time.sleep(0.2)
 

@@ -20,11 +20,11 @@ _PR_SET_PDEATHSIG = 1
 class Signals:
     """The signals of this process. The handlers only set flags.
 
-    ``ending``: SIGUSR2, the job's time is nearly up or it is preempted, and goes on after a requeue.
-    ``terminated``: SIGTERM, it was cancelled, or is preempted: what Slurm has in mind, Slurm knows.
-    ``stopping``: that, SIGINT or SIGHUP, or what was given to `stop_when` says so.
-    submitit's own handlers, which would save and requeue from within the signal and ignore SIGTERM,
-    are replaced; `requeue` calls the one for SIGUSR2 when everything has come to rest.
+    ``ending``: SIGUSR2. The job's time is nearly up, or the job is preempted; it goes on after a requeue.
+    ``terminated``: SIGTERM. The job was cancelled or is preempted; Slurm decides whether it is requeued.
+    ``stopping``: SIGTERM, SIGINT or SIGHUP came, or the function given to `stop_when` says so. submitit's own
+    handlers, which would save and requeue from within the signal and ignore SIGTERM, are replaced; `requeue`
+    calls the one for SIGUSR2 when everything has come to rest.
     """
 
     def __init__(self) -> None:
@@ -70,9 +70,9 @@ def spawn(
 ) -> subprocess.Popen[str]:
     """Start a child that gets the signal ``fate`` when its parent dies, however that happens.
 
-    SIGUSR2 is ignored in it and in all that it starts: Slurm sends the warning before the time limit to
-    every process of a step, and Ray's would die of it. No core dumps either: a Ray node that was taken for
-    dead aborts, and would leave gigabytes. ``output`` takes stdout and stderr.
+    SIGUSR2 is ignored in it and in all that it starts: Slurm sends the warning before the time limit to every
+    process of a step, and Ray's would die of it. It writes no core dumps: a Ray node that was taken for dead
+    aborts, and would leave gigabytes. ``output`` takes stdout and stderr.
     """
     return subprocess.Popen(
         [sys.executable, "-I", "-S", "-c", _LEASH, str(os.getpid()), str(int(fate)), *command],
@@ -87,8 +87,8 @@ def spawn(
 def spawn_out_of_reach(
     command: Sequence[str], environment: Mapping[str, str], output: IO[str] | None = None
 ) -> subprocess.Popen[str]:
-    """As `spawn`, for one that SIGKILL alone ends, and all that it starts: Slurm sends SIGTERM to every
-    process of a step before it takes the nodes away, and those that drain need the others."""
+    """As `spawn`, for a child that ends, with all that it starts, by SIGKILL alone. Slurm sends SIGTERM to
+    every process of a step before it takes the nodes away, and processes that drain need the others."""
     with out_of_reach():
         return spawn(command, environment, output, fate=signal.SIGKILL)
 

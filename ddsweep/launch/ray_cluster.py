@@ -98,7 +98,8 @@ def run_on_cluster(
 
 
 def _worker(node: Node) -> int:
-    """A node of the head's. Signals are for the head to answer: its trials here have to checkpoint first."""
+    """A node that serves the head. Only the head reacts to signals, because its trials on this node must
+    checkpoint first."""
     folder, site = node.folder, node.site
     done = done_path(folder)
     while (found := read_json(folder / "address.json")) is None:

@@ -10,7 +10,6 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from ddsweep.dashboards import provision
@@ -29,6 +28,7 @@ from ddsweep.launch.ray_node import (
 )
 from ddsweep.launch.site import PORTS_OF_A_JOB, Site
 from ddsweep.machine import versions
+from ddsweep.private import write_secret
 from ddsweep.processes import kill_with_children
 from ddsweep.sweep.retry import RetryPolicy
 
@@ -54,7 +54,8 @@ def lead(node: Node, command: Callable[[str], Sequence[str]]) -> int:
     ip = _own_ip(place.hosts)
     port = _free_ports(ip, site, place.job)
     address = f"{ip}:{port}"
-    _write_token(folder / TOKEN)
+    (folder / TOKEN).unlink(missing_ok=True)
+    write_secret(folder / TOKEN, secrets.token_hex(32))
     if site.dashboard:
         node.environment.update(provision(node.temporary.parent))
     ray = node.start_ray(
@@ -85,12 +86,6 @@ def lead(node: Node, command: Callable[[str], Sequence[str]]) -> int:
         ray.wait()
         (folder / TOKEN).unlink(missing_ok=True)  # it opens no more files
         _wait_for_leaving(node)
-
-
-def _write_token(path: Path) -> None:
-    path.unlink(missing_ok=True)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(secrets.token_hex(32))
 
 
 def _own_ip(hosts: Sequence[str]) -> str:
@@ -244,9 +239,9 @@ def _drive(node: Node, ray: subprocess.Popen[str], command: Sequence[str], addre
 
 
 def _patience(site: Site) -> float:
-    """Seconds in which the sweep may come to rest before the time limit. The job has ``drain`` of them, and
-    what is left is for its nodes to clean up and for Slurm to take the requeue: nobody requeues a job whose
-    time is up."""
+    """Seconds for the sweep to drain before the time limit. The job is warned ``drain`` seconds before it.
+    The rest is for its nodes to clean up and for Slurm to accept the requeue: Slurm does not requeue a job
+    whose time is up."""
     return site.drain - min(30.0, site.drain / 3)
 
 

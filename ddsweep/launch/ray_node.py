@@ -61,8 +61,8 @@ def ray_environment(site: Site, temporary: Path, token: Path) -> dict[str, str]:
 
 
 def make_private(folder: Path) -> None:
-    """A private folder around Ray's own, which Ray opens to everybody (mode 777), with its sockets. Another
-    user can guess the name and make it first. Raises `UserError`."""
+    """A private folder around Ray's own. Ray opens its folder, with its sockets, to everybody (mode 777), and
+    another user could guess its name and make it first. Raises `UserError`."""
     host = socket.gethostname()
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)

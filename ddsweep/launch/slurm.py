@@ -231,7 +231,7 @@ def is_running(number: str) -> bool:
 
 
 def requeue(number: str) -> None:
-    """Raises `SubmissionError` with what Slurm says against it."""
+    """Raises `SubmissionError` with Slurm's objection."""
     said = ask("scontrol", "requeue", number)
     if said.returncode:
         raise SubmissionError(f"job {number} could not be requeued: {' '.join(said.stderr.split())}")

@@ -101,8 +101,8 @@ def srun_options(site: Site, *, minutes: int, nodes: int) -> list[str]:
 
 
 def submit(site: Site, folder: LaunchFolder, name: str, stage: Stage, after: str | None = None) -> Job:
-    """Submit ``stage``, to begin at the end of the job ``after``. Raises `SubmissionError` with what Slurm
-    said."""
+    """Submit ``stage``, to begin at the end of the job ``after``. Raises `SubmissionError` with Slurm's
+    message."""
     import submitit
 
     ready = _executor_of(site, folder, name, stage, after)

@@ -216,7 +216,7 @@ def _gains(
 
 
 def warnings_of(answer: Answer) -> Iterator[str]:
-    """What a reader must know of an answer before believing it."""
+    """The reservations that belong to an answer."""
     test = answer.test
     if test.seeds == 1:
         yield "one seed: the interval says nothing of other seeds"

@@ -1,4 +1,4 @@
-"""Attacks: whom they fool, and what they leave of the rest; a table, and a matrix of class pairs."""
+"""Attacks: their success, and the accuracy on the other classes; a table, and a matrix of class pairs."""
 
 from __future__ import annotations
 

@@ -67,7 +67,8 @@ def _evaluated(
     known: KnownParts,
     paths: Sequence[Path],
 ) -> bool:
-    """Whether what ``evaluation`` asks is there: under one name there may have been another protocol."""
+    """Whether the rows that ``evaluation`` asks for are there. An earlier protocol may have had the same
+    name."""
     try:
         return is_evaluated(directory, trial, evaluation, known, paths)
     except ResultsError:

@@ -15,7 +15,7 @@ __all__ = ["load_code_of", "write_code"]
 
 def load_code_of(specs: Iterable[TrialSpec], folder: Path) -> None:
     """Run the code of users' own networks and methods of ``specs``, from its copies in ``folder``. Raises
-    `UserError` for copies that are not what the ids say."""
+    `UserError` for copies that do not match the ids."""
     for spec in specs:
         for ref in (spec.network_spec.code, spec.method_code):
             if ref is not None:
@@ -23,8 +23,7 @@ def load_code_of(specs: Iterable[TrialSpec], folder: Path) -> None:
 
 
 def write_code(directory: SweepDirectory, refs: Iterable[CodeRef]) -> None:
-    """Put the sources of ``refs`` where workers, `eval` and a reader next year find them; what is there
-    stays.
+    """Put the sources of ``refs`` where workers, `eval` and later readers find them; existing copies stay.
 
     Raises `UserError` for one that is neither there nor was read by this process, and for a copy that was
     changed since.

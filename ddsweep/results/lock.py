@@ -87,7 +87,7 @@ class SweepLock:
         self.release()
 
     def _keep_others_out(self) -> None:
-        """Look at the other kind of lock after ours exists: then two starters cannot miss each other."""
+        """Check for the other kind of lock after ours exists: then two starters cannot miss each other."""
         others = [self.sweep_lock] if self.launch is not None else []
         others += [path for path in _members(self.sweep_lock).glob("*") if path != self.path]
         for other in others:

@@ -80,7 +80,8 @@ def _validated(model: type[Model], raw: Mapping[Any, Any], where: str, origins: 
 
 
 def _without_removed(raw: Mapping[Any, Any]) -> dict[Any, Any]:
-    """A file without what this version no longer has: that of a folder of results has every default."""
+    """The content of a file without removed settings: the file in a folder of results has every default
+    written out."""
     sections = {key: raw[key] for key in _KINDS_OF_REMOVED if isinstance(raw.get(key), dict)}
     return {**raw, **{key: without_removed(_KINDS_OF_REMOVED[key], given) for key, given in sections.items()}}
 

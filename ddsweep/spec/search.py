@@ -101,7 +101,7 @@ class SearchSpec(BaseModel):
 
     @property
     def guided(self) -> bool:
-        """Whether samples depend on scores, and so on what is in the results."""
+        """Whether samples depend on scores, and so on the results so far."""
         return self.kind != "random"
 
     @property
@@ -193,7 +193,7 @@ def _is_number(value: Any, whole: bool) -> bool:
 
 
 def _text(value: Any) -> str:
-    """Equal for a value and for what a file has of it."""
+    """Text that is the same for a value and for its form in a file."""
     return json.dumps(value, sort_keys=True, default=list)
 
 

@@ -35,8 +35,8 @@ its group with it."""
 
 @contextmanager
 def out_of_reach() -> Iterator[None]:
-    """Processes that are started in here are not reached by `SIGNALS`, and nor is what they start: children
-    inherit what is blocked, whatever handlers they install. SIGKILL alone ends them."""
+    """`SIGNALS` do not reach processes that start in here, nor their children: children inherit blocked
+    signals, whatever handlers they install. Only SIGKILL ends them."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
@@ -45,7 +45,7 @@ def out_of_reach() -> Iterator[None]:
 
 
 class Drained(BaseException):
-    """The run ends here: it was told to, and nothing is under way that could come to rest."""
+    """The run ends here: it was told to, and no work is in progress that could drain."""
 
 
 class Interrupted(BaseException):
@@ -53,13 +53,14 @@ class Interrupted(BaseException):
 
 
 class Drain:
-    """What a run was told. A context manager around the whole of it: a signal may come at any moment.
+    """How a run learns that it is to end. A context manager around the whole run: a signal may come at any
+    moment.
 
-    What the first signal does depends on what the run is at:
+    The effect of the first signal depends on the state of the run:
 
-    - `at_work`: ``begin(cause)`` is called by a thread, once, and the work comes to rest by itself.
-    - `interruptible`: `Drained` is raised at once. Nothing is made there that must be taken away again.
-    - elsewhere it is noted, and `Drained` raised where the next of these begins.
+    - `at_work`: a thread calls ``begin(cause)`` once, and the work drains by itself.
+    - `interruptible`: `Drained` is raised at once. Nothing is made there that must be removed again.
+    - elsewhere: it is noted, and `Drained` is raised where the next of these begins.
 
     A second signal raises `Interrupted`, once. In the processes of a launch that is a SIGINT only: a batch
     system signals all of them, and the one that started this run hands the signal on as well.
@@ -101,8 +102,8 @@ class Drain:
             sys.unraisablehook = self._hook_before
 
     def _swallowed(self, found: Any) -> None:
-        """What a handler raised in a destructor, or beside a fork, where Python cannot pass it on: it comes
-        again at the end of the place, and is nobody's fault."""
+        """Reports an exception that Python could not pass on, from a destructor or beside a fork. A `Drained`
+        of a signal handler is not reported: it is raised again at the end of `interruptible`."""
         if found.exc_type is not Drained:
             self._hook_before(found)
 
@@ -128,7 +129,7 @@ class Drain:
             yield
         finally:
             self._interruptible = False
-        self.check()  # once more: what a handler raises is swallowed in a destructor, say
+        self.check()  # once more: Python swallows an exception of a handler in a destructor
 
     @contextmanager
     def at_work(self, begin: Callable[[str], None], stop_file: Path) -> Iterator[None]:
@@ -140,13 +141,13 @@ class Drain:
         except UserError:
             raise
         except Exception:
-            # What breaks in Ray is often the first to show that it is gone.
+            # An error inside Ray is often the first sign that Ray is gone.
             if not self._lost.wait(_NOTICED_S):
                 raise
             raise self._drained() from None
         finally:
             self._at_work = False
-            with self._lock:  # not while `begin` is at it
+            with self._lock:  # not while `begin` runs
                 self._begin = None
         if self.ray_is_lost:
             self.check()
@@ -159,13 +160,13 @@ class Drain:
             self.cause, self._first = cause, time.monotonic()
 
     def lose_ray(self, how: str) -> None:
-        """Say, from any thread, that Ray is gone: what is under way can neither go on nor come to rest."""
+        """Note, from any thread, that Ray is gone: work in progress can neither go on nor drain."""
         self.cause = f"{f'{self.cause}, and ' if self.cause else ''}Ray was lost ({how})"
         self._lost.set()
         RAY_WAS_LOST.set()
         if not self._main or (main := threading.main_thread().ident) is None:
             return
-        signal.pthread_kill(main, signal.SIGTERM)  # it may be waiting for what never comes
+        signal.pthread_kill(main, signal.SIGTERM)  # it may wait for an answer that never comes
         if self._over.wait(_COME_BACK_S):
             return
         # It waits inside Ray, where no handler is called, and Ray would end this process with 1 in a minute.
@@ -177,8 +178,8 @@ class Drain:
 
     @contextmanager
     def leftover(self, remove: Callable[[], object]) -> Iterator[None]:
-        """What the caller takes away when it is left, as ``remove`` does: called from another thread if the
-        run has to end while the caller waits for a Ray that is lost."""
+        """Registers ``remove``, which does the caller's own clean-up. Another thread calls it if the run has
+        to end while the caller waits for a Ray that is lost."""
         self._leftovers.append(remove)
         try:
             yield
@@ -219,7 +220,7 @@ class Drain:
 
 
 def _leave_terminal() -> None:
-    """After a hang-up: what is written to a terminal that was closed is an error."""
+    """After a hang-up, discard output: writing to a closed terminal is an error."""
     for descriptor in (1, 2):
         with suppress(OSError):
             if stat.S_ISCHR(os.fstat(descriptor).st_mode) and not os.isatty(descriptor):

@@ -1,5 +1,5 @@
-"""A trial that is told to stop before it has taken a step: there is nothing to save, and it may be minutes
-until it looks up, for its first step may be compiled."""
+"""Stopping a trial before its first step. There is nothing to save, and the trial may not check for minutes,
+because its first step may be compiled."""
 
 from __future__ import annotations
 

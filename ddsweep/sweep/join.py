@@ -20,7 +20,7 @@ from ddsweep.errors import UserError
 from ddsweep.machine import NONCE, versions
 from ddsweep.results.files import write_atomic
 
-__all__ = ["check_nodes", "find_ray", "is_silent", "use_its_token"]
+__all__ = ["check_nodes", "find_ray", "is_silent", "read_token_again", "use_its_token"]
 
 _METHOD = "/ray.rpc.NodeInfoGcsService/GetAllNodeInfo"
 """A method of Ray's control service (GCS). An empty request asks for all nodes."""
@@ -69,7 +69,8 @@ def knock(address: str, token: str | None, timeout_s: float | None = None) -> An
 
 
 def is_silent(address: str) -> bool:
-    """Whether nobody answers there any more; one that is closed does. Under TLS that cannot be told."""
+    """Whether no Ray answers there any more. One that asks for a token answers. Under TLS this cannot be
+    told, and is false."""
     return not _under_tls() and knock(address, None) == "silent"
 
 
@@ -77,11 +78,20 @@ def _under_tls() -> bool:
     return os.environ.get("RAY_USE_TLS", "0") not in ("", "0")
 
 
+def read_token_again() -> Any:
+    """Have Ray read how to log in again: it reads its configuration at import, and keeps the last token.
+    Returns its loader of tokens."""
+    Config.initialize("")
+    loader = AuthenticationTokenLoader.instance()
+    loader.reset_cache()
+    return loader
+
+
 def use_its_token(address: str) -> None:
     """Tell Ray in this process whether the one at ``address`` wants a token, which must be where Ray looks
     for it. Raises `UserError` without an answer, and for a missing or wrong token."""
     if _under_tls():
-        return  # asking would need its certificates; Ray says what is wrong
+        return  # asking needs its certificates; Ray reports problems itself
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_S).close()
@@ -95,10 +105,7 @@ def use_its_token(address: str) -> None:
             "(ray start prints it, mostly 6379; it is not that of the dashboard)?"
         )
     os.environ["RAY_AUTH_MODE"] = "disabled" if answer == "open" else "token"
-    # Ray reads its configuration at import, and keeps the last token: both are read again.
-    Config.initialize("")
-    loader = AuthenticationTokenLoader.instance()
-    loader.reset_cache()
+    loader = read_token_again()
     if answer == "open":
         return
     wants = f"--address: the Ray at {address} wants a token"

@@ -188,7 +188,7 @@ def exported(
 ) -> Iterator[None]:
     """Keep the metrics of a sweep up to date while the context lasts, from a thread of their own.
 
-    What goes wrong there is logged, once, and neither ends nor holds back the sweep.
+    An error there is logged once, and neither ends nor delays the sweep.
     """
     end = threading.Event()
 

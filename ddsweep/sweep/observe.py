@@ -177,7 +177,7 @@ class Board:
             self._print_line(seen)
 
     def retried(self, trial_id: str) -> None:
-        """Its worker died, and Tune starts the trial again."""
+        """The worker of a trial died, and Tune starts the trial again."""
         self._change(trial_id, lambda before: replace(before, retries=before.retries + 1))
 
     def _change(self, trial_id: str, change: Callable[[Seen], Seen]) -> tuple[Seen, Seen]:

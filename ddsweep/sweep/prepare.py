@@ -40,8 +40,8 @@ def load_all_splits(trials: Sequence[TrialSpec], root: Path | None, *, stand_in:
 
 
 def trial_settings(sweep: SweepSpec, trial: TrialSpec) -> TrialSettings:
-    """How ``trial`` runs by itself, by the sweep's ``resources``. Who deals trials out says how many of them
-    are distilled together."""
+    """How ``trial`` runs by itself, by the sweep's ``resources``. The caller decides how many trials are
+    distilled together."""
     resources = sweep.resources
     cpus, gpus = resources.for_trial(trial)
     given = {name: getattr(resources, name) for name in _GIVEN}

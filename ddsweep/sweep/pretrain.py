@@ -59,8 +59,8 @@ def load_pool_splits(recipe: PoolRecipe, data_root: Path | None, *, stand_in: bo
 def train_pool(
     request: PoolRequest, say: Callable[[str], None], drain: Drain, on_ready: Callable[[], None]
 ) -> bool:
-    """Train what is missing of a pool and write its index; False if a signal ended it before that. The
-    caller holds the pool's lock. ``on_ready`` is called once nothing is left to refuse.
+    """Train what is missing of a pool and write its index; False if a signal ended it before that. The caller
+    holds the pool's lock. ``on_ready`` is called once all that could be refused has been checked.
 
     Raises `UserError` before any work for data that is not there and resources that do not fit, `Drained` if
     it is told to end before the work begins.
@@ -111,7 +111,7 @@ def train_pool(
             with drain.at_work(begin_drain, directory.stop_file):
                 running = {start(group): group for group in groups}
                 deaths, resting = Counter[str](), dict[float, PoolGroup]()
-                # A drain waits for nobody: a group is written as a whole, once it is trained.
+                # A drain does not wait: a group is written as a whole, once it is trained.
                 while (running or resting) and not draining.is_set():
                     for due in [due for due in resting if due <= time.monotonic()]:
                         group = resting.pop(due)

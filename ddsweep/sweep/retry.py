@@ -1,4 +1,4 @@
-"""When work is tried again after its process died, and what the message says. No Ray here.
+"""Retries of work whose process died, and their messages. No Ray here.
 
 Most causes pass: another program takes the memory for a minute, or a node is lost and comes back. So attempts
 are spread over minutes, with growing waits.

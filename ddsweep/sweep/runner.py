@@ -110,9 +110,9 @@ def run_sweep(
 ) -> Outcome:
     """Distil and evaluate what is missing of the trials; the caller holds the sweep's lock.
 
-    ``on_ready`` is called once nothing that a user asked for is left to refuse. Attempts on what dies are
-    spread over ``spread_s`` seconds. Raises `UserError` before any work for data that is not there and
-    resources that do not fit, `Drained` if it is told to end before the work begins.
+    ``on_ready`` is called once all that could be refused has been checked. Attempts on what dies are spread
+    over ``spread_s`` seconds. Raises `UserError` before any work for data that is not there and resources
+    that do not fit, `Drained` if it is told to end before the work begins.
     """
     directory = SweepDirectory(request.directory.root.resolve())  # workers may run in another folder
     request = replace(request, directory=directory)

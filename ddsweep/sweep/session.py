@@ -18,17 +18,16 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 from ray.job_config import JobConfig
 
 from ddsweep.dashboards import provision
 from ddsweep.errors import UserError
 from ddsweep.interpreter import SAFE_PATH
 from ddsweep.machine import limits_trouble, object_store_bytes
-from ddsweep.private import private_folder
+from ddsweep.private import private_folder, write_secret
 from ddsweep.processes import MARK, kill_marked, kill_with_children
 from ddsweep.sweep.drain import Drain, out_of_reach
-from ddsweep.sweep.join import find_ray, is_silent, use_its_token
+from ddsweep.sweep.join import find_ray, is_silent, read_token_again, use_its_token
 
 __all__ = ["Node", "RaySession", "ray_session"]
 
@@ -49,13 +48,13 @@ _SILENCE_S = 30.0
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative data and results folders keep their meaning
-    "RAY_AIR_NEW_OUTPUT": "0",  # the older output has a mode without any
+    "RAY_AIR_NEW_OUTPUT": "0",  # only the older output can be silenced
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
     "RAY_worker_niceness": "0",  # Ray's 15 starves trials beside other programs
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a worker that was granted no GPU sees none
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # the runner drains instead
-    "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # all of its state anew each time, and it is never read back
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # it would write its whole state, which nothing reads
     "TUNE_MAX_PENDING_TRIALS_PG": "200",  # Tune's own number on a large cluster is that of its CPUs
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "TUNE_WARN_THRESHOLD_S": "1000",
@@ -111,7 +110,7 @@ def ray_session(
 ) -> Iterator[RaySession]:
     """A local Ray of ``cpus`` and ``gpus`` (all there are if None), or the cluster at ``address``. ``job`` is
     what the dashboard calls this driver. ``data_bytes`` will be put into its object store. Signals do not
-    reach a local Ray: who drains needs it.
+    reach a local Ray, because a run that drains still needs it.
 
     Raises `UserError` if it cannot be started or reached, as early as possible. Raises `Drained` if the run
     is told to end meanwhile.
@@ -196,8 +195,8 @@ def _our_handler_stays() -> Iterator[None]:
 
 @contextmanager
 def _watched(drain: Drain, address: str | None) -> Iterator[None]:
-    """Say it once Ray is lost. It would be a minute until Ray notices by itself, and then it ends this
-    process with 1, and takes nothing away."""
+    """Tells ``drain`` as soon as Ray is lost. Ray itself would notice after a minute, and end this process
+    with 1 and without a clean-up."""
     over, lost = threading.Event(), _own_loss() if address is None else _loss(address)
 
     def watch() -> None:
@@ -216,7 +215,8 @@ def _watched(drain: Drain, address: str | None) -> Iterator[None]:
 
 
 def _own_loss() -> Callable[[], str]:
-    """How a Ray that this process started was lost, or empty: without two of its services it is none."""
+    """How a Ray that this process started was lost, or empty. It is lost once its control service or its
+    raylet has ended."""
     started = ray._private.worker._global_node.all_processes
     services = [(name, one.process) for name in ("gcs_server", "raylet") for one in started.get(name, ())]
 
@@ -228,7 +228,7 @@ def _own_loss() -> Callable[[], str]:
 
 
 def _loss(address: str) -> Callable[[], str]:
-    """The same of one that was joined. One may be busy for a while: a minute Ray would give it."""
+    """The same for a Ray that was joined. It may be busy for a while; Ray itself would wait a minute."""
     heard = time.monotonic()
 
     def look() -> str:
@@ -245,7 +245,7 @@ def _leave(drain: Drain) -> None:
     """Disconnect, and end what was started. Ray would end each of its services by SIGTERM, which does not
     reach them, and wait for a second before it kills it."""
     if drain.ray_is_lost or not ray.is_initialized():
-        atexit.unregister(ray.shutdown)  # it would wait for a minute for what is gone, or was never there
+        atexit.unregister(ray.shutdown)  # it would wait a minute for a Ray that is gone, or never began
         return
     for started in ray._private.worker._global_node.all_processes.values():
         for one in started:
@@ -295,13 +295,9 @@ def _use_token(folder: Path) -> Path:
     """A fresh token of mode 600, and Ray set to ask for it. This is set explicitly, because Ray's defaults
     turn it on in some of its processes only."""
     path = folder / "token"
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(secrets.token_hex(32))
+    write_secret(path, secrets.token_hex(32))
     os.environ["RAY_AUTH_MODE"] = "token"
     os.environ["RAY_AUTH_TOKEN_PATH"] = str(path)
     os.environ.pop("RAY_AUTH_TOKEN", None)
-    # Ray reads its configuration at import, and keeps the last token: both are read again.
-    Config.initialize("")
-    AuthenticationTokenLoader.instance().reset_cache()
+    read_token_again()
     return path

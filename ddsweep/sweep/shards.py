@@ -284,7 +284,7 @@ class EvalShards:
                 shared = self._shared[splits_key(queued.spec)]
                 reference = self._actors[shard].evaluate.remote(queued.spec, queued.unit, shared)
                 self._running[reference] = (shard, queued)
-            if now - self._asked_at > _ASK_IDLE_S:  # no call tells of an idle one that dies
+            if now - self._asked_at > _ASK_IDLE_S:  # no call reports the death of an idle shard
                 self._asked_at = now
                 for shard in self._work.idle():
                     self._asked[self._actors[shard].ready.remote()] = shard
@@ -300,7 +300,7 @@ class EvalShards:
         if finished:  # and all others that ended: each round looks at everything in progress
             finished, _ = ray.wait(references, num_returns=len(references), timeout=0)
         outcomes = [(reference, *_outcome_of(reference)) for reference in finished]
-        for outcome in sorted(outcomes, key=lambda outcome: outcome[2] is not None):  # what is done is done
+        for outcome in sorted(outcomes, key=lambda outcome: outcome[2] is not None):  # results before errors
             self._collect(*outcome)
 
     def _start(self, shard: int) -> None:
@@ -327,7 +327,7 @@ class EvalShards:
     def _collect(self, reference: Any, value: Any, error: Exception | None) -> None:
         if reference in self._asked:
             self._came_up(self._asked.pop(reference), error)
-        elif reference in self._running:  # else its shard died, and another unit has told so
+        elif reference in self._running:  # else its shard died, and another unit has reported it
             self._ended(reference, value, error)
 
     def _came_up(self, shard: int, error: Exception | None) -> None:

@@ -45,8 +45,8 @@ class _Shard:
 class Work:
     """The units that wait, and those that ``shards`` of them have in hand.
 
-    A unit is charged with the death of a shard only if the shard was at it: not what waited there as well,
-    and not what finds no shard because all are being started again.
+    A unit is charged with the death of a shard only if the shard was computing it. Units that waited there,
+    or that find no shard because all are being started again, are not charged.
     """
 
     def __init__(self, shards: int, policy: RetryPolicy) -> None:

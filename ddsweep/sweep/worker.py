@@ -46,10 +46,10 @@ class TrialOfWorker:
 
 @dataclass(frozen=True)
 class WorkerInputs:
-    """What a worker process needs to run any trial of the sweep: ``trials`` are references to parts of
-    them, for a worker fetches what it needs anew for each trial, and there may be 100,000. ``mailbox`` has
-    the answers to its questions. ``report_every`` is in seconds: a logged outer step of a trial that comes
-    sooner after its last one is not reported unless it has a score."""
+    """What a worker process needs to run any trial of the sweep: ``trials`` are references to parts of them,
+    because a worker fetches them again for each trial, and there may be 100,000. ``mailbox`` has the answers
+    to its questions. ``report_every`` is in seconds: a logged outer step of a trial that comes sooner after
+    its last one is not reported unless it has a score."""
 
     sweep: str
     trials: Mapping[str, Any]

@@ -81,10 +81,10 @@ class Sync:
             self._lock.release()
 
     def __call__(self, *, last: bool = True) -> int:
-        """Send what is new; returns of how many trials there was any. Torn parts wait until they are whole
-        again, and where the tracker is not live, trials that go on wait for the ``last`` call."""
+        """Send what is new; returns the number of trials with anything new. Torn parts wait until they are
+        whole again, and where the tracker is not live, trials that go on wait for the ``last`` call."""
         sent, noted_at = 0, time.monotonic()
-        # Sent first and noted then: what a kill in between leaves is sent again to the same place.
+        # Sent first, noted after that: after a kill in between, the same is sent again to the same place.
         try:
             for trial_id in self._changed(ended_only=not (last or self._tracker.live)):
                 before = self._sent.get(trial_id, _Sent())
@@ -102,7 +102,7 @@ class Sync:
         return sent
 
     def _changed(self, ended_only: bool) -> list[str]:
-        """The trials with a file that was not looked at as it is now."""
+        """The trials with a file that has changed since the last look."""
         found: dict[str, None] = {}
         places = [
             path for table in ("history", "trials") for path in list_parts(self._directory.parts(table))

@@ -43,8 +43,8 @@ class _Run:
     def __init__(self, folder: Path, told: Told, sent: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         earlier = len(list(folder.glob("events.out.tfevents.*")))
-        # Readers take the files in the order of their names. TensorBoard's own names have seconds and a
-        # process id, which is no order within a second, and the name of the host.
+        # Readers take the files in the order of their names. TensorBoard's own names have seconds, the name
+        # of the host and a process id, which give no order within a second.
         self._file = (folder / f"events.out.tfevents.{earlier:010d}").open("xb")
         self._writer = RecordWriter(self._file)
         self._add(Event(file_version="brain.Event:2"))

@@ -81,7 +81,7 @@ def best(
 
     names = None if by is None else [name.strip() for name in by.split(",") if name.strip()]
     results, trials = read_results(directory), None
-    with suppress(UserError):  # a sweep.yaml that cannot be read does not make the tables worse
+    with suppress(UserError):  # the tables are as good without a readable sweep.yaml
         trials = asked_of_folder(existing(directory), data_root).trials
     for line in best_lines(results, names, trials or ()):
         typer.echo(line)

@@ -60,7 +60,7 @@ def together(
     tasks: Sequence[Task], learned: Sequence[Learned], steps: Sequence[int]
 ) -> list[NetworkGradients]:
     """`gradients` of several trials of one shape, as one outer gradient of all their networks. None of them
-    has a window or inner augmentations, which are others in every step."""
+    has a window or inner augmentations, because these change from step to step."""
     first = tasks[0]
     networks = [task.outer_networks(step) for task, step in zip(tasks, steps, strict=True)]
     real = [_real_batch(task, step) for task, step in zip(tasks, steps, strict=True)]

@@ -96,8 +96,8 @@ def _by_autograd(distance: Callable[[Tensor, Params], Tensor]) -> Callable[..., 
 
 @lru_cache(maxsize=8)
 def _embedding(network: nn.Module) -> nn.Module:
-    """``network`` without its last linear layer: what that layer is given. Raises `UserError` for one of a
-    user's own whose logits no linear layer gives."""
+    """``network`` without its last linear layer: its output is the input of that layer. Raises `UserError`
+    for a user's own network whose logits do not come from a linear layer."""
     last = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)][-1:]
     if traits := traits_of(network):
         last = [] if traits.head is None else [traits.head]

@@ -3,8 +3,8 @@
 ``build(spec, shape, classes)`` makes the module for images of ``shape`` (channels, height, width), inside a
 context of the meta device: it takes ``[N, c, h, w]`` and gives logits ``[N, classes]``. The name, the options
 and the sizes that a network takes are in `ddsweep.catalog.networks`. A module may have ``layers``: the same
-network as layers with their derivatives written out (`ddsweep.core.layers`). After a change here, `make
-measures` measures anew what `plan` reckons with. `tests/core/test_network_contract.py` checks all of them.
+network as layers with their derivatives written out (`ddsweep.core.layers`). After a change here, run `make
+measures`: `plan` estimates with these numbers. `tests/core/test_network_contract.py` checks all of them.
 """
 
 from __future__ import annotations

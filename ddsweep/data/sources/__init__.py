@@ -58,7 +58,7 @@ class Looking:
 class Source(ABC):
     """The contract (`tests/data/test_contract.py`). ``SOURCE`` of a module of that name is one of these.
 
-    ``root`` is the data root, or None. What goes wrong is a `DataError` that names data set, file and remedy.
+    ``root`` is the data root, or None. Every failure is a `DataError` that names data set, file and remedy.
     """
 
     @abstractmethod
@@ -109,7 +109,7 @@ class Source(ABC):
 
 
 def source_of(spec: DatasetSpec) -> Source:
-    """Who reads ``spec``. Raises `SettingError` for a source that there is not."""
+    """The source that reads ``spec``. Raises `SettingError` for an unknown source."""
     if spec.source not in SOURCES:
         raise SettingError(
             f"dataset {spec.name}: unknown source {spec.source!r}; known are {', '.join(SOURCES)}"

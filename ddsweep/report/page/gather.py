@@ -102,7 +102,7 @@ class Gathered:
 
     @property
     def measure_title(self) -> str:
-        """What is along y."""
+        """The title of axis y."""
         attacks = {trial.measure == "attack_success" for trial in self.trials}
         if attacks == {True}:
             return "fooled, %"
