@@ -1,4 +1,4 @@
-"""Checks of a machine. Each leaves nothing behind, and returns a few words on the problem, or nothing."""
+"""Checks of a machine, which leave nothing behind. Each returns a few words on the problem, or nothing."""
 
 from __future__ import annotations
 

@@ -179,6 +179,24 @@ def checked_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measuring, "_in_own_process", lambda job, what: answer(job))
 
 
+@pytest.fixture
+def user_folder(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[Mapping[str, str]], Path]:
+    """``user_folder(files)``: a folder with a user's files, which ddsweep is started in."""
+
+    def make(files: Mapping[str, str]) -> Path:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+        folder = tmp_path / "mine"
+        folder.mkdir()
+        for name, text in files.items():
+            (folder / name).write_text(text)
+        monkeypatch.chdir(folder)
+        return folder
+
+    return make
+
+
 @pytest.fixture(scope="session")
 def splits() -> Splits:
     """The digits: 1295 images to train on, 142 of validation, 360 of the test set."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +29,9 @@ OWN = {"file": "my_methods.py", "name": "GradientMatching", "real_per_class": 4}
 
 
 @pytest.fixture
-def mine(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the files of the page, which ddsweep is started in."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
-    folder = tmp_path / "mine"
-    folder.mkdir()
-    (folder / "my_methods.py").write_text(METHODS)
-    (folder / "my_methods_sweep.yaml").write_text(SWEEP)
-    monkeypatch.chdir(folder)
-    return folder
+def mine(user_folder: Callable[..., Path]) -> Path:
+    """A folder with the files of the page."""
+    return user_folder({"my_methods.py": METHODS, "my_methods_sweep.yaml": SWEEP})
 
 
 def trial(where: Path, **more: Any) -> FinishedTrial:

@@ -68,15 +68,8 @@ EVALUATE = {"networks": 4, "group_size": 4, "baselines": ["random_real"], "rates
 
 
 @pytest.fixture
-def nets(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a user's files, which ddsweep is started in."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
-    folder = tmp_path / "mine"
-    folder.mkdir()
-    (folder / "nets.py").write_text(NETS)
-    (folder / "layers.py").write_text(LAYERS)
-    monkeypatch.chdir(folder)
-    return folder
+def nets(user_folder: Callable[..., Path]) -> Path:
+    return user_folder({"nets.py": NETS, "layers.py": LAYERS})
 
 
 OWN = {"file": "nets.py", "name": "Drop", "width": 6}

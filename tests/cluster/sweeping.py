@@ -10,32 +10,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import pandas as pd
 import pyarrow.parquet as pq
 
 import ddsweep
 from tests.cluster.machines import Lab
 from tests.conftest import PATIENCE_S
+from tests.science import assert_same_science
 
 SITE = Path(__file__).parent / "fake_gpus.yaml"
 ROOT = Path(__file__).parents[2]
-NOT_SCIENCE = [
-    "host",
-    "wall_seconds",
-    "cpu_seconds",
-    "gpu_seconds",
-    "peak_memory_bytes",
-    "started_at",
-    "ended_at",
-]
-# git_dirty: a test that runs while somebody edits.
-NOT_SCIENCE += [
-    "n_resumed",
-    "cohort_size",
-    "git_commit",
-    "git_dirty",
-    "distilled_bytes",
-]  # its header has the host, too
 
 
 def ddsweep_command(*arguments: object) -> list[str]:
@@ -106,22 +89,7 @@ class Launched:
 
     def assert_complete(self, alone: Path) -> None:
         """Every row that one machine made, once, with the same values and images, and nothing besides."""
-        mine, other = ddsweep.load_results(self.folder), ddsweep.load_results(alone)
-        for table, key in (
-            ("trials", ["trial_id"]),
-            ("history", ["trial_id", "outer_step"]),
-            ("evals", ["trial_id", "source", "protocol", "network", "model_seed", "inner_step"]),
-        ):
-            ours, theirs = getattr(mine, table), getattr(other, table)
-            ours = ours.drop(columns=[c for c in [*NOT_SCIENCE, "seconds"] if c in ours])
-            theirs = theirs.drop(columns=[c for c in [*NOT_SCIENCE, "seconds"] if c in theirs])
-            order = [column for column in ours.columns if column in key] + [
-                c for c in ours.columns if c not in key
-            ]
-            ours, theirs = (f[order].sort_values(order).reset_index(drop=True) for f in (ours, theirs))
-            pd.testing.assert_frame_equal(ours, theirs, obj=table)
-            assert not ours.duplicated(order).any()
-        assert not list(self.folder.glob("failures/*.parquet"))
+        assert_same_science(self.folder, alone, exact=False)
 
     def assert_nothing_runs(self, *, lost: str | None = None) -> None:
         """No processes on any node, and no folder of Ray on those that were not lost."""

@@ -26,9 +26,10 @@ def alone(slurm: Lab, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.timeout(900)
-def test_a_ray_cluster_over_three_nodes(lab: Lab, shared: Path, alone: Path) -> None:
+@pytest.mark.parametrize("mode", ["cluster", pytest.param("array", marks=pytest.mark.slow)])
+def test_a_launch_over_three_nodes(lab: Lab, shared: Path, alone: Path, mode: str) -> None:
     sweep = Launched(lab, shared, FILE, GPUS)
-    done = sweep.launch("--mode", "cluster", "--wait")
+    done = sweep.launch("--mode", mode, "--wait")
     assert done.returncode == 0, done.stdout + sweep.logs()
     sweep.assert_nothing_runs()
     sweep.assert_complete(alone)
@@ -51,18 +52,6 @@ def test_cohorts_over_three_nodes(lab: Lab, shared: Path, tmp_path: Path) -> Non
     assert len(sweep.hosts()[0]) > 1
     assert ddsweep.load_results(alone).trials["cohort_size"].max() == 1
     assert ddsweep.load_results(sweep.folder).trials["cohort_size"].max() > 1
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_an_array(lab: Lab, shared: Path, alone: Path) -> None:
-    sweep = Launched(lab, shared, FILE, GPUS)
-    done = sweep.launch("--mode", "array", "--wait")
-    assert done.returncode == 0, done.stdout + sweep.logs()
-    sweep.assert_nothing_runs()
-    sweep.assert_complete(alone)
-    distilled, evaluated = sweep.hosts()
-    assert distilled == evaluated == {"node1", "node2", "node3"}
 
 
 @pytest.mark.slow

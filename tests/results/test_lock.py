@@ -5,7 +5,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from subprocess import Popen
@@ -115,30 +115,35 @@ def test_of_many_starters_on_a_stale_lock_exactly_one_gets_it(path: Path, run_py
     assert not path.exists()
 
 
+def held_by_threads(path: Path, launches: Sequence[str | None]) -> list[int]:
+    """1 for each of several threads that start at once and get the lock, 0 for each that is refused."""
+    barrier, done = threading.Barrier(len(launches)), threading.Event()
+    held: list[int] = []
+
+    def start(launch: str | None) -> None:
+        barrier.wait()
+        try:
+            with SweepLock(path, launch=launch):
+                held.append(1)
+                done.wait(PATIENCE_S)
+        except ResultsError:
+            held.append(0)
+
+    threads = [threading.Thread(target=start, args=(launch,)) for launch in launches]
+    for thread in threads:
+        thread.start()
+    while len(held) < len(launches):
+        time.sleep(0.001)
+    done.set()
+    for thread in threads:
+        thread.join()
+    return sorted(held)
+
+
 def test_threads_race_for_a_stale_lock(path: Path) -> None:
     for _ in range(20):
         foreign(path, age_s=1000)
-        barrier, done = threading.Barrier(4), threading.Event()
-        held: list[int] = []
-
-        def start(barrier: threading.Barrier, held: list[int], done: threading.Event) -> None:
-            barrier.wait()
-            try:
-                with SweepLock(path):
-                    held.append(1)
-                    done.wait(PATIENCE_S)
-            except ResultsError:
-                held.append(0)
-
-        threads = [threading.Thread(target=start, args=(barrier, held, done)) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        while len(held) < 4:
-            time.sleep(0.001)
-        done.set()
-        for thread in threads:
-            thread.join()
-        assert sorted(held) == [0, 0, 0, 1]
+        assert held_by_threads(path, [None] * 4) == [0, 0, 0, 1]
     assert [p.name for p in path.parent.iterdir()] == [".lock.guard"]
 
 
@@ -278,30 +283,8 @@ def test_a_job_takes_over_from_itself_before_its_requeue(
 
 
 def test_a_driver_and_an_element_that_start_at_once_are_never_both_let_in(path: Path) -> None:
-    both = 0
     for _ in range(20):
-        barrier, held = threading.Barrier(2), []
-        over = threading.Event()
-
-        def start(launch: str | None, barrier: threading.Barrier, held: list[int], over: Any) -> None:
-            barrier.wait()
-            try:
-                with SweepLock(path, launch=launch):
-                    held.append(1)
-                    over.wait(PATIENCE_S)
-            except ResultsError:
-                held.append(0)
-
-        threads = [threading.Thread(target=start, args=(who, barrier, held, over)) for who in (None, "a")]
-        for thread in threads:
-            thread.start()
-        while len(held) < 2:
-            time.sleep(0.001)
-        over.set()
-        for thread in threads:
-            thread.join()
-        both += sum(held) == 2
-    assert both == 0
+        assert held_by_threads(path, [None, "a"]) != [1, 1]
 
 
 def test_a_fellow_that_is_just_writing_its_name_is_waited_for(path: Path) -> None:

@@ -14,8 +14,8 @@ from typing import Any
 
 import pandas as pd
 
-import ddsweep
 from tests.conftest import PATIENCE_S, OneRay
+from tests.science import science
 
 SWEEP = """
 name: small
@@ -44,6 +44,19 @@ resources:
   dashboard: false
 """
 
+POOL = """
+name: tiny
+dataset: digits
+network: convnet(depth=1,width=4,norm=none)
+train: 8
+heldout: 8
+epochs: {epochs}
+batch: 100
+lr: 1e-2
+decay_epochs: 20
+total_cpus: 1
+"""
+
 HASTY = """
 from ddsweep.cli import main
 from ddsweep.sweep.runner import run_sweep
@@ -54,12 +67,6 @@ main()
 
 OUTER_STEPS = 80
 """Some seconds of work for a trial: long enough to be hit in the middle."""
-
-# What differs between two runs of the same trial: when, where and how fast.
-UNEQUAL = [
-    *("started_at", "ended_at", "wall_seconds", "cpu_seconds", "gpu_seconds", "peak_memory_bytes"),
-    *("n_resumed", "cohort_size", "n_torn_checkpoints", "distilled_bytes", "git_dirty"),
-]
 
 
 class Driver:
@@ -153,17 +160,7 @@ class Driver:
         return [pid for pid in descendants(above) if command_line(pid).startswith(title)]
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """The tables without what differs from run to run, in a fixed order."""
-        found = ddsweep.load_results(self.results)
-        evals = found.evals.sort_values(
-            ["trial_id", "source", "protocol", "group", "model_seed", "inner_step"], ignore_index=True
-        )
-        history = found.history.sort_values(["trial_id", "outer_step"], ignore_index=True)
-        return {
-            "trials": found.trials.sort_values("trial_id", ignore_index=True).drop(columns=UNEQUAL),
-            "evals": evals,
-            "history": history.drop(columns="seconds"),
-        }
+        return science(self.results)
 
     def kill_everything(self) -> None:
         if self.process is not None and self.process.poll() is None:

@@ -15,6 +15,7 @@ from ddsweep.results.parts import part_metadata, read_part
 from ddsweep.results.schemas import TABLES
 from ddsweep.spec import expand, load_sweep, resolved_yaml
 from tests.conftest import OneRay, Run
+from tests.science import DIFFERENT
 
 SWEEP = """\
 name: mended
@@ -47,18 +48,12 @@ class Mended:
             assert {k: (v, then[k]) for k, v in now.items() if v != then[k]} == {}
 
 
-_RUN_DEPENDENT = {
-    *("started_at", "ended_at", "wall_seconds", "cpu_seconds", "gpu_seconds", "peak_memory_bytes", "seconds"),
-    *("n_resumed", "n_torn_checkpoints", "distilled_bytes", "git_commit", "git_dirty", "ray_version"),
-}
-
-
 def rows_of(directory: SweepDirectory, table: str, trial_id: str = "") -> list[dict[str, object]]:
     """The rows of all parts of a trial, without what differs from run to run."""
     found = []
     for path in sorted(directory.parts(table).glob(f"part-{trial_id}*.parquet")):
         rows = read_part(path).to_pylist()
-        found += [{k: v for k, v in row.items() if k not in _RUN_DEPENDENT} for row in rows]
+        found += [{k: v for k, v in row.items() if k not in DIFFERENT} for row in rows]
     return found
 
 

@@ -19,22 +19,9 @@ from ddsweep.results.layout import PoolDirectory
 from ddsweep.sweep import pretrain as train
 from ddsweep.sweep.retry import RetryPolicy
 from tests.conftest import PATIENCE_S, OneRay, Run
-from tests.sweep.driver import descendants, kill
+from tests.sweep.driver import POOL, descendants, kill
 
 pytestmark = pytest.mark.ray
-
-POOL = """
-name: tiny
-dataset: digits
-network: convnet(depth=1,width=4,norm=none)
-train: 8
-heldout: 8
-epochs: {epochs}
-batch: 100
-lr: 1e-2
-decay_epochs: 20
-total_cpus: 1
-"""
 
 ATTACKS = """
 name: attacks

@@ -16,13 +16,12 @@ import pytest
 
 from ddsweep import DistilledSet, load_results
 from tests.conftest import PATIENCE_S, OneRay, Run
+from tests.science import assert_same_science
 from tests.sweep.driver import OUTER_STEPS, Driver, descendants, kill, until_ended
 
 
 def assert_equal_to(undisturbed: Driver, driver: Driver) -> None:
-    ours, theirs = driver.tables(), undisturbed.tables()
-    for name, expected in theirs.items():
-        pd.testing.assert_frame_equal(ours[name], expected, check_exact=True, obj=name)
+    assert_same_science(driver.results, undisturbed.results)
     for path in undisturbed.results.glob("artifacts/*/distilled.safetensors"):
         one, other = (
             DistilledSet.load(p) for p in (path, driver.results / path.relative_to(undisturbed.results))

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Run
-from tests.sweep.driver import Driver, command_line, descendants, kill
+from tests.sweep.driver import POOL, Driver, command_line, descendants, kill
 
 pytestmark = pytest.mark.ray
 
@@ -115,23 +115,9 @@ def test_an_evaluation_by_itself_drains(driver: Driver, private: Path, ddsweep: 
     assert_drained(driver, private)
 
 
-POOL = """
-name: tiny
-dataset: digits
-network: convnet(depth=1,width=4,norm=none)
-train: 8
-heldout: 8
-epochs: 100000
-batch: 100
-lr: 1e-2
-decay_epochs: 100000
-total_cpus: 1
-"""
-
-
 @pytest.mark.slow
 def test_the_training_of_a_pool_drains(driver: Driver, private: Path, tmp_path: Path) -> None:
-    (tmp_path / "tiny.yaml").write_text(POOL)
+    (tmp_path / "tiny.yaml").write_text(POOL.format(epochs=100000))
     driver.results = tmp_path / "results" / "pools" / "tiny"
     driver.start_command("pretrain", str(tmp_path / "tiny.yaml"), "--results", str(tmp_path / "results"))
     driver.until(lambda: driver.workers("ray::pool tiny"), "a group is at work")
