@@ -98,30 +98,43 @@ def best(found: Sequence[Packed]) -> Packed:
 @dataclass(frozen=True)
 class Room:
     """What trials may take: ``cores`` and ``gpus``, on one GPU beside an evaluation shard with ``shard`` of
-    it. At most ``most`` trials at a time, of which up to ``together`` in one process."""
+    it. At most ``most`` trials at a time, of which up to ``together`` in one process; with ``fixed`` so many
+    in any case, as long as there are enough."""
 
     cores: int
     gpus: float
     most: int
     shard: float = 0.0
     together: int = 1
+    fixed: bool = False
 
 
 def measured(spec: TrialSpec, settings: TrialSettings, room: Room, directory: SweepDirectory) -> list[Packed]:
     """What is worth measuring for ``spec`` in its ``room``, measured; or earlier measurements of a similar
     trial on such a machine, kept in the cache of ``directory``. Users' code lies there too. Raises
-    `UserError` if GPUs are asked for and torch sees none."""
+    `UserError` if GPUs are asked for and torch sees none, or a shard takes all of one."""
     device = pick_device("cuda" if room.gpus else "cpu", room.gpus).type
+    if not process_counts(room.cores, room.gpus, room.most, room.shard):
+        raise UserError(
+            f"resources: auto: evaluate.gpus: {room.shard:g} leaves nothing of a GPU for trials; give less, or "
+            "numbers for resources.cpus and resources.gpus"
+        )
     kind = replace(spec, seed=0, on_nonfinite="skip")
     what = [kind.to_dict(), settings.memory_mode, settings.segment, settings.compile]
-    where = [device_name(device), asdict(room), environment()["torch_version"]]
+    limits = {"most": room.most, "together": room.together}
+    own = {name: value for name, value in asdict(room).items() if name not in limits}
+    where = [device_name(device), own, environment()["torch_version"]]
     key = hashlib.sha256(json.dumps([what, where], sort_keys=True).encode()).hexdigest()[:16]
     path = directory.cache / "packing.json"
     known = _read(path)
-    if key in known:
-        return [Packed(**row) for row in known[key]]
+    if key in known and all(known[key][name] >= limit for name, limit in limits.items()):
+        rows = [Packed(**row) for row in known[key]["found"]]
+        # Fewer trials are left than were then.
+        fits = [row for row in rows if row.trials <= room.most and row.together <= room.together]
+        if fits:
+            return fits
     found = _climb(kind, settings, device, room, directory.code)
-    known[key] = [asdict(packed) for packed in found]
+    known[key] = {**limits, "found": [asdict(packed) for packed in found]}
     write_atomic(path, json.dumps(known, indent=1).encode(), directory.temporary)
     return found
 
@@ -129,8 +142,12 @@ def measured(spec: TrialSpec, settings: TrialSettings, room: Room, directory: Sw
 def _climb(
     spec: TrialSpec, settings: TrialSettings, device: str, room: Room, code: Path | None
 ) -> list[Packed]:
-    """The packings that were measured: processes and trials in a process grow in turn."""
+    """The packings that were measured: processes and trials in a process grow in turn, or processes alone."""
     counts = process_counts(room.cores, room.gpus, room.most, room.shard)
+    if room.fixed:
+        each = [min(room.together, max(1, room.most // packing.count)) for packing in counts]
+        tried = [replace(packing, together=n) for packing, n in zip(counts, each, strict=True)]
+        return measure(spec, settings, device, tried, SECONDS, code)
     widths = [2**n for n in range(1, room.together.bit_length()) if 2**n < room.together]
     widths += [room.together] if room.together > 1 else []
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 import ddsweep.packing as packing
 from ddsweep.catalog import DATASETS, TrialSpec
@@ -15,6 +17,9 @@ from ddsweep.errors import SettingError, UserError
 from ddsweep.packing import Packed, Packing, Room, best, measure, measured, process_counts
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.spec import load_sweep
+from ddsweep.sweep import amounts
+from ddsweep.sweep.observe import Board
+from ddsweep.sweep.session import Node, RaySession
 from ddsweep.trial_plan import TrialSettings
 
 SPEC = TrialSpec(
@@ -105,6 +110,36 @@ def test_trials_are_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert measured(SPEC, TrialSettings(), room, directory) == found[:1], "that only one fitted is known too"
 
 
+def test_a_sweep_that_goes_on_with_fewer_trials_is_not_measured_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def rate(count: int, together: int) -> float:
+        return count * together
+
+    def left(most: int, together: int) -> list[tuple[int, int]]:
+        return climbed(monkeypatch, tmp_path, Room(2, 0.0, most, together=together), rate)
+
+    whole = left(40, 20)
+    assert whole[-1] == (2, 20)
+    monkeypatch.setattr(packing, "measure", lambda *a, **k: pytest.fail("measured again"))
+    assert left(7, 7) == [packed for packed in whole if packed[0] * packed[1] <= 7]
+    with pytest.raises(pytest.fail.Exception, match="measured again"):
+        left(41, 20)
+
+
+def test_with_a_number_for_cohorts_only_processes_are_measured(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    room = Room(4, 0.0, 9, together=4, fixed=True)
+    tried = climbed(monkeypatch, tmp_path, room, lambda count, together: count * together)
+    assert tried == [(1, 4), (2, 4), (4, 2)], "as many trials together as there will be"
+
+
+def test_a_shard_that_takes_the_whole_gpu_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"evaluate\.gpus: 1 leaves nothing of a GPU for trials; give less"):
+        climbed(monkeypatch, tmp_path, Room(8, 2.0, 9, shard=1.0), lambda count, together: 1.0)
+
+
 def test_gpus_that_torch_does_not_see_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray may be told of any number of them."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
@@ -130,6 +165,31 @@ def test_a_trial_that_does_not_run_says_why(monkeypatch: pytest.MonkeyPatch) -> 
         match=r"resources: auto: a trial could not be measured: UserError: .*no C\+\+ compiler here",
     ):
         measure(TrialSpec(DATASETS["digits"]), TrialSettings(compile="on"), "cpu", [Packing(1, 1, 0)])
+
+
+@pytest.mark.parametrize(("cohort", "measured_with"), [("auto", (6, False)), (3, (3, True)), (1, (1, True))])
+def test_what_the_settings_leave_to_the_measurement(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cohort: str | int, measured_with: tuple[int, bool]
+) -> None:
+    file, rooms = tmp_path / "auto.yaml", []
+    file.write_text(BASE + f"resources: {{cpus: auto, cohort: {cohort}}}\n")
+    sweep = load_sweep(file)
+
+    def found(spec: TrialSpec, settings: TrialSettings, room: Room, directory: object) -> list[Packed]:
+        rooms.append(room)
+        return [Packed(2, 3.0, 0.0, room.together, 1.0)]
+
+    monkeypatch.setattr(amounts, "measured", found)
+    trials = [replace(SPEC, seed=seed) for seed in range(6)]
+    session = RaySession("", None, (Node("here", 6.0, 0.0, 1e9),))
+    board = Board(Console(quiet=True), {trial.trial_id: "" for trial in trials}, trials)
+    seconds = {trial.trial_id: 1.0 for trial in trials}
+    used, networks = amounts.with_measured_resources(
+        sweep, trials, session, SweepDirectory(tmp_path), board, seconds
+    )
+    assert [(room.together, room.fixed) for room in rooms] == [measured_with]
+    assert (used.resources.cpus, used.resources.gpus, used.resources.cohort) == (3.0, 0.0, cohort)
+    assert networks == (16 if cohort == "auto" else None), "with more trials it might have been more"
 
 
 BASE = "name: auto\nbase: {dataset: digits, images_per_class: 1, inner_steps: 1}\n"

@@ -97,6 +97,11 @@ class Protocol:
         for name in ("inner_decay_epochs", "inner_decay_factor"):
             if name in changes and self.inner_schedule != "step":
                 raise SettingError(f"{name}: {changes[name]} is for inner_schedule: step")
+        if self.inner_decay_factor is not None and self.inner_decay_factor > 1:
+            raise SettingError(
+                f"inner_decay_factor: {self.inner_decay_factor:g} must be at most 1: each decay multiplies the "
+                "rate by it"
+            )
         if self.order is not None and self.inner_batch is not None:
             raise SettingError(
                 f"order: {self.order}: inner_batch draws minibatches from all images of a set, anew in each "

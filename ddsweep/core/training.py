@@ -26,7 +26,8 @@ RECORDED_STEPS = 50
 """The number of inner steps without a way back in one recording."""
 
 Augment = Callable[[Tensor, int], Tensor]
-"""A linear map of images ``[..., n, c, h, w]`` that is the same for all networks; the int is the step."""
+"""A map of images ``[..., n, c, h, w]``, of each pixel value a linear function and a number; the int is the
+step."""
 
 
 @dataclass(frozen=True)

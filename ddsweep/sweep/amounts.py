@@ -37,13 +37,14 @@ def with_measured_resources(
     most = min(len(trials), resources.max_concurrent or len(trials))
     sizes = cohort_sizes(trials, resources.cohort, compile=resources.compile, gpus=[gpus], networks=WIDEST)
     board.say(f"resources: auto: measuring trial {costliest.trial_id} beside copies of itself")
-    room = Room(int(session.cpus), gpus, most, eval_gpus(sweep, gpus), min(sizes[costliest.trial_id], most))
+    together, fixed = min(sizes[costliest.trial_id], most), resources.cohort != "auto"
+    room = Room(int(session.cpus), gpus, most, eval_gpus(sweep, gpus), together, fixed)
     found = measured(costliest, trial_settings(sweep, costliest), room, directory)
     chosen = best(found)
     for packed in found:
         board.say(f"  {_said(packed)}{' (chosen)' if packed is chosen else ''}")
     sweep = _with_resources(sweep, by_hand or chosen.cpus, chosen.gpus)
-    if room.together == 1 or resources.cohort != "auto":
+    if room.together == 1 or room.fixed:
         return sweep, None
     networks = chosen.together * costliest.models_per_step
     # With more trials of this shape it might have been more.
