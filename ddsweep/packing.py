@@ -116,8 +116,8 @@ def measured(spec: TrialSpec, settings: TrialSettings, room: Room, directory: Sw
     device = pick_device("cuda" if room.gpus else "cpu", room.gpus).type
     if not process_counts(room.cores, room.gpus, room.most, room.shard):
         raise UserError(
-            f"resources: auto: evaluate.gpus: {room.shard:g} leaves nothing of a GPU for trials; give less, or "
-            "numbers for resources.cpus and resources.gpus"
+            f"resources: auto: evaluate.gpus: {room.shard:g} leaves nothing of a GPU for trials; give less, "
+            "or numbers for resources.cpus and resources.gpus"
         )
     kind = replace(spec, seed=0, on_nonfinite="skip")
     what = [kind.to_dict(), settings.memory_mode, settings.segment, settings.compile]

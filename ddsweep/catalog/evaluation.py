@@ -99,8 +99,8 @@ class Protocol:
                 raise SettingError(f"{name}: {changes[name]} is for inner_schedule: step")
         if self.inner_decay_factor is not None and self.inner_decay_factor > 1:
             raise SettingError(
-                f"inner_decay_factor: {self.inner_decay_factor:g} must be at most 1: each decay multiplies the "
-                "rate by it"
+                f"inner_decay_factor: {self.inner_decay_factor:g} must be at most 1: each decay multiplies "
+                "the rate by it"
             )
         if self.order is not None and self.inner_batch is not None:
             raise SettingError(
