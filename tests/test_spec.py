@@ -593,6 +593,10 @@ def test_bad_files(load: Load, text: str, message: str) -> None:
             "protocols[0]: inner_decay_epochs: 3 is for inner_schedule: step",
         ),
         (
+            "{protocols: [{inner_schedule: step, inner_decay_factor: 10}]}",
+            "protocols[0]: inner_decay_factor: 10 must be at most 1",
+        ),
+        (
             "{protocols: [{inner_batch: 4, order: sampled, inner_lr: 1}]}",
             "protocols[0]: order: sampled: inner_batch draws minibatches from all images",
         ),
