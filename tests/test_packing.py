@@ -188,6 +188,11 @@ def test_what_the_settings_leave_to_the_measurement(
         sweep, trials, session, SweepDirectory(tmp_path), board, seconds
     )
     assert [(room.together, room.fixed) for room in rooms] == [measured_with]
+    assert rooms[0].most == 6
+    amounts.with_measured_resources(
+        sweep, trials[:1], session, SweepDirectory(tmp_path), board, seconds, further=9
+    )
+    assert rooms[1].most == 10, "one trial is left of a search, which goes on with many"
     assert (used.resources.cpus, used.resources.gpus, used.resources.cohort) == (3.0, 0.0, cohort)
     assert networks == (16 if cohort == "auto" else None), "with more trials it might have been more"
 

@@ -25,16 +25,19 @@ def with_measured_resources(
     directory: SweepDirectory,
     board: Board,
     seconds: Mapping[str, float],
+    further: int = 0,
 ) -> tuple[SweepSpec, int | None]:
     """``sweep`` with numbers for ``auto``: those with the most steps of the costliest trial (by estimate) on
-    this machine; and the number of networks side by side that keep a process busy, if that was measured."""
+    this machine; and the number of networks side by side that keep a process busy, if that was measured. A
+    search may add ``further`` trials."""
     resources = sweep.resources
     by_hand = resources.cpus if isinstance(resources.cpus, float) else None
     gpus = 0.0 if resources.gpus != "auto" or resources.device == "cpu" else session.gpus
     if not trials:  # only evaluations are left, which go where trials would
         return _with_resources(sweep, by_hand or 1.0, min(gpus, 0.5)), None
     costliest = max(trials, key=lambda trial: seconds[trial.trial_id])
-    most = min(len(trials), resources.max_concurrent or len(trials))
+    count = len(trials) + further
+    most = min(count, resources.max_concurrent or count)
     sizes = cohort_sizes(trials, resources.cohort, compile=resources.compile, gpus=[gpus], networks=WIDEST)
     board.say(f"resources: auto: measuring trial {costliest.trial_id} beside copies of itself")
     together, fixed = min(sizes[costliest.trial_id], most), resources.cohort != "auto"

@@ -232,8 +232,9 @@ def _work(
                 check_nodes({node.name: node.host for node in session.nodes}, directory.temporary)
             networks = None
             if sweep.resources.to_be_measured:
+                further = request.guide.to_propose if request.guide else 0
                 sweep, networks = with_measured_resources(
-                    sweep, missing.to_distil, session, directory, board, request.seconds
+                    sweep, missing.to_distil, session, directory, board, request.seconds, further
                 )
             placement = check_placement(sweep, missing.trials, session)
         on_ready()
