@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import select
 import subprocess
 import sys
@@ -31,6 +32,7 @@ from ddsweep.core.init import draw_network
 from ddsweep.core.memory import keep_to_share
 from ddsweep.core.networks import build_network
 from ddsweep.core.task import Task
+from ddsweep.cost import choose_memory, estimate
 from ddsweep.errors import UserError
 from ddsweep.interpreter import python_module
 from ddsweep.provenance import device_name, environment
@@ -99,7 +101,7 @@ def best(found: Sequence[Packed]) -> Packed:
 class Room:
     """What trials may take: ``cores`` and ``gpus``, on one GPU beside an evaluation shard with ``shard`` of
     it. At most ``most`` trials at a time, of which up to ``together`` in one process; with ``fixed`` so many
-    in any case, as long as there are enough."""
+    in any case, as long as there are enough. On the CPU all of them have ``memory`` bytes."""
 
     cores: int
     gpus: float
@@ -107,6 +109,15 @@ class Room:
     shard: float = 0.0
     together: int = 1
     fixed: bool = False
+    memory: float = math.inf
+
+    def holds(self, packing: Packing, spec: TrialSpec, settings: TrialSettings) -> bool:
+        """Whether there are so many trials like ``spec`` and, by estimate, memory for them. One at a time is
+        tried in any case."""
+        mode, segment = choose_memory(spec, settings.memory_mode, settings.segment)
+        each = 0 if self.gpus else estimate(spec, 1, memory_mode=mode, segment=segment).memory_bytes
+        few = packing.trials <= self.most and packing.together <= self.together
+        return packing.trials == 1 or (few and packing.trials * each <= self.memory)
 
 
 def measured(spec: TrialSpec, settings: TrialSettings, room: Room, directory: SweepDirectory) -> list[Packed]:
@@ -122,15 +133,15 @@ def measured(spec: TrialSpec, settings: TrialSettings, room: Room, directory: Sw
     kind = replace(spec, seed=0, on_nonfinite="skip")
     what = [kind.to_dict(), settings.memory_mode, settings.segment, settings.compile]
     limits = {"most": room.most, "together": room.together}
-    own = {name: value for name, value in asdict(room).items() if name not in limits}
+    own = {name: value for name, value in asdict(room).items() if name not in (*limits, "memory")}
     where = [device_name(device), own, environment()["torch_version"]]
     key = hashlib.sha256(json.dumps([what, where], sort_keys=True).encode()).hexdigest()[:16]
     path = directory.cache / "packing.json"
     known = _read(path)
     if key in known and all(known[key][name] >= limit for name, limit in limits.items()):
         rows = [Packed(**row) for row in known[key]["found"]]
-        # Fewer trials are left than were then.
-        fits = [row for row in rows if row.trials <= room.most and row.together <= room.together]
+        # Fewer trials are left than were then, or there is less memory.
+        fits = [row for row in rows if room.holds(row, spec, settings)]
         if fits:
             return fits
     found = _climb(kind, settings, device, room, directory.code)
@@ -147,6 +158,7 @@ def _climb(
     if room.fixed:
         each = [min(room.together, max(1, room.most // packing.count)) for packing in counts]
         tried = [replace(packing, together=n) for packing, n in zip(counts, each, strict=True)]
+        tried = [tried[0], *(packing for packing in tried[1:] if room.holds(packing, spec, settings))]
         return measure(spec, settings, device, tried, SECONDS, code)
     widths = [2**n for n in range(1, room.together.bit_length()) if 2**n < room.together]
     widths += [room.together] if room.together > 1 else []
@@ -159,7 +171,7 @@ def _climb(
 
     found = measure(spec, settings, device, counts[:1], SECONDS, code)
     for grow in (more_together, more_processes) if room.gpus else (more_processes, more_together):
-        tried = [packing for packing in grow(best(found)) if packing.trials <= room.most]
+        tried = [packing for packing in grow(best(found)) if room.holds(packing, spec, settings)]
         found = measure(spec, settings, device, tried, SECONDS, code, found)
     return found
 

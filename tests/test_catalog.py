@@ -174,7 +174,7 @@ def test_refused_networks(network: str, shape: tuple[int, int, int], message: st
         ({"clip_running": -2.0}, "clip_running: -2.0 must be a positive number"),
         ({"inner_augment": "blur"}, "inner_augment: 'blur' is not one of shift, rotate, scale, flip, cutout"),
         ({"outer_augment": "shift+none"}, "outer_augment: 'none' is not one of .*several joined by"),
-        ({"outer_augment": "dsa+shift"}, "outer_augment: 'dsa' is not one of .* dsa alone"),
+        ({"outer_augment": "dsa+shift"}, "outer_augment: 'dsa' is not one of .* dsa stands alone"),
         ({"outer_augment": ""}, "outer_augment: '' is not one of"),
         ({"inner_augment": "shift+rotate+shift"}, "inner_augment: 'shift.rotate.shift' names a part twice"),
         ({"inner_augment": "shift+flip"}, "inner_augment: 'shift.flip': digits is not the same in a mirror"),

@@ -13,6 +13,7 @@ from rich.console import Console
 
 import ddsweep.packing as packing
 from ddsweep.catalog import DATASETS, TrialSpec
+from ddsweep.cost import estimate
 from ddsweep.errors import SettingError, UserError
 from ddsweep.packing import Packed, Packing, Room, best, measure, measured, process_counts
 from ddsweep.results.layout import SweepDirectory
@@ -90,6 +91,16 @@ def test_no_more_trials_are_tried_than_there_are_nor_after_a_loss(
     assert few == [(1, 1), (2, 1), (2, 2)], "two with four each would be eight"
     worse = climbed(monkeypatch, tmp_path, Room(4, 0.0, 100, together=16), lambda count, together: 1 / count)
     assert worse == [(1, 1), (2, 1), (1, 2), (1, 4), (1, 8), (1, 16)], "four processes are not tried"
+
+
+def test_no_more_trials_are_tried_than_memory_holds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    each = estimate(SPEC, 1).memory_bytes
+    room = Room(2, 0.0, 100, together=16, memory=5 * each)
+    tried = climbed(monkeypatch, tmp_path, room, lambda count, together: count * together)
+    assert tried == [(1, 1), (2, 1), (2, 2)], "two with four each would take eight times as much"
+    less = replace(room, memory=each / 2)
+    found = measured(SPEC, TrialSettings(), less, SweepDirectory(tmp_path / "results"))
+    assert [(packed.count, packed.together) for packed in found] == [(1, 1)], "one is tried in any case"
 
 
 def test_trials_are_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

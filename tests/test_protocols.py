@@ -348,7 +348,7 @@ def test_what_takes_one_rate_is_refused_for_a_set_with_many() -> None:
         matched = TrialSpec(DATASETS["digits"], method="distribution_matching", inner_epochs=3)
         for trial in (spec_of(inner_lr_mode="shared"), spec_of(inner_lr_mode="fixed"), matched):
             assert protocol.applied_to(trial)
-    assert Protocol(inner_schedule="constant").applied_to(PLAIN)
+    assert Protocol(inner_schedule="constant", order="shuffled").applied_to(PLAIN)
     with pytest.raises(SettingError, match="inner_augment: 'flip': digits is not the same in a mirror"):
         Protocol(inner_augment="flip").applied_to(PLAIN)
     with pytest.raises(SettingError, match="order: shuffled: inner_batch draws minibatches from all images"):
@@ -463,6 +463,9 @@ def test_names() -> None:
             Protocol(name=name, inner_lr=0.1)
     with pytest.raises(SettingError, match="changes nothing; give at least one of network, init_law,"):
         Protocol(name="b")
+    for nothing in ({"inner_augment": "none"}, {"inner_schedule": "constant"}):
+        with pytest.raises(SettingError, match="changes nothing"):
+            Protocol(name="b", **nothing)
 
 
 def test_long_names_make_files_of_their_own(tmp_path: Path) -> None:

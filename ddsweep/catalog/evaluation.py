@@ -92,7 +92,7 @@ class Protocol:
 
     def __post_init__(self) -> None:
         changes = self.changes()
-        if not changes:
+        if not {name: value for name, value in changes.items() if _NO_CHANGE.get(name) != value}:
             raise SettingError(f"changes nothing; give at least one of {', '.join(self.settings())}")
         for name in ("inner_decay_epochs", "inner_decay_factor"):
             if name in changes and self.inner_schedule != "step":
@@ -154,6 +154,9 @@ class Protocol:
         drawn = trial.pool is not None and ("init_law" in changes or "init_param" in changes)
         return replace(trial, **changes) if networks[0] == networks[1] and not drawn else fresh
 
+
+_NO_CHANGE = {"inner_augment": "none", "inner_schedule": "constant"}
+"""What says nothing by itself: no set is judged otherwise without a protocol."""
 
 _OF_TRAINING = (
     *("inner_lr", "weight_decay", "inner_batch", "inner_schedule", "inner_decay_epochs"),

@@ -65,8 +65,8 @@ def augmentation_parts(name: str, text: str, dataset: str = "") -> tuple[str, ..
     for part in parts:
         if part not in AUGMENTATIONS:
             raise SettingError(
-                f"{name}: {part!r} is not one of {', '.join(AUGMENTATIONS)} (several joined by +; dsa alone; "
-                "or none)"
+                f"{name}: {part!r} is not one of {', '.join(AUGMENTATIONS)} (several joined by +; dsa stands "
+                "alone; or none)"
             )
     if len(set(parts)) < len(parts):
         raise SettingError(f"{name}: {text!r} names a part twice")

@@ -143,8 +143,9 @@ def protocol_lines(
         judged, hours = [trial for trial, seconds in costs.items() if seconds], sum(costs.values()) / 3600
         if judged:
             steps = _span([evaluation.last_step(trial, protocol) for trial in judged], "step")
+            tests = _span([len(evaluation.steps(trial, protocol)) for trial in judged], "test")
             lines.append(
-                f"{protocol.name}: {steps} of training for each held-out network; for "
+                f"{protocol.name}: {steps} of training and {tests} for each held-out network; for "
                 f"{counted(len(judged), 'trial')} about {_hours(hours)}, tests not counted"
             )
     return lines

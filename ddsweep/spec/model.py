@@ -104,7 +104,10 @@ class EvaluateSpec(_Model):
     protocols: Annotated[
         tuple[str | dict[str, Any], ...], BeforeValidator(protocols_of), Field(min_length=1)
     ] = PROTOCOLS
-    """`as_distilled` (always), `on_random` (random networks for `fixed` sets), and [mappings](#protocols)"""
+    """`as_distilled` (always), `on_random` (random networks for `fixed` sets), and [mappings](#protocols) of
+    `name` and some of `network`, `init_law`, `init_param`, `order`, `inner_optimizer`, `inner_lr`,
+    `inner_epochs`, `weight_decay`, `inner_batch`, `inner_schedule`, `inner_decay_epochs`,
+    `inner_decay_factor`, `inner_augment`"""
     baselines: Annotated[tuple[str, ...], words_of(BASELINES, short={"none": (), "all": BASELINES})] = (
         DEFAULT_BASELINES
     )

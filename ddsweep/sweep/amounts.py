@@ -41,7 +41,7 @@ def with_measured_resources(
     sizes = cohort_sizes(trials, resources.cohort, compile=resources.compile, gpus=[gpus], networks=WIDEST)
     board.say(f"resources: auto: measuring trial {costliest.trial_id} beside copies of itself")
     together, fixed = min(sizes[costliest.trial_id], most), resources.cohort != "auto"
-    room = Room(int(session.cpus), gpus, most, eval_gpus(sweep, gpus), together, fixed)
+    room = Room(int(session.cpus), gpus, most, eval_gpus(sweep, gpus), together, fixed, session.memory)
     found = measured(costliest, trial_settings(sweep, costliest), room, directory)
     chosen = best(found)
     for packed in found:

@@ -253,7 +253,7 @@ def test_a_protocol_of_ones_own_is_told_with_its_steps_and_its_cost() -> None:
     trials = (spec(), spec(images_per_class=4), spec(seed=1))
     lines = protocol_lines(trials, asked, {trials[2].trial_id: "done"})
     assert lines == [
-        "field: 602 to 903 steps of training for each held-out network; for 2 trials about 1 CPU-minute, "
-        "tests not counted"
+        "field: 602 to 903 steps of training and 2 tests for each held-out network; for 2 trials about 1 "
+        "CPU-minute, tests not counted"
     ], "the other one is impossible for them"
     assert protocol_lines(trials, asked, dict.fromkeys([t.trial_id for t in trials], "done")) == []
