@@ -1,6 +1,6 @@
 """Check the kept distilled sets on networks that no run has used: `make verify-results`.
 
-python bench/verify.py [ROW ...] [--networks 64]
+python bench/verify.py [ROW ...] [--networks N]
 python bench/verify.py ROW --results results/ROW   # a run of one's own against the kept table
 
 Each set in docs/reproduction is applied with `ddsweep.apply`, network by network, and not by the engine of
@@ -42,12 +42,16 @@ CONFIDENCE = 0.999
 FIXED_TOLERANCE = 0.005
 ANEW_TOLERANCE = 0.02
 """More, for a set distilled anew: by another version, or on another kind of machine, it is another set."""
+NETWORKS, ON_CIFAR = 64, 8
+"""Fresh networks for each set: fewer where one takes half a minute."""
+
 OF_POOLS = 16
 """Networks that are trained for a row with a pool: that takes minutes."""
 
 
-def verify(folder: Path, networks: int, root: Path | None) -> Iterator[tuple[bool | None, str]]:
-    """(whether it holds, what was found) of each set in ``folder``; None: its data are not here."""
+def verify(folder: Path, networks: int | None, root: Path | None) -> Iterator[tuple[bool | None, str]]:
+    """(whether it holds, what was found) of each set in ``folder``; None: its data are not here. Each is
+    applied to so many ``networks``, by default to as many as take a few minutes."""
     trials = pd.read_parquet(folder / "trials.parquet").set_index("trial_id")
     evals = pd.read_parquet(folder / "evals.parquet")
     for path in sorted(folder.glob("*.safetensors")):
@@ -58,6 +62,7 @@ def verify(folder: Path, networks: int, root: Path | None) -> Iterator[tuple[boo
             yield False, f"{name}: FAIL: it is not the set of the kept table"
             continue
         rows = _after(evals, spec)
+        count = networks or (ON_CIFAR if spec.network_spec.kind == "alexcifarnet" else NETWORKS)
         try:
             splits = load_splits(
                 spec.dataset,
@@ -69,7 +74,7 @@ def verify(folder: Path, networks: int, root: Path | None) -> Iterator[tuple[boo
             found = [
                 scored(apply(distilled, network, index=index), splits, spec)
                 for index, network in _fresh(
-                    distilled, folder, int(rows["model_seed"].max()) + 1, networks, root
+                    distilled, folder, int(rows["model_seed"].max()) + 1, count, root
                 )
             ]
         except DataError as error:
@@ -189,7 +194,11 @@ def main(given: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("rows", nargs="*", metavar="ROW", help="folders of kept results; left out, all")
     parser.add_argument("--kept", type=Path, default=KEPT, help="where they are (docs/reproduction)")
-    parser.add_argument("--networks", type=int, default=64, help="fresh networks for each set")
+    parser.add_argument(
+        "--networks",
+        type=int,
+        help=f"fresh networks for each set (by default {NETWORKS}, {ON_CIFAR} of AlexCifarNet)",
+    )
     parser.add_argument("--results", type=Path, help="compare these results of a row, and compute nothing")
     parser.add_argument("--data-root", type=Path)
     options = parser.parse_args(given)

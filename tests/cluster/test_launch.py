@@ -43,7 +43,7 @@ def test_a_launch_over_three_nodes(lab: Lab, shared: Path, alone: Path, mode: st
 @pytest.mark.timeout(900)
 def test_cohorts_over_three_nodes(lab: Lab, shared: Path, tmp_path: Path) -> None:
     """Trials that share processes on three nodes are those that had one process each on one machine."""
-    trials = ["grid={init: [fixed]}", "seeds=12"]
+    trials = ["grid={init: [fixed]}", "seeds=12", "outer_steps=400"]  # long enough for all nodes to come up
     alone = run_alone(tmp_path / "alone", FILE, [*SETTINGS, *trials, "resources.cohort=1"])
     sweep = Launched(lab, shared, FILE, [*GPUS, *trials])
     done = sweep.launch("--mode", "cluster", "--wait")
