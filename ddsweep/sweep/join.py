@@ -96,7 +96,7 @@ def use_its_token(address: str) -> None:
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_S).close()
         answer = knock(address, None)
-        why = "what listens there is none"
+        why = "another program listens there"
     except OSError as error:
         answer, why = "silent", error.strerror or str(error)
     if answer == "silent":

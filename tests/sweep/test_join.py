@@ -51,7 +51,7 @@ def listening() -> Iterator[str]:
         ("10.0.0.1", "such as 10.0.0.1:6379"),
         ("nobody.invalid:6379", "such as 10.0.0.1:6379"),
         ("127.0.0.1:1", ":1 (Connection refused); is it up"),
-        ("somebody else", "(what listens there is none); is it up"),
+        ("somebody else", "(another program listens there); is it up"),
     ],
 )
 def test_an_address_where_no_ray_is(
