@@ -30,7 +30,14 @@ def test_a_sweep_runs_on_stand_in_data(name: str, tmp_path: Path, one_ray: OneRa
 
 def test_every_sweep_of_the_paper_can_be_tried_out() -> None:
     paper = {
-        *("mnist_fixed", "mnist_random", "cifar10_fixed", "cifar10_random", "adapt_mnist_usps"),
+        *(
+            "mnist_fixed",
+            "mnist_fixed_labels",
+            "mnist_random",
+            "cifar10_fixed",
+            "cifar10_random",
+            "adapt_mnist_usps",
+        ),
         *("adapt_usps_mnist", "adapt_svhn_mnist", "attack_mnist", "attack_cifar10", "alexnet_voc2007"),
         *("alexnet_cub200", "ablation_steps_epochs_ipc"),
     }
