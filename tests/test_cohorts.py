@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,9 @@ from ddsweep.errors import DivergedError, UserError
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.results.parts import read_part
 from ddsweep.spec import ResourcesSpec
-from ddsweep.trial import Progress, TrialJob, distil_together, distil_trial, read_distilled
+from ddsweep.trial import TrialJob, distil_together, distil_trial, read_distilled
 from ddsweep.trial_plan import TrialSettings
+from tests.companions import Cohort
 from tests.conftest import PATIENCE_S
 
 SETTINGS = TrialSettings(checkpoint_every=3, log_every=1, cohort=8)
@@ -49,32 +50,6 @@ SPECS = [
     spec_of(3, inner_lr=0.3, inner_lr_mode="shared", clip_running=1.1, outer_steps=4),
 ]
 BROKEN = spec_of(9, inner_lr=1e30, on_nonfinite="stop")
-
-
-@dataclass
-class Cohort:
-    """Companions that come in turns: the first call gets ``turns[0]``, and so on."""
-
-    turns: list[list[TrialJob]]
-    stop_after: int | None = None
-    outcomes: dict[str, bool | DivergedError | UserError] = field(default_factory=dict)
-    steps: dict[str, list[int]] = field(default_factory=dict)
-    leave: Callable[[TrialSpec, Progress], bool] = lambda spec, progress: False
-    asked: int = 0
-
-    def more(self, running: int) -> Sequence[TrialJob]:
-        return self.turns.pop(0) if self.turns else []
-
-    def should_stop(self) -> bool:
-        self.asked += 1
-        return self.stop_after is not None and self.asked > self.stop_after
-
-    def progress(self, spec: TrialSpec, progress: Progress) -> bool:
-        self.steps.setdefault(spec.trial_id, []).append(progress.outer_step)
-        return not self.leave(spec, progress)
-
-    def ended(self, spec: TrialSpec, outcome: bool | DivergedError | UserError) -> None:
-        self.outcomes[spec.trial_id] = outcome
 
 
 @pytest.fixture(scope="module")
@@ -222,7 +197,8 @@ from pathlib import Path
 from ddsweep.catalog import TrialSpec
 from ddsweep.data.load import load_splits
 from ddsweep.results.layout import SweepDirectory
-from tests.test_cohorts import SETTINGS, Cohort
+from tests.companions import Cohort
+from tests.test_cohorts import SETTINGS
 from ddsweep.trial import TrialJob, distil_together
 
 specs = [TrialSpec.from_dict(values) for values in json.loads(sys.argv[1])]

@@ -10,15 +10,20 @@ import torch
 
 import ddsweep.core.training
 from ddsweep.catalog import DATASETS, TrialSpec
+from ddsweep.core.distill import applied, gradients_together, initial_state
 from ddsweep.core.evaluate import count_right
 from ddsweep.core.execution import ExecutionPlan, choose_plan
 from ddsweep.core.graphs import forget_recordings, replayed
 from ddsweep.core.images import LabelledImages, RealSet
 from ddsweep.core.inner import InnerOptimizer
 from ddsweep.core.memory import is_out_of_memory, keep_to_share, release_memory
+from ddsweep.core.networks import build_network
 from ddsweep.core.order import draw_batch_order
+from ddsweep.core.task import Task
 from ddsweep.core.training import InnerLoop, TrainState, train_networks
 from ddsweep.core.unroll import Window, outer_gradient
+from ddsweep.trial import TrialJob, distil_together
+from tests.companions import Cohort
 from tests.gpu.problems import DEVICE, NETWORKS, problem, relative
 
 
@@ -176,6 +181,74 @@ def test_a_trial_by_graphs_is_the_trial_without_and_goes_on_bit_for_bit(tmp_path
     without = SweepDirectory(tmp_path / "without")
     assert not first_plan(spec, settings).graph and distil_trial(spec, splits, without, settings)
     assert relative(read_distilled(spec, without).images, expected.images) < 1e-6
+
+
+@pytest.mark.parametrize("settings", [{"init": "fixed"}, {"models_per_step": 2}], ids=["fixed", "random"])
+@pytest.mark.parametrize("text", ["lenet", "convnet(width=8)"])
+def test_in_a_plan_of_one_width_a_trial_has_the_same_bits_in_any_company(text, settings) -> None:
+    """float32, by recorded graphs: among three others, with one other, at another place, alone."""
+    data = DATASETS["mnist" if text == "lenet" else "digits"]
+    generator = torch.Generator().manual_seed(3)
+    pixels = torch.randint(256, (300, *data.shape), generator=generator, dtype=torch.uint8)
+    real = RealSet(pixels, torch.arange(300) % 10, (0.5,), (0.25,))
+    specs = [
+        TrialSpec(
+            data,
+            network=text,
+            **{"inner_steps": 2, "images_per_class": 2, "inner_epochs": 2, "real_batch": 100, "seed": seed},
+            **{"inner_lr": 0.05 * (1 + seed), **settings},
+        )
+        for seed in range(4)
+    ]
+    network = build_network(specs[0].network_spec, data.shape, 10)
+    plan = choose_plan(DEVICE, 1, network, networks=specs[0].models_per_step, graph=True)
+    tasks = [Task.of(spec, replace(plan, width=4), real) for spec in specs]
+
+    def ends(numbers) -> list:
+        states = [initial_state(tasks[number]) for number in numbers]
+        for _ in range(3):
+            found = gradients_together([tasks[number] for number in numbers], states)
+            states = [applied(tasks[n], s, own)[0] for n, s, own in zip(numbers, states, found, strict=True)]
+        return states
+
+    expected = ends([0, 1, 2, 3])
+    for numbers in ([3, 0], [2], [1, 3, 2]):
+        for number, state in zip(numbers, ends(numbers), strict=True):
+            for name, value in state.learned.items():
+                assert torch.equal(value, expected[number].learned[name]), (numbers, number, name)
+    forget_recordings()
+
+
+def test_a_cohort_on_a_gpu_ends_as_its_trials_alone_but_for_rounding(tmp_path) -> None:
+    """Whole trials in float64, drained and gone on with; one ends early, one joins late."""
+    from ddsweep.data.load import load_splits
+    from ddsweep.results.layout import SweepDirectory
+    from ddsweep.trial import distil_trial, read_distilled
+    from ddsweep.trial_plan import TrialSettings
+
+    shape = {
+        **{"network": "convnet(depth=1,width=8,norm=none)", "images_per_class": 2, "inner_steps": 2},
+        **{"inner_epochs": 2, "models_per_step": 2, "real_batch": 64, "selection_networks": 2},
+        **{"validate_every": 3, "dtype": "float64"},
+    }
+    specs = [
+        TrialSpec(DATASETS["digits"], **shape, seed=0, inner_lr=0.1, outer_steps=9),
+        TrialSpec(DATASETS["digits"], **shape, seed=1, inner_lr=0.3, outer_steps=4, clip_running=1.1),
+        TrialSpec(DATASETS["digits"], **shape, seed=2, outer_steps=12, ema=0.9, keep="best", trim=0.5),
+    ]
+    settings = TrialSettings(device="cuda", compile="off", checkpoint_every=3, log_every=1, cohort=4)
+    splits = load_splits(DATASETS["digits"], None, validation_fraction=0.1, split_seed=0)
+    alone, together = SweepDirectory(tmp_path / "alone"), SweepDirectory(tmp_path / "together")
+    for spec in specs:
+        assert distil_trial(spec, splits, alone, settings)
+    jobs = [TrialJob(spec, splits, together, settings) for spec in specs]
+    distil_together(Cohort([jobs[:2], [], [jobs[2]]], stop_after=6))
+    rest = Cohort([jobs])
+    distil_together(rest)
+    assert rest.outcomes == {spec.trial_id: True for spec in specs}
+    for spec in specs:
+        assert relative(read_distilled(spec, together).images, read_distilled(spec, alone).images) < 1e-6
+    forget_recordings()
 
 
 @pytest.mark.parametrize("graph", [False, True], ids=["no graph", "graph"])

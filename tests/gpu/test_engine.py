@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ddsweep.catalog import DATASETS, TrialSpec
-from ddsweep.core.distill import initial_state, outer_step
+from ddsweep.core.distill import applied, gradients_together, initial_state, outer_step
 from ddsweep.core.evaluate import count_right, evaluate_networks
 from ddsweep.core.execution import choose_plan
 from ddsweep.core.images import LabelledImages, RealSet
@@ -144,6 +144,47 @@ def test_a_few_outer_steps_on_the_device_are_those_on_the_cpu(settings) -> None:
     assert relative(states[1].images, states[0].images) < 1e-6
     assert relative(states[1].learned["raw"], states[0].learned["raw"]) < 1e-6
     torch.testing.assert_close(accuracies[1], accuracies[0], rtol=0, atol=0.011)
+
+
+@pytest.mark.parametrize("real", ["shared", "per_network"])
+def test_trials_together_on_the_device_are_those_on_the_cpu(real) -> None:
+    """Three steps of three trials at three steps of their own, in a plan whose width is four trials."""
+    generator = torch.Generator().manual_seed(2)
+    pixels = torch.randint(256, (200, 1, 8, 8), generator=generator, dtype=torch.uint8)
+    data = RealSet(pixels, torch.arange(200) % 10, (0.5,), (0.3,))
+    specs = [
+        TrialSpec(
+            dataset=DATASETS["digits"],
+            network="convnet(width=4)",
+            **{
+                "inner_steps": 2,
+                "images_per_class": 2,
+                "inner_epochs": 2,
+                "real_batch": 32,
+                "dtype": "float64",
+            },
+            **{"models_per_step": 2, "labels": "soft", "order": "shuffled", "real_batch_mode": real},
+            **{"seed": seed, "inner_lr": 0.1 * (1 + seed)},
+        )
+        for seed in range(3)
+    ]
+    ends = []
+    for device in (CPU, DEVICE):
+        network = build_network(specs[0].network_spec, specs[0].dataset.shape, 10)
+        plan = replace(choose_plan(device, 1, network, networks=2), width=4)
+        tasks = [Task.of(spec, plan, data) for spec in specs]
+        states = [replace(initial_state(task), step=5 * number) for number, task in enumerate(tasks)]
+        for _ in range(3):
+            gradients = gradients_together(tasks, states)
+            states = [
+                applied(task, state, own)[0]
+                for task, state, own in zip(tasks, states, gradients, strict=True)
+            ]
+        ends.append(states)
+    for here, there in zip(*ends, strict=True):
+        assert there.images.device.type == DEVICE.type
+        for name, value in here.learned.items():
+            assert relative(there.learned[name], value) < 1e-6, name
 
 
 @pytest.mark.parametrize("augment", ["none", "shift+cutout", "dsa"])
