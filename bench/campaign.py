@@ -1,185 +1,68 @@
 """Long runs in short periods: trials that go on, period after period, from one folder. No Ray, no pydantic.
 
 ``plan`` expands sweep files into JSON, where ddsweep is installed whole. ``run`` works on what is missing for
-so many seconds, where torch is: networks of pools, trials, evaluations. See bench/README.md.
+so many seconds, where torch is: networks of pools, trials (those of one shape together), evaluations. See
+bench/README.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import multiprocessing
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+import traceback
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from campaign_jobs import Job, plan_all, read_jobs
 
 from ddsweep.catalog import (
     POOL_FRACTION,
     DatasetSpec,
-    EvaluationSpec,
     EvalUnit,
-    PoolSpec,
-    Protocol,
     TrialSpec,
 )
 from ddsweep.catalog.numbers import counted
+from ddsweep.cohorts import Cohort, dealt_out
 from ddsweep.core.memory import keep_to_share
 from ddsweep.data.load import Splits, load_splits
 from ddsweep.errors import EXIT_DRAINED, CheckpointError, DivergedError, UserError
 from ddsweep.evaluation import evaluate_unit, finish, missing_units
-from ddsweep.pools.recipe import PoolRecipe
 from ddsweep.pools.store import write_index
 from ddsweep.pools.train import PoolGroup, missing_groups, train_group
 from ddsweep.results.files import write_atomic
 from ddsweep.results.layout import PoolDirectory, SweepDirectory
 from ddsweep.results.lock import SweepLock
-from ddsweep.trial import Progress, checkpoint_provenance, distil_trial, is_distilled, record_failure
-from ddsweep.trial_plan import TrialSettings, pick_device
+from ddsweep.sweep.retry import WorkerError
+from ddsweep.trial import (
+    Progress,
+    TrialJob,
+    checkpoint_provenance,
+    distil_together,
+    is_distilled,
+    record_failure,
+)
+from ddsweep.trial_plan import pick_device
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 GRACE_S = 60.0
-"""After the last second a worker has this long for its outer step and its checkpoint. Then it is killed."""
+"""After the last second a worker has this long for its outer step and its checkpoints. Then it is killed."""
 
-
-# ------------------------------------------------------------------------------------------- jobs
-
-
-@dataclass(frozen=True)
-class Job:
-    """One sweep of the campaign: its trials in order, and what is asked of them.
-
-    ``pool`` is the name and the recipe of the pool that the trials need, if that is one to be trained here.
-    """
-
-    name: str
-    yaml: str
-    trials: tuple[TrialSpec, ...]
-    settings: tuple[TrialSettings, ...]
-    evaluation: EvaluationSpec
-    pool: tuple[str, PoolRecipe] | None = None
-
-    def to_json(self) -> str:
-        pool = None if self.pool is None else [self.pool[0], asdict(self.pool[1])]
-        content = {
-            "name": self.name,
-            "yaml": self.yaml,
-            "trials": [trial.to_dict() for trial in self.trials],
-            "settings": [asdict(item) for item in self.settings],
-            "evaluation": asdict(self.evaluation),
-            "pool": pool,
-        }
-        return json.dumps(content, indent=1)
-
-    @classmethod
-    def read(cls, path: Path) -> Job:
-        """Raises `UserError` for a file that is no job."""
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            pool = found["pool"] and (found["pool"][0], _recipe(found["pool"][1]))
-            evaluation = _tuples(found["evaluation"])
-            evaluation["protocols"] = tuple(
-                item if isinstance(item, str) else Protocol(**item) for item in evaluation["protocols"]
-            )
-            return cls(
-                found["name"],
-                found["yaml"],
-                tuple(TrialSpec.from_dict(item) for item in found["trials"]),
-                tuple(TrialSettings(**_tuples(item)) for item in found["settings"]),
-                EvaluationSpec(**evaluation),
-                pool,
-            )
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}: no job of a campaign ({error}); `plan` writes it anew") from error
-
-
-def _tuples(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-
-
-def _recipe(values: dict[str, Any]) -> PoolRecipe:
-    return PoolRecipe(**{**values, "dataset": DatasetSpec(**_tuples(values["dataset"]))})
-
-
-def read_jobs(folder: Path) -> list[Job]:
-    """The jobs of a campaign in the order of their planning. Raises `UserError` if there is none."""
-    paths = sorted((folder / "jobs").glob("*.json"))
-    if not paths:
-        raise UserError(f"{folder}: no campaign: `plan` it first")
-    return [Job.read(path) for path in paths]
-
-
-POOL = "pool."
-"""What a setting of the pool's file begins with; the others are those of the sweep file."""
-
-
-def plan(folder: Path, file: Path, overrides: Sequence[str], data_root: Path | None) -> Job:
-    """Write the job of one sweep file. Planning it again replaces it at its place."""
-    from ddsweep.data.files import resolve_dataset
-    from ddsweep.pools.file import PoolFile, load_pool, pool_yaml, resolve_pool
-    from ddsweep.spec import expand, load_sweep, resolved_yaml
-    from ddsweep.sweep.prepare import trial_settings
-
-    def dataset(value: Any) -> DatasetSpec:
-        return resolve_dataset(value, data_root)
-
-    of_pool = [text.removeprefix(POOL) for text in overrides if text.startswith(POOL)]
-    sweep = load_sweep(file, [text for text in overrides if not text.startswith(POOL)])
-    if sweep.scheduler is not None:
-        raise UserError(f"{file}: a campaign runs every trial to its end: add scheduler=null")
-    files, pools = file.parent / "pools", folder / "pools"
-    own: dict[str, PoolFile] = {}
-
-    def pool_spec(value: Any) -> PoolSpec:
-        if not isinstance(value, str) or not (files / f"{value}.yaml").is_file():
-            return resolve_pool(value, pools, dataset, files)
-        own[value] = load_pool(files / f"{value}.yaml", of_pool)
-        return own[value].recipe(dataset).spec(value)
-
-    trials = expand(sweep, dataset, pool_spec).trials
-    names = {trial.pool.name for trial in trials if trial.pool is not None}
-    if len(names) > 1:
-        raise UserError(f"{file}: more than one pool; plan a sweep for each")
-    pool = None
-    for name in names & own.keys():
-        pool = (name, own[name].recipe(dataset))
-        place = PoolDirectory(pools / name)
-        place.create()
-        write_atomic(place.pool_file, pool_yaml(own[name]).encode(), place.temporary)
-    settings = tuple(trial_settings(sweep, trial) for trial in trials)
-    job = Job(sweep.name, resolved_yaml(sweep), trials, settings, sweep.evaluate.spec(), pool)
-    jobs = folder / "jobs"
-    jobs.mkdir(parents=True, exist_ok=True)
-    before = sorted(jobs.glob("*.json"))
-    there = next((path for path in before if path.stem.partition("-")[2] == job.name), None)
-    last = int(before[-1].stem.partition("-")[0]) if before else 0
-    write_atomic(there or jobs / f"{last + 1:03d}-{job.name}.json", job.to_json().encode(), folder / ".tmp")
-    return job
-
-
-def plan_all(
-    folder: Path, given: Sequence[str], data_root: Path | None, said: Callable[[str], None] = print
-) -> None:
-    """`plan` for each sweep file in ``given``, with the ``key=value`` settings in it for all of them."""
-    overrides = [text for text in given if "=" in text]
-    files = [Path(text) for text in given if "=" not in text]
-    if not files:
-        raise UserError("plan: give a sweep file at least")
-    jobs = [plan(folder, file, overrides, data_root) for file in files]
-    if of_pool := [text for text in overrides if text.startswith(POOL) and not any(j.pool for j in jobs)]:
-        raise UserError(f"{of_pool[0]}: none of these sweeps has a pool that is trained here")
-    for job in jobs:
-        said(f"{job.name}: {counted(len(job.trials), 'trial')}")
+APART_FROM, FAILED_FROM = 2, 4
+"""After so many deaths of its process a trial is distilled by itself, and after so many it has failed."""
 
 
 # ------------------------------------------------------------------------------------------- tasks
@@ -187,12 +70,33 @@ def plan_all(
 
 @dataclass(frozen=True)
 class Task:
-    """What one worker does at a time: a group of a pool's networks, a trial, or a unit of its evaluation."""
+    """What one worker does at a time: a group of a pool's networks, trials together, or a unit of a trial's
+    evaluation. ``cohort`` is how many trials it would be with those that are distilled or have failed."""
 
     job: int
-    trial: int | None = None
+    trials: tuple[TrialSpec, ...] = ()
+    cohort: int = 1
     unit: EvalUnit | None = None
     group: PoolGroup | None = None
+
+    @property
+    def pieces(self) -> set[Any]:
+        """What no other worker is to do meanwhile."""
+        ids = [trial.trial_id for trial in self.trials] or [""]
+        return {(self.job, trial_id, self.unit, self.group) for trial_id in ids}
+
+
+@dataclass(frozen=True)
+class _Resources:
+    """What `dealt_out` asks of the resources of a sweep."""
+
+    cohort: int | str
+    compile: str
+    gpus: float
+    max_concurrent: int | None = None
+
+    def for_trial(self, trial: TrialSpec) -> tuple[float, float]:
+        return 1.0, self.gpus
 
 
 @dataclass(frozen=True)
@@ -203,12 +107,31 @@ class Place:
     jobs: tuple[Job, ...]
     data_root: Path | None
     device: str
-    gpus: float
+    side_by_side: int
     threads: int
     deadline: float
 
+    @property
+    def gpus(self) -> float:
+        """The part of the GPU that each worker has."""
+        return 1 / self.side_by_side if self.device == "cuda" else 0.0
+
     def directory(self, job: Job) -> SweepDirectory:
         return SweepDirectory(self.folder / job.name)
+
+    def cohorts(self, job: Job) -> list[Cohort]:
+        """All trials of ``job`` by those that are distilled together: the same in every period."""
+        resources = _Resources(job.cohort, job.settings[0].compile, self.gpus)
+        return dealt_out(job.trials, resources, self.side_by_side)
+
+    @property
+    def deaths(self) -> dict[str, int]:
+        """How often the process of a trial has died under it, over all periods."""
+        file = self.folder / "deaths.json"
+        return dict(json.loads(file.read_text())) if file.exists() else {}
+
+    def keep_deaths(self, deaths: dict[str, int]) -> None:
+        write_atomic(self.folder / "deaths.json", json.dumps(deaths).encode(), self.folder / ".tmp")
 
     def is_over(self) -> bool:
         return time.time() >= self.deadline or (self.folder / "STOP").exists()
@@ -216,9 +139,11 @@ class Place:
 
 def missing(place: Place) -> list[Task]:
     """What can be done now: first the evaluations of distilled sets, then job after job its pool, and once
-    that is whole its trials."""
+    that is whole its trials; at last those whose process has died too often, each by itself."""
     evaluations: list[Task] = []
     others: list[Task] = []
+    apart: list[Task] = []
+    deaths = place.deaths
     for number, job in enumerate(place.jobs):
         directory = place.directory(job)
         if job.pool is not None:
@@ -229,17 +154,23 @@ def missing(place: Place) -> list[Task]:
                 continue
             if not pool.index.is_file():
                 write_index(pool, recipe.spec(name))
-        for index, trial in enumerate(job.trials):
-            if directory.failure_part(trial.trial_id).exists():
-                continue
-            if not is_distilled(trial, directory):
-                others.append(Task(number, trial=index))
-                continue
-            units = missing_units(trial, job.evaluation, directory)
-            evaluations += [Task(number, trial=index, unit=unit) for unit in units]
-            if not units:
-                finish(trial, job.evaluation, directory, job.name)
-    return evaluations + others
+        for cohort in place.cohorts(job):
+            size, together = len(cohort.trials), []
+            for trial in cohort.trials:
+                if directory.failure_part(trial.trial_id).exists():
+                    continue
+                if is_distilled(trial, directory):
+                    units = missing_units(trial, job.evaluation, directory)
+                    evaluations += [Task(number, (trial,), unit=unit) for unit in units]
+                    if not units:
+                        finish(trial, job.evaluation, directory, job.name)
+                elif deaths.get(trial.trial_id, 0) < APART_FROM:
+                    together.append(trial)
+                else:
+                    apart.append(Task(number, (trial,), size))
+            if together:
+                others.append(Task(number, tuple(together), size))
+    return evaluations + others + apart
 
 
 @lru_cache(maxsize=4)
@@ -247,6 +178,11 @@ def _splits(
     dataset: DatasetSpec, root: Path | None, fraction: float, seed: int, whitening: str = "none"
 ) -> Splits:
     return load_splits(dataset, root, validation_fraction=fraction, split_seed=seed, whitening=whitening)
+
+
+def _splits_of(place: Place, trial: TrialSpec) -> Splits:
+    split = trial.validation_fraction, trial.split_seed, trial.whitening
+    return _splits(trial.dataset, place.data_root, *split)
 
 
 def work(place: Place, task: Task) -> str:
@@ -263,33 +199,61 @@ def work(place: Place, task: Task) -> str:
         device = torch.device(place.device)
         more = {"should_stop": place.is_over}
         whole = train_group(name, recipe, task.group, splits, pool, device, place.threads, **more)
-        return _said("trained", whole, began)
-    assert task.trial is not None
-    trial = job.trials[task.trial]
-    splits = _splits(
-        trial.dataset, place.data_root, trial.validation_fraction, trial.split_seed, trial.whitening
-    )
-    if task.unit is not None:
-        evaluate_unit(trial, task.unit, job.evaluation, splits, directory, torch.device(place.device))
-        return _said("evaluated", True, began)
-    settings = replace(job.settings[task.trial], device=place.device, gpus=place.gpus, threads=place.threads)
-
-    def on_progress(progress: Progress) -> None:
-        if progress.val_score is not None:
-            print(f"{job.name} {trial.trial_id}: {_progress(progress)}", flush=True)
-
-    try:
-        whole = distil_trial(
-            trial, splits, directory, settings, should_stop=place.is_over, on_progress=on_progress
+        said = "trained" if whole else GOES_ON
+    elif task.unit is not None:
+        (trial,) = task.trials
+        device = torch.device(place.device)
+        evaluate_unit(trial, task.unit, job.evaluation, _splits_of(place, trial), directory, device)
+        said = "evaluated"
+    else:
+        together = _Together(place, job, [_trial_job(place, task, trial) for trial in task.trials])
+        distil_together(together)
+        said = ", ".join(
+            word if number == len(task.trials) else f"{number} {word}"
+            for word, number in Counter(together.said).items()
         )
-    except (DivergedError, UserError) as error:
-        record_failure(directory, trial, job.name, error, "distillation", 1)
-        return f"failed: {error}"
-    return _said("distilled", whole, began)
+    return f"{said} after {time.monotonic() - began:.0f} s"
 
 
-def _said(what: str, whole: bool, began: float) -> str:
-    return f"{what if whole else 'to be gone on with'} after {time.monotonic() - began:.0f} s"
+GOES_ON = "to be gone on with"
+
+
+def _trial_job(place: Place, task: Task, trial: TrialSpec) -> TrialJob:
+    job = place.jobs[task.job]
+    how = {"device": place.device, "gpus": place.gpus, "threads": place.threads, "cohort": task.cohort}
+    settings = replace(job.settings[job.trials.index(trial)], **how)
+    return TrialJob(trial, _splits_of(place, trial), place.directory(job), settings)
+
+
+@dataclass
+class _Together:
+    """The trials of one task, all of which begin at once, and in words what came of each."""
+
+    place: Place
+    job: Job
+    waiting: list[TrialJob]
+    said: list[str] = field(default_factory=list)
+
+    def more(self, running: int) -> list[TrialJob]:
+        begun, self.waiting = self.waiting, []
+        return begun
+
+    def should_stop(self) -> bool:
+        return self.place.is_over()
+
+    def progress(self, spec: TrialSpec, progress: Progress) -> bool:
+        if progress.val_score is not None:
+            print(f"{self.job.name} {spec.trial_id}: {_progress(progress)}", flush=True)
+        return True
+
+    def ended(self, spec: TrialSpec, outcome: bool | DivergedError | UserError) -> None:
+        said = "distilled" if outcome is True else GOES_ON
+        if isinstance(outcome, Exception):
+            said = "failed"
+            directory = self.place.directory(self.job)
+            record_failure(directory, spec, self.job.name, outcome, "distillation", 1)
+            print(f"{self.job.name} {spec.trial_id}: {outcome}", flush=True)
+        self.said.append(said)
 
 
 def _progress(progress: Progress) -> str:
@@ -303,8 +267,9 @@ def _progress(progress: Progress) -> str:
 # ------------------------------------------------------------------------------------------ periods
 
 
-def run(place: Place, side_by_side: int) -> bool:
-    """Work for one period with so many worker processes; True if nothing is left to do."""
+def run(place: Place) -> bool:
+    """Work for one period; True if nothing is left to do. What a worker dies of is not tried again in the
+    same period. Raises the `UserError` of a worker, such as missing data, once the others have drained."""
     (place.folder / "STOP").unlink(missing_ok=True)
     for job in place.jobs:
         directory = place.directory(job)
@@ -312,46 +277,102 @@ def run(place: Place, side_by_side: int) -> bool:
         write_atomic(directory.sweep_file, job.yaml.encode(), directory.temporary)
         if job.pool is not None:
             PoolDirectory(place.folder / "pools" / job.pool[0]).create()
-    context = multiprocessing.get_context("spawn")  # CUDA does not outlive a fork
-    share = (place.device, place.gpus)
-    with ProcessPoolExecutor(side_by_side, context, keep_to_share, share) as workers:
-        running: dict[Future[str], Task] = {}
-        given: set[Task] = set()
-        try:
-            while not place.is_over():
-                for task in missing(place) if len(running) < side_by_side else ():
-                    if len(running) < side_by_side and task not in given:
-                        given.add(task)
-                        # Signals are for the driver, which tells by a file: its workers inherit the mask.
-                        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-                        running[workers.submit(work, place, task)] = task
-                        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-                if not running:
-                    return True
-                for future in wait(running, 0.5, FIRST_COMPLETED).done:
-                    _tell(place, running.pop(future), future)
-            wait(running, GRACE_S)
-            for future, task in running.items():
-                if future.done():
-                    _tell(place, task, future)
-        except BrokenProcessPool as error:
-            raise UserError("a worker was killed; run again: what is finished stays") from error
-        finally:
-            for process in list(workers._processes.values()):
-                process.kill()
+    idle = [_new_worker(place) for _ in range(place.side_by_side)]
+    running: dict[Future[str], tuple[ProcessPoolExecutor, Task]] = {}
+    given: set[Any] = set()
+    wrong: UserError | None = None
+
+    def look(seconds: float, when: str) -> None:
+        nonlocal wrong
+        for future in wait(running, seconds, when).done:
+            worker, task = running.pop(future)
+            error = future.exception()
+            said = future.result() if error is None else str(error)
+            if isinstance(error, UserError):
+                wrong = error
+                (place.folder / "STOP").touch()
+            elif error is not None:
+                if not isinstance(error, BrokenProcessPool):
+                    traceback.print_exception(error)
+                said = _lost(place, task, error)
+                _kill(worker)
+                worker = _new_worker(place)
+            idle.append(worker)
+            print(f"{place.jobs[task.job].name} {_named(task)}: {said}", flush=True)
+
+    try:
+        while not place.is_over():
+            for task in missing(place) if idle else ():
+                if idle and given.isdisjoint(task.pieces):
+                    given |= task.pieces
+                    worker = idle.pop()
+                    # Signals are for the driver, which tells by a file: its workers inherit the mask.
+                    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+                    try:
+                        future = worker.submit(work, place, task)
+                    except BrokenProcessPool:  # it was killed while idle
+                        worker = _new_worker(place)
+                        future = worker.submit(work, place, task)
+                    running[future] = worker, task
+                    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+            if not running:
+                break
+            look(0.5, FIRST_COMPLETED)
+        look(GRACE_S, ALL_COMPLETED)
+    finally:
+        for worker in [*idle, *(worker for worker, _ in running.values())]:
+            _kill(worker)
+    if wrong is not None:
+        raise wrong
     return not missing(place)
 
 
-def _tell(place: Place, task: Task, future: Future[str]) -> None:
-    job = place.jobs[task.job]
+def _new_worker(place: Place) -> ProcessPoolExecutor:
+    """A process of its own, so that only one task is lost with it. CUDA does not outlive a fork."""
+    start = os.getpid(), place.device, place.gpus
+    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _begin, start)
+
+
+def _begin(driver: int, device: str, gpus: float) -> None:
+    """Runs in each worker: it ends with the driver, or two would write the checkpoints of a trial."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    if os.getppid() != driver:
+        os._exit(1)
+    keep_to_share(device, gpus)
+
+
+def _kill(worker: ProcessPoolExecutor) -> None:
+    for process in list((worker._processes or {}).values()):
+        process.kill()
+
+
+def _lost(place: Place, task: Task, error: BaseException) -> str:
+    """What becomes of a task whose process died, or raised an unforeseen ``error``; in words."""
+    why = "its process was killed" if isinstance(error, BrokenProcessPool) else f"{error!r}"
+    if task.group is not None or task.unit is not None:
+        return f"{why}; it is tried again in the next period"
+    job, deaths = place.jobs[task.job], place.deaths
+    directory, said = place.directory(job), []
+    for trial in task.trials:
+        if is_distilled(trial, directory) or directory.failure_part(trial.trial_id).exists():
+            continue
+        times = deaths[trial.trial_id] = deaths.get(trial.trial_id, 0) + 1
+        if times >= FAILED_FROM:
+            del deaths[trial.trial_id]
+            often = WorkerError(f"tried {counted(times, 'time')}: {why}")
+            record_failure(directory, trial, job.name, often, "worker", times)
+        said.append("failed" if times >= FAILED_FROM else "by itself" if times >= APART_FROM else "together")
+    place.keep_deaths(deaths)
+    return f"{why}; next: {', '.join(dict.fromkeys(said)) or 'nothing is left'}"
+
+
+def _named(task: Task) -> str:
     if task.group is not None:
-        what = f"networks {task.group.label}"
-    else:
-        assert task.trial is not None
-        what = job.trials[task.trial].trial_id
-        if task.unit is not None:
-            what += f" {task.unit.protocol} group {task.unit.group}"
-    print(f"{job.name} {what}: {future.result()}", flush=True)
+        return f"networks {task.group.label}"
+    first = task.trials[0].trial_id
+    if task.unit is not None:
+        return f"{first} {task.unit.protocol} group {task.unit.group}"
+    return first if len(task.trials) == 1 else f"{first} and {len(task.trials) - 1} more"
 
 
 def status(folder: Path) -> list[str]:
@@ -425,7 +446,7 @@ def _run(options: argparse.Namespace) -> int:
         chosen,
         options.data_root,
         device,
-        1 / side_by_side if device == "cuda" else 0.0,
+        side_by_side,
         options.threads,
         time.time() + options.seconds,
     )
@@ -436,7 +457,7 @@ def _run(options: argparse.Namespace) -> int:
     for number in SIGNALS:
         signal.signal(number, stop)
     with SweepLock(place.folder / ".lock"):
-        whole = run(place, side_by_side)
+        whole = run(place)
     for line in status(options.folder):
         print(line)
     return 0 if whole else EXIT_DRAINED

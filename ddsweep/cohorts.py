@@ -9,14 +9,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from ddsweep.catalog import TrialSpec, augmentation_parts
 from ddsweep.catalog.methods import DEFAULT_METHOD
 from ddsweep.cost import choose_memory, estimate
-
-if TYPE_CHECKING:
-    from ddsweep.spec import ResourcesSpec
 
 __all__ = [
     "FREE",
@@ -24,6 +21,7 @@ __all__ = [
     "NETWORKS_GPU",
     "WIDEST",
     "Cohort",
+    "Sharing",
     "cohort_key",
     "cohort_sizes",
     "dealt_out",
@@ -113,8 +111,20 @@ def _room(trial: TrialSpec, on_gpu: bool, networks: int | None) -> int:
     return max(1, min(networks // trial.models_per_step, int(memory / needed)))
 
 
+class Sharing(Protocol):
+    """What dealing out asks of ``resources``."""
+
+    @property
+    def cohort(self) -> int | str: ...
+    @property
+    def compile(self) -> str: ...
+    @property
+    def max_concurrent(self) -> int | None: ...
+    def for_trial(self, trial: TrialSpec) -> tuple[float, float]: ...
+
+
 def room_beside(
-    trial: TrialSpec, resources: ResourcesSpec, most: int, networks: int | None = None
+    trial: TrialSpec, resources: Sharing, most: int, networks: int | None = None
 ) -> tuple[Hashable, int]:
     """For a trial whose companions are not known yet: what they have in common with it, and how many there
     may be, itself included; with ``resources.cohort: auto`` at ``most`` so many. ``networks`` as in
@@ -139,7 +149,7 @@ class Cohort:
 
 def dealt_out(
     trials: Sequence[TrialSpec],
-    resources: ResourcesSpec,
+    resources: Sharing,
     places: float,
     networks: int | None = None,
 ) -> list[Cohort]:

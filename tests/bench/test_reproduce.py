@@ -9,9 +9,10 @@ import sys
 import time
 from pathlib import Path
 
+import campaign
+import campaign_jobs
 import pytest
 
-from bench import campaign
 from bench.keep import keep
 from bench.verify import main
 from ddsweep.results.layout import SweepDirectory
@@ -39,9 +40,9 @@ def test_a_row_is_made_from_nothing_and_checked(
         pytest.skip("needs MNIST and USPS under DDSWEEP_DATA: `ddsweep data fetch`")
     root, given = (DATA, SHORT) if real else (None, (*SHORT, *STAND_IN))
     folder, kept = tmp_path / "campaign", tmp_path / "kept"
-    campaign.plan_all(folder, [f"{ROOT}/sweeps/{ROW}.yaml", *given], root)
-    (job,) = campaign.read_jobs(folder)
-    place = campaign.Place(folder, (job,), root, "cpu", 0.0, 1, time.time() + 3600)
+    campaign_jobs.plan_all(folder, [f"{ROOT}/sweeps/{ROW}.yaml", *given], root)
+    (job,) = campaign_jobs.read_jobs(folder)
+    place = campaign.Place(folder, (job,), root, "cpu", 1, 1, time.time() + 3600)
     place.directory(job).create()
     place.directory(job).sweep_file.write_text(job.yaml)
     while tasks := campaign.missing(place):
