@@ -58,6 +58,12 @@ CASES: dict[str, tuple[dict[str, Any], int, int]] = {
     "digits_fixed": (DIGITS | {"init": "fixed"}, 32, 40),
     "digits_fixed_4": (DIGITS | {"init": "fixed", "images_per_class": 4, "inner_steps": 4}, 32, 20),
     "digits_random": (DIGITS | {"models_per_step": 2}, 32, 20),
+    "digits_windows": (DIGITS | {"init": "fixed", "inner_epochs": 30, "window": 10}, 32, 10),
+    "digits_augmented": (
+        DIGITS | {"init": "fixed", "inner_epochs": 10, "inner_augment": "shift+rotate"},
+        32,
+        10,
+    ),
     "mnist_fixed": (LENET | FIXED, 16, 30),
     "mnist_random": (LENET | RANDOM | {"clip_norm": 0.1, "ema": 0.98, "validate_every": 100}, 8, 2),
 }

@@ -7,11 +7,11 @@ other. The numbers of a trial do not depend on its companions.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Protocol
 
-from ddsweep.catalog import TrialSpec, augmentation_parts
+from ddsweep.catalog import TrialSpec
 from ddsweep.catalog.methods import DEFAULT_METHOD
 from ddsweep.cost import choose_memory, estimate
 
@@ -27,6 +27,8 @@ __all__ = [
     "dealt_out",
     "room_beside",
     "split_evenly",
+    "why_alone",
+    "why_in_turn",
 ]
 
 NETWORKS = 16
@@ -43,7 +45,7 @@ MEMORY, MEMORY_GPU = 4e9, 16e9
 """Bytes that a cohort takes at most, by estimate, on the CPU and on a GPU."""
 
 WRITTEN_OUT = ("lenet", "convnet")
-"""Networks whose derivatives are written out: only these gain from being side by side."""
+"""Networks whose derivatives are written out: only these have the same bits side by side as alone."""
 
 FREE = frozenset(
     {
@@ -58,17 +60,23 @@ FREE = frozenset(
 """The settings in which the trials of a cohort may differ. All others decide the shape of the computation."""
 
 
+def why_alone(trial: TrialSpec) -> str | None:
+    """Why trials like ``trial`` are never distilled together (docs/log/2026-11-29-cohorts.md has what was
+    measured); None if they can be."""
+    if trial.method_code is not None:
+        return "a method of your own takes one trial at a time"
+    if trial.method != DEFAULT_METHOD:
+        return f"{trial.method} takes one trial at a time"
+    if trial.network_spec.code is not None:
+        return "side by side, networks of your own would give other last digits than alone"
+    if trial.network_spec.kind not in WRITTEN_OUT:
+        return f"networks as large as {trial.network_spec.kind} are slower side by side"
+    return None
+
+
 def cohort_key(trial: TrialSpec) -> Hashable | None:
-    """What trials that can be distilled together have in common; None for a trial that is always alone: of
-    another method than `bptt`, of a network without written-out derivatives, or with a window or an
-    augmentation of its own in every step."""
-    if trial.method != DEFAULT_METHOD or trial.method_code is not None:
-        return None
-    if trial.network_spec.code is not None or trial.network_spec.kind not in WRITTEN_OUT:
-        return None
-    if trial.window is not None or augmentation_parts(
-        "inner_augment", trial.inner_augment, trial.dataset.name
-    ):
+    """What trials that can be distilled together have in common; None for one that never is (`why_alone`)."""
+    if why_alone(trial) is not None:
         return None
     return tuple((item.name, getattr(trial, item.name)) for item in fields(trial) if item.name not in FREE)
 
@@ -100,9 +108,46 @@ def cohort_sizes(
     return sizes
 
 
+def why_in_turn(
+    trials: Sequence[TrialSpec],
+    sizes: Mapping[str, int],
+    setting: int | str,
+    *,
+    compile: str = "auto",
+    gpus: Iterable[float] = (),
+    more: bool = False,
+) -> dict[str, int]:
+    """Why those of ``trials`` that are alone by ``sizes`` (`cohort_sizes`, with the same arguments) are so:
+    each reason with the number of its trials. ``cohort: 1`` needs no reason. With ``more`` trials to come,
+    one without a companion may still get some."""
+    if setting == 1 or len(trials) == 1:
+        return {}
+    on_gpu = any(gpus)
+    found: Counter[str] = Counter()
+    for trial in trials:
+        if sizes[trial.trial_id] > 1:
+            continue
+        if (reason := why_alone(trial)) is None and compile == "on":
+            reason = "compiled code is that of one trial (resources.compile: on)"
+        if reason is None and setting == "auto":
+            if _fills_a_core(trial, on_gpu):
+                reason = f"{trial.models_per_step} networks an outer step fill a core"
+            elif _room(trial, on_gpu, None) == 1:
+                reason = "two together would take too much memory by estimate"
+        if reason is None and not more:
+            reason = "no other trial has its shape"
+        if reason is not None:
+            found[reason] += 1
+    return dict(found)
+
+
+def _fills_a_core(trial: TrialSpec, on_gpu: bool) -> bool:
+    return not on_gpu and trial.models_per_step > NETWORKS // 4
+
+
 def _room(trial: TrialSpec, on_gpu: bool, networks: int | None) -> int:
     """The most trials like ``trial`` that are worth being together, and are sure to fit."""
-    if networks is None and not on_gpu and trial.models_per_step > NETWORKS // 4:
+    if networks is None and _fills_a_core(trial, on_gpu):
         return 1
     networks = networks or (NETWORKS_GPU if on_gpu else NETWORKS)
     memory = MEMORY_GPU if on_gpu else MEMORY

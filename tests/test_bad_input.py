@@ -87,6 +87,12 @@ WRONG_FILES = {
         BASE + "points: [{images_per_class: 4, inner_steps: 2, images_per_class_per_step: 2}]",
         "all three sizes are given (images_per_class=4, inner_steps=2, images_per_class_per_step=2); ",
     ),
+    "an outer rate that grows without end": (
+        HEAD + "base: {dataset: digits, outer_steps: 200, outer_schedule: step, outer_decay_steps: 1, "
+        "outer_decay_factor: 1e3}",
+        "outer_decay_factor: 1000: by outer step 200, after 199 of them, the outer rate would be more than "
+        "1e+06 times as large; a factor below 1 lets it decay",
+    ),
     "network too big": (
         HEAD + "base: {dataset: digits, network: lenet}",
         "network: lenet takes images of 28 or 32 pixels, not images of 1x8x8",

@@ -17,7 +17,17 @@ import pytest
 import torch
 
 from ddsweep.catalog import DATASETS, TrialSpec
-from ddsweep.cohorts import FREE, MEMORY, WRITTEN_OUT, cohort_key, cohort_sizes, room_beside, split_evenly
+from ddsweep.cohorts import (
+    FREE,
+    MEMORY,
+    WRITTEN_OUT,
+    cohort_key,
+    cohort_sizes,
+    room_beside,
+    split_evenly,
+    why_alone,
+    why_in_turn,
+)
 from ddsweep.core.methods import bptt
 from ddsweep.core.networks import build_network
 from ddsweep.cost import choose_memory, estimate
@@ -232,14 +242,66 @@ def test_what_decides_the_shape_and_what_does_not() -> None:
     assert key is not None and all(cohort_key(spec) == key for spec in SPECS)
     for other in ({"inner_steps": 1}, {"models_per_step": 3}, {"dtype": "float64"}, {"real_batch": 32}):
         assert cohort_key(spec_of(**other)) not in (None, key), other
-    for never in (
-        {"window": 2},
-        {"inner_augment": "shift"},
-        {"method": "distribution_matching", "inner_lr": None},
-    ):
-        named = {name: value for name, value in never.items() if value is not None}
-        assert cohort_key(spec_of(**named)) is None or never["method"], never
+    for own in ({"window": 2}, {"window": 3}, {"inner_augment": "shift"}):
+        assert cohort_key(spec_of(**own)) not in (None, key), own
+        assert cohort_key(spec_of(**own)) == cohort_key(spec_of(5, outer_lr=0.3, **own)), own
+    assert cohort_key(MATCHED) is None and cohort_key(LARGE) is None and cohort_key(OWN) is None
     assert {item.name for item in fields(TrialSpec)} >= FREE
+
+
+MATCHED = TrialSpec(DATASETS["digits"], network="convnet(width=8)", method="distribution_matching")
+LARGE = TrialSpec(DATASETS["cifar10"], network="alexcifarnet")
+OWN = TrialSpec(DATASETS["digits"], network="my_nets.py:Small@0123456789ab")
+OWN_METHOD = TrialSpec(DATASETS["digits"], network="convnet(width=8)", method="my.methods:Mine")
+
+
+@pytest.mark.parametrize(
+    ("trial", "setting", "compile", "why"),
+    [
+        (MATCHED, "auto", "auto", "distribution_matching takes one trial at a time"),
+        (OWN_METHOD, "auto", "auto", "a method of your own takes one trial at a time"),
+        (OWN, 4, "auto", "side by side, networks of your own would give other last digits than alone"),
+        (LARGE, "auto", "auto", "networks as large as alexcifarnet are slower side by side"),
+        (SPECS[0], "auto", "on", "compiled code is that of one trial (resources.compile: on)"),
+        (spec_of(models_per_step=8), "auto", "auto", "8 networks an outer step fill a core"),
+        (
+            spec_of(real_batch=9_000_000),
+            "auto",
+            "auto",
+            "two together would take too much memory by estimate",
+        ),
+    ],
+)
+def test_plan_knows_why_trials_are_not_together(
+    trial: TrialSpec, setting: int | str, compile: str, why: str
+) -> None:
+    """Two that differ in the seed alone, beside two that can be together unless nothing is."""
+    trials = [trial, replace(trial, seed=7), SPECS[2], SPECS[3]]
+    sizes = cohort_sizes(trials, setting, compile=compile)
+    count = 4 if compile == "on" else 2
+    assert why_in_turn(trials, sizes, setting, compile=compile) == {why: count}
+    assert (why_alone(trial) == why) == (trial in (MATCHED, OWN_METHOD, OWN, LARGE))
+
+
+def test_one_of_another_shape_has_no_companion_yet() -> None:
+    trials = [SPECS[0], SPECS[1], spec_of(inner_epochs=5)]
+    sizes = cohort_sizes(trials, "auto")
+    assert why_in_turn(trials, sizes, "auto") == {"no other trial has its shape": 1}
+    assert why_in_turn(trials, sizes, "auto", more=True) == {}, "a search may propose companions"
+    assert why_in_turn(trials[2:], sizes, "auto") == {}, "there is no other trial"
+    assert why_in_turn(trials, cohort_sizes(trials, 1), 1) == {}, "as asked for"
+
+
+def test_plan_says_which_trials_go_one_after_the_other(tmp_path: Path, ddsweep: Callable[..., Any]) -> None:
+    (tmp_path / "both.yaml").write_text(
+        "name: both\nbase: {dataset: digits, network: convnet(width=8), inner_epochs: 4}\n"
+        "points: [{window: 2}, {method: distribution_matching}]\nseeds: 3\n"
+    )
+    said = ddsweep("plan", "both.yaml", cwd=tmp_path)
+    assert said.returncode == 0, said.stderr
+    told = " ".join(said.stdout.split())
+    assert "3 trials share processes with others of their shape, up to 3 in one; 3 trials alone" in told
+    assert "3 trials one after the other, not together: distribution_matching takes one trial" in told
 
 
 def test_networks_with_written_out_derivatives_are_those_that_say_so() -> None:
@@ -258,7 +320,8 @@ def test_networks_with_written_out_derivatives_are_those_that_say_so() -> None:
         (spec_of(), {"cohort": 1}, 3, 1),
         (spec_of(), {"compile": "on"}, 3, 1),
         (spec_of(models_per_step=8), {}, 3, 1),
-        (spec_of(window=2), {"cohort": 5}, 3, 1),
+        (spec_of(window=2), {"cohort": 5}, 3, 5),
+        (TrialSpec(DATASETS["cifar10"], network="alexcifarnet"), {"cohort": 5}, 3, 1),
     ],
 )
 def test_how_many_may_be_beside_a_trial_whose_companions_are_to_come(
@@ -269,7 +332,7 @@ def test_how_many_may_be_beside_a_trial_whose_companions_are_to_come(
     key, found = room_beside(trial, given, most)
     assert found == room
     assert (room_beside(replace(trial, outer_lr=0.3), given, most)[0] == key) == (
-        trial.window is None and given.compile != "on"
+        cohort_key(trial) is not None and given.compile != "on"
     )
     assert room_beside(replace(trial, inner_epochs=5), given, most)[0] != key
 

@@ -20,6 +20,7 @@ import ddsweep.trial.running
 from ddsweep.catalog import DATASETS, EvaluationSpec, TrialSpec
 from ddsweep.core import graphs
 from ddsweep.core.execution import ExecutionPlan
+from ddsweep.core.methods import distribution_matching
 from ddsweep.data.load import Splits
 from ddsweep.errors import TooLargeError
 from ddsweep.evaluation import evaluate_unit, finish
@@ -159,6 +160,36 @@ def test_a_checkpoint_from_before_the_count_goes_on(tmp_path, splits, monkeypatc
     save_tensors(directory.checkpoint(SPEC.trial_id), tensors, header, directory.temporary)
     assert distil_trial(SPEC, splits, directory, SETTINGS)
     assert read_distilled(SPEC, directory).provenance["n_replans"] == 0
+
+
+def test_distribution_matching_lets_fewer_real_images_through_at_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, splits: Splits
+) -> None:
+    """It keeps nothing of inner steps, so no attempt goes to a plan that keeps less of them."""
+    spec = TrialSpec(
+        dataset=DATASETS["digits"],
+        **{"network": "convnet(depth=1,width=8,norm=none)", "method": "distribution_matching"},
+        **{"outer_steps": 3, "models_per_step": 2, "real_per_class": 6, "selection_networks": 2},
+        dtype="float64",
+    )
+    real, tried, least = distribution_matching.gradients, [], [15]
+
+    def gradients(task: Any, *more: Any) -> Any:
+        tried.append((task.plan.memory_mode, task.plan.real_chunk))
+        if task.plan.real_chunk > least[0]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(task, *more)
+
+    monkeypatch.setattr(distribution_matching, "gradients", gradients)
+    directory = SweepDirectory(tmp_path)
+    assert distil_trial(spec, splits, directory, SETTINGS)
+    assert tried[0][1] > 60 and tried[1:] == [("store", 30)] + [("store", 15)] * 3
+    assert read_distilled(spec, directory).provenance["n_replans"] == 2
+    least[0] = 0
+    tried.clear()
+    with pytest.raises(TooLargeError, match="8 real images at a time"):
+        distil_trial(spec, splits, SweepDirectory(tmp_path / "none"), SETTINGS)
+    assert [chunk for _, chunk in tried][1:] == [30, 15, 8]
 
 
 def test_a_trial_that_fits_in_no_way_says_what_it_needs_and_what_to_set(

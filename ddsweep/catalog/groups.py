@@ -308,6 +308,11 @@ class OuterSteps(SettingsGroup):
             raise SettingError("clip_norm and clip_median exclude each other: give one of them")
 
 
+LARGEST_GROWTH = 1e6
+"""No schedule of the outer rate may lead to a greater multiple of it: long before the numbers end, nothing is
+learned any more."""
+
+
 @dataclass(frozen=True)
 class Update(SettingsGroup):
     """Outer steps: the update, and what is handed over"""
@@ -331,6 +336,18 @@ class Update(SettingsGroup):
     max_rollbacks: int = setting(0, NOT_NEGATIVE)
     """how often a trial that diverges returns to its last healthy state (at a validation step, or the start),
     at half the outer rate"""
+
+    @staticmethod
+    def check(trial: TrialSpec) -> None:
+        decays = (trial.outer_steps - 1) // trial.outer_decay_steps
+        if trial.outer_schedule != "step" or trial.outer_decay_factor <= 1:
+            return
+        if decays * math.log(trial.outer_decay_factor) > math.log(LARGEST_GROWTH):
+            raise SettingError(
+                f"outer_decay_factor: {trial.outer_decay_factor:g}: by outer step {trial.outer_steps}, after "
+                f"{decays} of them, the outer rate would be more than {LARGEST_GROWTH:g} times as large; a "
+                "factor below 1 lets it decay"
+            )
 
 
 @dataclass(frozen=True)

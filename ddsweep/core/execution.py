@@ -143,14 +143,18 @@ def runnable(plan: ExecutionPlan, network: nn.Module) -> ExecutionPlan:
     return plan
 
 
-def more_frugal(plan: ExecutionPlan, segment: int, networks: int, images: int) -> ExecutionPlan | None:
+def more_frugal(plan: ExecutionPlan, segment: int | None, networks: int, images: int) -> ExecutionPlan | None:
     """The next leaner plan for outer steps that ran out of memory under ``plan``; None after the last one.
 
     First the inner steps get leaner, then the real images, then the networks that see them: ``recompute``,
     with ``segment`` (the one that takes the least memory); half the chunk of the ``images`` of a real batch,
     repeatedly; half the block of the ``networks``; at last one team instead of several. Results are equal up
-    to rounding.
+    to rounding. ``segment`` None is for a method without inner steps, where networks go one by one: only the
+    real images can get fewer.
     """
+    if segment is None:
+        fewer = max(SMALLEST_CHUNK, min(plan.real_chunk, images) // 2)
+        return replace(plan, real_chunk=fewer) if fewer < min(plan.real_chunk, images) else None
     if plan.memory_mode == "store" or plan.segment != segment:
         return replace(plan, memory_mode="recompute", segment=segment)
     if (chunk := min(plan.real_chunk, images)) > SMALLEST_CHUNK and not plan.whole_batches:

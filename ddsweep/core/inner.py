@@ -25,10 +25,13 @@ from torch import Tensor
 
 from ddsweep.core.layers import Params
 
-__all__ = ["InnerOptimizer", "Rate", "Slots", "UpdateVjp", "added"]
+__all__ = ["InnerOptimizer", "Number", "Rate", "Slots", "UpdateVjp", "added"]
 
 Rate = float | Tensor
 """One for all networks, or ``[K]``, one for each."""
+
+Number = int | tuple[int, ...]
+"""The number of a step, from 0: the same for all networks, or K numbers, one for each."""
 
 Slots = tuple[Params, ...]
 """The optimiser's own state: empty for gd, (u,) for momentum, (m, s) for adam."""
@@ -46,6 +49,13 @@ class UpdateVjp:
 
 def _per_network(rate: Rate, like: Tensor) -> Rate:
     return rate.view(-1, *[1] * (like.dim() - 1)) if isinstance(rate, Tensor) else rate
+
+
+def _part_seen(decay: float, step: Number, like: Tensor) -> Rate:
+    """``1 - decay^(step + 1)``: Adam's corrections of moments that began at zero."""
+    if isinstance(step, tuple):
+        return _per_network(like.new_tensor([1 - decay ** (t + 1) for t in step]), like)
+    return 1 - decay ** (step + 1)
 
 
 def _scaled(values: Params, rate: Rate) -> Params:
@@ -89,9 +99,9 @@ class InnerOptimizer:
         return tuple({n: torch.zeros_like(w) for n, w in params.items()} for _ in range(count))
 
     def update(
-        self, params: Params, slots: Slots, gradient: Params, rate: Rate, step: int
+        self, params: Params, slots: Slots, gradient: Params, rate: Rate, step: Number
     ) -> tuple[Params, Slots]:
-        """Weights and slots after step ``step`` (from 0)."""
+        """Weights and slots after step ``step``."""
         if self.weight_decay:
             gradient = {n: gradient[n] + self.weight_decay * w for n, w in params.items()}
         slots = self._slots_after(slots, gradient)
@@ -112,7 +122,7 @@ class InnerOptimizer:
             {n: b * s[n] + (1 - b) * g * g for n, g in gradient.items()},
         )
 
-    def _direction(self, name: str, slots: Slots, gradient: Params, step: int) -> Tensor:
+    def _direction(self, name: str, slots: Slots, gradient: Params, step: Number) -> Tensor:
         """The factor of the rate; ``slots`` are those after the step."""
         if self.kind == "gd":
             return gradient[name]
@@ -121,13 +131,13 @@ class InnerOptimizer:
         m, root = self._moments(name, slots, step)
         return m / root
 
-    def _moments(self, name: str, slots: Slots, step: int) -> tuple[Tensor, Tensor]:
+    def _moments(self, name: str, slots: Slots, step: Number) -> tuple[Tensor, Tensor]:
         a, b = self.BETAS
-        m = slots[0][name] / (1 - a ** (step + 1))
-        return m, (slots[1][name] / (1 - b ** (step + 1)) + self.EPSILON**2).sqrt()
+        m, s = slots[0][name], slots[1][name]
+        return m / _part_seen(a, step, m), (s / _part_seen(b, step, s) + self.EPSILON**2).sqrt()
 
     def vjp(
-        self, v: Params, by_slots: Slots, slots: Slots, gradient: Params, rate: Rate, step: int
+        self, v: Params, by_slots: Slots, slots: Slots, gradient: Params, rate: Rate, step: Number
     ) -> UpdateVjp:
         """Back through one update. ``v`` and ``by_slots``: derivatives by weights and slots after the
         step; ``slots`` those before it. Raises ``ValueError`` with weight decay."""
@@ -143,7 +153,7 @@ class InnerOptimizer:
         return self._vjp_adam(v, by_slots, after, gradient, rate, step)
 
     def _vjp_adam(
-        self, v: Params, by_slots: Slots, after: Slots, gradient: Params, rate: Rate, step: int
+        self, v: Params, by_slots: Slots, after: Slots, gradient: Params, rate: Rate, step: Number
     ) -> UpdateVjp:
         a, b = self.BETAS
         by_m, by_s, by_gradient, directions = {}, {}, {}, {}
@@ -151,8 +161,8 @@ class InnerOptimizer:
             m, root = self._moments(n, after, step)
             moved = _per_network(rate, along) * along
             directions[n] = m / root
-            m_after = by_slots[0][n] - moved / (root * (1 - a ** (step + 1)))
-            s_after = by_slots[1][n] + 0.5 * moved * m / (root**3 * (1 - b ** (step + 1)))
+            m_after = by_slots[0][n] - moved / (root * _part_seen(a, step, m))
+            s_after = by_slots[1][n] + 0.5 * moved * m / (root**3 * _part_seen(b, step, m))
             by_gradient[n] = (1 - a) * m_after + 2 * (1 - b) * gradient[n] * s_after
             by_m[n], by_s[n] = a * m_after, b * s_after
         return UpdateVjp(by_gradient, (by_m, by_s), -_dot(v, directions))

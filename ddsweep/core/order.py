@@ -24,9 +24,9 @@ __all__ = [
 
 @dataclass(frozen=True)
 class BatchOrder:
-    """For each inner step t: ``batches [T, K or 1, n]``, the indices of the used images among the S*n, and
-    ``rates [T, K or 1]``, the index of the rate. One row if all networks have the same order. On the CPU,
-    except inside a GPU's recording."""
+    """For each inner step t: ``batches [T, R, n]``, the indices of the used images among the S*n, and ``rates
+    [T, R]``, the index of the rate. R is 1 if all of K networks have the same order, K if each has its own,
+    or G if K/G networks in a row share one. On the CPU, except inside a GPU's recording."""
 
     batches: Tensor
     rates: Tensor
@@ -38,9 +38,20 @@ class BatchOrder:
     def shared(self) -> bool:
         return self.batches.shape[1] == 1
 
-    def of(self, share: slice) -> BatchOrder:
-        """The order of some of the networks."""
+    def of(self, share: slice | Sequence[int]) -> BatchOrder:
+        """The order of some of the networks, each of which has a row."""
         return self if self.shared else BatchOrder(self.batches[:, share], self.rates[:, share])
+
+    def between(self, spans: Sequence[tuple[int, int]]) -> BatchOrder:
+        """The steps ``start <= t < stop`` of each span, all of one length: step 0 is the first of each. There
+        are as many spans as sets of networks; a shared order gets a row for each set."""
+        each = max(1, self.batches.shape[1] // len(spans))
+        rows = [slice(None) if self.shared else slice(g * each, (g + 1) * each) for g in range(len(spans))]
+        batches, rates = (
+            torch.cat([of[start:stop, row] for (start, stop), row in zip(spans, rows, strict=True)], 1)
+            for of in (self.batches, self.rates)
+        )
+        return BatchOrder(batches, rates)
 
     def repeated(self, times: int) -> BatchOrder:
         """The order of the K networks, repeated ``times``: network k has the order of network k mod K."""

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_map_only
 
 from ddsweep.core.derivatives import Autograd, Derivatives, Functional, derivatives_of
 from ddsweep.core.execution import ExecutionPlan
-from ddsweep.core.inner import InnerOptimizer, Rate, Slots, added
+from ddsweep.core.inner import InnerOptimizer, Number, Rate, Slots, added
 from ddsweep.core.layers import Params
 
 __all__ = [
@@ -52,14 +52,21 @@ class Steps(Protocol):
         ...
 
     def forward(
-        self, weights: Params, slots: Slots, images: Tensor, targets: Tensor, rate: Rate, t: int, keep: bool
+        self,
+        weights: Params,
+        slots: Slots,
+        images: Tensor,
+        targets: Tensor,
+        rate: Rate,
+        t: Number,
+        keep: bool,
     ) -> tuple[Params, Slots, Any]:
         """Weights and slots after step ``t`` and, if ``keep``, the values that `back` needs to go back
         through it."""
         ...
 
     def back(
-        self, weights: Params, slots: Slots, kept: Any, v: Params, by_slots: Slots, rate: Rate, t: int
+        self, weights: Params, slots: Slots, kept: Any, v: Params, by_slots: Slots, rate: Rate, t: Number
     ) -> StepVjp:
         """Back through step ``t``: ``weights`` and ``slots`` are those before it, ``v`` and ``by_slots`` the
         derivatives by those after it."""
@@ -76,14 +83,21 @@ class _Eager:
         return replace(self, rest=rest)
 
     def forward(
-        self, weights: Params, slots: Slots, images: Tensor, targets: Tensor, rate: Rate, t: int, keep: bool
+        self,
+        weights: Params,
+        slots: Slots,
+        images: Tensor,
+        targets: Tensor,
+        rate: Rate,
+        t: Number,
+        keep: bool,
     ) -> tuple[Params, Slots, Any]:
         gradient, kept = self.math.gradient({**weights, **self.rest}, images, targets, keep)
         after = self.optimizer.update(weights, slots, gradient, rate, t)
         return *after, (gradient, kept) if keep else None
 
     def back(
-        self, weights: Params, slots: Slots, kept: Any, v: Params, by_slots: Slots, rate: Rate, t: int
+        self, weights: Params, slots: Slots, kept: Any, v: Params, by_slots: Slots, rate: Rate, t: Number
     ) -> StepVjp:
         gradient, passes = kept
         update = self.optimizer.vjp(v, by_slots, slots, gradient, rate, t)
@@ -107,24 +121,31 @@ class _Compiled:
         raise ValueError("compile: networks of a user's own are not compiled")
 
     def forward(
-        self, weights: Params, slots: Slots, images: Tensor, targets: Tensor, rate: Rate, t: int, keep: bool
+        self,
+        weights: Params,
+        slots: Slots,
+        images: Tensor,
+        targets: Tensor,
+        rate: Rate,
+        t: Number,
+        keep: bool,
     ) -> tuple[Params, Slots, Any]:
         after, slots_after = self.step(weights, slots, images, targets, *_numbers(rate, t, images))
         return after, slots_after, (images, targets) if keep else None
 
     def back(
-        self, weights: Params, slots: Slots, kept: Any, v: Params, by_slots: Slots, rate: Rate, t: int
+        self, weights: Params, slots: Slots, kept: Any, v: Params, by_slots: Slots, rate: Rate, t: Number
     ) -> StepVjp:
         images, targets = kept
         numbers = _numbers(rate, t, images)
         return StepVjp(*self.way_back(weights, slots, images, targets, v, by_slots, *numbers))
 
 
-def _numbers(rate: Rate, t: int, like: Tensor) -> tuple[Tensor, Tensor]:
+def _numbers(rate: Rate, t: Number, like: Tensor) -> tuple[Tensor, Tensor]:
     """``rate [1 or K]``, and the number of the step in float64, in which Adam's corrections are exact."""
     if not isinstance(rate, Tensor):
         rate = torch.tensor([rate], dtype=torch.float64)
-    return rate.to(like), torch.full((), t, dtype=torch.float64, device=like.device)
+    return rate.to(like), torch.as_tensor(t, dtype=torch.float64, device=like.device)
 
 
 @lru_cache(maxsize=8)

@@ -20,7 +20,7 @@ from ddsweep.core.layers import Params
 from ddsweep.core.order import BatchOrder, DrawnMinibatches, Minibatches, fixed_batch_order, rate_index
 from ddsweep.core.own_network import parts, rest_after, rest_at
 
-__all__ = ["Augment", "Batches", "InnerLoop", "TrainState", "rate_at", "train_networks"]
+__all__ = ["Augment", "Batches", "InnerLoop", "TrainState", "of_each", "rate_at", "train_networks"]
 
 RECORDED_STEPS = 50
 """The number of inner steps without a way back in one recording."""
@@ -34,8 +34,9 @@ step."""
 class InnerLoop:
     """How networks are trained on distilled images: plain gradient descent in fixed order by default.
 
-    Forward only there can be more: ``minibatches`` instead of a ``batch_order``, an augmentation for each of
-    the K networks (``augments``), and ``rate_factor(t)``, that of the rate of step t.
+    ``augments`` are an augmentation for each of K networks, or of G sets of them, instead of one for all.
+    Forward only there can be more: ``minibatches`` instead of a ``batch_order``, and ``rate_factor(t)``, that
+    of the rate of step t.
     """
 
     optimizer: InnerOptimizer = field(default_factory=InnerOptimizer)
@@ -103,6 +104,28 @@ class TrainState:
         """All tensors of the networks."""
         return {**self.weights, **self.rest}
 
+    def of(self, networks: Sequence[int]) -> TrainState:
+        """That of some of the networks."""
+
+        def taken(values: Params) -> Params:
+            return {name: value[list(networks)] for name, value in values.items()}
+
+        return TrainState(taken(self.weights), tuple(map(taken, self.slots)), self.step, taken(self.rest))
+
+    @classmethod
+    def joined(cls, states: Sequence[TrainState]) -> TrainState:
+        """The networks of all ``states``, before their next step, which is number 0."""
+
+        def side_by_side(parts: Sequence[Params]) -> Params:
+            return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+        return cls(
+            side_by_side([state.weights for state in states]),
+            tuple(side_by_side(parts) for parts in zip(*(state.slots for state in states), strict=True)),
+            0,
+            side_by_side([state.rest for state in states]),
+        )
+
 
 class Batches:
     """The distilled images and labels of each inner step, and the way back from a step's derivatives.
@@ -134,14 +157,21 @@ class Batches:
         picks = picks[0] if self.shared else picks
         images = _taken(self.images, self.own, picks)
         targets = _taken(self.labels, self._own_labels, picks)
-        if self._augments:
-            each = images if images.dim() == 5 else images.expand(len(self._augments), *images.shape)
-            changed = (augment(own, t) for augment, own in zip(self._augments, each, strict=True))
-            return torch.stack(list(changed)), targets
-        return images if self.augment is None else self.augment(images, t), targets
+        if self._augments and images.dim() == 4:
+            images = images.expand(len(self._augments), *images.shape)
+        return self._augmented(images, t), targets
+
+    def _augmented(self, images: Tensor, t: int) -> Tensor:
+        """``images`` of step ``t``, ``[n, ...]`` or ``[G or K, n, ...]``, changed by the augmentations of
+        their sets."""
+        if not self._augments:
+            return images if self.augment is None else self.augment(images, t)
+        each = images.chunk(len(self._augments))
+        return torch.cat([augment(own, t) for augment, own in zip(self._augments, each, strict=True)])
 
     def rate_of(self, t: int) -> Tensor:
-        """The index of the rate of step ``t``: int64 ``[1]`` or ``[K]``, on the device of the images."""
+        """The index of the rate of step ``t``: int64 ``[R]`` as in `BatchOrder`, on the device of the
+        images."""
         assert self._rates is not None, "minibatches have one rate"
         return self._rates[t]
 
@@ -149,17 +179,22 @@ class Batches:
         """Add the derivatives ``part [K, n, ...]`` of step ``t`` to ``total [K, S*n, ...]``."""
         count, size = total.shape[:2]
         offsets = torch.arange(count, device=total.device)[:, None] * size
-        index = (self._picks[t] + offsets).flatten()
+        index = (of_each(self._picks[t], count) + offsets).flatten()
         total.view(count * size, *total.shape[2:]).index_add_(0, index, part.flatten(0, 1).to(total))
 
     def back_through_augment(self, part: Tensor, t: int) -> Tensor:
         """Derivatives by the images of step ``t``, from those by the changed images."""
-        if self.augment is None:
+        if self.augment is None and not self._augments:
             return part
         with torch.enable_grad():
             leaf = torch.zeros_like(part).requires_grad_()
-            made = self.augment(leaf, t)
+            made = self._augmented(leaf, t)
         return torch.autograd.grad(made, leaf, part)[0]
+
+
+def of_each(rows: Tensor, count: int) -> Tensor:
+    """``rows [R, ...]`` of ``count`` networks (`BatchOrder`): one for all, or one for each of them."""
+    return rows.repeat_interleave(count // len(rows), 0) if 1 < len(rows) < count else rows
 
 
 def _flat(values: Tensor, own: bool) -> Tensor:

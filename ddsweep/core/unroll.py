@@ -33,14 +33,14 @@ from ddsweep.core.derivatives import no_bookkeeping
 from ddsweep.core.execution import ExecutionPlan
 from ddsweep.core.graphs import replayed
 from ddsweep.core.images import LabelledImages
-from ddsweep.core.inner import Rate, Slots
+from ddsweep.core.inner import Number, Rate, Slots
 from ddsweep.core.layers import Params
 from ddsweep.core.order import BatchOrder, fixed_batch_order
 from ddsweep.core.own_network import rest_after, rest_at
 from ddsweep.core.precision import products
 from ddsweep.core.steps import LossAndGradient, Steps, StepVjp, loss_and_gradient_of, steps_of
 from ddsweep.core.teams import in_teams
-from ddsweep.core.training import Batches, InnerLoop, TrainState
+from ddsweep.core.training import Augment, Batches, InnerLoop, TrainState, of_each
 
 __all__ = [
     "OuterGradient",
@@ -154,10 +154,12 @@ class _Unroll:
         batch_order: BatchOrder,
         rates: Tensor,
         plan: ExecutionPlan,
+        starts: tuple[int, ...] = (),
     ) -> None:
-        """``rates [T]``, or ``[K, T]`` for networks of several sets."""
+        """``rates [T]``, or ``[K, T]`` for networks of several sets. With ``starts``, K numbers, step 0 of
+        the order is for each network that step of its training."""
         self.network, self.steps, self.batches = network, steps, batches
-        self.batch_order, self.rates = batch_order, rates
+        self.batch_order, self.rates, self.starts = batch_order, rates, starts
         # A number would be the same in every replay of a recording.
         self.numbers = None if plan.graph or rates.dim() == 2 else rates.tolist()
         self.keep_all = plan.memory_mode == "store"
@@ -171,7 +173,11 @@ class _Unroll:
         if self.rates.dim() == 1:
             return self.rates[self.batches.rate_of(t)]
         networks = torch.arange(len(self.rates), device=self.rates.device)
-        return self.rates[networks, self.batches.rate_of(t)]
+        return self.rates[networks, of_each(self.batches.rate_of(t), len(networks))]
+
+    def number(self, t: int) -> Number:
+        """The number of step ``t`` for the optimiser."""
+        return tuple(start + t for start in self.starts) if self.starts else t
 
     def step(self, point: TrainState, keep: bool) -> tuple[TrainState, _Step]:
         t = point.step
@@ -181,14 +187,15 @@ class _Unroll:
             steps = steps.with_rest(rest_at(rest, t))
             rest = rest_after(self.network, point.weights, rest, images, t)
         weights, slots, kept = steps.forward(
-            point.weights, point.slots, images, targets, self.rate(t), t, keep
+            point.weights, point.slots, images, targets, self.rate(t), self.number(t), keep
         )
         return TrainState(weights, slots, t + 1, rest), _Step(point, kept)
 
     def back(self, step: _Step, v: Params, by_slots: Slots) -> StepVjp:
         before = step.before
         t = before.step
-        return self.steps.back(before.weights, before.slots, step.kept, v, by_slots, self.rate(t), t)
+        rate, number = self.rate(t), self.number(t)
+        return self.steps.back(before.weights, before.slots, step.kept, v, by_slots, rate, number)
 
     def forward(self, point: TrainState, stop: int) -> tuple[TrainState, list[_Step | TrainState]]:
         """The point after step ``stop``, and a tape: the steps, or the first point of each segment."""
@@ -221,7 +228,7 @@ def outer_gradient(
     plan: ExecutionPlan,
     *,
     loop: InnerLoop | None = None,
-    window: Window | None = None,
+    window: Window | Sequence[Window] | None = None,
 ) -> OuterGradient:
     """The outer loss of K networks and its exact derivative w.r.t. images, raw rates and soft labels.
 
@@ -233,7 +240,8 @@ def outer_gradient(
 
     G sets at once: images ``[G, S, n, c, h, w]`` with labels ``[S, n]``, or probabilities ``[G, S, n,
     classes]``, raw ``[G, T]`` and real images ``[G, N, ...]`` or ``[K, N, ...]``; K/G networks in a row
-    belong to one set. That takes derivatives that are written out (``explicit``).
+    belong to one set. Each set may have a ``window`` of its own, all of one length, and an augmentation
+    (``loop.augments``). That takes derivatives that are written out (``explicit``).
 
     Raises ``ValueError`` if T is not a multiple of S, for several sets under another plan, or for an
     augmentation if ``plan`` records a graph: it is another one in every outer step.
@@ -249,11 +257,12 @@ def outer_gradient(
         fixed_batch_order(inner_steps, batch, total) if loop.batch_order is None else loop.batch_order
     )
     window = Window(0, total) if window is None else window
+    windows = (window,) if isinstance(window, Window) else tuple(window)
     own = real.labels.dim() == 2
     if plan.graph:
         with products(plan.device):
             whole = replace(loop, batch_order=batch_order)
-            return _recorded(network, params, distilled, raw, real, plan, whole, window)
+            return _recorded(network, params, distilled, raw, real, plan, whole, windows)
 
     count = len(next(iter(params.values())))
 
@@ -267,9 +276,13 @@ def outer_gradient(
         weights = {name: value[some] for name, value in params.items()}
         of_real = some if own and len(real.labels) == count else share
         batch = LabelledImages(real.images[of_real], real.labels[of_real]) if own else real
-        theirs = replace(loop, batch_order=batch_order.of(some))
-        with no_bookkeeping(plan) if loop.augment is None else nullcontext():  # autograd goes back through it
-            return _outer_gradient(module, weights, theirs_distilled, theirs_raw, batch, plan, theirs, window)
+        theirs = replace(loop, batch_order=batch_order.of(some), augments=loop.augments[share])
+        their_windows = windows[share] if len(windows) > 1 else windows
+        augmented = loop.augment is not None or loop.augments  # autograd goes back through it
+        with nullcontext() if augmented else no_bookkeeping(plan):
+            return _outer_gradient(
+                module, weights, theirs_distilled, theirs_raw, batch, plan, theirs, their_windows
+            )
 
     with products(plan.device):
         return _joined(in_teams(plan, network, sets if raw.dim() == 2 else count, of))
@@ -283,10 +296,10 @@ def _recorded(
     real: LabelledImages,
     plan: ExecutionPlan,
     loop: InnerLoop,
-    window: Window,
+    windows: tuple[Window, ...],
 ) -> OuterGradient:
     """`_outer_gradient` of all networks, as a CUDA graph."""
-    if loop.augment is not None:
+    if loop.augment is not None or loop.augments:
         raise ValueError("graph: an augmentation is another one in every outer step and cannot be recorded")
     assert loop.batch_order is not None
     names, device = list(params), distilled.images.device
@@ -296,14 +309,14 @@ def _recorded(
         x, y, raw_of_all, real_x, real_y, batches, rates = tensors[len(names) :]
         theirs = replace(loop, batch_order=BatchOrder(batches, rates))
         one, batch = LabelledImages(x, y), LabelledImages(real_x, real_y)
-        found = _outer_gradient(network, weights, one, raw_of_all, batch, plan, theirs, window)
+        found = _outer_gradient(network, weights, one, raw_of_all, batch, plan, theirs, windows)
         parts = (found.losses, found.images, found.raw_rates, found.labels)
         return [part for part in parts if part is not None]
 
     batch_order = loop.batch_order.batches.to(device), loop.batch_order.rates.to(device)
     inputs = [*params.values(), distilled.images, distilled.labels, raw]
     inputs += [real.images, real.labels, *batch_order]
-    what = ("outer gradient", network, tuple(names), plan, loop.optimizer, window)
+    what = ("outer gradient", network, tuple(names), plan, loop.optimizer, windows)
     return OuterGradient(*replayed(what, work, [value.detach() for value in inputs]))
 
 
@@ -326,6 +339,47 @@ def _of_each_set(function: Callable[[Tensor], Tensor], raw: Tensor, count: int) 
     return torch.stack([function(one) for one in raw]).repeat_interleave(count // len(raw), 0)
 
 
+def _later(augment: Augment, window: Window) -> Augment:
+    """``augment`` of steps that are counted from the start of ``window``."""
+    return lambda images, t: augment(images, window.start + t)
+
+
+def _at_starts(
+    network: nn.Module,
+    steps: Steps,
+    point: TrainState,
+    distilled: LabelledImages,
+    rates: Tensor,
+    plan: ExecutionPlan,
+    loop: InnerLoop,
+    starts: Sequence[int],
+) -> TrainState:
+    """The networks of each of several sets after the steps that ``starts`` has for it. As long as sets have
+    steps to go, they are side by side. ``rates [K, T]``."""
+    assert loop.batch_order is not None
+    each = len(rates) // len(starts)
+    left, there = list(range(len(starts))), {}
+    while left:
+        until = min(starts[g] for g in left)
+        networks = [g * each + k for g in left for k in range(each)]
+        labels = distilled.labels[left] if distilled.labels.dim() == 4 else distilled.labels
+        order = loop.batch_order.of(networks)
+        augments = tuple(loop.augments[g] for g in left) if loop.augments else ()
+        theirs = LabelledImages(distilled.images[left], labels)
+        batches = Batches(theirs, replace(loop, augments=augments), order)
+        unroll = _Unroll(network, steps, batches, order, rates[networks], plan)
+        while point.step < until:
+            point, _ = unroll.step(point, False)
+        for place, g in enumerate(left):
+            if starts[g] == until:
+                there[g] = point.of(range(place * each, (place + 1) * each))
+        stay = [place for place, g in enumerate(left) if starts[g] > until]
+        if stay:
+            point = point.of([place * each + k for place in stay for k in range(each)])
+        left = [left[place] for place in stay]
+    return TrainState.joined([there[g] for g in range(len(starts))])
+
+
 def _outer_gradient(
     network: nn.Module,
     params: Params,
@@ -334,21 +388,30 @@ def _outer_gradient(
     real: LabelledImages,
     plan: ExecutionPlan,
     loop: InnerLoop,
-    window: Window,
+    windows: tuple[Window, ...],
 ) -> OuterGradient:
     """The outer gradient of the networks of one team. ``loop`` has a batch order."""
     assert loop.batch_order is not None
     batch_order, total = loop.batch_order, raw.shape[-1]
     count = next(iter(params.values())).shape[0]
     rates, slopes = (_of_each_set(function, raw.detach(), count) for function in (F.softplus, torch.sigmoid))
-    batches = Batches(distilled, loop, batch_order)
-    unroll = _Unroll(network, steps_of(network, loop.optimizer, plan), batches, batch_order, rates, plan)
-
     point = TrainState.start(network, params, loop.optimizer)
     point = replace(point, weights={name: value.detach() for name, value in point.weights.items()})
-    while point.step < window.start:
-        point, _ = unroll.step(point, False)
-    point, tape = unroll.forward(point, window.stop)
+    passes_of_step = steps_of(network, loop.optimizer, plan)
+    if len(windows) == 1:
+        batches, stop = Batches(distilled, loop, batch_order), windows[0].stop
+        unroll = _Unroll(network, passes_of_step, batches, batch_order, rates, plan)
+        while point.step < windows[0].start:
+            point, _ = unroll.step(point, False)
+    else:
+        each = [one.start for one in windows]
+        point = _at_starts(network, passes_of_step, point, distilled, rates, plan, loop, each)
+        batch_order = batch_order.between([(one.start, one.stop) for one in windows])
+        loop = replace(loop, augments=tuple(map(_later, loop.augments, windows)))
+        batches, stop = Batches(distilled, loop, batch_order), windows[0].stop - windows[0].start
+        starts = [start for start in each for _ in range(count // len(windows))]
+        unroll = _Unroll(network, passes_of_step, batches, batch_order, rates, plan, tuple(starts))
+    point, tape = unroll.forward(point, stop)
     passes = loss_and_gradient_of(network, loop.optimizer, plan)
     losses, v = loss_and_gradient(passes, point.params, real.images, real.labels, plan)
 
@@ -358,14 +421,13 @@ def _outer_gradient(
     by_labels = batches.labels.new_zeros(count, *batches.labels.shape[-2:]) if soft else None
     by_rates, networks = images.new_zeros(count, total), torch.arange(count, device=images.device)
     by_slots = tuple({name: torch.zeros_like(a) for name, a in v.items()} for _ in point.slots)
-    stop = window.stop
     while tape:
         steps = unroll.steps_of(tape.pop(), stop)
         stop = steps[0].before.step
         while steps:
             step = steps.pop()
             t, back = step.before.step, unroll.back(step, v, by_slots)
-            by_rates[networks, batches.rate_of(t)] += back.rate
+            by_rates[networks, of_each(batches.rate_of(t), count)] += back.rate
             batches.add_to(by_images, batches.back_through_augment(back.images, t), t)
             if by_labels is not None and back.targets is not None:
                 batches.add_to(by_labels, back.targets, t)

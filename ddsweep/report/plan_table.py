@@ -43,10 +43,12 @@ def plan_table(
     threads: float = 1.0,
     scheduler: AshaSpec | None = None,
     cohorts: Mapping[str, int] | None = None,
+    in_turn: Mapping[str, int] | None = None,
 ) -> Group:
     """The trials of ``plan`` with their state (``done``, ``stopped``, `TO_EVALUATE` or, also by default,
     ``missing``) and cost, and the totals below. ``threads`` is the number that ``estimates`` were made for,
-    ``cohorts`` the most trials that each may be distilled together with, itself included.
+    ``cohorts`` the most trials that each may be distilled together with, itself included; ``in_turn`` has the
+    reasons of those that are alone, with their numbers.
     """
     settings = {trial.trial_id: settings_of(trial) for trial in plan.trials}
     listed = dict(list(settings.items())[:MOST_LISTED])
@@ -61,6 +63,8 @@ def plan_table(
     table = trial_table(listed, varying(list(settings.values())), ["about", "memory"], told)
     more = [Text(f"and {hidden} more")] if (hidden := len(settings) - len(listed)) else []
     lines = [_totals(plan, states, estimates, threads, scheduler), *_together(plan, states, cohorts or {})]
+    reasons = (in_turn or {}).items()
+    lines += [f"{counted(count, 'trial')} one after the other, not together: {why}" for why, count in reasons]
     return Group(table, *more, Text("\n".join(lines)))
 
 

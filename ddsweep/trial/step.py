@@ -101,8 +101,11 @@ def step_in_memory(
 
     def shrink(error: Exception) -> bool:
         nonlocal wanted
-        _, segment = choose_memory(spec, "recompute")
-        smaller = more_frugal(wanted, segment, spec.models_per_step, spec.real_batch)
+        if spec.method == "distribution_matching":
+            smaller = more_frugal(wanted, None, 1, spec.real_per_class * spec.dataset.classes)
+        else:
+            _, segment = choose_memory(spec, "recompute")
+            smaller = more_frugal(wanted, segment, spec.models_per_step, spec.real_batch)
         if smaller is None:
             raise TooLargeError(_too_large(wanted, run.state.step, spec, gpus, error)) from error
         wanted = smaller

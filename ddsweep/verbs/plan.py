@@ -48,7 +48,7 @@ def plan(
 ) -> None:
     """Show the trials of a sweep, what is done, and what the rest will cost."""
     from ddsweep.catalog.numbers import counted
-    from ddsweep.cohorts import cohort_sizes
+    from ddsweep.cohorts import cohort_sizes, why_in_turn
     from ddsweep.cost import choose_memory, estimate
     from ddsweep.report.console import report_console
     from ddsweep.report.data import data_lines
@@ -67,7 +67,10 @@ def plan(
     finished = ("done", "stopped", TO_EVALUATE)
     to_distil = [trial for trial in found.trials if states.get(trial.trial_id) not in finished]
     gpus = [resources.for_trial(trial)[1] for trial in to_distil]
-    cohorts = cohort_sizes(to_distil, resources.cohort, compile=resources.compile, gpus=gpus)
+    setting, compiled = resources.cohort, resources.compile
+    cohorts = cohort_sizes(to_distil, setting, compile=compiled, gpus=gpus)
+    to_come = bool(found.to_propose)
+    in_turn = why_in_turn(to_distil, cohorts, setting, compile=compiled, gpus=gpus, more=to_come)
     estimates = {}
     for trial in found.trials:
         mode, segment = choose_memory(trial, resources.memory_mode, resources.segment)
@@ -76,7 +79,7 @@ def plan(
             trial, threads=1, memory_mode=mode, segment=segment, together=together
         )
     console = report_console()
-    table = plan_table(found, states, estimates, 1, sweep.scheduler, cohorts)
+    table = plan_table(found, states, estimates, 1, sweep.scheduler, cohorts, in_turn)
     console.print(table)
     for line in protocol_lines(found.trials, evaluation, states):
         console.print(f"protocol {line}", highlight=False, markup=False, soft_wrap=True)

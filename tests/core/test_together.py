@@ -37,6 +37,40 @@ CASES: dict[str, dict[str, Any]] = {
         **{"inner_lr_mode": "shared", "order": "sampled", "inner_steps": 2, "images_per_class": 4},
     },
     "recomputed": {"inner_steps": 3, "images_per_class": 3, "models_per_step": 2},
+    "windows": {
+        "inner_epochs": 9,
+        "window": 3,
+        "models_per_step": 2,
+        "inner_steps": 2,
+        "images_per_class": 2,
+    },
+    "windows of a known LeNet": {
+        **{"dataset": "mnist", "network": "lenet", "init": "fixed", "inner_epochs": 6, "window": 2},
+        "inner_optimizer": "momentum",
+    },
+    "windows, Adam, soft labels, shuffled": {
+        **{"inner_optimizer": "adam", "labels": "soft", "order": "shuffled", "inner_lr": 0.01},
+        **{"inner_epochs": 4, "window": 3, "models_per_step": 2, "inner_steps": 3, "images_per_class": 3},
+    },
+    "windows, one shared rate, sampled, recomputed": {
+        **{"inner_lr_mode": "shared", "order": "sampled", "inner_epochs": 3, "window": 4},
+        **{"inner_steps": 2, "images_per_class": 4},
+    },
+    "augmented": {"inner_augment": "shift+rotate+cutout", "models_per_step": 2, "inner_epochs": 2},
+    "augmented, in windows, shuffled": {
+        **{
+            "inner_augment": "scale",
+            "order": "shuffled",
+            "window": 2,
+            "inner_epochs": 3,
+            "models_per_step": 2,
+        },
+        **{"inner_steps": 2, "images_per_class": 2, "inner_optimizer": "adam", "inner_lr": 0.01},
+    },
+    "DSA on colours": {
+        **{"dataset": "cifar10", "network": "convnet(width=4,depth=1)", "inner_augment": "dsa"},
+        **{"inner_epochs": 6, "real_batch": 16},
+    },
 }
 
 
@@ -53,7 +87,7 @@ def task_of(case: str, seed: int, dtype: str = "float32", plan: ExecutionPlan | 
         network = build_network(spec.network_spec, data.shape, data.classes)
         plan = choose_plan(torch.device("cpu"), 1, network, networks=spec.models_per_step)
         plan = replace(plan, real_block=min(plan.real_block, spec.models_per_step))
-        if case == "recomputed":
+        if "recomputed" in case:
             plan = replace(plan, memory_mode="recompute", segment=2)
     return Task.of(spec, plan, real)
 
@@ -91,6 +125,20 @@ def test_teams_of_threads_share_the_trials() -> None:
     in_teams = [replace(task, plan=replace(task.plan, threads=2, teams=2)) for task in tasks]
     for one, two in zip(computed(tasks), computed(in_teams), strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+def test_teams_share_trials_with_windows_and_augmentations_of_their_own() -> None:
+    tasks = [task_of("augmented, in windows, shuffled", seed) for seed in range(5)]
+    in_teams = [replace(task, plan=replace(task.plan, threads=2, teams=2)) for task in tasks]
+    for one, two in zip(computed(tasks), computed(in_teams), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+def test_windows_of_trials_that_are_together_lie_in_different_places() -> None:
+    for case in CASES:
+        if "windows" in case:
+            starts = {bptt._window(task_of(case, seed).spec, 0).start for seed in range(5)}
+            assert len(starts) > 1, case
 
 
 def test_one_that_is_not_finite_does_not_spoil_the_others() -> None:

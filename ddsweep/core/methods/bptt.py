@@ -59,12 +59,12 @@ def gradients(task: Task, learned: Learned, step: int) -> NetworkGradients:
 def together(
     tasks: Sequence[Task], learned: Sequence[Learned], steps: Sequence[int]
 ) -> list[NetworkGradients]:
-    """`gradients` of several trials of one shape, as one outer gradient of all their networks. None of them
-    has a window or inner augmentations, because these change from step to step."""
+    """`gradients` of several trials of one shape, as one outer gradient of all their networks."""
     first = tasks[0]
     networks = [task.outer_networks(step) for task, step in zip(tasks, steps, strict=True)]
     real = [_real_batch(task, step) for task, step in zip(tasks, steps, strict=True)]
     loops = [_inner_loop(task, step) for task, step in zip(tasks, steps, strict=True)]
+    windows = [_window(task.spec, step) for task, step in zip(tasks, steps, strict=True)]
     joined = torch.stack if first.spec.real_batch_mode == "shared" else torch.cat
     labels = first.labels
     if "labels" in learned[0]:
@@ -76,7 +76,13 @@ def together(
         torch.stack([own["raw"].expand(first.spec.steps) for own in learned]),
         LabelledImages(joined([batch.images for batch in real]), joined([batch.labels for batch in real])),
         first.plan,
-        loop=replace(loops[0], batch_order=joined_orders([loop.batch_order for loop in loops])),
+        loop=replace(
+            loops[0],
+            batch_order=joined_orders([loop.batch_order for loop in loops]),
+            augment=None,
+            augments=tuple(loop.augment for loop in loops if loop.augment is not None),
+        ),
+        window=[window for window in windows if window is not None] or None,
     )
     each = first.spec.models_per_step
     return [_by_learned(found.of(slice(i * each, (i + 1) * each)), task.spec) for i, task in enumerate(tasks)]
