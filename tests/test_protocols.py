@@ -284,7 +284,7 @@ def test_the_evaluation_of_the_field_is_what_a_torch_loop_finds(
         )
     columns = ["inner_batch", "inner_schedule", "inner_decay_epochs", "inner_decay_factor", "weight_decay"]
     assert rows[columns].drop_duplicates().values.tolist() == [[more["inner_batch"], "step", 3, 0.1, 5e-4]]
-    assert set(rows["order"]) == {"shuffled"}
+    assert set(rows["order"]) == {"shuffled"}, "that of the recipe, also where there is one minibatch"
     assert set(rows["inner_augment"].dropna()) == ({more["inner_augment"]} if len(more) > 1 else set())
     recipe = changed(found.recipe, protocol)
     model = found.network(2).double()
@@ -293,6 +293,25 @@ def test_the_evaluation_of_the_field_is_what_a_torch_loop_finds(
         logits = model(normalise(splits.test_images, splits.mean, splits.std, torch.float64))
     again = float(F.cross_entropy(logits, splits.test_labels))
     assert again == pytest.approx(loss, rel=1e-10), "apply goes the same way"
+
+
+def test_one_minibatch_is_the_cheap_way_to_many_epochs(splits: Splits, directory: SweepDirectory) -> None:
+    """For a set of one batch and one rate: the same training as epoch by epoch, tested at its end alone."""
+    spec = spec_of(images_per_class=2, inner_steps=1, inner_epochs=1, inner_lr_mode="shared", seed=7)
+    distil_trial(spec, splits, directory, TrialSettings())
+    changes = {"inner_lr": 0.1, "inner_optimizer": "momentum", "inner_epochs": 6}
+    curve, end = Protocol(name="curve", **changes), Protocol(name="end", **changes, inner_batch=256)
+    rows = judge(spec, asked(curve, end), splits, directory)
+    steps = {name: sorted(set(rows[rows["protocol"] == name]["inner_step"])) for name in ("curve", "end")}
+    assert steps == {"curve": [0, 1, 2, 3, 4, 5, 6], "end": [0, 6]}
+    last = rows[rows["inner_step"] == 6].pivot(index="model_seed", columns="protocol")
+    assert (
+        len(last) > 1
+        and last["order"]["end"].eq("shuffled").all()
+        and last["order"]["curve"].eq("fixed").all()
+    )
+    assert last["accuracy"]["end"].tolist() == last["accuracy"]["curve"].tolist()
+    assert last["loss"]["end"].tolist() == pytest.approx(last["loss"]["curve"].tolist(), rel=1e-10)
 
 
 def test_a_schedule_and_an_augmentation_need_no_minibatches(

@@ -176,8 +176,9 @@ class _Evals:
     learned rates"""
     order: str
     inner_optimizer: str
-    """in which order images were used, by which optimiser; null for nearest neighbour, and in files of
-    versions without these columns"""
+    """in which order images were used, by which optimiser: with an `inner_batch` always `shuffled`, though a
+    set that is one minibatch has nothing to shuffle; null for nearest neighbour, and in files of versions
+    without these columns"""
     accuracy: float
     """on the split"""
     accuracy_other: float
