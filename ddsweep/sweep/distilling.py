@@ -4,6 +4,7 @@ distilled."""
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -32,7 +33,7 @@ from ddsweep.sweep.prepare import splits_key, trial_settings
 from ddsweep.sweep.proposing import Proposing
 from ddsweep.sweep.queue import Lost, PlannedPlace, TrialQueue
 from ddsweep.sweep.retry import RetryPolicy, Teller, WorkerError, told_death
-from ddsweep.sweep.session import RaySession
+from ddsweep.sweep.session import RaySession, nodes_alive
 from ddsweep.sweep.shards import EvalShards, SharedSplits
 from ddsweep.sweep.worker import TrialOfWorker, WorkerInputs, put_trials, trainable
 from ddsweep.trial import record_failure
@@ -44,6 +45,12 @@ REUSE_BELOW_S = 120.0
 
 PROCESS_BYTES = 2**30
 """The memory of a worker besides its trial: mostly the libraries of torch and Ray."""
+
+SPARE = 256
+"""So many more places a guided search can have than its nodes hold at the start, if others join."""
+
+LOOK_EVERY_S = 5.0
+"""How often it looks which nodes there are."""
 
 REPORTS_PER_S = 200
 """All trials together report at most so many outer steps a second to the driver: one takes it some 2 ms."""
@@ -84,18 +91,21 @@ class Distilling:
         halving = _halving(sweep, all_trials, self.directory, self.board) if sweep.scheduler else None
         late = _Late(self, by_id, halving)
         proposing: Proposing | None = None
+        room: _Room | None = None
         if self.guide is None:
             slots = side_by_side(sweep, trials, session)
             planned = plan_places(sweep, trials, slots, self.networks)
             sizes = {trial_id: place.size for place in planned for trial_id in place.trials}
             requests = _requests(sweep, planned, by_id, session)
         else:
-            slots = min(room_for(sweep, all_trials, session), len(trials) + self.guide.to_propose)
+            most = len(trials) + self.guide.to_propose
+            room = _Room(sweep, all_trials, session)
+            slots = min(room(), most)
             proposing = Proposing(
                 *(self.guide, self.make_ready, late.proposed, self.draining),
                 *(resources, max(1, self.guide.drawn // slots), self.networks),
             )
-            planned = proposing.places(trials, slots)
+            planned = proposing.places(trials, slots, min(SPARE, most - slots))
             sizes = {trial_id: proposing.companions(trial_id)[1] for trial_id in by_id}
             asked = [_request(sweep, trial, proposing.room(trial)[1], session) for trial in all_trials]
             requests = dict.fromkeys((place.name for place in planned), _dearest(asked))
@@ -107,6 +117,7 @@ class Distilling:
             halving=halving,
             most=resources.max_concurrent,
             source=proposing,
+            room=room,
         )
         mailbox = ray.remote(Mailbox).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote()
         inputs = WorkerInputs(
@@ -264,6 +275,25 @@ class Watcher(tune.Callback):
         for trial_id in self._trials:
             if self._board.state_of(trial_id) in ("paused", "running"):
                 self._board.set_state(trial_id, "drained")
+
+
+@dataclass
+class _Room:
+    """How many places the nodes hold that are there now, if each has the dearest of ``trials``."""
+
+    sweep: SweepSpec
+    trials: Sequence[TrialSpec]
+    session: RaySession
+    _looked: float = 0.0
+    _found: int = 0
+
+    def __call__(self) -> int:
+        if not self._found or time.monotonic() - self._looked >= LOOK_EVERY_S:
+            if self._found:
+                self.session = replace(self.session, nodes=nodes_alive())
+            self._looked = time.monotonic()
+            self._found = room_for(self.sweep, self.trials, self.session)
+        return self._found
 
 
 @dataclass

@@ -23,10 +23,11 @@ __all__ = ["Places", "place_of"]
 class Places(FIFOScheduler):
     """Starts places in their order as long as the ``queue`` has trials for them, and answers what they ask.
 
-    A place that died rests before it starts again, as the queue says; its room is free meanwhile. While
-    ``draining``, places that wait or rest are taken out: starting one takes seconds, only for it to see that
-    it is to stop. ``on_given`` is told of trials that begin, and returns references to those that a place
-    does not have; ``on_lost`` is told of each death."""
+    A place that died rests before it starts again, as the queue says; its room is free meanwhile. A place
+    that the nodes do not hold rests until others have joined. While ``draining``, places that wait or rest
+    are taken out: starting one takes seconds, only for it to see that it is to stop. ``on_given`` is told of
+    trials that begin, and returns references to those that a place does not have; ``on_lost`` is told of each
+    death."""
 
     def __init__(
         self,
@@ -52,7 +53,11 @@ class Places(FIFOScheduler):
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
         if trial not in self._known:
             self._known.add(trial)
-            self._waiting.append(trial)
+            if self._queue.fits(place_of(trial)):
+                self._waiting.append(trial)
+            else:
+                trial.set_status(Trial.PAUSED)  # Tune has not put it into one of its sets yet
+                self._rest_until[trial] = 0.0
             return
         self._answered.pop(place_of(trial), None)
         lost = self._queue.lost(place_of(trial))
@@ -92,7 +97,9 @@ class Places(FIFOScheduler):
         for trial, until in list(self._rest_until.items()):
             if trial.status != Trial.PAUSED:  # it was stopped meanwhile
                 del self._rest_until[trial]
-            elif until <= self._clock():
+            elif self._queue.is_over(place_of(trial)):
+                _take_out(tune_controller, trial)
+            elif until <= self._clock() and self._queue.fits(place_of(trial)):
                 del self._rest_until[trial]
                 tune_controller._set_trial_status(trial, Trial.PENDING)
                 self._waiting.append(trial)
@@ -106,8 +113,10 @@ class Places(FIFOScheduler):
 
 
 def _take_out(tune_controller: Any, trial: Trial) -> None:
-    """Stop a place that does not run. At the end Tune asks each for its folder, also one that never ran."""
+    """Stop a place that does not run. At the end Tune asks each for its folder, also one that never ran, and
+    prints a line on each that never had a result."""
     trial.init_local_path()
+    trial.run_metadata.last_result = trial.run_metadata.last_result or {"state": "taken out"}
     tune_controller.stop_trial(trial)
 
 

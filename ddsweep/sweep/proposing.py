@@ -35,13 +35,14 @@ class Proposing:
     error: UserError | None = None
     _rooms: dict[str, tuple[Hashable, int]] = field(default_factory=dict)
 
-    def places(self, trials: Sequence[TrialSpec], count: int) -> list[PlannedPlace]:
-        """So many places, to which ``trials`` are dealt out in turn. Each takes trials of any shape, one
-        shape at a time."""
+    def places(self, trials: Sequence[TrialSpec], count: int, spare: int = 0) -> list[PlannedPlace]:
+        """So many places, to which ``trials`` are dealt out in turn, and ``spare`` ones without any of their
+        own. Each takes trials of any shape, one shape at a time."""
         self._know(trials)
         size = self.together if self.resources.cohort == "auto" else int(self.resources.cohort)
         ids = [trial.trial_id for trial in trials]
-        return [PlannedPlace(f"place-{n}", tuple(ids[n::count]), size, "any") for n in range(count)]
+        own = [*(tuple(ids[n::count]) for n in range(count)), *[()] * spare]
+        return [PlannedPlace(f"place-{n}", given, size, "any") for n, given in enumerate(own)]
 
     @property
     def left(self) -> int:

@@ -8,7 +8,7 @@ What a guided search proposes comes when a place has room and no trial waits.
 from __future__ import annotations
 
 from collections import Counter, defaultdict, deque
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -62,6 +62,9 @@ class Source(Protocol):
 class TrialQueue:
     """The trials of a sweep that are to be distilled, dealt out to ``places``, at most ``most`` at a time.
 
+    ``room`` says how many of the places the nodes hold that are there now; none: all. The others wait for
+    nodes to join.
+
     ``halving`` decides at rungs: a trial that waits for others of its setting leaves its place to another
     one; once its setting may go on, it is the next one. With a ``source`` the places go on until it has none
     left, and each trial says by itself who may be beside it.
@@ -75,8 +78,11 @@ class TrialQueue:
         halving: Halving | None = None,
         most: int | None = None,
         source: Source | None = None,
+        room: Callable[[], int] | None = None,
     ) -> None:
         self._places = {place.name: place for place in places}
+        self._number = {place.name: number for number, place in enumerate(places)}
+        self._room = room or (lambda: len(places))
         self._of_shape: defaultdict[Hashable, list[str]] = defaultdict(list)
         for place in places:
             self._of_shape[place.shape].append(place.name)
@@ -191,11 +197,15 @@ class TrialQueue:
     def has_work(self, name: str) -> bool:
         """Whether a place that has no process yet would get a trial."""
         shape = self._places[name].shape
-        if not self._has_room() or name in self._dead:
+        if not self._has_room() or name in self._dead or not self.fits(name):
             return False
         if self._is_waiting(name) or self._to_come:
             return True
         return not any(self._held_of(shape)) and any(self._paused_of(shape))
+
+    def fits(self, name: str) -> bool:
+        """Whether the nodes that are there hold this place too."""
+        return self._number[name] < self._room()
 
     def is_over(self, name: str) -> bool:
         """Whether a place without a process will never get a trial: all of its shape are with others, or at
@@ -227,9 +237,8 @@ class TrialQueue:
         share: of the last ones each place gets some."""
         if self._source is None or self._is_waiting(name):
             return False
-        if len(self._held[name]) * len(self._places) >= self._source.left + sum(
-            map(len, self._held.values())
-        ):
+        at_work = sum(map(len, self._held.values()))
+        if len(self._held[name]) * min(len(self._places), self._room()) >= self._source.left + at_work:
             return False
         shape, more = self._places[name].shape, self._source.more()
         self._shape |= dict.fromkeys(more, shape)

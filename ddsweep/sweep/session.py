@@ -29,7 +29,7 @@ from ddsweep.processes import MARK, kill_marked, kill_with_children
 from ddsweep.sweep.drain import Drain, out_of_reach
 from ddsweep.sweep.join import find_ray, is_silent, read_token_again, use_its_token
 
-__all__ = ["Node", "RaySession", "ray_session"]
+__all__ = ["Node", "RaySession", "nodes_alive", "ray_session"]
 
 _LONGEST_BASE = 43 - len("/dds-12345678/ray")
 """Ray puts Unix sockets some 64 characters below its folder, and their paths end at 107."""
@@ -154,7 +154,7 @@ def ray_session(
         context = _start(drain, provisioned, job, options)
         afterwards.enter_context(_watched(drain, address and str(options["address"])))
         url = context.dashboard_url
-        yield RaySession(dashboard=f"http://{url}" if url else "", token=token, nodes=_nodes())
+        yield RaySession(dashboard=f"http://{url}" if url else "", token=token, nodes=nodes_alive())
 
 
 def _start(drain: Drain, environment: Mapping[str, str], job: str, options: Mapping[str, Any]) -> Any:
@@ -253,7 +253,7 @@ def _leave(drain: Drain) -> None:
     ray.shutdown()
 
 
-def _nodes() -> tuple[Node, ...]:
+def nodes_alive() -> tuple[Node, ...]:
     """The nodes that are alive, in an order that is the same for every caller."""
     alive = sorted((node for node in ray.nodes() if node["Alive"]), key=lambda node: str(node["NodeID"]))
     return tuple(_node(found, found["Resources"]) for found in alive)

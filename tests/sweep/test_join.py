@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -157,6 +158,52 @@ def test_a_lost_connection_is_a_drain(file: Path, environment: dict[str, str]) -
     assert "Ray was lost (nobody answers at " in said and f":{address.partition(':')[2]})" in said
     assert "Traceback" not in said
     assert not (results / "joined" / ".lock").exists()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "trials",
+    [
+        pytest.param("seeds: 4", id="planned"),
+        pytest.param(
+            "search: {kind: tpe, samples: 4, startup: 2, space: {inner_lr: {log_uniform: [0.01, 1]}}}",
+            id="guided",
+        ),
+    ],
+)
+def test_a_node_that_joins_gets_trials_and_may_leave_again(
+    file: Path, environment: dict[str, str], trials: str
+) -> None:
+    """One CPU at first, and trials without end: a second one can only begin on the node that joins."""
+    file.write_text(f"{SWEEP.replace('checkpoint_every: 1', 'checkpoint_every: 1, cohort: 1')}{trials}\n")
+    results, log = file.parent / "results", file.parent / "log"
+    deadline = time.monotonic() + 2 * PATIENCE_S
+
+    def wait_for(seen: Callable[[], bool]) -> None:
+        while not seen():
+            assert driver.poll() is None and time.monotonic() < deadline, log.read_text()
+            time.sleep(0.1)
+
+    def begun() -> int:
+        return len(list(results.glob("joined/artifacts/*/checkpoint.safetensors")))
+
+    with tempfile.TemporaryDirectory(prefix="dds-") as name, socket.create_server(("127.0.0.1", 0)) as probe:
+        own, address = {**environment, "HOME": name}, f"127.0.0.1:{probe.getsockname()[1]}"
+        probe.close()
+        here = "--node-ip-address=127.0.0.1"
+        head = ["--head", here, f"--port={address.partition(':')[2]}", "--include-dashboard=false"]
+        with ray_node(Path(name), own, *head, f"--temp-dir={name}/ray"), log.open("w") as output:
+            command = [sys.executable, "-P", "-m", "ddsweep", "run", str(file), "outer_steps=100000"]
+            command += ["--results", str(results), "--address", address]
+            driver = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=own)
+            wait_for(lambda: begun() == 1)
+            with ray_node(Path(name), own, f"--address={address}", here):
+                wait_for(lambda: begun() == 2)
+            wait_for(lambda: "its worker died, and it is tried again" in log.read_text())
+            driver.send_signal(signal.SIGTERM)
+            assert driver.wait(PATIENCE_S) == 75, log.read_text()
+    assert "Traceback" not in log.read_text() and "completed." not in log.read_text()
 
 
 @pytest.mark.ray

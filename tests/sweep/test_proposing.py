@@ -48,6 +48,7 @@ class Places:
     folder: Folder
     guide: Guide
     places: int = 1
+    spare: int = 0
     together: int = 1
     seconds: Callable[[TrialSpec], float] = lambda trial: 1.0
     cohort: int | str = "auto"
@@ -67,13 +68,20 @@ class Places:
             *(resources, self.together),
         )
         missing = [t for t in trials if not self.folder.directory.distilled(t.trial_id).exists()]
-        planned = self.proposing.places(missing, self.places)
-        self.names = [place.name for place in planned]
-        self.queue = TrialQueue(planned, POLICY, halving=self.halving, source=self.proposing)
-        self.held: dict[str, list[str]] = {name: [] for name in self.names}
+        planned = self.proposing.places(missing, self.places, self.spare)
+        self.all_names = [place.name for place in planned]
+        self.queue = TrialQueue(
+            planned, POLICY, halving=self.halving, source=self.proposing, room=lambda: self.places
+        )
+        self.held: dict[str, list[str]] = {name: [] for name in self.all_names}
         self.events: list[tuple[float, int, str, str, int]] = []
         self.events_so_far = 0
         self.paused: set[str] = set()
+
+    @property
+    def names(self) -> list[str]:
+        """Those that the nodes hold."""
+        return self.all_names[: self.places]
 
     def proposed(self, trials: Sequence[TrialSpec], sizes: Any) -> None:
         self.by_id |= {trial.trial_id: trial for trial in trials}
@@ -216,13 +224,32 @@ def test_other_shapes_wait_for_a_place_of_their_own(folder: Folder) -> None:
     assert len({trial.inner_epochs for _, trial in places.begun}) == 2
 
 
-def test_the_last_proposals_are_shared_by_all_places(folder: Folder) -> None:
-    """None of two places with four seats takes all four that are left."""
+@pytest.mark.parametrize("spare", [0, 3])
+def test_the_last_proposals_are_shared_by_all_places(folder: Folder, spare: int) -> None:
+    """None of two places with four seats takes all four that are left; none is kept for what may join."""
     guide = guide_of(folder, SWEEP, "search.samples=7")
     ended_by_score(folder, guide.plan.trials)
-    places = Places(folder, guide, 2, together=4)
+    places = Places(folder, guide, 2, spare, together=4)
     places.run()
     assert [len(places.beside[n]) for n in range(4)] == [1, 2, 1, 2]
+
+
+def test_places_that_come_later_get_proposals_and_leave_what_they_had(folder: Folder) -> None:
+    """A node joins for a while: two trials run at a time then, and nothing is lost or done twice with it."""
+    places = Places(folder, guide_of(folder, SWEEP, "search.samples=12"), 1, 3)
+    places.run(4)
+    assert len(places.begun) == 3 and not places.queue.has_work("place-1")
+    places.places = 2
+    assert places.queue.has_work("place-1") and not places.queue.has_work("place-2")
+    places.run(6)
+    assert all(places.held[name] for name in places.names)
+    (lost,) = places.held["place-1"]
+    assert places.queue.lost("place-1").again == (lost,)
+    places.places, places.held["place-1"] = 1, []
+    places.events = [event for event in places.events if event[2] != "place-1"]
+    places.run()
+    assert len(places.ended) == len({trial.trial_id for _, trial in places.ended}) == 12
+    assert places.queue.is_over("place-1")
 
 
 def test_seeds_of_a_proposal_go_on_or_stop_together(folder: Folder) -> None:

@@ -219,6 +219,10 @@ class OfTune:
 
     def __init__(self, name: str) -> None:
         self.status, self.config = Trial.PENDING, {"place": {"name": name}}
+        self.run_metadata = SimpleNamespace(last_result={})
+
+    def set_status(self, status: str) -> None:
+        self.status = status
 
     def init_local_path(self) -> None:
         """Ray's has a folder from here on."""
@@ -265,6 +269,32 @@ def test_a_place_that_died_rests_and_its_room_is_free() -> None:
         assert first.status == Trial.PAUSED
         assert scheduler.choose_trial_to_run(controller) in (first, second)
         assert first.status == Trial.PENDING
+
+
+def test_a_place_that_the_nodes_do_not_hold_rests_until_others_have_joined() -> None:
+    """And once its node is lost again, until the end: its trial goes on in the place that is left."""
+    room, now = [1], [0.0]
+    places = [planned("a", "b", "c", size=1), PlannedPlace("spare", (), 1, "s")]
+    queue = TrialQueue(places, POLICY, room=lambda: room[0])
+    scheduler, controller, (first, spare) = tune_of(queue, "a", "spare", clock=lambda: now[0])
+    assert scheduler.choose_trial_to_run(controller) is first and spare.status == Trial.PAUSED
+    first.status = Trial.RUNNING
+    assert queue.take("a", 0) == ["a"]
+    assert scheduler.choose_trial_to_run(controller) is None and spare.status == Trial.PAUSED
+
+    room[0] = 2
+    assert scheduler.choose_trial_to_run(controller) is spare and spare.status == Trial.PENDING
+    assert queue.take("spare", 0) == ["b"]
+
+    room[0] = 1
+    scheduler.on_trial_add(controller, spare)
+    now[0] = 1e6
+    assert scheduler.choose_trial_to_run(controller) is None and spare.status == Trial.PAUSED
+    queue.ended("a", "a")
+    for trial in ("b", "c"):
+        assert queue.take("a", 0) == [trial]
+        queue.ended("a", trial)
+    assert scheduler.choose_trial_to_run(controller) is None and spare.status == Trial.TERMINATED
 
 
 def test_a_place_for_which_nothing_is_left_is_taken_out() -> None:
