@@ -314,8 +314,7 @@ def warm_step(spec: TrialSpec, settings: TrialSettings) -> Callable[[], None]:
         if len(tasks) == 1:
             outer_step(tasks[0], states[0])
         else:
-            for task, state, own in zip(tasks, states, gradients_together(tasks, states), strict=True):
-                applied(task, state, own)
+            applied(tasks, states, gradients_together(tasks, states))
         if first.plan.device == "cuda":
             torch.cuda.synchronize()
 

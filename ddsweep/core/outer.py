@@ -1,15 +1,18 @@
 """Outer optimisation, shared by all methods: from the gradients of networks to the next state.
 
-Each piece does one thing, and is used only if the trial asks for it (`outer_transforms`). A
-`GradientTransform` turns (gradient, state) into (gradient or step, state), as in optax. The output of the
-last one is added to the learned values. The running mean follows, and a score may keep the state.
+All functions of a step take several trials at once, each with its own settings. Elementwise work is one
+operation on the values of all trials (``torch._foreach_*``: a few kernels on a GPU, and on the CPU the bits of
+one value after another). Sums are taken trial by trial, because their order depends on the number of sums in
+an operation, and a trial must not depend on its companions. Nothing here waits for the device: no value is
+read, and no choice depends on one.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -20,21 +23,22 @@ from ddsweep.core.images import cosine_basis
 from ddsweep.core.task import Learned
 
 __all__ = [
-    "Adam",
-    "ClipToRunningNorm",
     "DistillState",
     "NetworkGradients",
     "adam",
     "averaged",
+    "clipped_to_running",
     "combined",
     "final",
     "network_weights",
-    "outer_transforms",
+    "norms_of",
+    "norms_of_networks",
     "rolled_back",
+    "running_norm",
     "schedule_factor",
     "scored",
     "started",
-    "updated",
+    "stepped",
 ]
 
 BETAS, EPSILON = (0.5, 0.999), 1e-8
@@ -104,106 +108,179 @@ class NetworkGradients:
     by: Learned
     tied: tuple[str, ...] = ()
 
-    @property
-    def norms(self) -> Tensor:
-        """Norm of each network's whole derivative ``[K]`` (float64: squares overflow float32 early)."""
-        squares = [part.flatten(1).double().square().sum(1) for part in self.by.values()]
-        return torch.stack(squares).sum(0).sqrt()
+    def of(self, networks: Sequence[int]) -> NetworkGradients:
+        """Those of some of the networks."""
+
+        def taken(values: Tensor) -> Tensor:
+            return torch.stack([values[k] for k in networks])
+
+        by = {name: taken(part) for name, part in self.by.items()}
+        return NetworkGradients(taken(self.losses), by, self.tied)
 
 
-def network_weights(spec: TrialSpec, norms: Tensor, finite: Tensor) -> Tensor:
-    """How much each network's gradient counts ``[K]``: nothing if it is not finite, less if clipped.
+def norms_of_networks(gradients: Sequence[NetworkGradients]) -> list[Tensor]:
+    """For each trial, the norm of each network's whole derivative ``[K]`` (float64: squares overflow float32
+    early)."""
+    squares = iter(_squares([part.flatten(1) for own in gradients for part in own.by.values()]))
+    return _roots([[next(squares).sum(1) for _ in own.by] for own in gradients])
 
-    The sum of the weighted gradients is the mean over the finite networks that are not trimmed: of K, the
-    ``trim`` K with the largest norms are. The median is over the networks with a gradient that is not zero:
-    dead networks would otherwise clip the others to nothing.
+
+def norms_of(gradients: Sequence[Learned]) -> list[Tensor]:
+    """For each trial, the norm of its gradient, a float64 scalar."""
+    squares = iter(_squares([part for own in gradients for part in own.values()]))
+    return _roots([[next(squares).sum() for _ in own] for own in gradients])
+
+
+def _squares(parts: list[Tensor]) -> list[Tensor]:
+    """In float64."""
+    wide = [torch.empty_like(part, dtype=torch.float64) for part in parts]
+    torch._foreach_copy_(wide, parts)
+    torch._foreach_mul_(wide, wide)
+    return wide
+
+
+def _roots(squares: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """For each trial, the root of the sum of the squares of its parts."""
+    sums = [own[0] for own in squares]
+    for place in range(1, max(len(own) for own in squares)):
+        having = [i for i, own in enumerate(squares) if len(own) > place]
+        added = torch._foreach_add([sums[i] for i in having], [squares[i][place] for i in having])
+        for i, value in zip(having, added, strict=True):
+            sums[i] = value
+    return list(torch._foreach_sqrt(sums))
+
+
+def network_weights(
+    specs: Sequence[TrialSpec], norms: Sequence[Tensor], drawn: Sequence[int]
+) -> list[Tensor]:
+    """For each trial, how much the gradient of each of its finite networks counts, float64 ``[K]``: less if
+    it is clipped, and nothing if it is trimmed. ``drawn`` are the numbers of networks of the step, with
+    those that are not finite.
+
+    The sum of the weighted gradients is the mean over the networks that are not trimmed: of all drawn, the
+    ``trim`` part with the largest norms are. The median of ``clip_median`` is over the networks with a
+    gradient that is not zero: dead networks would otherwise clip the others to nothing.
     """
-    limit = spec.clip_norm
-    alive = norms[finite & (norms > 0)]
-    counted = finite
-    if spec.trim:
-        most = min(int(spec.trim * len(norms)), int(finite.sum()) - 1)
-        largest = torch.where(finite, norms, -1.0).argsort(descending=True, stable=True)[:most]
-        counted = finite.index_fill(0, largest, False)
-    if spec.clip_median is not None and len(alive):
-        limit = spec.clip_median * float(alive.median())
-    weights = torch.ones_like(norms) if limit is None else (limit / norms.clamp_min(1e-30)).clamp_max(1.0)
-    return torch.where(counted, weights, 0.0) / int(counted.sum())
+    inverse = list(torch._foreach_reciprocal(torch._foreach_clamp_min(list(norms), 1e-30)))
+    limits, counted = [], []
+    for i, (spec, own) in enumerate(zip(specs, norms, strict=True)):
+        if spec.clip_median is not None:
+            inverse[i] = inverse[i] * (spec.clip_median * _median_of_alive(own))
+        limited = spec.clip_norm if spec.clip_median is None else 1.0
+        limits.append(math.inf if limited is None else limited)
+        counted.append(len(own) - min(int(spec.trim * drawn[i]), len(own) - 1))
+    torch._foreach_mul_(inverse, limits)
+    torch._foreach_clamp_max_(inverse, 1.0)
+    for weights, own, count in zip(inverse, norms, counted, strict=True):
+        if count < len(own):
+            weights.index_fill_(0, own.argsort(descending=True, stable=True)[: len(own) - count], 0.0)
+    torch._foreach_div_(inverse, [float(count) for count in counted])
+    return inverse
 
 
-def combined(gradients: NetworkGradients, weights: Tensor, finite: Tensor) -> Learned:
-    """Weighted sums over the ``finite`` networks, in the shapes of the learned values."""
-    weights = weights[finite].to(gradients.by["images"])  # taken out, not multiplied: 0 * nan would be nan
-    out = {name: torch.einsum("k,k...->...", weights, part[finite]) for name, part in gradients.by.items()}
+def _median_of_alive(norms: Tensor) -> Tensor:
+    """The median of those above 0, the lower of two, as a scalar; infinite if there are none."""
+    alive = norms > 0
+    ordered = torch.where(alive, norms, math.inf).sort().values
+    return ordered.gather(0, ((alive.sum() - 1) // 2).clamp_min(0).view(1))[0]
+
+
+def combined(gradients: NetworkGradients, weights: Tensor) -> Learned:
+    """Weighted sums over the networks, in the shapes of the learned values."""
+    weights = weights.to(gradients.by["images"])
+    out = {name: torch.einsum("k,k...->...", weights, part) for name, part in gradients.by.items()}
     return {name: part.sum(0, keepdim=True) if name in gradients.tied else part for name, part in out.items()}
 
 
-# ------------------------------------------------------------------------------------- transformations
-
-GradientTransform = Callable[[Learned, DistillState], tuple[Learned, DistillState]]
+# ----------------------------------------------------------------------------------- from a gradient to a step
 
 
-def norm_of(gradient: Learned) -> float:
-    return float(torch.stack([part.double().square().sum() for part in gradient.values()]).sum().sqrt())
+def clipped_to_running(gradient: Learned, norm: Tensor, times: float, running: float | None) -> Learned:
+    """``gradient``, shortened if its ``norm`` is more than ``times`` its running norm (Feng et al. 2024).
+    There is no limit without a running norm, or with the 0 of dead networks: then it is ``norm``."""
+    limit = torch.full_like(norm, running) * times if running else norm * times
+    factor = torch.where(norm > limit, limit / norm, 1.0)
+    return {name: part * factor.to(part) for name, part in gradient.items()}
 
 
-@dataclass(frozen=True)
-class ClipToRunningNorm:
-    """Shorten a gradient that is longer than ``times`` its running norm (Feng et al. 2024)."""
-
-    times: float
-
-    def __call__(self, gradient: Learned, state: DistillState) -> tuple[Learned, DistillState]:
-        norm = norm_of(gradient)
-        running = state.norm or norm  # there is no limit without a norm, or with the 0 of dead networks
-        if norm > (limit := self.times * running):
-            gradient = {name: part * (limit / norm) for name, part in gradient.items()}
-            norm = limit
-        return gradient, replace(state, norm=RUNNING_NORM * running + (1 - RUNNING_NORM) * norm)
+def running_norm(norm: float, times: float, running: float | None) -> float:
+    """The running norm after a gradient whose norm was ``norm`` before `clipped_to_running`."""
+    running = running or norm
+    limit = times * running
+    return RUNNING_NORM * running + (1 - RUNNING_NORM) * (limit if norm > limit else norm)
 
 
-@dataclass(frozen=True)
-class Adam:
-    """Minus the step of Adam of each part: at rate ``lr``, or the part's own in ``rates``, times
-    ``factor(outer step)``. With ``cutoff`` the images are stepped in their cosine transform
-    (`_smooth_step`)."""
+def stepped(
+    specs: Sequence[TrialSpec], states: Sequence[DistillState], gradients: Sequence[Learned]
+) -> list[DistillState]:
+    """The state of each trial after minus the step of Adam along its gradient, and with its running mean
+    updated if it has one.
 
-    lr: float
-    factor: Callable[[int], float]
-    rates: Mapping[str, float | None] = field(default_factory=dict)
-    cutoff: float | None = None
+    The rate is ``outer_lr``, or the part's own, times the factors of schedule and rollbacks. With
+    ``outer_cutoff`` the images are stepped in their cosine transform: see `_low_pass`.
+    """
+    states = [replace(state, updates=state.updates + 1) for state in states]
+    whose = [(i, name) for i, gradient in enumerate(gradients) for name in gradient]
+    bases = {
+        i: _bases(gradients[i]["images"], spec.outer_cutoff)
+        for i, spec in enumerate(specs)
+        if spec.outer_cutoff is not None
+    }
+    parts = [gradients[i][name] for i, name in whose]
+    smooth = {place: bases[i] for place, (i, name) in enumerate(whose) if name == "images" and i in bases}
+    for place, (high, wide, _) in smooth.items():
+        parts[place] = high @ parts[place] @ wide.T
+    steps, m, v = adam(
+        parts,
+        [states[i].m[name] for i, name in whose],
+        [states[i].v[name] for i, name in whose],
+        [states[i].updates for i, _ in whose],
+        [_rate(specs[i], states[i], name) for i, name in whose],
+    )
+    for place, (high, wide, damping) in smooth.items():
+        steps[place] = high.T @ (steps[place] / damping) @ wide
+    values = torch._foreach_add([states[i].learned[name] for i, name in whose], steps)
+    changed = [(dict(state.learned), dict(state.m), dict(state.v)) for state in states]
+    for place, (i, name) in enumerate(whose):
+        for mapping, found in zip(changed[i], (values, m, v), strict=True):
+            mapping[name] = found[place]
+    after = [
+        replace(state, learned=learned, m=m, v=v, step=state.step + 1, skipped_in_a_row=0)
+        for state, (learned, m, v) in zip(states, changed, strict=True)
+    ]
+    return _with_running_mean(specs, after)
 
-    def __call__(self, gradient: Learned, state: DistillState) -> tuple[Learned, DistillState]:
-        updates = state.updates + 1
-        factor = self.factor(state.step) * ROLLBACK_FACTOR**state.rollbacks
-        m, v, steps = dict(state.m), dict(state.v), {}
-        for name, part in gradient.items():
-            own = self.rates.get(name)
-            lr = factor * (self.lr if own is None else own)
-            if name == "images" and self.cutoff is not None:
-                steps[name], m[name], v[name] = _smooth_step(part, m[name], v[name], updates, lr, self.cutoff)
-            else:
-                steps[name], m[name], v[name] = adam(part, m[name], v[name], updates, lr)
-        return steps, replace(state, m=m, v=v, updates=updates)
+
+def _rate(spec: TrialSpec, state: DistillState, name: str) -> float:
+    own = {"raw": spec.outer_lr_rates, "labels": spec.outer_lr_labels}.get(name)
+    factor = schedule_factor(spec, state.step) * ROLLBACK_FACTOR**state.rollbacks
+    return factor * (spec.outer_lr if own is None else own)
 
 
-def outer_transforms(spec: TrialSpec) -> Sequence[GradientTransform]:
-    """The transformations of a trial's outer gradients, in this order."""
-    clip = [] if spec.clip_running is None else [ClipToRunningNorm(spec.clip_running)]
-    rates = {"raw": spec.outer_lr_rates, "labels": spec.outer_lr_labels}
-    return [*clip, Adam(spec.outer_lr, lambda step: schedule_factor(spec, step), rates, spec.outer_cutoff)]
-
-
-def updated(state: DistillState, steps: Learned, spec: TrialSpec) -> DistillState:
-    """``state`` with ``steps`` added to the learned values, and with its running mean updated if it has
-    one."""
-    learned = {**state.learned, **{name: state.learned[name] + step for name, step in steps.items()}}
-    ema = state.ema
-    if spec.ema is not None:
-        # A shorter memory at first, to forget noise.
-        decay = min(spec.ema, (1 + state.updates) / (10 + state.updates))
-        ema = {name: ema[name] + (1 - decay) * (value - ema[name]) for name, value in learned.items()}
-    return replace(state, learned=learned, ema=ema, step=state.step + 1, skipped_in_a_row=0)
+def _with_running_mean(
+    specs: Sequence[TrialSpec], states: Sequence[DistillState]
+) -> list[DistillState]:
+    whose = [
+        (i, name)
+        for i, (spec, state) in enumerate(zip(specs, states, strict=True))
+        if spec.ema is not None
+        for name in state.learned
+    ]
+    if not whose:
+        return list(states)
+    shares = []
+    for i, _ in whose:
+        spec, updates = specs[i], states[i].updates
+        assert spec.ema is not None
+        shares.append(1 - min(spec.ema, (1 + updates) / (10 + updates)))  # a shorter memory at first
+    before = [states[i].ema[name] for i, name in whose]
+    way = list(torch._foreach_sub([states[i].learned[name] for i, name in whose], before))
+    torch._foreach_mul_(way, shares)
+    after = torch._foreach_add(before, way)
+    means: dict[int, Learned] = {}
+    for (i, name), value in zip(whose, after, strict=True):
+        means.setdefault(i, {})[name] = value
+    return [replace(state, ema=means.get(i, state.ema)) for i, state in enumerate(states)]
 
 
 def schedule_factor(spec: TrialSpec, step: int) -> float:
@@ -215,28 +292,50 @@ def schedule_factor(spec: TrialSpec, step: int) -> float:
     return 1.0
 
 
-def adam(gradient: Tensor, m: Tensor, v: Tensor, updates: int, lr: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Step number ``updates`` of Adam, from 1 (Kingma and Ba 2015, algorithm 1): (step, m, v)."""
-    m = BETAS[0] * m + (1 - BETAS[0]) * gradient
-    v = BETAS[1] * v + (1 - BETAS[1]) * gradient * gradient
-    scale = (v / (1 - BETAS[1] ** updates)).sqrt() + EPSILON
-    return -(lr * (m / (1 - BETAS[0] ** updates)) / scale), m, v
+def adam(
+    gradients: Sequence[Tensor],
+    m: Sequence[Tensor],
+    v: Sequence[Tensor],
+    updates: Sequence[int],
+    rates: Sequence[float],
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Steps of Adam of several values, with their own numbers (from 1) and rates (Kingma and Ba 2015,
+    algorithm 1): (steps, m, v)."""
+    gradients = list(gradients)
+    means = list(torch._foreach_mul(list(m), BETAS[0]))
+    torch._foreach_add_(means, torch._foreach_mul(gradients, 1 - BETAS[0]))
+    squares = torch._foreach_mul(gradients, 1 - BETAS[1])
+    torch._foreach_mul_(squares, gradients)
+    spreads = list(torch._foreach_mul(list(v), BETAS[1]))
+    torch._foreach_add_(spreads, squares)
+    scale = torch._foreach_div(spreads, [1 - BETAS[1] ** number for number in updates])
+    torch._foreach_sqrt_(scale)
+    torch._foreach_add_(scale, EPSILON)
+    steps = list(torch._foreach_div(means, [1 - BETAS[0] ** number for number in updates]))
+    torch._foreach_mul_(steps, list(rates))
+    torch._foreach_div_(steps, scale)
+    torch._foreach_neg_(steps)
+    return steps, means, spreads
 
 
-def _smooth_step(
-    gradient: Tensor, m: Tensor, v: Tensor, updates: int, lr: float, cutoff: float
+def _bases(images: Tensor, cutoff: float) -> tuple[Tensor, Tensor, Tensor]:
+    height, width = images.shape[-2:]
+    return _low_pass(height, width, cutoff, images.dtype, images.device)
+
+
+@lru_cache(maxsize=64)
+def _low_pass(
+    height: int, width: int, cutoff: float, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """A step of Adam on the cosine transform of the images, (step, m, v), shorter for high frequencies.
+    """The cosine transforms of columns and rows, and the divisors ``[height, width]`` that make steps shorter
+    for high frequencies. Kept: a GPU would be waited for at each copy.
 
     The common part of the networks' gradients is smooth; noise spreads over all frequencies. Steps of Adam
     are equally long everywhere, so at frequencies with nothing but noise they would pile it up in the images.
     """
-    high, wide = (cosine_basis(side).to(gradient) for side in gradient.shape[-2:])
-    transformed = high @ gradient @ wide.T
-    step, m, v = adam(transformed, m, v, updates, lr)
-    down, across = (torch.arange(n).to(step) for n in gradient.shape[-2:])
-    squares = down[:, None] ** 2 + across**2
-    return high.T @ (step / (1 + squares / cutoff**2)) @ wide, m, v
+    high, wide = (cosine_basis(side).to(device, dtype) for side in (height, width))
+    down, across = (torch.arange(side).to(device, dtype) for side in (height, width))
+    return high, wide, 1 + (down[:, None] ** 2 + across**2) / cutoff**2
 
 
 # ------------------------------------------------------------------------------ what a score decides

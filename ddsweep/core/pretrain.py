@@ -51,9 +51,9 @@ def train_on_real(
     batch is the rest.
     """
     math, count = derivatives_of(network, plan.real_batching), len(real)
-    zeros = {name: torch.zeros_like(value) for name, value in params.items()}
-    m, v, updates = dict(zeros), dict(zeros), 0
-    params = dict(params)
+    names = list(params)
+    m = [torch.zeros_like(value) for value in params.values()]
+    v, updates = list(m), 0
     for epoch in range(schedule.epochs):
         lr = schedule.lr * schedule.decay_factor ** (epoch // schedule.decay_epochs)
         generators = (torch.Generator().manual_seed(seed) for seed in seeds(epoch))
@@ -66,7 +66,8 @@ def train_on_real(
             with products(plan.device):
                 _, gradient = loss_and_gradient(math.loss_and_gradient, params, images, batch.labels, plan)
             updates += 1
-            for name, piece in gradient.items():
-                step, m[name], v[name] = adam(piece, m[name], v[name], updates, lr)
-                params[name] = params[name] + step
+            pieces = [gradient[name] for name in names]
+            steps, m, v = adam(pieces, m, v, [updates] * len(names), [lr] * len(names))
+            values = torch._foreach_add([params[name] for name in names], steps)
+            params = dict(zip(names, values, strict=True))
     return params

@@ -13,7 +13,7 @@ from ddsweep.cohorts import cohort_key
 from ddsweep.core.distill import StepReport, applied, gradients_together, outer_step
 from ddsweep.core.execution import ExecutionPlan, more_frugal
 from ddsweep.core.memory import fitted, is_out_of_memory, release_memory
-from ddsweep.core.outer import NetworkGradients
+from ddsweep.core.outer import DistillState
 from ddsweep.core.steps import is_compile_error
 from ddsweep.core.task import Task
 from ddsweep.cost import choose_memory, estimate
@@ -50,25 +50,25 @@ def steps_together(trials: Sequence[RunningTrial]) -> list[StepReport | Exceptio
 def _steps_of_one_shape(trials: Sequence[RunningTrial]) -> list[StepReport | Exception]:
     if len(trials) == 1:
         return [_step_alone(trials[0])]
+    tasks, states = [trial.task for trial in trials], [trial.run.state for trial in trials]
     try:
-        gradients = gradients_together(
-            [trial.task for trial in trials], [trial.run.state for trial in trials]
-        )
+        outcomes = applied(tasks, states, gradients_together(tasks, states))
     except Exception as error:
         if not is_out_of_memory(error):
             raise
     else:
-        return [_applied(trial, own) for trial, own in zip(trials, gradients, strict=True)]
+        return [_reported(trial, outcome) for trial, outcome in zip(trials, outcomes, strict=True)]
     release_memory()  # not earlier: the error held the memory of the step
     half = len(trials) // 2
     return [*_steps_of_one_shape(trials[:half]), *_steps_of_one_shape(trials[half:])]
 
 
-def _applied(trial: RunningTrial, gradients: NetworkGradients) -> StepReport | Exception:
-    try:
-        trial.run.state, report = applied(trial.task, trial.run.state, gradients)
-    except DivergedError as error:
-        return error
+def _reported(
+    trial: RunningTrial, outcome: tuple[DistillState, StepReport] | DivergedError
+) -> StepReport | Exception:
+    if isinstance(outcome, DivergedError):
+        return outcome
+    trial.run.state, report = outcome
     return report
 
 

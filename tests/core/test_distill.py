@@ -65,7 +65,7 @@ def test_adam_is_that_of_torch() -> None:
     for update in range(1, 21):
         gradient = torch.randn(5, 3, generator=generator, dtype=torch.float64) * 10 ** (update % 5 - 3)
         lr = 0.01 * 0.9**update
-        step, m, v = adam(gradient, m, v, update, lr)
+        (step,), (m,), (v,) = adam([gradient], [m], [v], [update], [lr])
         value = value + step
         optimiser.param_groups[0]["lr"] = lr
         theirs.grad = gradient
@@ -126,7 +126,7 @@ def test_an_outer_step_is_one_update_by_the_mean_gradient_of_its_networks(task_o
     images, raw = applied_gradient(after)
     torch.testing.assert_close(images, expected.images.mean(0), rtol=1e-9, atol=1e-13)
     torch.testing.assert_close(raw, expected.raw_rates.mean(0), rtol=1e-9, atol=1e-13)
-    step, _, _ = adam(images, start.m["images"], start.v["images"], 1, task.spec.outer_lr)
+    (step,), _, _ = adam([images], [start.m["images"]], [start.v["images"]], [1], [task.spec.outer_lr])
     updated = start.images + step
     torch.testing.assert_close(after.images, updated, rtol=1e-12, atol=1e-13)
     assert report.loss == pytest.approx(float(expected.losses.mean()), rel=1e-12)
