@@ -10,6 +10,7 @@ pools are read.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import select
@@ -33,7 +34,7 @@ from ddsweep.core.memory import keep_to_share
 from ddsweep.core.networks import build_network
 from ddsweep.core.task import Task
 from ddsweep.cost import choose_memory, estimate
-from ddsweep.errors import UserError
+from ddsweep.errors import DivergedError, UserError
 from ddsweep.interpreter import python_module
 from ddsweep.provenance import device_name, environment
 from ddsweep.results.files import write_atomic
@@ -302,17 +303,21 @@ def _random_task(spec: TrialSpec, settings: TrialSettings) -> Task:
 
 def warm_step(spec: TrialSpec, settings: TrialSettings) -> Callable[[], None]:
     """A function that takes an outer step of ``settings.cohort`` trials like ``spec`` together, on random
-    images, and has done so once. It is always the same step: only the cost matters, and a run on random
-    images may diverge."""
+    images, and has done so once. It begins from the same images each time, with the draws of the next step:
+    only the cost matters, and a run on random images may diverge."""
     first = _random_task(spec, settings)
-    tasks = [replace(first, spec=replace(spec, seed=seed), known={}) for seed in range(settings.cohort)]
+    tasks = [first.of_trial(replace(spec, seed=seed)) for seed in range(settings.cohort)]
     generator = torch.Generator().manual_seed(1)
     start = torch.randn(*first.labels.shape, *spec.dataset.shape, generator=generator)
-    states = [initial_state(task, start) for task in tasks]
+    begun = [initial_state(task, start) for task in tasks]
+    numbers = itertools.cycle(range(spec.outer_steps))
 
     def step() -> None:
+        number = next(numbers)
+        states = [replace(state, step=number) for state in begun]
         if len(tasks) == 1:
-            outer_step(tasks[0], states[0])
+            with suppress(DivergedError):
+                outer_step(tasks[0], states[0])
         else:
             applied(tasks, states, gradients_together(tasks, states))
         if first.plan.device == "cuda":

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ddsweep.core.ahead import sent
+
 __all__ = ["Augmentation", "draw_augmentation"]
 
 SHIFT, DEGREES, SCALE, CUTOUT = 0.1, 15.0, 0.15, 0.4
@@ -41,18 +43,20 @@ class Augmentation:
         out = images
         if self.affine is not None:
             flat = images.flatten(0, -4)
-            affine = self.affine.to(flat).repeat(len(flat) // len(self.affine), 1, 1)
+            affine = sent(self.affine, flat.device).to(flat).repeat(len(flat) // len(self.affine), 1, 1)
             grid = F.affine_grid(affine, list(flat.shape), align_corners=self.zeros)
             edge = "zeros" if self.zeros else "border"
             out = F.grid_sample(flat, grid, "bilinear", edge, align_corners=self.zeros).view(images.shape)
         if self.color is not None:
-            brightness, saturation, contrast = self.color.to(out)[:, :, None, None, None].unbind(1)
+            brightness, saturation, contrast = (
+                sent(self.color, out.device).to(out)[:, :, None, None, None].unbind(1)
+            )
             out = out + brightness
             grey = out.mean(-3, keepdim=True)
             out = grey + (out - grey) * saturation
             mean = out.mean((-3, -2, -1), keepdim=True)
             out = mean + (out - mean) * contrast
-        return out if self.mask is None else out * self.mask.to(out)
+        return out if self.mask is None else out * sent(self.mask, out.device).to(out)
 
 
 def draw_augmentation(

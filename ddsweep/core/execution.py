@@ -38,7 +38,9 @@ class ExecutionPlan:
     are compiled (`ddsweep.core.steps`), and nothing is kept of a step but where it began. With ``graph`` a
     GPU records an outer gradient once and replays it, and the training of networks that are judged, too
     (`ddsweep.core.graphs`). With ``whole_batches`` all real images go through at once: the loss of one
-    depends on the others (batch norm). Trials that are distilled together are at least ``width``."""
+    depends on the others (batch norm). Trials that are distilled together are at least ``width``. With
+    ``ahead`` the draws of the next outer step are made while the device works (`ddsweep.core.ahead`), with
+    the same bits."""
 
     device: str = "cpu"
     threads: int = 1
@@ -56,6 +58,7 @@ class ExecutionPlan:
     graph: bool = False
     whole_batches: bool = False
     width: int = 1
+    ahead: bool = False
 
     def __post_init__(self) -> None:
         if self.memory_mode not in ("store", "recompute"):
@@ -95,7 +98,8 @@ def choose_plan(
     on the many real images; the few distilled ones it takes for all networks at once. Compiled code is one
     team's, for each has modules of its own. Only CUDA has graphs: elsewhere ``graph`` has no effect. A
     ``native`` test pass needs code for the network, and a compiler; its images need not fit the cache.
-    Networks of a user's own go one after another, and record no graph."""
+    Networks of a user's own go one after another, and record no graph. Only a GPU leaves cores free to draw
+    ``ahead``; a user's own code may use torch's one generator, so it is not run in threads."""
     own = traits_of(network)
     explicit = own is None and hasattr(network, "layers")
     native = native and device.type == "cpu" and native_logits(network) is not None
@@ -105,6 +109,7 @@ def choose_plan(
         compile=compile,
         graph=graph and device.type == "cuda" and own is None,
         whole_batches=own is not None and own.mixes,
+        ahead=device.type == "cuda" and own is None,
     )
     if own is not None:
         how = replace(how, inner_batching="loop", real_batching="loop", test_chunk=128)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -51,9 +52,15 @@ def normalise(pixels: Tensor, mean: Sequence[float], std: Sequence[float], dtype
     are normalised (and whitened) already, and only change their type."""
     if pixels.is_floating_point():
         return pixels.to(dtype)
-    scale = torch.tensor(std, dtype=dtype, device=pixels.device)[:, None, None]
-    shift = torch.tensor(mean, dtype=dtype, device=pixels.device)[:, None, None]
+    scale, shift = (_by_channel(tuple(values), dtype, pixels.device) for values in (std, mean))
     return (pixels.to(dtype) / 255 - shift) / scale
+
+
+@lru_cache(maxsize=64)
+def _by_channel(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """``[c, 1, 1]``. Kept: a GPU would be waited for at each copy."""
+    with torch.inference_mode(False):  # whoever asks first
+        return torch.tensor(values, dtype=dtype, device=device)[:, None, None]
 
 
 def cosine_basis(side: int) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -123,12 +124,14 @@ def rate_index(t: int, inner_steps: int, steps: int) -> int:
     return t if t < steps else steps - inner_steps + t % inner_steps
 
 
+@lru_cache(maxsize=64)
 def fixed_batch_order(inner_steps: int, batch: int, steps: int, total: int | None = None) -> BatchOrder:
     """Step t uses batch t mod S and rate t; ``total`` steps, by default T = ``steps``."""
-    t = torch.arange(steps if total is None else total)
-    batches = (t % inner_steps * batch)[:, None, None] + torch.arange(batch)
-    rates = [rate_index(int(i), inner_steps, steps) for i in t]
-    return BatchOrder(batches, torch.tensor(rates, dtype=torch.int64)[:, None])
+    with torch.inference_mode(False):  # kept, whoever asks first
+        t = torch.arange(steps if total is None else total)
+        batches = (t % inner_steps * batch)[:, None, None] + torch.arange(batch)
+        rates = [rate_index(int(i), inner_steps, steps) for i in t]
+        return BatchOrder(batches, torch.tensor(rates, dtype=torch.int64)[:, None])
 
 
 def draw_batch_order(

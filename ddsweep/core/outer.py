@@ -1,10 +1,10 @@
 """Outer optimisation, shared by all methods: from the gradients of networks to the next state.
 
 All functions of a step take several trials at once, each with its own settings. Elementwise work is one
-operation on the values of all trials (``torch._foreach_*``: a few kernels on a GPU, and on the CPU the bits of
-one value after another). Sums are taken trial by trial, because their order depends on the number of sums in
-an operation, and a trial must not depend on its companions. Nothing here waits for the device: no value is
-read, and no choice depends on one.
+operation on the values of all trials (``torch._foreach_*``: a few kernels on a GPU, and on the CPU the bits
+of one value after another). Sums are taken trial by trial, because their order depends on the number of sums
+in an operation, and a trial must not depend on its companions. Nothing here waits for the device: no value
+is read, and no choice depends on one.
 """
 
 from __future__ import annotations
@@ -192,7 +192,7 @@ def combined(gradients: NetworkGradients, weights: Tensor) -> Learned:
     return {name: part.sum(0, keepdim=True) if name in gradients.tied else part for name, part in out.items()}
 
 
-# ----------------------------------------------------------------------------------- from a gradient to a step
+# --------------------------------------------------------------------------------- from a gradient to a step
 
 
 def clipped_to_running(gradient: Learned, norm: Tensor, times: float, running: float | None) -> Learned:
@@ -257,9 +257,7 @@ def _rate(spec: TrialSpec, state: DistillState, name: str) -> float:
     return factor * (spec.outer_lr if own is None else own)
 
 
-def _with_running_mean(
-    specs: Sequence[TrialSpec], states: Sequence[DistillState]
-) -> list[DistillState]:
+def _with_running_mean(specs: Sequence[TrialSpec], states: Sequence[DistillState]) -> list[DistillState]:
     whose = [
         (i, name)
         for i, (spec, state) in enumerate(zip(specs, states, strict=True))
@@ -333,9 +331,10 @@ def _low_pass(
     The common part of the networks' gradients is smooth; noise spreads over all frequencies. Steps of Adam
     are equally long everywhere, so at frequencies with nothing but noise they would pile it up in the images.
     """
-    high, wide = (cosine_basis(side).to(device, dtype) for side in (height, width))
-    down, across = (torch.arange(side).to(device, dtype) for side in (height, width))
-    return high, wide, 1 + (down[:, None] ** 2 + across**2) / cutoff**2
+    with torch.inference_mode(False):  # whoever asks first
+        high, wide = (cosine_basis(side).to(device, dtype) for side in (height, width))
+        down, across = (torch.arange(side).to(device, dtype) for side in (height, width))
+        return high, wide, 1 + (down[:, None] ** 2 + across**2) / cutoff**2
 
 
 # ------------------------------------------------------------------------------ what a score decides

@@ -7,12 +7,14 @@ needed to go on bit for bit.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ddsweep.catalog import TrialSpec
+from ddsweep.core.ahead import Ahead, pinned, sent
 from ddsweep.core.execution import ExecutionPlan
 from ddsweep.core.images import RealSet, class_labels, sample_per_class
 from ddsweep.core.init import draw_networks
@@ -31,6 +33,8 @@ __all__ = [
     "start_images",
 ]
 
+T = TypeVar("T")
+
 Learned = dict[str, Tensor]
 """The learned values of a method, by name: ``images [S, n, c, h, w]`` always, and those that the method
 adds."""
@@ -43,32 +47,43 @@ PoolNetworks = Callable[[Sequence[int]], list[Params]]
 class Task:
     """The constants of one distillation, on its device: settings, data, labels and plan.
 
-    ``real`` is the training part. ``labels [S, n]`` are the classes of the distilled images. ``pool`` gives
-    training networks of the trial's pool by their numbers. ``known`` holds the networks of a ``fixed`` trial
-    after their first draw; they are the same in every step.
+    ``real`` is the training part, and ``real_labels`` are its classes on the CPU. ``labels [S, n]`` are the
+    classes of the distilled images. ``pool`` gives training networks of the trial's pool by their numbers.
+    ``known`` holds the networks of a ``fixed`` trial after their first draw; they are the same in every step.
+    ``ahead`` holds the draws of the next step, under a plan that has them.
     """
 
     spec: TrialSpec
     plan: ExecutionPlan
     network: nn.Module
     real: RealSet
+    real_labels: Tensor
     labels: Tensor
     pool: PoolNetworks | None = None
     known: dict[tuple[int, ...], Params] = field(default_factory=dict, compare=False)
+    ahead: Ahead | None = field(default=None, compare=False)
 
     @classmethod
     def of(
         cls, spec: TrialSpec, plan: ExecutionPlan, train: RealSet, pool: PoolNetworks | None = None
     ) -> Task:
         device, data = torch.device(plan.device), spec.dataset
+        network = build_network(spec.network_spec, data.shape, data.classes)
         return cls(
             spec=spec,
             plan=plan,
-            network=build_network(spec.network_spec, data.shape, data.classes),
+            network=network,
             real=train.to(device),
+            real_labels=train.labels.cpu(),
             labels=class_labels(spec.inner_steps, data.classes, spec.images_per_class_per_step).to(device),
             pool=pool,
+            ahead=Ahead(network, plan.threads, spec.outer_steps) if plan.ahead else None,
         )
+
+    def of_trial(self, spec: TrialSpec) -> Task:
+        """That of another trial of the same shape, on the same data."""
+        ahead = Ahead(self.network, self.plan.threads, spec.outer_steps) if self.plan.ahead else None
+        return replace(self, spec=spec, known={}, ahead=ahead)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -85,21 +100,43 @@ class Task:
 
     def outer_networks(self, step: int) -> Params:
         """The networks of one outer step; random numbers that they draw in training are those of the step."""
-        networks = self.networks(network_seeds(self.spec, step))
+        if self.spec.init == "fixed":
+            networks = self.networks(network_seeds(self.spec, step))
+        else:
+            networks = self._sent(self.drawn("networks", step, Task._of_step))
         if DRAWS in networks:
             count = len(networks[DRAWS])
             seeds = [derive_seed("dropout", self.spec.trial_id, step, k) for k in range(count)]
-            networks = {**networks, DRAWS: networks[DRAWS].new_tensor(seeds)}
+            networks = {**networks, DRAWS: sent(torch.tensor(seeds), networks[DRAWS].device)}
         return networks
 
+    def drawn(self, what: str, step: int, draw: Callable[[Task, int], T]) -> T:
+        """``draw(task, step)``: something that is drawn on the CPU for each outer step, by a function of the
+        trial and the step alone. It may have been drawn ahead, in a thread."""
+        if self.ahead is None:
+            return draw(self, step)
+        in_thread = replace(self, network=self.ahead.network, ahead=None)
+        return self.ahead.drawn(what, step, lambda of: draw(in_thread, of))
+
+    def _of_step(self, step: int) -> Params:
+        return self._on_cpu(network_seeds(self.spec, step))
+
     def _drawn(self, seeds: Sequence[int]) -> Params:
-        spec, device = self.spec, torch.device(self.plan.device)
+        return self._sent(self._on_cpu(seeds))
+
+    def _on_cpu(self, seeds: Sequence[int]) -> Params:
+        spec, cpu, device = self.spec, torch.device("cpu"), torch.device(self.plan.device)
         if self.pool is not None:
             stacked = stack_networks(self.pool(seeds))
-            return {name: value.to(device, self.dtype) for name, value in stacked.items()}
-        return draw_networks(
-            self.network, spec.init_law, spec.init_param, seeds, device=device, dtype=self.dtype
-        )
+            drawn = {name: value.to(cpu, self.dtype) for name, value in stacked.items()}
+        else:
+            law, param = spec.init_law, spec.init_param
+            drawn = draw_networks(self.network, law, param, seeds, device=cpu, dtype=self.dtype)
+        return {name: pinned(value, device) for name, value in drawn.items()}
+
+    def _sent(self, networks: Params) -> Params:
+        device = torch.device(self.plan.device)
+        return {name: sent(value, device) for name, value in networks.items()}
 
 
 def start_images(task: Task, start: Tensor | None = None) -> Tensor:
@@ -112,7 +149,7 @@ def start_images(task: Task, start: Tensor | None = None) -> Tensor:
         images = start.to(task.dtype)
     elif spec.image_init == "real":
         m, classes = spec.images_per_class_per_step, spec.dataset.classes
-        picks = sample_per_class(task.real.labels.cpu(), classes, spec.images_per_class, generator)
+        picks = sample_per_class(task.real_labels, classes, spec.images_per_class, generator)
         picks = picks.view(classes, spec.inner_steps, m).transpose(0, 1).reshape(-1)
         images = task.real.to("cpu").take(picks).normalised(task.dtype)
     else:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ddsweep.core.ahead import sent
 from ddsweep.core.derivatives import Derivatives, derivatives_of
 from ddsweep.core.graphs import replayed
 from ddsweep.core.images import LabelledImages
@@ -148,8 +149,8 @@ class Batches:
         if isinstance(batch_order, Minibatches):
             self.shared, self._picks = False, batch_order.drawn(images.device)
         else:
-            self.shared, self._picks = batch_order.shared, batch_order.batches.to(images.device)
-            self._rates = batch_order.rates.to(images.device)
+            self.shared, self._picks = batch_order.shared, sent(batch_order.batches, images.device)
+            self._rates = sent(batch_order.rates, images.device)
 
     def at(self, t: int) -> tuple[Tensor, Tensor]:
         """Images ``[n, ...]`` (or ``[K or G, n, ...]``) and targets of step ``t``."""

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ddsweep.core.ahead import sent
 from ddsweep.core.derivatives import no_bookkeeping
 from ddsweep.core.execution import ExecutionPlan
 from ddsweep.core.graphs import replayed
@@ -313,7 +314,7 @@ def _recorded(
         parts = (found.losses, found.images, found.raw_rates, found.labels)
         return [part for part in parts if part is not None]
 
-    batch_order = loop.batch_order.batches.to(device), loop.batch_order.rates.to(device)
+    batch_order = sent(loop.batch_order.batches, device), sent(loop.batch_order.rates, device)
     inputs = [*params.values(), distilled.images, distilled.labels, raw]
     inputs += [real.images, real.labels, *batch_order]
     what = ("outer gradient", network, tuple(names), plan, loop.optimizer, windows)

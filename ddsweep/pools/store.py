@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,8 @@ __all__ = ["ROLES", "TrainedPool", "open_pool", "save_network", "write_index"]
 
 ROLES = ("train", "heldout")
 """The roles: for distillation, and for evaluation alone."""
+
+_KEEPING = threading.Lock()
 
 _KEPT_BYTES = 2**29
 """Networks that were read stay in memory up to this size: outer steps draw them again and again."""
@@ -79,13 +82,15 @@ class TrainedPool:
 
     def _network(self, role: str, index: int) -> Params:
         key = (role, index)
-        if key not in self.kept:
+        weights = self.kept.get(key)
+        if weights is None:
             weights = self._read(role, index)
             size = sum(value.nbytes for value in weights.values())
-            if (len(self.kept) + 1) * size > max(_KEPT_BYTES, size):
-                self.kept.pop(next(iter(self.kept)))
-            self.kept[key] = weights
-        return self.kept[key]
+            with _KEEPING:
+                if (len(self.kept) + 1) * size > max(_KEPT_BYTES, size):
+                    self.kept.pop(next(iter(self.kept)))
+                self.kept[key] = weights
+        return weights
 
     def _read(self, role: str, index: int) -> Params:
         path = self.directory.network(role, index)

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ddsweep.catalog import TrialSpec, augmentation_parts
-from ddsweep.core.augment import draw_augmentation
+from ddsweep.core.ahead import pinned, sent
+from ddsweep.core.augment import Augmentation, draw_augmentation
 from ddsweep.core.images import LabelledImages
 from ddsweep.core.inner import InnerOptimizer
 from ddsweep.core.objective import rewritten
@@ -43,6 +44,7 @@ def start(task: Task, images: Tensor) -> Learned:
 def gradients(task: Task, learned: Learned, step: int) -> NetworkGradients:
     """Unroll ``models_per_step`` networks, and go back (equations 2 and 4 of Wang et al. 2018)."""
     real = _real_batch(task, step)
+    loop = task.drawn("loop", step, _inner_loop)
     found = outer_gradient(
         task.network,
         task.outer_networks(step),
@@ -50,7 +52,7 @@ def gradients(task: Task, learned: Learned, step: int) -> NetworkGradients:
         learned["raw"].expand(task.spec.steps),
         real,
         task.plan,
-        loop=_inner_loop(task, step),
+        loop=loop,
         window=_window(task.spec, step),
     )
     return _by_learned(found, task.spec)
@@ -63,7 +65,7 @@ def together(
     first = tasks[0]
     networks = [task.outer_networks(step) for task, step in zip(tasks, steps, strict=True)]
     real = [_real_batch(task, step) for task, step in zip(tasks, steps, strict=True)]
-    loops = [_inner_loop(task, step) for task, step in zip(tasks, steps, strict=True)]
+    loops = [task.drawn("loop", step, _inner_loop) for task, step in zip(tasks, steps, strict=True)]
     windows = [_window(task.spec, step) for task, step in zip(tasks, steps, strict=True)]
     joined = torch.stack if first.spec.real_batch_mode == "shared" else torch.cat
     labels = first.labels
@@ -128,6 +130,17 @@ def _window(spec: TrialSpec, step: int) -> Window | None:
 
 def _real_batch(task: Task, step: int) -> LabelledImages:
     """Real images of one outer step, ``[N, ...]`` shared or ``[K, N, ...]``, without replacement."""
+    spec = task.spec
+    picks, augmentation = task.drawn("real_batch", step, _draw_real)
+    batch = task.real.take(sent(picks, task.real.pixels.device))
+    images = batch.normalised(task.dtype)
+    if augmentation is not None:
+        images = augmentation(images)
+    return LabelledImages(images, rewritten(batch.labels, spec.attack_class, spec.target_class))
+
+
+def _draw_real(task: Task, step: int) -> tuple[Tensor, Augmentation | None]:
+    """Which images they are, ``[N]`` or ``[K, N]``, and their ``outer_augment``."""
     spec, available = task.spec, len(task.real)
     size = min(spec.real_batch, available)
     generator = torch.Generator().manual_seed(derive_seed("real_batch", spec.trial_id, step))
@@ -135,10 +148,9 @@ def _real_batch(task: Task, step: int) -> LabelledImages:
     picks = torch.stack([torch.randperm(available, generator=generator)[:size] for _ in range(draws)])
     if spec.real_batch_mode == "shared":
         picks = picks[0]
-    batch = task.real.take(picks.to(task.real.pixels.device))
-    images = batch.normalised(task.dtype)
+    picks = pinned(picks, task.real.pixels.device)
     parts = augmentation_parts("outer_augment", spec.outer_augment, spec.dataset.name)
-    if parts:
-        own = torch.Generator().manual_seed(derive_seed("augment", spec.trial_id, "outer", step))
-        images = draw_augmentation(parts, size, spec.dataset.shape[1], own)(images)
-    return LabelledImages(images, rewritten(batch.labels, spec.attack_class, spec.target_class))
+    if not parts:
+        return picks, None
+    own = torch.Generator().manual_seed(derive_seed("augment", spec.trial_id, "outer", step))
+    return picks, draw_augmentation(parts, size, spec.dataset.shape[1], own)

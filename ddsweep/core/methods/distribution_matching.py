@@ -21,6 +21,7 @@ from torch.func import functional_call, grad_and_value, vmap
 from torch.nn import functional as F
 
 from ddsweep.catalog import TrialSpec, augmentation_parts
+from ddsweep.core.ahead import pinned, sent
 from ddsweep.core.augment import Augmentation, draw_augmentation
 from ddsweep.core.images import sample_per_class
 from ddsweep.core.networks import Params
@@ -124,9 +125,13 @@ def _augmentation(spec: TrialSpec, step: int) -> Augmentation:
 
 def _real_batch(task: Task, step: int) -> tuple[Tensor, Tensor]:
     """``real_per_class`` real images of each class, ``[N, c, h, w]``, and their classes ``[N]``."""
+    device = task.real.pixels.device
+    batch = task.real.take(sent(task.drawn("real_batch", step, _draw_real), device))
+    return batch.normalised(task.dtype), batch.labels
+
+
+def _draw_real(task: Task, step: int) -> Tensor:
     spec = task.spec
     generator = torch.Generator().manual_seed(derive_seed("real_batch", spec.trial_id, step))
-    labels = task.real.labels.cpu()
-    picks = sample_per_class(labels, spec.dataset.classes, spec.real_per_class, generator).flatten()
-    batch = task.real.take(picks.to(task.real.pixels.device))
-    return batch.normalised(task.dtype), batch.labels
+    picks = sample_per_class(task.real_labels, spec.dataset.classes, spec.real_per_class, generator)
+    return pinned(picks.flatten(), task.real.pixels.device)
