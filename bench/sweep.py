@@ -1,12 +1,13 @@
 """Trials per hour of a sweep: cohorts against one process per trial, in turn.
 
-    python bench/sweep.py [CASE ...] [--steps N] [--repeats N] [--quick]
+    python bench/sweep.py [CASE ...] [--steps N] [--repeats N] [--draws] [--quick]
 
 Each case is the trials of a real sweep, with fewer outer steps. They are dealt out to as many processes as
 there are cores (or, on a GPU, to one), each with one thread. Every process takes its trials one after another
 (the baseline: one process per trial at its best packing, without the seconds that starting a process takes),
 or together in cohorts. Both ways end with the same bits, which is checked on the CPU. With `--evaluate` the
-sets are evaluated too, and the totals compared. No Ray.
+sets are evaluated too, and the totals compared. No Ray. With `--draws` both sides are cohorts: networks and
+real images drawn at the step that uses them, against one step ahead in threads (a plan's `ahead`).
 
 `digits_search` is `sweeps/digits_rates.yaml`: 32 trials of two shapes, which ASHA stops early. Its processes
 ask one queue, that of a sweep on Ray. Which trials are stopped depends on the order in which they run, so the
@@ -45,7 +46,7 @@ from ddsweep.spec import SweepSpec, expand, load_sweep
 from ddsweep.sweep.halving import Halving
 from ddsweep.sweep.queue import PlannedPlace, TrialQueue
 from ddsweep.sweep.retry import RetryPolicy
-from ddsweep.trial import Progress, TrialJob, distil_together, is_distilled, read_distilled
+from ddsweep.trial import Progress, TrialJob, distil_together, is_distilled, read_distilled, running
 from ddsweep.trial_plan import TrialSettings
 
 DIGITS = {"dataset": "digits", "network": "convnet(width=16)", "image_init": "real", "inner_lr": 1.0}
@@ -110,8 +111,20 @@ def splits_of(spec: TrialSpec) -> Splits:
     )
 
 
-def work(values: Any, folder: str, size: int, device: str, evaluate: int, barrier: Any, out: Any) -> None:
+def work(
+    values: Any,
+    folder: str,
+    size: int,
+    device: str,
+    evaluate: int,
+    ahead: bool | None,
+    barrier: Any,
+    out: Any,
+) -> None:
     """One process: once all are warm, its trials."""
+    if ahead is not None:
+        first_plan = running.first_plan
+        running.first_plan = lambda *given: replace(first_plan(*given), ahead=ahead)  # type: ignore[assignment]
     specs = [TrialSpec.from_dict(value) for value in values]
     gpus = float(device == "cuda")
     settings = TrialSettings(device=device, gpus=gpus, log_every=50, checkpoint_every=50, cohort=size)
@@ -133,20 +146,27 @@ def work(values: Any, folder: str, size: int, device: str, evaluate: int, barrie
     out.put((distilled, time.perf_counter() - began, given.failed))
 
 
-def once(specs: list[TrialSpec], size: int, processes: int, device: str, evaluate: int) -> dict[str, Any]:
+def once(
+    specs: list[TrialSpec],
+    size: int,
+    processes: int,
+    device: str,
+    evaluate: int,
+    ahead: bool | None = None,
+) -> dict[str, Any]:
     """Distil all ``specs``, with ``processes`` side by side: seconds until the last one is done."""
     context = multiprocessing.get_context("spawn")
     shares = split_evenly(len(specs), -(-len(specs) // processes))
     with tempfile.TemporaryDirectory() as folder:
-        barrier, out, first, running = context.Barrier(len(shares)), context.Queue(), 0, []
+        barrier, out, first, started = context.Barrier(len(shares)), context.Queue(), 0, []
         for count in shares:
             values = [spec.to_dict() for spec in specs[first : first + count]]
             first += count
-            given = (values, folder, min(size, count), device, evaluate, barrier, out)
-            running.append(context.Process(target=work, args=given))
-            running[-1].start()
-        found = [out.get() for _ in running]
-        for process in running:
+            given = (values, folder, min(size, count), device, evaluate, ahead, barrier, out)
+            started.append(context.Process(target=work, args=given))
+            started[-1].start()
+        found = [out.get() for _ in started]
+        for process in started:
             process.join()
         directory = SweepDirectory(Path(folder))
         hashes = [read_distilled(spec, directory).sha256 for spec in specs]
@@ -362,6 +382,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--evaluate", type=int, default=0, metavar="N", help="held-out networks for each set")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--processes", type=int, help="by default the cores, or 1 on a GPU")
+    parser.add_argument("--draws", action="store_true", help="cohorts that draw ahead, against others")
     parser.add_argument("--quick", action="store_true", help="few steps of few trials, once")
     options = parser.parse_args(argv)
     if unknown := [case for case in options.cases if case not in names]:
@@ -386,16 +407,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         rule = cohort_sizes(specs, options.cohort or "auto", gpus=[1.0] if on_gpu else [0.0])
         size = min(rule[specs[0].trial_id], -(-len(specs) // processes))
         rows: dict[str, list[float]] = {"distilling": [], "total": []}
-        hours: dict[str, list[float]] = {"alone": [], "cohorts": []}
+        ways = [("alone", 1, None), ("cohorts", size, None)]
+        if options.draws:
+            ways = [("drawn at the step", size, False), ("drawn ahead", size, True)]
+        one, other = (way for way, _, _ in ways)
+        hours: dict[str, list[float]] = {one: [], other: []}
         for repeat in range(options.repeats):
-            ways = [("alone", 1), ("cohorts", size)]
             found = {
-                way: once(specs, own, processes, options.device, options.evaluate)
-                for way, own in (ways if repeat % 2 == 0 else ways[::-1])
+                way: once(specs, own, processes, options.device, options.evaluate, ahead)
+                for way, own, ahead in (ways if repeat % 2 == 0 else ways[::-1])
             }
-            equal &= on_gpu or found["alone"]["hashes"] == found["cohorts"]["hashes"]
+            equal &= on_gpu or found[one]["hashes"] == found[other]["hashes"]
             for name, values in rows.items():
-                values.append(found["alone"][name] / found["cohorts"][name])
+                values.append(found[one][name] / found[other][name])
             for way, values in hours.items():
                 values.append(len(specs) * 3600 / found[way]["distilling"])
         said = {"case": case, "trials": len(specs), "steps": specs[0].outer_steps, "cohort": size}

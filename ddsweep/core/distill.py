@@ -165,14 +165,14 @@ def _taken(
                 numbers[i].append(later.max())
     steps = []
     for i, values in enumerate(_on_host(numbers)):
-        losses, (loss,), norms_of_all, (length,), (unclipped,), *of_rates = values
+        losses, (loss,), norms_of_all, (grad_norm,), (unclipped,), *of_rates = values
         state = after[i]
         if i in clipped:
             state = replace(state, norm=running_norm(unclipped, clipped[i], states[i].norm))
         pairs = enumerate(zip(losses, norms_of_all, strict=True))
         finite = [k for k, pair in pairs if all(map(math.isfinite, pair))]
         rate, largest = [*(number for (number,) in of_rates), None, None][:2]
-        steps.append(_Step(state, gradients[i].losses, norms[i], finite, loss, length, rate, largest))
+        steps.append(_Step(state, gradients[i].losses, norms[i], finite, loss, grad_norm, rate, largest))
     return steps
 
 
