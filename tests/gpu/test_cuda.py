@@ -208,7 +208,7 @@ def test_in_a_plan_of_one_width_a_trial_has_the_same_bits_in_any_company(text, s
         states = [initial_state(tasks[number]) for number in numbers]
         for _ in range(3):
             found = gradients_together([tasks[number] for number in numbers], states)
-            states = [applied(tasks[n], s, own)[0] for n, s, own in zip(numbers, states, found, strict=True)]
+            states = [state for state, _ in applied([tasks[n] for n in numbers], states, found)]
         return states
 
     expected = ends([0, 1, 2, 3])

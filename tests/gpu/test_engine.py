@@ -175,11 +175,8 @@ def test_trials_together_on_the_device_are_those_on_the_cpu(real) -> None:
         tasks = [Task.of(spec, plan, data) for spec in specs]
         states = [replace(initial_state(task), step=5 * number) for number, task in enumerate(tasks)]
         for _ in range(3):
-            gradients = gradients_together(tasks, states)
-            states = [
-                applied(task, state, own)[0]
-                for task, state, own in zip(tasks, states, gradients, strict=True)
-            ]
+            found = gradients_together(tasks, states)
+            states = [state for state, _ in applied(tasks, states, found)]
         ends.append(states)
     for here, there in zip(*ends, strict=True):
         assert there.images.device.type == DEVICE.type
