@@ -95,15 +95,15 @@ def test_side_by_side_as_one_after_another(method: str) -> None:
 @pytest.mark.parametrize("method", NAMES)
 def test_a_network_that_is_not_finite_spoils_no_other(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     task = task_of(method)
-    drawn = Task.networks
+    drawn = Task.outer_networks
 
-    def networks(self: Task, seeds: list[int]) -> dict[str, Tensor]:
-        found = {name: value.clone() for name, value in drawn(self, seeds).items()}
+    def networks(self: Task, step: int) -> dict[str, Tensor]:
+        found = {name: value.clone() for name, value in drawn(self, step).items()}
         next(iter(found.values()))[1] = torch.nan
         return found
 
     whole = methods.method_of(task.spec).gradients(task, initial_state(task).learned, 0)
-    monkeypatch.setattr(Task, "networks", networks)
+    monkeypatch.setattr(Task, "outer_networks", networks)
     _, report = outer_step(task, initial_state(task))
     assert report.n_skipped == 1 and not torch.isfinite(report.losses[1])
     torch.testing.assert_close(report.losses[[0, 2]], whole.losses[[0, 2]])
