@@ -167,8 +167,11 @@ class Batches:
         their sets."""
         if not self._augments:
             return images if self.augment is None else self.augment(images, t)
-        each = images.chunk(len(self._augments))
-        return torch.cat([augment(own, t) for augment, own in zip(self._augments, each, strict=True)])
+        changed = [
+            augment(own.squeeze(0), t).reshape(own.shape)  # of one network [n, ...], as it is alone
+            for augment, own in zip(self._augments, images.chunk(len(self._augments)), strict=True)
+        ]
+        return torch.cat(changed)
 
     def rate_of(self, t: int) -> Tensor:
         """The index of the rate of step ``t``: int64 ``[R]`` as in `BatchOrder`, on the device of the

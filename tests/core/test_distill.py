@@ -394,15 +394,15 @@ def test_networks_are_not_skipped_because_the_median_norm_is_zero(task_of, monke
 
 def spoil(monkeypatch, *broken: int) -> None:
     """Make the networks ``broken`` of every outer step so large that their logits overflow."""
-    drawn = Task.networks
+    drawn = Task.outer_networks
 
-    def networks(self, seeds):
-        params = drawn(self, seeds)
+    def networks(self, step):
+        params = drawn(self, step)
         for value in params.values():
             value[list(broken)] *= 1e200
         return params
 
-    monkeypatch.setattr(Task, "networks", networks)
+    monkeypatch.setattr(Task, "outer_networks", networks)
 
 
 NO_NORM = "convnet(width=4,norm=none)"

@@ -84,8 +84,8 @@ def test_a_wait_is_seen() -> None:
     for work in (
         lambda: float(there[0]),
         lambda: there[there > 1],
-        there.tolist,
-        there.cpu,
+        lambda: sum(there.tolist()),
+        lambda: there.cpu().sum(),
         lambda: torch.arange(2).to(DEVICE) if PRETENDED else there.cpu(),
     ):
         found = waits_of(work)
