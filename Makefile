@@ -7,7 +7,7 @@
 # make verify-results check the kept sets of docs/reproduction on fresh networks
 # make reproduce ROW=NAME run one of its rows from nothing, and compare
 # make campaign     plan the long runs that need a GPU, for short periods on one
-# make docs         write the tables in docs/ that say what the code declares, and the notebook
+# make docs         write the tables in docs/ that say what the code declares, the picture of the study, and the notebook
 # make cluster-deps install, as root on Debian or Ubuntu, what the tests on a Slurm of their own need
 
 # What tells whether a Python will do. A version manager may offer a name that does not run, so try each.
@@ -74,6 +74,7 @@ format: $(STAMP)
 
 docs: $(STAMP)
 	$(BIN)/python docs/tables.py
+	$(BIN)/python docs/study.py
 	$(BIN)/python docs/notebook.py
 
 measures: $(STAMP)

@@ -1,6 +1,7 @@
 """Keep the results of a finished sweep in the repository: sets, pictures and tables, without hosts' names.
 
 python bench/keep.py results/mnist_random docs/reproduction/mnist_random
+python bench/keep.py --tables results/ablation_steps_epochs_ipc docs/studies/ablation_steps_epochs_ipc
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as pq
 
+from ddsweep.catalog.numbers import counted
 from ddsweep.errors import UserError
 from ddsweep.results.artifacts import load_tensors, save_tensors
 from ddsweep.results.collect import sorted_rows
@@ -23,9 +25,9 @@ from ddsweep.results.layout import PoolDirectory, SweepDirectory
 TABLES = ("trials", "evals", "history")
 
 
-def keep(directory: SweepDirectory, out: Path) -> list[str]:
+def keep(directory: SweepDirectory, out: Path, *, sets: bool = True) -> list[str]:
     """Write what belongs to the finished trials of ``directory`` into the folder ``out``, with the file of
-    their pool; their ids.
+    their pool; their ids. Without ``sets``, only the sweep and its tables.
 
     Raises `UserError` for parts that are torn, and if no trial is done.
     """
@@ -42,7 +44,7 @@ def keep(directory: SweepDirectory, out: Path) -> list[str]:
     for name, table in tables.items():
         mine = table.filter(pa.compute.is_in(table["trial_id"], pa.array(done)))
         pq.write_table(_without_host(mine), out / f"{name}.parquet", compression="zstd")
-    for trial_id in done:
+    for trial_id in done if sets else ():
         tensors, header = load_tensors(directory.distilled(trial_id))
         header["provenance"].pop("host", None)
         save_tensors(out / f"{trial_id}.safetensors", tensors, header, temporary)
@@ -66,10 +68,11 @@ def main(given: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("results", type=Path, help="the folder of a finished sweep")
     parser.add_argument("out", type=Path)
+    parser.add_argument("--tables", action="store_true", help="no sets and pictures: many trials")
     options = parser.parse_args(given)
     try:
-        for trial_id in keep(SweepDirectory(options.results), options.out):
-            print(options.out / f"{trial_id}.safetensors")
+        kept = keep(SweepDirectory(options.results), options.out, sets=not options.tables)
+        print(f"{options.out}: {counted(len(kept), 'trial')}: {', '.join(kept)}")
     except UserError as error:
         print(f"keep: {error}", file=sys.stderr)
         return 1

@@ -209,6 +209,56 @@ def kept_attack(row: str) -> str:
     return _table((f"images, n = {own.trial['test_models']}", *head), cells)
 
 
+# ------------------------------------------------------------------------------------ docs/studies
+
+STUDIED = ["init", "images_per_class", "inner_steps", "inner_epochs"]
+
+
+def studied(row: str) -> pd.DataFrame:
+    """The trials of docs/studies/``row`` after their last steps: a row for each setting, source. Settings of
+    which a seed is missing are left out.
+
+    ``mean`` of the seeds' means over networks; ``least`` and ``most`` of these; ``std`` over the networks of
+    a seed (the root of the seeds' mean variance), for known networks over the seeds.
+    """
+    folder = DOCS / "studies" / row
+    trials, evals = (pd.read_parquet(folder / f"{name}.parquet") for name in ("trials", "evals"))
+    evals = evals.loc[evals["protocol"] == "as_distilled", ["trial_id", "source", "inner_step", "accuracy"]]
+    evals = evals.merge(trials[["trial_id", "seed", *STUDIED]], on="trial_id")
+    evals = evals[evals["inner_step"] == evals["inner_steps"] * evals["inner_epochs"]]
+    key = [*STUDIED, "source"]
+    seeds = evals.groupby([*key, "seed"])["accuracy"].agg(["mean", "var", "count"]).reset_index()
+    found = seeds.groupby(key).agg(
+        mean=("mean", "mean"),
+        least=("mean", "min"),
+        most=("mean", "max"),
+        over_seeds=("mean", "std"),
+        within=("var", "mean"),
+        networks=("count", "min"),
+        seeds=("seed", "nunique"),
+    )
+    found["std"] = (found["within"] ** 0.5).where(found["networks"] > 1, found["over_seeds"])
+    return found[found["seeds"] == found["seeds"].max()].reset_index()
+
+
+def study(row: str) -> str:
+    """What the trials of a study come to, a line for each point."""
+    found = studied(row)
+    head = ["images a class", "S", "E", "T"]
+    for init in ("known network", "unknown networks"):
+        head += [f"{init}: distilled", "random real", "k-means"]
+    rows = []
+    for (images, steps, epochs), own in found.groupby(STUDIED[1:]):
+        cells = [str(images), str(steps), str(epochs), str(steps * epochs)]
+        for init in ("fixed", "random"):
+            for source in ("distilled", "random_real", "kmeans"):
+                line = own[(own["init"] == init) & (own["source"] == source)]
+                bold = "**" if source == "distilled" and len(line) else ""
+                cells.append(f"{bold}{percent(*line[['mean', 'std']].iloc[0]) if len(line) else NONE}{bold}")
+        rows.append(cells)
+    return _table(head, rows)
+
+
 _BASELINES = {
     "random_real": "random real",
     "optimized_random": "optimised random real",
@@ -220,7 +270,7 @@ _SETTING = "the [settings](settings.md); null where the method of the trial lack
 _MADE = {
     **{"settings": settings, "columns": columns, "modules": modules},
     **{"kept": kept_numbers, "kept_steps": kept_steps, "kept_baselines": kept_baselines},
-    "kept_attack": kept_attack,
+    **{"kept_attack": kept_attack, "study": study},
 }
 
 

@@ -197,7 +197,7 @@ def test_seconds_are_shares_that_add_up(job: Callable[..., TrialJob]) -> None:
     wall, cpu = time.monotonic() - began, time.process_time() - used
     said = [read_distilled(spec, job(specs[0]).directory).provenance for spec in specs]
     assert 0.5 * cpu < sum(row["cpu_seconds"] for row in said) <= cpu
-    assert 0.5 * wall < sum(row["gpu_seconds"] for row in said) / 0.5 <= wall
+    assert 0.25 * wall < sum(row["gpu_seconds"] for row in said) / 0.5 <= wall
     assert sum(row["wall_seconds"] for row in said) > 1.5 * wall, "each has all that passed"
 
 
