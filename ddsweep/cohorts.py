@@ -11,7 +11,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Protocol
 
-from ddsweep.catalog import TrialSpec
+from ddsweep.catalog import TrialSpec, measure_of
 from ddsweep.catalog.methods import DEFAULT_METHOD
 from ddsweep.cost import choose_memory, estimate
 
@@ -44,9 +44,6 @@ WIDEST = 512
 MEMORY, MEMORY_GPU = 4e9, 16e9
 """Bytes that a cohort takes at most, by estimate, on the CPU and on a GPU."""
 
-WRITTEN_OUT = ("lenet", "convnet")
-"""Networks whose derivatives are written out: only these have the same bits side by side as alone."""
-
 FREE = frozenset(
     {
         *("seed", "split_seed", "validation_fraction", "whitening"),
@@ -62,16 +59,16 @@ FREE = frozenset(
 
 def why_alone(trial: TrialSpec) -> str | None:
     """Why trials like ``trial`` are never distilled together (docs/log/2026-11-29-cohorts.md has what was
-    measured); None if they can be."""
+    measured); None if they can be. Raises `UserError` for a network that was not measured."""
     if trial.method_code is not None:
         return "a method of your own takes one trial at a time"
     if trial.method != DEFAULT_METHOD:
         return f"{trial.method} takes one trial at a time"
+    if measure_of(trial.network_spec, trial.dataset.shape, trial.dataset.classes).written_out:
+        return None
     if trial.network_spec.code is not None:
-        return "side by side, networks of your own would give other last digits than alone"
-    if trial.network_spec.kind not in WRITTEN_OUT:
-        return f"networks as large as {trial.network_spec.kind} are slower side by side"
-    return None
+        return "side by side, a network with derivatives by autograd would give other last digits than alone"
+    return f"networks as large as {trial.network_spec.kind} are slower side by side"
 
 
 def cohort_key(trial: TrialSpec) -> Hashable | None:

@@ -170,7 +170,7 @@ def _point_bytes(trial: TrialSpec) -> int:
 def _step_bytes(trial: TrialSpec) -> int:
     """The values that ``store`` keeps of one inner step: a point, the gradient, and outputs of layers."""
     found = _measure(trial)
-    copies = _COPIES if trial.network_spec.kind in ("lenet", "convnet") else _COPIES_AUTOGRAD
+    copies = _COPIES if found.written_out else _COPIES_AUTOGRAD
     batch = trial.images_per_class_per_step * trial.dataset.classes
     kept = found.parameters + batch * found.outputs * copies
     return _point_bytes(trial) + _item(trial) * trial.models_per_step * kept

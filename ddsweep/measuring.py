@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from ddsweep.own_code import copied_source, version_of
 
 __all__ = ["codes_of", "measure_networks", "networks_of"]
 
-_VERSION = 1
+_VERSION = 2
 
 Problem = tuple[NetworkSpec, tuple[int, int, int], int]
 """A network, the shape of its images, and the number of their classes."""
@@ -74,7 +75,7 @@ def measure_networks(
     for problem, methods in networks_of(trials, evaluation).items():
         network = problem[0]
         path = _path(*problem)
-        found = _kept(path, {"flops", "outputs", "parameters", "head"})
+        found = _kept(path, {"flops", "outputs", "parameters", "written_out", "head"})
         if found is None:
             began = time.monotonic()
             job = {"network": str(network), "shape": problem[1], "classes": problem[2]}
@@ -89,7 +90,7 @@ def measure_networks(
                 "given, and no torch.nn.Linear gives its logits; end it with one"
             )
         if not is_measured(*problem):
-            remember(*problem, Measure(found["flops"], found["outputs"], found["parameters"]))
+            remember(*problem, Measure(**{item.name: found[item.name] for item in fields(Measure)}))
     for trial in _with_own_methods(trials):
         path = _path(trial.network_spec, trial.dataset.shape, trial.dataset.classes, trial.method)
         if _kept(path, {"method"}) is None:

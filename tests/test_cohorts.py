@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 import torch
 
-from ddsweep.catalog import DATASETS, TrialSpec
+from ddsweep.catalog import DATASETS, Measure, TrialSpec
+from ddsweep.catalog.measures import remember
 from ddsweep.cohorts import (
     FREE,
     MEMORY,
-    WRITTEN_OUT,
     cohort_key,
     cohort_sizes,
     room_beside,
@@ -30,6 +30,7 @@ from ddsweep.cohorts import (
 )
 from ddsweep.core.methods import bptt
 from ddsweep.core.networks import build_network
+from ddsweep.core.own_network import written_out
 from ddsweep.cost import choose_memory, estimate
 from ddsweep.data.load import Splits, load_splits
 from ddsweep.errors import DivergedError, UserError
@@ -252,6 +253,7 @@ def test_what_decides_the_shape_and_what_does_not() -> None:
 MATCHED = TrialSpec(DATASETS["digits"], network="convnet(width=8)", method="distribution_matching")
 LARGE = TrialSpec(DATASETS["cifar10"], network="alexcifarnet")
 OWN = TrialSpec(DATASETS["digits"], network="my_nets.py:Small@0123456789ab")
+remember(OWN.network_spec, OWN.dataset.shape, 10, Measure(1000, 100, 100, written_out=False))
 OWN_METHOD = TrialSpec(DATASETS["digits"], network="convnet(width=8)", method="my.methods:Mine")
 
 
@@ -260,7 +262,12 @@ OWN_METHOD = TrialSpec(DATASETS["digits"], network="convnet(width=8)", method="m
     [
         (MATCHED, "auto", "auto", "distribution_matching takes one trial at a time"),
         (OWN_METHOD, "auto", "auto", "a method of your own takes one trial at a time"),
-        (OWN, 4, "auto", "side by side, networks of your own would give other last digits than alone"),
+        (
+            OWN,
+            4,
+            "auto",
+            "side by side, a network with derivatives by autograd would give other last digits than alone",
+        ),
         (LARGE, "auto", "auto", "networks as large as alexcifarnet are slower side by side"),
         (SPECS[0], "auto", "on", "compiled code is that of one trial (resources.compile: on)"),
         (spec_of(models_per_step=8), "auto", "auto", "8 networks an outer step fill a core"),
@@ -308,7 +315,7 @@ def test_networks_with_written_out_derivatives_are_those_that_say_so() -> None:
     for name in ("lenet", "convnet", "alexcifarnet"):
         spec = TrialSpec(DATASETS["cifar10"], network=name)
         network = build_network(spec.network_spec, (3, 32, 32), 10)
-        assert hasattr(network, "layers") == (name in WRITTEN_OUT), name
+        assert (written_out(network) is not None) == (name in ("lenet", "convnet")), name
 
 
 @pytest.mark.parametrize(

@@ -28,11 +28,12 @@ MONOMIALS = ("1", "c", "n", "cn", "w", "cw", "wn", "ww")
 class Measure:
     """For one image: ``flops`` of a forward pass (two for a multiply-add of convolutions and matrix
     products), numbers in the ``outputs`` of all layers that have weights; and ``parameters`` of the
-    network."""
+    network. ``written_out``: its derivatives are (`ddsweep.core.layers`), and not autograd's."""
 
     flops: int
     outputs: int
     parameters: int
+    written_out: bool
 
 
 _Key = tuple[NetworkSpec, tuple[int, int, int], int]
@@ -80,4 +81,4 @@ def measure_of(network: NetworkSpec, shape: tuple[int, int, int], classes: int) 
         raise UserError(f"network: {network}: not measured here; `ddsweep plan` of its sweep does that")
     values = dict(zip(MONOMIALS, monomials(shape[0], network.width, classes), strict=True))
     terms = {name: sum(values[key] * factor for key, factor in row[name].items()) for name in row}
-    return Measure(**terms)
+    return Measure(**terms | {"written_out": bool(terms["written_out"])})

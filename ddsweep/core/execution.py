@@ -14,7 +14,7 @@ from torch import nn
 
 from ddsweep.catalog.removed import without_removed
 from ddsweep.core.native import native_logits
-from ddsweep.core.own_network import traits_of
+from ddsweep.core.own_network import traits_of, written_out
 from ddsweep.errors import SettingError
 
 __all__ = ["ExecutionPlan", "choose_plan", "more_frugal", "runnable", "smaller_test"]
@@ -98,20 +98,21 @@ def choose_plan(
     on the many real images; the few distilled ones it takes for all networks at once. Compiled code is one
     team's, for each has modules of its own. Only CUDA has graphs: elsewhere ``graph`` has no effect. A
     ``native`` test pass needs code for the network, and a compiler; its images need not fit the cache.
-    Networks of a user's own go one after another, and record no graph. Only a GPU leaves cores free to draw
-    ``ahead``; a user's own code may use torch's one generator, so it is not run in threads."""
+    Networks of a user's own go one after another and record no graph, unless their layers are written out.
+    Only a GPU leaves cores free to draw ``ahead``; a user's own code may use torch's one generator, so it is
+    not run in threads."""
     own = traits_of(network)
-    explicit = own is None and hasattr(network, "layers")
+    explicit = written_out(network) is not None
     native = native and device.type == "cpu" and native_logits(network) is not None
     how = ExecutionPlan(
         device=device.type,
         threads=threads,
         compile=compile,
-        graph=graph and device.type == "cuda" and own is None,
+        graph=graph and device.type == "cuda" and (own is None or explicit),
         whole_batches=own is not None and own.mixes,
         ahead=device.type == "cuda" and own is None,
     )
-    if own is not None:
+    if own is not None and not explicit:
         how = replace(how, inner_batching="loop", real_batching="loop", test_chunk=128)
         chunk = 2**31 if own.mixes else 128
         return replace(how, real_chunk=chunk, teams=threads if device.type == "cpu" else 1)

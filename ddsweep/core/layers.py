@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -40,7 +40,19 @@ from ddsweep.core.convolution import (
     weight_derivative,
 )
 
-__all__ = ["Layer", "Params", "Tape", "convnet_layers", "lenet_layers"]
+__all__ = [
+    "AvgPool",
+    "BiasReLU",
+    "Conv",
+    "GlobalAvgPool",
+    "GroupNorm",
+    "Layer",
+    "Linear",
+    "MaxPool",
+    "Params",
+    "ReLU",
+    "Tape",
+]
 
 Params = dict[str, Tensor]
 
@@ -138,17 +150,22 @@ class Linear:
     """A fully connected layer on ``[K, features, N]`` (or on activations, which it flattens)."""
 
     name: str
+    bias: bool = True
+
+    def _add_bias(self, params: Params, y: Tensor) -> Tensor:
+        return y + params[f"{self.name}.bias"][:, :, None] if self.bias else y
 
     def forward(self, params: Params, x: Tensor, tape: Tape) -> Tensor:
         tape["shape"] = x.shape
         x = x.flatten(1, -2)
         tape["x"] = x
-        return times(params[f"{self.name}.weight"], x) + params[f"{self.name}.bias"][:, :, None]
+        return self._add_bias(params, times(params[f"{self.name}.weight"], x))
 
     def backward(self, params: Params, g: Tensor, tape: Tape, grads: Params, inputs: bool) -> Tensor:
         tape["g"] = g
         grads[f"{self.name}.weight"] = self._by_weight(g, tape["x"])
-        grads[f"{self.name}.bias"] = g.sum(2)
+        if self.bias:
+            grads[f"{self.name}.bias"] = g.sum(2)
         if not inputs:
             return g
         return self._to_inputs(params[f"{self.name}.weight"].transpose(1, 2) @ g, tape)
@@ -163,7 +180,7 @@ class Linear:
         return g.view(g.shape[0], *tape["shape"][1:])
 
     def tangent(self, params: Params, v: Params, x: Tensor | None, tape: Tape) -> Tensor:
-        y = times(v[f"{self.name}.weight"], tape["x"]) + v[f"{self.name}.bias"][:, :, None]
+        y = self._add_bias(v, times(v[f"{self.name}.weight"], tape["x"]))
         tape["tangent"] = None
         if x is not None:
             x = x.flatten(1, -2)
@@ -177,7 +194,8 @@ class Linear:
         if moved is not None:
             by_weight.baddbmm_(before, moved.transpose(1, 2))
         grads[f"{self.name}.weight"] = by_weight
-        grads[f"{self.name}.bias"] = g.sum(2)
+        if self.bias:
+            grads[f"{self.name}.bias"] = g.sum(2)
         to_inputs = torch.bmm(params[f"{self.name}.weight"].transpose(1, 2), g)
         to_inputs.baddbmm_(v[f"{self.name}.weight"].transpose(1, 2), before)
         return self._to_inputs(to_inputs, tape)
@@ -348,75 +366,85 @@ class AvgPool(_Selection):
         return _join_phases((0.25 * g).expand(4, *g.shape), (g.shape[0], *tape["shape"][1:]))
 
 
-def _mean(x: Tensor) -> Tensor:
-    return x.mean((2, 3), keepdim=True)
+@dataclass(frozen=True)
+class GlobalAvgPool(_Selection):
+    """The mean over all pixels of a channel."""
+
+    def forward(self, params: Params, x: Tensor, tape: Tape) -> Tensor:
+        tape["shape"] = x.shape
+        return self._apply(x, tape)
+
+    def _apply(self, x: Tensor, tape: Tape) -> Tensor:
+        return x.mean((2, 3), keepdim=True)
+
+    def _transpose(self, g: Tensor, tape: Tape) -> Tensor:
+        _, channels, h, w, images = tape["shape"]
+        spread: Tensor = (g / (h * w)).expand(len(g), channels, h, w, images)
+        return spread
 
 
 @dataclass(frozen=True)
-class InstanceNorm:
-    """Per image and channel: subtract the mean, divide by the deviation, scale and shift."""
+class GroupNorm:
+    """Per image and group of channels: subtract the mean, divide by the deviation; then, if ``affine``, scale
+    and shift each channel. ``groups`` None is one for each channel (instance norm)."""
 
     name: str
-    eps: float = field(default=1e-5)
+    groups: int | None = None
+    affine: bool = True
+    eps: float = 1e-5
 
-    def _gain(self, params: Params) -> Tensor:
-        return params[f"{self.name}.weight"][:, :, None, None, None]
+    def _mean(self, x: Tensor) -> Tensor:
+        """Of each group, for each of its channels: ``[K, c, 1, 1, N]``."""
+        if self.groups is None:
+            return x.mean((2, 3), keepdim=True)
+        grouped = x.reshape(len(x), self.groups, -1, *x.shape[2:])
+        mean = grouped.mean((2, 3, 4), keepdim=True)
+        return mean.expand(*grouped.shape[:3], 1, 1, x.shape[4]).flatten(1, 2)
+
+    def _scaled(self, params: Params, x: Tensor) -> Tensor:
+        return x * params[f"{self.name}.weight"][:, :, None, None, None] if self.affine else x
+
+    def _shifted(self, params: Params, x: Tensor) -> Tensor:
+        return x + params[f"{self.name}.bias"][:, :, None, None, None] if self.affine else x
+
+    def _keep(self, grads: Params, by_gain: Tensor, by_shift: Tensor) -> None:
+        grads[f"{self.name}.weight"] = by_gain.sum((2, 3, 4))
+        grads[f"{self.name}.bias"] = by_shift.sum((2, 3, 4))
 
     def forward(self, params: Params, x: Tensor, tape: Tape) -> Tensor:
-        centred = x - _mean(x)
-        scale = (_mean(centred * centred) + self.eps).rsqrt()
+        centred = x - self._mean(x)
+        scale = (self._mean(centred * centred) + self.eps).rsqrt()
         unit = centred * scale
         tape.update(centred=centred, scale=scale, unit=unit)
-        return unit * self._gain(params) + params[f"{self.name}.bias"][:, :, None, None, None]
+        return self._shifted(params, self._scaled(params, unit))
 
     def backward(self, params: Params, g: Tensor, tape: Tape, grads: Params, inputs: bool) -> Tensor:
         unit = tape.tensor("unit")
-        grads[f"{self.name}.weight"] = (g * unit).sum((2, 3, 4))
-        grads[f"{self.name}.bias"] = g.sum((2, 3, 4))
-        by_unit = g * self._gain(params)
-        along = _mean(by_unit * unit)
-        inner = by_unit - _mean(by_unit) - unit * along
+        if self.affine:
+            self._keep(grads, g * unit, g)
+        by_unit = self._scaled(params, g)
+        along = self._mean(by_unit * unit)
+        inner = by_unit - self._mean(by_unit) - unit * along
         tape.update(g=g, by_unit=by_unit, along=along, inner=inner)
         return tape.tensor("scale") * inner
 
     def tangent(self, params: Params, v: Params, x: Tensor | None, tape: Tape) -> Tensor:
         assert x is not None
         centred, scale = tape.tensor("centred"), tape.tensor("scale")
-        moved = x - _mean(x)
-        scale_moved = -(scale**3) * _mean(centred * moved)
+        moved = x - self._mean(x)
+        scale_moved = -(scale**3) * self._mean(centred * moved)
         unit_moved = moved * scale + centred * scale_moved
         tape.update(unit_moved=unit_moved, scale_moved=scale_moved)
-        bias = v[f"{self.name}.bias"][:, :, None, None, None]
-        return unit_moved * self._gain(params) + tape.tensor("unit") * self._gain(v) + bias
+        if not self.affine:
+            return unit_moved
+        return self._shifted(v, self._scaled(params, unit_moved) + self._scaled(v, tape.tensor("unit")))
 
     def tangent_backward(self, params: Params, v: Params, g: Tensor, tape: Tape, grads: Params) -> Tensor:
-        unit, unit_moved = tape.tensor("unit"), tape.tensor("unit_moved")
-        grads[f"{self.name}.weight"] = (g * unit + tape["g"] * unit_moved).sum((2, 3, 4))
-        grads[f"{self.name}.bias"] = g.sum((2, 3, 4))
-        by_unit = g * self._gain(params) + tape["g"] * self._gain(v)
-        along = _mean(by_unit * unit + tape["by_unit"] * unit_moved)
-        inner: Tensor = by_unit - _mean(by_unit) - unit_moved * tape["along"] - unit * along
+        unit, unit_moved, before = tape.tensor("unit"), tape.tensor("unit_moved"), tape.tensor("g")
+        by_unit = self._scaled(params, g)
+        if self.affine:
+            self._keep(grads, g * unit + before * unit_moved, g)
+            by_unit = by_unit + self._scaled(v, before)
+        along = self._mean(by_unit * unit + tape["by_unit"] * unit_moved)
+        inner: Tensor = by_unit - self._mean(by_unit) - unit_moved * tape["along"] - unit * along
         return tape.tensor("scale_moved") * tape.tensor("inner") + tape.tensor("scale") * inner
-
-
-# --------------------------------------------------------------------------------------- networks
-
-
-def lenet_layers(side: int) -> tuple[Layer, ...]:
-    """The layers of `ddsweep.core.nets.lenet.LeNet` for images of ``side`` pixels."""
-    return (
-        *(Conv("conv1", 2 if side == 28 else 0, bias=False), MaxPool(), BiasReLU("conv1")),
-        *(Conv("conv2", 0, bias=False), MaxPool(), BiasReLU("conv2")),
-        *(Linear("fc1"), ReLU(), Linear("fc2"), ReLU(), Linear("fc3")),
-    )
-
-
-def convnet_layers(depth: int, norm: str) -> tuple[Layer, ...]:
-    """The layers of `ddsweep.core.nets.convnet.ConvNet`."""
-    layers: list[Layer] = []
-    for i in range(depth):
-        layers.append(Conv(f"convs.{i}", 1))
-        if norm == "instance":
-            layers.append(InstanceNorm(f"norms.{i}"))
-        layers += [ReLU(), AvgPool()]
-    return (*layers, Linear("fc"))

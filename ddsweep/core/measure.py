@@ -24,7 +24,7 @@ from ddsweep.catalog.measures import Measure
 from ddsweep.core import method_check
 from ddsweep.core.network_check import faults
 from ddsweep.core.networks import build_network
-from ddsweep.core.own_network import traits_of
+from ddsweep.core.own_network import traits_of, written_out
 from ddsweep.errors import UserError
 from ddsweep.own_code import load_code
 
@@ -55,7 +55,7 @@ def _measured(network: nn.Module, shape: tuple[int, int, int], device: str) -> M
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         functional_call(module, values, (torch.zeros(1, *shape, device=device),))
     parameters = sum(value.numel() for value in network.parameters() if value.requires_grad)
-    return Measure(counter.get_total_flops(), sum(sizes), parameters)
+    return Measure(counter.get_total_flops(), sum(sizes), parameters, written_out(network) is not None)
 
 
 def answer(job: dict[str, Any]) -> dict[str, Any]:

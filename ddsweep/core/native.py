@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ddsweep.core.layers import BiasReLU, Conv, Layer, MaxPool, Params, Tape
+from ddsweep.core.own_network import written_out
 from ddsweep.errors import UserError
 
 __all__ = ["COMPILERS", "NativeLogits", "find_compiler", "native_logits", "private_folder"]
@@ -165,7 +166,7 @@ def _pooled(side: int) -> int:
 def _fused_layers(network: nn.Module) -> int:
     """The number of convolutions at the start of ``network`` with a max-pool, bias and ReLU after them and,
     except for the first one, without padding. They are compiled if they have 5x5 pixels."""
-    layers: Sequence[Layer] = getattr(network, "layers", ())
+    layers = written_out(network) or ()
     count = 0
     while True:
         match layers[3 * count : 3 * count + 3]:
@@ -180,7 +181,7 @@ def native_logits(network: nn.Module) -> NativeLogits | None:
     count = _fused_layers(network)
     sizes = {value.shape[-1] for value in network.parameters() if value.dim() == 4}
     library = _library() if count and sizes == {_SIZE} else None
-    return None if library is None else NativeLogits(library, network.layers, count)  # type: ignore[arg-type]
+    return None if library is None else NativeLogits(library, written_out(network) or (), count)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ the loss depends on nothing but weights and images. ``test``: evaluation mode, b
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -24,9 +25,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from ddsweep.catalog import CodeRef
-from ddsweep.core.layers import Params
+from ddsweep.core.chains import chain_of
+from ddsweep.core.explicit import Explicit
+from ddsweep.core.layers import Layer, Params
+from ddsweep.core.objective import losses_per_network
 from ddsweep.errors import UserError
 from ddsweep.own_code import loaded_code
 from ddsweep.seeds import derive_seed
@@ -44,12 +49,17 @@ __all__ = [
     "rest_after",
     "rest_at",
     "traits_of",
+    "written_out",
 ]
 
 DRAWS = "<draws>"
 """int64 ``[K]`` in the mapping of networks that draw: the seed of each."""
 
 Kind = Literal["train", "judge", "test"]
+
+_SMALL = 2_000_000
+"""Operations of an image in one pass: up to these, layers that are written out are faster than autograd on a
+CPU (docs/log/2026-11-29-own-networks.md)."""
 
 _HOME = "_ddsweep_traits"
 
@@ -60,7 +70,8 @@ class Traits:
 
     ``trained`` and ``rest`` name its parameters, and its buffers and frozen parameters. In training it
     ``moves`` buffers, and ``draws`` random numbers; ``mixes`` says that its logits for one image depend on
-    the others of a batch in a ``judge`` pass; ``head`` is the linear layer that gives the logits, if any.
+    the others of a batch in a ``judge`` pass; ``head`` is the linear layer that gives the logits, if any, and
+    ``layers`` are the same network with derivatives written out, if it is a chain of such layers and small.
     ``make(seed)`` builds it again. Each network needs that if ``differs``: if building draws buffers, or
     parameters that no law fills.
     """
@@ -73,6 +84,16 @@ class Traits:
     mixes: bool
     differs: bool
     head: str | None
+    layers: tuple[Layer, ...] | None
+
+
+def written_out(network: nn.Module) -> Sequence[Layer] | None:
+    """The layers of ``network`` with their derivatives written out; None if autograd takes them."""
+    traits = traits_of(network)
+    if traits is not None:
+        return traits.layers
+    layers: Sequence[Layer] | None = getattr(network, "layers", None)
+    return layers
 
 
 def traits_of(network: nn.Module) -> Traits | None:
@@ -212,14 +233,48 @@ def _look_at(
         )
     moves = any(not torch.equal(values[name], after[name]) for name in rest)
     with torch.no_grad():
-        both, _ = one_pass(module, values, rest, images, "judge")
+        with FlopCounterMode(display=False) as counter:
+            both, _ = one_pass(module, values, rest, images, "judge")
         try:
             alone, _ = one_pass(module, values, rest, images[:1], "judge")
             mixes = not torch.allclose(both[:1], alone, rtol=1e-3, atol=1e-5)
         except ValueError:  # batch norm of one value has no spread
             mixes = True
     head = last[-1][0] if last and last[-1][1] == (2, classes) else None
-    return {"moves": moves, "draws": drawing.count > 0, "mixes": mixes, "head": head}
+    seen: dict[str, Any] = {"moves": moves, "draws": drawing.count > 0, "mixes": mixes, "head": head}
+    large = counter.get_total_flops() > _SMALL * len(images)
+    layers = None if large or rest or mixes or drawing.count else chain_of(module)
+    if layers is not None and not _computes_the_same(Explicit(layers), module, values, images):
+        layers = None
+    return {**seen, "layers": layers}
+
+
+def _computes_the_same(written: Explicit, module: nn.Module, values: Params, images: Tensor) -> bool:
+    """Whether ``written`` has the losses and gradients of ``module`` with random weights, in every kind of
+    pass; in float64, where rounding is small."""
+    generator = torch.Generator().manual_seed(1)
+    targets = torch.arange(len(images))
+    leaves, stacked = {}, {}
+    for name, value in values.items():
+        drawn = torch.randn(value.shape, generator=generator, dtype=torch.float64)
+        drawn /= math.sqrt(max(1, value[0].numel()))  # so that values keep their size from layer to layer
+        leaves[name], stacked[name] = drawn.requires_grad_(), drawn.detach()[None]
+    try:
+        loss, gradient = written.loss_and_gradient(stacked, images.double(), targets)
+        for kind in ("train", "judge", "test"):
+            logits, _ = one_pass(module, leaves, (), images.double(), kind)
+            expected = losses_per_network(logits[None], targets)
+            of_module = torch.autograd.grad(expected.sum(), list(leaves.values()))
+            pairs = [(loss, expected.detach()), *zip(gradient.values(), of_module, strict=True)]
+            if not all(_close(ours.reshape(its.shape), its) for ours, its in pairs):
+                return False
+    except (KeyError, ValueError, RuntimeError):  # weights of other names or shapes; no float64
+        return False
+    return True
+
+
+def _close(ours: Tensor, its: Tensor) -> bool:
+    return bool((ours - its).abs().max() <= 1e-9 * (1 + its.abs().max()))
 
 
 # ------------------------------------------------------------------------------------ what it holds

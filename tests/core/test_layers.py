@@ -12,13 +12,15 @@ from torch.nn import functional as F
 
 from ddsweep.catalog import parse_network
 from ddsweep.core import convolution
-from ddsweep.core.derivatives import Autograd, Derivatives, Explicit, derivatives_of
+from ddsweep.core.derivatives import Autograd, Derivatives, derivatives_of
+from ddsweep.core.explicit import Explicit
 from ddsweep.core.init import draw_networks
 from ddsweep.core.layers import (
     AvgPool,
     BiasReLU,
     Conv,
-    InstanceNorm,
+    GlobalAvgPool,
+    GroupNorm,
     Layer,
     Linear,
     MaxPool,
@@ -84,13 +86,43 @@ LAYERS: dict[str, tuple[Layer, Callable[[Params, Tensor], Tensor], dict[str, Any
     "average pool": (AvgPool(), lambda p, x: F.avg_pool2d(x, 2), {}, (2, 6, 6)),
     "average pool of an odd size": (AvgPool(), lambda p, x: F.avg_pool2d(x, 2), {}, (2, 5, 7)),
     "instance norm": (
-        InstanceNorm("a"),
+        GroupNorm("a"),
         lambda p, x: F.instance_norm(x, weight=p["a.weight"], bias=p["a.bias"]),
         {"a.weight": (2,), "a.bias": (2,)},
         (2, 4, 4),
     ),
+    "instance norm without weights": (
+        GroupNorm("a", affine=False),
+        lambda p, x: F.instance_norm(x),
+        {},
+        (2, 4, 4),
+    ),
+    "group norm": (
+        GroupNorm("a", 2, eps=0.1),
+        lambda p, x: F.group_norm(x, 2, p["a.weight"], p["a.bias"], 0.1),
+        {"a.weight": (6,), "a.bias": (6,)},
+        (6, 3, 4),
+    ),
+    "group norm without weights": (
+        GroupNorm("a", 3, affine=False),
+        lambda p, x: F.group_norm(x, 3),
+        {},
+        (6, 4, 3),
+    ),
+    "mean of each channel": (
+        GlobalAvgPool(),
+        lambda p, x: F.adaptive_avg_pool2d(x, 1),
+        {},
+        (2, 5, 4),
+    ),
+    "linear without bias": (
+        Linear("a", bias=False),
+        lambda p, x: F.linear(x.flatten(1), p["a.weight"]),
+        {"a.weight": (7, 18)},
+        (2, 3, 3),
+    ),
 }
-WITH_WEIGHTS = ("conv", "padded conv", "conv without bias", "linear")
+WITH_WEIGHTS = ("conv", "padded conv", "conv without bias", "linear", "linear without bias")
 
 
 SIZES = [(3, 1, 1, 6, 5, 12, 10), (3, 3, 6, 16, 5, 9, 10), (2, 2, 6, 4, 5, 7, 70), (3, 1, 3, 4, 3, 6, 64)]

@@ -19,8 +19,8 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from ddsweep.core.augment import Augmentation, draw_augmentation
-from ddsweep.core.derivatives import Explicit
 from ddsweep.core.execution import ExecutionPlan
+from ddsweep.core.explicit import Explicit
 from ddsweep.core.images import LabelledImages
 from ddsweep.core.inner import InnerOptimizer
 from ddsweep.core.order import BatchOrder, draw_batch_order

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ddsweep.catalog import NetworkSpec
-from ddsweep.core.layers import convnet_layers
+from ddsweep.core.layers import AvgPool, Conv, GroupNorm, Layer, Linear, ReLU
 
 __all__ = ["ConvNet", "InstanceNorm2d", "build"]
 
@@ -37,7 +37,11 @@ class ConvNet(nn.Module):
             self.norms.append(InstanceNorm2d(spec.width) if spec.norm == "instance" else nn.Identity())
             channels, side = spec.width, side // 2
         self.fc = nn.Linear(channels * side * side, classes)
-        self.layers = convnet_layers(spec.depth, spec.norm)
+        layers: list[Layer] = []
+        for i in range(spec.depth):
+            norm = [GroupNorm(f"norms.{i}")] if spec.norm == "instance" else []
+            layers += [Conv(f"convs.{i}", 1), *norm, ReLU(), AvgPool()]
+        self.layers = (*layers, Linear("fc"))
 
     def forward(self, x: Tensor) -> Tensor:
         for conv, norm in zip(self.convs, self.norms, strict=True):

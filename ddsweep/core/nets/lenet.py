@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ddsweep.catalog import NetworkSpec
-from ddsweep.core.layers import lenet_layers
+from ddsweep.core.layers import BiasReLU, Conv, Linear, MaxPool, ReLU
 
 __all__ = ["LeNet", "build"]
 
@@ -21,7 +21,11 @@ class LeNet(nn.Module):
         self.fc1 = nn.Linear(16 * 5 * 5, 120)
         self.fc2 = nn.Linear(120, 84)
         self.fc3 = nn.Linear(84, classes)
-        self.layers = lenet_layers(side)
+        self.layers = (
+            *(Conv("conv1", 2 if side == 28 else 0, bias=False), MaxPool(), BiasReLU("conv1")),
+            *(Conv("conv2", 0, bias=False), MaxPool(), BiasReLU("conv2")),
+            *(Linear("fc1"), ReLU(), Linear("fc2"), ReLU(), Linear("fc3")),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.max_pool2d(F.relu(self.conv1(x)), 2)
