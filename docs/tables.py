@@ -161,7 +161,8 @@ def _question(spec: TrialSpec) -> str:
     if spec.attack_class is not None and spec.target_class is not None:
         names = spec.dataset.class_names
         whom = f"{whom} call {names[spec.attack_class]} a {names[spec.target_class]} (percent of them)"
-    learned = ", learned labels" if spec.labels != "hard" else ""
+    learned = "" if spec.inner_optimizer == "gd" else f" of {spec.inner_optimizer.capitalize()}"
+    learned += ", learned labels" if spec.labels != "hard" else ""
     return f"{data}, {images} images, T = {spec.steps}{learned}: {whom}"
 
 
