@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,8 +21,9 @@ from ddsweep.one_trial import FinishedTrial, run_trial
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.results.reader import load_results
 from ddsweep.spec import load_sweep
-from ddsweep.trial import distil_trial
+from ddsweep.trial import TrialJob, distil_together, distil_trial, read_distilled
 from ddsweep.trial_plan import TrialSettings
+from tests.companions import Cohort
 
 NETS = '''
 import torch
@@ -215,6 +217,45 @@ def test_torchvisions_resnet_is_distilled_and_judged(nets: Path, tmp_path: Path)
 
 
 # ------------------------------------------------------------------------------------------- plan
+
+
+CHAIN = """
+from torch import nn
+from torch.nn import functional as F
+
+
+class Chain(nn.Module):
+    def __init__(self, channels, classes):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(channels, 4, 3, padding=1), nn.GroupNorm(2, 4)
+        self.head = nn.Linear(64, classes)
+
+    def forward(self, x):
+        return self.head(F.avg_pool2d(F.relu(self.norm(self.conv(x))), 2).flatten(1))
+"""
+
+
+@pytest.mark.usefixtures("checked_here")
+def test_trials_of_a_chain_of_layers_share_a_process_and_have_the_bits_that_they_have_alone(
+    nets: Path, tmp_path: Path, ddsweep: Callable[..., Any]
+) -> None:
+    (nets / "chain.py").write_text(CHAIN)
+    own = {"file": "chain.py", "name": "Chain"}
+    (nets / "sweep.yaml").write_text(
+        json.dumps({"name": "chain", "seeds": 3, "base": SMALL | {"network": own}})
+    )
+    said = ddsweep("plan", "sweep.yaml")
+    assert said.returncode == 0, said.stderr
+    assert "3 trials share processes with others of their shape" in " ".join(said.stdout.split())
+    alone = [trial(own, tmp_path / "alone", seed=seed) for seed in range(3)]
+    directory = SweepDirectory(tmp_path / "together")
+    specs = [found.distilled.spec for found in alone]
+    splits = load_splits(specs[0].dataset, None, validation_fraction=0.1, split_seed=0)
+    jobs = [TrialJob(spec, splits, directory, TrialSettings(cohort=3)) for spec in specs]
+    distil_together(Cohort([jobs]))
+    for spec, found in zip(specs, alone, strict=True):
+        again = read_distilled(spec, directory)
+        assert again.sha256 == found.distilled.sha256 and again.provenance["cohort_size"] == 3
 
 
 def test_plan_reads_and_never_runs_a_file_in_its_own_process(

@@ -1,5 +1,8 @@
 """Networks of a user's own: built, examined once, and called as functions of all that they hold.
 
+A small one that is a chain of common layers is computed by these, as networks that ship are
+(`ddsweep.core.chains`). The rest of this text is of all others.
+
 The mapping of such a network (``name -> [K, ...]``) has more than weights: its buffers, parameters that are
 not trained, and under `DRAWS`, if it draws random numbers in training, the seed of each network's. So all its
 values travel with its weights, and derivatives are by the weights alone.
