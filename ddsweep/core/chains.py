@@ -77,13 +77,17 @@ def _steps(traced: fx.GraphModule) -> Iterator[_Step]:
 
 
 def _is_size(node: fx.Node) -> bool:
-    return (node.op == "call_method" and node.target in ("size", "dim")) or node.target is getattr
+    asked = node.op == "call_method" and node.target in ("size", "dim")
+    return asked or (node.target is getattr and node.args[1:] == ("shape",))
 
 
 def _others(node: fx.Node, before: fx.Node) -> bool:
     """Whether ``node`` takes values of the network other than ``before``; sizes are none."""
-    given = set(node.all_input_nodes) - {before}
-    return any(not (_is_size(other) or all(map(_is_size, other.all_input_nodes))) for other in given)
+
+    def is_size(other: fx.Node) -> bool:  # also an entry of a shape
+        return _is_size(other) or any(map(_is_size, other.all_input_nodes))
+
+    return not all(map(is_size, set(node.all_input_nodes) - {before}))
 
 
 def _checked(steps: Iterator[_Step]) -> Iterator[Layer]:
