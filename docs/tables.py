@@ -129,19 +129,78 @@ def _spread(values: pd.Series) -> str:
     return percent(values.mean(), values.std() if len(values) > 1 else None)
 
 
+HEADLINES = (
+    ("MNIST, one known network, 10 images", "mnist_fixed", "mnist_fixed_further"),
+    ("MNIST, unknown networks, 100 images", "mnist_random", "mnist_further"),
+    ("CIFAR-10, one known network, 100 images", "cifar10_fixed_short", None),
+    ("CIFAR-10, unknown networks, 100 images", "cifar10_random_short", None),
+    ("USPS -> MNIST, 100 images", "adapt_usps_mnist", None),
+    ("MNIST -> USPS, 100 images", "adapt_mnist_usps", None),
+    ("SVHN -> MNIST, 100 images", "adapt_svhn_mnist", None),
+    ("attack, 0 called 1, 100 images", "attack_mnist", None),
+    ("attack, planes called cars, 100 images", "attack_cifar10", None),
+    ("ImageNet -> PASCAL VOC, an image a class", "alexnet_voc2007", None),
+    ("ImageNet -> CUB-200, an image a class", "alexnet_cub200", None),
+)
+"""The settings of 2018, the sweep of each under their protocol, and one with better settings."""
+
+
+def headlines(what: str) -> str:
+    """What 2018 has beside what is kept: a line for each of their settings."""
+    there = kept()
+    rows = []
+    for setting, row, further in HEADLINES:
+        own = [one for one in there if one.row == row]
+        rows.append(
+            (
+                setting,
+                _published(row),
+                *(_headline(one) for one in own or [None]),
+                "; ".join(f"{one.said()} ({_beyond(one.spec)})" for one in there if one.row == further),
+                *(_best_baseline(one) for one in own or [None]),
+            )
+        )
+    return _table(("", "2018", "their protocol", "better settings", "best baseline, T steps"), rows)
+
+
+def _published(row: str) -> str:
+    (published,) = load_sweep(DOCS.parent / "sweeps" / f"{row}.yaml").published
+    score = published.attack_success if published.accuracy is None else published.accuracy
+    return percent(score, published.std)
+
+
+def _headline(own: Kept | None) -> str:
+    if own is None:
+        return "[not run](#not-run)"
+    before = "" if own.spec.pool is None else f"{own.said(step=0)} -> "
+    return f"{before}**{own.said()}** (n = {own.trial['test_models']})"
+
+
+def _beyond(spec: TrialSpec) -> str:
+    """What a trial has that 2018 had not."""
+    adam = "" if spec.inner_optimizer == "gd" else f" of {spec.inner_optimizer.capitalize()}"
+    return f"T = {spec.steps}{adam}" + (", learned labels" if spec.labels != "hard" else "")
+
+
+def _best_baseline(own: Kept | None) -> str:
+    found = {} if own is None else {source: own.of(source)[own.score].mean() for source in _BASELINES}
+    if own is None or not (found := {source: mean for source, mean in found.items() if mean == mean}):
+        return NONE
+    best = max(found, key=lambda source: found[source])
+    return f"{_BASELINES[best]} {own.said(best)}"
+
+
 def kept_numbers(what: str) -> str:
     """The first table of reproduction.md: a line for each kept set."""
     head = ("kept set", "question", "2018", "ddsweep", "n", "random real, T steps", "class means", "k-means")
     rows = []
     for own in kept():
-        (published,) = load_sweep(DOCS.parent / "sweeps" / f"{own.row}.yaml").published
-        then = published.attack_success if own.score == "attack_success" else published.accuracy
         before = f"{own.said(step=0)} -> " if own.spec.pool is not None else ""
         rows.append(
             (
                 f"[{own.row}](reproduction/{own.row}), trial {own.spec.trial_id}",
                 _question(own.spec),
-                percent(then, published.std),
+                _published(own.row),
                 f"{before}**{own.said()}**",
                 str(own.trial["test_models"]),
                 *(own.said(source) for source in ("random_real", "class_mean", "kmeans")),
@@ -161,9 +220,7 @@ def _question(spec: TrialSpec) -> str:
     if spec.attack_class is not None and spec.target_class is not None:
         names = spec.dataset.class_names
         whom = f"{whom} call {names[spec.attack_class]} a {names[spec.target_class]} (percent of them)"
-    learned = "" if spec.inner_optimizer == "gd" else f" of {spec.inner_optimizer.capitalize()}"
-    learned += ", learned labels" if spec.labels != "hard" else ""
-    return f"{data}, {images} images, T = {spec.steps}{learned}: {whom}"
+    return f"{data}, {images} images, {_beyond(spec)}: {whom}"
 
 
 def kept_steps(row: str) -> str:
@@ -271,7 +328,7 @@ _SETTING = "the [settings](settings.md); null where the method of the trial lack
 _MADE = {
     **{"settings": settings, "columns": columns, "modules": modules},
     **{"kept": kept_numbers, "kept_steps": kept_steps, "kept_baselines": kept_baselines},
-    **{"kept_attack": kept_attack, "study": study},
+    **{"kept_attack": kept_attack, "study": study, "headlines": headlines},
 }
 
 
