@@ -16,6 +16,9 @@ __all__ = ["Left", "Pace"]
 _SIMULATED = 500
 """If more trials wait, consecutive ones are taken together."""
 
+_SLEPT = 5.0
+"""A trial that takes so many times as long as before was held up: the machine slept, for example."""
+
 
 @dataclass(frozen=True)
 class Left:
@@ -30,26 +33,39 @@ class Left:
 @dataclass
 class _Running:
     """A trial at work. ``weight`` is its whole estimated cost, ``share`` the part that was left at its start,
-    as far as known. ``first`` and ``last`` are (time, outer step) of reports, ``taken`` the steps since."""
+    as far as known. ``first`` and ``last`` are (time, outer step) of reports, ``taken`` the steps since its
+    start and ``between`` those between the last two."""
 
     weight: float
     share: float
     outer_steps: int
     started: float
     taken: int = 0
+    between: int = 0
     first: tuple[float, int] | None = None
     last: tuple[float, int] | None = None
 
     def remaining(self, now: float) -> float | None:
-        """Seconds until it is distilled; None before its first report."""
+        """Seconds until it is distilled; None before its first report. If a report is late, because the
+        machine slept or other programs fill it, the trial is that much slower than was seen so far."""
         if self.first is None or self.last is None:
             return None
-        (t, step), (first_t, first_step) = self.last, self.first
-        if step > first_step:
-            pace = (t - first_t) / (step - first_step)
-        else:
-            pace = (t - self.started) / max(1, self.taken)
-        return max(0.0, (self.outer_steps - step) * pace - (now - t))
+        (t, step), (since, first_step) = self.last, self.first
+        if step == first_step:
+            since, first_step = self.started, step - max(1, self.taken)
+        due, seen = self.outer_steps - step, step - first_step
+        pace = (t - since) / seen
+        late = (now - since) / (seen + self.between)
+        if late > pace:
+            return max(0.0, (due - self.between) * late)
+        return max(0.0, due * pace - (now - t))
+
+    def slept(self, step: int, now: float) -> bool:
+        """Whether the steps from the last report to ``step`` took several times as long as those before."""
+        if self.first is None or self.last is None or self.last[1] == self.first[1]:
+            return False
+        pace = (self.last[0] - self.first[0]) / (self.last[1] - self.first[1])
+        return now - self.last[0] > _SLEPT * pace * (step - self.last[1])
 
     @property
     def own_weight(self) -> float:
@@ -109,15 +125,17 @@ class Pace:
             self._running[trial_id] = _Running(*waited, outer_steps, now)
 
     def stepped(self, trial_id: str, outer_step: int, steps_taken: int, now: float) -> None:
-        """``steps_taken`` since the last report. A worker that died begins again at an earlier step."""
+        """``steps_taken`` since the last report. A worker that died begins again at an earlier step. From
+        there on its pace is measured anew, and where it was held up."""
         self._look(now)
         if (own := self._running.get(trial_id)) is None:
             return
-        if own.last is not None and outer_step <= own.last[1]:
+        if own.last is not None and (outer_step <= own.last[1] or own.slept(outer_step, now)):
             own.first = None
         own.last = (now, outer_step)
         own.first = own.first or own.last
         own.taken += steps_taken
+        own.between = steps_taken
 
     def paused(self, trial_id: str, now: float) -> None:
         """It waits for others, and goes on from here later."""

@@ -163,6 +163,25 @@ def test_a_worker_that_died_begins_again() -> None:
     assert left is not None and left.distilling == pytest.approx(40.0)
 
 
+def test_a_trial_whose_report_is_late_is_not_about_to_end() -> None:
+    """A report every ten steps, which take a second each; then the machine sleeps for an hour."""
+    pace = Pace()
+    pace.expect({"a": 1.0}, [])
+    pace.started("a", STEPS, 0.0)
+    for now in (10.0, 20.0, 30.0):
+        pace.stepped("a", int(now), 10, now)
+        assert pace.left(now) == Left(None, STEPS - now)
+    assert pace.left(39.0) == Left(None, STEPS - 39.0)
+    assert pace.left(40.0) == Left(None, 60.0)
+    said = [pace.left(now) for now in (41.0, 70.0, 3630.0)]
+    # At least 60 steps are to come after the late report, and none of them was as fast as a second.
+    assert all(left is not None and left.distilling is not None and left.distilling > 60 for left in said)
+    assert said[-1] == Left(None, pytest.approx(60 * 3620 / 30))
+    pace.stepped("a", 40, 10, 3640.0)
+    pace.stepped("a", 50, 10, 3650.0)
+    assert pace.left(3650.0) == Left(None, 50.0), "the hour is over"
+
+
 def test_stopped_trials_leave_less_and_the_rest_is_said_to_be_at_most_that() -> None:
     pace = Pace()
     pace.expect(dict.fromkeys("abcd", 1.0), [], at_most=True)
