@@ -130,7 +130,7 @@ def _spread(values: pd.Series) -> str:
 
 
 HEADLINES = (
-    ("MNIST, one known network, 10 images", "mnist_fixed", "mnist_fixed_further"),
+    ("MNIST, one known network, 10 images", "mnist_fixed", None),
     ("MNIST, unknown networks, 100 images", "mnist_random", "mnist_further"),
     ("CIFAR-10, one known network, 100 images", "cifar10_fixed_short", None),
     ("CIFAR-10, unknown networks, 100 images", "cifar10_random_short", None),
@@ -224,23 +224,19 @@ def _question(spec: TrialSpec) -> str:
 
 
 def kept_steps(row: str) -> str:
-    """Accuracy along the inner steps of the kept sets of a row."""
-    sets = kept(row)
-    rows = []
-    for own in sets:
-        tested = own.evals[(own.evals["source"] == "distilled") & (own.evals["protocol"] == "as_distilled")]
-        steps = sorted(tested["inner_step"].unique())
-        n = "one network" if own.spec.init == "fixed" else f"n = {own.trial['test_models']}"
-        which = "" if len(sets) == 1 else f", {'learned' if own.spec.labels == 'soft' else 'hard'} labels"
-        cells = [own.said(step=step) for step in steps]
-        rows.append((f"test accuracy, %, {n}{which}", *cells[:-1], f"**{cells[-1]}**"))
-    head = [str(step) + (" = T" if step == sets[0].spec.steps else "") for step in steps]
-    return _table(("inner step", *head), rows)
+    """Accuracy along the inner steps of a kept set."""
+    (own,) = kept(row)
+    rows = own.evals[(own.evals["source"] == "distilled") & (own.evals["protocol"] == "as_distilled")]
+    steps = sorted(rows["inner_step"].unique())
+    head = [str(step) + (" = T" if step == own.spec.steps else "") for step in steps]
+    cells = [own.said(step=step) for step in steps]
+    n = "one network" if own.spec.init == "fixed" else f"n = {own.trial['test_models']}"
+    return _table(("inner step", *head), [(f"test accuracy, %, {n}", *cells[:-1], f"**{cells[-1]}**")])
 
 
 def kept_baselines(row: str) -> str:
     """Baselines on the networks of a kept set."""
-    own = kept(row)[0]  # several sets of a row have the same ones
+    (own,) = kept(row)
     rows = []
     for source, name in _BASELINES.items():
         if not (tuned := own.of(source, "as_distilled_tuned")).empty or not own.of(source).empty:
