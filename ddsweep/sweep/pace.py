@@ -16,8 +16,9 @@ __all__ = ["Left", "Pace"]
 _SIMULATED = 500
 """If more trials wait, consecutive ones are taken together."""
 
-_SLEPT = 5.0
-"""A trial that takes so many times as long as before was held up: the machine slept, for example."""
+_SLEPT = 20.0
+"""A trial that takes so many times as long as before was held up: the machine slept, for example. Validation
+takes longer too, but is part of the pace."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class _Running:
         return max(0.0, due * pace - (now - t))
 
     def slept(self, step: int, now: float) -> bool:
-        """Whether the steps from the last report to ``step`` took several times as long as those before."""
+        """Whether the steps from the last report to ``step`` took far longer than those before."""
         if self.first is None or self.last is None or self.last[1] == self.first[1]:
             return False
         pace = (self.last[0] - self.first[0]) / (self.last[1] - self.first[1])
