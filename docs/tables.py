@@ -156,7 +156,7 @@ def headlines(what: str) -> str:
                 setting,
                 _published(row),
                 *(_headline(one) for one in own or [None]),
-                "; ".join(f"{one.said()} ({_beyond(one.spec)})" for one in there if one.row == further),
+                "; ".join(f"{_headline(one)}: {_beyond(one.spec)}" for one in there if one.row == further),
                 *(_best_baseline(one) for one in own or [None]),
             )
         )
