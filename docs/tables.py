@@ -147,17 +147,17 @@ HEADLINES = (
 
 def headlines(what: str) -> str:
     """What 2018 has beside what is kept: a line for each of their settings."""
-    there = kept()
+    there = {one.row: one for one in kept()}
     rows = []
     for setting, row, further in HEADLINES:
-        own = [one for one in there if one.row == row]
+        own, more = there.get(row), there.get(further or "")
         rows.append(
             (
                 setting,
                 _published(row),
-                *(_headline(one) for one in own or [None]),
-                "; ".join(f"{_headline(one)}: {_beyond(one.spec)}" for one in there if one.row == further),
-                *(_best_baseline(one) for one in own or [None]),
+                "[not run](#not-run)" if own is None else _headline(own),
+                "" if more is None else f"{_headline(more)}: {_beyond(more.spec)}",
+                NONE if own is None else _best_baseline(own),
             )
         )
     return _table(("", "2018", "their protocol", "better settings", "best baseline, T steps"), rows)
@@ -169,9 +169,7 @@ def _published(row: str) -> str:
     return percent(score, published.std)
 
 
-def _headline(own: Kept | None) -> str:
-    if own is None:
-        return "[not run](#not-run)"
+def _headline(own: Kept) -> str:
     before = "" if own.spec.pool is None else f"{own.said(step=0)} -> "
     return f"{before}**{own.said()}** (n = {own.trial['test_models']})"
 
@@ -182,9 +180,9 @@ def _beyond(spec: TrialSpec) -> str:
     return f"T = {spec.steps}{adam}" + (", learned labels" if spec.labels != "hard" else "")
 
 
-def _best_baseline(own: Kept | None) -> str:
-    found = {} if own is None else {source: own.of(source)[own.score].mean() for source in _BASELINES}
-    if own is None or not (found := {source: mean for source, mean in found.items() if mean == mean}):
+def _best_baseline(own: Kept) -> str:
+    found = {source: own.of(source)[own.score].mean() for source in _BASELINES if not own.of(source).empty}
+    if not found:
         return NONE
     best = max(found, key=lambda source: found[source])
     return f"{_BASELINES[best]} {own.said(best)}"

@@ -126,8 +126,8 @@ class Pace:
             self._running[trial_id] = _Running(*waited, outer_steps, now)
 
     def stepped(self, trial_id: str, outer_step: int, steps_taken: int, now: float) -> None:
-        """``steps_taken`` since the last report. A worker that died begins again at an earlier step. From
-        there on its pace is measured anew, and where it was held up."""
+        """``steps_taken`` since the last report. A worker that died begins again at an earlier step. The
+        pace is measured anew from there, and from the first report after a trial was held up."""
         self._look(now)
         if (own := self._running.get(trial_id)) is None:
             return
