@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,10 @@ class Job:
     pool: tuple[str, PoolRecipe] | None = None
 
     def to_json(self) -> str:
-        pool = None if self.pool is None else [self.pool[0], asdict(self.pool[1])]
+        pool = None
+        if self.pool is not None:  # as of a trial, without what was found in the files
+            name, recipe = self.pool
+            pool = [name, asdict(replace(recipe, dataset=replace(recipe.dataset, survey=None)))]
         content = {
             "name": self.name,
             "yaml": self.yaml,

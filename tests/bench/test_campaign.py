@@ -9,12 +9,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import campaign
 import campaign_jobs
+import campaign_tasks
+import numpy as np
 import pieces
 import pytest
+from PIL import Image
 
 from ddsweep.catalog import TrialSpec
 from ddsweep.data.load import load_splits
@@ -92,7 +96,7 @@ def planned(tmp_path: Path, steps: int, *settings: str) -> tuple[Path, object]:
 
 
 def of_period(folder: Path, job: object, seconds: float = 0.0, side_by_side: int = 1) -> object:
-    place = campaign.Place(folder, (job,), None, "cpu", side_by_side, 1, time.time() + seconds)
+    place = campaign_tasks.Place(folder, (job,), None, "cpu", side_by_side, 1, time.time() + seconds)
     place.directory(job).create()
     return place
 
@@ -215,8 +219,8 @@ def period(folder: Path, job: object, seconds: float) -> list[str]:
     place = of_period(folder, job, seconds)
     PoolDirectory(folder / "pools" / "small").create()
     said = []
-    while (tasks := campaign.missing(place)) and (not said or not place.is_over()):
-        said.append(campaign.work(place, tasks[0]).partition(" after")[0])
+    while (tasks := campaign_tasks.missing(place)) and (not said or not place.is_over()):
+        said.append(campaign_tasks.work(place, tasks[0]).partition(" after")[0])
     return said
 
 
@@ -244,6 +248,33 @@ def test_a_pool_comes_first_and_what_was_asked_is_read_back(tmp_path: Path) -> N
     assert campaign.status(folder) == [f"tiny {job.trials[0].trial_id}: done"]
 
 
+def test_a_pool_of_images_in_a_folder(tmp_path: Path) -> None:
+    """Files are looked at when they are planned; what was found there is no part of the recipe."""
+    draw = np.random.default_rng(0)
+    for part, count in (("train", 40), ("test", 4)):
+        for label in range(2):
+            place = tmp_path / "mine" / part / str(label)
+            place.mkdir(parents=True)
+            for k in range(count):
+                image = Image.fromarray(draw.integers(0, 256, (8, 8), np.uint8))
+                image.save(place / f"{k}.png")
+    mine = "dataset: {source: folder, path: mine, train: train, test: test}"
+    file = tmp_path / "sweeps" / "adapt.yaml"
+    (file.parent / "pools").mkdir(parents=True)
+    (file.parent / "pools" / "small.yaml").write_text(POOL.replace("dataset: digits", mine))
+    sweep = SWEEP.format(steps=4).replace("  init: [fixed, random]\nseeds: 2", "  init: [pretrained]")
+    file.write_text(sweep.replace("base:\n", "base:\n  pool: small\n").replace("dataset: digits", mine))
+    job = campaign_jobs.plan(tmp_path / "campaign", file, (), tmp_path)
+    assert job.pool is not None and job.pool[1].dataset.survey is not None
+    (read,) = campaign_jobs.read_jobs(tmp_path / "campaign")
+    assert read == job
+
+    place = of_period(tmp_path / "campaign", read, 250.0)
+    place = replace(place, data_root=tmp_path)
+    (first, *_) = campaign_tasks.missing(place)
+    assert campaign_tasks.work(place, first).partition(" after")[0] == "trained"
+
+
 @pytest.mark.parametrize(
     ("settings", "side_by_side", "together"),
     [
@@ -259,7 +290,7 @@ def test_trials_of_one_shape_are_one_task(
 ) -> None:
     folder, job = planned(tmp_path, 4, "seeds=3", *settings)
     place = of_period(folder, job, side_by_side=side_by_side)
-    tasks = campaign.missing(place)
+    tasks = campaign_tasks.missing(place)
     assert [len(task.trials) for task in tasks] == together
     assert [trial for task in tasks for trial in task.trials] == list(job.trials)
     assert [task.cohort for task in tasks] == together
@@ -271,16 +302,16 @@ def test_what_fails_or_is_distilled_is_no_companion_any_more(tmp_path: Path) -> 
     folder, job = planned(tmp_path, 4, *settings, "seeds=1", "evaluate.networks=2", "evaluate.baselines=none")
     assert len(job.trials) == 3
     place, directory = of_period(folder, job, 250.0), SweepDirectory(folder / "tiny")
-    (task,) = campaign.missing(place)
-    assert campaign.work(place, task).partition(" after")[0] == "1 failed, 2 distilled"
+    (task,) = campaign_tasks.missing(place)
+    assert campaign_tasks.work(place, task).partition(" after")[0] == "1 failed, 2 distilled"
     first, broken, longer = job.trials
     assert directory.failure_part(broken.trial_id).exists()
     check_as_alone([first, longer], job.settings[0], directory, tmp_path)
-    left = campaign.missing(place)
+    left = campaign_tasks.missing(place)
     assert {task.trials for task in left} == {(first,), (longer,)} and all(task.unit for task in left)
     directory.distilled(longer.trial_id).unlink()
     directory.failure_part(broken.trial_id).unlink()
-    again = campaign.missing(place)[-1]
+    again = campaign_tasks.missing(place)[-1]
     assert (again.trials, again.cohort) == ((broken, longer), 3)
 
 

@@ -9,8 +9,8 @@ import sys
 import time
 from pathlib import Path
 
-import campaign
 import campaign_jobs
+import campaign_tasks
 import pytest
 
 from bench.keep import keep
@@ -42,11 +42,11 @@ def test_a_row_is_made_from_nothing_and_checked(
     folder, kept = tmp_path / "campaign", tmp_path / "kept"
     campaign_jobs.plan_all(folder, [f"{ROOT}/sweeps/{ROW}.yaml", *given], root)
     (job,) = campaign_jobs.read_jobs(folder)
-    place = campaign.Place(folder, (job,), root, "cpu", 1, 1, time.time() + 3600)
+    place = campaign_tasks.Place(folder, (job,), root, "cpu", 1, 1, time.time() + 3600)
     place.directory(job).create()
     place.directory(job).sweep_file.write_text(job.yaml)
-    while tasks := campaign.missing(place):
-        campaign.work(place, tasks[0])
+    while tasks := campaign_tasks.missing(place):
+        campaign_tasks.work(place, tasks[0])
     (trial_id,) = keep(SweepDirectory(folder / ROW), kept / ROW)
 
     command = ["make", "-C", ROOT, "-o", ".venv/.installed", "reproduce", f"ROW={ROW}", f"KEPT={kept}"]
