@@ -45,8 +45,8 @@ ANEW_TOLERANCE = 0.02
 NETWORKS, ON_CIFAR = 64, 8
 """Fresh networks for each set: fewer where one takes half a minute."""
 
-OF_POOLS = 16
-"""Networks that are trained for a row with a pool: that takes minutes."""
+OF_POOLS, OF_POOLS_ON_CIFAR = 16, 4
+"""Networks that are trained for a row with a pool: a LeNet takes seconds, an AlexCifarNet four minutes."""
 
 
 def verify(folder: Path, networks: int | None, root: Path | None) -> Iterator[tuple[bool | None, str]]:
@@ -62,7 +62,7 @@ def verify(folder: Path, networks: int | None, root: Path | None) -> Iterator[tu
             yield False, f"{name}: FAIL: it is not the set of the kept table"
             continue
         rows = _after(evals, spec)
-        count = networks or (ON_CIFAR if spec.network_spec.kind == "alexcifarnet" else NETWORKS)
+        count = networks or usual(spec)
         try:
             splits = load_splits(
                 spec.dataset,
@@ -81,6 +81,12 @@ def verify(folder: Path, networks: int | None, root: Path | None) -> Iterator[tu
             yield None, f"{name}: data missing: {error}"
             continue
         yield compared(name, found, rows[score(spec)].tolist())
+
+
+def usual(spec: TrialSpec) -> int:
+    """The number of fresh networks if none is given."""
+    many, few = (NETWORKS, ON_CIFAR) if spec.pool is None else (OF_POOLS, OF_POOLS_ON_CIFAR)
+    return few if spec.network_spec.kind == "alexcifarnet" else many
 
 
 def rerun(folder: Path, results: Path) -> Iterator[tuple[bool | None, str]]:
@@ -136,7 +142,7 @@ def _fresh(
     further held-out networks of the pool in ``folder``, trained here."""
     spec = distilled.spec
     if spec.pool is not None:
-        yield from _of_pool(distilled, folder / "pool.yaml", first, root)
+        yield from _of_pool(distilled, folder / "pool.yaml", first, count, root)
     elif spec.init == "fixed":
         yield spec.seed, distilled.network(spec.seed)
     else:
@@ -144,7 +150,7 @@ def _fresh(
 
 
 def _of_pool(
-    distilled: DistilledSet, file: Path, first: int, root: Path | None
+    distilled: DistilledSet, file: Path, first: int, count: int, root: Path | None
 ) -> Iterator[tuple[int, nn.Module]]:
     spec, pool = distilled.spec, distilled.spec.pool
     assert pool is not None
@@ -156,8 +162,9 @@ def _of_pool(
     first += -first % size
     with TemporaryDirectory() as folder:
         directory = PoolDirectory(Path(folder))
-        for start in range(first, first + OF_POOLS, size):
-            group = PoolGroup("heldout", tuple(range(start, start + size)), size)
+        for start in range(first, first + count, size):
+            wanted = range(start, min(start + size, first + count))
+            group = PoolGroup("heldout", tuple(wanted), size)
             train_group(pool.name, recipe, group, splits, directory, torch.device("cpu"), 1)
             for index in group.indices:
                 module = build_network(spec.network_spec, spec.dataset.shape, spec.dataset.classes)
@@ -197,7 +204,8 @@ def main(given: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--networks",
         type=int,
-        help=f"fresh networks for each set (by default {NETWORKS}, {ON_CIFAR} of AlexCifarNet)",
+        help=f"fresh networks for each set (by default {NETWORKS}, {ON_CIFAR} of AlexCifarNet; of a pool, "
+        f"whose networks are trained for it, {OF_POOLS} and {OF_POOLS_ON_CIFAR})",
     )
     parser.add_argument("--results", type=Path, help="compare these results of a row, and compute nothing")
     parser.add_argument("--data-root", type=Path)

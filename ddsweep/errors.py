@@ -13,6 +13,7 @@ __all__ = [
     "ResultsError",
     "SettingError",
     "TooLargeError",
+    "UnreadableError",
     "UserError",
 ]
 
@@ -49,6 +50,12 @@ class DiskFullError(ResultsError):
 
 class CheckpointError(UserError):
     """A checkpoint or distilled set that cannot be read: truncated, altered, or of another trial."""
+
+
+class UnreadableError(UserError):
+    """A file that the system cannot read now: no permission, a failing disk, a file server that is away. Its
+    content may be whole, so nothing is made again in its place. Neither a `ResultsError` nor a
+    `CheckpointError`, which stand for files that are."""
 
 
 class TooLargeError(UserError):

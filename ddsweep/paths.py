@@ -5,9 +5,18 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ddsweep.errors import SettingError
+from ddsweep.errors import SettingError, UserError
 
-__all__ = ["user_path"]
+__all__ = ["make_folder", "user_path"]
+
+
+def make_folder(path: Path, option: str) -> None:
+    """Make the folder ``path`` that ``option`` names, with its parents. Raises `UserError` if that cannot
+    be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{option}: {path}: no folder can be there: {error.strerror or error}") from error
 
 
 def user_path(text: str | os.PathLike[str]) -> Path:

@@ -6,6 +6,7 @@ A message names the place and what is allowed; a traceback never comes. Most of 
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 import ddsweep as package
 from ddsweep.catalog import DATASETS, TrialSpec
@@ -269,7 +271,7 @@ def test_a_file_in_the_way_of_the_results_is_named(tmp_path: Path, ask: Ask) -> 
     said = ask("run", "sweep.yaml", "--results", "sweep.yaml")
     assert (said.code, said.out) == (1, "")
     assert said.err == (
-        "ddsweep: sweep.yaml/sweep: a file is in the way of a results folder; move it, or choose another "
+        "ddsweep: sweep.yaml: a file is in the way of a results folder; move it, or choose another "
         "folder with --results or DDSWEEP_RESULTS\n"
     )
     assert (tmp_path / "sweep.yaml").read_text() == BASE
@@ -390,6 +392,46 @@ def test_eval_needs_something_distilled(small: SweepDirectory, ask: Ask) -> None
     said = ask("eval", "results/small", "evaluate.networks=3")
     assert (said.code, said.out) == (1, "")
     assert said.err.endswith("results/small: no trial is distilled yet; run the sweep first\n")
+
+
+def test_eval_leaves_alone_what_is_not_distilled(tmp_path: Path, ask: Ask) -> None:
+    """And says so: 75 would mean that the same command goes on."""
+    tiny = {
+        "dataset": "digits",
+        "network": "convnet(depth=1,width=4)",
+        "images_per_class": 1,
+        "outer_steps": 2,
+    }
+    root = tmp_path / "results" / "one"
+    package.run_trial({**tiny, "real_batch": 32}, root, evaluate={"networks": 1, "baselines": "none"})
+    sweep = yaml.safe_load((root / "sweep.yaml").read_text())
+    sweep["points"].append({**sweep["points"][0], "seed": 9})
+    (root / "sweep.yaml").write_text(yaml.safe_dump(sweep))
+    said = ask("eval", "results/one")
+    assert (said.code, said.err) == (0, "")
+    assert "1 trial done; 1 not distilled: `ddsweep run` goes on with them" in said.words
+
+
+def test_a_part_that_cannot_be_read_is_named_and_left_alone(
+    small: SweepDirectory, ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A failing disk is no torn part: nothing may be made again in its place."""
+    parts = [path for table in ("trials", "evals") for path in small.parts(table).iterdir()]
+    before, read = {path: path.read_bytes() for path in parts}, Path.read_bytes
+
+    def failing(path: Path) -> bytes:
+        if path.resolve() in before:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", failing)
+    for verb in ("status", "eval", "collect"):
+        said = ask(verb, "results/small")
+        assert said.code == 1
+        assert "cannot be read: Input/output error. It stays as it is" in said.err
+        assert any(path.name in said.err for path in parts)
+    monkeypatch.undo()
+    assert {path: path.read_bytes() for path in parts} == before
 
 
 def test_a_damaged_sweep_file_of_results_is_named(small: SweepDirectory, refuse: Callable[..., str]) -> None:

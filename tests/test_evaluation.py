@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -27,7 +29,7 @@ from ddsweep.core.init import draw_network
 from ddsweep.core.recipe import Recipe
 from ddsweep.data.load import Splits, load_splits
 from ddsweep.distilled import DistilledSet, apply
-from ddsweep.errors import CheckpointError, DivergedError
+from ddsweep.errors import CheckpointError, DivergedError, UnreadableError
 from ddsweep.evaluation import (
     evaluate_unit,
     finish,
@@ -672,6 +674,34 @@ def test_a_torn_evals_part_is_missing_and_made_again(
     assert not finish(RANDOM, NO_BASELINES, sweep.directory, "a sweep")
     sweep.evaluate(RANDOM, NO_BASELINES)
     assert_frame_equal(sweep.rows(RANDOM), whole, check_exact=True)
+
+
+def test_a_part_that_the_system_cannot_read_now_is_neither_made_again_nor_removed(
+    new_sweep: Callable[..., Sweep], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has rows that nobody asks for now, and would be gone with them."""
+    sweep, more = new_sweep(), replace(NO_BASELINES, baselines=("class_mean",))
+    sweep.complete(RANDOM, more)
+    units = NO_BASELINES.units(RANDOM)
+    part, whole, read = sweep.part(RANDOM, units[1]), sweep.rows(RANDOM), Path.read_bytes
+
+    def failing(path: Path) -> bytes:
+        if path == part:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(path))
+        return read(path)
+
+    for attempt in (
+        lambda: finish(RANDOM, NO_BASELINES, sweep.directory, "a sweep"),
+        lambda: sweep.evaluate(RANDOM, replace(more, baselines=("kmeans",)), units),
+        lambda: trial_is_done(RANDOM, NO_BASELINES, sweep.directory),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "read_bytes", failing)
+            with pytest.raises(UnreadableError, match="Too many open files"):
+                attempt()
+    rows = sweep.rows(RANDOM)
+    old = rows[rows["source"] != "kmeans"].reset_index(drop=True)
+    assert_frame_equal(old, whole, check_exact=True)
 
 
 @pytest.mark.parametrize("damage", [truncate, alter], ids=["half", "altered"])

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ddsweep.catalog import SPEC_VERSION, TrialSpec
-from ddsweep.errors import CheckpointError, ResultsError
+from ddsweep.errors import CheckpointError, ResultsError, UnreadableError
 from ddsweep.results.coverage import described
 from ddsweep.results.elsewhere import OtherSweep, finished_in, other_sweeps
 from ddsweep.results.files import write_atomic
@@ -42,18 +42,18 @@ def take_over(
         try:
             (row,) = read_part(source.trials_part(spec.trial_id)).to_pylist()
             distilled = read_distilled(spec, source)
-        except (ResultsError, CheckpointError, ValueError):
+            evals = [path for path in other.evals.get(spec.trial_id, []) if is_whole(path)]
+            whole = is_whole(source.history_part(spec.trial_id))
+        except (ResultsError, CheckpointError, UnreadableError, ValueError):
             continue
         made_from = (row["spec_version"], row["dataset_fingerprint"], row["distilled_sha256"])
         if made_from != (SPEC_VERSION, fingerprint, distilled.sha256):
             continue
-        evals = [path for path in other.evals.get(spec.trial_id, []) if is_whole(path)]
-        history = source.history_part(spec.trial_id)
-        if is_whole(history):
+        if whole:
             target = [directory.parts("evals") / path.name for path in evals]
             files = [
                 *(pair for pair in zip(evals, target, strict=True) if not _judges(pair[1], distilled.sha256)),
-                (history, directory.history_part(spec.trial_id)),
+                (source.history_part(spec.trial_id), directory.history_part(spec.trial_id)),
                 (source.grid(spec.trial_id), directory.grid(spec.trial_id)),
                 (source.distilled(spec.trial_id), directory.distilled(spec.trial_id)),
             ]

@@ -28,6 +28,8 @@ def best_lines(
     Raises `UserError` for an unknown setting, and if no trial is done.
     """
     unknown = [name for name in by or () if name not in NAMES]
+    if by is not None and not by:
+        raise UserError("--by: name a setting at least; `ddsweep settings` lists them")
     if unknown:
         raise UserError(f"--by: {', '.join(unknown)}: no such setting; `ddsweep settings` lists them")
     found = answers(results, by, asked)

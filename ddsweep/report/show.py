@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ddsweep.catalog.numbers import counted
-from ddsweep.errors import ResultsError
+from ddsweep.errors import ResultsError, UserError
 from ddsweep.report.console import bare_table
 from ddsweep.report.curve import sparkline
 from ddsweep.report.formats import NONE, duration, percent, plain, size
@@ -41,16 +41,25 @@ def find_trial(
     """The one trial whose id begins with ``prefix``, and its sweep.
 
     A sweep with files of the trial goes before one that only asks for it. Raises `ResultsError`, listing
-    candidates, if no id or several begin like that, and if the trial is in several sweeps.
+    candidates, if no id or several begin like that, and if the trial is in several sweeps; and the
+    `UserError` of a sweep file that cannot be read, if no other sweep has such a trial.
     """
     homes: dict[str, list[SweepDirectory]] = defaultdict(list)
     asked: dict[str, list[SweepDirectory]] = defaultdict(list)
+    wrong: UserError | None = None
     for directory in directories:
         for trial_id in directory.seen_trials():
             homes[trial_id].append(directory)
-        for trial in asked_of(directory, resolve).trials or ():
+        try:
+            trials = asked_of(directory, resolve).trials or ()
+        except UserError as error:
+            wrong = wrong or error
+            continue
+        for trial in trials:
             asked[trial.trial_id].append(directory)
     places = {**asked, **homes}
+    if wrong is not None and not any(trial_id.startswith(prefix) for trial_id in places):
+        raise wrong
     trial_id = _only(prefix, list(places))
     found = places[trial_id]
     if len(found) > 1:

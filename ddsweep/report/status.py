@@ -293,17 +293,17 @@ def _since(driver: Mapping[str, Any] | None) -> float:
 def _eta(trials: Sequence[TrialStatus], more: int) -> float | None:
     """Seconds until the last trial is distilled: the rest at the pace so far, shared by the trials that run
     now. A trial without a pace, and each of ``more`` that are not there yet, takes the mean time. None if no
-    trial has a pace."""
+    trial has a pace, or nothing is left to distil."""
     whole = {t.trial_id: _whole_time(t) for t in trials}
     known = [seconds for seconds in whole.values() if seconds is not None]
-    if not known:
+    left = [trial for trial in trials if trial.state in ("running", "paused", "interrupted", "pending")]
+    if not known or not (left or more):
         return None
     mean = sum(known) / len(known)
     remaining = mean * more
-    for trial in trials:
-        if trial.state in ("running", "paused", "interrupted", "pending"):
-            seconds = whole[trial.trial_id]
-            remaining += mean if seconds is None else max(0.0, seconds - (trial.seconds or 0.0))
+    for trial in left:
+        seconds = whole[trial.trial_id]
+        remaining += mean if seconds is None else max(0.0, seconds - (trial.seconds or 0.0))
     return remaining / max(1, sum(trial.state == "running" for trial in trials))
 
 

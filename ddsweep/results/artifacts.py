@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ddsweep.errors import CheckpointError
 from ddsweep.paths import user_path
-from ddsweep.results.files import write_atomic
+from ddsweep.results.files import unreadable_error, write_atomic
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,14 +66,17 @@ def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
 
     safetensors gives them in an order that differs from process to process, and sums over the tensors of a
     network depend on it in their last bits.
-    Raises `CheckpointError`, naming the file, if it is missing, truncated, altered, or not a file of ddsweep.
+    Raises `CheckpointError`, naming the file, if it is missing, truncated, altered, or not a file of ddsweep,
+    and `UnreadableError` if it is there and the system cannot read it.
     """
     from safetensors.torch import load
 
     try:
         data = user_path(path).read_bytes()
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        raise CheckpointError(f"{path}: cannot read: {error.strerror}") from error
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot read: {error.strerror or error}") from error
+        raise unreadable_error(error, path) from error
     try:
         tensors = dict(sorted(load(data).items()))
         metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})

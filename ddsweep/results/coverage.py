@@ -21,7 +21,7 @@ from ddsweep.errors import ResultsError
 from ddsweep.results.keys import digest
 from ddsweep.results.known import KnownParts, stamp_of
 from ddsweep.results.layout import SweepDirectory
-from ddsweep.results.parts import read_whole
+from ddsweep.results.parts import read_whole, torn_error
 
 __all__ = [
     "HOLDS",
@@ -144,7 +144,8 @@ def holds_text(
 
 def described(path: Path, known: KnownParts, *, whole: bool = True) -> dict[str, Any]:
     """What the part says it holds; for version 0.1, what its rows say. Every byte is checked, unless
-    ``known`` has the part or ``whole`` is false. Raises `ResultsError` for a torn part."""
+    ``known`` has the part or ``whole`` is false. Raises `ResultsError` for a torn part, and
+    `UnreadableError`."""
     if whole:
         metadata = known.metadata(path)
         if metadata is None:
@@ -158,7 +159,10 @@ def described(path: Path, known: KnownParts, *, whole: bool = True) -> dict[str,
         metadata = {**metadata, HOLDS: json.dumps({**content, "key": metadata.get("unit")})}
         if stamp is not None:
             known.note(path, stamp, metadata)
-    found: dict[str, Any] = json.loads(metadata[HOLDS])
+    try:
+        found: dict[str, Any] = json.loads(metadata[HOLDS])
+    except ValueError as error:  # of a part without a seal
+        raise torn_error([path], str(error)) from error
     return found
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from ddsweep.errors import ResultsError
+from ddsweep.errors import ResultsError, UnreadableError
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.results.parts import part_metadata
 
@@ -40,6 +40,6 @@ def finished_in(trial_id: str, others: Sequence[OtherSweep]) -> list[OtherSweep]
         try:
             if row.exists() and part_metadata(row).get("status") != "stopped":
                 found.append(other)
-        except ResultsError:  # a torn row counts as missing
+        except (ResultsError, UnreadableError):  # such a row counts as missing
             continue
     return [other for other in found if other.directory.distilled(trial_id).exists()]

@@ -11,15 +11,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ddsweep.errors import DiskFullError, ResultsError
+from ddsweep.errors import DiskFullError, ResultsError, UnreadableError
 
 __all__ = [
+    "file_in_the_way",
     "full_disk",
     "full_disk_told",
     "partial_path",
     "patiently",
     "remove_leftovers",
     "results_error",
+    "unreadable_error",
     "write_atomic",
 ]
 
@@ -43,9 +45,21 @@ def results_error(error: OSError, path: Path) -> ResultsError:
     if error.errno in (errno.EACCES, errno.EPERM):
         return ResultsError(f"{path}: cannot write, no permission; {_ELSEWHERE}")
     if error.errno in (errno.EEXIST, errno.ENOTDIR):
-        where = error.filename or path
-        return ResultsError(f"{where}: a file is in the way of a results folder; move it, or {_ELSEWHERE}")
+        return file_in_the_way(error.filename or path)
     return ResultsError(f"{path}: cannot write: {error.strerror or error}; {_ELSEWHERE}")
+
+
+def file_in_the_way(path: object) -> ResultsError:
+    """The `ResultsError` for a file where a folder of results should be."""
+    return ResultsError(f"{path}: a file is in the way of a results folder; move it, or {_ELSEWHERE}")
+
+
+def unreadable_error(error: OSError, path: object) -> UnreadableError:
+    """The `UnreadableError` for an ``OSError`` while ``path`` was read, which is there."""
+    return UnreadableError(
+        f"{path}: cannot be read: {error.strerror or error}. It stays as it is: see to the file or its disk, "
+        "and give the same command again"
+    )
 
 
 def _free(path: Path) -> str:
@@ -144,8 +158,9 @@ def write_atomic(path: Path, write: Callable[[Path], None] | bytes, temporary: P
 def partial_path(path: Path, temporary: Path) -> Path:
     """A unique name in ``temporary`` for a file that will become ``path``. `remove_leftovers` knows such
     names."""
-    unique = f"{path.name}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}{_SUFFIX}"
-    return temporary / unique
+    # Short, whatever the names of the file and of the machine are: a name has 255 bytes at most.
+    begin, host = path.name[:60], socket.gethostname()[:60]
+    return temporary / f"{begin}.{host}.{os.getpid()}.{secrets.token_hex(8)}{_SUFFIX}"
 
 
 def remove_leftovers(temporary: Path, older_than_s: float = 86400.0) -> int:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ddsweep.errors import ResultsError
+from ddsweep.errors import ResultsError, UnreadableError
 from ddsweep.results.files import write_atomic
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.results.parts import part_metadata, read_whole
@@ -62,7 +62,7 @@ class KnownParts:
         try:
             table, metadata = read_whole(_file(directory))
             columns = [table.column(name).to_pylist() for name in _SCHEMA.names]
-        except (ResultsError, KeyError):
+        except (ResultsError, UnreadableError, KeyError):
             return known
         known._collected = metadata
         for part, size, modified, changed, text in zip(*columns, strict=True):
@@ -86,7 +86,7 @@ class KnownParts:
         self._changed = True
 
     def metadata(self, path: Path) -> dict[str, str] | None:
-        """The key-value metadata of a whole part; None if it is torn or missing."""
+        """The key-value metadata of a whole part; None if it is torn or missing. Raises `UnreadableError`."""
         if (stamp := stamp_of(path)) is None:
             return None
         if (found := self._same(path, stamp)) is not None:
@@ -103,7 +103,7 @@ class KnownParts:
         return self.metadata(path) is not None
 
     def footer(self, path: Path) -> dict[str, str]:
-        """The metadata of a part, without reading all of it. Raises `ResultsError` if it cannot be read."""
+        """The metadata of a part, without looking at its rows. Errors are those of `read_whole`."""
         stamp = stamp_of(path)
         found = None if stamp is None else self._same(path, stamp)
         return part_metadata(path) if found is None else found
@@ -131,7 +131,7 @@ def is_collected(directory: SweepDirectory, table: str, parts: Iterable[Path]) -
     since."""
     try:
         recorded = part_metadata(_file(directory)).get(table)
-    except ResultsError:
+    except (ResultsError, UnreadableError):
         return False
     paths = [*parts, directory.table(table)]
     return recorded is not None and recorded == _digest([(path, stamp_of(path)) for path in paths])

@@ -156,12 +156,10 @@ class SweepLock:
 
 
 def live_holder(path: Path, stale_s: float = 300.0) -> dict[str, Any] | None:
-    """The holder of the lock ``path``, or one of those that share it; None if it is free."""
-    for place in (path, *sorted(_members(path).glob("*"))):
-        holder = read_lock(place)
-        if holder is not None and not is_stale(holder, stale_s):
-            return holder
-    return None
+    """The holder of the lock ``path``, or the first to come of those that share it; None if it is free."""
+    found = (read_lock(place) for place in (path, *sorted(_members(path).glob("*"))))
+    holders = [holder for holder in found if holder is not None and not is_stale(holder, stale_s)]
+    return min(holders, key=lambda holder: str(holder.get("since", "")), default=None)
 
 
 def _members(path: Path) -> Path:

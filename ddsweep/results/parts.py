@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ddsweep.errors import ResultsError
-from ddsweep.results.files import write_atomic
+from ddsweep.results.files import unreadable_error, write_atomic
 
 __all__ = [
     "OnTorn",
@@ -28,6 +29,19 @@ __all__ = [
     "write_part",
     "write_part_table",
 ]
+
+T = TypeVar("T")
+
+_SEAL = "sha256"
+"""The key of the SHA-256 of a whole part, computed with zeros in its own place. Parquet has check sums of
+pages and none of the footer. Parts of version 0.1 have no seal."""
+
+_ZEROS = "0" * 64
+_KEY = b"\x18\x06" + _SEAL.encode()
+_MARK = _KEY + b"\x18\x40"
+"""What stands before the seal in a file: its key, and a string of 64 bytes, in Thrift's compact encoding."""
+
+_NOT_OURS = (b"ARROW:schema", _SEAL.encode())
 
 _TOGETHER = 1000
 """So many parts become one piece of memory: a table keeps some kilobytes for each piece."""
@@ -61,7 +75,7 @@ def write_part_table(
     path: Path, table: pa.Table, temporary: Path, metadata: Mapping[str, str] | None = None
 ) -> None:
     """`write_part` for rows that are a table of the schema already."""
-    merged = {**_text(table.schema.metadata), **(metadata or {})}
+    merged = {**_text(table.schema.metadata), **(metadata or {}), _SEAL: _ZEROS}
     buffer = io.BytesIO()
     pq.write_table(
         table.replace_schema_metadata(merged),
@@ -72,7 +86,10 @@ def write_part_table(
         write_statistics=False,
         write_page_checksum=True,  # so that altered bytes are noticed and not read as numbers
     )
-    write_atomic(path, buffer.getvalue(), temporary)
+    content = buffer.getvalue()
+    start = content.rindex(_MARK + _ZEROS.encode()) + len(_MARK)
+    seal = hashlib.sha256(content).hexdigest().encode()
+    write_atomic(path, content[:start] + seal + content[start + len(seal) :], temporary)
 
 
 # ---------------------------------------------------------------------------------------- reading
@@ -84,32 +101,48 @@ def list_parts(directory: Path) -> list[Path]:
 
 
 def read_part(path: Path) -> pa.Table:
-    """One part as it was written. Raises `ResultsError` if it is torn or gone."""
+    """One part as it was written. Raises `ResultsError` if it is torn or gone, and `UnreadableError`."""
     return read_whole(path)[0]
 
 
 def read_whole(path: Path) -> tuple[pa.Table, dict[str, str]]:
-    """One part and its key-value metadata, every byte checked. Raises `ResultsError` if torn or gone."""
-    try:
-        # One read instead of one for each of a hundred columns, which matters on a network file system. No
-        # threads: they cost more than they save on files this small.
-        content = pa.BufferReader(path.read_bytes())
-        with pq.ParquetFile(content, page_checksum_verification=True) as file:
-            return file.read(use_threads=False), _text(file.metadata.metadata)
-    except FileNotFoundError:
-        raise ResultsError(f"{path}: no such part") from None
-    except (pa.ArrowException, OSError) as error:
-        raise torn_error([path], str(error)) from error
+    """One part and its key-value metadata, every byte checked. Raises `ResultsError` if it is torn or gone,
+    and `UnreadableError` if the system cannot read it."""
+
+    # No threads: they cost more than they save on files this small.
+    return _read(path, lambda file: file.read(use_threads=False))
 
 
 def part_metadata(path: Path) -> dict[str, str]:
-    """The key-value metadata of a part, ``schema_version`` included; reads the footer only."""
+    """The key-value metadata of a part, ``schema_version`` included, without looking at its rows. Errors are
+    those of `read_whole`."""
+    return _read(path, lambda file: None)[1]
+
+
+def _read(path: Path, take: Callable[[pq.ParquetFile], T]) -> tuple[T, dict[str, str]]:
     try:
-        return _text(pq.read_metadata(path).metadata)
+        # One read instead of one for each of a hundred columns, which matters on a network file system.
+        content = path.read_bytes()
     except FileNotFoundError:
         raise ResultsError(f"{path}: no such part") from None
-    except (pa.ArrowException, OSError) as error:
+    except OSError as error:
+        raise unreadable_error(error, path) from error
+    if not _is_intact(content):
+        raise torn_error([path], "altered: its check sum does not match")
+    try:
+        with pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True) as file:
+            return take(file), _text(file.metadata.metadata)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise torn_error([path], str(error)) from error
+
+
+def _is_intact(content: bytes) -> bool:
+    """Whether the seal of a part is that of its bytes; true without a seal."""
+    if (start := content.rfind(_KEY)) < 0:
+        return True
+    start += len(_MARK)
+    seal, end = content[start : start + len(_ZEROS)], start + len(_ZEROS)
+    return hashlib.sha256(content[:start] + _ZEROS.encode() + content[end:]).hexdigest().encode() == seal
 
 
 def read_parts(paths: Iterable[Path], schema: pa.Schema) -> pa.Table:
@@ -186,6 +219,6 @@ def torn_error(paths: Sequence[Path], reason: str) -> ResultsError:
 
 
 def _text(metadata: Mapping[bytes, bytes] | None) -> dict[str, str]:
-    # ARROW:schema is pyarrow's own copy of the schema; readers of our keys do not need it.
+    # ARROW:schema is pyarrow's own copy of the schema; readers of our keys need neither it nor the seal.
     items = (metadata or {}).items()
-    return {key.decode(): value.decode() for key, value in items if key != b"ARROW:schema"}
+    return {key.decode(): value.decode() for key, value in items if key not in _NOT_OURS}

@@ -20,7 +20,7 @@ from typing import Literal, get_args
 
 from ray.util.metrics import Counter, Gauge
 
-from ddsweep.errors import ResultsError
+from ddsweep.errors import ResultsError, UnreadableError
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.results.parts import read_part
 from ddsweep.sweep.observe import Board, Seen, State
@@ -162,7 +162,7 @@ class Exporter:
         for trial_id in [trial_id for trial_id in ended if trial_id not in self._scores][:READ_AT_ONCE]:
             try:
                 row = read_part(self._directory.trials_part(trial_id)).to_pylist()[0]
-            except ResultsError:  # vanished or torn meanwhile
+            except (ResultsError, UnreadableError):  # vanished or torn meanwhile
                 row = {}
             self._scores[trial_id] = Score(row.get("val_score"), row.get("test_accuracy_mean"))
 

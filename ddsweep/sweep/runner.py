@@ -42,16 +42,17 @@ __all__ = ["Outcome", "SweepRequest", "run_sweep"]
 @dataclass(frozen=True)
 class Outcome:
     """The numbers of trials that are done, failed, left for the next run by a drain (with those still to be
-    proposed), and stopped by the scheduler."""
+    proposed), stopped by the scheduler, and left alone by an evaluation because they are not distilled."""
 
     done: int
     failed: int
     left: int
     stopped: int = 0
+    undistilled: int = 0
 
     @property
     def exit_code(self) -> int:
-        """0 all done or stopped, 2 some failed, 75 drained before the end."""
+        """0 all done, stopped or left alone, 2 some failed, 75 drained before the end."""
         if self.left:
             return 75
         return 2 if self.failed else 0
@@ -82,13 +83,15 @@ class SweepRequest:
 @dataclass
 class _Missing:
     """What is missing of a sweep: ``to_distil``, and ``distilled`` trials that lack evaluations. ``evals``
-    are the parts that each has, ``known`` what is known of parts."""
+    are the parts that each has, ``known`` what is known of parts. ``undistilled`` trials are left alone by an
+    evaluation."""
 
     to_distil: list[TrialSpec]
     distilled: list[TrialSpec]
     known: KnownParts
     evals: dict[str, list[Path]]
     splits: dict[str, Splits] = field(default_factory=dict)
+    undistilled: int = 0
 
     @property
     def trials(self) -> list[TrialSpec]:
@@ -134,7 +137,7 @@ def run_sweep(
     else:
         on_ready()
     missing.known.save(directory)
-    return _outcome(board, left)
+    return _outcome(board, left, missing.undistilled)
 
 
 def _missing(request: SweepRequest, board: Board) -> _Missing:
@@ -151,7 +154,9 @@ def _missing(request: SweepRequest, board: Board) -> _Missing:
             board.found(trial.trial_id, "stopped")
         elif is_distilled(trial, directory):
             missing.distilled.append(trial)
-        elif not request.only_evaluate:
+        elif request.only_evaluate:
+            missing.undistilled += 1
+        else:
             missing.to_distil.append(trial)
     missing.known.save(directory)
     if request.only_evaluate and not missing.distilled and not board.counts()["done"]:
@@ -304,10 +309,11 @@ def _work(
         return request.guide.to_propose if request.guide and draining.is_set() else 0
 
 
-def _outcome(board: Board, to_propose: int) -> Outcome:
+def _outcome(board: Board, to_propose: int, undistilled: int) -> Outcome:
     counts = board.counts()
     done, failed, stopped = counts["done"], counts["failed"], counts["stopped"]
-    return Outcome(done, failed, counts.total() - done - failed - stopped + to_propose, stopped)
+    left = counts.total() - done - failed - stopped - undistilled + to_propose
+    return Outcome(done, failed, left, stopped, undistilled)
 
 
 def _dashboard_line(session: RaySession) -> str:

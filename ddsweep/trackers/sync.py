@@ -15,7 +15,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ddsweep.catalog import SETTINGS
-from ddsweep.errors import ResultsError, UserError
+from ddsweep.errors import ResultsError, UnreadableError, UserError
+from ddsweep.paths import make_folder
 from ddsweep.results.files import write_atomic
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.results.parts import list_parts, read_part
@@ -58,7 +59,7 @@ class Sync:
         self._lock = FileLock(out / f".{kind}-{self._sweep}.lock")
 
     def __enter__(self) -> Sync:
-        self._out.mkdir(parents=True, exist_ok=True)
+        make_folder(self._out, "--out")
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
@@ -165,7 +166,7 @@ class Sync:
         path = self._directory.history_part(trial_id)
         try:
             rows = read_part(path).to_pylist()
-        except ResultsError:  # none, or torn
+        except (ResultsError, UnreadableError):  # none, or torn
             return [], before.rollbacks
         new = [
             row
@@ -178,7 +179,7 @@ class Sync:
     def _row(self, trial_id: str) -> dict[str, Any] | None:
         try:
             rows = read_part(self._directory.trials_part(trial_id)).to_pylist()
-        except ResultsError:
+        except (ResultsError, UnreadableError):
             return None
         return rows[0] if rows else None
 

@@ -44,8 +44,7 @@ def is_distilled(spec: TrialSpec, directory: SweepDirectory) -> bool:
 
 def move_aside_if_torn(path: Path, spec: TrialSpec, kind: str) -> None:
     """Rename a file that is damaged, of another trial, or of a run with a plan that this version cannot
-    follow. A file that cannot be read for another reason (no permission, a failing disk) is left alone, and
-    the `CheckpointError` raised."""
+    follow. Raises `UnreadableError` for a file that the system cannot read, and leaves it alone."""
     if not path.exists():
         return
     try:
@@ -55,8 +54,6 @@ def move_aside_if_torn(path: Path, spec: TrialSpec, kind: str) -> None:
         if kind == "checkpoint":
             ExecutionPlan.from_dict(header["plan"])
     except (CheckpointError, SettingError) as error:
-        if isinstance(error.__cause__, OSError):
-            raise
         number = 1
         while (aside := path.with_name(f"{path.name}.torn-{number}")).exists():
             number += 1

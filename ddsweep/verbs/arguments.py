@@ -85,8 +85,8 @@ Address = Annotated[
 
 
 def _seconds(value: float | None) -> float | None:
-    if value is not None and not value >= 1:
-        raise UserError(f"--watch: {value:g} must be at least 1 second")
+    if value is not None and not 1 <= value <= 86400:
+        raise UserError(f"--watch: {value:g} must be 1 to 86400 seconds")
     return value
 
 

@@ -34,9 +34,15 @@ __all__ = [
 
 
 def sweep_directory(sweep: SweepSpec, results: Path | None) -> SweepDirectory:
+    """The folder of a sweep, there or not. Raises `ResultsError` if a file is in its way."""
+    from ddsweep.results.files import file_in_the_way
     from ddsweep.results.layout import SweepDirectory
 
-    return SweepDirectory(results_root(results) / sweep.name)
+    root = results_root(results) / sweep.name
+    for place in (root, *root.parents):
+        if os.path.exists(place) and not place.is_dir():
+            raise file_in_the_way(place)
+    return SweepDirectory(root)
 
 
 def results_root(results: Path | None) -> Path:

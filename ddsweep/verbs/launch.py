@@ -215,7 +215,7 @@ def cancel(
 def logs(
     directory: ResultsDir,
     job: Annotated[str | None, typer.Option(help="Only of this job: 123, or 123_4 of an array.")] = None,
-    lines: Annotated[int, typer.Option(help="Number of lines from the end of each log.")] = 40,
+    lines: Annotated[int, typer.Option(min=1, help="Number of lines from the end of each log.")] = 40,
 ) -> None:
     """Show the last lines of the logs of a sweep's last launch, the newest log last."""
     from ddsweep.launch.slurm import log_tail

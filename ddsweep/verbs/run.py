@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from ddsweep.errors import EXIT_INTERRUPTED, ResultsError, UserError
+from ddsweep.errors import EXIT_INTERRUPTED, UserError
 from ddsweep.verbs.arguments import (
     Address,
     DataRoot,
@@ -209,7 +209,7 @@ def _run(work: _Work, drain: Drain) -> None:
     print_last_tables(console, directory, plan.trials, sweep.evaluate.spec(), everything=work.everything)
     try:
         picture = attack_matrix(directory, plan.trials, lambda path: None)
-    except ResultsError as error:  # the sweep itself is over
+    except UserError as error:  # the sweep itself is over
         console.print(str(error), highlight=False)
         picture = None
     _print_outcome(console, outcome, directory)
@@ -227,6 +227,8 @@ def _print_outcome(console: Any, outcome: Any, directory: SweepDirectory) -> Non
         words.append(f"{outcome.stopped} stopped by the scheduler (with scheduler=null they go on)")
     if outcome.failed:
         words.append(f"{outcome.failed} failed (ddsweep status {directory.root})")
+    if outcome.undistilled:
+        words.append(f"{outcome.undistilled} not distilled: `ddsweep run` goes on with them")
     if outcome.left:
         words.append(f"{outcome.left} left: the same command goes on")
     console.print("; ".join(words), highlight=False)

@@ -147,5 +147,6 @@ def test_a_results_folder_whose_name_means_something_to_slurm(
 def test_a_results_folder_that_cannot_be(refuse: Refuse, tmp_path: Path) -> None:
     # With the local scheduler, because nothing else is checked first.
     (tmp_path / "file").touch()
-    said = refuse("--results", "file", "site.scheduler=local")
-    assert "a file is in the way of a results folder" in said
+    for more in ((), ("--dry-run",)):
+        said = refuse("--results", "file", "site.scheduler=local", *more)
+        assert "file: a file is in the way of a results folder" in said

@@ -46,6 +46,13 @@ def read(folder: Folder) -> Results:
     return load_results(folder.directory.root, all_trials=True)
 
 
+@pytest.mark.parametrize("by", ["", ",", " , "])
+def test_by_nothing_is_refused(sweep: Folder, by: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["best", str(sweep.directory.root), "--by", by])
+    assert ended.value.code == 1 and "--by: name a setting at least" in capsys.readouterr().err
+
+
 def test_chosen_by_validation_over_seeds_and_never_by_test(sweep: Folder) -> None:
     (answer,) = answers(read(sweep))
     assert answer.settings["inner_lr"] == 0.1 and answer.among == 2 and answer.val_score == 0.8

@@ -311,7 +311,8 @@ def test_the_command_writes_a_page_figures_and_tables(folder: Folder, tmp_path: 
     [
         (["nowhere"], "nowhere: no such results folder"),
         (["{root}", "{root}"], "the same folder of results is given twice"),
-        (["{root}", "--watch", "0.1"], "--watch: 0.1 must be at least 1 second"),
+        (["{root}", "--watch", "0.1"], "--watch: 0.1 must be 1 to 86400 seconds"),
+        (["{root}", "--watch", "inf"], "--watch: inf must be 1 to 86400 seconds"),
     ],
 )
 def test_bad_input(
@@ -322,6 +323,47 @@ def test_bad_input(
     with pytest.raises(SystemExit) as ended:
         main(["report", *given, "--out", str(tmp_path / "out")])
     assert ended.value.code == 1 and message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("where", ["file", "file/below", "/proc/below"])
+def test_a_folder_that_cannot_be_written(
+    folder: Folder, where: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole(folder)
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit) as ended:
+        main(["report", str(folder.directory.root), "--out", str(tmp_path / where)])
+    said = capsys.readouterr().err
+    assert ended.value.code == 1 and f"--out: {tmp_path / where}: no folder can be there" in said
+
+
+def test_a_protocol_in_minibatches_and_a_trial_without_a_row(folder: Folder) -> None:
+    """An epoch of minibatches has as many steps as these take: 3 of 20 images in batches of 8, not S."""
+    whole(folder)
+    trial, later = spec(), spec(seed=7)
+    steps = {0: 0.1, 15: 0.5, 40: 0.6}  # 40: beyond
+    rows = {("distilled", "papers", step): [(0, value), (1, value)] for step, value in steps.items()}
+    folder.evals(trial, "papers", 0, rows, inner_batch=8, inner_epochs=5)
+    folder.evals(later, "as_distilled", 0, {("distilled", "as_distilled", 4): [(0, 0.5)]})
+    found = made(folder.directory.root)
+    (row,) = [row for row in found.rows("transfer") if row["protocol"][0] == "papers"]
+    assert row["test"][1] == pytest.approx(0.5)
+
+
+def test_hard_networks_of_two_laws_are_apart(folder: Folder) -> None:
+    folder.asked("name: small\nbase: {dataset: digits}\n")
+    for size in (0.5, 1.0):
+        for lr in (0.02, 0.1):
+            trial = spec(init_law="normal", init_param=size, inner_lr=lr)
+            folder.trial(trial)
+            low = {0.5: [0.2, 0.6], 1.0: [0.6, 0.4]}[size]
+            rows = {("distilled", "as_distilled", 4): list(enumerate(low))}
+            folder.evals(trial, "as_distilled", 0, rows)
+    rows = made(folder.directory.root).rows("hard-networks")
+    assert sorted((row["networks of"][0][-3:], int(row["number"][0])) for row in rows) == [
+        ("0.5", 0),
+        ("1.0", 1),
+    ]
 
 
 def test_without_the_extra_it_says_so(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ddsweep.errors import ResultsError
+from ddsweep.errors import ResultsError, SettingError
 from ddsweep.report.curve import sparkline
 from ddsweep.report.show import find_trial, show
 from ddsweep.results.layout import SweepDirectory
@@ -98,6 +98,16 @@ def test_prefixes(folder: Folder) -> None:
     for number in range(10):
         folder.directory.artifacts(f"f{number}").mkdir()
     with pytest.raises(ResultsError, match="and 4 more"):
+        find_trial(places, "x")
+
+
+def test_an_unreadable_sweep_file_hides_no_trial_of_another_sweep(folder: Folder, tmp_path: Path) -> None:
+    other = Folder(SweepDirectory(tmp_path / "other"))
+    folder.asked()
+    other.asked("name: other\nbase: {gone_setting: 3}\n")
+    places, trial = [other.directory, folder.directory], spec()
+    assert find_trial(places, trial.trial_id) == (folder.directory, trial.trial_id)
+    with pytest.raises(SettingError, match="gone_setting"):
         find_trial(places, "x")
 
 

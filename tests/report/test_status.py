@@ -121,6 +121,17 @@ def test_states_with_a_live_driver(folder: Folder) -> None:
     assert states(folder) == ["pending", "distilled", "interrupted", "pending"]
 
 
+def test_no_time_is_left_to_distil_if_all_is_distilled(folder: Folder) -> None:
+    folder.asked()
+    with SweepLock(folder.directory.lock):
+        for trial in trials_of_sweep():
+            folder.distilled(trial)
+            folder.history(trial)
+        found = status(folder.directory, resolve)
+        assert {t.state for t in found.trials} == {"evaluating"} and found.eta_seconds is None
+        assert "all distilled in" not in text(status_table(found))
+
+
 def test_seeds_that_wait_for_their_siblings_are_paused(folder: Folder) -> None:
     """Else `status` would say that 24 trials run where there are two places."""
     folder.asked(SWEEP + "seeds: 2\nscheduler: {grace: 20, reduction: 2, strata: []}\n")

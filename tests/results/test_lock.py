@@ -217,6 +217,7 @@ def test_elements_of_one_launch_share_it(path: Path, run_python: Start) -> None:
             assert len(list(path.with_name(".lock.d").iterdir())) == 2
             holder = live_holder(path)
             assert holder is not None and holder["launch"] == "a"
+            assert holder["pid"] == first.pid, "the first to come: what it began is at work"
         assert live_holder(path) is not None, "one of them left, the other is at work"
         tell(first)
     assert live_holder(path) is None

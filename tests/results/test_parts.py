@@ -14,13 +14,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ddsweep.errors import DiskFullError, ResultsError
+from ddsweep.errors import DiskFullError, ResultsError, UnreadableError
 from ddsweep.results.collect import compact
 from ddsweep.results.files import full_disk_told, patiently, remove_leftovers
+from ddsweep.results.known import KnownParts
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.results.parts import (
+    is_whole,
     part_metadata,
     read_part,
+    read_whole,
     write_atomic,
     write_part,
 )
@@ -223,6 +226,50 @@ def test_altered_values_are_seen(sweep: SweepDirectory) -> None:
     data[chunk.data_page_offset + chunk.total_compressed_size // 2] ^= 0xFF
     path.write_bytes(data)
     assert torn_parts(sweep.parts("history")) == [path]
+
+
+def test_every_altered_byte_is_seen(sweep: SweepDirectory) -> None:
+    """Parquet has no check sum of the footer, which is most of a small part. Of the seal's own key nothing
+    depends: without it a part is one of version 0.1."""
+    path = sweep.trials_part("ab")
+    write_part(path, [{"trial_id": "ab", "seed": 3}], TRIALS, sweep.temporary, {"holds": '{"a": 1}'})
+    table, metadata = read_whole(path)
+    whole = path.read_bytes()
+    key = whole.rindex(b"\x18\x06sha256")
+    for place in [*range(0, len(whole), 7), *range(key + 8, key + 20)]:
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        if place in range(key, key + 8):
+            assert read_whole(path)[0].equals(table)
+            continue
+        for action in (read_whole, part_metadata):
+            with pytest.raises(ResultsError, match="torn part"):
+                action(path)
+    path.write_bytes(whole)
+    assert read_whole(path)[1] == metadata == {"schema_version": "1", "holds": '{"a": 1}'}
+
+
+def test_a_part_that_the_system_cannot_read_is_not_torn(
+    sweep: SweepDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_trial(sweep, "ab")
+
+    def failing(path: Path) -> bytes:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", failing)
+    path = sweep.trials_part("ab")
+    for action in (read_part, part_metadata, is_whole, KnownParts().metadata):
+        with pytest.raises(UnreadableError, match=f"{path}: cannot be read: Stale file handle"):
+            action(path)
+    assert KnownParts.load(sweep).metadata is not None, "what is only kept to be quicker may be away"
+
+
+def test_long_names_can_be_written(sweep: SweepDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name has 255 bytes at most, and pods have long ones."""
+    monkeypatch.setattr("socket.gethostname", lambda: "trainer-" + 55 * "x")
+    path = sweep.evals_part("ab", "protocol-" + 90 * "y", "pool-" + 90 * "z", 0)
+    write_part(path, [], EVALS, sweep.temporary)
+    assert read_part(path).num_rows == 0
 
 
 # ------------------------------------------------------------------------------------- compaction

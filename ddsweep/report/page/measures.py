@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -47,14 +48,15 @@ class Measured:
             number: spread
             for number, found in steps.items()
             for spread in found
-            if spread.step == _last_step(gathered.trials[number])
+            if spread.step == _last_step(gathered.trials[number].settings)
         }
         return cls(steps, finals)
 
 
-def _last_step(trial: Trial) -> int:
-    steps: int = trial.settings["inner_steps"] * trial.settings["inner_epochs"]
-    return steps
+def _last_step(settings: Mapping[str, Any]) -> int | None:
+    """T; None for a trial whose settings are not here."""
+    steps, epochs = settings.get("inner_steps"), settings.get("inner_epochs")
+    return None if steps is None or epochs is None else int(steps * epochs)
 
 
 def _at_steps(gathered: Gathered) -> dict[int, list[Spread]]:

@@ -17,14 +17,14 @@ OWN = PROTOCOLS[0]
 """The protocol that a set was made for."""
 
 _WORDS = ("source", "protocol", "network")
-_COUNTS = ("model_seed", "inner_step", "inner_epochs")
+_COUNTS = ("model_seed", "inner_step", "inner_epochs", "inner_batch")
 
 
 @dataclass(frozen=True)
 class Networks:
     """One entry per row, sorted by trial: ``trial`` is its number, ``source``, ``protocol``, ``network`` and
-    ``law`` (law or pool) index into ``words``; ``model_seed``, ``inner_step`` and ``inner_epochs`` are -1 for
-    null. ``accuracy`` and ``attack_success`` are fractions, NaN for null."""
+    ``law`` (law or pool) index into ``words``; ``model_seed``, ``inner_step``, ``inner_epochs`` and
+    ``inner_batch`` are -1 for null. ``accuracy`` and ``attack_success`` are fractions, NaN for null."""
 
     words: Mapping[str, Sequence[str]]
     trial: np.ndarray
@@ -35,6 +35,7 @@ class Networks:
     model_seed: np.ndarray
     inner_step: np.ndarray
     inner_epochs: np.ndarray
+    inner_batch: np.ndarray
     accuracy: np.ndarray
     accuracy_other: np.ndarray
     attack_success: np.ndarray
@@ -92,14 +93,20 @@ class Networks:
     def last(self, inner_steps: Mapping[int, int], inner_epochs: Mapping[int, int]) -> np.ndarray:
         """Where the rows of distilled sets after their last epoch are, whatever the protocol, as a mask.
         ``inner_steps`` and ``inner_epochs`` have S and E of each trial; a protocol may have epochs of its
-        own.
+        own. With an ``inner_batch`` networks are tested at 0, after the last epoch, and beyond.
         """
         count = int(self.trial.max(initial=-1)) + 1
         steps = np.array([inner_steps.get(number, 0) for number in range(count)], dtype=np.int64)
         own = np.array([inner_epochs.get(number, 0) for number in range(count)], dtype=np.int64)
         epochs = np.where(self.inner_epochs < 0, own[self.trial], self.inner_epochs)
         ours = self.source == self.code("source", "distilled")
-        mask: np.ndarray = ours & (self.inner_step == steps[self.trial] * epochs)
+        last = steps[self.trial] * epochs
+        minibatches = ours & (self.inner_batch > 0) & (self.inner_step > 0)
+        kind = self.trial * len(self.words["protocol"]) + self.protocol
+        for number in np.unique(kind[minibatches]):
+            those = minibatches & (kind == number)
+            last[those] = self.inner_step[those].min()
+        mask: np.ndarray = ours & (self.inner_step == last)
         return mask
 
 

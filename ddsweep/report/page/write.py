@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import ddsweep
+from ddsweep.paths import make_folder
 from ddsweep.report.page.gather import Gathered
 from ddsweep.report.page.markup import Markup, inline_json, join, tag
 from ddsweep.report.page.measures import Measured
@@ -177,7 +178,7 @@ def write_page(gathered: Gathered, out: Path, renew: float | None = None) -> Pat
     """Write ``index.html`` into the folder ``out``, which is made, and return its path."""
     from ddsweep.results.files import write_atomic
 
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out, "--out")
     path = out / "index.html"
     write_atomic(path, page(gathered, renew).encode(), out)
     return path

@@ -71,7 +71,7 @@ def _hard(gathered: Gathered, several: Mapping[int, Spread]) -> Table | None:
     kinds = []
     for number, found in several.items():
         settings = gathered.trials[number].settings
-        words = (settings.get(name) for name in ("dataset", "network", "init_law", "pool"))
+        words = (settings.get(name) for name in ("dataset", "network", "init_law", "init_param", "pool"))
         kinds += [", ".join(str(word) for word in words if word)] * len(found.values)
     every = list(several.values())
     columns = {
