@@ -199,16 +199,21 @@ class DistilledSet:
         these.
 
         ``images`` is a tensor or an array ``[..., c, h, w]`` with the set's shape: bytes from 0 to 255, or
-        floats from 0 to 1. They become ``(x - mean) / std`` per channel, on their device, in float32 or the
-        type of the floats. Raises ``ValueError`` for another shape, for values outside the range, and for a
-        set with ``whitening``: whitening needs the training data, which the set does not hold.
+        floats from 0 to 1. They become ``(x - mean) / std`` per channel, on their device, in float32 (a
+        tensor of floats keeps its type). Raises ``ValueError`` for another shape, for values outside the
+        range, and for a set with ``whitening``: whitening needs the training data, which the set does not
+        hold.
         """
         if self.spec.whitening != "none":
             raise ValueError(
                 f"the set was made for whitened images (whitening: {self.spec.whitening}), and only the "
-                "data set tells how: ddsweep.data.load_splits with that whitening gives them"
+                "data set tells how: ddsweep.data.load.load_splits with that whitening gives them"
             )
         pixels = torch.as_tensor(images)
+        if not isinstance(images, Tensor) and pixels.is_floating_point():
+            pixels = pixels.float()  # numpy's floats are double unless one says otherwise
+        elif not pixels.is_floating_point() and pixels.dtype != torch.uint8:
+            pixels = pixels.long()  # torch finds no extremes of uint16
         self._check_shape(pixels)
         top = 1 if pixels.is_floating_point() else 255
         low, high = (float(value) for value in torch.aminmax(pixels)) if pixels.numel() else (0.0, 0.0)
@@ -220,7 +225,7 @@ class DistilledSet:
         if pixels.is_floating_point():
             shift, scale = (pixels.new_tensor(value)[:, None, None] for value in (self.mean, self.std))
             return (pixels - shift) / scale
-        return normalise(pixels, self.mean, self.std, torch.float32)
+        return normalise(pixels.byte(), self.mean, self.std, torch.float32)
 
     def _check_shape(self, images: Tensor) -> None:
         c, h, w = shape = self.spec.dataset.shape
@@ -280,12 +285,15 @@ def apply(
     ``model`` stays in its mode, and a user's own network (`DistilledSet.network`, in training mode) draws
     what held-out network ``index`` draws in evaluation. T steps are too few for the running statistics of
     batch norm: a model with it is better evaluated in training mode too, by the statistics of the batch.
-    Raises ``ValueError`` if the model does not take the set's images, or does not give one logit per class.
+    Raises ``ValueError`` if the model does not take the set's images, or does not give one logit per class,
+    and for a negative number of steps.
     """
     parameters: Params = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not parameters:
         raise ValueError("the model has no parameters to train")
     first, spec = next(iter(parameters.values())), distilled.spec
+    if steps is not None and steps < 0:
+        raise ValueError(f"steps={steps} must be 0 or more")
     recipe = distilled.recipe if recipe is None else recipe
     batches = distilled.batches(recipe)
     inner_steps, batch = batches.labels.shape[:2]

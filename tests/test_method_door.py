@@ -105,6 +105,30 @@ REFUSED = {
     "a wrong derivative": ('{"images": by}', '{"images": 2 * by}', "is not the derivative of the losses"),
     "a wrong shape": ('{"images": by}', '{"images": by[0]}', "by['images'] has shape"),
     "draws from elsewhere": ("seed = derive_seed", "seed = torch.seed() or derive_seed", "has another loss"),
+    "no derivative": ('{"images": by}', "{}", "by has no 'images'"),
+    "another type": (
+        "NetworkGradients(losses,",
+        "NetworkGradients(losses.float(),",
+        "losses: torch.float32; compute in",
+    ),
+    "not finite": ("NetworkGradients(losses,", "NetworkGradients(losses * torch.nan,", "losses: not finite"),
+    "a value of another type": (
+        'return {"images": images}',
+        'return {"images": images, "scale": torch.ones(1)}',
+        "start()['scale'] is torch.float32 [1]; a learned value is",
+    ),
+    "a number": (
+        'return {"images": images}',
+        'return {"images": images, "x": images.sum()}',
+        "at least one dim",
+    ),
+    "nothing": ('return {"images": images}', "return None", "start() is of type NoneType, not a dict"),
+    "rates of another type": ("return None", "return [0.1]", "rates() is of type list; return finite [T]"),
+    "rates that are no numbers": (
+        "return None",
+        "return torch.full((spec.steps,), torch.nan)",
+        ", not finite; return finite [T]",
+    ),
     "no images": ('return {"images": images}', 'return {"pixels": images}', "start() returns no `images`"),
 }
 

@@ -115,6 +115,18 @@ def test_a_network_with_norms_dropout_and_a_free_parameter_is_distilled_and_judg
 
 
 @pytest.mark.usefixtures("checked_here")
+def test_an_option_that_is_a_list_comes_as_a_list(tmp_path: Path, user_folder: Callable[..., Path]) -> None:
+    text = "from torch import nn\n\ndef net(channels, classes, side, widths):\n"
+    text += "    sizes = [channels * side**2] + widths + [classes]\n"
+    text += "    pairs = zip(sizes, sizes[1:])\n"
+    text += "    return nn.Sequential(nn.Flatten(), *(nn.Linear(a, b) for a, b in pairs))\n"
+    user_folder({"lists.py": text})
+    trial({"file": "lists.py", "name": "net", "widths": [6, 5]}, tmp_path / "results")
+    (name,) = load_results(tmp_path / "results").trials["network"]
+    assert "widths=[6,5]" in name
+
+
+@pytest.mark.usefixtures("checked_here")
 def test_a_trial_that_is_killed_goes_on_bit_for_bit(nets: Path, tmp_path: Path) -> None:
     whole = trial(OWN, tmp_path / "whole")
     spec = whole.distilled.spec
@@ -296,6 +308,14 @@ REFUSED = {
         "hidden from autograd",
     ),
     "another shape": ("return x", "it makes [2, 6, 4, 4] of 2 images, not [2, 10], a logit for each class"),
+    "a tuple": (
+        "return self.head(x.flatten(1)), x",
+        "it makes a tuple; forward must return the logits alone",
+    ),
+    "not finite": (
+        "return self.head(x.flatten(1)) * torch.nan",
+        "its logits at its first weights are not finite",
+    ),
     "raises": ("return self.nothing(x)", "has no attribute 'nothing'"),
     "remembers": (
         "self.seen = getattr(self, 'seen', 0) + 1; return self.head(x.flatten(1)) * self.seen",

@@ -149,7 +149,9 @@ def test_raw_images_become_what_the_set_was_distilled_from() -> None:
     assert torch.equal(found.normalise(pixels[0] / 255), expected[0])
     assert torch.equal(found.normalise(pixels.view(2, 3, 3, 32, 32) / 255), expected.view(2, 3, 3, 32, 32))
     assert found.normalise(pixels / 255.0).dtype == torch.float32
-    assert found.normalise(np.zeros((1, 3, 32, 32))).dtype == torch.float64
+    assert found.normalise(torch.zeros((1, 3, 32, 32), dtype=torch.float64)).dtype == torch.float64
+    assert found.normalise(np.zeros((1, 3, 32, 32))).dtype == torch.float32, "numpy is double by itself"
+    assert torch.equal(found.normalise(pixels.numpy().astype(np.uint16)), expected)
     assert found.normalise(pixels[:0]).shape == (0, 3, 32, 32)
 
 
@@ -182,6 +184,27 @@ def test_images_of_another_kind_are_refused(images: Tensor, said: str) -> None:
 def test_grey_images_without_an_axis_of_channels_are_told_so() -> None:
     with pytest.raises(ValueError, match=re.escape("lack the axis of channels: images[..., None, :, :]")):
         made(GREY).normalise(torch.zeros(5, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"optimizer": "sgd"}, "recipe: optimizer='sgd' is not one of gd, momentum, adam"),
+        ({"order": "random"}, "recipe: order='random' is not one of fixed, shuffled, sampled"),
+        ({"schedule": "linear"}, "recipe: schedule='linear' is not one of constant, step, cosine"),
+        ({"labels": "none"}, "recipe: labels='none' is not one of hard, soft"),
+        ({"epochs": 0}, "recipe: epochs=0 must be at least 1"),
+        ({"batch": 0}, "recipe: batch=0 must be at least 1"),
+    ],
+)
+def test_a_recipe_that_means_nothing_is_refused(change: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(said)):
+        replace(made(GREY).recipe, **change)
+
+
+def test_steps_below_zero_are_refused() -> None:
+    with pytest.raises(ValueError, match="steps=-1 must be 0 or more"):
+        apply(made(GREY), nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), steps=-1)
 
 
 def test_whitened_sets_need_the_data_set() -> None:

@@ -42,6 +42,11 @@ class CodeRef:
     def is_file(self) -> bool:
         return bool(self.digest)
 
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The options by name, with lists as they stand in a sweep file."""
+        return {key: list(item) if isinstance(item, tuple) else item for key, item in self.options}
+
     def __str__(self) -> str:
         options = ",".join(f"{key}={_written(value)}" for key, value in self.options)
         source = f"@{self.digest}" if self.digest else ""

@@ -18,7 +18,7 @@ from ddsweep.core.execution import ExecutionPlan
 from ddsweep.core.images import RealSet
 from ddsweep.core.methods import method_of
 from ddsweep.core.outer import NetworkGradients
-from ddsweep.core.task import Learned, Task
+from ddsweep.core.task import Learned, Task, start_images
 
 __all__ = ["faults"]
 
@@ -34,12 +34,12 @@ def faults(spec: TrialSpec) -> Iterator[str]:
     task, method = _task(spec), method_of(spec)
     generator = torch.Generator().manual_seed(1)
     start = torch.randn(*task.labels.shape, *spec.dataset.shape, generator=generator)
-    learned = initial_state(task, start).learned
-    if "images" not in learned or learned["images"].shape != start.shape:
-        yield f"start() returns no `images` of shape {list(start.shape)}, [S, n, c, h, w]"
+    yield from (wrong := list(_wrong_start(method.start(task, start_images(task, start)), start.shape)))
+    if wrong:
         return
+    learned = initial_state(task, start).learned
     found = method.gradients(task, learned, _STEP)
-    yield from (wrong := list(_wrong_shapes(task, learned, found)))
+    yield from (wrong := list(_wrong_gradients(task, learned, found)))
     if wrong:
         return
     if not torch.equal(found.losses, method.gradients(task, learned, _STEP).losses):
@@ -48,9 +48,11 @@ def faults(spec: TrialSpec) -> Iterator[str]:
             "ddsweep.seeds.derive_seed(role, task.spec.trial_id, step)"
         )
         return
-    rates = method.rates(learned, task.spec)
-    if rates is not None and rates.shape != (task.spec.steps,):
-        yield f"rates() has shape {list(rates.shape)}; return [T] = [{task.spec.steps}], or None for none"
+    rates: object = method.rates(learned, task.spec)
+    if rates is not None and not (
+        isinstance(rates, Tensor) and rates.shape == (task.spec.steps,) and _is_finite(rates)
+    ):
+        yield f"rates() is {_told(rates)}; return finite [T] = [{task.spec.steps}], or None for none"
     for name, by in found.by.items():
         along = torch.randn(learned[name].shape, generator=generator, dtype=by.dtype)
         along = along / along.norm()
@@ -60,16 +62,51 @@ def faults(spec: TrialSpec) -> Iterator[str]:
             yield f"by[{name!r}] is not the derivative of the losses: it is off by {off:.0%} in one direction"
 
 
-def _wrong_shapes(task: Task, learned: Learned, found: NetworkGradients) -> Iterator[str]:
+def _wrong_start(learned: object, shape: torch.Size) -> Iterator[str]:
+    if not isinstance(learned, dict):
+        yield f"start() is {_told(learned)}, not a dict of tensors by name"
+        return
+    images = learned.get("images")
+    if not isinstance(images, Tensor) or images.shape != shape:
+        yield f"start() returns no `images` of shape {list(shape)}, [S, n, c, h, w]"
+        return
+    for name, value in learned.items():
+        if not isinstance(value, Tensor) or value.dtype != images.dtype or not value.dim():
+            yield (
+                f"start()[{name!r}] is {_told(value)}; a learned value is a tensor of at least one dimension "
+                f"in the type of the images that start() gets (here {images.dtype})"
+            )
+
+
+def _wrong_gradients(task: Task, learned: Learned, found: NetworkGradients) -> Iterator[str]:
     if not isinstance(found, NetworkGradients):
-        yield f"gradients() returns a {type(found).__name__}, not ddsweep.core.outer.NetworkGradients"
+        yield f"gradients() is {_told(found)}, not ddsweep.core.outer.NetworkGradients"
         return
     networks = task.spec.models_per_step
     if found.losses.shape != (networks,):
         yield f"losses have shape {list(found.losses.shape)}, not [{networks}], one for each network"
+    if "images" not in found.by:
+        yield "by has no 'images': nothing would be distilled"
     for name, by in found.by.items():
         if name not in learned or by.shape != (networks, *learned[name].shape):
             yield f"by[{name!r}] has shape {list(by.shape)}, not [networks, *shape of that learned value]"
+    values = {"losses": found.losses, **{f"by[{name!r}]": by for name, by in found.by.items()}}
+    for name, value in values.items():
+        if value.dtype != task.dtype:
+            yield f"{name}: {value.dtype}; compute in the type of the images (here {task.dtype})"
+        elif not _is_finite(value):
+            yield f"{name}: not finite in the first networks"
+
+
+def _is_finite(values: Tensor) -> bool:
+    return bool(torch.isfinite(values).all())
+
+
+def _told(value: object) -> str:
+    """What ``value`` is, for a message."""
+    if isinstance(value, Tensor):
+        return f"{value.dtype} {list(value.shape)}{'' if _is_finite(value) else ', not finite'}"
+    return f"of type {type(value).__name__}"
 
 
 def _slope(task: Task, learned: Learned, name: str, along: Tensor) -> Tensor:

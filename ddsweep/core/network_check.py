@@ -50,7 +50,10 @@ def faults(network: nn.Module, shape: tuple[int, int, int], classes: int) -> Ite
         return
     math.loss_and_gradient(params, images, targets)
     with torch.no_grad():
-        math.logits(params, images)
+        logits = math.logits(params, images)
+    if not bool(torch.isfinite(logits).all()):
+        yield "its logits at its first weights are not finite"
+        return
     if not torch.equal(before, torch.get_rng_state()):
         yield (
             "it draws random numbers in evaluation mode, where a network is one function of its images; draw "

@@ -120,7 +120,7 @@ def own_network(ref: CodeRef, shape: tuple[int, int, int], classes: int) -> nn.M
     torch.backends.cuda.enable_flash_sdp(False)
     torch.backends.cuda.enable_mem_efficient_sdp(False)
     factory = loaded_code(ref)
-    arguments = {**_given(factory, shape, classes), **dict(ref.options)}
+    arguments = {**_given(factory, shape, classes), **ref.arguments}
 
     def make(seed: int) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
@@ -228,6 +228,9 @@ def _look_at(
     finally:
         for hook in hooks:
             hook.remove()
+    if not isinstance(logits, Tensor):
+        kind = type(logits).__name__
+        raise UserError(f"it makes a {kind}; forward must return the logits alone, a tensor")
     if tuple(logits.shape) != (2, classes):
         raise UserError(
             f"it makes {list(logits.shape)} of 2 images, not [2, {classes}], a logit for each class; it is "

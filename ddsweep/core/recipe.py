@@ -26,6 +26,14 @@ _FIRST = ("epochs", "rate", "optimizer", "momentum", "order", "labels")
 """What every file says of a recipe."""
 
 
+_ONE_OF = {
+    "optimizer": ("gd", "momentum", "adam"),
+    "order": ("fixed", "shuffled", "sampled"),
+    "labels": ("hard", "soft"),
+    "schedule": ("constant", "step", "cosine"),
+}
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How a network is trained on S batches: ``epochs`` times through them, in the ``order`` of
@@ -55,6 +63,15 @@ class Recipe:
     decay_epochs: int | None = None
     decay_factor: float = 0.1
     augment: str = "none"
+
+    def __post_init__(self) -> None:
+        """Raises ``ValueError`` for a value that means nothing."""
+        for name, allowed in _ONE_OF.items():
+            if (value := getattr(self, name)) not in allowed:
+                raise ValueError(f"recipe: {name}={value!r} is not one of {', '.join(allowed)}")
+        for name in ("epochs", "batch", "decay_epochs"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"recipe: {name}={value} must be at least 1")
 
     @classmethod
     def of(cls, spec: TrialSpec) -> Recipe:

@@ -73,7 +73,13 @@ def _range(classes: int, named: bool, images: int) -> str:
 def _part(given: object, role: str, where: str) -> Part:
     if not isinstance(given, Sequence) or isinstance(given, str) or len(given) != 2:
         raise DataError(f"{where}: {role!r} is {_kind(given)}, not a pair (images, labels)")
-    images = _images(_array(given[0], f"{where}: {role} images"), f"{where}: {role} images")
+    what = f"{where}: {role} images"
+    pixels = _array(given[0], what)
+    if isinstance(given[0], list) and pixels.dtype.kind == "i" and pixels.size:
+        if not 0 <= pixels.min() <= pixels.max() <= 255:
+            raise DataError(f"{what} go from {pixels.min()} to {pixels.max()}, not from 0 to 255")
+        pixels = pixels.astype(np.uint8)  # lists have no type of their own
+    images = _images(pixels, what)
     labels = _array(given[1], f"{where}: {role} labels")
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise DataError(

@@ -45,7 +45,7 @@ def called(ref: CodeRef, folder: Path, root: Path | None) -> Raw:
             raise DataError(f"dataset {error}") from error
         if not callable(function):
             raise DataError(f"{where}: {ref.name} is {type(function).__name__}, not a function")
-        options = {key: list(item) if isinstance(item, tuple) else item for key, item in ref.options}
+        options = ref.arguments
         try:
             signature = inspect.signature(function)
             if "data_root" in signature.parameters:

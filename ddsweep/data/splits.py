@@ -201,7 +201,7 @@ def _measure(name: str, images: npt.NDArray[np.uint8]) -> tuple[tuple[float, ...
         if std[-1] == 0:
             raise DataError(
                 f"dataset {name}: all training pixels of channel {channel} are {first // total}: the images "
-                "cannot be normalised; give mean and std"
+                "cannot be normalised; give mean and std, where the data take them, or leave the channel out"
             )
     return tuple(mean), tuple(std)
 

@@ -1,7 +1,7 @@
 """The best setting of each kind, chosen on validation, and what it is worth on test: from the tables alone.
 
 Seeds and networks are two levels, and are never pooled. A mean is over seeds of means over networks. Its
-interval is over seeds if there are several, else over networks.
+interval has the spread of both.
 """
 
 from __future__ import annotations
@@ -50,8 +50,13 @@ Row = Mapping[str, Any]
 class TwoLevels:
     """A mean over seeds of means over networks. ``std_networks`` is the root mean square of the seeds'
     standard deviations over networks (None where each has one network), ``std_seeds`` that of the means (None
-    for one seed). ``ci95`` is the half-width of the 95 % interval (Student's t): over seeds where there are
-    several, else over networks."""
+    for one seed).
+
+    ``ci95`` is the half-width of the 95 % interval of the mean. All seeds are judged on the same networks, so
+    more seeds make it no surer of other networks. It is the root of the sum of two squares, each by
+    Student's t: of the interval over the seeds' means, and of that over networks, each with its mean over
+    seeds. What a seed and a network have for themselves is in both, so it is rather too wide. With one seed,
+    or networks of the seeds' own, it has one of the two; None with neither."""
 
     mean: float
     std_networks: float | None
@@ -61,13 +66,17 @@ class TwoLevels:
     networks: int
 
 
-def two_levels(by_seed: Sequence[Sequence[float]]) -> TwoLevels:
-    """Sum up the values over networks of each seed. Raises ``ValueError`` if there is none."""
-    within = [mean_std_ci(values) for values in by_seed]
-    mean, over_seeds, ci95 = mean_std_ci([mean for mean, _, _ in within])
+def two_levels(by_seed: Sequence[Mapping[int, float]]) -> TwoLevels:
+    """Sum up the values of each seed by network. Raises ``ValueError`` if there is none."""
+    within = [mean_std_ci(values.values()) for values in by_seed]
+    mean, over_seeds, ci95_seeds = mean_std_ci([mean for mean, _, _ in within])
     spreads = [std for _, std, _ in within if std is not None]
     rms = math.sqrt(math.fsum(std * std for std in spreads) / len(spreads)) if spreads else None
-    interval = within[0][2] if len(within) == 1 else ci95
+    common = set(by_seed[0]).intersection(*by_seed)
+    of_networks = [math.fsum(values[i] for values in by_seed) / len(by_seed) for i in sorted(common)]
+    ci95_networks = mean_std_ci(of_networks)[2] if common else None
+    found = [ci95 for ci95 in (ci95_seeds, ci95_networks) if ci95 is not None]
+    interval = math.hypot(*found) if found else None
     return TwoLevels(mean, rms, over_seeds, interval, len(within), min(map(len, by_seed)))
 
 
@@ -107,8 +116,8 @@ def rows_by_trial(frame: pd.DataFrame) -> dict[str, list[Row]]:
 def answers(
     results: Results, by: Sequence[str] | None = None, asked: Iterable[TrialSpec] = ()
 ) -> list[Answer]:
-    """One answer for each kind, in the order of the table. Trials of one kind agree in ``by``, by default in
-    the settings of `KIND`. A setting with a stopped or failed seed is counted, but not chosen: its other
+    """One answer for each kind, sorted. Trials of one kind agree in ``by``, by default in the settings of
+    `KIND`. A setting with a stopped or failed seed is counted, but not chosen: its other
     seeds may be the lucky ones. ``asked`` are the trials of the sweep file, because a failed trial has no row
     that tells its settings."""
     rows = rows_of(results.trials)
@@ -124,11 +133,20 @@ def answers(
     names = KIND if by is None else tuple(by)
     for row in rows:
         kinds[key_of(settings_of_row(row), names)].append(row)
-    chosen = [_choice(of_kind) for of_kind in kinds.values()]
+    chosen = [_choice(of_kind) for of_kind in sorted(kinds.values(), key=lambda own: _place(own[0], names))]
     ids = [row["trial_id"] for choice in chosen if choice is not None for row in choice.trials]
     evals = _distilled_and_baselines(results, ids)
     found = (_answer(choice, names, evals) for choice in chosen if choice is not None)
     return [answer for answer in found if answer is not None]
+
+
+def _place(row: Row, names: Sequence[str]) -> list[tuple[bool, float, str]]:
+    """Where the kind of a trial stands among others: by one setting after the other, numbers by size."""
+    values = [settings_of_row(row).get(name) for name in names]
+    return [
+        (False, float(value), "") if isinstance(value, int | float) else (True, 0.0, str(value))
+        for value in values
+    ]
 
 
 @dataclass(frozen=True)
@@ -156,7 +174,7 @@ def _answer(choice: _Choice, names: Sequence[str], evals: Mapping[str, list[Row]
     settings = settings_of_row(best[0])
     measure = "attack_success" if settings.get("objective") == "attack" else "accuracy"
     own = {row["trial_id"]: _own_rows(evals[row["trial_id"]], row) for row in best}
-    after = [[item[measure] for item in own[row["trial_id"]]] for row in best]
+    after = [{item["model_seed"]: item[measure] for item in own[row["trial_id"]]} for row in best]
     if not all(after):
         return None
     return Answer(
@@ -196,20 +214,23 @@ def _gains(
     best: Sequence[Row], own: Mapping[str, list[Row]], evals: Mapping[str, list[Row]], measure: str
 ) -> dict[tuple[str, str], TwoLevels]:
     """By (source, protocol) the paired differences, for baselines that every seed has on its own networks."""
-    found: dict[tuple[str, str], list[list[float]]] = defaultdict(list)
+    found: dict[tuple[str, str], list[dict[int, float]]] = defaultdict(list)
     for trial in best:
         others: dict[tuple[str, str], dict[Any, float]] = defaultdict(dict)
         for row in evals[trial["trial_id"]]:
             if row["source"] != "distilled" and row[measure] is not None:
                 others[row["source"], row["protocol"]][row["model_seed"]] = row[measure]
         for key, theirs in others.items():
-            # Nearest neighbour on k-means centres is one number, whatever the network.
-            one = theirs.get(None)
-            differences = [
-                row[measure] - theirs.get(row["model_seed"], one)
+            # Nearest neighbour needs no network. On k-means centres it is one number; on random images it
+            # has as many draws as there are held-out networks, and a known network is beside them all.
+            beside = key[1] == NEIGHBOUR and trial["init"] == "fixed"
+            one = math.fsum(theirs.values()) / len(theirs) if beside else theirs.get(None)
+            of_networks = {} if beside else theirs
+            differences = {
+                row["model_seed"]: row[measure] - of_networks.get(row["model_seed"], one)
                 for row in own[trial["trial_id"]]
-                if row["model_seed"] in theirs or one is not None
-            ]
+                if row["model_seed"] in of_networks or one is not None
+            }
             if differences:
                 found[key].append(differences)
     return {key: two_levels(values) for key, values in found.items() if len(values) == len(best)}

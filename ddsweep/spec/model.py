@@ -366,7 +366,7 @@ class SweepSpec(_Model):
             return wholes(value, 0)
         count = whole(value)
         if not 1 <= count <= MOST_TRIALS:
-            raise ValueError(f"{count} seeds: the number must lie between 1 and {MOST_TRIALS}")
+            raise ValueError(f"{count}: the number of seeds must lie between 1 and {MOST_TRIALS}")
         return tuple(range(count))
 
     @field_validator("scheduler", mode="after")

@@ -72,6 +72,7 @@ def good() -> dict[str, Any]:
         np.zeros((4, 6, 5, 3), np.uint8).transpose(0, 2, 1, 3),
         torch.zeros(4, 3, 5, 6, dtype=torch.uint8),
         torch.zeros(4, 5, 6, 1, dtype=torch.uint8),
+        np.full((4, 5, 6), 255).tolist(),
     ],
 )
 def test_images_come_out_one_way(images: Any) -> None:
@@ -109,6 +110,7 @@ IMAGES = good()["train"][0]
             r"train images are float64, not bytes \(uint8, 0 to 255\), from 0 to 0.498.*\* 255\)\.round\(\)",
         ),
         (changed(train=(IMAGES.astype(int), [0] * 8)), r"train images are int64, not bytes \(uint8"),
+        (changed(train=([[[256]]] * 8, [0] * 8)), "train images go from 256 to 256, not from 0 to 255"),
         (changed(train=(IMAGES[0], [0] * 4)), r"train images are \[4, 4\], not \[N, h, w\]"),
         (changed(train=(IMAGES[:, None, None], [0] * 8)), r"train images are \[8, 1, 1, 4, 4\], not"),
         (changed(train=(IMAGES.reshape(8, 2, 4, 2), [0] * 8)), "not .* with c 1 or 3"),

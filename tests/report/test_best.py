@@ -59,13 +59,18 @@ def test_chosen_by_validation_over_seeds_and_never_by_test(sweep: Folder) -> Non
     # Computed again by hand: two levels.
     means = [0.42, 0.51]
     mean, std, ci95 = mean_std_ci(means)
-    assert answer.test.mean == pytest.approx(mean)
-    assert answer.test.std_seeds == pytest.approx(std) and answer.test.ci95 == pytest.approx(ci95)
+    assert answer.test.mean == pytest.approx(mean) and answer.test.std_seeds == pytest.approx(std)
+    assert ci95 is not None
+    networks = mean_std_ci([0.45, 0.48])[2]  # of both seeds
+    assert networks is not None
+    assert answer.test.ci95 == pytest.approx((ci95**2 + networks**2) ** 0.5)
     spreads = [statistics.stdev([0.40, 0.44]), statistics.stdev([0.50, 0.52])]
     assert answer.test.std_networks == pytest.approx((sum(s * s for s in spreads) / 2) ** 0.5)
     assert (answer.test.seeds, answer.test.networks) == (2, 2)
     gain = answer.gains["random_real", "as_distilled"]
-    assert gain.mean == pytest.approx(0.105) and gain.ci95 == pytest.approx(0.0, abs=1e-9)
+    # It is the same for both seeds, and 10 and 11 points on the two networks.
+    assert gain.mean == pytest.approx(0.105)
+    assert gain.ci95 == pytest.approx(mean_std_ci([0.10, 0.11])[2])
 
 
 def test_one_seed_has_its_interval_over_networks(folder: Folder) -> None:
@@ -103,9 +108,33 @@ def test_by_other_settings(sweep: Folder) -> None:
 
 
 def test_two_levels_of_one_network_each() -> None:
-    found = two_levels([[0.5], [0.7]])
+    found = two_levels([{3: 0.5}, {4: 0.7}])  # known networks, of each seed its own
     assert found.std_networks is None and found.mean == pytest.approx(0.6)
-    assert two_levels([[0.5]]).ci95 is None
+    assert found.ci95 == pytest.approx(mean_std_ci([0.5, 0.7])[2])
+    assert two_levels([{3: 0.5}]).ci95 is None
+
+
+def test_more_seeds_make_no_surer_of_other_networks() -> None:
+    """Networks differ and seeds do not."""
+    values = {index: 0.5 + 0.1 * index for index in range(4)}
+    assert two_levels([values] * 9).ci95 == pytest.approx(mean_std_ci(values.values())[2])
+
+
+def test_a_known_network_is_compared_with_all_draws_of_its_nearest_neighbours(folder: Folder) -> None:
+    """Which of them has the number of its seed means nothing."""
+    folder.asked()
+    for seed in (0, 7):
+        trial = spec(init="fixed", seed=seed)
+        folder.trial(trial, val_score=0.5)
+        rows = {
+            ("distilled", "as_distilled", 4): [(seed, 0.9)],
+            ("knn_random", "nearest_neighbour", 0): [(0, 0.6), (1, 0.7), (2, 0.8)],
+            ("knn_kmeans", "nearest_neighbour", 0): [(None, 0.75)],
+        }
+        folder.evals(trial, "as_distilled", 0, rows)
+    (answer,) = answers(read(folder))
+    assert answer.gains["knn_random", "nearest_neighbour"].mean == pytest.approx(0.2)
+    assert answer.gains["knn_kmeans", "nearest_neighbour"].mean == pytest.approx(0.15)
 
 
 def test_the_command_says_it_in_words(sweep: Folder, capsys: pytest.CaptureFixture[str]) -> None:
@@ -113,9 +142,9 @@ def test_the_command_says_it_in_words(sweep: Folder, capsys: pytest.CaptureFixtu
         main(["best", str(sweep.directory.root)])
     said = capsys.readouterr().out
     assert ended.value.code == 0
-    assert "46.5 ± 2.2 [± 57.2], 2 seeds x 2 networks" in said
+    assert "46.5 ± 2.2 [± 60.3], 2 seeds x 2 networks" in said
     assert "best of 2 settings, validation 80.0: inner lr 0.1" in said
-    assert "+10.5 [± 0.0] over random real" in said
+    assert "+10.5 [± 6.4] over random real" in said
     assert "mind: two seeds" in said and "2 networks are few" in said
     for arguments, message in (
         (["best", str(sweep.directory.root), "--by", "inner_lrr"], "--by: inner_lrr: no such setting"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import shutil
 import statistics
 import subprocess
@@ -141,9 +142,11 @@ def test_the_answer_and_its_gains_are_computed_again(folder: Folder) -> None:
         (evals.source == "distilled") & (evals.inner_step == 4) & evals.trial_id.isin(chosen.trial_id)
     ]
     by_seed = own.groupby("trial_id")["accuracy"].mean()
-    mean, _, ci95 = mean_std_ci(by_seed)
+    mean, _, over_seeds = mean_std_ci(by_seed)
+    _, _, over_networks = mean_std_ci(own.groupby("model_seed")["accuracy"].mean())
+    assert over_seeds is not None and over_networks is not None
     assert best["test"][1] == pytest.approx(mean)
-    assert best["95 % from"][1] == pytest.approx(mean - (ci95 or 0), abs=1e-9)
+    assert best["95 % from"][1] == pytest.approx(mean - math.hypot(over_seeds, over_networks), abs=1e-9)
     assert best["seeds"][0] == "2" and best["networks"][0] == "4"
     assert best["± over seeds"][1] == pytest.approx(by_seed.std(), abs=1e-9)
     gains = {(row["over"][0], row["how it is applied"][0]): row for row in found.rows("gains")}

@@ -72,7 +72,7 @@ def _own_method(ref: CodeRef) -> Method:
     """The object that the code makes with its options; one for all in a process."""
     factory = loaded_code(ref)
     try:
-        made = factory(**dict(ref.options))
+        made = factory(**ref.arguments)
     except Exception as error:
         said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise UserError(f"method: {ref}: calling it failed: {said}") from error
