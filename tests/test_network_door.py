@@ -118,7 +118,8 @@ def test_a_network_with_norms_dropout_and_a_free_parameter_is_distilled_and_judg
 def test_an_option_that_is_a_list_comes_as_a_list(tmp_path: Path, user_folder: Callable[..., Path]) -> None:
     text = "from torch import nn\n\ndef net(channels, classes, side, widths):\n"
     text += "    sizes = [channels * side**2] + widths + [classes]\n"
-    text += "    pairs = zip(sizes, sizes[1:])\n"
+    text += "    pairs = list(zip(sizes, sizes[1:]))\n"
+    text += "    widths.clear()\n"  # the next call has a list of its own
     text += "    return nn.Sequential(nn.Flatten(), *(nn.Linear(a, b) for a, b in pairs))\n"
     user_folder({"lists.py": text})
     trial({"file": "lists.py", "name": "net", "widths": [6, 5]}, tmp_path / "results")

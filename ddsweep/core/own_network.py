@@ -125,7 +125,7 @@ def own_network(ref: CodeRef, shape: tuple[int, int, int], classes: int) -> nn.M
     def make(seed: int) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            module = factory(**arguments)
+            module = factory(**{**arguments, **ref.arguments})  # lists anew: the factory may change them
         return module  # type: ignore[no-any-return]
 
     called = f"{ref.name}({', '.join(f'{key}={value!r}' for key, value in arguments.items())})"

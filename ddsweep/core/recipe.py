@@ -95,7 +95,10 @@ class Recipe:
         unknown = sorted(set(values) - {item.name for item in fields(cls)})
         if unknown:
             raise SettingError(f"recipe of a newer version of ddsweep: {', '.join(unknown)}")
-        return cls(**values)
+        try:
+            return cls(**values)
+        except ValueError as error:
+            raise SettingError(f"recipe of a newer version of ddsweep: {error}") from error
 
     @property
     def inner_optimizer(self) -> InnerOptimizer:

@@ -24,7 +24,7 @@ from ddsweep.core.recipe import Recipe
 from ddsweep.core.training import InnerLoop
 from ddsweep.core.tuning import best_of, score_rates
 from ddsweep.data.splits import Splits
-from ddsweep.errors import CheckpointError
+from ddsweep.errors import CheckpointError, UnreadableError
 from ddsweep.evaluation.group import Group
 from ddsweep.results.artifacts import load_tensors, save_tensors
 from ddsweep.results.files import patiently, write_atomic
@@ -107,7 +107,7 @@ def _images(
     with _computed_once(path):
         try:
             centres = load_tensors(path)[0]["centres"]
-        except CheckpointError:  # missing or torn
+        except (CheckpointError, UnreadableError):  # missing or torn; it is only kept to be quicker
             centres = baselines.kmeans_centres(*data, spec.images_per_class, *space)
             kept = {"centres": centres}
             patiently(lambda: save_tensors(path, kept, {"kind": "kmeans"}, directory.temporary))

@@ -46,8 +46,8 @@ def best_lines(
 
 
 _MEANING = (
-    "± is the standard deviation over held-out networks, [ ] the 95 % interval of the mean, for other seeds "
-    "(if there are several) and other networks. Gains are paired: on the same networks."
+    "± is the standard deviation over held-out networks, [ ] the 95 % interval of the mean: for other seeds, "
+    "if there are several, and other networks, if they are unknown. Gains are paired: on the same networks."
 )
 
 

@@ -123,8 +123,8 @@ def trial_states(
 def status(directory: SweepDirectory, asked: Asked) -> SweepStatus:
     """The state of the trials of ``asked``, in that order; without them, of all trials with files.
 
-    Torn parts are listed in ``torn`` (only ``collect`` finds altered bytes inside a part). Raises
-    `ResultsError` for a folder that does not exist or holds no sweep.
+    Torn parts that were read are listed in ``torn``. Raises `ResultsError` for a folder that does not exist
+    or holds no sweep, and `UnreadableError`.
     """
     require_sweep(directory)
     trials, driver, known = asked.trials, live_holder(directory.lock), KnownParts.load(directory)

@@ -18,7 +18,7 @@ from ddsweep.errors import ResultsError
 from ddsweep.results.files import partial_path, results_error, write_atomic
 from ddsweep.results.known import KnownParts, Stamp, stamp_of
 from ddsweep.results.layout import SweepDirectory
-from ddsweep.results.parts import conform, list_parts, read_whole, torn_error
+from ddsweep.results.parts import GoneError, conform, list_parts, read_whole, torn_error
 from ddsweep.results.schemas import SORT_KEYS, TABLES
 
 __all__ = ["compact", "sorted_rows"]
@@ -87,9 +87,10 @@ def sorted_rows(
             stamp = stamp_of(path)
             try:
                 table, metadata = read_whole(path)
+            except GoneError:
+                continue
             except ResultsError:
-                if path.exists():
-                    on_torn(path)
+                on_torn(path)
                 continue
             if stamp is not None:
                 on_part(path, stamp, metadata)

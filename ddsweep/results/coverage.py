@@ -21,7 +21,7 @@ from ddsweep.errors import ResultsError
 from ddsweep.results.keys import digest
 from ddsweep.results.known import KnownParts, stamp_of
 from ddsweep.results.layout import SweepDirectory
-from ddsweep.results.parts import read_whole, torn_error
+from ddsweep.results.parts import GoneError, read_whole, torn_error
 
 __all__ = [
     "HOLDS",
@@ -147,9 +147,7 @@ def described(path: Path, known: KnownParts, *, whole: bool = True) -> dict[str,
     ``known`` has the part or ``whole`` is false. Raises `ResultsError` for a torn part, and
     `UnreadableError`."""
     if whole:
-        metadata = known.metadata(path)
-        if metadata is None:
-            raise ResultsError(f"{path}: torn part")
+        metadata = known.whole(path)
     else:
         metadata = known.footer(path)
     if HOLDS not in metadata:
@@ -222,9 +220,10 @@ def sorted_out(
     for path in paths:
         try:
             content = described(path, known, whole=whole)
+        except GoneError:
+            continue
         except ResultsError:
-            if path.exists():
-                torn.append(path)
+            torn.append(path)
             continue
         if not content.get("protocol"):
             continue  # no rows
@@ -409,7 +408,7 @@ def is_evaluated(
     paths: Sequence[Path],
 ) -> bool:
     """Whether the trial has a row in ``trials``, and its evals parts ``paths`` have all that is asked. For
-    readers: a row that says so is believed, and only the footers of parts are read.
+    readers: a row that says so is believed, and the rows of parts are not looked at.
 
     Raises `ResultsError` for a torn row.
     """

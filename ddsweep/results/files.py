@@ -158,7 +158,8 @@ def write_atomic(path: Path, write: Callable[[Path], None] | bytes, temporary: P
 def partial_path(path: Path, temporary: Path) -> Path:
     """A unique name in ``temporary`` for a file that will become ``path``. `remove_leftovers` knows such
     names."""
-    # Short, whatever the names of the file and of the machine are: a name has 255 bytes at most.
+    # Short, whatever the names of the file and of the machine are: a name has 255 bytes at most, and names of
+    # files here are ASCII.
     begin, host = path.name[:60], socket.gethostname()[:60]
     return temporary / f"{begin}.{host}.{os.getpid()}.{secrets.token_hex(8)}{_SUFFIX}"
 

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ddsweep.errors import ResultsError
+from ddsweep.errors import ResultsError, UnreadableError
 from ddsweep.results.parts import read_whole
 
 __all__ = ["digest", "is_current"]
@@ -21,5 +21,5 @@ def digest(*parts: Any) -> str:
 def is_current(path: Path, key: str) -> bool:
     try:
         return path.exists() and read_whole(path)[1].get("unit") == key
-    except ResultsError:
+    except (ResultsError, UnreadableError):  # what is kept to be quicker may be away
         return False

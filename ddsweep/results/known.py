@@ -87,15 +87,19 @@ class KnownParts:
 
     def metadata(self, path: Path) -> dict[str, str] | None:
         """The key-value metadata of a whole part; None if it is torn or missing. Raises `UnreadableError`."""
-        if (stamp := stamp_of(path)) is None:
-            return None
-        if (found := self._same(path, stamp)) is not None:
-            return found
         try:
-            _, metadata = read_whole(path)
+            return self.whole(path)
         except ResultsError:
             return None
-        self.note(path, stamp, metadata)
+
+    def whole(self, path: Path) -> dict[str, str]:
+        """The key-value metadata of a whole part. Errors are those of `read_whole`."""
+        stamp = stamp_of(path)
+        if stamp is not None and (found := self._same(path, stamp)) is not None:
+            return found
+        _, metadata = read_whole(path)
+        if stamp is not None:
+            self.note(path, stamp, metadata)
         return metadata
 
     def is_whole(self, path: Path) -> bool:

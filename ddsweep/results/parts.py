@@ -15,6 +15,7 @@ from ddsweep.errors import ResultsError
 from ddsweep.results.files import unreadable_error, write_atomic
 
 __all__ = [
+    "GoneError",
     "OnTorn",
     "conform",
     "is_whole",
@@ -32,12 +33,12 @@ __all__ = [
 
 T = TypeVar("T")
 
-_SEAL = "sha256"
+_SEAL = "part_sha256"
 """The key of the SHA-256 of a whole part, computed with zeros in its own place. Parquet has check sums of
 pages and none of the footer. Parts of version 0.1 have no seal."""
 
 _ZEROS = "0" * 64
-_KEY = b"\x18\x06" + _SEAL.encode()
+_KEY = b"\x18\x0b" + _SEAL.encode()
 _MARK = _KEY + b"\x18\x40"
 """What stands before the seal in a file: its key, and a string of 64 bytes, in Thrift's compact encoding."""
 
@@ -95,19 +96,23 @@ def write_part_table(
 # ---------------------------------------------------------------------------------------- reading
 
 
+class GoneError(ResultsError):
+    """There is no such part, or no longer."""
+
+
 def list_parts(directory: Path) -> list[Path]:
     """The Parquet files of a folder, sorted by name; dot files and other files are no parts."""
     return sorted(p for p in directory.glob("*.parquet") if not p.name.startswith((".", "_")))
 
 
 def read_part(path: Path) -> pa.Table:
-    """One part as it was written. Raises `ResultsError` if it is torn or gone, and `UnreadableError`."""
+    """One part as it was written. Errors are those of `read_whole`."""
     return read_whole(path)[0]
 
 
 def read_whole(path: Path) -> tuple[pa.Table, dict[str, str]]:
-    """One part and its key-value metadata, every byte checked. Raises `ResultsError` if it is torn or gone,
-    and `UnreadableError` if the system cannot read it."""
+    """One part and its key-value metadata, every byte checked. Raises `ResultsError` if it is torn,
+    `GoneError` if there is none, and `UnreadableError` if the system cannot read it."""
 
     # No threads: they cost more than they save on files this small.
     return _read(path, lambda file: file.read(use_threads=False))
@@ -124,7 +129,7 @@ def _read(path: Path, take: Callable[[pq.ParquetFile], T]) -> tuple[T, dict[str,
         # One read instead of one for each of a hundred columns, which matters on a network file system.
         content = path.read_bytes()
     except FileNotFoundError:
-        raise ResultsError(f"{path}: no such part") from None
+        raise GoneError(f"{path}: no such part") from None
     except OSError as error:
         raise unreadable_error(error, path) from error
     if not _is_intact(content):
@@ -156,9 +161,8 @@ def read_parts(paths: Iterable[Path], schema: pa.Schema) -> pa.Table:
     for path in paths:
         try:
             few.append(conform(read_part(path), schema, path))
-        except ResultsError:
-            if path.exists():
-                raise
+        except GoneError:
+            continue
         if len(few) == _TOGETHER:
             tables.append(pa.concat_tables(few).combine_chunks())
             few = []

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 
-from ddsweep.errors import ResultsError
+from ddsweep.errors import ResultsError, UnreadableError
 from ddsweep.paths import user_path
 from ddsweep.results.collect import sorted_rows
 from ddsweep.results.current import is_in_sweep
@@ -105,6 +105,9 @@ def _read(sweep: SweepDirectory, name: str, schema: pa.Schema, torn: list[Path])
     if parts == [collected] or (parts and is_collected(sweep, name, parts)):
         try:
             table = read_part(collected)
+        except UnreadableError:
+            if parts == [collected]:
+                raise
         except ResultsError:
             if parts == [collected]:
                 torn.append(collected)

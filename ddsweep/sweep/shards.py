@@ -25,7 +25,7 @@ from ddsweep.catalog import EvaluationSpec, EvalUnit, TrialSpec
 from ddsweep.catalog.numbers import counted
 from ddsweep.core.memory import keep_to_share
 from ddsweep.data.load import Splits
-from ddsweep.errors import DivergedError, UserError
+from ddsweep.errors import DivergedError, UnreadableError, UserError
 from ddsweep.evaluation import evaluate_unit, finish, missing_units
 from ddsweep.results.files import full_disk_told
 from ddsweep.results.known import KnownParts
@@ -227,9 +227,13 @@ class EvalShards:
     def submit(self, spec: TrialSpec) -> None:
         """Queue the missing evaluation of a distilled trial."""
         there = sorted(self._parts.get(spec.trial_id, ()))
-        units = missing_units(spec, self._evaluation, self._directory, there)
-        waiting = [QueuedUnit(spec, unit) for unit in units]
         self._on_state(spec.trial_id, "evaluating")
+        try:
+            units = missing_units(spec, self._evaluation, self._directory, there)
+        except UserError as error:  # a file of this trial cannot be read; the sweep goes on
+            self._failed(spec, error)
+            return
+        waiting = [QueuedUnit(spec, unit) for unit in units]
         if not waiting:
             self._finish(spec)
             return
@@ -356,7 +360,8 @@ class EvalShards:
                 self._left[queued.spec.trial_id] = left - 1
             else:
                 cause = getattr(error, "cause", None) or error
-                final = isinstance(cause, UserError | DivergedError)  # a retry would not help
+                passes = isinstance(cause, UnreadableError)
+                final = isinstance(cause, UserError | DivergedError) and not passes  # a retry would not help
                 if self._work.broke(shard, queued, time.monotonic(), final=final):
                     return
         if error is None:
@@ -386,19 +391,21 @@ class EvalShards:
             paths = sorted(self._parts.pop(spec.trial_id, ()))
             complete = finish(spec, self._evaluation, self._directory, self._sweep, paths, self._known)
         except Exception as error:  # a full disk, for example: this trial failed, the sweep goes on
-            self._on_failure(error)
-            record_failure(self._directory, spec, self._sweep, error, "evaluation", 1)
-            complete = False
+            self._failed(spec, error)
+            return
         self._on_state(spec.trial_id, "done" if complete else "failed")
+
+    def _failed(self, spec: TrialSpec, error: Exception, attempts: int = 1) -> None:
+        self._on_failure(error)
+        record_failure(self._directory, spec, self._sweep, error, "evaluation", attempts)
+        self._on_state(spec.trial_id, "failed")
 
     def _fail(self, queued: QueuedUnit, error: Exception) -> None:
         spec = queued.spec
         with self._lock:
             self._left.pop(spec.trial_id, None)
             self._work.drop(spec.trial_id)
-        self._on_failure(error)
-        record_failure(self._directory, spec, self._sweep, error, "evaluation", queued.failures)
-        self._on_state(spec.trial_id, "failed")
+        self._failed(spec, error, queued.failures)
 
 
 def _outcome_of(reference: Any) -> tuple[Any, Exception | None]:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from ddsweep.errors import UnreadableError
 from ddsweep.verbs.arguments import DataRoot, Watch
 from ddsweep.verbs.inputs import data_folder
 
@@ -36,7 +37,14 @@ def report(
 
     root = data_folder(data_root)
     while True:
-        gathered = gather(directories, lambda value: resolve_dataset(value, root))
+        try:
+            gathered = gather(directories, lambda value: resolve_dataset(value, root))
+        except UnreadableError as error:
+            if watch is None:
+                raise
+            typer.echo(f"ddsweep: {error}", err=True)  # it may pass
+            time.sleep(watch)
+            continue
         goes_on = watch is not None and gathered.running
         path = write_page(gathered, out, watch if goes_on else None)
         typer.echo(f"{path}: {path.stat().st_size / 1e6:.1f} MB")

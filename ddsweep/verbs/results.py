@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from ddsweep import completions
-from ddsweep.errors import UserError
+from ddsweep.errors import UnreadableError, UserError
 from ddsweep.verbs.arguments import DataRoot, ResultsDir, ResultsRoot, Watch
 from ddsweep.verbs.inputs import asked_of_folder, existing, read_results, results_root
 
@@ -26,7 +26,14 @@ def status(directory: ResultsDir, watch: Watch = None, data_root: DataRoot = Non
 
     found, console = existing(directory), report_console()
     while True:
-        state = read_status(found, asked_of_folder(found, data_root))  # anew: a search adds trials
+        try:
+            state = read_status(found, asked_of_folder(found, data_root))  # anew: a search adds trials
+        except UnreadableError as error:
+            if watch is None:
+                raise
+            console.print(str(error), highlight=False, markup=False, soft_wrap=True)  # it may pass
+            time.sleep(watch)
+            continue
         if watch is not None:
             console.clear()  # of a terminal; elsewhere one state follows the other
         console.print(status_table(state))

@@ -206,12 +206,12 @@ def _run(work: _Work, drain: Drain) -> None:
         except Interrupted:
             console.print("stopped at once; the same command goes on from the last checkpoints")
             raise typer.Exit(EXIT_INTERRUPTED) from None
-    print_last_tables(console, directory, plan.trials, sweep.evaluate.spec(), everything=work.everything)
+    picture = None
     try:
+        print_last_tables(console, directory, plan.trials, sweep.evaluate.spec(), everything=work.everything)
         picture = attack_matrix(directory, plan.trials, lambda path: None)
     except UserError as error:  # the sweep itself is over
         console.print(str(error), highlight=False)
-        picture = None
     _print_outcome(console, outcome, directory)
     if picture is not None:
         console.print(f"Attacks: {picture}", highlight=False)

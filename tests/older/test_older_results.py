@@ -22,8 +22,10 @@ from ddsweep.core.recipe import Recipe
 from ddsweep.data.files import resolve_dataset
 from ddsweep.data.load import Splits, load_splits
 from ddsweep.evaluation import evaluate_unit, finish, missing_units, settled, trial_is_done, trial_is_stopped
-from ddsweep.pools.file import resolve_pool
-from ddsweep.results.layout import SweepDirectory
+from ddsweep.pools.file import load_pool, resolve_pool
+from ddsweep.pools.store import open_pool
+from ddsweep.pools.train import missing_groups
+from ddsweep.results.layout import PoolDirectory, SweepDirectory
 from ddsweep.spec import SweepSpec, expand, load_sweep
 from ddsweep.trial import Progress, distil_trial, read_distilled
 from ddsweep.trial_plan import TrialSettings
@@ -97,6 +99,14 @@ def first_network(distilled: DistilledSet, older: Path) -> torch.nn.Module:
 
 def images() -> torch.Tensor:
     return torch.zeros(2, 1, 8, 8)
+
+
+def test_its_pool_is_whole_and_trained_no_more(older: Path) -> None:
+    directory = PoolDirectory(older / "pools" / "tiny")
+    recipe = load_pool(directory.pool_file).recipe(lambda value: resolve_dataset(value, None))
+    assert missing_groups(recipe, directory) == []
+    pool = open_pool(recipe.spec("tiny"), older / "pools")
+    assert len(pool.sums) == recipe.train + recipe.heldout
 
 
 def test_rows_come_out_as_they_were(older: Path) -> None:
