@@ -17,7 +17,6 @@ from ddsweep import DistilledSet, apply
 from ddsweep.catalog import DATASETS, TrialSpec
 from ddsweep.core.recipe import Recipe
 from ddsweep.data.load import Splits
-from ddsweep.errors import SettingError
 
 GREY = TrialSpec(DATASETS["digits"], network="convnet(width=4)", inner_steps=2, images_per_class=2)
 COLOUR = TrialSpec(DATASETS["cifar10"], network="convnet(width=4)")
@@ -201,12 +200,6 @@ def test_grey_images_without_an_axis_of_channels_are_told_so() -> None:
 def test_a_recipe_that_means_nothing_is_refused(change: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=re.escape(said)):
         replace(made(GREY).recipe, **change)
-
-
-def test_a_recipe_in_a_file_of_a_newer_version_is_told() -> None:
-    for more in ({"optimizer": "nesterov"}, {"warmup": 3}):
-        with pytest.raises(SettingError, match="recipe of a newer version of ddsweep: .*(nesterov|warmup)"):
-            Recipe.from_dict({**made(GREY).recipe.to_dict(), **more})
 
 
 def test_steps_below_zero_are_refused() -> None:

@@ -40,6 +40,10 @@ def test_a_recipe_comes_back_from_json_as_it_was() -> None:
     assert list(Recipe.of(SPEC).to_dict()) == first, "files stay what they were"
     with pytest.raises(SettingError, match=r"recipe of a newer version of ddsweep: warm_up"):
         Recipe.from_dict({"epochs": 1, "warm_up": 3})
+    with pytest.raises(
+        SettingError, match=r"recipe of a newer version of ddsweep: .*'nesterov' is not one of"
+    ):
+        Recipe.from_dict({"epochs": 1, "optimizer": "nesterov"})
 
 
 def test_one_rate_takes_the_place_of_the_learned_ones() -> None:
