@@ -79,14 +79,18 @@ class DistilledSet:
             f"inner_epochs={spec.inner_epochs}, init={spec.init}, network={spec.network})"
         )
 
+    @property
+    def classes(self) -> Tensor:
+        """int64 ``[S, n]``: the class of each image; of learned labels, that with the largest number."""
+        return self.labels.argmax(-1) if self.labels.is_floating_point() else self.labels
+
     def _repr_html_(self) -> str:
         """In a notebook: a description, and the images, unless they are whitened: the set cannot bring those
         back."""
         text = f"<div>{html.escape(repr(self))}</div>"
         if self.spec.whitening != "none":
             return text
-        labels = self.labels.argmax(-1) if self.labels.is_floating_point() else self.labels
-        picture = grid_png(self.images, self.mean, self.std, labels, self.class_names)
+        picture = grid_png(self.images, self.mean, self.std, self.classes, self.class_names)
         return f'{text}<img src="data:image/png;base64,{base64.b64encode(picture).decode()}">'
 
     @classmethod

@@ -173,7 +173,7 @@ class RunningTrial:
             images if splits.whitening is None else splits.whitening.normalised(images),
             distilled.mean,
             distilled.std,
-            task.labels,
+            distilled.classes,
             directory.grid(spec.trial_id),
             distilled.class_names,
             directory.temporary,
