@@ -40,8 +40,8 @@ def pays_to_compile(device: torch.device, trial: TrialSpec) -> bool:
     As measured (docs/performance.md): on the CPU small ConvNets with their norms gain, other networks lose;
     on a GPU a recorded graph is as fast without, and trials that record none were not measured.
     """
-    if device.type != "cpu" or trial.outer_steps * trial.steps < FROM_STEPS:
-        return False
+    if device.type != "cpu" or trial.method != "bptt" or trial.outer_steps * trial.steps < FROM_STEPS:
+        return False  # other methods take no inner steps while they distil
     network, data = trial.network_spec, trial.dataset
     if network.kind != "convnet" or network.norm != "instance":
         return False

@@ -172,8 +172,8 @@ class _Evals:
     at their last only"""
     inner_epochs: int
     inner_lr: float
-    """epochs; the constant rate of a baseline, of a protocol, or of a set without learned rates; null for
-    learned rates"""
+    """epochs; the constant rate of a baseline, of a protocol, or of a set whose method learns no rates; null
+    for a set with rates of its own, learned or fixed"""
     order: str
     inner_optimizer: str
     """in which order images were used, by which optimiser: with an `inner_batch` always `shuffled`, though a

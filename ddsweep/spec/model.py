@@ -179,7 +179,7 @@ class ResourcesSpec(_Model):
     """GPUs of a trial; a fraction packs several on one, each with that part of its memory; or by a setting;
     or `auto`"""
     max_concurrent: Count | None = None
-    """most trials at a time"""
+    """most trials at a time; in a job array, as many as `cpus` and `gpus` of a trial fit a node"""
     cohort: Annotated[int | Literal["auto"], BeforeValidator(_cohort)] = "auto"
     """most trials of one shape that are [distilled together](#cohorts) in one process: `auto`, 1 for each by
     itself, or a number"""
@@ -198,7 +198,7 @@ class ResourcesSpec(_Model):
     the test passes of LeNet on the CPU are compiled as well"""
     memory: Annotated[float | str | None, BeforeValidator(_gigabytes)] = "auto"
     """GB that a trial asks Ray for, so that a machine gets no more trials than fit: `auto` is the estimate of
-    `plan` and 1 GB for the process; `null` asks for none"""
+    `plan` and 1 GB for the process; `null` asks for none. A job array does not look at it"""
     threads: Count | None = None
     """CPU threads of a trial: each computes a part of the networks, and a single network (`fixed`) uses all;
     none: as many as `cpus`"""

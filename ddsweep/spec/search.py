@@ -239,14 +239,14 @@ def _allowed(name: str) -> tuple[str, ...]:
     kind = SETTINGS[name].kind
     if kind.startswith("float"):
         return ("uniform", "log_uniform", "choice")
-    return ("integer", "choice") if kind == "int" else ("choice",)
+    return ("integer", "choice") if kind.startswith("int") else ("choice",)
 
 
 def _nature(name: str) -> str:
     kind = SETTINGS[name].kind
     if kind.startswith("float"):
         return "is not a whole number"
-    return "is a whole number" if kind == "int" else "is not a number"
+    return "is a whole number" if kind.startswith("int") else "is not a number"
 
 
 def _example(name: str) -> str:

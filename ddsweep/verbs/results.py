@@ -78,7 +78,8 @@ def best(
         str | None,
         typer.Option(
             metavar="SETTING,...",
-            help="Answer once for each value of these (default: data set, network, init, images per class).",
+            help="Answer once for each value of these (default: all that make another question, such as "
+            "data set, network, init and images per class).",
         ),
     ] = None,
     data_root: DataRoot = None,
