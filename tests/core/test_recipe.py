@@ -40,9 +40,7 @@ def test_a_recipe_comes_back_from_json_as_it_was() -> None:
     assert list(Recipe.of(SPEC).to_dict()) == first, "files stay what they were"
     with pytest.raises(SettingError, match=r"recipe of a newer version of ddsweep: warm_up"):
         Recipe.from_dict({"epochs": 1, "warm_up": 3})
-    with pytest.raises(
-        SettingError, match=r"newer version of ddsweep: .*'nesterov' is not one of"
-    ):
+    with pytest.raises(SettingError, match=r"newer version of ddsweep: .*'nesterov' is not one of"):
         Recipe.from_dict({"epochs": 1, "optimizer": "nesterov"})
 
 
