@@ -44,6 +44,9 @@ HOLDS = "holds"
 """The key in the metadata of an evals part that says what its rows are."""
 
 _COLUMNS = ("source", "protocol", "model_seed", "inner_step", "group")
+_LARGEST_GROUP = 64
+"""The largest group of networks that is looked for in a first part of version 0.1."""
+
 _UNKNOWN: dict[str, Any] = {}
 """Stands for the changes of a protocol that no file records; a real protocol changes at least one setting."""
 
@@ -318,13 +321,14 @@ def _recognised(
 
 def _sizes(content: Mapping[str, Any], evaluation: EvaluationSpec) -> list[int]:
     """How many networks may have been computed together, the likeliest first; at least one number."""
-    indices = [index for _, some in content["steps"] for index in some]
-    if content["group"] == 0 and len(indices) == 1:
-        tried = [1, evaluation.group_size, EvaluationSpec.group_size]
-    else:
-        tried = [evaluation.group_size, EvaluationSpec.group_size, len(indices)]
-    fits = [s for s in dict.fromkeys(tried) if s == 1 or all(i // s == content["group"] for i in indices)]
-    return fits or [max(indices) + 1]
+    indices, group = [index for _, some in content["steps"] for index in some], content["group"]
+    first, last = min(indices), max(indices)
+    likely = [evaluation.group_size, EvaluationSpec.group_size, len(indices)]
+    likely += range(last // (group + 1) + 1, first // group + 1 if group else _LARGEST_GROUP + 1)
+    fits = [size for size in likely if first // size == last // size == group]
+    if group == 0 and first == last:  # the one network of a `fixed` set is a group by itself
+        fits = [1, *fits]
+    return list(dict.fromkeys(fits)) or [last + 1]
 
 
 # ---------------------------------------------------------------------------------- what is missing

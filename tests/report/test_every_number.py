@@ -143,7 +143,7 @@ class Again:
                 "best of": among,
                 "inner lr": chosen.inner_lr.iloc[0],
                 "diverged": own.diverged.sum(),
-                **levels(own.value, own.trial_id, "test"),
+                **levels(own, own.value, "test"),
             }
         return found
 
@@ -163,11 +163,15 @@ class Again:
             for (source, protocol), rows in self.evals.groupby(["source", "protocol"]):
                 if source == "distilled" or protocol not in HOW:
                     continue
-                keys = ["trial_id"] if rows.model_seed.isna().all() else ["trial_id", "model_seed"]
-                both = own.merge(rows[[*keys, "value"]], on=keys, suffixes=("", "_of"))
+                if protocol == "nearest_neighbour" and (init == "fixed" or rows.model_seed.isna().all()):
+                    theirs = rows.groupby("trial_id", as_index=False)[["value"]].mean()  # of all draws
+                else:
+                    theirs = rows[["trial_id", "model_seed", "value"]]
+                keys = [name for name in theirs.columns if name != "value"]
+                both = own.merge(theirs, on=keys, suffixes=("", "_of"))
                 if both.trial_id.nunique() == len(chosen):
                     key = (init, TITLES[source], HOW[protocol])
-                    found[key] = levels(both.value - both.value_of, both.trial_id, "gain")
+                    found[key] = levels(both, both.value - both.value_of, "gain")
         return found
 
     def all_trials(self) -> dict[Any, Numbers]:
@@ -354,13 +358,18 @@ class Again:
         return found
 
 
-def levels(values: pd.Series, trials: pd.Series, mean: str) -> Numbers:
-    """Over seeds of means over networks; the interval over seeds if there are several."""
-    by = values.groupby(trials)
+def levels(rows: pd.DataFrame, values: pd.Series, mean: str) -> Numbers:
+    """Over seeds of means over networks; the interval has the spread of both."""
+    table = rows.assign(value=values).pivot(index="trial_id", columns="model_seed", values="value")
+    by = values.groupby(rows.trial_id)
     means, stds, count = by.mean(), by.std().dropna(), by.size().min()
     many = len(means) > 1
-    over, n = (means, len(means)) if many else (values, count)
-    half = stats.t.ppf(0.975, n - 1) * over.std() / np.sqrt(n) if n > 1 else None
+    halves = [
+        stats.t.ppf(0.975, len(over) - 1) * over.std() / np.sqrt(len(over))
+        for over in (means, table.dropna(axis="columns").mean())
+        if len(over) > 1
+    ]
+    half = np.sqrt(np.square(halves).sum()) if halves else None
     return {
         mean: means.mean(),
         "± over networks": np.sqrt((stds**2).mean()) if len(stds) else None,
