@@ -138,7 +138,7 @@ HEADLINES = (
     ("MNIST -> USPS, 100 images", "adapt_mnist_usps", None),
     ("SVHN -> MNIST, 100 images", "adapt_svhn_mnist", None),
     ("attack, 0 called 1, 100 images", "attack_mnist", None),
-    ("attack, planes called cars, 100 images", "attack_cifar10", None),
+    ("attack, planes called cars, 100 images", "attack_cifar10_short", None),
     ("ImageNet -> PASCAL VOC, an image a class", "alexnet_voc2007", None),
     ("ImageNet -> CUB-200, an image a class", "alexnet_cub200", None),
 )
@@ -257,8 +257,9 @@ def kept_attack(row: str) -> str:
     for source, name in _BASELINES.items():
         rows.append((f"{name}, labels of the attack, best rate", own.of(source)))
         tuned = own.of(source, "as_distilled_tuned")
-        many = "" if tuned.empty else tuned["inner_step"].iloc[0]
-        rows.append((f"{name}, labels of the attack, {many} steps, best rate", tuned))
+        many = steps if tuned.empty else tuned["inner_step"].iloc[0]
+        if many != steps:
+            rows.append((f"{name}, labels of the attack, {many} steps, best rate", tuned))
     columns = ("attack_success", "accuracy_other", "accuracy")
     cells = [(name, *(_spread(found[c]) for c in columns)) for name, found in rows if not found.empty]
     head = (f"{attacked} called {target}, %", "accuracy on the other classes, %", "accuracy on all, %")

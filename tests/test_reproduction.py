@@ -43,6 +43,8 @@ def test_what_documents_say_of_kept_sets_is_what_their_tables_say() -> None:
     minutes = {row: f"{own.trial['cpu_seconds'] / 60:.0f} CPU minutes" for row, own in kept.items()}
     n = {row: own.trial["test_models"] for row, own in kept.items()}
     usps_after, attack = kept["adapt_mnist_usps"], kept["attack_mnist"]
+    planes = kept["attack_cifar10_short"]
+    kinder = planes.of("distilled")["accuracy_other"]
     fooled = attack.of("distilled")["attack_success"]
     others = attack.of("distilled")["accuracy_other"]
     tuned = "as_distilled_tuned"
@@ -75,6 +77,8 @@ def test_what_documents_say_of_kept_sets_is_what_their_tables_say() -> None:
             f"shows {100 * usps_after.trial['val_score']:.1f} after 400 outer steps, "
             f"the test {usps_after.said()}",
             f"400 outer steps of 8 of the 200 training networks, judged on {n['adapt_mnist_usps']} held-out",
+            f"4 of the 14 training networks, judged on {n['attack_cifar10_short']} held-out",
+            f"(validation images) success is {100 * planes.trial['val_score']:.1f} (after 25, 50,",
             f"1,000 outer steps of 8 of the 200 training networks, judged on {n['attack_mnist']} held-out",
             f"The median is {100 * fooled.median():.1f} %, a quarter of the networks is below "
             f"{100 * fooled.quantile(0.25):.0f}.",
@@ -111,6 +115,11 @@ def test_what_documents_say_of_kept_sets_is_what_their_tables_say() -> None:
             f"held-out networks (random real images {usps_after.said('random_real')}",
             f"Cost: {minutes['adapt_mnist_usps']}",
         ],
+        "sweeps/attack_cifar10_short.yaml": [
+            f"Measured: {planes.said()} % over {n['attack_cifar10_short']} held-out networks, with "
+            f"dataset=cifar10-exact; accuracy on the others {percent(kinder.mean(), kinder.std())} %",
+            f"Cost: {minutes['attack_cifar10_short']}",
+        ],
         "sweeps/attack_mnist.yaml": [
             f"Measured: {attack.said()} % over {n['attack_mnist']} held-out networks; accuracy on the others "
             f"{percent(others.mean(), others.std())} %",
@@ -144,7 +153,7 @@ def test_the_sweep_file_makes_the_kept_set(row: str) -> None:
 
     def pool(value: object) -> PoolSpec:
         shipped, own = ROOT / "sweeps" / "pools" / f"{value}.yaml", KEPT / row / "pool.yaml"
-        assert load_pool(shipped) == load_pool(own)
+        assert load_pool(shipped, [f"dataset={name}" for name in own_data]) == load_pool(own)
         return load_pool(own).recipe(dataset).spec(str(value))
 
     sets = {path.stem for path in (KEPT / row).glob("*.safetensors")}
