@@ -96,7 +96,8 @@ class DistilledSet:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> DistilledSet:
         """Read ``distilled.safetensors``. Raises `CheckpointError` if it is missing, torn, altered, or
-        another kind of file, and `SettingError` if this version does not have a setting of it."""
+        another kind of file, `UnreadableError` if the system cannot read it, and `SettingError` if this
+        version does not have a setting of it."""
         tensors, header = load_tensors(path)
         if header.get("kind") != "distilled":
             raise CheckpointError(f"{path}: holds a {header.get('kind', 'file')}, not a distilled set")

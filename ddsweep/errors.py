@@ -54,8 +54,8 @@ class CheckpointError(UserError):
 
 class UnreadableError(UserError):
     """A file that the system cannot read now: no permission, a failing disk, a file server that is away. Its
-    content may be whole, so nothing is made again in its place. Neither a `ResultsError` nor a
-    `CheckpointError`, which stand for files that are."""
+    content may be whole, so nothing may take its place. That is why it is neither a `ResultsError` nor a
+    `CheckpointError`: after those a torn file is made again."""
 
 
 class TooLargeError(UserError):

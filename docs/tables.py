@@ -217,7 +217,8 @@ def _question(spec: TrialSpec) -> str:
         whom = f"networks trained on {spec.pool.source_dataset}"
     if spec.attack_class is not None and spec.target_class is not None:
         names = spec.dataset.class_names
-        whom = f"{whom} call {names[spec.attack_class]} a {names[spec.target_class]} (percent of them)"
+        attacked, target = names[spec.attack_class], names[spec.target_class]
+        whom = f"{whom}; the percentage of {attacked} called {target}"
     return f"{data}, {images} images, {_beyond(spec)}: {whom}"
 
 

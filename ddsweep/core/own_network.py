@@ -120,15 +120,17 @@ def own_network(ref: CodeRef, shape: tuple[int, int, int], classes: int) -> nn.M
     torch.backends.cuda.enable_flash_sdp(False)
     torch.backends.cuda.enable_mem_efficient_sdp(False)
     factory = loaded_code(ref)
-    arguments = {**_given(factory, shape, classes), **ref.arguments}
+    given = _given(factory, shape, classes)
 
     def make(seed: int) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            module = factory(**{**arguments, **ref.arguments})  # lists anew: the factory may change them
+            module = factory(**{**given, **ref.arguments})  # lists anew: the factory may change them
         return module  # type: ignore[no-any-return]
 
-    called = f"{ref.name}({', '.join(f'{key}={value!r}' for key, value in arguments.items())})"
+    called = (
+        f"{ref.name}({', '.join(f'{key}={value!r}' for key, value in {**given, **ref.arguments}.items())})"
+    )
     with _told(f"network: {ref}: {called}"):
         module, other = make(0), make(1)
     if not isinstance(module, nn.Module):

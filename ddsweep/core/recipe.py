@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddsweep.catalog import TrialSpec, augmentation_parts, steps_per_epoch
+from ddsweep.catalog import SETTINGS, TrialSpec, augmentation_parts, steps_per_epoch
 from ddsweep.core.augment import draw_augmentation
 from ddsweep.core.inner import InnerOptimizer
 from ddsweep.core.order import BatchOrder, Minibatches, draw_batch_order, minibatches
@@ -27,9 +27,9 @@ _FIRST = ("epochs", "rate", "optimizer", "momentum", "order", "labels")
 
 
 _ONE_OF = {
-    "optimizer": ("gd", "momentum", "adam"),
-    "order": ("fixed", "shuffled", "sampled"),
-    "labels": ("hard", "soft"),
+    "optimizer": SETTINGS["inner_optimizer"].one_of,
+    "order": SETTINGS["order"].one_of,
+    "labels": SETTINGS["labels"].one_of,
     "schedule": ("constant", "step", "cosine"),
 }
 

@@ -64,7 +64,7 @@ def load_results(directory: str | os.PathLike[str], *, all_trials: bool = False)
     Reads the parts, the source of truth. If ``ddsweep collect`` has seen exactly these parts, or their folder
     is gone, it reads ``tables/<name>.parquet``, with the same rows in the same order (`SORT_KEYS`). Each torn
     part is left out, with a warning. Raises `ResultsError` for a folder that does not exist or holds no
-    sweep.
+    sweep, and `UnreadableError` for a file that the system cannot read.
     """
     root = user_path(directory)
     if not root.is_dir():

@@ -22,7 +22,8 @@ _log = logging.getLogger(__name__)
 
 
 def read_distilled(spec: TrialSpec, directory: SweepDirectory) -> DistilledSet:
-    """The distilled set of ``spec``. Raises `CheckpointError` if it is missing, torn, or of another trial."""
+    """The distilled set of ``spec``. Raises `CheckpointError` if it is missing, torn, or of another trial,
+    and `UnreadableError`."""
     path = directory.distilled(spec.trial_id)
     distilled = DistilledSet.load(path)
     if distilled.spec.trial_id != spec.trial_id:

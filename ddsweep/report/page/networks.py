@@ -102,10 +102,11 @@ class Networks:
         ours = self.source == self.code("source", "distilled")
         last = steps[self.trial] * epochs
         minibatches = ours & (self.inner_batch > 0) & (self.inner_step > 0)
-        kind = self.trial * len(self.words["protocol"]) + self.protocol
-        for number in np.unique(kind[minibatches]):
-            those = minibatches & (kind == number)
-            last[those] = self.inner_step[those].min()
+        protocols = max(1, len(self.words["protocol"]))
+        kind = self.trial * protocols + self.protocol
+        first = np.full(count * protocols, np.iinfo(np.int64).max)
+        np.minimum.at(first, kind[minibatches], self.inner_step[minibatches])
+        last[minibatches] = first[kind[minibatches]]
         mask: np.ndarray = ours & (self.inner_step == last)
         return mask
 
