@@ -122,7 +122,7 @@ class TrialQueue:
         if given or held:
             self._attempts.pop(("place", name), None)
             return given
-        if self._wait_no_longer(self._places[name].shape):
+        if not self._is_waiting(name) and self._wait_no_longer(self._places[name].shape):
             return self.take(name, running)
         comes = self._is_waiting(name) or self._to_come
         return None if comes and not self._has_room() else []

@@ -10,8 +10,9 @@ from ray.tune.experiment import Trial
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from ddsweep.catalog import DATASETS, TrialSpec
-from ddsweep.spec import AshaSpec
+from ddsweep.spec import AshaSpec, SweepSpec
 from ddsweep.sweep import places
+from ddsweep.sweep.distilling import plan_places
 from ddsweep.sweep.halving import Halving
 from ddsweep.sweep.mailbox import Mailbox, ask
 from ddsweep.sweep.places import Places
@@ -130,6 +131,11 @@ ASHA = AshaSpec(grace=10, reduction=2)
 (A, B), (C, D), (E, F) = [[trial.trial_id for trial in pair] for pair in PAIRS]
 
 
+def alone() -> SweepSpec:
+    """A sweep whose trials are distilled alone."""
+    return SweepSpec.model_validate({"name": "s", "base": {"dataset": "digits"}, "resources": {"cohort": 1}})
+
+
 def halving_queue(*trials: str, halving: Halving | None = None, size: int = 8, **more: Any) -> TrialQueue:
     halving = halving or Halving(ASHA, [trial for pair in PAIRS for trial in pair])
     return TrialQueue([planned(*trials, size=size)], POLICY, halving=halving, **more)
@@ -179,6 +185,54 @@ def test_nothing_waits_for_ever() -> None:
     assert queue.take(A, 0) == [A, C]
     assert not queue.scored(A, A, 10, 0.5) and not queue.scored(A, C, 10, 0.9)
     assert queue.take(A, 0) == [A, C]
+
+
+def test_seeds_that_are_distilled_alone_wait_for_each_other() -> None:
+    """Each has a place of its own, and there is one slot: none counts as failed because it has not begun."""
+    trials = [trial for pair in PAIRS for trial in pair]
+    halving = Halving(ASHA, trials)
+    queue = TrialQueue(plan_places(alone(), trials, 1), POLICY, halving=halving)
+    score = {A: 0.8, B: 0.6, C: 0.5, D: 0.3, E: 0.9, F: 0.7}
+    came: list[str] = []
+    for place in trials:
+        name, running = place.trial_id, True
+        while running:
+            running = bool(given := queue.take(name, 0))
+            for trial in given:
+                if trial not in came:
+                    came.append(trial)
+                    if not queue.scored(name, trial, 10, score[trial]):
+                        continue
+                queue.ended(name, trial)
+    assert came == [A, B, C, D, E, F]
+    assert sorted(queue.newly_stopped()) == sorted([C, D]), "by the means 0.7, 0.4 and 0.8"
+    assert halving.verdict(A) == halving.verdict(E) == "go"
+
+
+def test_one_that_is_tried_again_waits_for_room_also_with_a_scheduler() -> None:
+    """Meanwhile another place has all the room."""
+    other = TrialSpec(DATASETS["digits"], images_per_class=4, outer_steps=60)
+    trials = [PAIRS[0][0], other]
+    queue = TrialQueue(plan_places(alone(), trials, 2), POLICY, halving=Halving(ASHA, trials), most=1)
+    assert queue.take(A, 0) == [A]
+    assert queue.lost(A).again == (A,)
+    assert queue.take(other.trial_id, 0) == [other.trial_id]
+    assert queue.take(A, 0) is None
+    queue.ended(other.trial_id, other.trial_id)
+    assert queue.take(A, 0) == [A]
+
+
+def test_a_seed_that_has_no_room_yet_is_waited_for() -> None:
+    other = TrialSpec(DATASETS["digits"], images_per_class=4, outer_steps=60)
+    trials = [*PAIRS[0], other]
+    halving = Halving(ASHA, trials)
+    queue = TrialQueue(plan_places(alone(), trials, 3), POLICY, halving=halving, most=1)
+    assert queue.take(A, 0) == [A]
+    assert not queue.scored(A, A, 10, 0.5)
+    assert queue.take(other.trial_id, 0) == [other.trial_id]
+    assert queue.take(A, 0) is None and queue.is_paused(A)
+    queue.ended(other.trial_id, other.trial_id)
+    assert queue.take(A, 0) == [B]
 
 
 def test_one_that_waited_when_the_driver_was_killed_waits_again() -> None:
