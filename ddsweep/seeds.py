@@ -6,6 +6,7 @@ bit for bit, and a held-out network is the same for every trial.
 Roles in use
 ------------
 ``heldout``      (network, law, param, i)  initial weights of held-out network i: final evaluation only
+``own``          (seed of a network,)      what a network of a user's own draws when it is built
 ``selection``    (network, law, param, i)  networks for validation scores and the search for rates
 ``known``        (network, law, param, i)  the known initial network of a trial with ``init: fixed``
 ``outer``        (trial, step, k)          fresh network k of one outer step
@@ -40,6 +41,7 @@ __all__ = ["ROLES", "derive_seed"]
 ROLES = frozenset(
     {
         "heldout",
+        "own",
         "selection",
         "known",
         "outer",

@@ -124,7 +124,7 @@ def own_network(ref: CodeRef, shape: tuple[int, int, int], classes: int) -> nn.M
 
     def make(seed: int) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
+            torch.default_generator.manual_seed(derive_seed("own", seed))  # weights have seed itself
             module = factory(**{**given, **ref.arguments})  # lists anew: the factory may change them
         return module  # type: ignore[no-any-return]
 

@@ -20,7 +20,7 @@ from ddsweep.sweep.tpe import Tried, propose
 __all__ = ["Guide"]
 
 _Ended = tuple[float, int | None]
-"""The last score of a trial, and the outer step at which a scheduler stopped it."""
+"""The score of a trial's set, and the outer step at which a scheduler stopped it."""
 
 
 class Guide:
@@ -136,4 +136,8 @@ class Guide:
         scored = [row for row in history if row["val_score"] is not None]
         if not scored:
             return None
-        return scored[-1]["val_score"], scored[-1]["outer_step"] if stopped else None
+        if stopped:
+            return scored[-1]["val_score"], scored[-1]["outer_step"]
+        scores = [row["val_score"] for row in scored]
+        keeps_best = any(t.keep == "best" for t in self.plan.trials if t.trial_id == trial_id)
+        return max(scores) if keeps_best else scores[-1], None

@@ -82,6 +82,18 @@ class Drop(Plain):
         return self.head(F.dropout(self.drop(x), 0.1, self.training))
 
 
+class Offset(nn.Module):
+    """A parameter of its own is drawn before all weights."""
+
+    def __init__(self, channels, classes):
+        super().__init__()
+        self.offset = nn.Parameter(torch.randn(64))
+        self.head = nn.Linear(64, classes)
+
+    def forward(self, x):
+        return self.head(x.flatten(1) + self.offset)
+
+
 class Attention(nn.Module):
     """Attention with dropout inside, a class token, a frozen random projection, unused weights, tied ones."""
 
@@ -163,6 +175,13 @@ def test_network_i_is_a_function_of_its_seed_with_all_that_it_holds(own: Callabl
         assert not torch.equal(first[name][0], first[name][1]), name
     weights, rest = parts(network, first)
     assert rest.keys() == {"places", "frozen", DRAWS} and "attention.in_proj_weight" in weights
+
+
+def test_what_a_network_draws_itself_does_not_repeat_its_weights(own: Callable[..., nn.Module]) -> None:
+    drawn = draw_networks(own("Offset"), "xavier", 1.0, [11, 12, 13], device=CPU, dtype=torch.float32)
+    for offset, weights in zip(drawn["offset"], drawn["head.weight"], strict=True):
+        both = torch.stack([offset, weights.flatten()[:64]])
+        assert abs(float(torch.corrcoef(both)[0, 1])) < 0.6
 
 
 # ------------------------------------------------------------------------------ trained as by torch

@@ -61,12 +61,15 @@ def guide_of(folder: Folder, text: str = SWEEP, *overrides: str) -> Guide:
     return guide
 
 
-def ended(folder: Folder, trials: Sequence[TrialSpec], score: float = 0.5) -> None:
-    """As distilling leaves trials."""
+def ended(folder: Folder, trials: Sequence[TrialSpec], *scores: float) -> None:
+    """As distilling leaves trials, with their ``scores`` along the way."""
     for trial in trials:
-        row = {"trial_id": trial.trial_id, "outer_step": 60, "outer_loss": 1.0, "val_score": score}
+        rows = [
+            {"trial_id": trial.trial_id, "outer_step": 20 * (1 + i), "outer_loss": 1.0, "val_score": score}
+            for i, score in enumerate(scores or [0.5])
+        ]
         path = folder.directory.history_part(trial.trial_id)
-        write_part(path, [row], HISTORY, folder.directory.temporary)
+        write_part(path, rows, HISTORY, folder.directory.temporary)
         folder.distilled(trial)
 
 
@@ -157,6 +160,16 @@ def test_the_score_of_a_sample_is_the_mean_over_its_seeds(folder: Folder) -> Non
     folder.failure(guide.plan.trials[3])
     assert guide.tried(second).score == pytest.approx(0.4), "a failed seed counts 0"
     assert len(guide.propose()) == 2, "a proposal runs with every seed"
+
+
+@pytest.mark.parametrize(("keep", "score"), [("last", 0.3), ("best", 0.6)])
+def test_the_score_of_a_trial_is_that_of_the_set_which_it_keeps(
+    folder: Folder, keep: str, score: float
+) -> None:
+    guide = guide_of(folder, SWEEP, f"keep={keep}")
+    ended(folder, guide.plan.trials[:1], 0.2, 0.6, 0.3)
+    (search,) = guide.plan.searches
+    assert guide.tried(search.samples[0]).score == pytest.approx(score)
 
 
 def test_a_stopped_sample_counts_with_its_score_at_that_step(folder: Folder) -> None:
