@@ -684,6 +684,9 @@ def test_bad_resources(load: Load, given: str, message: str) -> None:
         ("{outer_lr: {uniform: [0.1, 0.1]}}", "outer_lr.uniform: [0.1, 0.1]: low must be below high"),
         ("{outer_steps: {integer: [9, 3]}}", "outer_steps.integer: [9, 3]: low must be below high"),
         ("{outer_lr: {log_uniform: [0, 0.1]}}", "outer_lr.log_uniform[0]: 0.0 must be a positive number"),
+        ("{trim: {log_uniform: [0, 0.5]}}", "trim.log_uniform[0]: 0 has no logarithm; give a number above 0"),
+        ("{clip_norm: {log_uniform: [none, 1]}}", "clip_norm.log_uniform[0]: 'none' is not a number"),
+        ("{outer_lr: {log_uniform: [1e-300, 1e300]}}", "too wide for numbers of 64 bits"),
         (
             "{outer_lr: {log_uniform: [-1e-3, 1]}}",
             "outer_lr.log_uniform[0]: -0.001 must be a positive number",
@@ -735,6 +738,23 @@ def test_bad_spaces_of_a_search(load: Load, given: str, message: str) -> None:
 def test_bad_searches(load: Load, given: str, message: str) -> None:
     said = refusal(load, f"{BASE}search: {given}")
     assert "search" in said and message in said
+
+
+@pytest.mark.parametrize(
+    ("sizes", "space"),
+    [
+        ("{inner_steps: 2}", "{images_per_class_per_step: {integer: [1, 4]}}"),
+        ("{images_per_class_per_step: 2}", "{inner_steps: {choice: [1, 2, 4]}}"),
+        ("{}", "{inner_steps: {choice: [1, 4]}}"),
+    ],
+)
+def test_a_guided_search_compares_sets_of_one_size(load: Load, sizes: str, space: str) -> None:
+    text = f"base: {{dataset: digits, <<: {sizes}}}\nsearch: {{kind: tpe, samples: 3, space: {space}}}\n"
+    with pytest.raises(SettingError, match=r"search\.space\.\w+: with it images_per_class varies"):
+        trials_of(load(text))
+    fixed = load(text.replace("{dataset: digits, <<: " + sizes, "{dataset: digits, images_per_class: 4"))
+    if "inner_steps" in space:
+        assert all(trial.images_per_class == 4 for trial in trials_of(fixed))
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,12 @@ def _gpus(value: Any) -> float:
     return float(amount(value, shared=True))  # type: ignore[arg-type]
 
 
+def _shipped(value: Any) -> Any:
+    if isinstance(value, dict):
+        raise ValueError(f"{shown(value)}: a pool has networks that ship with ddsweep, none of your own")
+    return value
+
+
 class PoolFile(BaseModel):
     """A pool file. ``cpus`` and ``gpus`` are for each group of networks that are trained together;
     ``total_cpus`` and ``total_gpus`` limit all groups. None of the four changes a network."""
@@ -43,8 +49,8 @@ class PoolFile(BaseModel):
     """of the pool, and of its folder"""
     dataset: str | dict[str, Any]
     """as in a sweep file; networks are trained on its training part without validation"""
-    network: str
-    """as in a sweep file"""
+    network: Annotated[str, BeforeValidator(_shipped)]
+    """as in a sweep file, but none of your own"""
     init_law: Annotated[str, BeforeValidator(lambda value: word(value, INIT_LAWS))] = "xavier"
     """law of their first weights"""
     init_param: Annotated[float, BeforeValidator(real), Field(gt=0, lt=math.inf)] = 1.0

@@ -11,7 +11,7 @@ from typing import Any
 from ddsweep.catalog import PoolSpec
 from ddsweep.catalog.numbers import counted
 from ddsweep.core.networks import Params
-from ddsweep.errors import CheckpointError, DataError
+from ddsweep.errors import CheckpointError, DataError, ResultsError
 from ddsweep.results.artifacts import load_tensors, save_tensors, tensor_sha256
 from ddsweep.results.layout import PoolDirectory
 from ddsweep.results.parts import read_part, write_part
@@ -108,7 +108,7 @@ class TrainedPool:
         return weights
 
 
-_open: dict[tuple[Path, str], TrainedPool] = {}
+_open: dict[tuple[Path, PoolSpec], TrainedPool] = {}
 
 
 def open_pool(spec: PoolSpec, pools: Path) -> TrainedPool:
@@ -118,15 +118,20 @@ def open_pool(spec: PoolSpec, pools: Path) -> TrainedPool:
     networks are not disjoint from its training networks.
     """
     directory = PoolDirectory(pools / spec.name)
-    if (directory.root, spec.recipe) in _open:
-        return _open[directory.root, spec.recipe]
+    if (directory.root, spec) in _open:
+        return _open[directory.root, spec]
     if not directory.index.is_file():
         state = "is not finished" if directory.root.is_dir() else "is not there"
         raise DataError(
             f"pool {spec.name}: {directory.root} {state}: `ddsweep pretrain` with its file makes it, and "
             "goes on where it was"
         )
-    rows = read_part(directory.index).to_pylist()
+    try:
+        rows = read_part(directory.index).to_pylist()
+    except ResultsError as error:
+        raise DataError(
+            f"pool {spec.name}: {directory.index} is torn: `ddsweep pretrain` with its file writes it again"
+        ) from error
     other = {row["recipe"] for row in rows} - {spec.recipe}
     if other:
         raise DataError(
@@ -143,5 +148,5 @@ def open_pool(spec: PoolSpec, pools: Path) -> TrainedPool:
                 f"pool {spec.name}: {directory.index} lists {counted(there, f'{role} network')}, not "
                 f"{count}: `ddsweep pretrain` with its file makes the rest"
             )
-    _open[directory.root, spec.recipe] = pool
+    _open[directory.root, spec] = pool
     return pool

@@ -72,18 +72,21 @@ def _is_trained(directory: PoolDirectory, role: str, index: int) -> bool:
     return bool(tensor_sha256(weights) == row["sha256"])
 
 
-def check_parts(directory: PoolDirectory, recipe: PoolRecipe, splits: Splits) -> None:
-    """Raises `DataError` if an existing network was trained on other images or by another recipe: then the
-    missing ones would be of another kind."""
+def check_parts(directory: PoolDirectory, recipe: PoolRecipe, splits: Splits | None = None) -> None:
+    """Raises `DataError` if an existing network was trained by another recipe, or on other images than those
+    of ``splits``: then the missing ones would be of another kind."""
     for path in list_parts(directory.root / "parts"):
         try:
             rows = read_part(path).to_pylist()
         except ResultsError:  # a torn one is made again
             continue
         for row in rows:
-            found = (row["recipe"], row["dataset_fingerprint"])
-            if found != (recipe.recipe, splits.fingerprint):
-                what = "on other images" if row["recipe"] == recipe.recipe else "by another recipe"
+            what = None
+            if row["recipe"] != recipe.recipe:
+                what = "by another recipe"
+            elif splits is not None and row["dataset_fingerprint"] != splits.fingerprint:
+                what = "on other images"
+            if what is not None:
                 raise DataError(
                     f"pool {directory.root}: {row['role']} network {row['index']} was trained {what}; remove "
                     "the folder, or give this pool another name"

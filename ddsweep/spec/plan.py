@@ -245,9 +245,16 @@ def _begun(
     sweep: SweepSpec, settings: dict[str, Any], proposed: Proposed, searches: dict[str, _Begun]
 ) -> _Begun:
     """The guided search with these ``settings`` outside its space. Combinations that differ only in what
-    their method lacks share one."""
+    their method lacks share one. Raises `SettingError` for a space in which ``images_per_class`` varies."""
     assert sweep.search is not None
     space = sweep.search.space.keys()
+    for name in SIZES:
+        if name in space and "images_per_class" not in settings:
+            raise SettingError(
+                f"sweep {sweep.name}: search.space.{name}: with it images_per_class varies, and tpe compares "
+                "samples by val_score, so that it would only learn that more images are better; give "
+                "images_per_class under base, grid or points"
+            )
     lacks = frozenset() if "method" in space else find_method(settings.get("method", DEFAULT_METHOD)).lacks
     kept = {name: value for name, value in settings.items() if name not in space | lacks}
     text = json.dumps(kept, sort_keys=True, default=list)

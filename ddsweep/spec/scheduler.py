@@ -26,9 +26,9 @@ class AshaSpec(BaseModel):
     """Asynchronous successive halving (Li et al. 2020, arXiv:1810.05934).
 
     Every trial takes ``grace`` outer steps. There, and at each ``reduction`` times as many, a setting goes on
-    if its ``val_score``, the mean over its seeds, is among the best 1/``reduction`` seen there so far. Only
-    settings that agree in all ``strata`` are compared: other settings answer other questions. In a sweep that
-    names no strata the axes of its grid are strata too (`with_grid`).
+    if its ``val_score``, the mean over its seeds, reaches the quantile 1 - 1/``reduction`` of those before.
+    Only settings that agree in all ``strata`` are compared: other settings answer other questions. In a sweep
+    that names no strata the axes of its grid are strata too (`with_grid`).
     """
 
     model_config = SECTION
@@ -39,7 +39,7 @@ class AshaSpec(BaseModel):
     """outer steps before the first comparison"""
     reduction: Annotated[int, BeforeValidator(whole), Field(ge=2)] = 3
     """comparisons follow at each `reduction` times as many outer steps; there a setting goes on if its score
-    is among the best 1/`reduction` of those seen there so far"""
+    reaches the quantile 1 - 1/`reduction` of those seen there before, as in Ray's ASHA"""
     strata: Annotated[tuple[str, ...], words_of(_STRATA)] = (
         *("dataset", "objective", "attack_class", "target_class", "init", "pool", "images_per_class"),
     )

@@ -7,9 +7,10 @@ the values of the others. A proposal depends on scores, so it is written down (`
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field, field_validator, model_validator
@@ -121,6 +122,18 @@ class SearchSpec(BaseModel):
             for name, given in self.space.items()
             for kind, values in given.items()
         }
+
+    def all_samples(self) -> Iterator[dict[str, Any]]:
+        """Every sample of a space of choices and whole numbers, one by one; none of another space."""
+        if math.isinf(self.size):
+            return
+        axes = [
+            values if kind == "choice" else range(values[0], values[1] + 1)
+            for given in self.space.values()
+            for kind, values in given.items()
+        ]
+        for values in itertools.product(*axes):
+            yield dict(zip(self.space, values, strict=True))
 
     def known(self, written: Iterable[Mapping[str, Any]] = ()) -> list[dict[str, Any]]:
         """The samples that are known, in order: all of random search. Of a guided one those that are
@@ -280,11 +293,16 @@ def _range(name: str, kind: str, values: Any, where: str, problems: list[Problem
     out = []
     for place, value in enumerate(values):
         try:
-            if value is None:  # None is for settings such as clip_norm; a bound cannot be None
-                raise ValueError("None is not a number")
-            out.append(setting(name, value))
+            bound = setting(name, value)
+            if bound is None:  # for settings such as clip_norm
+                raise ValueError(f"{value!r} is not a number")
+            if kind == "log_uniform" and not bound > 0:
+                raise ValueError(f"{value!r} has no logarithm; give a number above 0, or `uniform`")
+            out.append(bound)
         except ValueError as error:
             problems.append((f"{where}[{place}]", str(error)))
     if len(out) == 2 and not out[0] < out[1]:
         problems.append((where, f"[{out[0]}, {out[1]}]: low must be below high"))
+    elif len(out) == 2 and kind == "log_uniform" and math.isinf(out[1] / out[0]):
+        problems.append((where, f"[{out[0]}, {out[1]}]: too wide for numbers of 64 bits"))
     return out

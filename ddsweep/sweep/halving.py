@@ -153,8 +153,8 @@ class Halving:
             self._decide(setting, rung)
 
     def _decide(self, setting: _Setting, rung: int) -> None:
-        """As Ray's ASHA: a setting goes on if it is among the best 1/reduction of those recorded before; the
-        first one always does."""
+        """As Ray's ASHA: a setting goes on if it reaches the quantile 1 - 1/reduction of those recorded
+        before; the first one always does."""
         mean, before = setting.mean(rung), self._recorded[setting.stratum, rung]
         assert mean is not None, "nobody came"
         best = 100 * (1 - 1 / self._asha.reduction)

@@ -70,6 +70,7 @@ def train_pool(
     with drain.interruptible():
         groups = missing_groups(recipe, directory)
     if not groups:
+        check_parts(directory, recipe)
         on_ready()
         write_index(directory, recipe.spec(pool.name))
         return True

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 from ddsweep.errors import UserError
@@ -23,7 +24,8 @@ __all__ = ["Tried", "propose", "require_optuna"]
 
 _ATTEMPTS = 10
 """How often TPE is asked for a sample that is new and possible; then one is drawn."""
-_DRAWS = 200
+_NEW = 200
+"""So many new samples are looked at for a possible one."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,9 @@ def propose(
         seed = derive_seed("proposal", search.seed, key, len(tried), attempt)
         if is_new(values := _suggested(search, tried, seed)):
             return values
-    drawn = (search.draw(number) for number in range(_DRAWS))
-    return next((values for values in drawn if is_new(values)), None)
+    drawn = (search.draw(number) for number in range(len(tried) + _NEW))
+    new = (values for values in chain(drawn, search.all_samples()) if values not in before)
+    return next(filter(possible, islice(new, _NEW)), None)
 
 
 def _suggested(search: SearchSpec, tried: Sequence[Tried], seed: int) -> dict[str, Any]:

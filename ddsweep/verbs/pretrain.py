@@ -88,6 +88,7 @@ def _pretrain(
     directory, console = PoolDirectory(results / "pools" / pool.name), report_console()
     if directory.pool_file.is_file():
         from ddsweep.pools.train import missing_groups  # here: checks of files and data need no torch
+        from ddsweep.results.parts import is_whole
 
         before = load_pool(directory.pool_file).recipe(dataset)
         if (before.recipe, before.train) != (recipe.recipe, recipe.train) or before.heldout > recipe.heldout:
@@ -95,7 +96,7 @@ def _pretrain(
                 f"{directory.root} holds a pool of other settings ({directory.pool_file}); give this one "
                 "another name, or remove the folder (heldout alone may grow)"
             )
-        if before == recipe and directory.index.is_file() and not missing_groups(recipe, directory):
+        if before == recipe and is_whole(directory.index) and not missing_groups(recipe, directory):
             for line in pool_lines(directory):
                 console.print(line, highlight=False)
             return

@@ -28,7 +28,8 @@ from ddsweep.results.layout import PoolDirectory
 from ddsweep.results.parts import read_part, write_part
 from ddsweep.results.schemas import POOL
 from ddsweep.seeds import derive_seed
-from tests.pools.conftest import NAME, NETWORK, train_all
+from tests.conftest import Run
+from tests.pools.conftest import NAME, NETWORK, make_pool, train_all
 
 
 @pytest.fixture(autouse=True)
@@ -138,6 +139,8 @@ def test_networks_of_other_images_or_another_recipe_are_never_mixed_with(
         check_parts(directory, recipe, replace(splits, fingerprint="0" * 32))
     with pytest.raises(DataError, match="network 0 was trained by another recipe"):
         check_parts(directory, replace(recipe, lr=0.5), splits)
+    with pytest.raises(DataError, match="network 0 was trained by another recipe"):
+        check_parts(directory, replace(recipe, lr=0.5))
 
 
 def test_a_network_that_diverges_is_named(recipe: PoolRecipe, splits: Splits, tmp_path: Path) -> None:
@@ -199,6 +202,10 @@ def without_index(directory: PoolDirectory) -> None:
     directory.index.unlink()
 
 
+def torn_index(directory: PoolDirectory) -> None:
+    directory.index.write_bytes(directory.index.read_bytes()[:200])
+
+
 def torn_network(directory: PoolDirectory) -> None:
     path = directory.network("train", 0)
     path.write_bytes(path.read_bytes()[:-10])
@@ -216,6 +223,7 @@ def another_network(directory: PoolDirectory) -> None:
     ("damage", "message"),
     [
         (without_index, "pool tiny: .* is not finished: `ddsweep pretrain`"),
+        (torn_index, "pool tiny: .*index.parquet is torn: `ddsweep pretrain` .* writes it again"),
         (torn_network, "pool tiny: .*train-00000.safetensors: truncated, altered"),
         (no_network, "pool tiny: .*train-00000.safetensors: cannot read: No such file"),
         (another_network, "train-00000.safetensors: not train network 0 of pool tiny"),
@@ -238,6 +246,13 @@ def test_a_pool_of_another_recipe_or_too_small_is_refused(pools: Path, spec: Poo
         open_pool(replace(spec, name="elsewhere"), pools)
     with pytest.raises(DataError, match="has no train network 10"):
         open_pool(spec, pools).networks("train", [10])
+
+
+def test_a_pool_that_has_grown_is_opened_anew(recipe: PoolRecipe, splits: Splits, tmp_path: Path) -> None:
+    small = make_pool(replace(recipe, train=1, heldout=1), splits, tmp_path)
+    assert len(open_pool(small, tmp_path).networks("heldout", [0])) == 1
+    grown = make_pool(replace(recipe, train=1, heldout=2), splits, tmp_path)
+    assert len(open_pool(grown, tmp_path).networks("heldout", [0, 1])) == 2
 
 
 def test_networks_are_kept_in_memory_up_to_a_limit(
@@ -290,6 +305,16 @@ def test_a_pool_file_gives_the_recipe(file: Path, recipe: PoolRecipe, tmp_path: 
     assert load_pool(file, ["epochs=4", "lr=1e-3"]).recipe(digits) == replace(recipe, epochs=4, lr=1e-3)
 
 
+def test_a_torn_index_is_written_again(copy: Path, file: Path, ddsweep: Run) -> None:
+    index = PoolDirectory(copy / NAME).index
+    shutil.copy(file, copy / NAME / "pool.yaml")
+    whole = index.read_bytes()
+    torn_index(PoolDirectory(copy / NAME))
+    done = ddsweep("pretrain", file, "--results", copy.parent)
+    assert (done.returncode, done.stderr) == (0, "") and "heldout: 5 networks" in done.stdout
+    assert index.read_bytes() == whole
+
+
 def test_the_smoke_section_makes_a_pool_of_its_own(file: Path) -> None:
     pool = load_pool(file, smoke=True)
     assert (pool.name, pool.train, pool.heldout, pool.epochs) == ("tiny-smoke", 1, 1, 1)
@@ -305,6 +330,7 @@ def test_the_smoke_section_makes_a_pool_of_its_own(file: Path) -> None:
         ("decay_factor: 2", "decay_factor: 2.* must be at most 1"),
         ("init_law: xaviar", "init_law: 'xaviar' is not one of .*did you mean xavier"),
         ("device: tpu", "device: 'tpu' is not one of 'auto', 'cpu' or 'cuda'"),
+        ("network: {file: nets.py, name: Net}", "network: .* a pool has networks that ship with ddsweep"),
         ("name: imagenet", "name: 'imagenet' is the pool of torchvision's AlexNet"),
         ("lr: .inf", "lr: inf.* must be less than inf"),
         ("gpus: 1.5", "gpus: 1.5 must be a fraction between 0 and 1, or a whole number"),

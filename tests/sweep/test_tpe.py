@@ -113,6 +113,19 @@ def test_a_small_space_is_gone_through_once() -> None:
     assert propose(tiny, "any", tried) is None
 
 
+def test_a_space_of_whole_numbers_is_gone_through_to_its_end() -> None:
+    numbers = search(samples=300, startup=300, space={"outer_steps": {"integer": [1, 300]}})
+    tried: list[Tried] = []
+    while values := propose(numbers, "any", tried):
+        tried.append(Tried(values))
+    assert sorted(one.values["outer_steps"] for one in tried) == list(range(1, 301))
+
+
+def test_more_samples_may_be_drawn_at_the_start_than_are_looked_at_once() -> None:
+    drawn = [Tried(values) for values in search(samples=400, startup=250).known()]
+    assert len(drawn) == 250 and propose(search(samples=400, startup=250), "any", drawn) is not None
+
+
 def test_impossible_samples_are_not_proposed() -> None:
     known = [Tried(values, score(values)) for values in search().known()]
     values = propose(search(), "any", known, possible=lambda one: one["outer_steps"] % 2 == 0)
