@@ -169,7 +169,10 @@ def parse_dataset(text: str) -> DatasetSpec:
     if name not in DATASETS:
         close = difflib.get_close_matches(name.lower(), DATASETS, n=1)
         meant = f" (did you mean {close[0]}?)" if close else ""
-        raise SettingError(f"dataset: unknown data set {name!r}{meant}; known are {', '.join(DATASETS)}")
+        raise SettingError(
+            f"dataset: unknown data set {name!r}{meant}; known are {', '.join(DATASETS)}; data of your "
+            "own are {source: folder, path: ...}, {source: parquet, ...} or {file: my_data.py, name: load}"
+        )
     if match is None:
         cut = (
             "; inside [...] of YAML it needs quotes, because a comma ends it there" if ")" not in text else ""

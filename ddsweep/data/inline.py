@@ -33,8 +33,9 @@ def parse_mapping(value: Mapping[str, Any]) -> DatasetSpec:
     source, own = value.get("source"), [name for name, kind in SOURCES.items() if kind.by == "path"]
     if source not in own:
         raise SettingError(
-            f"dataset: source is one of {', '.join(own)}, not {source!r}; "
-            f"other data sets go by name: {', '.join(DATASETS)}"
+            f"dataset: source is one of {', '.join(own)}, not {source!r}; data in another format are read by "
+            "a function of your own, {file: my_data.py, name: load}; other data sets go by name: "
+            f"{', '.join(DATASETS)}"
         )
     path = text(value, "path", None)
     called = path_name(path) or source

@@ -29,6 +29,7 @@ __all__ = [
     "StateReader",
     "SweepStatus",
     "TrialStatus",
+    "failure_message",
     "read_history",
     "status",
     "trial_states",
@@ -208,7 +209,7 @@ class StateReader:
             outer_loss=last.get("outer_loss"),
             val_score=scores[-1] if scores else None,
             seconds=last.get("seconds"),
-            message=_failure(self.directory, trial_id, self.torn) if state == "failed" else None,
+            message=failure_message(self.directory, trial_id, self.torn) if state == "failed" else None,
             heldout=self._heldout(trial_id, trial) if state == "done" else None,
         )
 
@@ -255,8 +256,9 @@ class StateReader:
             return None
 
 
-def _failure(directory: SweepDirectory, trial_id: str, torn: list[Path]) -> str:
-    rows = read_rows([directory.failure_part(trial_id)], FAILURES, torn.append)
+def failure_message(directory: SweepDirectory, trial_id: str, torn: list[Path] | None = None) -> str:
+    """Why a trial has failed; a part that cannot be read is added to ``torn``."""
+    rows = read_rows([directory.failure_part(trial_id)], FAILURES, ([] if torn is None else torn).append)
     if not rows:
         return "failed; the part that says why is torn"
     row = rows[-1]

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 
+import torch
+
 from ddsweep.catalog import TrialSpec
+from ddsweep.catalog.numbers import counted
 from ddsweep.data.load import Splits, load_splits
 from ddsweep.spec import ResourcesSpec, SweepSpec
 from ddsweep.trial_plan import TrialSettings
 
-__all__ = ["EVAL_GPUS", "eval_gpus", "load_all_splits", "splits_key", "trial_settings"]
+__all__ = ["EVAL_GPUS", "eval_gpus", "load_all_splits", "repeats", "splits_key", "trial_settings"]
 
 EVAL_GPUS = 0.1
 """The part of a GPU that an evaluation shard asks for if trials run on GPUs."""
@@ -37,6 +40,20 @@ def load_all_splits(trials: Sequence[TrialSpec], root: Path | None, *, stand_in:
                 stand_in=stand_in,
             )
     return found
+
+
+def repeats(trials: Sequence[TrialSpec], splits: Mapping[str, Splits]) -> Iterator[str]:
+    """Messages on data with fewer training images in a class than the largest of ``trials`` has distilled
+    ones."""
+    for key, found in splits.items():
+        own = [trial for trial in trials if splits_key(trial) == key]
+        asked = max((trial.images_per_class for trial in own), default=0)
+        there = int(torch.bincount(found.train.labels, minlength=own[0].dataset.classes).min()) if own else 0
+        if asked > there:
+            yield (
+                f"{found.name}: images_per_class {asked} is more than the {counted(there, 'training image')} "
+                "of its smallest class: random real images, as a start or as a baseline, are repeated"
+            )
 
 
 def trial_settings(sweep: SweepSpec, trial: TrialSpec) -> TrialSettings:

@@ -30,7 +30,7 @@ from ddsweep.sweep.join import check_nodes
 from ddsweep.sweep.metrics import exported
 from ddsweep.sweep.observe import Board
 from ddsweep.sweep.placement import check_placement, side_by_side
-from ddsweep.sweep.prepare import load_all_splits, splits_key
+from ddsweep.sweep.prepare import load_all_splits, repeats, splits_key
 from ddsweep.sweep.retry import SPREAD_S
 from ddsweep.sweep.session import RaySession, ray_session
 from ddsweep.sweep.shards import EvalShards, Listener, put_splits
@@ -190,6 +190,8 @@ def _load(request: SweepRequest, missing: _Missing, board: Board) -> None:
     missing.splits |= loaded
     for name in dict.fromkeys(found.name for found in loaded.values() if found.stand_in):
         board.say(f"{name} is missing: small stand-in data replace it, and the numbers mean nothing")
+    for line in repeats(lacking, loaded):
+        board.say(line)
 
 
 def _take_over(request: SweepRequest, missing: _Missing, board: Board) -> None:
@@ -220,6 +222,7 @@ def _work(
     """Distil and evaluate on a Ray. Returns how many trials a drain has left to be proposed."""
     sweep, directory = request.sweep, request.directory
     costs = {trial.trial_id: request.seconds[trial.trial_id] for trial in missing.to_distil}
+    board.say("starting Ray" if request.address is None else f"joining the Ray at {request.address}")
     board.expect(costs, {trial.trial_id for trial in missing.distilled}, at_most=sweep.scheduler is not None)
     if request.guide is not None:
         board.expect_more({}, (), request.guide.to_propose)

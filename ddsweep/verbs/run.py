@@ -212,16 +212,27 @@ def _run(work: _Work, drain: Drain) -> None:
         picture = attack_matrix(directory, plan.trials, lambda path: None)
     except UserError as error:  # the sweep itself is over
         console.print(str(error), highlight=False)
-    _print_outcome(console, outcome, directory)
+    _print_outcome(console, outcome, directory, plan.trials)
     if picture is not None:
         console.print(f"Attacks: {picture}", highlight=False)
     if outcome.exit_code:
         raise typer.Exit(outcome.exit_code)
 
 
-def _print_outcome(console: Any, outcome: Any, directory: SweepDirectory) -> None:
-    from ddsweep.catalog.numbers import counted
+_REASONS = 3
+"""So many failed trials are explained at the end."""
 
+
+def _print_outcome(
+    console: Any, outcome: Any, directory: SweepDirectory, trials: Sequence[TrialSpec]
+) -> None:
+    from ddsweep.catalog.numbers import counted
+    from ddsweep.report.status import failure_message
+
+    failed = [trial for trial in trials if directory.failure_part(trial.trial_id).exists()]
+    for trial in failed[:_REASONS]:
+        said = f"failed {trial.trial_id}: {failure_message(directory, trial.trial_id)}"
+        console.print(said, highlight=False, markup=False, soft_wrap=True)
     words = [f"{counted(outcome.done, 'trial')} done"]
     if outcome.stopped:
         words.append(f"{outcome.stopped} stopped by the scheduler (with scheduler=null they go on)")

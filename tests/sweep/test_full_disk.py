@@ -63,11 +63,13 @@ def test_what_finds_space_goes_on_and_the_rest_with_space_again(
     try:
         assert driver.run() == 2, driver.log.read_text()
         log = driver.log.read_text()
-        assert log.count("no space left on this disk or quota (0.") == 1, log
+        on_the_way, *reasons = log.split("\nfailed ")
+        assert on_the_way.count("no space left on this disk or quota (0.") == 1, log
         assert f"MB free in {driver.results}/artifacts/" in log.replace("\n", "")
         for noise in ("Traceback", "WARNING", "Errno", "(raylet)"):
             assert noise not in log, log
         assert "2 trials done; 2 failed" in log
+        assert len(reasons) == 2 and all("DiskFullError: " in reason for reason in reasons)
         found = load_results(driver.results).trials
         assert found["images_per_class"].tolist() == [1, 1] and set(found["status"]) == {"done"}
         assert not (driver.results / ".lock").exists()
