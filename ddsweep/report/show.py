@@ -84,7 +84,8 @@ def _only(prefix: str, trial_ids: Sequence[str]) -> str:
         raise ResultsError(
             f"{prefix!r} is the beginning of {len(found)} trials: {listed}{more}; give more of it"
         )
-    raise ResultsError(f"no trial begins with {prefix!r}; trials are {listed or 'none yet'}{more}")
+    order = "; the trial comes before the folder: ddsweep show TRIAL SWEEP" if "/" in prefix else ""
+    raise ResultsError(f"no trial begins with {prefix!r}; trials are {listed or 'none yet'}{more}{order}")
 
 
 def show(directory: SweepDirectory, prefix: str, resolve: Resolve = from_catalog) -> RenderableType:
