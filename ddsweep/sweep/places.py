@@ -23,11 +23,12 @@ __all__ = ["Places", "place_of"]
 class Places(FIFOScheduler):
     """Starts places in their order as long as the ``queue`` has trials for them, and answers what they ask.
 
-    A place that died rests before it starts again, as the queue says; its room is free meanwhile. A place
-    that the nodes do not hold rests until others have joined. While ``draining``, places that wait or rest
-    are taken out: starting one takes seconds, only for it to see that it is to stop. ``on_given`` is told of
-    trials that begin, and returns references to those that a place does not have; ``on_lost`` is told of each
-    death."""
+    A place that died rests before it starts again, as the queue says; its room is free meanwhile. So does one
+    whose trials all wait at a rung: its process leaves by an error, the only way that lets Tune start it
+    again. A place that the nodes do not hold rests until others have joined. While ``draining``, places that
+    wait or rest are taken out: starting one takes seconds, only for it to see that it is to stop.
+    ``on_given`` is told of trials that begin, and returns references to those that a place does not have;
+    ``on_lost`` is told of each death."""
 
     def __init__(
         self,
@@ -60,8 +61,11 @@ class Places(FIFOScheduler):
                 self._rest_until[trial] = 0.0
             return
         self._answered.pop(place_of(trial), None)
-        lost = self._queue.lost(place_of(trial))
         tune_controller._set_trial_status(trial, Trial.PAUSED)
+        if self._queue.rested(place_of(trial)):
+            self._rest_until[trial] = 0.0
+            return
+        lost = self._queue.lost(place_of(trial))
         self._rest_until[trial] = self._clock() + lost.wait
         self._on_lost(trial, lost)
 
@@ -70,9 +74,10 @@ class Places(FIFOScheduler):
         if "number" in result and self._answered.get(place, (0, None))[0] == result["number"]:
             self._send(place)  # the mailbox was lost
         elif state == "room":
-            given = self._queue.take(place, result["running"])
+            given = [] if self._draining() else self._queue.take(place, result["running"])
             new = self._on_given(given or [])
-            self._answer(place, result, (given, self._queue.is_last(place), new))
+            rests = self._queue.rests(place)
+            self._answer(place, result, (given, self._queue.is_last(place), rests, new))
         elif state == "running" and self._queue.is_rung(result["trial"], result["outer_step"]):
             asked = result["trial"], result["outer_step"], result["val_score"]
             self._answer(place, result, self._queue.scored(place, *asked))

@@ -97,13 +97,17 @@ class TrialQueue:
         self._attempts: Counter[tuple[str, str]] = Counter()
         self._stopped: list[str] = []
         self._dead: set[str] = set()
+        self._up: set[str] = set()  # those with a process
+        self._resting: set[str] = set()
 
     # --------------------------------------------------------------------------- what a place asks for
 
     def take(self, name: str, running: int) -> list[str] | None:
-        """Trials for a place beside ``running`` others. Without any, a place with none running is at its end;
-        None: it is to ask again, for there are as many trials at work as may be."""
+        """Trials for a place beside ``running`` others. Without any, a place with none running is at its end,
+        or it `rests`; None: it is to ask again, for there are as many trials at work as may be, or all that
+        it could take wait at a rung for others, and nobody else needs its room."""
         held = self._held[name]
+        self._up.add(name)
         if any(self._deaths[trial] >= APART_FROM for trial in held):
             return []
         given: list[str] = []
@@ -125,7 +129,29 @@ class TrialQueue:
         if not self._is_waiting(name) and self._wait_no_longer(self._places[name].shape):
             return self.take(name, running)
         comes = self._is_waiting(name) or self._to_come
-        return None if comes and not self._has_room() else []
+        if comes and not self._has_room():
+            return None
+        if any(self._paused_of(self._places[name].shape)):
+            if not self._others_need_room():
+                return None
+            self._resting.add(name)
+        self._up.discard(name)
+        return []
+
+    def _others_need_room(self) -> bool:
+        """Whether a place without a process would get a trial."""
+        without = (next((n for n in names if n not in self._up), None) for names in self._of_shape.values())
+        return any(self.has_work(name) for name in without if name is not None)
+
+    def rests(self, name: str) -> bool:
+        """Whether a place that got nothing lets others have its room, and comes back once it `has_work`."""
+        return name in self._resting
+
+    def rested(self, name: str) -> bool:
+        """Whether a place that has left had been told to rest; asked once."""
+        there = name in self._resting
+        self._resting.discard(name)
+        return there
 
     def is_last(self, name: str) -> bool:
         """Whether a place need not ask again once its trials have ended."""
@@ -156,6 +182,7 @@ class TrialQueue:
         """The process of a place has died, with all trials in it. A trial that was alone in it has lost an
         attempt; others lose none, but after the second time they run apart."""
         held, self._held[name] = self._held[name], []
+        self._up.discard(name)
         if not held:
             return self._lost_before_any(name)
         alone, shape = len(held) == 1, self._places[name].shape
@@ -188,6 +215,7 @@ class TrialQueue:
     def given_up(self, name: str) -> list[str]:
         """A place cannot be started at all: the trials that nobody runs now."""
         self._dead.add(name)
+        self._up.discard(name)
         left = [*self._held.pop(name, []), *self._planned[name]]
         self._planned[name].clear()
         for trial in left:

@@ -76,6 +76,10 @@ def put_trials(trials: Sequence[TrialOfWorker]) -> dict[str, Any]:
     return {key: ray.put(part) for key, part in parts.items()}
 
 
+class _RestError(Exception):
+    """This place leaves its room to others; Tune starts it again."""
+
+
 class _Place:
     """The companions of one place: trials come from the queue of the driver, and news go there."""
 
@@ -102,9 +106,11 @@ class _Place:
         if running and not self._has_left and time.monotonic() - self._asked < ASK_EVERY_S:
             return []
         while running < self._size and not self._last and not self.looks_for_the_stop_file():
-            given, self._last, new = self._ask({"state": "room", "running": running})
+            given, self._last, rests, new = self._ask({"state": "room", "running": running})
             self._new |= new
             self._asked = time.monotonic()
+            if rests:
+                raise _RestError
             if given is None:  # as many run as may: this place waits for its turn
                 time.sleep(LOOK_EVERY_S)
                 continue

@@ -233,6 +233,22 @@ def test_the_poor_setting_is_stopped_with_all_its_seeds(stopped: Driver) -> None
         assert noise not in log
 
 
+def test_seeds_that_are_distilled_alone_make_room_at_a_rung_and_come_back(
+    tmp_path: Path, environment: dict[str, str], one_ray: OneRay
+) -> None:
+    """Two slots, both with a seed of the first setting: the one that is first at the rung lets the second
+    setting begin."""
+    driver = driver_in(tmp_path, environment, one_ray)
+    driver.file.write_text(SWEEP.replace("max_concurrent: 1", "cohort: 1, total_cpus: 2"))
+    assert driver.run_here() == 0, driver.log.read_text()
+    found = rows(driver)
+    assert found["status"].tolist() == ["stopped"] * 2 + ["done"] * 2, found[["outer_lr", "seed", "status"]]
+    assert not list((driver.results / "failures").iterdir())
+    log = driver.log.read_text()
+    for noise in ("WARNING", "Traceback", "died", "Error", "(raylet)"):
+        assert noise not in log, log
+
+
 def test_a_pause_changes_no_bit(stopped: Driver, tmp_path: Path) -> None:
     found = rows(stopped)
     paused = found[(found["status"] == "done") & (found["n_resumed"] > 0)].iloc[0]

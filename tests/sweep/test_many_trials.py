@@ -101,7 +101,9 @@ def reports(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     monkeypatch.setattr(worker.tune, "report", found.append)
     monkeypatch.setattr(worker, "get_splits", lambda shared: None)
-    monkeypatch.setattr(worker, "ask", lambda mailbox, tell, question: ([TRIALS[0].trial_id], True, {}))
+    monkeypatch.setattr(
+        worker, "ask", lambda mailbox, tell, question: ([TRIALS[0].trial_id], True, False, {})
+    )
     return found
 
 
@@ -170,7 +172,7 @@ def test_the_stop_file_is_looked_for_once_a_second(
 def test_a_place_whose_trials_are_all_refused_gets_others(
     store: Store, reports: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = iter([([TRIALS[0].trial_id], False, {}), ([TRIALS[1].trial_id], False, {}), ([], False, {})])
+    given = iter([([trial.trial_id], False, False, {}) for trial in TRIALS[:2]] + [([], False, False, {})])
     monkeypatch.setattr(worker, "ask", lambda mailbox, tell, question: next(given))
 
     def splits(shared: Any) -> None:
@@ -191,7 +193,7 @@ def test_a_place_asks_at_once_when_a_trial_has_left_at_a_rung(
 
     def ask(mailbox: Any, tell: Any, question: dict[str, Any]) -> Any:
         asked.append(question["state"])
-        return ([TRIALS[0].trial_id], False, {}) if question["state"] == "room" else False
+        return ([TRIALS[0].trial_id], False, False, {}) if question["state"] == "room" else False
 
     monkeypatch.setattr(worker, "ask", ask)
     place = worker._Place(work(tmp_path), "place", 3)

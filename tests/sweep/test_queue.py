@@ -235,6 +235,22 @@ def test_a_seed_that_has_no_room_yet_is_waited_for() -> None:
     assert queue.take(A, 0) == [B]
 
 
+def test_a_place_whose_trials_wait_at_a_rung_comes_back() -> None:
+    """It keeps its process as long as nobody else needs the room, and rests if somebody does."""
+    other = TrialSpec(DATASETS["digits"], images_per_class=4, outer_steps=60).trial_id
+    trials = [*PAIRS[0], TrialSpec(DATASETS["digits"], images_per_class=4, outer_steps=60)]
+    queue = TrialQueue(plan_places(alone(), trials, 3), POLICY, halving=Halving(ASHA, trials))
+    assert [queue.take(A, 0), queue.take(B, 0), queue.take(other, 0)] == [[A], [B], [other]]
+    assert not queue.scored(A, A, 10, 0.5)
+    assert queue.take(A, 0) is None and not queue.rests(A), "all places are there"
+    assert queue.lost(other).again == (other,)
+    assert queue.take(A, 0) == [] and queue.rests(A) and queue.rested(A) and not queue.rested(A)
+    assert queue.has_work(other) and not queue.has_work(A) and not queue.is_over(A)
+    assert queue.take(other, 0) == [other]
+    assert queue.scored(B, B, 10, 0.5) and queue.has_work(A)
+    assert queue.take(A, 0) == [A], "beside its sibling"
+
+
 def test_one_that_waited_when_the_driver_was_killed_waits_again() -> None:
     halving = Halving(ASHA, [trial for pair in PAIRS for trial in pair])
     halving.replay(A, {10: 0.5}, reached=10)
@@ -351,6 +367,25 @@ def test_a_place_that_the_nodes_do_not_hold_rests_until_others_have_joined() -> 
     assert scheduler.choose_trial_to_run(controller) is None and spare.status == Trial.TERMINATED
 
 
+def test_a_place_that_rests_lets_others_go_first_and_counts_no_death() -> None:
+    trials = [*PAIRS[0], TrialSpec(DATASETS["digits"], images_per_class=4, outer_steps=60)]
+    other = trials[2].trial_id
+    queue = TrialQueue(plan_places(alone(), trials, 2), RetryPolicy(0), halving=Halving(ASHA, trials))
+    scheduler, controller, (first, second, third) = tune_of(queue, A, B, other)
+    first.status = second.status = Trial.RUNNING
+    assert [queue.take(A, 0), queue.take(B, 0)] == [[A], [B]]
+    assert not queue.scored(A, A, 10, 0.5) and queue.take(A, 0) == [] and queue.rests(A)
+    scheduler.on_trial_add(controller, first)
+    assert first.status == Trial.PAUSED
+    assert scheduler.choose_trial_to_run(controller) is third
+    third.status = Trial.RUNNING
+    assert queue.take(other, 0) == [other]
+    assert scheduler.choose_trial_to_run(controller) is None
+    assert queue.scored(B, B, 10, 0.5)
+    assert scheduler.choose_trial_to_run(controller) is first
+    assert queue.take(A, 0) == [A]
+
+
 def test_a_place_for_which_nothing_is_left_is_taken_out() -> None:
     queue = TrialQueue([planned("a", size=2), planned("b", size=2)], POLICY)
     scheduler, controller, (first, second) = tune_of(queue, "a", "b")
@@ -410,7 +445,7 @@ def test_a_place_gets_what_it_asks_for_also_if_the_mailbox_was_lost(monkeypatch:
 
     answer = ask(post, tell, {"state": "room", "running": 0, "place": "a", "number": 1})
     assert told == 2 and given == [["a", "b"]]
-    assert answer == (["a", "b"], True, {"b": "a reference"})
+    assert answer == (["a", "b"], True, False, {"b": "a reference"})
 
 
 def test_only_scores_at_rungs_are_asked_about(monkeypatch: pytest.MonkeyPatch) -> None:
