@@ -13,6 +13,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,8 +80,9 @@ class Crew:
     ) -> int:
         """``call(folder, stop file, *item)`` for each item, whose first word is a trial. One that raises, or
         whose process dies, is tried again as ``policy`` says, and ``broken`` hears of the last time. An item
-        that falls ``apart`` into several does so at its second failure, and each of them then has all
-        attempts. Each process is a pool of its own: if it is killed, the others go on.
+        that falls ``apart`` into several does so at its second failure (at the first, if nothing is tried
+        again), and each of them then has all attempts. Each process is a pool of its own: if it is killed,
+        the others go on.
         """
         stop_file = self.folder.root / "stops" / self.name
         stop_file.parent.mkdir(exist_ok=True)
@@ -95,7 +97,8 @@ class Crew:
             while waiting or running:
                 if not drained and self.signals.any:
                     drained = True
-                    stop_file.touch()
+                    with suppress(OSError):  # no space, say: what runs then ends by itself
+                        stop_file.touch()
                     waiting.clear()
                     print(f"{self.name}: draining", flush=True)
                 now = time.monotonic()
@@ -126,7 +129,7 @@ class Crew:
                         again = self.policy.wait(1 if parts[1:] else failures[item])
                         if drained:
                             state = str(error)
-                        elif parts[1:] and failures[item] > 1:
+                        elif parts[1:] and (failures[item] > 1 or again is None):
                             waiting.extend(parts)
                             state = f"{error}; each will be tried by itself"
                         elif again is not None or self.signals.any:  # which kills one that starts
@@ -139,7 +142,8 @@ class Crew:
                     failed += state.startswith("failed")
                     print(f"{self.name}: {' '.join(map(str, item))}: {state}", flush=True)
         except BaseException:
-            stop_file.touch()  # otherwise it would wait for the others to end
+            with suppress(OSError):
+                stop_file.touch()  # otherwise it would wait for the others to end
             raise
         finally:
             for process in crew:

@@ -80,6 +80,7 @@ def _wait(job: subprocess.Popen[str], name: str, patience_s: float) -> str:
             ask("squeue", "-h", "-a", f"--name={name}", "-o", "%T|%r").stdout.strip().partition("|")
         )
         if state == "PENDING":
+            running = None  # Slurm had not listed it yet
             if time.monotonic() - begun > patience_s:
                 return reason or "no reason given"
         elif running is None:

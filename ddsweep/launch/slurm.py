@@ -220,8 +220,9 @@ def lost_head(number: str) -> str:
     for fields in _shown(number):
         host = fields.get("BatchHost", "")
         if fields.get("JobState") == "RUNNING" and host:
-            there = ask("scontrol", "show", "hostnames", fields.get("NodeList", "")).stdout.split()
-            return "" if host in there else host
+            told = ask("scontrol", "show", "hostnames", fields.get("NodeList", ""))
+            there = [] if told.returncode else told.stdout.split()
+            return host if there and host not in there else ""
     return ""
 
 
@@ -252,7 +253,7 @@ def wait(
     """Poll at an even pace until all jobs are over. Raises `UserError` if a job waits in vain, or if none
     starts for ``longest_pending_min``; `SilentError` if Slurm has not answered for ten minutes."""
     seen: dict[str, JobState] = {}
-    begun, doubts = time.monotonic(), 0
+    begun, started, doubts = time.monotonic(), False, 0
     answered = begun
     while True:
         try:
@@ -273,9 +274,9 @@ def wait(
         for state in states:
             if state.state == "PENDING" and state.reason in _HOPELESS:
                 raise UserError(f"job {state.id} would wait for ever: {state.reason}")
-        if any(state.state not in ("PENDING", "CONFIGURING") for state in states):
-            begun = time.monotonic()
-        elif longest_pending_min is not None and time.monotonic() - begun > 60 * longest_pending_min:
+        started = started or any(state.state not in ("PENDING", "CONFIGURING") for state in states)
+        waited = time.monotonic() - begun
+        if not started and longest_pending_min is not None and waited > 60 * longest_pending_min:
             reasons = ", ".join(
                 dict.fromkeys(f"{state.id}: {state.reason}" for state in states if not state.over)
             )

@@ -18,7 +18,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -39,16 +39,23 @@ class SweepLock:
     The file holds JSON: ``host, pid, process_start, job, command, since, heartbeat``. The heartbeat is
     refreshed every ``heartbeat_s`` by a daemon thread. A lock of this host whose process is gone is taken
     over at once, one of another host when its heartbeat is older than ``stale_s``. Otherwise entering raises
-    `ResultsError`, which names the holder. ``lost`` becomes true if another driver took this lock over, for
-    example after a long suspension; then the driver should drain. A lock of the same Slurm job from before
-    its requeue is stale at once. Holders with the same ``launch`` share the lock.
+    `ResultsError`, which names the holder. ``lost`` becomes true, and ``on_lost`` is called, if another
+    driver took this lock over, for example after a long suspension; then the driver should drain. A lock of
+    the same Slurm job from before its requeue is stale at once. Holders with the same ``launch`` share it.
     """
 
     def __init__(
-        self, path: Path, heartbeat_s: float = 30.0, stale_s: float = 300.0, *, launch: str | None = None
+        self,
+        path: Path,
+        heartbeat_s: float = 30.0,
+        stale_s: float = 300.0,
+        *,
+        launch: str | None = None,
+        on_lost: Callable[[], object] = lambda: None,
     ) -> None:
         self.sweep_lock = path
         self.launch = launch
+        self._on_lost = on_lost
         # The job matters because containers on one node may each count their processes from 1.
         member = f"{socket.gethostname()}-{os.environ.get('SLURM_JOB_ID', '0')}-{os.getpid()}"
         self.path = path if launch is None else _members(path) / member
@@ -137,12 +144,14 @@ class SweepLock:
             try:
                 self.lost = not self._still_ours()
                 if self.lost:
+                    self._on_lost()
                     return
                 self._content["heartbeat"] = _now()
                 self._write()
             except OSError as error:
                 if error.errno == errno.ESTALE:  # NFS: the file of this descriptor was removed
                     self.lost = True
+                    self._on_lost()
                     return
                 # A full disk or a server that is away: the next beat may succeed.
 

@@ -6,6 +6,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,8 @@ def train_pool(
 
         def begin_drain(cause: str) -> None:
             draining.set()
-            directory.stop_file.touch()
+            with suppress(OSError):  # no space, say: groups that are begun then end by themselves
+                directory.stop_file.touch()
             say(f"{cause}: draining; what is trained stays (again to stop at once)")
 
         begun, done = time.monotonic(), 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -252,11 +253,14 @@ def _work(
 
         def begin(cause: str) -> None:
             draining.set()
-            directory.stop_file.touch()
             shards.begin_drain()
+            with suppress(OSError):  # no space, say: what runs then ends by itself, and nothing else begins
+                directory.stop_file.touch()
             board.say(f"{cause}: draining; trials checkpoint and stop (again to stop at once)")
 
-        disk = FullDisk(board.say, lambda: begin("full disk"), side_by_side(sweep, missing.trials, session))
+        disk = FullDisk(
+            board.say, lambda: drain.tell("full disk"), side_by_side(sweep, missing.trials, session)
+        )
         with drain.interruptible():
             shared = {key: put_splits(value) for key, value in missing.splits.items()}
             shards = EvalShards(

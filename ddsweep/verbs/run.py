@@ -180,7 +180,11 @@ def _run(work: _Work, drain: Drain) -> None:
             return run_sweep(request, board, drain, on_ready=ready)
 
     directory.create()
-    with SweepLock(directory.lock) as lock, drain.leftover(lock.release):
+    lost = "another driver took the sweep's lock over"
+    with (
+        SweepLock(directory.lock, on_lost=lambda: drain.tell(lost)) as lock,
+        drain.leftover(lock.release),
+    ):
         remove_leftovers(directory.temporary)
         for line in remark_lines(trial.dataset for trial in plan.trials):
             console.print(line, highlight=False, markup=False, soft_wrap=True)

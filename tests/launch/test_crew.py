@@ -288,3 +288,11 @@ def test_trials_that_are_together_fall_apart_when_their_process_dies_twice(crew:
     assert [(trial, attempts) for trial, _, _, attempts in broken] == [("deadly", QUICK.retries + 1)]
     assert len(notes(crew, "good+deadly+fine")) == 2
     assert len(notes(crew, "fine")) == 2 * 1, "once by itself, with what it notes"
+
+
+def test_without_retries_they_fall_apart_at_once(crew: Crew) -> None:
+    broken = Broken()
+    once = replace(crew, policy=RetryPolicy(0))
+    items = [("good", "deadly", "fine")]
+    assert once.run(deadly_together, items, broken, lambda item: [(name,) for name in item]) == 2
+    assert [(trial, attempts) for trial, _, _, attempts in broken] == [("deadly", 1)]

@@ -380,3 +380,5 @@ def test_a_silence_is_waited_out_but_not_for_ever(monkeypatch: pytest.MonkeyPatc
 def test_what_never_starts_is_told_with_its_reason() -> None:
     with pytest.raises(UserError, match=r"nothing started \(1_0: Resources\)"):
         waited(Looks(["PENDING:Resources"]), longest=0)
+    requeued = Looks(["RUNNING"], ["PENDING:BeginTime"], ["PENDING:Resources"], ["RUNNING"], ["COMPLETED"])
+    assert waited(requeued, longest=0)[0] == ["COMPLETED"], "it had started before"

@@ -184,13 +184,14 @@ def test_the_heart_beats(path: Path) -> None:
 
 
 def test_a_driver_that_lost_its_lock_knows_and_leaves_its_successor_alone(path: Path) -> None:
-    with SweepLock(path, heartbeat_s=0.02) as lock:
+    told = threading.Event()
+    with SweepLock(path, heartbeat_s=0.02, on_lost=told.set) as lock:
+        assert not told.is_set()
         successor = path.with_name("new")
         foreign(successor, age_s=0)
         os.replace(successor, path)
         text = path.read_text()
-        time.sleep(0.2)
-        assert lock.lost
+        assert told.wait(PATIENCE_S) and lock.lost
     assert path.read_text() == text
 
 
