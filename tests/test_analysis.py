@@ -45,18 +45,22 @@ def written(root: Path) -> SweepDirectory:
 def answered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[list[pd.DataFrame]]]:
     """By question, the answers of the three."""
     directory = written(tmp_path_factory.mktemp("results") / "small")
-    names: dict[str, Any] = {}
-    first, *rest = BLOCKS
-    assert 'root = "results/quickstart"' in first
-    exec(first.replace("results/quickstart", str(directory.root)), names)
-    found = []
-    for block in rest:
-        exec(block, names)
-        found.append(_frame(names.pop("answer")))
+    found = [_frame(answer) for answer in _answers(directory, BLOCKS)]
     assert len(found) == 30 and len(QUESTIONS) == 10
     yield [found[place : place + 3] for place in range(0, 30, 3)]
     for name in ("trials", "evals", "history"):
         duckdb.sql(f"DROP VIEW {name}")
+
+
+def _answers(directory: SweepDirectory, blocks: list[str]) -> Iterator[Any]:
+    """What the code of ``blocks`` finds there; the first one sets up."""
+    names: dict[str, Any] = {}
+    first, *rest = blocks
+    assert 'root = "results/quickstart"' in first
+    exec(first.replace("results/quickstart", str(directory.root)), names)
+    for block in rest:
+        exec(block, names)
+        yield names.pop("answer")
 
 
 def _frame(answer: Any) -> pd.DataFrame:
@@ -88,6 +92,20 @@ def test_the_best_setting_is_that_of_best(answered: list[list[pd.DataFrame]]) ->
     assert list(best["inner_lr"]) == [0.1, 0.1] and list(best["seeds"]) == [2, 2]
     mean, std, _ = mean_std_ci([0.6, 0.63])
     assert list(best["test"]) == pytest.approx([mean] * 2) and list(best["std"]) == pytest.approx([std] * 2)
+
+
+def test_of_equal_scores_all_three_take_the_first_trial_id(tmp_path: Path) -> None:
+    directory = SweepDirectory(tmp_path / "equal")
+    directory.create()
+    folder, first = Folder(directory), {}
+    for lr, scores in ((0.02, (0.1, 0.2, 0.3)), (0.1, (0.3, 0.2, 0.1)), (0.5, (0.2, 0.2, 0.2))):
+        for seed, score in enumerate(scores):
+            trial = spec(init="random", inner_lr=lr, seed=seed)
+            folder.evaluated(trial)
+            folder.trial(trial, val_score=score)
+            first[trial.trial_id] = lr
+    for answer in _answers(directory, BLOCKS[:4]):
+        assert list(_frame(answer)["inner_lr"]) == [first[min(first)]]
 
 
 def test_the_other_answers_are_right(answered: list[list[pd.DataFrame]]) -> None:

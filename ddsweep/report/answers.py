@@ -82,7 +82,8 @@ def two_levels(by_seed: Sequence[Mapping[int, float]]) -> TwoLevels:
 
 @dataclass(frozen=True)
 class Answer:
-    """The best of ``among`` settings of one ``kind``, by the mean of ``val_score`` over its seeds.
+    """The best of ``among`` settings of one ``kind``, by the mean of ``val_score`` over its seeds: of
+    ``equals`` more with the same mean, the first of the sweep.
 
     ``measure`` is what is shown: ``accuracy``, or ``attack_success`` of an attack. ``gains`` are paired
     differences to each baseline, by (source, protocol); protocols are those of `PROTOCOL_TEXTS`.
@@ -92,6 +93,7 @@ class Answer:
     settings: dict[str, Any]
     trials: tuple[str, ...]
     among: int
+    equals: int
     unfinished: int
     val_score: float | None
     measure: str
@@ -119,16 +121,20 @@ def answers(
     """One answer for each kind, sorted. Trials of one kind agree in ``by``, by default in the settings of
     `KIND`. A setting with a stopped or failed seed is counted, but not chosen: its other
     seeds may be the lucky ones. ``asked`` are the trials of the sweep file, because a failed trial has no row
-    that tells its settings."""
+    that tells its settings. Among settings with equal scores the first one is chosen, in the order of
+    ``asked``, or by trial id without it."""
     rows = rows_of(results.trials)
     if not rows:
         return []
+    asked = tuple(asked)
     failed = set(results.failures["trial_id"]) - set(results.trials["trial_id"])
     rows += [
         {**settings_of(trial), "trial_id": trial.trial_id, "status": "failed", "val_score": None}
         for trial in asked
         if trial.trial_id in failed
     ]
+    place = {trial.trial_id: number for number, trial in enumerate(asked)}
+    rows.sort(key=lambda row: (place.get(row["trial_id"], len(place)), row["trial_id"]))
     kinds: dict[tuple[str, ...], list[Row]] = defaultdict(list)
     names = KIND if by is None else tuple(by)
     for row in rows:
@@ -151,10 +157,12 @@ def _place(row: Row, names: Sequence[str]) -> list[tuple[bool, float, str]]:
 
 @dataclass(frozen=True)
 class _Choice:
-    """The trials of the setting that was chosen, of how many, and how many could not be chosen from."""
+    """The trials of the setting that was chosen, of how many, how many others are as good, and how many could
+    not be chosen from."""
 
     trials: list[Row]
     among: int
+    equals: int
     unfinished: int
 
 
@@ -166,7 +174,9 @@ def _choice(rows: Sequence[Row]) -> _Choice | None:
     whole = [own for own in by_setting.values() if all(row["status"] == "done" for row in own)]
     if not whole:
         return None
-    return _Choice(max(whole, key=_score), len(whole), len(by_setting) - len(whole))
+    best = max(whole, key=_score)  # the first of equal ones
+    equals = [own for own in whole if own is not best and _score(own) == _score(best) > -math.inf]
+    return _Choice(best, len(whole), len(equals), len(by_setting) - len(whole))
 
 
 def _answer(choice: _Choice, names: Sequence[str], evals: Mapping[str, list[Row]]) -> Answer | None:
@@ -182,6 +192,7 @@ def _answer(choice: _Choice, names: Sequence[str], evals: Mapping[str, list[Row]
         settings=settings,
         trials=tuple(row["trial_id"] for row in best),
         among=choice.among,
+        equals=choice.equals,
         unfinished=choice.unfinished,
         val_score=None if _score(best) == -math.inf else _score(best),
         measure=measure,
@@ -247,6 +258,8 @@ def warnings_of(answer: Answer) -> Iterator[str]:
         yield f"{test.networks} networks are few"
     if answer.among > 1:
         yield f"validation is that of the best of {answer.among}, and so flatters; test chose nothing"
+    if answer.equals:
+        yield f"as good on validation images: {counted(answer.equals, 'other setting')}"
     if answer.n_diverged:
         yield f"{counted(answer.n_diverged, 'network')} diverged, and count in the mean"
     if answer.unfinished:

@@ -102,6 +102,29 @@ def test_a_setting_of_which_a_seed_failed_is_not_chosen(
     assert "inner lr 0.02" in said and "1 setting left out, stopped or failed for some seed" in said
 
 
+@pytest.mark.parametrize("rates", [[0.02, 0.1], [0.1, 0.02]])
+def test_of_equal_scores_the_first_of_the_sweep_is_chosen(
+    folder: Folder, rates: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = SWEEP.replace("[fixed, random]", "[random]").replace("[0.02, 0.1]", str(rates))
+    folder.asked(content + "seeds: 2\n")
+    # The same mean, added up in another order.
+    for lr, scores in ((0.02, (0.1, 0.7)), (0.1, (0.7, 0.1))):
+        for seed, score in enumerate(scores):
+            measured(folder, seed, lr, score, [0.5, 0.6])
+    with pytest.raises(SystemExit):
+        main(["best", str(folder.directory.root)])
+    said = capsys.readouterr().out
+    assert f": inner lr {rates[0]}\n" in said
+    assert "as good on validation images: 1 other setting" in said
+
+
+def test_without_the_sweep_file_the_first_id_is_chosen_of_equal_scores(folder: Folder) -> None:
+    ids = [measured(folder, 0, lr, 0.5, [0.5, 0.6]) for lr in (0.02, 0.1, 0.3, 0.5)]
+    (answer,) = answers(read(folder))
+    assert answer.trials == (min(ids),) and answer.equals == 3
+
+
 def test_by_other_settings(sweep: Folder) -> None:
     found = answers(read(sweep), ["inner_lr"])
     assert [answer.kind for answer in found] == [{"inner_lr": 0.02}, {"inner_lr": 0.1}]
