@@ -83,7 +83,8 @@ def two_levels(by_seed: Sequence[Mapping[int, float]]) -> TwoLevels:
 @dataclass(frozen=True)
 class Answer:
     """The best of ``among`` settings of one ``kind``, by the mean of ``val_score`` over its seeds: of
-    ``equals`` more with the same mean, the first of the sweep.
+    ``equals`` more with the same mean, the first of the sweep. ``unfinished`` settings were left out
+    because a seed is not done. Where that holds for all, ``whole`` is false: these are those with most seeds.
 
     ``measure`` is what is shown: ``accuracy``, or ``attack_success`` of an attack. ``gains`` are paired
     differences to each baseline, by (source, protocol); protocols are those of `PROTOCOL_TEXTS`.
@@ -95,6 +96,7 @@ class Answer:
     among: int
     equals: int
     unfinished: int
+    whole: bool
     val_score: float | None
     measure: str
     test: TwoLevels
@@ -119,19 +121,24 @@ def answers(
     results: Results, by: Sequence[str] | None = None, asked: Iterable[TrialSpec] = ()
 ) -> list[Answer]:
     """One answer for each kind, sorted. Trials of one kind agree in ``by``, by default in the settings of
-    `KIND`. A setting with a stopped or failed seed is counted, but not chosen: its other
-    seeds may be the lucky ones. ``asked`` are the trials of the sweep file, because a failed trial has no row
-    that tells its settings. Among settings with equal scores the first one is chosen, in the order of
-    ``asked``, or by trial id without it."""
+    `KIND`. A setting with a seed that is stopped, failed or not there yet is counted, but not chosen while
+    there are others: its done seeds may be the lucky ones. ``asked`` are the trials of the sweep file,
+    because a trial that failed or is not there has no row that tells its settings. Among settings with equal
+    scores the first one is chosen, in the order of ``asked``, or by trial id without it."""
     rows = rows_of(results.trials)
     if not rows:
         return []
     asked = tuple(asked)
-    failed = set(results.failures["trial_id"]) - set(results.trials["trial_id"])
+    there = set(results.trials["trial_id"])
+    failed = set(results.failures["trial_id"])
     rows += [
-        {**settings_of(trial), "trial_id": trial.trial_id, "status": "failed", "val_score": None}
+        {
+            **settings_of(trial),
+            **{"trial_id": trial.trial_id, "val_score": None},
+            "status": "failed" if trial.trial_id in failed else "missing",
+        }
         for trial in asked
-        if trial.trial_id in failed
+        if trial.trial_id not in there
     ]
     place = {trial.trial_id: number for number, trial in enumerate(asked)}
     rows.sort(key=lambda row: (place.get(row["trial_id"], len(place)), row["trial_id"]))
@@ -164,6 +171,7 @@ class _Choice:
     among: int
     equals: int
     unfinished: int
+    whole: bool
 
 
 def _choice(rows: Sequence[Row]) -> _Choice | None:
@@ -171,12 +179,19 @@ def _choice(rows: Sequence[Row]) -> _Choice | None:
     free = [name for name in NAMES if name != "seed"]
     for row in rows:
         by_setting[key_of(settings_of_row(row), free)].append(row)
-    whole = [own for own in by_setting.values() if all(row["status"] == "done" for row in own)]
+    # Those of which nothing has been done are still to come: nothing is known of them.
+    begun = [own for own in by_setting.values() if any(row["status"] != "missing" for row in own)]
+    done = [[row for row in own if row["status"] == "done"] for own in begun]
+    able = [own for own, all_of_it in zip(done, begun, strict=True) if len(own) == len(all_of_it)]
+    whole = bool(able)
     if not whole:
+        most = max(map(len, done), default=0)
+        able = [own for own in done if len(own) == most > 0]
+    if not able:
         return None
-    best = max(whole, key=_score)  # the first of equal ones
-    equals = [own for own in whole if own is not best and _score(own) == _score(best) > -math.inf]
-    return _Choice(best, len(whole), len(equals), len(by_setting) - len(whole))
+    best = max(able, key=_score)  # the first of equal ones
+    equals = [own for own in able if own is not best and _score(own) == _score(best) > -math.inf]
+    return _Choice(best, len(able), len(equals), len(begun) - len(able), whole)
 
 
 def _answer(choice: _Choice, names: Sequence[str], evals: Mapping[str, list[Row]]) -> Answer | None:
@@ -194,6 +209,7 @@ def _answer(choice: _Choice, names: Sequence[str], evals: Mapping[str, list[Row]
         among=choice.among,
         equals=choice.equals,
         unfinished=choice.unfinished,
+        whole=choice.whole,
         val_score=None if _score(best) == -math.inf else _score(best),
         measure=measure,
         test=two_levels(after),
@@ -262,5 +278,7 @@ def warnings_of(answer: Answer) -> Iterator[str]:
         yield f"as good on validation images: {counted(answer.equals, 'other setting')}"
     if answer.n_diverged:
         yield f"{counted(answer.n_diverged, 'network')} diverged, and count in the mean"
+    if not answer.whole:
+        yield "no setting is done for all of its seeds; this one may be the lucky one"
     if answer.unfinished:
-        yield f"{counted(answer.unfinished, 'setting')} left out, stopped or failed for some seed"
+        yield f"{counted(answer.unfinished, 'setting')} left out: a seed stopped, failed or not done"

@@ -10,6 +10,7 @@ import pytest
 
 from ddsweep.cli import main
 from ddsweep.report.answers import answers, two_levels
+from ddsweep.report.best import best_lines
 from ddsweep.report.compare import compare_lines, pairs_of
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.results.reader import Results, load_results
@@ -99,7 +100,42 @@ def test_a_setting_of_which_a_seed_failed_is_not_chosen(
     with pytest.raises(SystemExit):
         main(["best", str(sweep.directory.root)])
     said = capsys.readouterr().out
-    assert "inner lr 0.02" in said and "1 setting left out, stopped or failed for some seed" in said
+    assert "inner lr 0.02" in said and "1 setting left out: a seed stopped, failed or not done" in said
+
+
+def running(folder: Folder, *done: tuple[int, float, float]) -> list[str]:
+    """What `best` says of two rates with two seeds each, of which these (seed, rate, score) are done."""
+    trials = [spec(init="random", inner_lr=lr, seed=seed) for lr in (0.02, 0.1) for seed in (0, 1)]
+    for seed, lr, score in done:
+        measured(folder, seed, lr, score, [0.5, 0.6])
+    return best_lines(read(folder), asked=trials)
+
+
+def test_a_setting_of_which_a_seed_is_still_to_come_is_not_chosen(folder: Folder) -> None:
+    """Its one seed may be a lucky one."""
+    said = "\n".join(running(folder, (0, 0.02, 0.5), (1, 0.02, 0.5), (0, 0.1, 0.9)))
+    assert "inner lr 0.02" in said and "2 seeds x 2 networks" in said
+    assert "1 setting left out: a seed stopped, failed or not done" in said
+
+
+def test_what_has_not_begun_is_not_counted(folder: Folder) -> None:
+    said = "\n".join(running(folder, (0, 0.02, 0.5), (1, 0.02, 0.5)))
+    assert "the only setting" in said and "left out" not in said
+
+
+def test_where_no_setting_is_done_the_best_so_far_is_shown_as_such(folder: Folder) -> None:
+    said = "\n".join(running(folder, (0, 0.02, 0.5), (1, 0.1, 0.9)))
+    assert "best of 2 settings, validation 90.0: inner lr 0.1" in said
+    assert "no setting is done for all of its seeds" in said and "left out" not in said
+
+
+def test_where_no_setting_is_done_more_seeds_come_first(folder: Folder) -> None:
+    for seed in (0, 1):
+        measured(folder, seed, 0.02, 0.5, [0.5, 0.6])
+    lucky = measured(folder, 0, 0.1, 0.9, [0.5, 0.6])
+    trials = [spec(init="random", inner_lr=lr, seed=seed) for lr in (0.02, 0.1) for seed in (0, 1, 2)]
+    (answer,) = answers(read(folder), asked=trials)
+    assert lucky not in answer.trials and not answer.whole and answer.unfinished == 1
 
 
 @pytest.mark.parametrize("rates", [[0.02, 0.1], [0.1, 0.02]])
@@ -233,7 +269,7 @@ def test_torn_parts_are_left_out_and_named(sweep: Folder, capsys: pytest.Capture
         main(["best", str(sweep.directory.root)])
     said = capsys.readouterr()
     assert ended.value.code == 0 and f"{path}: torn, left out" in said.err
-    assert "best of 2 settings" in said.out
+    assert "the only setting" in said.out and "1 setting left out" in said.out
 
 
 def test_frames_stay_as_they_were(sweep: Folder) -> None:
