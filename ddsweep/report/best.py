@@ -9,7 +9,7 @@ from ddsweep.catalog.numbers import counted
 from ddsweep.errors import UserError
 from ddsweep.report.answers import PROTOCOL_TEXTS, Answer, TwoLevels, answers, rows_of, warnings_of
 from ddsweep.report.formats import percent, plain
-from ddsweep.report.settings import KIND, NAMES, heading, settings_of_row, varying
+from ddsweep.report.settings import KIND, NAMES, heading, lacks, settings_of_row, varying
 from ddsweep.report.summary_table import BASELINE_NAMES
 from ddsweep.results.reader import Results
 
@@ -61,7 +61,11 @@ def _lines(answer: Answer, names: Sequence[str], varied: Sequence[str]) -> Itera
     kind = ", ".join(_said(name, answer.kind[name]) for name in names) or "all trials"
     measure = "fooled: " if answer.measure == "attack_success" else ""
     yield f"{kind}: {measure}{levels_text(answer.test)}"
-    own = [_said(name, answer.settings.get(name)) for name in varied if name not in answer.kind]
+    own = [
+        _said(name, answer.settings.get(name))
+        for name in varied
+        if name not in answer.kind and not lacks(answer.settings, name)
+    ]
     chosen = f"best of {answer.among} settings" if answer.among > 1 else "the only setting"
     score = "" if answer.val_score is None else f", validation {percent(answer.val_score)}"
     yield f"  {chosen}{score}{': ' if own else ''}{', '.join(own)}"

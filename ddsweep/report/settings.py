@@ -17,6 +17,7 @@ __all__ = [
     "changed",
     "heading",
     "key_of",
+    "lacks",
     "setting_cells",
     "setting_headings",
     "settings_of",
@@ -61,13 +62,20 @@ def settings_of_row(row: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def lacks(settings: Mapping[str, Any], name: str) -> bool:
+    """Whether the method of a trial with these settings lacks ``name``, which then has no value."""
+    method = settings.get("method") or DEFAULT_METHOD
+    return settings.get(name) is None and name in find_method(method).lacks
+
+
 def key_of(settings: Mapping[str, Any], names: Iterable[str]) -> tuple[str, ...]:
     """The same for trials that agree in the settings ``names``."""
     return tuple(repr(settings.get(name)) for name in names)
 
 
 def varying(settings: Sequence[Mapping[str, Any]], always: Sequence[str] = ()) -> list[str]:
-    """The settings in which trials differ, and those of ``always``, in the order of `NAMES`.
+    """The settings in which trials differ whose methods have them, and those of ``always``, in the order of
+    `NAMES`.
 
     A ``fixed`` trial always has one model per step. Beside ``random`` trials that all have the same number
     this does not count as a difference.
@@ -84,13 +92,17 @@ _MOST_COLUMNS = 8
 
 
 def telling(settings: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[list[str]]:
-    """For each trial, the settings of ``names`` that tell it from the others: all of them, if they are few.
-    If they are many, for example when each trial changes another setting, those whose value differs from that
-    of most trials."""
+    """For each trial, the settings of ``names`` that tell it from the others: all that its method has, if
+    they are few. If they are many, for example when each trial changes another setting, those whose value
+    differs from that of most trials."""
+    having = [[name for name in names if not lacks(item, name)] for item in settings]
     if len(names) <= _MOST_COLUMNS:
-        return [list(names) for _ in settings]
+        return having
     usual = {name: Counter(repr(item.get(name)) for item in settings).most_common(1)[0][0] for name in names}
-    return [[name for name in names if repr(item.get(name)) != usual[name]] for item in settings]
+    return [
+        [name for name in own if repr(item.get(name)) != usual[name]]
+        for item, own in zip(settings, having, strict=True)
+    ]
 
 
 def setting_headings(names: Sequence[str]) -> list[str]:
@@ -109,12 +121,13 @@ def setting_cells(settings: Sequence[Mapping[str, Any]], names: Sequence[str]) -
 
 
 def _differ(settings: Sequence[Mapping[str, Any]], name: str) -> bool:
-    return len({repr(item.get(name)) for item in settings}) > 1
+    return len({repr(item.get(name)) for item in settings if not lacks(item, name)}) > 1
 
 
 def changed(settings: Mapping[str, Any]) -> list[str]:
     """The settings that differ from their defaults, in the order of `NAMES`, always with the data set."""
-    return [name for name in NAMES if name in settings and settings[name] != _default(name, settings)]
+    own = [name for name in NAMES if name in settings and not lacks(settings, name)]
+    return [name for name in own if settings[name] != _default(name, settings)]
 
 
 def _default(name: str, settings: Mapping[str, Any]) -> Any:

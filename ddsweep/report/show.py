@@ -18,7 +18,7 @@ from ddsweep.errors import ResultsError, UserError
 from ddsweep.report.console import bare_table
 from ddsweep.report.curve import sparkline
 from ddsweep.report.formats import NONE, duration, percent, plain, size
-from ddsweep.report.settings import changed, settings_of_row
+from ddsweep.report.settings import changed, lacks, settings_of_row
 from ddsweep.report.status import STYLES, StateReader, TrialStatus, read_history
 from ddsweep.report.summary import NEIGHBOUR, Accuracy, eval_rows, measured, trial_row
 from ddsweep.report.summary_table import BASELINE_NAMES, gain_text
@@ -162,7 +162,11 @@ def _settings(settings: Mapping[str, Any], note: str | None) -> RenderableType:
             f"unknown: {note}" if note else "unknown: not in the sweep file, and not evaluated", "yellow"
         )
     first = changed(settings)
-    rest = ", ".join(f"{name} {plain(value)}" for name, value in settings.items() if name not in first)
+    rest = ", ".join(
+        f"{name} {plain(value)}"
+        for name, value in settings.items()
+        if name not in first and not lacks(settings, name)
+    )
     pairs = _pairs([(name, plain(settings[name])) for name in first])
     return Group(*([pairs] if pairs else []), Text(f"as by default: {rest}", "dim"))
 

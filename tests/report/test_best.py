@@ -12,6 +12,8 @@ from ddsweep.cli import main
 from ddsweep.report.answers import answers, two_levels
 from ddsweep.report.best import best_lines
 from ddsweep.report.compare import compare_lines, pairs_of
+from ddsweep.report.page.gather import gather
+from ddsweep.report.page.write import page
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.results.reader import Results, load_results
 from ddsweep.results.statistics import mean_std_ci
@@ -159,6 +161,19 @@ def test_without_the_sweep_file_the_first_id_is_chosen_of_equal_scores(folder: F
     ids = [measured(folder, 0, lr, 0.5, [0.5, 0.6]) for lr in (0.02, 0.1, 0.3, 0.5)]
     (answer,) = answers(read(folder))
     assert answer.trials == (min(ids),) and answer.equals == 3
+
+
+def test_settings_that_the_best_method_lacks_are_not_told(folder: Folder) -> None:
+    for lr in (0.02, 0.1):
+        measured(folder, 0, lr, 0.5, [0.5, 0.6])
+    matched = spec(init="random", method="distribution_matching")
+    folder.evaluated(matched)
+    folder.trial(matched, val_score=0.9)
+    folder.asked()
+    said = "\n".join(best_lines(read(folder)))
+    assert "best of 3 settings, validation 90.0: distribution_matching\n" in said
+    card = page(gather([folder.directory.root])).split('class="card"')[1].split("</article>")[0]
+    assert "the best of 3 settings: method distribution_matching<" in card
 
 
 def test_by_other_settings(sweep: Folder) -> None:

@@ -144,6 +144,16 @@ def test_models_per_step_varies_only_of_its_own_accord() -> None:
     assert varying([]) == []
 
 
+def test_a_setting_varies_among_the_trials_whose_method_has_it() -> None:
+    one, other = (settings_of(spec(inner_lr=lr)) for lr in (0.02, 0.1))
+    matched = settings_of(spec(method="distribution_matching"))
+    assert varying([one, matched]) == ["method"]
+    assert varying([one, other, matched]) == ["method", "inner_lr"]
+    told = telling([one, matched], ["method", "inner_lr", "real_per_class"])
+    assert told == [["method", "inner_lr"], ["method", "real_per_class"]]
+    assert set(changed(matched)) == {*changed(one), "method"}
+
+
 def test_changed_settings() -> None:
     assert changed(settings_of(spec(init="fixed", seed=4)))[:3] == ["dataset", "network", "init"]
     assert "models_per_step" not in changed(settings_of(spec(init="fixed")))

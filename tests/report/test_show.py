@@ -41,6 +41,14 @@ def test_evaluated_fixed_trial(folder: Folder) -> None:
     assert ["distilled", "set", str(folder.directory.distilled(trial.trial_id))] in words
 
 
+def test_settings_that_the_method_lacks_are_not_shown(folder: Folder) -> None:
+    trial = spec(init="fixed", method="distribution_matching")
+    folder.asked()
+    folder.evaluated(trial)
+    shown = text(show(folder.directory, trial.trial_id, resolve))
+    assert "real_per_class 256" in shown and "inner_lr" not in shown and "window" not in shown
+
+
 def test_pending_interrupted_and_failed_trials(folder: Folder) -> None:
     folder.asked()
     pending, stopped, failed = spec(), spec(inner_lr=0.1), spec(init="fixed")

@@ -12,7 +12,7 @@ from ddsweep.report.page.gather import Gathered, Sweep
 from ddsweep.report.page.markup import Markup, tag
 from ddsweep.report.page.section import Section
 from ddsweep.report.page.table import Column, Table
-from ddsweep.report.settings import KIND, heading
+from ddsweep.report.settings import KIND, heading, lacks
 from ddsweep.report.summary_table import BASELINE_NAMES
 from ddsweep.spec import PublishedSpec
 
@@ -90,7 +90,7 @@ def _card(gathered: Gathered, sweep: Sweep, answer: Answer, names: Sequence[str]
     own = [
         f"{heading(name)} {plain(answer.settings.get(name))}"
         for name in gathered.settings
-        if name not in answer.kind
+        if name not in answer.kind and not lacks(answer.settings, name)
     ]
     chosen = f"the best of {counted(answer.among, 'setting')}" if answer.among > 1 else "the only setting"
     measure = (
