@@ -23,7 +23,7 @@ def leftover_table(trials: Sequence[Leftover]) -> Group:
     names = varying([item for item in settings if item])
     table = bare_table()
     table.add_column("trial", no_wrap=True)
-    for title in setting_headings(names):
+    for title in setting_headings(settings, names):
         table.add_column(title, overflow="fold")
     table.add_column("state", no_wrap=True)
     for title in ("test accuracy", "files", "size"):

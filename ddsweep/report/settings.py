@@ -91,12 +91,16 @@ _MOST_COLUMNS = 8
 """With so many varying settings, a table has one column for all of them."""
 
 
+_FEW_TRIALS = 5
+"""So few trials have no usual value that could be left out."""
+
+
 def telling(settings: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[list[str]]:
     """For each trial, the settings of ``names`` that tell it from the others: all that its method has, if
-    they are few. If they are many, for example when each trial changes another setting, those whose value
-    differs from that of most trials."""
+    they or the trials are few. If they are many, for example when each trial changes another setting, those
+    whose value differs from that of most trials."""
     having = [[name for name in names if not lacks(item, name)] for item in settings]
-    if len(names) <= _MOST_COLUMNS:
+    if len(names) <= _MOST_COLUMNS or len(settings) <= _FEW_TRIALS:
         return having
     usual = {name: Counter(repr(item.get(name)) for item in settings).most_common(1)[0][0] for name in names}
     return [
@@ -105,9 +109,11 @@ def telling(settings: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list
     ]
 
 
-def setting_headings(names: Sequence[str]) -> list[str]:
+def setting_headings(settings: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[str]:
     """The titles of the columns that `setting_cells` fills: one for each of ``names``, or one for all."""
-    return [heading(name) for name in names] if len(names) <= _MOST_COLUMNS else ["settings unlike most"]
+    if len(names) <= _MOST_COLUMNS:
+        return [heading(name) for name in names]
+    return ["settings" if len(settings) <= _FEW_TRIALS else "settings unlike most"]
 
 
 def setting_cells(settings: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[list[str]]:

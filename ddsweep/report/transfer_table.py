@@ -109,7 +109,7 @@ def _empty(trials: Sequence[TrialSpec]) -> tuple[Table, list[list[str]]]:
     names = varying(settings, ("network", "init"))
     table = bare_table()
     table.add_column("trial", no_wrap=True)
-    for title in setting_headings(names):
+    for title in setting_headings(settings, names):
         table.add_column(title, overflow="fold")
     cells = setting_cells(settings, names)
     return table, [[trial.trial_id, *own] for trial, own in zip(trials, cells, strict=True)]

@@ -23,7 +23,8 @@ def trial_table(
 ) -> RenderableType:
     """A line for each trial of ``settings`` (by id) with those of ``names``; then what is ``told`` of it, its
     state first, and ``headings`` over the rest."""
-    titles, cells = setting_headings(names), setting_cells(list(settings.values()), names)
+    own = list(settings.values())
+    titles, cells = setting_headings(own, names), setting_cells(own, names)
     fold = len(titles) < len(names)  # one column for all settings
 
     def build(shown: int, tall: bool) -> Table:
@@ -33,8 +34,8 @@ def trial_table(
         add_headings(table, [*titles[:shown], *rest], tall=tall, fold=fold)
         add_headings(table, ["state"], tall=tall)
         add_headings(table, headings, tall=tall, right=True)
-        for trial_id, own in zip(settings, cells, strict=True):
-            table.add_row(trial_id, *own[:shown], *[""] * len(rest), *told[trial_id])
+        for trial_id, values in zip(settings, cells, strict=True):
+            table.add_row(trial_id, *values[:shown], *[""] * len(rest), *told[trial_id])
         return table
 
     return build(1, False) if fold else Fitted(build, len(titles))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -42,6 +43,21 @@ def test_of_many_trials_the_best_of_each_kind_are_shown(folder: Folder, many: li
         f"{folder.directory.root} --all\n"
     ) in text
     assert best_of_each_kind(folder.directory, many, lambda path: None) == (best, ["init"])
+
+
+def test_the_best_of_many_trials_is_shown_with_all_that_varies(folder: Folder) -> None:
+    """Eleven trials that each change a setting of their own: the only line is that of the best."""
+    changes: list[dict[str, Any]] = [
+        *({}, {"trim": 0.25}, {"ema": 0.9}, {"labels": "soft"}, {"clip_median": 2.0}, {"outer_lr": 0.03}),
+        *({"outer_steps": 9}, {"inner_lr": 0.5}, {"inner_optimizer": "momentum"}, {"real_batch": 32}),
+        {"models_per_step": 2},
+    ]
+    trials = [spec(**own) for own in changes]
+    for place, trial in enumerate(trials):
+        folder.evaluated(trial)
+        folder.trial(trial, val_score=0.9 if place == 7 else 0.1)
+    said = " ".join(shown(folder, trials).split())
+    assert trials[7].trial_id in said and "inner lr 0.5" in said and "labels hard" in said
 
 
 @pytest.mark.parametrize(("width", "most"), [(80, 40), (160, 30)])

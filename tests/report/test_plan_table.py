@@ -15,7 +15,7 @@ from ddsweep.cost import CostEstimate
 from ddsweep.report.console import report_console
 from ddsweep.report.formats import duration, percent, plain, size
 from ddsweep.report.plan_table import plan_table, protocol_lines
-from ddsweep.report.settings import NAMES, changed, settings_of, telling, varying
+from ddsweep.report.settings import NAMES, changed, setting_headings, settings_of, telling, varying
 from ddsweep.spec import AshaSpec, Plan
 
 from .conftest import Folder, spec, text
@@ -255,6 +255,9 @@ def test_trials_that_each_change_a_setting_of_their_own_get_one_column() -> None
     assert "labels soft" in shown[4] and "inner lr 0.5, inner optimizer momentum" in shown[8]
     few = varying(settings[:3])
     assert telling(settings[:3], few) == [["trim", "ema"]] * 3
+    # Of a few trials no value is usual: all are told.
+    assert telling(settings[:2], names) == [names] * 2
+    assert setting_headings(settings[:2], names) == ["settings"]
 
 
 def test_a_protocol_of_ones_own_is_told_with_its_steps_and_its_cost() -> None:
