@@ -453,6 +453,33 @@ def test_the_table_of_importance_is_over_settings(folder: Folder) -> None:
     assert row["rank correlation"][1] == 1.0
 
 
+def test_none_is_a_value_of_its_own(folder: Folder) -> None:
+    folder.asked(ASKED)
+    for place, norm in enumerate((None, 1.0, 10.0)):
+        for rate in (0.02, 0.1):
+            folder.trial(spec(init="random", clip_norm=norm, inner_lr=rate), val_score=0.1 * place + rate / 9)
+    rows = {row["setting"][0]: row for row in made(folder.directory.root).rows("importances")}
+    assert rows["clip norm"]["values"][0] == "3" and rows["clip norm"]["explains"][1] > 0.5
+    assert rows["clip norm"]["rank correlation"][1] is None
+    assert rows["inner lr"]["rank correlation"][1] is not None
+    scores = pd.Series([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
+    same = importance(pd.Series([0.0, 0.0, 1.0, 1.0, 2.0, 2.0]), scores)
+    found = importance(pd.Series([None, None, 1.0, 1.0, 2.0, 2.0]), scores)
+    assert found is not None and same is not None and found[:2] == same[:2] and found[2] is None
+
+
+def test_a_setting_matters_among_the_trials_whose_method_has_it(folder: Folder) -> None:
+    folder.asked(ASKED)
+    for place, outer in enumerate((0.01, 0.03)):
+        for inner in (0.02, 0.1):
+            folder.trial(spec(init="random", inner_lr=inner, outer_lr=outer), val_score=inner + place / 100)
+        matched = spec(init="random", method="distribution_matching", outer_lr=outer)
+        folder.trial(matched, val_score=0.15 + place / 100)
+    rows = {row["setting"][0]: row for row in made(folder.directory.root).rows("importances")}
+    assert rows["method"]["values"][0] == rows["inner lr"]["values"][0] == "2"
+    assert rows["inner lr"]["rank correlation"][1] is not None
+
+
 def test_status_is_watched_until_no_driver_is_at_work(folder: Folder) -> None:
     whole(folder)
     command = [sys.executable, "-m", "ddsweep", "status", str(folder.directory.root), "--watch", "1"]

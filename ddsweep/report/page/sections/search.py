@@ -15,7 +15,7 @@ from ddsweep.report.page.markup import Markup, tag
 from ddsweep.report.page.measures import axis_of
 from ddsweep.report.page.section import Axis, Chart, Dataset, Section
 from ddsweep.report.page.table import Column, Table
-from ddsweep.report.settings import heading
+from ddsweep.report.settings import heading, lacks
 
 __all__ = ["importance", "search_section"]
 
@@ -31,23 +31,24 @@ def importance(values: pd.Series, scores: pd.Series) -> tuple[float, float | Non
 
     Epsilon squared is the part of the variance of the ranks of the scores that groups of equal value explain
     beyond chance, (H - k + 1) / (n - k) with H of Kruskal and Wallis (1952), k groups and n settings; at
-    least
-    0. Numbers with more than five values are put in five groups of equal size. The correlation is that of
-    numbers; None for words.
+    least 0. Numbers with more than five values are put in five groups of equal size; none is a group of its
+    own. The correlation is that of numbers; None for words, and where there is a none.
     """
     from scipy.stats import kruskal, spearmanr
 
     numeric = pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
-    groups = values.astype(str)
+    groups = values.map(str)
     if numeric and values.nunique() > _BINS:
-        groups = pd.qcut(values.rank(method="average"), _BINS, duplicates="drop").astype(str)
+        groups = pd.qcut(values.rank(method="average"), _BINS, duplicates="drop").map(str)
+    groups = groups.astype(object).where(values.notna(), "none")
     parts = [own.to_numpy() for _, own in scores.groupby(groups)]
     count = len(scores)
     if len(parts) < 2 or count <= len(parts) or scores.nunique() < 2:
         return None
     found = kruskal(*parts)
     explained = max(0.0, float((found.statistic - len(parts) + 1) / (count - len(parts))))
-    correlation = float(spearmanr(values, scores).statistic) if numeric and values.nunique() > 1 else None
+    ordered = numeric and values.notna().all() and values.nunique() > 1
+    correlation = float(spearmanr(values, scores).statistic) if ordered else None
     return explained, float(found.pvalue), correlation
 
 
@@ -59,11 +60,10 @@ def search_section(gathered: Gathered) -> Section:
         return Section("search", "Which settings matter", [])
     rows: list[list[Any]] = []
     for axis in axes:
-        found = (
-            importance(frame[axis], frame["score"]) if axis in frame and frame[axis].notna().all() else None
-        )
+        own = frame[[not lacks(settings, axis) for settings in frame["settings"]]]
+        found = importance(own[axis], own["score"])
         if found is not None:
-            rows.append([heading(axis), *found, int(frame[axis].nunique())])
+            rows.append([heading(axis), *found, int(own[axis].nunique(dropna=False))])
     parts: list[Markup | Chart | Table] = []
     if rows:
         rows.sort(key=lambda row: -row[1])
@@ -79,6 +79,7 @@ def _scores(gathered: Gathered, axes: list[str]) -> pd.DataFrame:
         {
             **{axis: gathered.value(trial, axis) for axis in axes},
             "score": trial.row.get("val_score"),
+            "settings": trial.settings,
             "key": _key(trial),
         }
         for trial in gathered.trials
@@ -100,7 +101,8 @@ def _importance_parts(rows: list[list[Any]], count: int) -> list[Markup | Chart 
     text = (
         "How much of the variation of validation scores each setting explains on its own: epsilon squared of "
         f"Kruskal and Wallis over {count} settings, each with the mean over its seeds; stopped trials with "
-        f"the score at which they stopped. Settings that matter only together do not show.{mind}"
+        "the score at which they stopped. What only some methods have is judged among theirs. "
+        f"Settings that matter only together do not show.{mind}"
     )
     chart = Chart(
         name="importance",
