@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import re
 import shutil
 import statistics
 import subprocess
@@ -15,13 +16,17 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import altair as alt
 import numpy as np
 import pandas as pd
 import pytest
+import vl_convert
 
 from ddsweep.catalog import TrialSpec
 from ddsweep.cli import main
+from ddsweep.report.page.charts import percent_axis, x_of
 from ddsweep.report.page.gather import gather
+from ddsweep.report.page.section import Axis
 from ddsweep.report.page.sections.cost import front_of
 from ddsweep.report.page.sections.search import importance
 from ddsweep.report.page.table import Column, Table
@@ -416,6 +421,18 @@ def test_worst_networks_transfer_and_front_are_computed_again(folder: Folder) ->
         if not any(cost[o] <= cost[one] and worth[o] >= worth[one] for o in worth.index if o != one)
     ]
     assert set(unbeaten) <= set(front) and len({worth[one] for one in front}) == len(front)
+
+
+def test_ticks_say_what_is_drawn() -> None:
+    """No half step is called a whole one, and no single value is rounded."""
+    rows = [{"step": step, "v": 2.317} for step in (0, 1)]
+    chart = (
+        alt.Chart(alt.Data(values=rows))
+        .mark_point()
+        .encode(x=x_of(Axis("step", "quantitative"), "step"), y=percent_axis("v", "loss"))
+    )
+    labels = re.findall(r"<text[^>]*>([^<]+)</text>", vl_convert.vegalite_to_svg(chart.to_dict()))
+    assert sorted(labels) == ["0", "1", "2.317", "loss", "step"]
 
 
 def test_the_front_of_cost_and_worth() -> None:

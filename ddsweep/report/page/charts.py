@@ -8,7 +8,7 @@ import altair as alt
 
 from ddsweep.report.page.section import Axis, Chart
 
-__all__ = ["COLOURS", "DARK_COLOURS", "colour_of", "described", "percent_axis", "x_of"]
+__all__ = ["COLOURS", "DARK_COLOURS", "NUMBERS", "colour_of", "described", "percent_axis", "x_of"]
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c8c8c")
 """Colours that colour-blind people can tell apart (Okabe & Ito 2008, without yellow and black, which are lost
@@ -18,6 +18,13 @@ DARK_COLOURS = ("#4fb0ea", "#ff8a4c", "#2cc59b", "#e59fc4", "#f0bd4f", "#9ad7f7"
 """The same, lighter."""
 
 
+NUMBERS = alt.Axis(format=".6~g")
+"""A y axis. By itself the only tick of a single value is rounded to a whole number."""
+
+_WHOLE = alt.Axis(labelExpr="datum.value % 1 ? '' : format(datum.value, 'd')", tickMinStep=1)
+"""An axis of steps. Where they are few there are ticks at halves in spite of the least step."""
+
+
 def x_of(axis: Axis, field: str = "x") -> alt.X:
     """The x axis. The page replaces title, type and scale if a reader chooses another axis."""
     title = alt.X(field, type=axis.kind, title=axis.title)
@@ -25,7 +32,7 @@ def x_of(axis: Axis, field: str = "x") -> alt.X:
         title = title.scale(
             alt.Scale(type="log", nice=True) if axis.log else alt.Scale(zero=False, nice=True)
         )
-        return title.axis(alt.Axis(format="d", tickMinStep=1)) if field == "step" else title
+        return title.axis(_WHOLE) if field == "step" else title
     return title.axis(alt.Axis(labelAngle=0, labelOverlap=True, labelLimit=120))
 
 
@@ -43,7 +50,8 @@ def colour_of(axis: Axis, field: str = "c") -> alt.Color:
 
 
 def percent_axis(field: str, title: str, **settings: Any) -> alt.Y:
-    return alt.Y(field, type="quantitative", title=title, scale=alt.Scale(zero=False, nice=True), **settings)
+    scale = alt.Scale(zero=False, nice=True)
+    return alt.Y(field, type="quantitative", title=title, scale=scale, axis=NUMBERS, **settings)
 
 
 def described(chart: Chart, x: Axis | None = None, colour: Axis | None = None) -> dict[str, Any]:

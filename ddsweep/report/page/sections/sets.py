@@ -9,7 +9,7 @@ from typing import Any
 
 import altair as alt
 
-from ddsweep.report.page.charts import colour_of, x_of
+from ddsweep.report.page.charts import NUMBERS, colour_of, x_of
 from ddsweep.report.page.gather import Gathered, Trial
 from ddsweep.report.page.markup import Markup, tag
 from ddsweep.report.page.section import Axis, Chart, Dataset, Section
@@ -120,7 +120,7 @@ def _build(x: Axis, colour: Axis) -> alt.Chart:
         .mark_line(point=True, interpolate="step-after")
         .encode(
             x=x_of(x, "step"),
-            y=alt.Y("rate:Q", title="rate", scale=alt.Scale(zero=True)),
+            y=alt.Y("rate:Q", title="rate", scale=alt.Scale(zero=True), axis=NUMBERS),
             color=colour_of(colour),
             tooltip=told,
         )

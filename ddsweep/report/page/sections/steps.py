@@ -10,7 +10,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from ddsweep.report.page.charts import colour_of, percent_axis, x_of
+from ddsweep.report.page.charts import NUMBERS, colour_of, percent_axis, x_of
 from ddsweep.report.page.gather import Gathered
 from ddsweep.report.page.measures import Spread, spread_of
 from ddsweep.report.page.section import Axis, Chart, Dataset, Section
@@ -151,17 +151,17 @@ def _curves(scale: alt.Scale, x: Axis, colour: Axis) -> alt.LayerChart:
     along = x_of(x, "step")
     everything = alt.Chart(alt.NamedData("all")).encode(x=along)
     band = everything.mark_area(opacity=0.15, color="#8c8c8c").encode(
-        y=alt.Y("low:Q", title=None, scale=scale), y2="high:Q"
+        y=alt.Y("low:Q", title=None, scale=scale, axis=NUMBERS), y2="high:Q"
     )
     middle = everything.mark_line(color="#8c8c8c", strokeDash=[4, 3]).encode(
-        y=alt.Y("mid:Q", title=None, scale=scale)
+        y=alt.Y("mid:Q", title=None, scale=scale, axis=NUMBERS)
     )
     lines = (
         alt.Chart(alt.NamedData("lines"))
         .mark_line(point=alt.OverlayMarkDef(size=14))
         .encode(
             x=along,
-            y=alt.Y("v:Q", title=None, scale=scale),
+            y=alt.Y("v:Q", title=None, scale=scale, axis=NUMBERS),
             color=colour_of(colour),
             tooltip=[
                 alt.Tooltip("label:N", title="trial"),
