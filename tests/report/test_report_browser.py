@@ -135,6 +135,13 @@ def test_a_sweep_is_drawn_silently_and_keeps_nobody_out(
     assert browser.ask("document.querySelectorAll('figure.chart canvas').length") >= 5
     assert browser.ask("[...document.querySelectorAll('.pictures img')].every((one) => one.naturalWidth)")
     assert browser.ask("document.documentElement.scrollWidth") == width
+    first = "[...document.querySelectorAll('tbody th')].map((one) => one.offsetWidth)"
+    assert browser.ask(f"Math.max(...{first})") < width / 2, "the first column leaves room for numbers"
+    browser.resize(width, 900)  # drawing made it as high as the page
+    browser.ask("document.querySelector('nav a[href=\"#steps\"]').click()")
+    top = "document.querySelector('#steps h2').getBoundingClientRect().top"
+    assert browser.wait(f"{top} < 300")
+    assert browser.ask(f"{top} >= document.getElementById('controls').getBoundingClientRect().bottom")
     assert barriers(browser) == []
     silent(browser)
 
