@@ -110,7 +110,7 @@ def show(directory: SweepDirectory, prefix: str, resolve: Resolve = from_catalog
         parts.append(Text("no longer in the sweep file", "yellow"))
     parts += _section("settings", _settings(settings, asked.note))
     if history := read_history(directory, trial_id, torn):
-        parts += _section("curve", _curve(history))
+        parts += _section("curve", _curve(history, row))
     if row:
         evals = eval_rows(directory, row, torn.append)
         parts += _section(
@@ -171,7 +171,7 @@ def _settings(settings: Mapping[str, Any], note: str | None) -> RenderableType:
     return Group(*([pairs] if pairs else []), Text(f"as by default: {rest}", "dim"))
 
 
-def _curve(history: Rows) -> Table:
+def _curve(history: Rows, row: Mapping[str, Any] | None) -> Table:
     table = Table.grid(padding=(0, 2, 0, 0))
     for name, title in (("outer_loss", "outer loss"), ("val_score", "val. score")):
         # The score is measured at a few steps only; a null loss was not finite.
@@ -181,9 +181,14 @@ def _curve(history: Rows) -> Table:
             ends = f"{finite[0]:.4g} → {finite[-1]:.4g}" if len(finite) > 1 else f"{finite[0]:.4g}"
             table.add_row(Text(title, "dim"), sparkline(values), ends)
     first, last = history[0]["outer_step"], history[-1]["outer_step"]
-    skipped = sum(row["n_skipped"] or 0 for row in history)
+    # A row of the history is of one step only, and not all steps are logged; the trial has the total.
+    total = row["n_skipped"] if row else None
+    skipped = sum(item["n_skipped"] or 0 for item in history) if total is None else total
+    where = " at logged steps" if total is None else ""
     note = f"outer steps {first} to {last}, {duration(history[-1]['seconds'])}"
-    table.add_row("", Text(note + (f", {counted(skipped, 'network')} skipped" if skipped else ""), "dim"))
+    table.add_row(
+        "", Text(note + (f", {counted(skipped, 'network')} skipped{where}" if skipped else ""), "dim")
+    )
     return table
 
 

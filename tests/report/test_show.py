@@ -10,6 +10,8 @@ from ddsweep.errors import ResultsError, SettingError
 from ddsweep.report.curve import sparkline
 from ddsweep.report.show import find_trial, show
 from ddsweep.results.layout import SweepDirectory
+from ddsweep.results.parts import read_part, write_part
+from ddsweep.results.schemas import HISTORY
 
 from .conftest import Folder, resolve, spec, text
 
@@ -47,6 +49,19 @@ def test_settings_that_the_method_lacks_are_not_shown(folder: Folder) -> None:
     folder.evaluated(trial)
     shown = text(show(folder.directory, trial.trial_id, resolve))
     assert "real_per_class 256" in shown and "inner_lr" not in shown and "window" not in shown
+
+
+def test_skipped_networks_are_counted_over_all_steps(folder: Folder) -> None:
+    """Not all steps are logged, and a row of the history is of its own step only."""
+    trial = spec(init="fixed")
+    folder.asked()
+    folder.trial(trial, n_skipped=7)
+    path = folder.history(trial)
+    rows = [{**row, "n_skipped": int(row["outer_step"] == 20)} for row in read_part(path).to_pylist()]
+    write_part(path, rows, HISTORY, folder.directory.temporary)
+    assert ", 7 networks skipped\n" in text(show(folder.directory, trial.trial_id, resolve))
+    folder.directory.trials_part(trial.trial_id).unlink()
+    assert ", 1 network skipped at logged steps\n" in text(show(folder.directory, trial.trial_id, resolve))
 
 
 def test_pending_interrupted_and_failed_trials(folder: Folder) -> None:
