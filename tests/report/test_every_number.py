@@ -222,8 +222,9 @@ class Again:
     def hard(self) -> dict[Any, Numbers]:
         own = self.several()
         own = own.assign(below=own.value - own.groupby("trial_id").value.transform("mean"))
+        own = own.assign(lower=own.below < 0)
         table = own.groupby("model_seed").agg(
-            test=("value", "mean"), below=("below", "mean"), n=("value", "size")
+            test=("value", "mean"), below=("below", "mean"), n=("value", "size"), lower=("lower", "mean")
         )
         return {
             str(int(number)): {
@@ -232,7 +233,7 @@ class Again:
                 "minus the mean of the trial": row.below,
                 "trials": row.n,
             }
-            for number, row in table[table.below < 0].iterrows()
+            for number, row in table[(table.below < 0) & (table.lower > 0.5)].iterrows()
         }
 
     def transfer(self) -> dict[Any, Numbers]:

@@ -374,6 +374,18 @@ def test_hard_networks_of_two_laws_are_apart(folder: Folder) -> None:
     ]
 
 
+def test_a_network_that_is_hard_for_a_few_sets_is_not_listed(folder: Folder) -> None:
+    """Network 0 is far below the mean for one of three trials; network 1 a little below for all."""
+    folder.asked("name: small\nbase: {dataset: digits}\n")
+    for lr, first in ((0.02, 0.1), (0.1, 0.8), (0.3, 0.8)):
+        trial = spec(init="random", inner_lr=lr)
+        folder.trial(trial)
+        rows = {("distilled", "as_distilled", 4): list(enumerate([first, 0.5, 0.7, 0.7]))}
+        folder.evals(trial, "as_distilled", 0, rows)
+    rows = made(folder.directory.root).rows("hard-networks")
+    assert [row["number"][0] for row in rows] == ["1"]
+
+
 def test_without_the_extra_it_says_so(
     folder: Folder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

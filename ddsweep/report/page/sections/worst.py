@@ -66,8 +66,8 @@ def worst_section(gathered: Gathered, finals: Mapping[int, Spread]) -> Section:
 
 
 def _hard(gathered: Gathered, several: Mapping[int, Spread]) -> Table | None:
-    """The networks that are low for most trials: network i is the same for every trial of its architecture,
-    law and data."""
+    """The networks that are below the mean of most trials and, by their mean, of all: network i is the same
+    for every trial of its architecture, law and data."""
     kinds = []
     for number, found in several.items():
         settings = gathered.trials[number].settings
@@ -77,14 +77,19 @@ def _hard(gathered: Gathered, several: Mapping[int, Spread]) -> Table | None:
     columns = {
         "kind": kinds,
         "network": np.concatenate([found.seeds for found in every]),
+        "lower": np.concatenate([found.values < found.values.mean() for found in every]),
         "below": np.concatenate([found.values - found.values.mean() for found in every]),
         "value": np.concatenate([found.values for found in every]),
     }
     whole = pd.DataFrame(columns).groupby(["kind", "network"])
     table = whole.agg(
-        below=("below", "mean"), value=("value", "mean"), trials=("value", "size")
+        lower=("lower", "mean"), below=("below", "mean"), value=("value", "mean"), trials=("value", "size")
     ).reset_index()
-    table = table[(table["trials"] > 1) & (table["below"] < 0)].sort_values("below").head(_MOST)
+    table = (
+        table[(table["trials"] > 1) & (table["lower"] > 0.5) & (table["below"] < 0)]
+        .sort_values("below")
+        .head(_MOST)
+    )
     if table.empty:
         return None
     rows = [
