@@ -78,9 +78,14 @@ class Gathered:
 
     @property
     def best(self) -> list[Trial]:
-        """The trials of all answers."""
-        ids = [(sweep.name, i) for sweep in self.sweeps for own in sweep.answers for i in own.trials]
-        return [self.trials[self.by_id[key]] for key in ids]
+        """The trials of all answers: one of each, then the second of each, and so on."""
+        ids = [
+            (place, (sweep.name, trial_id))
+            for sweep in self.sweeps
+            for own in sweep.answers
+            for place, trial_id in enumerate(own.trials)
+        ]
+        return [self.trials[self.by_id[key]] for _, key in sorted(ids, key=lambda item: item[0])]
 
     @property
     def settings(self) -> list[str]:
@@ -234,9 +239,11 @@ def _once(results: Results, notes: list[str]) -> Results:
 
 
 def _trials(sweep: Sweep, asked: Sequence[TrialSpec]) -> list[Trial]:
-    """The trials with a row, then those without."""
+    """The trials with a row, then those without, each in the order of the sweep."""
     found = []
-    for row in rows_of(sweep.results.trials):
+    place = {spec.trial_id: number for number, spec in enumerate(asked)}
+    rows = rows_of(sweep.results.trials)
+    for row in sorted(rows, key=lambda row: place.get(row["trial_id"], len(place))):
         found.append(
             Trial(
                 number=0,
