@@ -26,6 +26,7 @@ from ddsweep.catalog import TrialSpec
 from ddsweep.cli import main
 from ddsweep.report.page.charts import percent_axis, x_of
 from ddsweep.report.page.gather import gather
+from ddsweep.report.page.payload import picked
 from ddsweep.report.page.section import Axis
 from ddsweep.report.page.sections.cost import front_of
 from ddsweep.report.page.sections.search import importance
@@ -160,6 +161,8 @@ def test_the_answer_and_its_gains_are_computed_again(folder: Folder) -> None:
     assert gains["k-means", "at the same steps"]["gain"][1] == pytest.approx(expected)
     one = statistics.fmean(own.accuracy) - 0.9
     assert gains["k-NN k-means", "without a network"]["gain"][1] == pytest.approx(one)
+    (name, how), least = min(gains.items(), key=lambda item: item[1]["gain"][1] or 0.0)
+    assert f"{least['gain'][0]} over the best baseline, {name} {how}, 95 % interval" in found.text
 
 
 def test_steps_networks_and_curves_are_the_tables(folder: Folder) -> None:
@@ -445,6 +448,22 @@ def test_ticks_say_what_is_drawn() -> None:
     )
     labels = re.findall(r"<text[^>]*>([^<]+)</text>", vl_convert.vegalite_to_svg(chart.to_dict()))
     assert sorted(labels) == ["0", "1", "2.317", "loss", "step"]
+
+
+def test_trials_stand_in_the_order_of_the_sweep(folder: Folder) -> None:
+    trials = whole(folder)
+    assert [row["trial"][0] for row in made(folder.directory.root).rows("all-trials")] == [
+        trial.trial_id for trial in trials
+    ]
+
+
+def test_of_every_answer_one_seed_is_picked_before_second_ones(folder: Folder) -> None:
+    folder.asked(ASKED.replace("{inner_lr: [0.02, 0.1]}", "{images_per_class: [2, 4, 6, 8]}"))
+    trials = [spec(init="random", images_per_class=ipc, seed=seed) for ipc in (2, 4, 6, 8) for seed in (0, 1)]
+    for trial in trials:
+        folder.evaluated(trial)
+        folder.trial(trial, val_score=0.5)
+    assert picked(gather([folder.directory.root])) == [0, 2, 4, 6, 1, 3]
 
 
 def test_the_front_of_cost_and_worth() -> None:

@@ -111,6 +111,10 @@ def _card(gathered: Gathered, sweep: Sweep, answer: Answer, names: Sequence[str]
     if gain is not None:
         text = f"{percent(gain.mean, sign=True)} over random real images on the same networks"
         lines.append(tag("p", f"{text}, {_interval(gain, sign=True)}"))
+    if answer.gains:
+        (source, protocol), least = min(answer.gains.items(), key=lambda item: item[1].mean)
+        best = f"the best baseline, {BASELINE_NAMES[source]} {PROTOCOL_TEXTS[protocol]}"
+        lines.append(tag("p", f"{percent(least.mean, sign=True)} over {best}, {_interval(least, sign=True)}"))
     said = [tag("li", warning) for warning in warnings_of(answer)]
     if said:
         lines.append(tag("ul", *said, class_="mind", aria_label="Mind"))
