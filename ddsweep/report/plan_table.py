@@ -87,15 +87,15 @@ def _totals(
         lines[0] += "; nothing is left to do"
     elif missing and all(i in estimates for i in missing):
         hours = sum(estimates[i].seconds_cpu for i in missing) * threads / 3600
-        most = " at most" if scheduler else ""
+        most = " at most" if scheduler and 60 * hours >= 1 else ""
         rest = f"the other {len(missing)} take" if len(missing) > 1 else "the other one takes"
         rest = "it takes" if len(ids) == 1 else rest
-        lines[0] += f"; {rest}{most} about {_hours(hours)}, evaluation not counted"
+        lines[0] += f"; {rest}{most} {_hours(hours)}, evaluation not counted"
     if plan.to_propose:
         lines.append(f"up to {counted(plan.to_propose, 'more trial')} to be proposed by the search")
         if len(estimates) >= len(ids):
             mean = sum(estimates[i].seconds_cpu for i in ids) / len(ids)
-            lines[-1] += f", about {_hours(plan.to_propose * mean * threads / 3600)}"
+            lines[-1] += f", {_hours(plan.to_propose * mean * threads / 3600)}"
     lines += plan.assumed
     if scheduler:
         lines += _scheduling(plan, scheduler)
@@ -150,7 +150,7 @@ def protocol_lines(
             tests = _span([len(evaluation.steps(trial, protocol)) for trial in judged], "test")
             lines.append(
                 f"{protocol.name}: {steps} of training and {tests} for each held-out network; for "
-                f"{counted(len(judged), 'trial')} about {_hours(hours)}, tests not counted"
+                f"{counted(len(judged), 'trial')} {_hours(hours)}, tests not counted"
             )
     return lines
 
@@ -187,7 +187,8 @@ def _span(counts: list[int], what: str) -> str:
 
 
 def _hours(hours: float) -> str:
+    if 60 * hours < 1:
+        return "under 1 CPU-minute"
     if hours < 1:
-        minutes = max(1, round(60 * hours))
-        return f"{minutes} CPU-minute{'' if minutes == 1 else 's'}"
-    return f"{hours:.1f} CPU-hours" if hours < 100 else f"{hours:.0f} CPU-hours"
+        return f"about {counted(round(60 * hours), 'CPU-minute')}"
+    return f"about {hours:.1f} CPU-hours" if hours < 100 else f"about {hours:.0f} CPU-hours"

@@ -27,13 +27,16 @@ BASELINE_NAMES = {
     "knn_kmeans": "k-NN k-means",
 }
 
-_CAPTION = (
-    "Test accuracy in %. ± is the standard deviation over held-out networks (of random real: over networks "
-    "and draws of images); `own`, the one known network of a fixed trial, has none. Before: the same "
-    "networks before training on the set. Baselines: as many images and steps, at the best rate; `tuned`: at "
-    "the best rate and number of epochs. k-NN: nearest neighbour in pixels, no network. Gain: distilled - "
-    "random real on the same networks, ± its 95 % confidence interval. Div: networks that diverged; they "
-    f"count in the mean. {NONE}: not measured."
+_SPREAD = "Test accuracy in %. ± is the standard deviation over held-out networks"
+_DRAWS = " (of random real: over networks and draws of images)"
+_OWN = "; `own`, the one known network of a fixed trial, has none"
+_BEFORE = " Before: the same networks before training on the set."
+_BASELINES = " Baselines: as many images and steps, at the best rate"
+_TUNED = "; `tuned`: at the best rate and number of epochs"
+_KNN = " k-NN: nearest neighbour in pixels, no network."
+_REST = (
+    " Gain: distilled - random real on the same networks, ± its 95 % confidence interval. Div: networks that "
+    f"diverged; they count in the mean. {NONE}: not measured."
 )
 _STOPPED = " stopped N: by the scheduler, after N outer steps; never evaluated."
 
@@ -58,11 +61,11 @@ def summary_table(summaries: Sequence[TrialSummary], width: int = PLAIN_WIDTH) -
     present = {source for summary in summaries for of in summary.baselines.values() for source in of}
     sources = [source for source in BASELINE_NAMES if source in present]
     stopped = any(summary.stopped_at is not None for summary in summaries)
-    caption = _CAPTION + (_STOPPED if stopped else "")
+    end = _STOPPED if stopped else ""
     for gap in (2, 1):
         table = _table(summaries, sources, gap, settings=True)
         if width_of(table) <= width:
-            return Group(table, Text(caption, "dim"))
+            return Group(table, Text(_caption(summaries, sources) + end, "dim"))
     shown = list(sources)
     for source in (*_FIRST_TO_GO, ""):
         table = _table(summaries, shown, 1, settings=False)
@@ -70,8 +73,26 @@ def summary_table(summaries: Sequence[TrialSummary], width: int = PLAIN_WIDTH) -
             break
         shown = [name for name in shown if name != source]
     if hidden := ", ".join(BASELINE_NAMES[source] for source in sources if source not in shown):
-        caption += f" Left out because the window is too narrow: {hidden}."
-    return Group(_Blocks(table, summaries), Text(caption, "dim"))
+        end += f" Left out because the window is too narrow: {hidden}."
+    return Group(_Blocks(table, summaries), Text(_caption(summaries, shown) + end, "dim"))
+
+
+def _caption(summaries: Sequence[TrialSummary], sources: Sequence[str]) -> str:
+    """What the columns mean that there are: those of ``sources``, and others that not every sweep has."""
+    trained = [source for source in sources if not source.startswith("knn_")]
+    tuned = {
+        source
+        for summary in summaries
+        for protocol, of in summary.baselines.items()
+        if protocol.endswith("_tuned")
+        for source in of
+    }
+    text = _SPREAD + (_DRAWS if "random_real" in sources else "")
+    text += (_OWN if any(summary.settings.get("init") == "fixed" for summary in summaries) else "") + "."
+    text += _BEFORE if any(summary.pool for summary in summaries) else ""
+    if trained:
+        text += _BASELINES + (_TUNED if tuned.intersection(trained) else "") + "."
+    return text + (_KNN if len(trained) < len(sources) else "") + _REST
 
 
 def _table(summaries: Sequence[TrialSummary], sources: Sequence[str], gap: int, *, settings: bool) -> Table:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,20 @@ def test_what_is_only_to_be_evaluated_costs_no_distillation() -> None:
     assert text(plan_table(Plan(trials), states, costs)).endswith("\n3 trials, 0 done, 3 to evaluate")
     alone = text(plan_table(Plan(trials[:1], assumed=("inner_steps: 1, for ...",)), {}, costs))
     assert "1 trial, 0 done; it takes about" in alone and alone.endswith("\ninner_steps: 1, for ...")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (0.9, "it takes under 1 CPU-minute,"),
+        (70, "it takes about 1 CPU-minute,"),
+        (600, "it takes about 10 CPU-minutes,"),
+    ],
+)
+def test_totals_below_a_minute_are_not_called_one(seconds: float, said: str) -> None:
+    trial = spec()
+    cost = replace(HOUR, seconds_cpu=seconds)
+    assert said in text(plan_table(Plan((trial,)), {}, {trial.trial_id: cost}))
 
 
 def test_of_too_many_trials_the_first_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,7 +281,7 @@ def test_a_protocol_of_ones_own_is_told_with_its_steps_and_its_cost() -> None:
     trials = (spec(), spec(images_per_class=4), spec(seed=1))
     lines = protocol_lines(trials, asked, {trials[2].trial_id: "done"})
     assert lines == [
-        "field: 602 to 903 steps of training and 2 tests for each held-out network; for 2 trials about 1 "
+        "field: 602 to 903 steps of training and 2 tests for each held-out network; for 2 trials under 1 "
         "CPU-minute, tests not counted"
     ], "the other one is impossible for them"
     assert protocol_lines(trials, asked, dict.fromkeys([t.trial_id for t in trials], "done")) == []

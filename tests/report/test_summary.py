@@ -211,6 +211,20 @@ def test_where_there_is_no_room_for_all_baselines_the_table_says_which_are_left_
     assert "random real" not in at[54].partition("Left out")[2], "with which sets are compared: it stays"
 
 
+def test_only_columns_that_are_there_are_explained(folder: Folder) -> None:
+    """Of a sweep without a pool, with one baseline at the same steps; then with all."""
+    trial = spec(init="random")
+    folder.trial(trial)
+    rows = {("distilled", "as_distilled", 4): [(0, 0.5), (1, 0.6)]}
+    folder.evals(trial, "as_distilled", 0, {**rows, ("kmeans", "as_distilled", 4): [(0, 0.4), (1, 0.4)]})
+    said = " ".join(text(summary_table(summarise(folder.directory))).split())
+    assert "Baselines: as many images and steps, at the best rate. Gain:" in said
+    assert not any(word in said for word in ("Before:", "k-NN:", "`own`", "`tuned`", "random real: over"))
+    folder.evaluated(spec(init="fixed"))
+    said = " ".join(text(summary_table(summarise(folder.directory))).split())
+    assert all(word in said for word in ("k-NN:", "`own`", "`tuned`", "of random real: over"))
+
+
 def test_numbers_of_a_trial_stand_below_its_settings_where_it_is_narrow(folder: Folder) -> None:
     fixed, free = spec(init="fixed"), spec(inner_lr=0.1)
     folder.evaluated(fixed)
