@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import vl_convert
+from safetensors.numpy import save_file
 
 from ddsweep.catalog import TrialSpec
 from ddsweep.cli import main
@@ -30,11 +31,13 @@ from ddsweep.report.page.payload import picked
 from ddsweep.report.page.section import Axis
 from ddsweep.report.page.sections.cost import front_of
 from ddsweep.report.page.sections.search import importance
+from ddsweep.report.page.sections.sets import rates_section
+from ddsweep.report.page.sections.steps import curves_section
 from ddsweep.report.page.table import Column, Table
 from ddsweep.report.page.write import page
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.results.lock import SweepLock
-from ddsweep.results.parts import write_part
+from ddsweep.results.parts import read_part, write_part
 from ddsweep.results.reader import load_results
 from ddsweep.results.schemas import HISTORY
 from ddsweep.results.statistics import mean_std_ci
@@ -464,6 +467,44 @@ def test_of_every_answer_one_seed_is_picked_before_second_ones(folder: Folder) -
         folder.evaluated(trial)
         folder.trial(trial, val_score=0.5)
     assert picked(gather([folder.directory.root])) == [0, 2, 4, 6, 1, 3]
+
+
+def test_losses_of_two_methods_are_not_mixed(folder: Folder) -> None:
+    folder.asked("name: small\nbase: {dataset: digits}\n")
+    for method in ("bptt", "distribution_matching"):
+        for seed in (0, 1):
+            trial = spec(init="random", method=method, seed=seed)
+            folder.trial(trial)
+            path = folder.history(trial)
+            times = 100 if method == "bptt" else 1
+            rows = [{**row, "outer_loss": times * row["outer_loss"]} for row in read_part(path).to_pylist()]
+            write_part(path, rows, HISTORY, folder.directory.temporary)
+    section = curves_section(gather([folder.directory.root]))
+    charts = {chart.name: chart for chart in section.charts}
+    band = charts["loss"].datasets["all"].rows()
+    assert {row["method"]: row["mid"] for row in band if row["step"] == 10} == {
+        "bptt": 100,
+        "distribution_matching": 1,
+    }
+    assert "the loss of each method" in charts["loss"].caption
+    assert "method" not in charts["validation"].caption
+    drawn = charts["loss"].build(charts["loss"].x, charts["loss"].colour).to_dict(validate=False)
+    assert drawn["layer"][0]["encoding"]["detail"]["field"] == "method"
+
+
+def test_rates_that_are_not_learned_are_left_out(folder: Folder) -> None:
+    folder.asked("name: small\nbase: {dataset: digits}\n")
+    changes = ({}, {"inner_lr_mode": "fixed"}, {"method": "distribution_matching"})
+    trials = [spec(init="random", **own) for own in changes]
+    for trial in trials:
+        folder.trial(trial)
+        path = folder.directory.distilled(trial.trial_id)
+        path.parent.mkdir(parents=True)
+        save_file({"rates": np.full(4, 0.02)}, path)
+    gathered = gather([folder.directory.root])
+    (chart,) = rates_section(gathered).charts
+    drawn = {gathered.trials[row["trial"]].trial_id for row in chart.datasets["rates"].rows()}
+    assert drawn == {trials[0].trial_id}
 
 
 def test_the_front_of_cost_and_worth() -> None:

@@ -9,10 +9,12 @@ from typing import Any
 
 import altair as alt
 
+from ddsweep.catalog import METHODS
 from ddsweep.report.page.charts import NUMBERS, colour_of, x_of
 from ddsweep.report.page.gather import Gathered, Trial
 from ddsweep.report.page.markup import Markup, tag
 from ddsweep.report.page.section import Axis, Chart, Dataset, Section
+from ddsweep.report.settings import lacks
 
 __all__ = ["by_worth", "pictures_section", "rates_section"]
 
@@ -83,7 +85,7 @@ def _header(trial: Trial) -> dict[str, Any]:
 def rates_section(gathered: Gathered) -> Section:
     """The learned rate of every step, for as many sets as there is room for, the best first."""
     rows: list[tuple[int, int, float]] = []
-    for trial in by_worth(gathered):
+    for trial in filter(_learns_rates, by_worth(gathered)):
         rates = _rates(trial)
         if len(rows) + len(rates) > _MOST_RATES:
             break
@@ -100,6 +102,13 @@ def rates_section(gathered: Gathered) -> Section:
         x=Axis("inner step", "quantitative"),
     )
     return Section("rates", "Learned rates", [chart])
+
+
+def _learns_rates(trial: Trial) -> bool:
+    """A user's own method may learn them."""
+    settings = trial.settings
+    lacking = settings.get("method") in METHODS and lacks(settings, "inner_lr_mode")
+    return not lacking and settings.get("inner_lr_mode") != "fixed"
 
 
 def _rates(trial: Trial) -> Sequence[float]:

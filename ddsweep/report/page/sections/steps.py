@@ -99,6 +99,11 @@ def curves_section(gathered: Gathered) -> Section:
         own = frame[frame[column].notna()]
         if own.empty:
             continue
+        methods = {trial.number: str(trial.settings.get("method")) for trial in gathered.trials}
+        own = own.assign(method=own["trial"].map(methods))
+        # Losses of different methods have nothing in common; scores have.
+        apart = name == "loss" and own["method"].nunique() > 1
+        of = " of the same method" if apart else ""
         own = own.assign(v=own[column] * (100 if column == "val_score" else 1))
         most = max(10, min(_MOST_POINTS, _ALL_POINTS // own["trial"].nunique()))
         lines = pd.concat([_thinned(rows, most) for _, rows in own.groupby("trial")])
@@ -112,14 +117,15 @@ def curves_section(gathered: Gathered) -> Section:
                 name=name,
                 title=f"{title} over outer steps",
                 caption=(
-                    "Of the trials that are picked. The grey line is the median of all trials at that step, "
-                    f"its band holds the middle 80 % of them. What is drawn: {text}."
+                    f"Of the trials that are picked. The grey line is the median of all trials{of} at that "
+                    f"step, its band holds the middle 80 % of them. What is drawn: {text}"
+                    f"{', the loss of each method' if apart else ''}."
                 ),
                 summary=(
                     f"{title} of picked trials over outer steps; the last values are in the table of trials."
                 ),
-                build=partial(_curves, _scale(own["v"])),
-                datasets={"lines": Dataset(drawn, "picked"), "all": Dataset(_band(own), "all")},
+                build=partial(_curves, _scale(own["v"]), apart),
+                datasets={"lines": Dataset(drawn, "picked"), "all": Dataset(_bands(own, apart), "all")},
                 x=Axis("outer step", "quantitative"),
             )
         )
@@ -137,6 +143,18 @@ def _thinned(rows: pd.DataFrame, most: int) -> pd.DataFrame:
     return rows.iloc[np.unique(np.linspace(0, len(rows) - 1, most).round().astype(int))]
 
 
+def _bands(frame: pd.DataFrame, apart: bool) -> dict[str, list[Any]]:
+    """`_band` of all trials or, where methods are ``apart``, of those of each method."""
+    if not apart:
+        return _band(frame)
+    found: dict[str, list[Any]] = {}
+    for method, own in frame.groupby("method"):
+        band = _band(own)
+        for name, values in {**band, "method": [method] * len(band["step"])}.items():
+            found.setdefault(name, []).extend(values)
+    return found
+
+
 def _band(frame: pd.DataFrame) -> dict[str, list[Any]]:
     """Statistics over all trials, at outer steps that at least two of them logged."""
     found = frame.groupby("outer_step")["v"].quantile(np.array([0.1, 0.5, 0.9])).unstack()
@@ -147,9 +165,9 @@ def _band(frame: pd.DataFrame) -> dict[str, list[Any]]:
     return {"step": [int(step) for step in found.index], **values}
 
 
-def _curves(scale: alt.Scale, x: Axis, colour: Axis) -> alt.LayerChart:
+def _curves(scale: alt.Scale, apart: bool, x: Axis, colour: Axis) -> alt.LayerChart:
     along = x_of(x, "step")
-    everything = alt.Chart(alt.NamedData("all")).encode(x=along)
+    everything = alt.Chart(alt.NamedData("all")).encode(x=along, **({"detail": "method:N"} if apart else {}))
     band = everything.mark_area(opacity=0.15, color="#8c8c8c").encode(
         y=alt.Y("low:Q", title=None, scale=scale, axis=NUMBERS), y2="high:Q"
     )
