@@ -16,6 +16,7 @@ import pandas as pd
 import polars as pl
 import pytest
 
+from ddsweep.results.current import mark_current
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.results.statistics import mean_std_ci
 from tests.documents import ROOT, blocks
@@ -26,18 +27,28 @@ QUESTIONS = [line for line in (ROOT / "docs/analysis.md").read_text().splitlines
 
 
 def written(root: Path) -> SweepDirectory:
-    """A small sweep: two rates, each with two seeds and both kinds of initial networks."""
+    """A small sweep: two rates, each with two seeds and both kinds of initial networks; a trial that the
+    sweep no longer has, better than all, and one that is not done."""
     directory = SweepDirectory(root)
     directory.create()
     folder = Folder(directory)
+    folder.asked()
+    left, begun = spec(inner_lr=0.5, init="random"), spec(inner_lr=0.1, init="random", seed=9)
+    folder.evaluated(left)
+    folder.trial(left, val_score=0.99, gain_mean=0.5, wall_seconds=0.1, test_accuracy_mean=0.99)
+    folder.history(begun)
+    ids = [begun.trial_id]
     for number, lr in enumerate((0.02, 0.1)):
         for seed in (0, 1):
             for init in ("random", "fixed"):
                 trial = spec(init=init, inner_lr=lr, seed=seed)
                 folder.evaluated(trial)
+                ids.append(trial.trial_id)
                 found = {"val_score": 0.4 + 0.2 * number + 0.1 * seed, "gain_mean": 0.1 + 0.01 * seed}
+                found["n_skipped"] = seed
                 cost = {"wall_seconds": 10.0 * number + 2 * seed + (1.0 if init == "random" else 1.5)}
                 folder.trial(trial, **found, **cost, test_accuracy_mean=0.5 + 0.1 * number + 0.03 * seed)
+    mark_current(directory, ids)
     return directory
 
 
@@ -116,6 +127,7 @@ def test_the_other_answers_are_right(answered: list[list[pd.DataFrame]]) -> None
     one = [0.15 + 0.01 * ((i + 2) ** 2 - (i + 5) ** 2) for i in range(4)]
     assert random["gain"].tolist() == pytest.approx([sum(one) / 4] * 4)
     assert set(answered[9][0]["enough"]) == {60.0}
+    assert sorted(answered[8][0]["n_skipped"]) == [0] * 4 + [1] * 4
     assert answered[4][0]["wall_seconds"].tolist()[0] == 1.0
 
 
