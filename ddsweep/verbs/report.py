@@ -33,7 +33,7 @@ def report(
 
     require_charts()
     from ddsweep.report.page.gather import gather
-    from ddsweep.report.page.write import write_page
+    from ddsweep.report.page.write import sweeps_of_page, write_page
 
     root = data_folder(data_root)
     while True:
@@ -46,8 +46,10 @@ def report(
             time.sleep(watch)
             continue
         goes_on = watch is not None and gathered.running
+        before = sweeps_of_page(out)
         path = write_page(gathered, out, watch if goes_on else None)
-        typer.echo(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
+        replaced = "" if before in (None, gathered.names) else f"; it replaces the page of {before} (--out)"
+        typer.echo(f"{path}: {path.stat().st_size / 1e6:.1f} MB{replaced}")
         if not goes_on or watch is None:
             break
         time.sleep(watch)

@@ -320,6 +320,20 @@ def test_the_command_writes_a_page_figures_and_tables(folder: Folder, tmp_path: 
     assert not [path.name for path in out.iterdir() if path.name not in ("index.html", "figures", "tables")]
 
 
+def test_a_page_of_another_sweep_is_not_replaced_silently(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = []
+    for name in ("a & b", "a & b", "other"):
+        directory = SweepDirectory(tmp_path / name)
+        directory.create()
+        whole(Folder(directory))
+        with pytest.raises(SystemExit):
+            main(["report", str(directory.root), "--out", str(tmp_path / "out")])
+        said.append(capsys.readouterr().out.partition("MB")[2])
+    assert said == ["\n", "\n", "; it replaces the page of a & b (--out)\n"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

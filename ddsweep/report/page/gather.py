@@ -77,6 +77,11 @@ class Gathered:
     by_id: dict[tuple[str, str], int] = field(repr=False)
 
     @property
+    def names(self) -> str:
+        """The names of all sweeps, as the title of a page has them."""
+        return ", ".join(sweep.name for sweep in self.sweeps)
+
+    @property
     def best(self) -> list[Trial]:
         """The trials of all answers: one of each, then the second of each, and so on."""
         ids = [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -24,7 +26,7 @@ from ddsweep.report.page.sections.trials import trials_section
 from ddsweep.report.page.sections.worst import worst_section
 from ddsweep.report.page.table import Table
 
-__all__ = ["page", "sections_of", "write_page"]
+__all__ = ["page", "sections_of", "sweeps_of_page", "write_page"]
 
 _MOST_ROWS, _LONGEST = 60, 5000
 """A table with more rows than the first number is closed at first; it has no more than the second."""
@@ -65,7 +67,7 @@ def page(gathered: Gathered, renew: float | None = None) -> str:
     """The HTML. With ``renew`` it reloads itself every so many seconds."""
     measured = Measured.of(gathered)
     sections = sections_of(gathered, measured)
-    title = f"{', '.join(sweep.name for sweep in gathered.sweeps)} – ddsweep"
+    title = f"{gathered.names}{_TITLE_END}"
     links = [tag("li", tag("a", section.title, href=f"#{section.name}")) for section in sections]
     made = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, by ddsweep {ddsweep.__version__}"
     state = " The sweep is running." if gathered.running else ""
@@ -73,7 +75,7 @@ def page(gathered: Gathered, renew: float | None = None) -> str:
         tag("a", "To the answer", href="#answer", class_="skip"),
         tag(
             "header",
-            tag("h1", ", ".join(sweep.name for sweep in gathered.sweeps)),
+            tag("h1", gathered.names),
             tag("p", f"Made {made}.{state}", class_="note"),
             tag("nav", tag("ul", *links), aria_label="Sections"),
         ),
@@ -172,6 +174,20 @@ def _part(part: Markup | Table | Chart) -> Markup:
             class_="chart",
         )
     return part
+
+
+_TITLE_END = " – ddsweep"
+
+
+def sweeps_of_page(out: Path) -> str | None:
+    """The names of the sweeps whose page is in the folder ``out``; None without a page of ours."""
+    try:
+        with (out / "index.html").open(encoding="utf-8", errors="replace") as file:
+            start = file.read(10_000)
+    except OSError:
+        return None
+    found = re.search(rf"<title>(.*?){_TITLE_END}</title>", start, re.S)
+    return html.unescape(found[1]) if found else None
 
 
 def write_page(gathered: Gathered, out: Path, renew: float | None = None) -> Path:
