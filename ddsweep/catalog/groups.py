@@ -334,8 +334,8 @@ class Update(SettingsGroup):
     keep: str = setting("last", one_of=("last", "best"))
     """which state becomes the distilled set: the `last`, or the `best` by `val_score`"""
     max_rollbacks: int = setting(0, NOT_NEGATIVE)
-    """how often a trial that diverges returns to its last healthy state (at a validation step, or the start),
-    at half the outer rate"""
+    """how often a trial that diverges returns to its last healthy state (at a validation step with a finite
+    network, or the start), at half the outer rate"""
 
     @staticmethod
     def check(trial: TrialSpec) -> None:

@@ -358,11 +358,11 @@ def final(state: DistillState) -> Learned:
 
 
 def scored(state: DistillState, spec: TrialSpec, score: float) -> DistillState:
-    """``state`` after its ``val_score``: it may be the best so far. It is healthy: an unhealthy one would
-    have been rolled back before it was scored."""
+    """``state`` after its ``val_score``: it may be the best so far. It is healthy, unless no network of its
+    last outer step was finite: from there the next steps may fail as well."""
     if spec.keep == "best" and (state.best_score is None or score > state.best_score):
         state = replace(state, best=averaged(state), best_score=score)
-    return _healthy(state) if spec.max_rollbacks else state
+    return _healthy(state) if spec.max_rollbacks and state.skipped_in_a_row == 0 else state
 
 
 def _healthy(state: DistillState) -> DistillState:

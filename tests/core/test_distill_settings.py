@@ -308,6 +308,16 @@ def test_a_rollback_goes_back_to_the_last_healthy_state_at_half_the_rate(task_of
     assert rolled_back(run(task, twice, 1), task.spec) is None
 
 
+def test_a_state_whose_last_step_had_no_finite_network_is_not_healthy(task_of: Make) -> None:
+    """It may have diverged already: all rollbacks would be spent there."""
+    task = task_of(max_rollbacks=3, keep="best")
+    healthy = scored(run(task, initial_state(task), 2), task.spec, 0.5)
+    diverged = scored(replace(run(task, healthy, 2), skipped_in_a_row=1), task.spec, 0.6)
+    back = rolled_back(diverged, task.spec)
+    assert back is not None and (back.step, back.skipped_in_a_row) == (2, 0)
+    assert back.best_score == 0.6, "the score counts all the same"
+
+
 def test_before_any_score_the_start_is_what_a_trial_goes_back_to(task_of: Make) -> None:
     task = task_of(max_rollbacks=1, ema=0.9)
     start = initial_state(task)
