@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 
@@ -35,7 +35,7 @@ from ddsweep.core.networks import build_network
 from ddsweep.core.task import Task
 from ddsweep.cost import choose_memory, estimate
 from ddsweep.errors import DivergedError, UserError
-from ddsweep.interpreter import python_module
+from ddsweep.interpreter import answers, python_module
 from ddsweep.provenance import device_name, environment
 from ddsweep.results.files import write_atomic
 from ddsweep.results.layout import SweepDirectory
@@ -243,8 +243,8 @@ def _side_by_side(
 
 
 class _Process:
-    """One of them, with its trials. Its other output (warnings, an error) goes to a file, so that it never
-    waits for a reader."""
+    """One of them, with its trials. Its other output (warnings, an error, what a user's code prints) goes to
+    a file, so that it never waits for a reader."""
 
     def __init__(self, command: Sequence[str]) -> None:
         self.said = tempfile.TemporaryFile("w+")  # noqa: SIM115
@@ -327,22 +327,22 @@ def warm_step(spec: TrialSpec, settings: TrialSettings) -> Callable[[], None]:
     return step
 
 
-def _work(job: dict[str, Any]) -> None:
+def _work(job: dict[str, Any], said: TextIO) -> None:
     spec = TrialSpec.from_dict(job["spec"])
     ready_network(spec, Path(job["code"]))
     settings = TrialSettings(**job["settings"])
     step = warm_step(spec, settings)
-    print("warm", flush=True)
+    print("warm", file=said, flush=True)
     sys.stdin.readline()
     began, steps, passed = time.perf_counter(), 0, 0.0
     while passed < job["seconds"] or steps < LEAST_STEPS:
         step()
         steps, passed = steps + 1, time.perf_counter() - began
-    print(steps * settings.cohort / passed, flush=True)
+    print(steps * settings.cohort / passed, file=said, flush=True)
 
 
 if __name__ == "__main__":
     try:
-        _work(json.loads(sys.stdin.readline()))
+        _work(json.loads(sys.stdin.readline()), answers())
     except Exception as error:
         sys.exit(" ".join(f"{type(error).__name__}: {error}".split()))

@@ -15,7 +15,9 @@ import ddsweep.packing as packing
 from ddsweep.catalog import DATASETS, TrialSpec
 from ddsweep.cost import estimate
 from ddsweep.errors import SettingError, UserError
+from ddsweep.own_code import resolve_code
 from ddsweep.packing import Packed, Packing, Room, best, measure, measured, process_counts
+from ddsweep.results.code import write_code
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.spec import load_sweep
 from ddsweep.sweep import amounts
@@ -176,6 +178,40 @@ def test_a_trial_that_does_not_run_says_why(monkeypatch: pytest.MonkeyPatch) -> 
         match=r"resources: auto: a trial could not be measured: UserError: .*no C\+\+ compiler here",
     ):
         measure(TrialSpec(DATASETS["digits"]), TrialSettings(compile="on"), "cpu", [Packing(1, 1, 0)])
+
+
+LOUD = """
+from torch import nn
+
+print("read")
+
+
+class Loud(nn.Module):
+    def __init__(self, channels, side, classes):
+        super().__init__()
+        print("warm")
+        self.head = nn.Linear(channels * side * side, classes)
+
+    def forward(self, x):
+        print("12.5")
+        if x.shape[0] == 7:
+            raise ValueError("seven")
+        return self.head(x.flatten(1))
+"""
+
+
+def test_what_a_users_network_prints_is_no_answer(user_folder: Callable[..., Path]) -> None:
+    """The processes talk to this one on their standard output."""
+    directory = SweepDirectory(user_folder({"loud.py": LOUD}))
+    network, _ = resolve_code({"file": "loud.py", "name": "Loud"}, "network")
+    write_code(directory, [network])
+    spec = replace(SPEC, network=str(network))
+    tried = [Packing(1, 1.0, 0.0)]
+    (found,) = measure(spec, TrialSettings(), "cpu", tried, seconds=0.05, code=directory.code)
+    assert found.steps_per_second != 12.5
+    with pytest.raises(UserError, match=r"could not be measured: .*: seven$"):
+        seven = replace(spec, real_batch=7)
+        measure(seven, TrialSettings(), "cpu", tried, seconds=0.05, code=directory.code)
 
 
 @pytest.mark.parametrize(("cohort", "measured_with"), [("auto", (6, False)), (3, (3, True)), (1, (1, True))])

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -26,6 +25,7 @@ from ddsweep.core.network_check import faults
 from ddsweep.core.networks import build_network
 from ddsweep.core.own_network import traits_of, written_out
 from ddsweep.errors import UserError
+from ddsweep.interpreter import answers
 from ddsweep.own_code import load_code
 
 __all__ = ["answer", "measure"]
@@ -99,8 +99,7 @@ def _method(spec: TrialSpec, code: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # output of a user's code is not an answer
+    said = answers()
     torch.set_num_threads(1)
-    answers.write(json.dumps(answer(json.loads(sys.stdin.readline()))) + "\n")
-    answers.close()
+    said.write(json.dumps(answer(json.loads(sys.stdin.readline()))) + "\n")
+    said.close()
