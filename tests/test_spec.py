@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -1140,6 +1142,22 @@ def test_a_value_that_needs_another_setting_is_refused_only_without_it(load: Loa
     assert "trim: 0.5: a fixed trial has one network" in refusal(
         load, BASE + "points: [{init: fixed, trim: 0.5}]"
     )
+
+
+def test_an_augmentation_of_square_images_is_refused_for_others() -> None:
+    """Before anything is read: rotated, they would be slanted, and a cut-out has one side."""
+    wide = replace(DATASETS["cifar10"], name="wide", shape=(3, 8, 12))
+    own = "nets.py:Flat@a3e2a88d3c52"  # those that ship take square images alone
+    for given in ("rotate", "shift+cutout", "dsa"):
+        part = given.removeprefix("shift+")
+        message = rf"'{re.escape(given)}': {part} takes square images, and those of wide are 8x12; allowed"
+        for name in ("outer_augment", "inner_augment"):
+            with pytest.raises(SettingError, match=f"^{name}: {message} are shift, scale, flip"):
+                TrialSpec(wide, network=own, **{name: given})
+        with pytest.raises(SettingError, match=f"^inner_augment: {message}"):
+            Protocol(inner_augment=given).applied_to(TrialSpec(wide, network=own))
+        TrialSpec(DATASETS["cifar10"], network=own, outer_augment=given)
+    TrialSpec(wide, network=own, outer_augment="shift+scale+flip")
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from ddsweep.catalog.evaluation import (
     Protocol,
     steps_per_epoch,
 )
-from ddsweep.catalog.groups import augmentation_parts
+from ddsweep.catalog.groups import augmentation_parts, suited_augmentation
 from ddsweep.catalog.measures import Measure, layers_of, measure_of
 from ddsweep.catalog.methods import DEFAULT_METHOD, METHODS, find_method
 from ddsweep.catalog.networks import (
@@ -88,6 +88,7 @@ __all__ = [
     "parse_network",
     "settings_in",
     "steps_per_epoch",
+    "suited_augmentation",
     "transformed",
     "transforms_of",
 ]

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from ddsweep.catalog.groups import augmentation_parts
+from ddsweep.catalog.groups import suited_augmentation
 from ddsweep.catalog.methods import METHODS
 from ddsweep.catalog.trials import TrialSpec
 from ddsweep.errors import SettingError
@@ -139,7 +139,7 @@ class Protocol:
         law there are only fresh ones. Raises `SettingError` if its set cannot be applied like this.
         """
         changes = {name: value for name, value in self.changes().items() if name not in _OF_TRAINING}
-        augmentation_parts("inner_augment", self.inner_augment or "none", trial.dataset.name)
+        suited_augmentation("inner_augment", self.inner_augment or "none", trial.dataset)
         for name in ("inner_batch", "inner_schedule"):
             value = getattr(self, name)
             if value not in (None, "constant") and self.inner_lr is None and not _has_one_rate(trial):

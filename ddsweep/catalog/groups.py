@@ -37,6 +37,7 @@ __all__ = [
     "Update",
     "Validation",
     "augmentation_parts",
+    "suited_augmentation",
 ]
 
 MOST_WHITENED = 4096
@@ -47,6 +48,9 @@ AUGMENTATIONS = ("shift", "rotate", "scale", "flip", "cutout")
 
 DSA = ("color", "crop", "cutout", "flip", "scale", "rotate")
 """What ``dsa`` draws one of."""
+
+_SQUARE = ("rotate", "cutout", "dsa")
+"""Augmentations of square images alone."""
 
 _NEVER_FLIPPED = ("digits", "mnist", "usps", "svhn")
 """Data sets with classes that change in a mirror, at any size and in any colour."""
@@ -73,6 +77,20 @@ def augmentation_parts(name: str, text: str, dataset: str = "") -> tuple[str, ..
     if "flip" in parts and base_name(dataset) in _NEVER_FLIPPED:
         raise SettingError(f"{name}: {text!r}: {dataset} is not the same in a mirror; leave flip out")
     return tuple(parts)
+
+
+def suited_augmentation(name: str, text: str, dataset: DatasetSpec) -> tuple[str, ...]:
+    """`augmentation_parts` of setting ``name`` for images of ``dataset``. Raises `SettingError` also for a
+    part that takes square images, where these are not."""
+    parts, (_, height, width) = augmentation_parts(name, text, dataset.name), dataset.shape
+    square = [part for part in text.split("+") if part in _SQUARE]
+    if square and height != width:
+        others = ", ".join(part for part in AUGMENTATIONS if part not in _SQUARE)
+        raise SettingError(
+            f"{name}: {text!r}: {square[0]} takes square images, and those of {dataset.name} are "
+            f"{height}x{width}; allowed are {others} (several joined by +; or none)"
+        )
+    return parts
 
 
 @dataclass(frozen=True)
@@ -285,7 +303,8 @@ class OuterSteps(SettingsGroup):
     outer_augment: str = setting("none", check=augmentation_parts)
     """random changes of the real images in each outer step: `shift` (by up to 10 %), `rotate` (15 degrees),
     `scale` (15 %), `flip` (not for `digits`, `mnist`, `usps`, `svhn`), `cutout` (a square of 40 %), or
-    several joined by `+`; or `dsa` alone: that of [Zhao & Bilen 2021](how_it_works.md#augmentations)"""
+    several joined by `+`; or `dsa` alone: that of [Zhao & Bilen 2021](how_it_works.md#augmentations).
+    `rotate`, `cutout` and `dsa` take square images"""
     on_nonfinite: str = setting("skip", one_of=("stop", "skip"))
     """a network whose loss or gradient is not finite: `skip` leaves it out and counts it, `stop` ends the
     trial"""
@@ -301,7 +320,7 @@ class OuterSteps(SettingsGroup):
 
     @staticmethod
     def check(trial: TrialSpec) -> None:
-        augmentation_parts("outer_augment", trial.outer_augment, trial.dataset.name)
+        suited_augmentation("outer_augment", trial.outer_augment, trial.dataset)
         if trial.trim and trial.init == "fixed":
             raise SettingError(f"trim: {trial.trim}: a fixed trial has one network, none can be left out")
         if trial.clip_norm is not None and trial.clip_median is not None:

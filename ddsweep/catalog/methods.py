@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from ddsweep.catalog.groups import augmentation_parts
+from ddsweep.catalog.groups import augmentation_parts, suited_augmentation
 from ddsweep.catalog.setting import COUNT, POSITIVE, Limit, SettingsGroup, setting, settings_in
 from ddsweep.errors import SettingError
 
@@ -45,7 +45,7 @@ class Unrolled(SettingsGroup):
 
     @staticmethod
     def check(trial: TrialSpec) -> None:
-        augmentation_parts("inner_augment", trial.inner_augment, trial.dataset.name)
+        suited_augmentation("inner_augment", trial.inner_augment, trial.dataset)
         if trial.window is not None and trial.window > trial.steps:
             raise SettingError(
                 f"window: {trial.window} must lie between 1 and T = inner_steps x inner_epochs = "

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddsweep.catalog import SETTINGS, TrialSpec, augmentation_parts, steps_per_epoch
+from ddsweep.catalog import SETTINGS, TrialSpec, steps_per_epoch, suited_augmentation
 from ddsweep.core.augment import draw_augmentation
 from ddsweep.core.inner import InnerOptimizer
 from ddsweep.core.order import BatchOrder, Minibatches, draw_batch_order, minibatches
@@ -168,7 +168,7 @@ def held_out_loop(
 
 def _augments(recipe: Recipe, made: TrialSpec, role: str, indices: Sequence[int]) -> tuple[Augment, ...]:
     """An augmentation for each of the networks ``indices``, none for a recipe without."""
-    parts = augmentation_parts("augment", recipe.augment, made.dataset.name)
+    parts = suited_augmentation("augment", recipe.augment, made.dataset)
     side = made.dataset.shape[1]
     whose = [(made.trial_id, role, i) for i in indices] if parts else []
     return tuple(partial(_augmented, parts, side, of) for of in whose)
