@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 
+import ddsweep.trial.running
 from ddsweep.catalog import DATASETS, Measure, TrialSpec
 from ddsweep.catalog.measures import remember
 from ddsweep.cohorts import (
@@ -38,7 +39,7 @@ from ddsweep.results.layout import SweepDirectory
 from ddsweep.results.parts import read_part
 from ddsweep.spec import ResourcesSpec
 from ddsweep.trial import TrialJob, distil_together, distil_trial, read_distilled
-from ddsweep.trial_plan import TrialSettings
+from ddsweep.trial_plan import TrialSettings, first_plan
 from tests.companions import Cohort
 from tests.conftest import PATIENCE_S
 
@@ -189,6 +190,58 @@ def test_memory_that_runs_out_splits_the_cohort_and_makes_no_trial_frugal(
     directory = job(SPECS[0]).directory
     assert_as_alone(SPECS[:3], directory, alone)
     assert {read_distilled(spec, directory).provenance["n_replans"] for spec in SPECS[:3]} == {0}
+
+
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch, most: int) -> list[int]:
+    """Trials begin with a plan of width 4, of which memory holds ``most``. Returns how many are computed
+    together, copies included, at each attempt."""
+    real, widths = bptt.outer_gradient, []
+
+    def short(network: Any, params: Any, *more: Any, **named: Any) -> Any:
+        widths.append(len(next(iter(params.values()))) // 2)
+        if widths[-1] > most:
+            raise torch.OutOfMemoryError("no room")
+        return real(network, params, *more, **named)
+
+    def wide(spec: TrialSpec, settings: TrialSettings) -> Any:
+        return replace(first_plan(spec, settings), width=4)
+
+    monkeypatch.setattr(bptt, "outer_gradient", short)
+    monkeypatch.setattr(ddsweep.trial.running, "first_plan", wide)
+    return widths
+
+
+def test_copies_up_to_the_width_are_fewer_once_memory_has_run_out(
+    job: Callable[..., TrialJob], alone: SweepDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else each half would take as much memory as the whole, in every step anew."""
+    tried = as_on_a_gpu(monkeypatch, most=2)
+    distil_together(Cohort([[job(spec) for spec in SPECS[:3]]], stop_after=2))
+    assert tried == [4, 2, 2, 2, 2], "three, as two and one, in both steps"
+    distil_together(Cohort([[job(spec) for spec in SPECS[:3]]]))
+    assert set(tried[5:]) == {2}, "the checkpoints have it"
+    directory = job(SPECS[0]).directory
+    assert_as_alone(SPECS[:3], directory, alone)
+    for spec in SPECS[:3]:
+        said = read_distilled(spec, directory).provenance
+        assert (said["n_replans"], json.loads(said["execution_plan"])["width"]) == (1, 2)
+
+
+def test_one_that_is_left_is_computed_with_copies_as_in_company(
+    job: Callable[..., TrialJob], alone: SweepDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = as_on_a_gpu(monkeypatch, most=4)
+    distil_together(Cohort([[job(SPECS[0]), job(SPECS[2])]]))
+    assert tried == [4] * 12, "the last three steps are those of one trial"
+    assert_as_alone([SPECS[0], SPECS[2]], job(SPECS[0]).directory, alone)
+
+
+def test_memory_that_holds_no_two_trials_leaves_each_alone(
+    job: Callable[..., TrialJob], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = as_on_a_gpu(monkeypatch, most=1)
+    distil_together(Cohort([[job(SPECS[0])]], stop_after=2))
+    assert tried == [4, 2, 1, 1] and job(SPECS[0]).directory.checkpoint(SPECS[0].trial_id).exists()
 
 
 def test_seconds_are_shares_that_add_up(job: Callable[..., TrialJob]) -> None:

@@ -38,9 +38,9 @@ class ExecutionPlan:
     are compiled (`ddsweep.core.steps`), and nothing is kept of a step but where it began. With ``graph`` a
     GPU records an outer gradient once and replays it, and the training of networks that are judged, too
     (`ddsweep.core.graphs`). With ``whole_batches`` all real images go through at once: the loss of one
-    depends on the others (batch norm). Trials that are distilled together are at least ``width``. With
-    ``ahead`` the draws of the next outer step are made while the device works (`ddsweep.core.ahead`), with
-    the same bits."""
+    depends on the others (batch norm). On a GPU ``width`` trials are computed together, with copies of one
+    where there are fewer. With ``ahead`` the draws of the next outer step are made while the device works
+    (`ddsweep.core.ahead`), with the same bits."""
 
     device: str = "cpu"
     threads: int = 1

@@ -32,15 +32,18 @@ def steps_together(trials: Sequence[RunningTrial]) -> list[StepReport | Exceptio
     """An outer step of each of ``trials``: its report, or the `DivergedError` or `UserError` that it ended
     with.
 
-    Trials with equal plans, of one shape, are computed together. If memory runs out, half of them are tried
-    at a time, and only a trial that is alone gets a leaner plan: the number of companions changes no bits.
+    Trials with equal plans, of one shape, are computed together, on a GPU as many as the ``width`` of their
+    plan at a time. If memory runs out, half of them are tried at a time, and only a trial that is alone gets
+    a plan that is leaner otherwise: the number of companions changes no bits.
     """
+    found: dict[int, StepReport | Exception] = {}
     groups: defaultdict[Hashable, list[int]] = defaultdict(list)
     for place, trial in enumerate(trials):
-        key = cohort_key(trial.spec)
-        alone = key is None or trial.run.plan.compile or trial.run.plan.inner_batching != "explicit"
-        groups[place if alone else (key, trial.run.plan)].append(place)
-    found: dict[int, StepReport | Exception] = {}
+        key, plan = cohort_key(trial.spec), trial.run.plan
+        if key is None or plan.compile or plan.inner_batching != "explicit":
+            found[place] = _step_alone(trial)
+        else:
+            groups[key, plan].append(place)
     for places in groups.values():
         reports = _steps_of_one_shape([trials[place] for place in places])
         found |= dict(zip(places, reports, strict=True))
@@ -48,19 +51,43 @@ def steps_together(trials: Sequence[RunningTrial]) -> list[StepReport | Exceptio
 
 
 def _steps_of_one_shape(trials: Sequence[RunningTrial]) -> list[StepReport | Exception]:
-    if len(trials) == 1:
+    plan = trials[0].run.plan
+    most = len(trials) if plan.device == "cpu" and plan.width == 1 else plan.width
+    if len(trials) > most:
+        return _so_many_at_a_time(trials, most)
+    if most == 1:
         return [_step_alone(trials[0])]
-    tasks, states = [trial.task for trial in trials], [trial.run.state for trial in trials]
+
+    def work() -> list[tuple[DistillState, StepReport] | DivergedError]:
+        tasks, states = [trial.task for trial in trials], [trial.run.state for trial in trials]
+        return applied(tasks, states, gradients_together(tasks, states))
+
     try:
-        outcomes = applied(tasks, states, gradients_together(tasks, states))
+        outcomes = fitted(work, lambda error: False)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
     else:
         return [_reported(trial, outcome) for trial, outcome in zip(trials, outcomes, strict=True)]
     release_memory()  # not earlier: the error held the memory of the step
-    half = len(trials) // 2
-    return [*_steps_of_one_shape(trials[:half]), *_steps_of_one_shape(trials[half:])]
+    half = (most + 1) // 2
+    if plan.width > 1:  # copies up to it would take as much memory again
+        for trial in trials:
+            _narrow(trial, half)
+    return _so_many_at_a_time(trials, half)
+
+
+def _so_many_at_a_time(trials: Sequence[RunningTrial], most: int) -> list[StepReport | Exception]:
+    parts = [trials[first : first + most] for first in range(0, len(trials), most)]
+    return [report for part in parts for report in _steps_of_one_shape(part)]
+
+
+def _narrow(trial: RunningTrial, width: int) -> None:
+    """``trial`` with a plan of another ``width``, which is checkpointed at once, as in `step_in_memory`."""
+    run = trial.run
+    run.plan, run.n_replans = replace(run.plan, width=width), run.n_replans + 1
+    trial.task = replace(trial.task, plan=run.plan)
+    trial.save()
 
 
 def _reported(
