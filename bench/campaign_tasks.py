@@ -67,6 +67,8 @@ class _Resources:
     compile: str
     gpus: float
     max_concurrent: int | None = None
+    memory_mode: str = "auto"
+    segment: int | None = None
 
     def for_trial(self, trial: TrialSpec) -> tuple[float, float]:
         return 1.0, self.gpus

@@ -404,7 +404,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             equal &= compare_search(options, processes)
             continue
         specs = specs_of(case, options.steps, options.trials)
-        rule = cohort_sizes(specs, options.cohort or "auto", gpus=[1.0] if on_gpu else [0.0])
+        rule = cohort_sizes(specs, options.cohort or "auto", gpus=[1.0 if on_gpu else 0.0] * len(specs))
         size = min(rule[specs[0].trial_id], -(-len(specs) // processes))
         rows: dict[str, list[float]] = {"distilling": [], "total": []}
         ways = [("alone", 1, None), ("cohorts", size, None)]

@@ -7,7 +7,7 @@ other. The numbers of a trial do not depend on its companions.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Protocol
 
@@ -85,24 +85,30 @@ def cohort_sizes(
     setting: int | str,
     *,
     compile: str = "auto",
-    gpus: Iterable[float] = (),
+    gpus: Sequence[float] = (),
+    memory_mode: str = "auto",
+    segment: int | None = None,
     networks: int | None = None,
 ) -> dict[str, int]:
     """For each trial, the most trials in its cohort, itself included: 1 for one that is alone.
 
     ``setting`` is that of ``resources.cohort``: a number, or ``auto``, which puts so many networks side by
     side that a core, or a GPU, is busy, as far as memory is sure to last. ``networks`` is that number, if it
-    was measured. Compiled trials are alone.
+    was measured. ``gpus`` are those of each trial (empty: none has any), and the rest are settings of
+    ``resources``, too. Compiled trials are alone.
     """
-    on_gpu = any(gpus)
-    keys = {trial.trial_id: None if compile == "on" else cohort_key(trial) for trial in trials}
-    alike = Counter(key for key in keys.values() if key is not None)
+    keys: list[Hashable] = []
+    own = list(gpus) or [0.0] * len(trials)
+    for trial, share in zip(trials, own, strict=True):
+        key = None if compile == "on" else cohort_key(trial)
+        keys.append(None if key is None else (key, share))
+    alike = Counter(keys)
     rooms: dict[Hashable, int] = {}
     sizes = {}
-    for trial in trials:
-        key = keys[trial.trial_id]
+    for trial, key, share in zip(trials, keys, own, strict=True):
         if key is not None and key not in rooms:
-            rooms[key] = _room(trial, on_gpu, networks) if setting == "auto" else int(setting)
+            auto = setting == "auto"
+            rooms[key] = _room(trial, share > 0, networks, memory_mode, segment) if auto else int(setting)
         sizes[trial.trial_id] = 1 if key is None else min(alike[key], rooms[key])
     return sizes
 
@@ -113,7 +119,9 @@ def why_in_turn(
     setting: int | str,
     *,
     compile: str = "auto",
-    gpus: Iterable[float] = (),
+    gpus: Sequence[float] = (),
+    memory_mode: str = "auto",
+    segment: int | None = None,
     more: bool = False,
 ) -> dict[str, int]:
     """Why those of ``trials`` that are alone by ``sizes`` (`cohort_sizes`, with the same arguments) are so:
@@ -121,17 +129,17 @@ def why_in_turn(
     one without a companion may still get some."""
     if setting == 1 or len(trials) == 1:
         return {}
-    on_gpu = any(gpus)
     found: Counter[str] = Counter()
-    for trial in trials:
+    for trial, share in zip(trials, list(gpus) or [0.0] * len(trials), strict=True):
         if sizes[trial.trial_id] > 1:
             continue
         if (reason := why_alone(trial)) is None and compile == "on":
             reason = "compiled code is that of one trial (resources.compile: on)"
         if reason is None and setting == "auto":
-            if _fills_a_core(trial, on_gpu):
-                reason = f"{trial.models_per_step} networks an outer step fill a core"
-            elif _room(trial, on_gpu, None) == 1:
+            if _fills_a_device(trial, share > 0):
+                device = "GPU" if share else "core"
+                reason = f"{trial.models_per_step} networks an outer step fill a {device}"
+            elif _room(trial, share > 0, None, memory_mode, segment) == 1:
                 reason = "two together would take too much memory by estimate"
         if reason is None and not more:
             reason = "no other trial has its shape"
@@ -140,17 +148,18 @@ def why_in_turn(
     return dict(found)
 
 
-def _fills_a_core(trial: TrialSpec, on_gpu: bool) -> bool:
-    return not on_gpu and trial.models_per_step > NETWORKS // 4
+def _fills_a_device(trial: TrialSpec, on_gpu: bool) -> bool:
+    """Whether ``trial`` keeps a GPU, or a CPU core, busy by itself, where that was not measured."""
+    return trial.models_per_step > (NETWORKS_GPU // 2 if on_gpu else NETWORKS // 4)
 
 
-def _room(trial: TrialSpec, on_gpu: bool, networks: int | None) -> int:
+def _room(trial: TrialSpec, on_gpu: bool, networks: int | None, memory_mode: str, segment: int | None) -> int:
     """The most trials like ``trial`` that are worth being together, and are sure to fit."""
-    if networks is None and _fills_a_core(trial, on_gpu):
+    if networks is None and _fills_a_device(trial, on_gpu):
         return 1
     networks = networks or (NETWORKS_GPU if on_gpu else NETWORKS)
     memory = MEMORY_GPU if on_gpu else MEMORY
-    mode, segment = choose_memory(trial)
+    mode, segment = choose_memory(trial, memory_mode, segment)
     needed = estimate(trial, 1, memory_mode=mode, segment=segment).memory_bytes
     return max(1, min(networks // trial.models_per_step, int(memory / needed)))
 
@@ -164,6 +173,10 @@ class Sharing(Protocol):
     def compile(self) -> str: ...
     @property
     def max_concurrent(self) -> int | None: ...
+    @property
+    def memory_mode(self) -> str: ...
+    @property
+    def segment(self) -> int | None: ...
     def for_trial(self, trial: TrialSpec) -> tuple[float, float]: ...
 
 
@@ -178,7 +191,8 @@ def room_beside(
     if key is None:
         return trial.trial_id, 1
     if resources.cohort == "auto":
-        return (key, need), max(1, min(most, _room(trial, need[1] > 0, networks)))
+        room = _room(trial, need[1] > 0, networks, resources.memory_mode, resources.segment)
+        return (key, need), max(1, min(most, room))
     return (key, need), int(resources.cohort)
 
 
@@ -203,7 +217,15 @@ def dealt_out(
     All seeds of a setting have one shape, also where each is alone: at a rung they wait for each other."""
     needs = [resources.for_trial(trial) for trial in trials]
     gpus = [gpus for _, gpus in needs]
-    sizes = cohort_sizes(trials, resources.cohort, compile=resources.compile, gpus=gpus, networks=networks)
+    sizes = cohort_sizes(
+        trials,
+        resources.cohort,
+        compile=resources.compile,
+        gpus=gpus,
+        memory_mode=resources.memory_mode,
+        segment=resources.segment,
+        networks=networks,
+    )
     most = min(max(1, -(-len(trials) // max(1, int(places)))), resources.max_concurrent or len(trials))
     alike: dict[Hashable, list[TrialSpec]] = {}
     for trial, need in zip(trials, needs, strict=True):

@@ -24,6 +24,7 @@ from ddsweep.cohorts import (
     MEMORY,
     cohort_key,
     cohort_sizes,
+    dealt_out,
     room_beside,
     split_evenly,
     why_alone,
@@ -343,6 +344,31 @@ def test_plan_knows_why_trials_are_not_together(
     assert (why_alone(trial) == why) == (trial in (MATCHED, OWN_METHOD, OWN, LARGE))
 
 
+def test_the_memory_of_a_cohort_is_that_of_the_mode_that_is_asked_for() -> None:
+    long = [spec_of(seed, init="fixed", inner_epochs=25_000) for seed in range(20)]
+    stored = estimate(long[0], 1, memory_mode="store").memory_bytes
+    assert choose_memory(long[0])[0] == "recompute" and stored > MEMORY / 2
+    assert set(cohort_sizes(long, "auto").values()) == {16}
+    assert set(cohort_sizes(long, "auto", memory_mode="store").values()) == {1}
+    assert set(cohort_sizes(long, "auto", segment=25_000).values()) == {3}
+    given = ResourcesSpec(memory_mode="store")
+    assert {cohort.size for cohort in dealt_out(long, given, 1)} == {1}
+    assert room_beside(long[0], given, 20)[1] == 1
+
+
+def test_trials_on_the_cpu_beside_trials_on_a_gpu_count_as_such() -> None:
+    """`resources.gpus` by a setting gives GPUs to some trials alone."""
+    small = [spec_of(seed, init="fixed") for seed in range(40)]
+    gpus = [0.0] * 30 + [0.25] * 10
+    sizes = cohort_sizes(small, "auto", gpus=gpus)
+    assert [sizes[trial.trial_id] for trial in small] == [16] * 30 + [10] * 10
+    many, gpus = [spec_of(seed, models_per_step=65) for seed in range(4)], [0.0, 0.5, 0.5, 0.5]
+    assert why_in_turn(many, cohort_sizes(many, "auto", gpus=gpus), "auto", gpus=gpus) == {
+        "65 networks an outer step fill a core": 1,
+        "65 networks an outer step fill a GPU": 3,
+    }
+
+
 def test_one_of_another_shape_has_no_companion_yet() -> None:
     trials = [SPECS[0], SPECS[1], spec_of(inner_epochs=5)]
     sizes = cohort_sizes(trials, "auto")
@@ -406,7 +432,7 @@ def test_as_many_as_keep_a_core_busy() -> None:
     assert set(cohort_sizes(fixed, "auto", compile="on").values()) == {1}
     many = [spec_of(seed, models_per_step=8) for seed in range(40)]
     assert set(cohort_sizes(many, "auto").values()) == {1}, "they fill a core already"
-    assert set(cohort_sizes(many, "auto", gpus=[1.0]).values()) == {16}
+    assert set(cohort_sizes(many, "auto", gpus=[1.0] * 40).values()) == {16}
     large = [spec_of(seed, init="fixed", inner_epochs=4000, real_batch=4096) for seed in range(40)]
     most = max(cohort_sizes(large, "auto").values())
     mode, segment = choose_memory(large[0])

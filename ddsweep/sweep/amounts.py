@@ -38,7 +38,15 @@ def with_measured_resources(
     costliest = max(trials, key=lambda trial: seconds[trial.trial_id])
     count = len(trials) + further
     most = min(count, resources.max_concurrent or count)
-    sizes = cohort_sizes(trials, resources.cohort, compile=resources.compile, gpus=[gpus], networks=WIDEST)
+    sizes = cohort_sizes(
+        trials,
+        resources.cohort,
+        compile=resources.compile,
+        gpus=[gpus] * len(trials),
+        memory_mode=resources.memory_mode,
+        segment=resources.segment,
+        networks=WIDEST,
+    )
     board.say(f"resources: auto: measuring trial {costliest.trial_id} beside copies of itself")
     together, fixed = min(sizes[costliest.trial_id], most), resources.cohort != "auto"
     room = Room(int(session.cpus), gpus, most, eval_gpus(sweep, gpus), together, fixed, session.memory)

@@ -149,7 +149,14 @@ def estimated_seconds(plan: Plan, sweep: SweepSpec) -> dict[str, float]:
     resources = sweep.resources
     needs = {trial.trial_id: resources.for_trial(trial) for trial in plan.trials}
     gpus = [gpus for _, gpus in needs.values()]
-    sizes = cohort_sizes(plan.trials, resources.cohort, compile=resources.compile, gpus=gpus)
+    sizes = cohort_sizes(
+        plan.trials,
+        resources.cohort,
+        compile=resources.compile,
+        gpus=gpus,
+        memory_mode=resources.memory_mode,
+        segment=resources.segment,
+    )
     return {
         trial.trial_id: estimate(trial, needs[trial.trial_id][0], together=sizes[trial.trial_id]).seconds_cpu
         for trial in plan.trials

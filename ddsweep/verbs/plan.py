@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections import Counter
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -67,10 +67,10 @@ def plan(
     finished = ("done", "stopped", TO_EVALUATE)
     to_distil = [trial for trial in found.trials if states.get(trial.trial_id) not in finished]
     gpus = [resources.for_trial(trial)[1] for trial in to_distil]
-    setting, compiled = resources.cohort, resources.compile
-    cohorts = cohort_sizes(to_distil, setting, compile=compiled, gpus=gpus)
+    how: dict[str, Any] = {name: getattr(resources, name) for name in ("compile", "memory_mode", "segment")}
+    cohorts = cohort_sizes(to_distil, resources.cohort, gpus=gpus, **how)
     to_come = bool(found.to_propose)
-    in_turn = why_in_turn(to_distil, cohorts, setting, compile=compiled, gpus=gpus, more=to_come)
+    in_turn = why_in_turn(to_distil, cohorts, resources.cohort, gpus=gpus, more=to_come, **how)
     estimates = {}
     for trial in found.trials:
         mode, segment = choose_memory(trial, resources.memory_mode, resources.segment)
