@@ -25,7 +25,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ddsweep.catalog import EvaluationSpec, Measure, Protocol, TrialSpec, measure_of
+from ddsweep.catalog import EvaluationSpec, EvalUnit, Measure, Protocol, TrialSpec, measure_of
 
 __all__ = [
     "CPU_GFLOPS_PER_THREAD",
@@ -111,7 +111,8 @@ def estimate(
     recompute = memory_mode == "recompute"
     factor = _GRADIENT + _BACK_THROUGH + (_AGAIN if recompute else 0)
     before = (trial.steps if trial.window is None else (trial.steps + trial.window) // 2) - steps
-    passes = (steps * factor + before * _GRADIENT) * batch + trial.real_batch * _GRADIENT
+    real = _real_images(trial)
+    passes = (steps * factor + before * _GRADIENT) * batch + real * _GRADIENT
     flops = float(trial.outer_steps * networks * passes * _measure(trial).flops)
     overhead = trial.outer_steps * steps * SECONDS_PER_INNER_STEP / together
     seconds = flops / (CPU_GFLOPS_PER_THREAD * 1e9 * threads) + overhead
@@ -122,24 +123,43 @@ def estimate(
         inner = steps * _step_bytes(trial)
     per_network = networks if trial.real_batch_mode == "per_network" else 1
     # Real images, and three sets of weights: the last weights, their gradient, and the adjoint.
-    rest = _item(trial) * per_network * trial.real_batch * math.prod(shape) + 3 * _point_bytes(trial)
+    rest = _item(trial) * per_network * real * math.prod(shape) + 3 * _point_bytes(trial)
     return CostEstimate(flops, seconds, inner + rest)
 
 
 def protocol_seconds(
     trial: TrialSpec, evaluation: EvaluationSpec, protocol: Protocol, threads: float
 ) -> float:
-    """Seconds on the CPU of training all held-out networks on the set of ``trial`` under ``protocol``, tests
-    left out: every epoch goes through all distilled images, in minibatches or not. 0 if it is impossible for
-    the trial."""
+    """Seconds on the CPU of training all held-out networks, in whole groups, on the set of ``trial`` under
+    ``protocol``, tests left out: every epoch goes through all distilled images, in minibatches or not. 0 if
+    it is impossible for the trial."""
     units = [unit for unit in evaluation.units(trial) if unit.changes == protocol]
     if not units:
         return 0.0
-    used, networks = protocol.applied_to(trial), sum(len(unit.indices) for unit in units)
+    used = protocol.applied_to(trial)
+    networks = sum(_computed(unit, used) for unit in units)
     images = used.inner_epochs * trial.images_per_class * trial.dataset.classes
     flops = networks * images * _GRADIENT * _measure(used).flops
     steps = len(units) * evaluation.last_step(trial, protocol)
     return flops / (CPU_GFLOPS_PER_THREAD * 1e9 * threads) + steps * SECONDS_PER_INNER_STEP
+
+
+def _computed(unit: EvalUnit, used: TrialSpec) -> int:
+    """The networks of ``unit`` that are trained: a group is whole, whatever is wanted of it."""
+    first = unit.group * unit.size
+    if used.init == "fixed":
+        return len(unit.indices)
+    return unit.size if used.pool is None else min(unit.size, used.pool.heldout - first)
+
+
+def _real_images(trial: TrialSpec) -> int:
+    """The real images of an outer step: ``real_batch``, or all training images where it is known that there
+    are fewer (`ddsweep.data.splits` says how many of each class go to validation)."""
+    if trial.dataset.survey is None:
+        return trial.real_batch
+    counts = trial.dataset.survey.train
+    kept = [n - min(max(1, round(trial.validation_fraction * n)), n - 1) for n in counts]
+    return min(trial.real_batch, max(1, sum(kept)))
 
 
 def _measure(trial: TrialSpec) -> Measure:

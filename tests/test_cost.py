@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from ddsweep.catalog import DATASETS, EvaluationSpec, Protocol, TrialSpec, measure_of
+from ddsweep.catalog.survey import Survey
 from ddsweep.cost import (
     CPU_GFLOPS_PER_THREAD,
     SECONDS_PER_INNER_STEP,
@@ -126,3 +127,25 @@ def test_real_images_of_matching_take_memory_a_few_at_a_time() -> None:
     few, many = (estimate(replace(spec, real_per_class=count), 1).memory_bytes for count in (64, 128))
     assert matched_at_a_time(spec) < 64 * 10
     assert many - few == 4 * 64 * 10 * 3 * 32 * 32, "the images themselves"
+
+
+def test_groups_of_held_out_networks_are_whole() -> None:
+    """All networks of a group are trained, for the same bits, however few are wanted."""
+    protocol = Protocol(inner_lr=0.01, inner_epochs=1000)
+
+    def seconds(trial: TrialSpec, networks: int) -> float:
+        asked = EvaluationSpec(networks=networks, group_size=16, protocols=("as_distilled", protocol))
+        return protocol_seconds(trial, asked, protocol, 1)
+
+    assert seconds(TRIAL, 1) == seconds(TRIAL, 16) < seconds(TRIAL, 17) == seconds(TRIAL, 32)
+    known = replace(TRIAL, init="fixed")
+    overhead = 2 * 1000 * SECONDS_PER_INNER_STEP
+    assert (seconds(TRIAL, 16) - overhead) / 16 == pytest.approx(seconds(known, 16) - overhead)
+
+
+def test_a_real_batch_has_no_more_images_than_there_are() -> None:
+    survey = Survey("", "", (), (100, 50, 2), (9, 9, 9), (1, 28, 28))
+    few = replace(TRIAL, dataset=replace(DATASETS["mnist"], survey=survey), real_batch=1024)
+    all_of_them = replace(TRIAL, real_batch=90 + 45 + 1)
+    assert estimate(few, 1) == estimate(all_of_them, 1)
+    assert estimate(replace(few, real_batch=8), 1) == estimate(replace(TRIAL, real_batch=8), 1)
