@@ -389,6 +389,6 @@ class General(SettingsGroup):
 
     dtype: str = setting("float32", one_of=("float32", "float64"))
     """`float32`, or `float64`. Products are taken in it on a GPU too, not in TF32 ([why](performance.md)).
-    Sets are judged in float32 all the same"""
+    Sets are stored in float32, and networks are trained on them and judged in `dtype`"""
     seed: int = setting(0, SEED)
     """seed of everything in the trial, and the number of the known network of `fixed`"""
