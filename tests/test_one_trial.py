@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -104,9 +105,24 @@ def test_a_diverged_trial_is_in_the_failures(tmp_path: Path) -> None:
     assert results.trials.empty and results.failures["status"].tolist() == ["diverged"]
 
 
+def test_numpys_numbers_are_numbers(tmp_path: Path) -> None:
+    """As they come from np.arange; the id is that of the plain number."""
+    plain = SETTINGS | {"outer_steps": 2, "inner_lr": 0.25, "seed": 3}
+    first = run_trial(plain, tmp_path / "mine", evaluate=EVALUATE)
+    given = {"outer_steps": np.int64(2), "inner_lr": np.float32(0.25), "seed": np.uint8(3)}
+    again = run_trial(
+        SETTINGS | given,
+        tmp_path / "mine",
+        evaluate=EVALUATE | {"networks": np.int32(EVALUATE["networks"])},
+        resources={"cpus": np.float64(1)},
+    )
+    assert again.trial_id == first.trial_id and again.distilled.sha256 == first.distilled.sha256
+
+
 WRONG: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "setting": ({"outer_step": 3}, {}, r"^run_trial: base\.outer_step: .*did you mean outer_steps\?"),
     "value": ({"outer_steps": 0}, {}, r"outer_steps"),
+    "numpy's truth": ({"outer_steps": np.bool_(True)}, {}, "True.* is not a whole number"),
     "list": ({"outer_steps": [1, 2]}, {}, r"^run_trial: base\.outer_steps: "),
     "no data set": ({"dataset": None}, {}, r"base\.dataset"),
     "evaluate": (

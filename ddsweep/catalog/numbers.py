@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from numbers import Integral, Real
 from typing import Any
 
 __all__ = ["counted", "real", "whole"]
@@ -17,21 +18,21 @@ def counted(number: float, noun: str, plural: str = "") -> str:
 
 
 def real(value: Any) -> float:
-    """A number, also one that YAML 1.1 reads as text, such as 1e-3. Truth values are not numbers.
+    """A number, also one that YAML 1.1 reads as text, such as 1e-3, or numpy's. Truth values are not numbers.
 
     Raises `ValueError` for anything else.
     """
     if isinstance(value, str) and _NUMBER.match(value.strip()):
         value = float(value)
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise ValueError(f"{value!r} is not a number")
     return float(value)
 
 
 def whole(value: Any) -> int:
     """A whole number; 3.0 and 1e3 are whole, 3.5 and true are not. Raises `ValueError` for these."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        return int(value)
     try:
         number = real(value)
     except ValueError:
