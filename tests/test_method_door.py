@@ -59,6 +59,17 @@ def test_from_its_file_to_whole_tables(mine: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("checked_here")
+@pytest.mark.parametrize("init", ["random", "fixed"])
+def test_it_takes_the_network_of_the_page_on_networks(mine: Path, tmp_path: Path, init: str) -> None:
+    """That has batch norm, which counts in whole numbers, and dropout."""
+    page = (ROOT / "docs" / "networks.md").read_text()
+    (mine / "my_nets.py").write_text(page.split("```")[1].partition("\n")[2])
+    network = {"file": "my_nets.py", "name": "SmallNet", "width": 4}
+    found = trial(tmp_path / "results", network=network, init=init)
+    assert found.row["network"].startswith("my_nets.py:SmallNet(width=4)@")
+
+
+@pytest.mark.usefixtures("checked_here")
 def test_its_object_is_made_with_its_options(mine: Path, tmp_path: Path) -> None:
     found = trial(tmp_path / "results")
     assert found.distilled.spec.method_code is not None
