@@ -240,7 +240,7 @@ class DistilledSet:
         hint = ""
         if found[-3:] == (h, w, c):
             hint = "; channels go before height and width: images.movedim(-1, -3)"
-        elif c == 1 and found[-2:] == (h, w):
+        elif c == 1 and found[-2:] == (h, w) and found[-3:-2] != (3,):
             hint = "; they lack the axis of channels: images[..., None, :, :]"
         elif len(found) >= 3 and found[-2:] == (h, w):
             hint = f"; they have {found[-3]} channels, and the set has {c}"
@@ -290,8 +290,8 @@ def apply(
     ``model`` stays in its mode, and a user's own network (`DistilledSet.network`, in training mode) draws
     what held-out network ``index`` draws in evaluation. T steps are too few for the running statistics of
     batch norm: a model with it is better evaluated in training mode too, by the statistics of the batch.
-    Raises ``ValueError`` if the model does not take the set's images, or does not give one logit per class,
-    and for a negative number of steps.
+    A parameter that the model does not use gets a gradient of zero. Raises ``ValueError`` if the model does
+    not take the set's images, or does not give one logit per class, and for a negative number of steps.
     """
     parameters: Params = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not parameters:
@@ -318,12 +318,15 @@ def apply(
         x, y = x.flatten(0, -4), y.flatten(0, -2) if y.is_floating_point() else y.flatten()
         with draws_of(model, seed, t):
             logits = _forward(model, x) if t == 0 else model(x)
+        if not isinstance(logits, Tensor):
+            raise ValueError(f"the model gives a {type(logits).__name__}, and no logits [N, classes]")
         if logits.shape != (len(x), len(distilled.class_names)):
             raise ValueError(
                 f"the model gives logits of shape {tuple(logits.shape)} for {counted(len(x), 'image')}; "
                 f"the set has {len(distilled.class_names)} classes"
             )
-        gradient = torch.autograd.grad(F.cross_entropy(logits, y), list(parameters.values()))
+        loss = F.cross_entropy(logits, y)
+        gradient = torch.autograd.grad(loss, list(parameters.values()), materialize_grads=True)
         with torch.no_grad():
             found = dict(zip(parameters, gradient, strict=True))
             rate = rate_at(rates, inner_steps, t, loop, first)

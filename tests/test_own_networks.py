@@ -184,6 +184,34 @@ def test_images_of_another_kind_are_refused(images: Tensor, said: str) -> None:
 def test_grey_images_without_an_axis_of_channels_are_told_so() -> None:
     with pytest.raises(ValueError, match=re.escape("lack the axis of channels: images[..., None, :, :]")):
         made(GREY).normalise(torch.zeros(5, 8, 8))
+    with pytest.raises(ValueError, match=r"they have 3 channels, and the set has 1$"):
+        made(GREY).normalise(torch.zeros(5, 3, 8, 8))
+
+
+class Beside(nn.Module):
+    """A layer that is not used; with ``two`` it gives a pair."""
+
+    def __init__(self, two: bool) -> None:
+        super().__init__()
+        self.two, self.head, self.unused = two, nn.Linear(64, 10), nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Any:
+        logits = self.head(x.flatten(1))
+        return (logits, x) if self.two else logits
+
+
+def test_a_parameter_that_is_not_used_stays_as_it_is() -> None:
+    """As in distilling and evaluation."""
+    model = Beside(two=False)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    apply(made(GREY), model)
+    same = {name for name, value in model.state_dict().items() if torch.equal(value, before[name])}
+    assert same == {"unused.weight", "unused.bias"}
+
+
+def test_a_model_that_gives_more_than_logits_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^the model gives a tuple, and no logits \[N, classes\]$"):
+        apply(made(GREY), Beside(two=True))
 
 
 @pytest.mark.parametrize(
