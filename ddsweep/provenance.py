@@ -7,10 +7,11 @@ import importlib.metadata
 import platform
 import subprocess
 import time
+import weakref
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -79,7 +80,7 @@ def device_name(device: str) -> str:
     return names[0] if names else platform.machine()
 
 
-@dataclass
+@dataclass(eq=False)
 class Meter:
     """Seconds and peak memory of one trial, also when its process has done other trials before.
 
@@ -96,8 +97,12 @@ class Meter:
     _wall_start: float = field(default_factory=time.monotonic)
     _cpu_start: float = field(default_factory=time.process_time)
     _resettable: bool = False
+    _running: ClassVar[weakref.WeakSet[Meter]] = weakref.WeakSet()
 
     def __post_init__(self) -> None:
+        for other in list(self._running):  # their peaks so far are lost with the reset
+            other.peak = other.peak_memory_bytes()
+        self._running.add(self)
         if self.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
         else:

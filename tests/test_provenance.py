@@ -55,6 +55,19 @@ def test_peak_memory_is_that_of_one_trial_in_a_process_that_does_many() -> None:
     assert peak - rest > 0.8 * size
 
 
+def test_the_peak_of_a_trial_outlives_the_start_of_another_one_beside_it() -> None:
+    size = 256 * MEBIBYTE
+    first = Meter("cpu")
+    big = torch.ones(size, dtype=torch.uint8)
+    assert int(big[-1]) == 1
+    del big
+    before = first.peak_memory_bytes()
+    second = Meter("cpu")
+    after, rest = first.peak_memory_bytes(), second.peak_memory_bytes()
+    assert before is not None and after is not None and rest is not None
+    assert after >= before and before - rest > 0.8 * size
+
+
 def test_peak_memory_sees_what_is_freed_before_it_is_asked() -> None:
     size = 128 * MEBIBYTE
     meter = Meter("cpu")
