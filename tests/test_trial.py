@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -405,6 +406,24 @@ def test_seconds_add_up_over_the_runs_of_a_trial(trial_of: Callable[..., Trial])
     assert said["wall_seconds"] <= first_took + second_took
     assert first["cpu"] < said["cpu_seconds"]
     assert said["started_at"] == first["started_at"]
+
+
+def test_the_seconds_of_a_trial_begin_with_its_start_images(
+    trial_of: Callable[..., Trial], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clusters of a large data set can take most of its time."""
+    real = ddsweep.trial.running._start_images
+
+    def slow(*arguments: Any) -> Any:
+        time.sleep(0.5)
+        return real(*arguments)
+
+    monkeypatch.setattr(ddsweep.trial.running, "_start_images", slow)
+    trial = trial_of(spec_of(outer_steps=1))
+    assert trial.run()
+    said = trial.result().provenance
+    lasted = datetime.fromisoformat(said["ended_at"]) - datetime.fromisoformat(said["started_at"])
+    assert said["wall_seconds"] >= 0.5 and lasted.total_seconds() >= 0.5
 
 
 def test_granted_gpus_are_paid_for_by_the_second(trial_of: Callable[..., Trial]) -> None:

@@ -3,6 +3,7 @@ as a distilled set."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -50,17 +51,30 @@ class Progress:
 
 
 class RunningTrial:
-    """A trial of this process. ``should_stop`` ends the wait for space on a full disk."""
+    """A trial of this process. ``should_stop`` ends the wait for space on a full disk. ``clocks`` are those
+    of wall and CPU time at its start."""
 
-    def __init__(self, job: TrialJob, run: RunState, task: Task, should_stop: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        job: TrialJob,
+        run: RunState,
+        task: Task,
+        should_stop: Callable[[], bool],
+        clocks: tuple[float, float],
+    ) -> None:
         self.job, self.run, self.task = job, run, task
-        self.meter = Meter(run.plan.device, run.wall, run.cpu, run.peak, run.seconds_of_others)
+        self.meter = Meter(
+            *(run.plan.device, run.wall, run.cpu, run.peak, run.seconds_of_others),
+            _wall_start=clocks[0],
+            _cpu_start=clocks[1],
+        )
         self._should_stop, self._taken = should_stop, 0
 
     @classmethod
     def begin(cls, job: TrialJob, should_stop: Callable[[], bool]) -> RunningTrial | None:
         """The trial at its first outer step or its last checkpoint; None if it is distilled already. Raises
         `UserError` for a missing device."""
+        clocks, started_at = (time.monotonic(), time.process_time()), utc_now().isoformat()
         spec, splits, directory, settings = job.spec, job.splits, job.directory, job.settings
         if is_distilled(spec, directory):
             return None
@@ -87,9 +101,9 @@ class RunningTrial:
         task = Task.of(spec, plan, splits.train, training_networks(spec, directory))
         if run is None:
             state = initial_state(task, _start_images(spec, splits))
-            run = RunState(state, [], plan, utc_now().isoformat())
+            run = RunState(state, [], plan, started_at)
         run.state = _to_device(run.state, plan.device)
-        return cls(job, run, task, should_stop)
+        return cls(job, run, task, should_stop, clocks)
 
     @property
     def spec(self) -> TrialSpec:
