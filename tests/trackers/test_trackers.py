@@ -7,6 +7,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +27,7 @@ from ddsweep.trackers import beside, kinds
 from ddsweep.trackers.beside import tracked
 from ddsweep.trackers.contract import Told
 from ddsweep.trackers.sync import Sync
+from tests.conftest import PATIENCE_S
 from tests.trackers.readers import Found, read_mlflow, read_tensorboard, read_wandb
 
 READERS = {"tensorboard": read_tensorboard, "mlflow": read_mlflow, "wandb": read_wandb}
@@ -227,6 +230,19 @@ def test_beside_a_sweep_what_comes_is_sent_and_a_failing_tracker_says_so_once(sw
     (line,) = said
     assert line.startswith("tracker mlflow: ") and "ddsweep track" in line and "goes on" in line
     assert beside._EVERY_S >= 5
+
+
+def test_a_tracker_that_hangs_does_not_hold_up_the_end(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    over = threading.Event()
+    monkeypatch.setattr(beside.Sync, "__call__", lambda self, last=True: over.wait(PATIENCE_S))
+    began = time.monotonic()
+    with tracked(["tensorboard"], sweep.directory, TOLD, sweep.out, said.append, every_s=0.01, at_end_s=0.2):
+        pass
+    assert time.monotonic() - began < PATIENCE_S / 2
+    over.set()
+    (line,) = said
+    assert line.startswith("tracker tensorboard: not waited for any longer; `ddsweep track ")
 
 
 def test_a_missing_extra_and_an_unknown_tracker_are_one_message(
