@@ -134,7 +134,7 @@ HEADLINES = (
     ("MNIST, unknown networks, 100 images", "mnist_random", "mnist_further"),
     ("CIFAR-10, one known network, 100 images", "cifar10_fixed_short", None),
     ("CIFAR-10, unknown networks, 100 images", "cifar10_random_short", None),
-    ("USPS -> MNIST, 100 images", "adapt_usps_mnist", None),
+    ("USPS -> MNIST, 100 images", "adapt_usps_mnist", "adapt_usps_mnist_labels"),
     ("MNIST -> USPS, 100 images", "adapt_mnist_usps", None),
     ("SVHN -> MNIST, 100 images", "adapt_svhn_mnist", None),
     ("attack, 0 called 1, 100 images", "attack_mnist", None),

@@ -37,6 +37,7 @@ def test_every_sweep_of_the_paper_can_be_tried_out() -> None:
             "cifar10_fixed",
             "cifar10_random",
             "adapt_mnist_usps",
+            "adapt_usps_mnist_labels",
         ),
         *("adapt_usps_mnist", "adapt_svhn_mnist", "attack_mnist", "attack_cifar10", "alexnet_voc2007"),
         *("alexnet_cub200", "ablation_steps_epochs_ipc"),
