@@ -742,6 +742,13 @@ def test_bad_searches(load: Load, given: str, message: str) -> None:
     assert "search" in said and message in said
 
 
+def test_what_a_guided_search_asks_of_a_machine_does_not_vary_in_its_space(load: Load) -> None:
+    text = BASE + "search: {kind: tpe, samples: 3, space: {inner_epochs: {integer: [1, 4]}}}\nresources: "
+    with pytest.raises(SettingError, match=r"resources\.cpus: by inner_epochs: .*; give one number"):
+        trials_of(load(text + "{cpus: {by: inner_epochs, 4: 2, default: 1}}"))
+    assert trials_of(load(text + "{cpus: {by: init, fixed: 2, default: 1}}"))
+
+
 @pytest.mark.parametrize(
     ("sizes", "space"),
     [

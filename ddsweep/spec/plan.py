@@ -245,7 +245,8 @@ def _begun(
     sweep: SweepSpec, settings: dict[str, Any], proposed: Proposed, searches: dict[str, _Begun]
 ) -> _Begun:
     """The guided search with these ``settings`` outside its space. Combinations that differ only in what
-    their method lacks share one. Raises `SettingError` for a space in which ``images_per_class`` varies."""
+    their method lacks share one. Raises `SettingError` for a space in which ``images_per_class`` varies, or
+    what trials ask of a machine."""
     assert sweep.search is not None
     space = sweep.search.space.keys()
     for name in SIZES:
@@ -254,6 +255,13 @@ def _begun(
                 f"sweep {sweep.name}: search.space.{name}: with it images_per_class varies, and tpe compares "
                 "samples by val_score, so that it would only learn that more images are better; give "
                 "images_per_class under base, grid or points"
+            )
+    for key in ("cpus", "gpus"):
+        amount = getattr(sweep.resources, key)
+        if isinstance(amount, dict) and amount["by"] in space:
+            raise SettingError(
+                f"sweep {sweep.name}: resources.{key}: by {amount['by']}: the places of a guided search are "
+                "all alike, and are there before samples with other values are proposed; give one number"
             )
     lacks = frozenset() if "method" in space else find_method(settings.get("method", DEFAULT_METHOD)).lacks
     kept = {name: value for name, value in settings.items() if name not in space | lacks}
