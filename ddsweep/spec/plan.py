@@ -364,7 +364,7 @@ def _impossible(sweep: SweepSpec, invalid: dict[str, str], count: int, total: in
     lines = [f"sweep {sweep.name}: {count} of {counted(total, 'trial')} {be} impossible:"]
     lines += [f"  {text}: {reason}" for text, reason in itertools.islice(invalid.items(), _LISTED)]
     if len(invalid) > _LISTED:
-        lines.append(f"  ... and {counted(len(invalid) - _LISTED, 'combination')} more")
+        lines.append(f"  ... and {len(invalid) - _LISTED} more")
     if count < total:
         lines.append("Change them, or set `skip_invalid: true` to leave them out.")
     return "\n".join(lines)

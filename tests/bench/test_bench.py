@@ -93,6 +93,7 @@ def test_meta_step(tmp_path: Path) -> None:
     assert (found["networks"], found["repeats"]) == (2, 1)
 
 
+@pytest.mark.slow
 def test_sweep() -> None:
     """Cohorts and single trials end with equal bits, or it says so and ends with 1."""
     command = [sys.executable, "bench/sweep.py", "--quick", "digits_fixed"]

@@ -251,7 +251,7 @@ def test_the_verbs_know_the_proposals(folder: Folder, ddsweep: Run) -> None:
 
     said = ddsweep("plan", file, "--results", results).stdout
     assert trial.trial_id in said and "4 trials" in said and "3 to evaluate" in said
-    assert "up to 2 more trials to be proposed by the search, about" in said
+    assert "up to 2 more trials to be proposed by the search, under 1 CPU-minute" in said
 
     said = ddsweep("status", root).stdout
     assert "small: 4 trials, 3 distilled, 1 interrupted; up to 2 more to be proposed" in said

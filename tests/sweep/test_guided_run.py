@@ -28,6 +28,7 @@ evaluate: {networks: 2, group_size: 2, shards: 1, baselines: none}
 """
 
 
+@pytest.mark.ray
 def test_a_run_proposes_until_all_samples_are_there(one_ray: OneRay, tmp_path: Path) -> None:
     """Also samples whose data no trial before them has had: each split is another one."""
     file, root = tmp_path / "guided.yaml", tmp_path / "results" / "guided"
