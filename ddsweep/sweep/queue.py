@@ -206,18 +206,29 @@ class TrialQueue:
         return Lost(max(waits), tuple(again), tuple(failed))
 
     def _lost_before_any(self, name: str) -> Lost:
-        """The process died before it had a trial: a place that never comes up fails with all that it has."""
+        """The process died before it had a trial. A place that never comes up leaves its trials to others of
+        its shape that are at work; without any it fails with all that it has."""
         self._attempts["place", name] += 1
         wait = self._policy.wait(self._attempts["place", name])
-        failed = [] if wait is not None else self.given_up(name)
+        failed: list[str] = []
+        if wait is None and any(other in self._up for other in self._of_shape[self._places[name].shape]):
+            self._dead.add(name)
+        elif wait is None:
+            failed = self.given_up(name)
         return Lost(wait or 0.0, (), tuple((trial, self._attempts["place", name]) for trial in failed))
 
     def given_up(self, name: str) -> list[str]:
-        """A place cannot be started at all: the trials that nobody runs now."""
+        """A place cannot be started at all: the trials that nobody runs now. With the last place of a shape
+        these are those of the others, too."""
         self._dead.add(name)
         self._up.discard(name)
+        names = self._of_shape[self._places[name].shape]
         left = [*self._held.pop(name, []), *self._planned[name]]
         self._planned[name].clear()
+        if self._dead.issuperset(names):
+            for other in names:
+                left += self._planned[other]
+                self._planned[other].clear()
         for trial in left:
             self._failed(trial)
         return left

@@ -108,6 +108,18 @@ def test_a_place_that_never_comes_up_fails_with_all_that_it_has() -> None:
     assert queue.is_over("a") and queue.has_work("x")
 
 
+def test_a_place_that_never_comes_up_leaves_its_trials_to_one_that_is_at_work() -> None:
+    queue = TrialQueue([planned("a", size=1), planned("b", "c", size=1)], POLICY)
+    assert queue.take("a", 0) == ["a"]
+    for _ in range(POLICY.retries + 1):
+        assert not queue.lost("b").failed
+    assert queue.is_over("b") and not queue.has_work("b")
+    queue.ended("a", "a")
+    assert queue.take("a", 0) == ["b"]
+    queue.ended("a", "b")
+    assert queue.given_up("a") == ["c"], "nobody else is left"
+
+
 def test_companions_are_tried_again_also_where_nothing_else_is() -> None:
     queue = TrialQueue([planned("good", "bad")], RetryPolicy(0))
     for _ in range(2):
