@@ -7,7 +7,7 @@ other. The numbers of a trial do not depend on its companions.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Protocol
 
@@ -73,11 +73,9 @@ def why_alone(trial: TrialSpec) -> str | None:
 
 def cohort_key(trial: TrialSpec) -> Hashable | None:
     """What trials that can be distilled together have in common; None for one that never is (`why_alone`)."""
-    return None if why_alone(trial) is not None else _all_but(FREE, trial)
-
-
-def _all_but(names: Collection[str], trial: TrialSpec) -> Hashable:
-    return tuple((item.name, getattr(trial, item.name)) for item in fields(trial) if item.name not in names)
+    if why_alone(trial) is not None:
+        return None
+    return tuple((item.name, getattr(trial, item.name)) for item in fields(trial) if item.name not in FREE)
 
 
 def cohort_sizes(
@@ -212,9 +210,7 @@ def dealt_out(
     networks: int | None = None,
 ) -> list[Cohort]:
     """``trials`` in cohorts, in the order of the sweep: of one shape, with equal ``resources``, and none so
-    large that one of so many ``places`` would have nothing to do. ``networks`` as in `cohort_sizes`.
-
-    All seeds of a setting have one shape, also where each is alone: at a rung they wait for each other."""
+    large that one of so many ``places`` would have nothing to do. ``networks`` as in `cohort_sizes`."""
     needs = [resources.for_trial(trial) for trial in trials]
     gpus = [gpus for _, gpus in needs]
     sizes = cohort_sizes(
@@ -230,7 +226,7 @@ def dealt_out(
     alike: dict[Hashable, list[TrialSpec]] = {}
     for trial, need in zip(trials, needs, strict=True):
         alone = sizes[trial.trial_id] == 1
-        shape: Hashable = (_all_but({"seed"}, trial) if alone else cohort_key(trial), need)
+        shape: Hashable = trial.trial_id if alone else (cohort_key(trial), need)
         alike.setdefault(shape, []).append(trial)
     cohorts = []
     for shape, some in alike.items():

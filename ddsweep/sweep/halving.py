@@ -139,6 +139,13 @@ class Halving:
         setting.failed.add(trial_id)
         self._decide_if_all_there(setting)
 
+    def awaited(self, trial_id: str) -> list[str]:
+        """The seeds for which a paused trial waits."""
+        setting = self._setting[trial_id]
+        rung = setting.next_rung()
+        there = {} if rung is None else setting.scores[rung]
+        return [seed for seed in setting.seeds if seed not in there and seed not in setting.failed]
+
     def wait_no_longer(self, trial_id: str) -> None:
         """No trial is left to wait for: missing seeds count as failed."""
         setting = self._setting[trial_id]

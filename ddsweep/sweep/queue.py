@@ -240,7 +240,7 @@ class TrialQueue:
             return False
         if self._is_waiting(name) or self._to_come:
             return True
-        return not any(self._held_of(shape)) and any(self._paused_of(shape))
+        return not any(self._held_of(shape)) and not all(map(self._waits_for_some, self._paused_of(shape)))
 
     def fits(self, name: str) -> bool:
         """Whether the nodes that are there hold this place too."""
@@ -357,12 +357,19 @@ class TrialQueue:
                 else:
                     self._stopped.append(trial)
 
+    def _waits_for_some(self, trial: str) -> bool:
+        """Whether a seed for which a paused trial waits is at work or still to come, in whatever place."""
+        assert self._halving is not None
+        kept = (self._held, self._planned, self._first, self._apart)
+        return any(seed in some for seed in self._halving.awaited(trial) for k in kept for some in k.values())
+
     def _wait_no_longer(self, shape: Hashable) -> bool:
-        """If no trial of a shape runs or is to begin, those that its paused trials wait for are lost: an
-        error, but no reason to wait. Returns whether a trial was released."""
+        """If no trial of a shape runs or is to begin, seeds that its paused trials wait for, and that are
+        nowhere else, are lost: an error, but no reason to wait. Returns whether a trial was released."""
         if self._halving is None or any(self._held_of(shape)):
             return False
         for trial in list(self._paused_of(shape)):
-            self._halving.wait_no_longer(trial)
+            if not self._waits_for_some(trial):
+                self._halving.wait_no_longer(trial)
         self._carry_out()
         return bool(self._first[shape])

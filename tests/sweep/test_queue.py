@@ -244,7 +244,8 @@ def test_a_seed_that_has_no_room_yet_is_waited_for() -> None:
     assert queue.take(other.trial_id, 0) == [other.trial_id]
     assert queue.take(A, 0) is None and queue.is_paused(A)
     queue.ended(other.trial_id, other.trial_id)
-    assert queue.take(A, 0) == [B]
+    assert queue.take(A, 0) == [] and queue.rests(A) and not queue.has_work(A)
+    assert queue.take(B, 0) == [B]
 
 
 def test_a_place_whose_trials_wait_at_a_rung_comes_back() -> None:
