@@ -111,7 +111,7 @@ class _Place:
             self._asked = time.monotonic()
             if rests:
                 raise _RestError
-            if given is None:  # as many run as may: this place waits for its turn
+            if given is None:  # this place waits for its turn, or for others at a rung
                 time.sleep(LOOK_EVERY_S)
                 continue
             self._has_left = False
