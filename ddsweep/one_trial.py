@@ -21,7 +21,7 @@ from ddsweep.evaluation import evaluate_unit, finish, forget_stop, missing_units
 from ddsweep.measuring import codes_of, measure_networks
 from ddsweep.pools.file import resolve_pool
 from ddsweep.pools.imagenet import ready_pool
-from ddsweep.results.code import write_code
+from ddsweep.results.code import write_code, write_sets
 from ddsweep.results.current import write_sweep_file
 from ddsweep.results.elsewhere import other_sweeps
 from ddsweep.results.files import remove_leftovers
@@ -29,6 +29,7 @@ from ddsweep.results.layout import SweepDirectory
 from ddsweep.results.lock import SweepLock
 from ddsweep.results.parts import read_part
 from ddsweep.spec import Plan, SweepSpec, expand, load_sweep, resolved_yaml, sweep_of
+from ddsweep.start_set import check_starts, sets_of
 from ddsweep.sweep.prepare import load_all_splits, splits_key, trial_settings
 from ddsweep.trial import Progress, distil_trial, is_distilled, read_distilled, record_failure
 from ddsweep.trial_plan import pick_device
@@ -84,6 +85,7 @@ def run_trial(
     sweep = sweep_of(asked, "run_trial")
     trials = _plan(sweep, found, root).trials
     measure_networks(trials, sweep.evaluate.spec(), found.code, lambda text: None)
+    check_starts(trials, found.sets)
     sweep = _joined(sweep, trials[0], found, root, new_evaluation=evaluate is not None)
     ids = [trial.trial_id for trial in _plan(sweep, found, root).trials]
     return _run(sweep, ids, trials[0], found, root, on_progress)
@@ -136,6 +138,7 @@ def _run(
         with SweepLock(directory.lock):
             remove_leftovers(directory.temporary)
             write_code(directory, codes_of([trial], evaluation))
+            write_sets(directory, sets_of([trial]))
             write_sweep_file(directory, resolved_yaml(sweep).encode(), ids)
             directory.failure_part(trial.trial_id).unlink(missing_ok=True)
             forget_stop(trial, directory)

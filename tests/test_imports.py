@@ -15,8 +15,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "ddsweep"
 # The lowest first. Rooms of one line do not know each other.
 LEVELS = (
     ("errors", "interpreter", "private"),
-    ("seeds", "catalog", "bundled", "paths", "processes"),
-    ("own_code",),
+    ("seeds", "catalog", "bundled", "paths", "processes", "tensor_file"),
+    ("own_code", "start_set"),
     ("core",),
     ("data", "results", "baselines", "spec", "cost", "measuring", "compilation", "provenance", "dashboards"),
     ("distilled", "pools", "trial_plan", "machine", "cohorts"),

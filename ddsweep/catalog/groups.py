@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -279,17 +280,35 @@ class InnerSteps(SettingsGroup):
             )
 
 
+_SET = re.compile(r"set@([0-9a-f]{12})")
+
+
+def own_set(what: str, text: str) -> bool:
+    """Whether ``text``, a value of the setting ``what``, is the name of a distilled set: ``set@`` and the
+    first 12 digits of its SHA-256. Raises `SettingError` for another text that begins so."""
+    if text.startswith("set@") and not _SET.fullmatch(text):
+        raise SettingError(f"{what}: {text!r} is not the name of a set; in a sweep file, write {{set: FILE}}")
+    return text.startswith("set@")
+
+
 @dataclass(frozen=True)
 class Start(SettingsGroup):
     """The images at the start"""
 
-    image_init: str = setting("noise", one_of=("noise", "real", "kmeans"))
+    image_init: str = setting("noise", one_of=("noise", "real", "kmeans"), beside=own_set)
     """`noise`: N(0, 1) in normalised pixels; `real`: training images; `kmeans`: cluster centres of each
-    class"""
+    class; or [a distilled set](guide.md#going-on-from-a-distilled-set), `{set: distilled.safetensors}`, with
+    its rates and labels where they are learned"""
     image_centre: bool = False
     """`true`: the mean of all start images is subtracted from each, so that only their differences remain"""
     image_scale: float = setting(1.0, POSITIVE)
     """factor on the start images, after `image_centre`"""
+
+    @property
+    def start_set(self) -> str | None:
+        """The distilled set in which the trial begins: the first 12 digits of its SHA-256."""
+        found = _SET.fullmatch(self.image_init)
+        return found and found[1]
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from ddsweep.catalog.groups import augmentation_parts, suited_augmentation
+from ddsweep.catalog.own_code import own_code
 from ddsweep.catalog.setting import COUNT, POSITIVE, Limit, SettingsGroup, setting, settings_in
 from ddsweep.errors import SettingError
 
@@ -101,7 +102,7 @@ def find_method(name: str) -> MethodSpec:
 class MethodSetting(SettingsGroup):
     """The method"""
 
-    method: str = setting(DEFAULT_METHOD, one_of=tuple(METHODS), or_code=True)
+    method: str = setting(DEFAULT_METHOD, one_of=tuple(METHODS), beside=own_code)
     """what makes the images: `bptt`, by the gradient through T training steps (Wang et al. 2018);
     `distribution_matching`, by the mean features of each class in networks that are not trained (Zhao and
     Bilen 2023); or [your own](methods.md), `{file: my_methods.py, name: MyMethod}`"""

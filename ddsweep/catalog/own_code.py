@@ -13,7 +13,7 @@ from typing import Any
 
 from ddsweep.errors import SettingError
 
-__all__ = ["DIGEST_LENGTH", "CodeRef", "is_code", "parse_code"]
+__all__ = ["DIGEST_LENGTH", "CodeRef", "is_code", "own_code", "parse_code"]
 
 DIGEST_LENGTH = 12
 """The number of hex digits of a source's hash in its name."""
@@ -56,6 +56,14 @@ class CodeRef:
 def is_code(text: str) -> bool:
     """Whether ``text`` is meant to name a user's code: names that come with ddsweep have no colon."""
     return ":" in text.partition("(")[0]
+
+
+def own_code(what: str, text: str) -> bool:
+    """`is_code` of a value of the setting ``what``. Raises `SettingError` if it is no whole name."""
+    if is_code(text):
+        parse_code(text, what)
+        return True
+    return False
 
 
 def parse_code(text: str, what: str) -> CodeRef:

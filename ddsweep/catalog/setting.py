@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ddsweep.catalog.own_code import is_code, parse_code
 from ddsweep.errors import SettingError
 
 if TYPE_CHECKING:
@@ -48,28 +47,34 @@ BELOW_ONE = Limit("must be at least 0 and below 1", lambda value: 0 <= value < 1
 @dataclass(frozen=True)
 class Setting:
     """One setting. ``kind`` is its type as text, such as ``float | None``; ``default`` is dataclasses'
-    ``MISSING`` if a value is required. ``one_of`` are the words that it takes, beside a user's own code if
-    ``or_code``; ``check(name, value)`` raises `SettingError` for other impossible values."""
+    ``MISSING`` if a value is required. ``one_of`` are the words that it takes, and ``beside(name, value)``
+    says whether a text is another value, such as a user's own code; it raises `SettingError` for one that is
+    meant as such and wrong. ``check(name, value)`` raises `SettingError` for other impossible values."""
 
     name: str
     kind: str
     default: Any
     limit: Limit | None = None
     one_of: tuple[str, ...] = ()
-    or_code: bool = False
+    beside: Callable[[str, str], bool] | None = None
     check: Callable[[str, Any], Any] | None = None
 
     @property
     def optional(self) -> bool:
         return self.kind.endswith("None")
 
+    def takes(self, value: Any) -> bool:
+        """Whether ``value`` is one of the words, or a text beside them; true for a setting without words.
+        Raises `SettingError` for a text that is meant as one of those beside them and wrong."""
+        if not self.one_of or value in self.one_of:
+            return True
+        return self.beside is not None and isinstance(value, str) and self.beside(self.name, value)
+
     def refuse(self, value: Any) -> None:
         """Raises `SettingError` if no trial can have this value, with any other settings."""
         if value is None and self.optional:
             return
-        if self.or_code and is_code(value):
-            parse_code(value, self.name)
-        elif self.one_of and value not in self.one_of:
+        if not self.takes(value):
             raise SettingError(f"{self.name}: {value!r} is not one of {', '.join(self.one_of)}")
         if self.limit is not None and not self.limit.holds(value):
             raise SettingError(f"{self.name}: {value} {self.limit.words}")
@@ -82,11 +87,11 @@ def setting(
     limit: Limit | None = None,
     *,
     one_of: tuple[str, ...] = (),
-    or_code: bool = False,
+    beside: Callable[[str, str], bool] | None = None,
     check: Callable[[str, Any], Any] | None = None,
 ) -> Any:
     """A field of a `SettingsGroup` that does not take every value of its type; see `Setting`."""
-    found = {"limit": limit, "one_of": one_of, "or_code": or_code, "check": check}
+    found = {"limit": limit, "one_of": one_of, "beside": beside, "check": check}
     return field(default=default, metadata=found)
 
 

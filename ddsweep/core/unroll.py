@@ -92,8 +92,12 @@ class _Step:
 
 def raw_rates(rate: float, steps: int) -> Tensor:
     """Raw rates ``[T]`` (float64) with softplus(raw) = ``rate``."""
-    value = torch.tensor(rate, dtype=torch.float64)
-    return (value + torch.log(-torch.expm1(-value))).repeat(steps)
+    return raw_of(torch.tensor(rate, dtype=torch.float64)).repeat(steps)
+
+
+def raw_of(rates: Tensor) -> Tensor:
+    """Raw rates with softplus(raw) = ``rates``, which are above 0."""
+    return rates + torch.log(-torch.expm1(-rates))
 
 
 def loss_and_gradient(

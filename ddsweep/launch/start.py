@@ -31,7 +31,7 @@ from ddsweep.launch.slurm import array_limit, cancel_jobs, check_nodes, check_si
 from ddsweep.launch.submit import script, submit
 from ddsweep.launch.watch import active_jobs
 from ddsweep.machine import versions
-from ddsweep.results.code import write_code
+from ddsweep.results.code import write_code, write_sets
 from ddsweep.results.current import write_sweep_file
 from ddsweep.results.files import results_error, write_atomic
 from ddsweep.results.layout import SweepDirectory
@@ -47,7 +47,8 @@ _LOCAL_START_S = 30.0
 class Request:
     """A request to launch. ``shares`` deals the trials to be distilled to the elements of an array; it is
     empty in mode ``cluster``, and if only evaluations are missing. ``trials`` are the ids of all trials of
-    the sweep, ``code`` is that of users' own which they take."""
+    the sweep, ``code`` is that of users' own which they take, ``sets`` are those in which
+    they begin."""
 
     sweep: SweepSpec
     directory: SweepDirectory
@@ -58,6 +59,7 @@ class Request:
     shares: Sequence[Sequence[str]] = ()
     trials: Sequence[str] = ()
     code: Sequence[CodeRef] = ()
+    sets: Sequence[str] = ()
 
     def stages(self, folder: LaunchFolder) -> list[Stage]:
         return stages(folder, self.mode, self.site, len(self.shares))
@@ -187,6 +189,7 @@ def _write(request: Request, folder: LaunchFolder) -> None:
     text = resolved_yaml(request.sweep).encode()
     write_atomic(folder.sweep_file, text, folder.root / ".tmp")
     write_code(request.directory, request.code)
+    write_sets(request.directory, request.sets)
     write_sweep_file(request.directory, text, request.trials)
     if request.mode == "array":
         content = {"trials": [list(share) for share in request.shares], "evals": request.site.array_tasks}

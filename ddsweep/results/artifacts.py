@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddsweep.errors import CheckpointError
 from ddsweep.paths import user_path
 from ddsweep.results.files import unreadable_error, write_atomic
+from ddsweep.tensor_file import KEY, content_sum, read_header, tensor_sum
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = ["load_tensors", "save_tensors", "tensor_sha256"]
-
-_KEY = "ddsweep"
-
-
-# ---------------------------------------------------------------------------------------- tensors
 
 
 def tensor_sha256(tensors: Mapping[str, Tensor]) -> str:
@@ -29,13 +24,13 @@ def tensor_sha256(tensors: Mapping[str, Tensor]) -> str:
     matter."""
     import torch
 
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        described = [name, str(tensor.dtype).removeprefix("torch."), list(tensor.shape)]
-        digest.update(json.dumps(described).encode() + b"\n")
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    def parts() -> Iterator[tuple[str, str, list[int], bytes]]:
+        for name in sorted(tensors):
+            tensor = tensors[name].detach().cpu().contiguous()
+            content = tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
+            yield name, str(tensor.dtype).removeprefix("torch."), list(tensor.shape), content
+
+    return tensor_sum(parts())
 
 
 def save_tensors(
@@ -43,22 +38,18 @@ def save_tensors(
 ) -> None:
     """Write named tensors and a JSON header as one safetensors file, atomically.
 
-    The metadata key ``ddsweep`` holds the JSON ``{"header": ..., "sha256": ...}``, the sum over header and
-    tensors. There is one key, because safetensors writes several in an order that differs from run to run;
-    the same content should give the same bytes. Raises ``ValueError`` or ``TypeError`` for a header that is
-    not JSON (NaN included), and `ResultsError` if the file cannot be written.
+    The metadata (`ddsweep.tensor_file`) has one key, because safetensors writes several in an order that
+    differs from run to run; the same content should give the same bytes. Raises ``ValueError`` or
+    ``TypeError`` for a header that is not JSON (NaN included), and `ResultsError` if the file cannot be
+    written.
     """
     from safetensors.torch import save
 
     # safetensors refuses tensors that share memory, so each is cloned.
     own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    text = json.dumps({"header": header, "sha256": _sum(own, header)}, sort_keys=True, allow_nan=False)
-    write_atomic(path, save(own, metadata={_KEY: text}), temporary)
-
-
-def _sum(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> str:
-    text = json.dumps(header, sort_keys=True, allow_nan=False)
-    return hashlib.sha256(f"{tensor_sha256(tensors)}\n{text}".encode()).hexdigest()
+    total = content_sum(tensor_sha256(own), header)
+    text = json.dumps({"header": header, "sha256": total}, sort_keys=True, allow_nan=False)
+    write_atomic(path, save(own, metadata={KEY: text}), temporary)
 
 
 def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -79,17 +70,10 @@ def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
         raise unreadable_error(error, path) from error
     try:
         tensors = dict(sorted(load(data).items()))
-        metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
     except Exception as error:  # safetensors answers damage with half a dozen exception types
         raise CheckpointError(f"{path}: truncated, altered, or not a safetensors file ({error})") from error
-    if _KEY not in metadata:
-        raise CheckpointError(f"{path}: a safetensors file, but not one of ddsweep (no {_KEY!r} header)")
     try:
-        content = json.loads(metadata[_KEY])
-        header: dict[str, Any] = content["header"]
-        intact = content["sha256"] == _sum(tensors, header)
-    except (ValueError, KeyError, TypeError):
-        intact = False
-    if not intact:
-        raise CheckpointError(f"{path}: altered since it was written: its check sum does not match")
+        header, _ = read_header(data)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
     return tensors, header

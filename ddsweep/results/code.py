@@ -1,4 +1,4 @@
-"""The copies of users' code beside the results that it made: ``code/<hash>/``."""
+"""The copies of users' code, and of sets in which trials begin, beside the results: ``code/``, ``sets/``."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from ddsweep.catalog import CodeRef, TrialSpec
 from ddsweep.own_code import known_source, load_code, stored_source
 from ddsweep.results.files import write_atomic
 from ddsweep.results.layout import SweepDirectory
+from ddsweep.start_set import set_content, set_file
 
-__all__ = ["load_code_of", "write_code"]
+__all__ = ["load_code_of", "write_code", "write_sets"]
 
 
 def load_code_of(specs: Iterable[TrialSpec], folder: Path) -> None:
@@ -36,3 +37,12 @@ def write_code(directory: SweepDirectory, refs: Iterable[CodeRef]) -> None:
             if not (home / name).exists():
                 write_atomic(home / name, content, directory.temporary)
         stored_source(ref, directory.code)
+
+
+def write_sets(directory: SweepDirectory, digests: Iterable[str]) -> None:
+    """Put the sets of these hashes where workers find them, as `write_code` does. Raises `UserError` as
+    `ddsweep.start_set.set_content` does."""
+    for digest in digests:
+        content, path = set_content(digest, directory.sets), set_file(directory.sets, digest)
+        if not path.exists():
+            write_atomic(path, content, directory.temporary)

@@ -108,6 +108,11 @@ class SweepDirectory(_Directory):
         return self.root / "code"
 
     @property
+    def sets(self) -> Path:
+        """Copies of distilled sets in which trials begin (`ddsweep.start_set`)."""
+        return self.root / "sets"
+
+    @property
     def pools(self) -> Path:
         """The folder of pools of trained networks, which all sweeps beside this one share."""
         return self.root.parent / "pools"

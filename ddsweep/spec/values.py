@@ -15,10 +15,11 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
-from ddsweep.catalog import SETTINGS, is_code, parse_network
+from ddsweep.catalog import SETTINGS, parse_network
 from ddsweep.catalog.numbers import real, whole
 from ddsweep.errors import SettingError
 from ddsweep.own_code import data_reference, names_code, resolve_code
+from ddsweep.start_set import resolve_set
 
 SIZES = ("images_per_class", "inner_steps", "images_per_class_per_step")
 MOST_TRIALS = 100_000
@@ -50,19 +51,28 @@ def word(value: Any, allowed: Sequence[str]) -> str:
 
 def setting(name: str, value: Any) -> Any:
     """One science setting with its type corrected. Raises `ValueError` if the value alone is wrong."""
+    try:
+        return _setting(name, value)
+    except SettingError as error:
+        raise ValueError(str(error).partition(": ")[2]) from None
+
+
+def _setting(name: str, value: Any) -> Any:
     declared = SETTINGS[name]
     if declared.optional and (value is None or value == "none"):
         return None
-    if isinstance(value, dict) and (name in _CODE or (name == "dataset" and names_code(value))):
-        try:
-            return data_reference(value) if name == "dataset" else str(resolve_code(value, name)[0])
-        except SettingError as error:
-            raise ValueError(str(error).partition(": ")[2]) from None
+    if isinstance(value, dict):
+        if name == "image_init":
+            return resolve_set(value, name)
+        if name == "dataset" and names_code(value):
+            return data_reference(value)
+        if name in _CODE:
+            return str(resolve_code(value, name)[0])
     if name in _GIVEN_AS:
         if not value or not isinstance(value, str | dict):
             raise ValueError(f"{value!r} is neither {_GIVEN_AS[name]}")
         return value
-    if declared.one_of and not (declared.or_code and isinstance(value, str) and is_code(value)):
+    if not declared.takes(value):
         return word(value, declared.one_of)
     kind = declared.kind.removesuffix(" | None")
     if kind in ("int", "float"):
@@ -72,13 +82,10 @@ def setting(name: str, value: Any) -> Any:
             raise ValueError(f"{value!r} is not true or false")
     elif not isinstance(value, str):
         raise ValueError(f"{value!r} is not text")
-    try:
-        declared.refuse(value)
-        if name == "network":  # at a size that every network of its kind takes, however deep
-            side = {"convnet": 1 << 20, "alexnet": 224}.get(value.partition("(")[0].strip(), 32)
-            parse_network(value, (3, side, side))
-    except SettingError as error:
-        raise ValueError(str(error).partition(": ")[2]) from None
+    declared.refuse(value)
+    if name == "network":  # at a size that every network of its kind takes, however deep
+        side = {"convnet": 1 << 20, "alexnet": 224}.get(value.partition("(")[0].strip(), 32)
+        parse_network(value, (3, side, side))
     return value
 
 

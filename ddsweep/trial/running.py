@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from ddsweep.core.memory import keep_to_share
 from ddsweep.core.methods import labels_of
 from ddsweep.core.networks import build_network
 from ddsweep.core.outer import DistillState, final, rolled_back, scored
-from ddsweep.core.task import Learned, Task
+from ddsweep.core.task import FirstSet, Learned, Task
 from ddsweep.data.splits import Splits
 from ddsweep.distilled import DistilledSet
 from ddsweep.errors import UserError
@@ -29,6 +29,7 @@ from ddsweep.results.artifacts import save_tensors
 from ddsweep.results.files import patiently
 from ddsweep.results.grid import image_grid
 from ddsweep.results.layout import SweepDirectory
+from ddsweep.start_set import check_starts, set_file
 from ddsweep.trial.files import is_distilled, move_aside_if_torn
 from ddsweep.trial.run_state import RunState, TrialJob, load_run, provenance, save_run, write_history
 from ddsweep.trial.validation import chosen_recipes, training_networks, validate
@@ -100,7 +101,8 @@ class RunningTrial:
         keep_to_share(plan.device, settings.gpus)
         task = Task.of(spec, plan, splits.train, training_networks(spec, directory))
         if run is None:
-            state = initial_state(task, _start_images(spec, splits))
+            begun = task if spec.start_set is None else replace(task, first=_first_set(spec, directory))
+            state = initial_state(begun, _start_images(spec, splits))
             run = RunState(state, [], plan, started_at)
         run.state = _to_device(run.state, plan.device)
         return cls(job, run, task, should_stop, clocks)
@@ -195,6 +197,14 @@ class RunningTrial:
         save_tensors(
             directory.distilled(spec.trial_id), distilled.tensors(), distilled.header(), directory.temporary
         )
+
+
+def _first_set(spec: TrialSpec, directory: SweepDirectory) -> FirstSet:
+    """The set in which ``spec`` begins, from its copy. Raises `UserError` for a missing or altered copy."""
+    assert spec.start_set is not None
+    check_starts([spec], directory.sets)
+    found = DistilledSet.load(set_file(directory.sets, spec.start_set))
+    return FirstSet(found.images, found.labels, found.rates)
 
 
 def _start_images(spec: TrialSpec, splits: Splits) -> Tensor | None:

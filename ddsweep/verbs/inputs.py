@@ -103,6 +103,7 @@ def expander(
     from ddsweep.measuring import measure_networks
     from ddsweep.pools.file import resolve_pool
     from ddsweep.spec import expand, is_smoke
+    from ddsweep.start_set import check_starts
 
     def dataset(value: Any) -> DatasetSpec:
         smoke = is_smoke(sweep.name)
@@ -113,6 +114,7 @@ def expander(
 
     def expanded(proposed: Proposed) -> Plan:
         plan = expand(sweep, datasets, pools, proposed)
+        check_starts(plan.trials, directory.sets)
         measure_networks(plan.trials, sweep.evaluate.spec(), directory.code, aside)
         return plan
 

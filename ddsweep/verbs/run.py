@@ -128,11 +128,12 @@ def _run(work: _Work, drain: Drain) -> None:
     from ddsweep.report.data import remark_lines
     from ddsweep.report.labels import trial_columns, trial_labels
     from ddsweep.report.last_tables import print_last_tables
-    from ddsweep.results.code import write_code
+    from ddsweep.results.code import write_code, write_sets
     from ddsweep.results.current import write_sweep_file
     from ddsweep.results.files import remove_leftovers
     from ddsweep.results.lock import SweepLock
     from ddsweep.spec import is_smoke, resolved_yaml
+    from ddsweep.start_set import sets_of
     from ddsweep.trackers.beside import tracked
 
     sweep, plan, expand, directory = work.sweep, work.plan, work.expand, work.directory
@@ -156,6 +157,7 @@ def _run(work: _Work, drain: Drain) -> None:
         def announce(trials: Sequence[TrialSpec]) -> dict[str, float]:
             assert guide is not None
             write_code(directory, codes_of(trials, sweep.evaluate.spec()))
+            write_sets(directory, sets_of(trials))
             known = guide.plan.trials
             board.add(trials, trial_labels(known), Columns(*trial_columns(known)))
             if work.track:
@@ -163,6 +165,7 @@ def _run(work: _Work, drain: Drain) -> None:
             return estimated_seconds(replace(guide.plan, trials=tuple(trials)), sweep)
 
         write_code(directory, codes_of(now.trials, sweep.evaluate.spec()))
+        write_sets(directory, sets_of(now.trials))
         labels, columns = trial_labels(now.trials), Columns(*trial_columns(now.trials))
         told = told_of(now.trials) if work.track else {}
         with (

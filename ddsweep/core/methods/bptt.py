@@ -24,20 +24,32 @@ from ddsweep.core.outer import NetworkGradients
 from ddsweep.core.recipe import batch_order
 from ddsweep.core.task import Learned, Task
 from ddsweep.core.training import InnerLoop
-from ddsweep.core.unroll import OuterGradient, Window, outer_gradient, raw_rates
+from ddsweep.core.unroll import OuterGradient, Window, outer_gradient, raw_of, raw_rates
 from ddsweep.seeds import derive_seed
 
 __all__ = ["gradients", "rates", "start", "together"]
 
 
+_LEAST_RATE = 1e-8
+"""A rate of 0, such as a stored one may have become by rounding, has no raw rate."""
+
+
 def start(task: Task, images: Tensor) -> Learned:
-    """``images``; ``raw`` rates ``[T]`` (``[1]`` if shared), all at ``inner_lr``; and, if they are learned,
-    ``labels [S, n, classes]``, at the classes themselves."""
-    spec = task.spec
-    count = 1 if spec.inner_lr_mode == "shared" else spec.steps
-    learned = {"images": images, "raw": raw_rates(spec.inner_lr, count).to(images)}
+    """``images``; ``raw`` rates ``[T]`` (``[1]`` if shared); and, if they are learned, ``labels [S, n,
+    classes]``. Rates are at ``inner_lr`` and labels at the classes themselves, or as the first set has them:
+    beyond its epochs the rates of its last one repeat, one shared rate is their mean."""
+    spec, first = task.spec, task.first
+    shared = spec.inner_lr_mode == "shared"
+    raw = raw_rates(spec.inner_lr, 1 if shared else spec.steps)
+    if first is not None and spec.inner_lr_mode != "fixed":
+        epochs = first.rates.double().clamp_min(_LEAST_RATE).view(-1, spec.inner_steps)
+        going_on = epochs[[min(epoch, len(epochs) - 1) for epoch in range(spec.inner_epochs)]].flatten()
+        raw = raw_of(going_on.mean().view(1) if shared else going_on)
+    learned = {"images": images, "raw": raw.to(images)}
     if spec.labels == "soft":
-        learned["labels"] = F.one_hot(task.labels, spec.dataset.classes).to(images)
+        labels = task.labels if first is None else first.labels.to(images.device)
+        soft = labels.is_floating_point()
+        learned["labels"] = (labels if soft else F.one_hot(labels, spec.dataset.classes)).to(images)
     return learned
 
 
