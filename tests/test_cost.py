@@ -17,6 +17,8 @@ from ddsweep.cost import (
     matched_at_a_time,
     protocol_seconds,
 )
+from ddsweep.spec.model import ResourcesSpec
+from ddsweep.verbs.inputs import estimates_of
 
 TRIAL = TrialSpec(
     DATASETS["mnist"],
@@ -28,6 +30,15 @@ TRIAL = TrialSpec(
     models_per_step=4,
     real_batch=100,
 )
+
+
+def test_trials_are_dealt_out_by_the_cost_of_their_memory_mode() -> None:
+    long = replace(TRIAL, inner_epochs=400)
+    found = estimates_of([TRIAL, long], ResourcesSpec(memory_mode="recompute"), {}, lambda trial: 2)
+    for trial in (TRIAL, long):
+        mode, segment = choose_memory(trial, "recompute", None)
+        assert found[trial.trial_id] == estimate(trial, 2, memory_mode=mode, segment=segment)
+        assert found[trial.trial_id].seconds_cpu > estimate(trial, 2).seconds_cpu
 
 
 def test_value_by_hand() -> None:

@@ -6,7 +6,7 @@ from dataclasses import fields
 
 import pandas as pd
 
-from ddsweep.catalog import TrialSpec
+from ddsweep.catalog import DEFAULT_METHOD, TrialSpec, find_method
 
 __all__ = ["trials_html"]
 
@@ -20,9 +20,7 @@ def trials_html(trials: pd.DataFrame) -> str:
     """``trials`` with the settings in which they differ, at most eight, their status, and their accuracy in
     percent; beyond 50 rows the first and the last."""
     settings = [item.name for item in fields(TrialSpec) if item.name in trials]
-    # A fixed trial has one model per step, also if more are asked for.
-    free = {"models_per_step": trials["init"] != "fixed"}
-    differ = [name for name in settings if trials.loc[free.get(name, slice(None)), name].nunique(False) > 1]
+    differ = [name for name in settings if trials.loc[_having(trials, name), name].nunique(False) > 1]
     table = trials[["trial_id", *differ[:_MOST_SETTINGS], "status"]].copy()
     for name, spread in _OUTCOME.items():
         if name in trials:
@@ -34,6 +32,14 @@ def trials_html(trials: pd.DataFrame) -> str:
             ]
     text: str = table.to_html(index=False, border=0, na_rep="", max_rows=_MOST_ROWS)
     return text
+
+
+def _having(trials: pd.DataFrame, name: str) -> pd.Series[bool]:
+    """The rows in which the setting ``name`` means something: those whose method has it. A fixed trial has one
+    model per step, also if more are asked for."""
+    methods = trials["method"] if "method" in trials else pd.Series(DEFAULT_METHOD, trials.index)
+    having = ~methods.fillna(DEFAULT_METHOD).map(lambda method: name in find_method(method).lacks)
+    return having & (trials["init"] != "fixed") if name == "models_per_step" else having
 
 
 def _percent(value: float | None, plus_minus: float | None) -> str:

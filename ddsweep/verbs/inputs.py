@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,17 +13,20 @@ from ddsweep.errors import UserError
 from ddsweep.paths import user_path
 
 if TYPE_CHECKING:
-    from ddsweep.catalog import DatasetSpec
+    from ddsweep.catalog import DatasetSpec, TrialSpec
+    from ddsweep.cost import CostEstimate
     from ddsweep.report.sweep_file import Asked
     from ddsweep.results.layout import SweepDirectory
     from ddsweep.results.reader import Results
     from ddsweep.spec import Plan, Proposed, SweepSpec
+    from ddsweep.spec.model import ResourcesSpec
 
 __all__ = [
     "aside",
     "asked_of_folder",
     "data_folder",
     "estimated_seconds",
+    "estimates_of",
     "existing",
     "expand_sweep",
     "expander",
@@ -144,9 +147,28 @@ def data_folder(data_root: Path | None) -> Path | None:
     return find(data_root)
 
 
+def estimates_of(
+    trials: Iterable[TrialSpec],
+    resources: ResourcesSpec,
+    together: Mapping[str, int],
+    threads: Callable[[TrialSpec], float],
+) -> dict[str, CostEstimate]:
+    """The cost of each trial in its memory mode, on so many ``threads``, if as many trials are distilled
+    ``together``."""
+    from ddsweep.cost import choose_memory, estimate
+
+    found = {}
+    for trial in trials:
+        mode, segment = choose_memory(trial, resources.memory_mode, resources.segment)
+        size = together.get(trial.trial_id, 1)
+        found[trial.trial_id] = estimate(
+            trial, threads(trial), memory_mode=mode, segment=segment, together=size
+        )
+    return found
+
+
 def estimated_seconds(plan: Plan, sweep: SweepSpec) -> dict[str, float]:
     from ddsweep.cohorts import cohort_sizes
-    from ddsweep.cost import estimate
 
     resources = sweep.resources
     needs = {trial.trial_id: resources.for_trial(trial) for trial in plan.trials}
@@ -159,7 +181,5 @@ def estimated_seconds(plan: Plan, sweep: SweepSpec) -> dict[str, float]:
         memory_mode=resources.memory_mode,
         segment=resources.segment,
     )
-    return {
-        trial.trial_id: estimate(trial, needs[trial.trial_id][0], together=sizes[trial.trial_id]).seconds_cpu
-        for trial in plan.trials
-    }
+    found = estimates_of(plan.trials, resources, sizes, lambda trial: needs[trial.trial_id][0])
+    return {trial_id: cost.seconds_cpu for trial_id, cost in found.items()}

@@ -12,7 +12,7 @@ import typer
 import ddsweep
 from ddsweep import completions
 from ddsweep.verbs.arguments import DataRoot, Overrides, ResultsRoot, Smoke, SweepFile
-from ddsweep.verbs.inputs import data_folder, expand_sweep, sweep_directory
+from ddsweep.verbs.inputs import data_folder, estimates_of, expand_sweep, sweep_directory
 
 __all__ = ["init", "plan", "show_settings"]
 
@@ -49,7 +49,6 @@ def plan(
     """Show the trials of a sweep, what is done, and what the rest will cost."""
     from ddsweep.catalog.numbers import counted
     from ddsweep.cohorts import cohort_sizes, why_in_turn
-    from ddsweep.cost import choose_memory, estimate
     from ddsweep.report.console import report_console
     from ddsweep.report.data import data_lines
     from ddsweep.report.plan_table import TO_EVALUATE, plan_table, protocol_lines, with_distilled
@@ -71,13 +70,7 @@ def plan(
     cohorts = cohort_sizes(to_distil, resources.cohort, gpus=gpus, **how)
     to_come = bool(found.to_propose)
     in_turn = why_in_turn(to_distil, cohorts, resources.cohort, gpus=gpus, more=to_come, **how)
-    estimates = {}
-    for trial in found.trials:
-        mode, segment = choose_memory(trial, resources.memory_mode, resources.segment)
-        together = cohorts.get(trial.trial_id, 1)
-        estimates[trial.trial_id] = estimate(
-            trial, threads=1, memory_mode=mode, segment=segment, together=together
-        )
+    estimates = estimates_of(found.trials, resources, cohorts, lambda trial: 1)
     console = report_console()
     table = plan_table(found, states, estimates, 1, sweep.scheduler, cohorts, in_turn)
     console.print(table)

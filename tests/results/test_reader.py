@@ -76,6 +76,9 @@ def test_results_say_what_they_hold_and_a_notebook_shows_the_trials(filled: Swee
     more = {"network": ["<b>", "x"], "gain_mean": [0.1, None], "gain_ci95": [0.02, None]}
     named = replace(results, trials=results.trials.assign(**more))._repr_html_()
     assert "<td>&lt;b&gt;</td>" in named and "<td>10.0 ± 2.0</td>" in named
+    lacking = results.trials.assign(method=["bptt", "distribution_matching"], window=[3, None])
+    lacking = replace(results, trials=lacking)._repr_html_()
+    assert "<th>method</th>" in lacking and "<th>window</th>" not in lacking, "matching has no windows"
     many = replace(results, trials=pd.concat([results.trials] * 500))
     assert len(many._repr_html_()) < 20_000
 
