@@ -13,10 +13,9 @@ from ddsweep.catalog import DatasetSpec, EvaluationSpec, PoolSpec, Protocol, Tri
 from ddsweep.catalog.numbers import counted
 from ddsweep.errors import UserError
 from ddsweep.pools.recipe import PoolRecipe
-from ddsweep.results.code import write_sets
+from ddsweep.results.code import check_first_set, write_sets
 from ddsweep.results.files import write_atomic
 from ddsweep.results.layout import PoolDirectory, SweepDirectory
-from ddsweep.start_set import check_starts, sets_of
 from ddsweep.trial_plan import TrialSettings
 
 
@@ -121,10 +120,9 @@ def plan(folder: Path, file: Path, overrides: Sequence[str], data_root: Path | N
         own[value] = load_pool(files / f"{value}.yaml", of_pool)
         return own[value].recipe(dataset).spec(value)
 
-    trials = expand(sweep, dataset, pool_spec).trials
     directory = SweepDirectory(folder / sweep.name)
-    check_starts(trials, directory.sets)
-    write_sets(directory, sets_of(trials))
+    trials = expand(sweep, dataset, pool_spec, suits=lambda trial: check_first_set(trial, directory)).trials
+    write_sets(directory, sweep.start_sets())
     names = {trial.pool.name for trial in trials if trial.pool is not None}
     if len(names) > 1:
         raise UserError(f"{file}: more than one pool; plan a sweep for each")

@@ -45,16 +45,22 @@ def keep(directory: SweepDirectory, out: Path, *, sets: bool = True) -> list[str
         mine = table.filter(pa.compute.is_in(table["trial_id"], pa.array(done)))
         pq.write_table(_without_host(mine), out / f"{name}.parquet", compression="zstd")
     for trial_id in done if sets else ():
-        tensors, header = load_tensors(directory.distilled(trial_id))
-        header["provenance"].pop("host", None)
-        save_tensors(out / f"{trial_id}.safetensors", tensors, header, temporary)
+        _copy_set(directory.distilled(trial_id), out / f"{trial_id}.safetensors", temporary)
         write_atomic(out / f"{trial_id}.png", directory.grid(trial_id).read_bytes(), temporary)
     write_atomic(out / "sweep.yaml", directory.sweep_file.read_bytes(), temporary)
+    for copy in directory.sets.glob("*.safetensors"):  # sets in which trials begin
+        _copy_set(copy, out / "sets" / copy.name, temporary)
     for name in {row["pool"] for row in trials if row["trial_id"] in done} - {None}:
         if (file := PoolDirectory(directory.pools / name).pool_file).is_file():
             write_atomic(out / "pool.yaml", file.read_bytes(), temporary)
     temporary.rmdir()
     return done
+
+
+def _copy_set(path: Path, to: Path, temporary: Path) -> None:
+    tensors, header = load_tensors(path)
+    header["provenance"].pop("host", None)
+    save_tensors(to, tensors, header, temporary)
 
 
 def _without_host(table: pa.Table) -> pa.Table:

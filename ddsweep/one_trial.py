@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ddsweep.catalog import TrialSpec
+from ddsweep.catalog import PoolSpec, TrialSpec
 from ddsweep.catalog.numbers import counted
 from ddsweep.data.files import data_root as find_data
 from ddsweep.data.files import resolve_dataset
@@ -21,7 +21,7 @@ from ddsweep.evaluation import evaluate_unit, finish, forget_stop, missing_units
 from ddsweep.measuring import codes_of, measure_networks
 from ddsweep.pools.file import resolve_pool
 from ddsweep.pools.imagenet import ready_pool
-from ddsweep.results.code import write_code, write_sets
+from ddsweep.results.code import check_first_set, write_code, write_sets
 from ddsweep.results.current import write_sweep_file
 from ddsweep.results.elsewhere import other_sweeps
 from ddsweep.results.files import remove_leftovers
@@ -29,7 +29,6 @@ from ddsweep.results.layout import SweepDirectory
 from ddsweep.results.lock import SweepLock
 from ddsweep.results.parts import read_part
 from ddsweep.spec import Plan, SweepSpec, expand, load_sweep, resolved_yaml, sweep_of
-from ddsweep.start_set import check_starts, sets_of
 from ddsweep.sweep.prepare import load_all_splits, splits_key, trial_settings
 from ddsweep.trial import Progress, distil_trial, is_distilled, read_distilled, record_failure
 from ddsweep.trial_plan import pick_device
@@ -85,7 +84,6 @@ def run_trial(
     sweep = sweep_of(asked, "run_trial")
     trials = _plan(sweep, found, root).trials
     measure_networks(trials, sweep.evaluate.spec(), found.code, lambda text: None)
-    check_starts(trials, found.sets)
     sweep = _joined(sweep, trials[0], found, root, new_evaluation=evaluate is not None)
     ids = [trial.trial_id for trial in _plan(sweep, found, root).trials]
     return _run(sweep, ids, trials[0], found, root, on_progress)
@@ -95,7 +93,10 @@ def _plan(sweep: SweepSpec, directory: SweepDirectory, root: Path | None) -> Pla
     def dataset(value: Any) -> Any:
         return resolve_dataset(value, root, may_run=True, code=directory.code)
 
-    return expand(sweep, dataset, lambda value: resolve_pool(value, directory.pools, dataset))
+    def pool(value: Any) -> PoolSpec:
+        return resolve_pool(value, directory.pools, dataset)
+
+    return expand(sweep, dataset, pool, suits=lambda trial: check_first_set(trial, directory))
 
 
 def _joined(
@@ -138,7 +139,7 @@ def _run(
         with SweepLock(directory.lock):
             remove_leftovers(directory.temporary)
             write_code(directory, codes_of([trial], evaluation))
-            write_sets(directory, sets_of([trial]))
+            write_sets(directory, sweep.start_sets())
             write_sweep_file(directory, resolved_yaml(sweep).encode(), ids)
             directory.failure_part(trial.trial_id).unlink(missing_ok=True)
             forget_stop(trial, directory)

@@ -6,7 +6,10 @@ with the results (`ddsweep.results.code.write_sets`), where the processes that r
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ from ddsweep.errors import SettingError, UserError
 from ddsweep.paths import user_path
 from ddsweep.tensor_file import read_header
 
-__all__ = ["check_starts", "resolve_set", "set_content", "set_file", "sets_of"]
+__all__ = ["check_start", "know_sets", "known_set", "resolve_set", "set_digest", "set_file"]
 
 _DIGITS = 12
 
@@ -30,82 +33,98 @@ def set_file(folder: Path, digest: str) -> Path:
     return folder / f"{digest}.safetensors"
 
 
+def set_digest(sha256: str) -> str:
+    """The name of a set, of the SHA-256 of its tensors."""
+    return sha256[:_DIGITS]
+
+
 def resolve_set(value: Mapping[Any, Any], what: str) -> str:
     """The name ``set@<hash>`` of the set in a mapping ``{set: FILE}`` of the setting ``what``. The path is
     relative to the folder in which ddsweep was started. Raises `SettingError` for another mapping, and for a
     file that is no whole distilled set."""
-    if set(value) != {"set"} or not isinstance(value["set"], str) or not value["set"]:
+    given = value.get("set")
+    if set(value) != {"set"} or not isinstance(given, str | os.PathLike) or not os.fspath(given):
         raise SettingError(f"{what}: {dict(value)!r}: give {{set: FILE}}, a distilled.safetensors")
-    path = user_path(value["set"])
+    path = user_path(given)
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise SettingError(f"{what}: set: {path} cannot be read: {error.strerror or error}") from None
-    digest = _digest(data, f"{what}: set: {path}")
+        raise SettingError(
+            f"{what}: set: {path} cannot be read: {error.strerror or error}; a sweep that has begun goes on "
+            "by the sweep.yaml of its results, which have a copy"
+        ) from None
+    digest, _ = _looked_into(data, f"{what}: set: {path}")
     _read_here[digest] = data
     return f"set@{digest}"
 
 
-def _digest(data: bytes, where: str) -> str:
-    """The name of the set in a file. Raises `SettingError`, which begins with ``where``."""
+def know_sets(digests: Iterable[str], folder: Path) -> None:
+    """Take the copies in ``folder`` for sets of these hashes that this process has not read."""
+    for digest in digests:
+        with suppress(OSError, SettingError):  # whoever needs the set says what is wrong
+            if digest not in _read_here:
+                data = set_file(folder, digest).read_bytes()
+                if _looked_into(data, digest)[0] == digest:
+                    _read_here[digest] = data
+
+
+def known_set(digest: str) -> bytes | None:
+    """The bytes of the file of a set, if this process has read it."""
+    return _read_here.get(digest)
+
+
+_header = lru_cache(maxsize=64)(read_header)
+
+
+def _looked_into(data: bytes, where: str) -> tuple[str, Mapping[str, Any]]:
+    """The name and the header of the set in a file. Raises `SettingError`, which begins with ``where``."""
     try:
-        header, found = read_header(data)
+        header, found = _header(data)
     except ValueError as error:
         raise SettingError(f"{where}: {error}") from None
     if header.get("kind") != "distilled":
         raise SettingError(f"{where}: holds a {header.get('kind', 'file')}, not a distilled set")
-    return found[:_DIGITS]
+    return set_digest(found), header
 
 
-def check_starts(trials: Iterable[TrialSpec], folder: Path) -> None:
-    """Whether the sets in which ``trials`` begin are there, in this process or as copies in ``folder``, and
-    suit them. Raises `SettingError` for one that does not suit, and `UserError` for a missing or altered
-    copy."""
-    made: dict[str, TrialSpec] = {}
-    for trial in trials:
-        if trial.start_set is None:
-            continue
-        if trial.start_set not in made:
-            header, _ = read_header(set_content(trial.start_set, folder))
-            made[trial.start_set] = TrialSpec.from_dict(header["spec"])
-        _check(trial, made[trial.start_set])
+def check_start(trial: TrialSpec, folder: Path) -> None:
+    """Whether the set in which ``trial`` begins, if it does, was read by this process or has a copy in
+    ``folder``, and suits it. Raises `SettingError` for one that does not suit, and `UserError` for a missing
+    or altered copy."""
+    if trial.start_set is None:
+        return
+    path = set_file(folder, trial.start_set)
+    try:
+        data = _read_here.get(trial.start_set) or path.read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"image_init: {trial.image_init}: {path} cannot be read: {error.strerror or error}; run the "
+            "sweep from its own file again, which says where the set is"
+        ) from None
+    digest, header = _looked_into(data, f"image_init: {path}")
+    if digest != trial.start_set:
+        raise UserError(f"image_init: {path} holds another set than its name says; remove it")
+    try:
+        made = TrialSpec.from_dict(header["spec"])
+    except (SettingError, TypeError, KeyError) as error:
+        raise UserError(f"image_init: {trial.image_init} was made by another version: {error}") from None
+    _check(trial, made)
 
 
 def _check(trial: TrialSpec, made: TrialSpec) -> None:
     """A set is a start for trials on its own data, split as they were: else it may have seen images that
     trials are judged by."""
-    if made.dataset.identity() != trial.dataset.identity():
+    theirs, ours = made.dataset, trial.dataset
+    if theirs.identity() != ours.identity():
+        other = ours.name if theirs.name != ours.name else "other content of that name"
         raise SettingError(
-            f"image_init: {trial.image_init} was made on {made.dataset.name}, and this trial is on "
-            f"{trial.dataset.name}; a set is a start on its own data alone"
+            f"image_init: {trial.image_init} was made on {theirs.name}, and this trial is on {other}; a set "
+            "is a start on its own data alone"
         )
     for name in _ALIKE:
-        theirs, ours = getattr(made, name), getattr(trial, name)
-        if theirs != ours:
+        before, now = getattr(made, name), getattr(trial, name)
+        if before != now:
             raise SettingError(
-                f"image_init: {trial.image_init} was made with {name} {theirs}, and this trial has {ours}; "
+                f"image_init: {trial.image_init} was made with {name} {before}, and this trial has {now}; "
                 f"the trial and its first set must agree in {', '.join(_ALIKE)}"
             )
-
-
-def sets_of(trials: Iterable[TrialSpec]) -> list[str]:
-    """The sets in which ``trials`` begin, by their hashes."""
-    return [digest for digest in dict.fromkeys(trial.start_set for trial in trials) if digest is not None]
-
-
-def set_content(digest: str, folder: Path) -> bytes:
-    """The bytes of the file of a set that this process has read, or of its copy in ``folder``. Raises
-    `UserError` if it is neither, and for a copy that was altered."""
-    if digest in _read_here:
-        return _read_here[digest]
-    path = set_file(folder, digest)
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(
-            f"image_init: set@{digest}: {path} cannot be read: {error.strerror or error}; run the sweep from "
-            "its own file again, which says where the set is"
-        ) from None
-    if _digest(data, f"image_init: {path}") != digest:
-        raise UserError(f"image_init: {path} holds another set than its name says; remove it")
-    return data

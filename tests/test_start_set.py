@@ -24,7 +24,7 @@ from ddsweep.results.artifacts import load_tensors, save_tensors
 from ddsweep.results.code import write_sets
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.spec import expand, sweep_of
-from ddsweep.start_set import check_starts, resolve_set, set_file, sets_of
+from ddsweep.start_set import check_start, resolve_set, set_file
 from ddsweep.tensor_file import read_header
 from ddsweep.trial import TrialJob, distil_trial, read_distilled
 from ddsweep.trial.running import RunningTrial
@@ -51,7 +51,7 @@ def trial(file: Path, **more: Any) -> TrialSpec:
 
 def first_state(spec: TrialSpec, splits: Splits, directory: SweepDirectory) -> DistillState:
     directory.create()
-    write_sets(directory, sets_of([spec]))
+    write_sets(directory, [spec.start_set or ""])
     begun = RunningTrial.begin(TrialJob(spec, splits, directory, TrialSettings()), lambda: False)
     assert begun is not None
     return begun.run.state
@@ -133,7 +133,7 @@ def test_a_trial_that_is_killed_goes_on_bit_for_bit_without_its_first_set(
     whole, cut = SweepDirectory(tmp_path / "whole"), SweepDirectory(tmp_path / "cut")
     for directory in (whole, cut):
         directory.create()
-        write_sets(directory, sets_of([spec]))
+        write_sets(directory, [spec.start_set or ""])
     settings = TrialSettings(checkpoint_every=1)
     distil_trial(spec, splits, whole, settings)
     for steps in (1, 2, 9):
@@ -149,11 +149,11 @@ def test_a_sweep_goes_on_from_its_copy_and_refuses_an_altered_one(
     _, file = made(tmp_path / "first")
     spec, directory = trial(file), SweepDirectory(tmp_path / "on")
     directory.create()
-    write_sets(directory, sets_of([spec]))
+    write_sets(directory, [spec.start_set or ""])
     copy = set_file(directory.sets, spec.start_set or "")
     assert copy.read_bytes() == file.read_bytes()
     monkeypatch.setattr("ddsweep.start_set._read_here", {})  # as in a worker
-    check_starts([spec], directory.sets)
+    check_start(spec, directory.sets)
     _, other = made(tmp_path / "first", seed=1)
     for content, said in (
         (other.read_bytes(), "holds another set than its name says"),
@@ -162,15 +162,67 @@ def test_a_sweep_goes_on_from_its_copy_and_refuses_an_altered_one(
         copy.write_bytes(content)
         with pytest.raises(UserError, match=said):
             RunningTrial.begin(TrialJob(spec, splits, directory, TrialSettings()), lambda: False)
+    resolve_set({"set": file}, "image_init")  # read again: the altered copy is mended
+    write_sets(directory, [spec.start_set or ""])
+    assert copy.read_bytes() == file.read_bytes()
+    copy.write_bytes(other.read_bytes())
+    with pytest.raises(UserError, match="holds another set than its name says"):
+        RunningTrial.begin(TrialJob(spec, splits, directory, TrialSettings()), lambda: False)
+    monkeypatch.setattr("ddsweep.start_set._read_here", {})
     copy.unlink()
     with pytest.raises(UserError, match=f"image_init: {spec.image_init}: .* cannot be read: No such file"):
-        write_sets(directory, sets_of([spec]))
+        check_start(spec, directory.sets)
+
+
+def test_results_are_run_again_by_their_sweep_file_wherever_they_are(
+    tmp_path: Path, ask: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, file = made(tmp_path / "first")
+    done = run_trial({**SMALL, "image_init": {"set": file}}, tmp_path / "on", evaluate=EVALUATE)
+    file.unlink()
+    (tmp_path / "on").rename(tmp_path / "moved")
+    monkeypatch.setattr("ddsweep.start_set._read_here", {})
+    code, out, err = ask("plan", tmp_path / "moved" / "sweep.yaml", "--results", tmp_path / "elsewhere")
+    assert code == 0 and "1 trial" in out, out + err
+    monkeypatch.setattr("ddsweep.start_set._read_here", {})
+    for copy in (tmp_path / "moved" / "sets").iterdir():
+        copy.unlink()  # a distilled trial needs it no more
+    assert run_trial({**SMALL, "image_init": done.distilled.spec.image_init}, tmp_path / "moved").row
+    code, out, err = ask("plan", tmp_path / "moved" / "sweep.yaml", "--results", tmp_path / "elsewhere")
+    assert (code, out) == (1, "") and "from its own file again" in err
+
+
+def test_a_set_of_other_files_of_that_name_is_refused(splits: Splits, tmp_path: Path) -> None:
+    _, file = made(tmp_path / "first")
+    spec, directory = trial(file), SweepDirectory(tmp_path / "on")
+    other = replace(splits, fingerprint="0" * 32)
+    with pytest.raises(UserError, match="was made on other files of digits than those that are here"):
+        first_state(spec, other, directory)
+
+
+def test_the_start_is_kept_if_it_is_best(splits: Splits, tmp_path: Path) -> None:
+    before, file = made(tmp_path / "first", outer_steps=40, keep="best")
+    wild = {"outer_lr": 50.0, "outer_steps": 2, "validate_every": 1}
+    best = run_trial({**SMALL, **wild, "image_init": {"set": file}, "keep": "best"}, tmp_path / "on")
+    last = run_trial({**SMALL, **wild, "image_init": {"set": file}}, tmp_path / "on")
+    assert torch.equal(best.distilled.images, before.images)
+    assert best.row["val_score"] > last.row["val_score"]
+
+
+def test_choices_of_a_search_are_copied_before_they_are_drawn(tmp_path: Path) -> None:
+    files = [made(tmp_path / "first", seed=seed)[1] for seed in (0, 1)]
+    search = {"kind": "tpe", "samples": 4, "space": {"image_init": {"choice": [{"set": f} for f in files]}}}
+    sweep = sweep_of({"name": "on", "base": SMALL, "search": search}, "test")
+    directory = SweepDirectory(tmp_path / "on")
+    directory.create()
+    write_sets(directory, sweep.start_sets())
+    assert {path.stem for path in directory.sets.iterdir()} == set(sweep.start_sets()) and len(files) == 2
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"dataset": "digits(size=16)"}, "was made on digits, and this trial is on digits(size=16)"),
+        ({"dataset": "digits(size=16)"}, "was made on digits, and this trial is on digits(size=16); a set"),
         ({"images_per_class": 4}, "was made with images_per_class 2, and this trial has 4"),
         ({"inner_steps": 1}, "was made with inner_steps 2, and this trial has 1"),
         ({"split_seed": 3}, "was made with split_seed 0, and this trial has 3"),
@@ -184,8 +236,8 @@ def test_a_set_that_may_have_seen_other_images_or_has_another_shape_is_refused(
 ) -> None:
     _, file = made(tmp_path / "first")
     with pytest.raises(SettingError) as caught:
-        run_trial({**SMALL, "image_init": {"set": str(file)}, **change}, tmp_path / "on")
-    assert said in str(caught.value) and str(caught.value).startswith("image_init: set@")
+        run_trial({**SMALL, "image_init": {"set": file}, **change}, tmp_path / "on")
+    assert said in str(caught.value) and "image_init: set@" in str(caught.value)
     assert not (tmp_path / "on").exists()
 
 
@@ -236,7 +288,9 @@ def test_two_sets_are_two_trials_of_one_sweep(tmp_path: Path) -> None:
     sweep = sweep_of({"name": "on", "base": SMALL, "grid": {"image_init": choices}}, "test")
     trials = expand(sweep, parse_dataset).trials
     assert [spec.start_set is None for spec in trials] == [True, False, False]
-    assert sets_of(trials) == [resolve_set({"set": str(file)}, "image_init")[4:] for file in files]
-    check_starts(trials, tmp_path / "none")
-    with pytest.raises(SettingError, match="split_seed"):
-        check_starts([replace(trials[1], split_seed=1)], tmp_path / "none")
+    assert sweep.start_sets() == [resolve_set({"set": str(file)}, "image_init")[4:] for file in files]
+    sizes = {"grid": {"image_init": choices, "images_per_class": [2, 4]}, "skip_invalid": True}
+    sweep = sweep_of({"name": "on", "base": SMALL, **sizes}, "test")
+    plan = expand(sweep, parse_dataset, suits=lambda spec: check_start(spec, tmp_path / "none"))
+    assert len(plan.trials) == 4 and len(plan.dropped) == 2
+    assert all("images_per_class 2, and this trial has 4" in why for _, why in plan.dropped)

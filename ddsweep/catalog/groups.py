@@ -283,12 +283,15 @@ class InnerSteps(SettingsGroup):
 _SET = re.compile(r"set@([0-9a-f]{12})")
 
 
-def own_set(what: str, text: str) -> bool:
-    """Whether ``text``, a value of the setting ``what``, is the name of a distilled set: ``set@`` and the
-    first 12 digits of its SHA-256. Raises `SettingError` for another text that begins so."""
-    if text.startswith("set@") and not _SET.fullmatch(text):
+def own_set(what: str, text: str) -> str | None:
+    """The first 12 digits of the SHA-256 of the distilled set that ``text`` names, a value of the setting
+    ``what``: ``set@`` and these digits; None for a text that does not begin so. Raises `SettingError` for
+    another one that does."""
+    if not text.startswith("set@"):
+        return None
+    if not (found := _SET.fullmatch(text)):
         raise SettingError(f"{what}: {text!r} is not the name of a set; in a sweep file, write {{set: FILE}}")
-    return text.startswith("set@")
+    return found[1]
 
 
 @dataclass(frozen=True)
@@ -298,7 +301,7 @@ class Start(SettingsGroup):
     image_init: str = setting("noise", one_of=("noise", "real", "kmeans"), beside=own_set)
     """`noise`: N(0, 1) in normalised pixels; `real`: training images; `kmeans`: cluster centres of each
     class; or [a distilled set](guide.md#going-on-from-a-distilled-set), `{set: distilled.safetensors}`, with
-    its rates and labels where they are learned"""
+    its labels and rates where they are learned (`inner_lr` is then of no effect)"""
     image_centre: bool = False
     """`true`: the mean of all start images is subtracted from each, so that only their differences remain"""
     image_scale: float = setting(1.0, POSITIVE)
@@ -307,8 +310,7 @@ class Start(SettingsGroup):
     @property
     def start_set(self) -> str | None:
         """The distilled set in which the trial begins: the first 12 digits of its SHA-256."""
-        found = _SET.fullmatch(self.image_init)
-        return found and found[1]
+        return own_set("image_init", self.image_init)
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ class Setting:
     default: Any
     limit: Limit | None = None
     one_of: tuple[str, ...] = ()
-    beside: Callable[[str, str], bool] | None = None
+    beside: Callable[[str, str], object] | None = None
     check: Callable[[str, Any], Any] | None = None
 
     @property
@@ -68,7 +68,7 @@ class Setting:
         Raises `SettingError` for a text that is meant as one of those beside them and wrong."""
         if not self.one_of or value in self.one_of:
             return True
-        return self.beside is not None and isinstance(value, str) and self.beside(self.name, value)
+        return self.beside is not None and isinstance(value, str) and bool(self.beside(self.name, value))
 
     def refuse(self, value: Any) -> None:
         """Raises `SettingError` if no trial can have this value, with any other settings."""
@@ -87,7 +87,7 @@ def setting(
     limit: Limit | None = None,
     *,
     one_of: tuple[str, ...] = (),
-    beside: Callable[[str, str], bool] | None = None,
+    beside: Callable[[str, str], object] | None = None,
     check: Callable[[str, Any], Any] | None = None,
 ) -> Any:
     """A field of a `SettingsGroup` that does not take every value of its type; see `Setting`."""

@@ -47,8 +47,7 @@ _LOCAL_START_S = 30.0
 class Request:
     """A request to launch. ``shares`` deals the trials to be distilled to the elements of an array; it is
     empty in mode ``cluster``, and if only evaluations are missing. ``trials`` are the ids of all trials of
-    the sweep, ``code`` is that of users' own which they take, ``sets`` are those in which
-    they begin."""
+    the sweep, ``code`` is that of users' own which they take."""
 
     sweep: SweepSpec
     directory: SweepDirectory
@@ -59,7 +58,6 @@ class Request:
     shares: Sequence[Sequence[str]] = ()
     trials: Sequence[str] = ()
     code: Sequence[CodeRef] = ()
-    sets: Sequence[str] = ()
 
     def stages(self, folder: LaunchFolder) -> list[Stage]:
         return stages(folder, self.mode, self.site, len(self.shares))
@@ -189,7 +187,7 @@ def _write(request: Request, folder: LaunchFolder) -> None:
     text = resolved_yaml(request.sweep).encode()
     write_atomic(folder.sweep_file, text, folder.root / ".tmp")
     write_code(request.directory, request.code)
-    write_sets(request.directory, request.sets)
+    write_sets(request.directory, request.sweep.start_sets())
     write_sweep_file(request.directory, text, request.trials)
     if request.mode == "array":
         content = {"trials": [list(share) for share in request.shares], "evals": request.site.array_tasks}

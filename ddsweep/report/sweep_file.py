@@ -73,6 +73,9 @@ def asked_of(directory: SweepDirectory, resolve: Resolve = from_catalog) -> Aske
     except DataError as error:
         note = f"only trials with files are listed, because the data are not here: {error}"
         return Asked(None, sweep.evaluate.spec(), note)
+    except SettingError as error:  # a file of another version, which this one would not run
+        note = f"only trials with files are listed, because this version refuses the sweep: {error}"
+        return Asked(None, sweep.evaluate.spec(), note)
 
 
 def require_sweep(directory: SweepDirectory) -> None:

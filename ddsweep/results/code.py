@@ -9,9 +9,9 @@ from ddsweep.catalog import CodeRef, TrialSpec
 from ddsweep.own_code import known_source, load_code, stored_source
 from ddsweep.results.files import write_atomic
 from ddsweep.results.layout import SweepDirectory
-from ddsweep.start_set import set_content, set_file
+from ddsweep.start_set import check_start, known_set, set_file
 
-__all__ = ["load_code_of", "write_code", "write_sets"]
+__all__ = ["check_first_set", "load_code_of", "write_code", "write_sets"]
 
 
 def load_code_of(specs: Iterable[TrialSpec], folder: Path) -> None:
@@ -39,10 +39,16 @@ def write_code(directory: SweepDirectory, refs: Iterable[CodeRef]) -> None:
         stored_source(ref, directory.code)
 
 
+def check_first_set(trial: TrialSpec, directory: SweepDirectory) -> None:
+    """`ddsweep.start_set.check_start` of a trial that is not distilled yet; others need no set any more."""
+    if not directory.distilled(trial.trial_id).exists():
+        check_start(trial, directory.sets)
+
+
 def write_sets(directory: SweepDirectory, digests: Iterable[str]) -> None:
-    """Put the sets of these hashes where workers find them, as `write_code` does. Raises `UserError` as
-    `ddsweep.start_set.set_content` does."""
+    """Put those of the sets of these hashes that this process has read where workers find them, over copies
+    that were altered."""
     for digest in digests:
-        content, path = set_content(digest, directory.sets), set_file(directory.sets, digest)
-        if not path.exists():
+        content, path = known_set(digest), set_file(directory.sets, digest)
+        if content is not None and not (path.is_file() and path.read_bytes() == content):
             write_atomic(path, content, directory.temporary)

@@ -38,7 +38,8 @@ def _having(trials: pd.DataFrame, name: str) -> pd.Series[bool]:
     """The rows in which the setting ``name`` means something: those whose method has it. A fixed trial
     has one model per step, also if more are asked for."""
     methods = trials["method"] if "method" in trials else pd.Series(DEFAULT_METHOD, trials.index)
-    having = ~methods.fillna(DEFAULT_METHOD).map(lambda method: name in find_method(method).lacks)
+    lacking = [name in find_method(method).lacks for method in methods.fillna(DEFAULT_METHOD)]
+    having = ~pd.Series(lacking, trials.index, dtype=bool)
     return having & (trials["init"] != "fixed") if name == "models_per_step" else having
 
 

@@ -17,6 +17,7 @@ from ddsweep.spec.scheduler import AshaSpec
 from ddsweep.spec.search import SearchSpec
 from ddsweep.spec.values import Problem, shown, unknown
 from ddsweep.spec.yaml_text import parse_yaml, yaml_of
+from ddsweep.start_set import know_sets
 
 SECTIONS: dict[str, type[BaseModel]] = {
     "evaluate": EvaluateSpec,
@@ -45,7 +46,9 @@ def load_sweep(path: Path, overrides: Sequence[str] = (), *, smoke: bool = False
     becomes the grid axis. With ``smoke`` the file's section of that name is applied first, and the name ends
     in ``-smoke``. Raises `SettingError` with all problems in one message.
     """
-    return load_model(SweepSpec, path, overrides, what="sweep file", smoke=smoke)
+    sweep = load_model(SweepSpec, path, overrides, what="sweep file", smoke=smoke)
+    know_sets(sweep.start_sets(), path.parent / "sets")  # a file of results has copies beside it
+    return sweep
 
 
 def load_model(

@@ -29,6 +29,7 @@ from ddsweep.catalog import (
     parse_dataset,
     parse_network,
 )
+from ddsweep.catalog.groups import own_set
 from ddsweep.catalog.numbers import real, whole
 from ddsweep.errors import SettingError
 from ddsweep.spec.protocols import protocols_of
@@ -270,9 +271,17 @@ class SweepSpec(_Model):
 
     def datasets(self) -> list[str | dict[str, Any]]:
         """The values of ``dataset`` anywhere in the file, each once."""
-        searched: dict[str, Any] = self.search.space.get("dataset", {}) if self.search else {}
-        values = [settings.get("dataset") for settings in (self.base, *self.points)]
-        values += [*self.grid.get("dataset", []), *searched.get("choice", [])]
+        return self._values("dataset")
+
+    def start_sets(self) -> list[str]:
+        """The sets in which trials begin, by their hashes, named anywhere in the file."""
+        named = [own_set("image_init", value) for value in self._values("image_init")]
+        return [digest for digest in named if digest is not None]
+
+    def _values(self, name: str) -> list[Any]:
+        searched: dict[str, Any] = self.search.space.get(name, {}) if self.search else {}
+        values = [settings.get(name) for settings in (self.base, *self.points)]
+        values += [*self.grid.get(name, []), *searched.get("choice", [])]
         return list({repr(value): value for value in values if value}.values())
 
     name: str

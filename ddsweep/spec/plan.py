@@ -105,13 +105,15 @@ def expand(
     resolve: Callable[[str | dict[str, Any]], DatasetSpec],
     resolve_pool: Callable[[str | dict[str, Any]], PoolSpec] = no_pools,
     proposed: Proposed | None = None,
+    suits: Callable[[TrialSpec], None] | None = None,
 ) -> Plan:
     """Every trial of ``sweep``: points (outermost), then the grid in file order, samples, then seeds.
 
     A point overrides the grid (an axis that it gives itself is not crossed with it). The grid and samples
     override the base. Of samples that make the same trial the first counts. ``resolve`` turns the name or
     inline mapping of a data set into its spec, ``resolve_pool`` that of a pool; both are called once for each
-    value. ``proposed`` are the samples of guided searches that are written down.
+    value. ``proposed`` are the samples of guided searches that are written down. ``suits`` raises
+    `SettingError` for a trial that is impossible by what lies on disk.
 
     Raises `SettingError` for combinations that are impossible (unless ``skip_invalid``), for two that make
     the same trial, if no trial is left, for a scheduler that could stop no trial, and for an evaluation that
@@ -141,6 +143,8 @@ def expand(
             try:
                 own, lacked = _of_method(sweep, _sizes(settings), methods)
                 trial = TrialSpec(dataset, **{**own, "seed": seed})
+                if suits is not None:
+                    suits(trial)
             except SettingError as error:
                 dropped.append((text, str(error)))
                 invalid.setdefault(combination.text, str(error))

@@ -29,7 +29,7 @@ from ddsweep.results.artifacts import save_tensors
 from ddsweep.results.files import patiently
 from ddsweep.results.grid import image_grid
 from ddsweep.results.layout import SweepDirectory
-from ddsweep.start_set import check_starts, set_file
+from ddsweep.start_set import check_start, set_digest, set_file
 from ddsweep.trial.files import is_distilled, move_aside_if_torn
 from ddsweep.trial.run_state import RunState, TrialJob, load_run, provenance, save_run, write_history
 from ddsweep.trial.validation import chosen_recipes, training_networks, validate
@@ -101,8 +101,12 @@ class RunningTrial:
         keep_to_share(plan.device, settings.gpus)
         task = Task.of(spec, plan, splits.train, training_networks(spec, directory))
         if run is None:
-            begun = task if spec.start_set is None else replace(task, first=_first_set(spec, directory))
+            begun = (
+                task if spec.start_set is None else replace(task, first=_first_set(spec, splits, directory))
+            )
             state = initial_state(begun, _start_images(spec, splits))
+            if spec.start_set is not None and spec.keep == "best":  # it is not to end below its first set
+                state = scored(state, spec, validate(task, state, splits))
             run = RunState(state, [], plan, started_at)
         run.state = _to_device(run.state, plan.device)
         return cls(job, run, task, should_stop, clocks)
@@ -199,11 +203,19 @@ class RunningTrial:
         )
 
 
-def _first_set(spec: TrialSpec, directory: SweepDirectory) -> FirstSet:
-    """The set in which ``spec`` begins, from its copy. Raises `UserError` for a missing or altered copy."""
+def _first_set(spec: TrialSpec, splits: Splits, directory: SweepDirectory) -> FirstSet:
+    """The set in which ``spec`` begins, from its copy. Raises `UserError` for a missing or altered copy, and for a
+    set of other data: it may have seen images that the trial is judged by."""
     assert spec.start_set is not None
-    check_starts([spec], directory.sets)
+    check_start(spec, directory.sets)
     found = DistilledSet.load(set_file(directory.sets, spec.start_set))
+    if set_digest(found.sha256) != spec.start_set:
+        raise UserError(f"{set_file(directory.sets, spec.start_set)}: holds another set than its name says")
+    if found.provenance.get("dataset_fingerprint", splits.fingerprint) != splits.fingerprint:
+        raise UserError(
+            f"image_init: {spec.image_init} was made on other files of {spec.dataset.name} than those that are "
+            "here (or on stand-in data); a set is a start on its own data alone"
+        )
     return FirstSet(found.images, found.labels, found.rates)
 
 

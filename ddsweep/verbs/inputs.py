@@ -105,8 +105,8 @@ def expander(
     from ddsweep.data.files import resolve_dataset
     from ddsweep.measuring import measure_networks
     from ddsweep.pools.file import resolve_pool
+    from ddsweep.results.code import check_first_set
     from ddsweep.spec import expand, is_smoke
-    from ddsweep.start_set import check_starts
 
     def dataset(value: Any) -> DatasetSpec:
         smoke = is_smoke(sweep.name)
@@ -116,8 +116,7 @@ def expander(
     pools = _once(lambda value: resolve_pool(value, directory.pools, datasets, files))
 
     def expanded(proposed: Proposed) -> Plan:
-        plan = expand(sweep, datasets, pools, proposed)
-        check_starts(plan.trials, directory.sets)
+        plan = expand(sweep, datasets, pools, proposed, lambda trial: check_first_set(trial, directory))
         measure_networks(plan.trials, sweep.evaluate.spec(), directory.code, aside)
         return plan
 

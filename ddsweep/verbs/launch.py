@@ -126,7 +126,6 @@ def _launch_request(asked: _Asked, say: Callable[[str], None]) -> tuple[Request,
     from ddsweep.report.data import remark_lines
     from ddsweep.report.status import trial_states
     from ddsweep.spec import check_strata, load_sweep
-    from ddsweep.start_set import sets_of
     from ddsweep.sweep.tpe import require_optuna
 
     settings, site, mode = asked.settings, asked.site, asked.mode
@@ -160,8 +159,8 @@ def _launch_request(asked: _Asked, say: Callable[[str], None]) -> tuple[Request,
 
         to_distil = [trial for trial in missing if not is_distilled(trial, directory)]
         shares = deal(to_distil, estimated_seconds(plan, sweep), place.array_tasks)
-    own, sets = codes_of(plan.trials, sweep.evaluate.spec()), sets_of(plan.trials)
-    request = start.Request(sweep, directory, place, site, mode, root, shares, tuple(states), own, sets)
+    own = codes_of(plan.trials, sweep.evaluate.spec())
+    request = start.Request(sweep, directory, place, site, mode, root, shares, tuple(states), own)
     more = plan.to_propose
     return request, len(plan.trials) + more, len(missing) + more
 

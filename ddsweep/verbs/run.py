@@ -133,7 +133,6 @@ def _run(work: _Work, drain: Drain) -> None:
     from ddsweep.results.files import remove_leftovers
     from ddsweep.results.lock import SweepLock
     from ddsweep.spec import is_smoke, resolved_yaml
-    from ddsweep.start_set import sets_of
     from ddsweep.trackers.beside import tracked
 
     sweep, plan, expand, directory = work.sweep, work.plan, work.expand, work.directory
@@ -157,7 +156,6 @@ def _run(work: _Work, drain: Drain) -> None:
         def announce(trials: Sequence[TrialSpec]) -> dict[str, float]:
             assert guide is not None
             write_code(directory, codes_of(trials, sweep.evaluate.spec()))
-            write_sets(directory, sets_of(trials))
             known = guide.plan.trials
             board.add(trials, trial_labels(known), Columns(*trial_columns(known)))
             if work.track:
@@ -165,7 +163,7 @@ def _run(work: _Work, drain: Drain) -> None:
             return estimated_seconds(replace(guide.plan, trials=tuple(trials)), sweep)
 
         write_code(directory, codes_of(now.trials, sweep.evaluate.spec()))
-        write_sets(directory, sets_of(now.trials))
+        write_sets(directory, sweep.start_sets())
         labels, columns = trial_labels(now.trials), Columns(*trial_columns(now.trials))
         told = told_of(now.trials) if work.track else {}
         with (

@@ -79,6 +79,8 @@ def test_results_say_what_they_hold_and_a_notebook_shows_the_trials(filled: Swee
     lacking = results.trials.assign(method=["bptt", "distribution_matching"], window=[3, None])
     lacking = replace(results, trials=lacking)._repr_html_()
     assert "<th>method</th>" in lacking and "<th>window</th>" not in lacking, "matching has no windows"
+    none = replace(results, trials=results.trials[:0])
+    assert "<th>trial_id</th>" in none._repr_html_()
     many = replace(results, trials=pd.concat([results.trials] * 500))
     assert len(many._repr_html_()) < 20_000
 
