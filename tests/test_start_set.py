@@ -201,7 +201,7 @@ def test_a_set_of_other_files_of_that_name_is_refused(splits: Splits, tmp_path: 
 
 
 def test_the_start_is_kept_if_it_is_best(splits: Splits, tmp_path: Path) -> None:
-    before, file = made(tmp_path / "first", outer_steps=40, keep="best")
+    before, file = made(tmp_path / "first", image_init="real", inner_lr=1.0)
     wild = {"outer_lr": 50.0, "outer_steps": 2, "validate_every": 1}
     best = run_trial({**SMALL, **wild, "image_init": {"set": file}, "keep": "best"}, tmp_path / "on")
     last = run_trial({**SMALL, **wild, "image_init": {"set": file}}, tmp_path / "on")

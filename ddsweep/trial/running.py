@@ -101,11 +101,9 @@ class RunningTrial:
         keep_to_share(plan.device, settings.gpus)
         task = Task.of(spec, plan, splits.train, training_networks(spec, directory))
         if run is None:
-            begun = (
-                task if spec.start_set is None else replace(task, first=_first_set(spec, splits, directory))
-            )
-            state = initial_state(begun, _start_images(spec, splits))
-            if spec.start_set is not None and spec.keep == "best":  # it is not to end below its first set
+            first = None if spec.start_set is None else _first_set(spec, splits, directory)
+            state = initial_state(replace(task, first=first), _start_images(spec, splits))
+            if first is not None and spec.keep == "best":  # it is not to end below its first set
                 state = scored(state, spec, validate(task, state, splits))
             run = RunState(state, [], plan, started_at)
         run.state = _to_device(run.state, plan.device)
@@ -204,8 +202,8 @@ class RunningTrial:
 
 
 def _first_set(spec: TrialSpec, splits: Splits, directory: SweepDirectory) -> FirstSet:
-    """The set in which ``spec`` begins, from its copy. Raises `UserError` for a missing or altered copy, and for a
-    set of other data: it may have seen images that the trial is judged by."""
+    """The set in which ``spec`` begins, from its copy. Raises `UserError` for a missing or altered copy, and
+    for a set of other data: it may have seen images that the trial is judged by."""
     assert spec.start_set is not None
     check_start(spec, directory.sets)
     found = DistilledSet.load(set_file(directory.sets, spec.start_set))
@@ -213,8 +211,8 @@ def _first_set(spec: TrialSpec, splits: Splits, directory: SweepDirectory) -> Fi
         raise UserError(f"{set_file(directory.sets, spec.start_set)}: holds another set than its name says")
     if found.provenance.get("dataset_fingerprint", splits.fingerprint) != splits.fingerprint:
         raise UserError(
-            f"image_init: {spec.image_init} was made on other files of {spec.dataset.name} than those that are "
-            "here (or on stand-in data); a set is a start on its own data alone"
+            f"image_init: {spec.image_init} was made on other files of {spec.dataset.name} than those that "
+            "are here (or on stand-in data); a set is a start on its own data alone"
         )
     return FirstSet(found.images, found.labels, found.rates)
 
