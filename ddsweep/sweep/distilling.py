@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -108,7 +109,7 @@ class Distilling:
             planned = proposing.places(trials, slots, min(SPARE, most - slots))
             sizes = {trial_id: proposing.companions(trial_id)[1] for trial_id in by_id}
             asked = [_request(sweep, trial, proposing.room(trial)[1], session) for trial in all_trials]
-            requests = dict.fromkeys((place.name for place in planned), _dearest(asked))
+            requests = dict.fromkeys((place.name for place in planned), _dearest(asked, session))
         reuse = max(self.seconds[trial_id] for trial_id in by_id) < REUSE_BELOW_S
         given = [_of_worker(sweep, trial, sizes[trial.trial_id]) for trial in trials]
         queue = TrialQueue(
@@ -392,13 +393,28 @@ def _requests(
     """The request of each place. Equal requests are one object, because they travel to every worker
     process."""
     same: dict[str, dict[str, float]] = {}
+    count: Counter[Any] = Counter()
+    for place in planned:
+        count[place.shape] += len(place.trials)
     requests = (
-        (place.name, _request(sweep, by_id[place.trials[0]], len(place.trials), session)) for place in planned
+        # Places of one shape take over trials from each other: each may hold as many as fit.
+        (place.name, _request(sweep, by_id[place.trials[0]], min(place.size, count[place.shape]), session))
+        for place in planned
     )
     return {name: same.setdefault(repr(request), request) for name, request in requests}
 
 
-def _dearest(requests: Sequence[dict[str, float]]) -> dict[str, float]:
-    """A request that is enough for each."""
+def _dearest(requests: Sequence[dict[str, float]], session: RaySession) -> dict[str, float]:
+    """A request that is enough for each. Raises `UserError` if no node holds it."""
     keys = dict.fromkeys(key for request in requests for key in request)
-    return {key: max(request.get(key, 0) for request in requests) for key in keys}
+    found = {key: max(request.get(key, 0) for request in requests) for key in keys}
+    cpus, gpus = found["CPU"], found.get("GPU", 0)
+    memory = [node.memory for node in session.nodes if cpus <= node.cpus and gpus <= node.gpus]
+    if not memory:
+        raise UserError(
+            "resources: the processes of a guided search take trials of every kind, so each asks for "
+            f"{cpus:g} CPUs and {gpus:g} GPUs at once, and no node has that; give each kind its own sweep"
+        )
+    if "memory" in found and max(memory):
+        found["memory"] = min(found["memory"], max(memory))
+    return found

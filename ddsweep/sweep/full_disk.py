@@ -15,7 +15,8 @@ _IN_VAIN = 16
 
 class FullDisk:
     """Hears of every trial that ends. It reports the first one that finds the disk full by ``say``, and calls
-    ``give_up`` after many in a row: two for each of ``places``. Both may be called from any thread."""
+    ``give_up`` after many in a row, two for each of ``places``, and after each further one. Both may be
+    called from any thread."""
 
     def __init__(self, say: Callable[[str], None], give_up: Callable[[], None], places: float) -> None:
         self._say, self._give_up = say, give_up
@@ -35,7 +36,7 @@ class FullDisk:
         with self._lock:
             first, self._told = not self._told, self._told or str(error)
             self._in_vain += 1
-            enough = self._in_vain == self._most
+            enough = self._in_vain >= self._most
         if first:
             self._say(f"{error} (trials that find space go on)")
         if enough:

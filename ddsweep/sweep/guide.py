@@ -138,6 +138,9 @@ class Guide:
             return None
         if stopped:
             return scored[-1]["val_score"], scored[-1]["outer_step"]
-        scores = [row["val_score"] for row in scored]
-        keeps_best = any(t.keep == "best" for t in self.plan.trials if t.trial_id == trial_id)
-        return max(scores) if keeps_best else scores[-1], None
+        (trial,) = (trial for trial in self.plan.trials if trial.trial_id == trial_id)
+        if trial.keep == "last":
+            return scored[-1]["val_score"], None
+        # A rung of a scheduler does not decide which state is kept.
+        steps = (trial.outer_steps, *range(0, trial.outer_steps, trial.validate_every))
+        return max(row["val_score"] for row in scored if row["outer_step"] in steps), None

@@ -60,12 +60,16 @@ class Places(FIFOScheduler):
                 trial.set_status(Trial.PAUSED)  # Tune has not put it into one of its sets yet
                 self._rest_until[trial] = 0.0
             return
-        self._answered.pop(place_of(trial), None)
+        place = place_of(trial)
+        self._answered.pop(place, None)
         tune_controller._set_trial_status(trial, Trial.PAUSED)
-        if self._queue.rested(place_of(trial)):
+        tune_controller._resetting_trials.discard(trial)  # it died in it: Tune would start it no more
+        if self._queue.rested(place):
             self._rest_until[trial] = 0.0
+            # Else it would count among `max_concurrent`, and those that it waits for would not be made.
+            tune_controller.search_alg.on_trial_complete(trial.trial_id)
             return
-        lost = self._queue.lost(place_of(trial))
+        lost = self._queue.left_behind(place) if self._draining() else self._queue.lost(place)
         self._rest_until[trial] = self._clock() + lost.wait
         self._on_lost(trial, lost)
 
@@ -76,8 +80,8 @@ class Places(FIFOScheduler):
         elif state == "room":
             given = [] if self._draining() else self._queue.take(place, result["running"])
             new = self._on_given(given or [])
-            rests = self._queue.rests(place)
-            self._answer(place, result, (given, self._queue.is_last(place), rests, new))
+            rests, last = self._queue.rests(place), self._queue.is_last(place)
+            self._answer(place, result, (given, last, rests, new))
         elif state == "running" and self._queue.is_rung(result["trial"], result["outer_step"]):
             asked = result["trial"], result["outer_step"], result["val_score"]
             self._answer(place, result, self._queue.scored(place, *asked))
@@ -104,7 +108,7 @@ class Places(FIFOScheduler):
                 del self._rest_until[trial]
             elif self._queue.is_over(place_of(trial)):
                 _take_out(tune_controller, trial)
-            elif until <= self._clock() and self._queue.fits(place_of(trial)):
+            elif until <= self._clock() and self._queue.has_work(place_of(trial)):
                 del self._rest_until[trial]
                 tune_controller._set_trial_status(trial, Trial.PENDING)
                 self._waiting.append(trial)
@@ -119,10 +123,14 @@ class Places(FIFOScheduler):
 
 def _take_out(tune_controller: Any, trial: Trial) -> None:
     """Stop a place that does not run. At the end Tune asks each for its folder, also one that never ran, and
-    prints a line on each that never had a result."""
+    prints a line on each that never had a result. What Tune has begun to start keeps a process of its request
+    in store: it would hold the room of other requests for good."""
     trial.init_local_path()
     trial.run_metadata.last_result = trial.run_metadata.last_result or {"state": "taken out"}
     tune_controller.stop_trial(trial)
+    if trial in tune_controller._staged_trials:
+        tune_controller._unstage_trial_with_resources(trial)
+    tune_controller._resetting_trials.discard(trial)
 
 
 def place_of(trial: Trial) -> str:

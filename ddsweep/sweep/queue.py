@@ -97,7 +97,8 @@ class TrialQueue:
         self._attempts: Counter[tuple[str, str]] = Counter()
         self._stopped: list[str] = []
         self._dead: set[str] = set()
-        self._up: set[str] = set()  # those with a process
+        self._up: set[str] = set()  # those with a process that will ask again
+        self._over: set[str] = set()  # those that ended, or will not ask again
         self._resting: set[str] = set()
 
     # --------------------------------------------------------------------------- what a place asks for
@@ -108,6 +109,8 @@ class TrialQueue:
         it could take wait at a rung for others, and nobody else needs its room."""
         held = self._held[name]
         self._up.add(name)
+        self._over.discard(name)
+        self._attempts.pop(("place", name), None)
         if any(self._deaths[trial] >= APART_FROM for trial in held):
             return []
         given: list[str] = []
@@ -124,7 +127,6 @@ class TrialQueue:
             if self._deaths[trial] >= APART_FROM:
                 break
         if given or held:
-            self._attempts.pop(("place", name), None)
             return given
         if not self._is_waiting(name) and self._wait_no_longer(self._places[name].shape):
             return self.take(name, running)
@@ -135,8 +137,15 @@ class TrialQueue:
             if not self._others_need_room():
                 return None
             self._resting.add(name)
-        self._up.discard(name)
+            self._up.discard(name)
+            return []
+        self._leaves(name)
         return []
+
+    def _leaves(self, name: str) -> None:
+        """A place takes no further trial."""
+        self._up.discard(name)
+        self._over.add(name)
 
     def _others_need_room(self) -> bool:
         """Whether a place without a process would get a trial."""
@@ -154,8 +163,11 @@ class TrialQueue:
         return there
 
     def is_last(self, name: str) -> bool:
-        """Whether a place need not ask again once its trials have ended."""
-        return self._halving is None and not self._is_waiting(name) and not self._to_come
+        """Whether a place need not ask again once its trials have ended; then it does not."""
+        last = self._halving is None and not self._is_waiting(name) and not self._to_come
+        if last:
+            self._leaves(name)
+        return last
 
     def scored(self, name: str, trial: str, rung: int, score: float) -> bool:
         """Whether a trial that has come to a ``rung`` goes on. If not, it has left its place."""
@@ -183,6 +195,7 @@ class TrialQueue:
         attempt; others lose none, but after the second time they run apart."""
         held, self._held[name] = self._held[name], []
         self._up.discard(name)
+        self._over.discard(name)
         if not held:
             return self._lost_before_any(name)
         alone, shape = len(held) == 1, self._places[name].shape
@@ -205,6 +218,12 @@ class TrialQueue:
             self._failed(trial)
         return Lost(max(waits), tuple(again), tuple(failed))
 
+    def left_behind(self, name: str) -> Lost:
+        """The process of a place has ended while the sweep drains: the next run goes on with its trials."""
+        held = tuple(self._held.pop(name, ()))
+        self._up.discard(name)
+        return Lost(0.0, held, ())
+
     def _lost_before_any(self, name: str) -> Lost:
         """The process died before it had a trial. A place that never comes up leaves its trials to others of
         its shape that are at work; without any it fails with all that it has."""
@@ -219,16 +238,19 @@ class TrialQueue:
 
     def given_up(self, name: str) -> list[str]:
         """A place cannot be started at all: the trials that nobody runs now. With the last place of a shape
-        these are those of the others, too."""
+        these are all of that shape."""
         self._dead.add(name)
         self._up.discard(name)
-        names = self._of_shape[self._places[name].shape]
+        shape = self._places[name].shape
         left = [*self._held.pop(name, []), *self._planned[name]]
         self._planned[name].clear()
-        if self._dead.issuperset(names):
-            for other in names:
-                left += self._planned[other]
-                self._planned[other].clear()
+        if (self._dead | self._over).issuperset(self._of_shape[shape]):
+            for kept in (self._first[shape], self._apart[shape], *self._planned_of(name)):
+                left += kept
+                kept.clear()
+            for trial in list(self._paused_of(shape)):
+                del self._paused[trial]
+                left.append(trial)
         for trial in left:
             self._failed(trial)
         return left
@@ -243,8 +265,9 @@ class TrialQueue:
         return not any(self._held_of(shape)) and not all(map(self._waits_for_some, self._paused_of(shape)))
 
     def fits(self, name: str) -> bool:
-        """Whether the nodes that are there hold this place too."""
-        return self._number[name] < self._room()
+        """Whether the nodes that are there hold this place too, beside those before it that can start."""
+        number = self._number[name]
+        return number - sum(self._number[dead] < number for dead in self._dead) < self._room()
 
     def is_over(self, name: str) -> bool:
         """Whether a place without a process will never get a trial: all of its shape are with others, or at
@@ -353,7 +376,8 @@ class TrialQueue:
             if trial in self._paused and verdict != "wait":
                 del self._paused[trial]
                 if verdict == "go":
-                    self._first[self._shape[trial]].append(trial)
+                    kept = self._apart if self._deaths[trial] >= APART_FROM else self._first
+                    kept[self._shape[trial]].append(trial)
                 else:
                     self._stopped.append(trial)
 
@@ -372,4 +396,4 @@ class TrialQueue:
             if not self._waits_for_some(trial):
                 self._halving.wait_no_longer(trial)
         self._carry_out()
-        return bool(self._first[shape])
+        return bool(self._first[shape] or self._apart[shape])

@@ -61,12 +61,14 @@ def guide_of(folder: Folder, text: str = SWEEP, *overrides: str) -> Guide:
     return guide
 
 
-def ended(folder: Folder, trials: Sequence[TrialSpec], *scores: float) -> None:
+def ended(
+    folder: Folder, trials: Sequence[TrialSpec], *scores: float, steps: Sequence[int] = (20, 40, 60)
+) -> None:
     """As distilling leaves trials, with their ``scores`` along the way."""
     for trial in trials:
         rows = [
-            {"trial_id": trial.trial_id, "outer_step": 20 * (1 + i), "outer_loss": 1.0, "val_score": score}
-            for i, score in enumerate(scores or [0.5])
+            {"trial_id": trial.trial_id, "outer_step": step, "outer_loss": 1.0, "val_score": score}
+            for step, score in zip(steps, scores or [0.5], strict=False)
         ]
         path = folder.directory.history_part(trial.trial_id)
         write_part(path, rows, HISTORY, folder.directory.temporary)
@@ -166,8 +168,8 @@ def test_the_score_of_a_sample_is_the_mean_over_its_seeds(folder: Folder) -> Non
 def test_the_score_of_a_trial_is_that_of_the_set_which_it_keeps(
     folder: Folder, keep: str, score: float
 ) -> None:
-    guide = guide_of(folder, SWEEP, f"keep={keep}")
-    ended(folder, guide.plan.trials[:1], 0.2, 0.6, 0.3)
+    guide = guide_of(folder, SWEEP, f"keep={keep}", "outer_steps=60", "validate_every=20")
+    ended(folder, guide.plan.trials[:1], 0.2, 0.9, 0.6, 0.3, steps=(20, 30, 40, 60))  # at 30 it met a rung
     (search,) = guide.plan.searches
     assert guide.tried(search.samples[0]).score == pytest.approx(score)
 

@@ -120,6 +120,42 @@ def test_a_place_that_never_comes_up_leaves_its_trials_to_one_that_is_at_work() 
     assert queue.given_up("a") == ["c"], "nobody else is left"
 
 
+def test_what_was_tried_once_fails_with_a_place_that_comes_up_no_more() -> None:
+    """Also if the last other place of its shape has been told that it need not ask again."""
+    queue = TrialQueue([planned("a", "b", size=2)], RetryPolicy(0))
+    assert queue.take("a", 0) == ["a", "b"]
+    assert queue.lost("a").again == ("a", "b")
+    assert {trial for trial, _ in queue.lost("a").failed} == {"a", "b"} and queue.is_over("a")
+
+    queue = TrialQueue([planned("a", size=1), planned("b", size=1)], POLICY)
+    assert [queue.take("a", 0), queue.take("b", 0)] == [["a"], ["b"]]
+    assert queue.is_last("a")
+    assert queue.lost("b").again == ("b",)
+    lost = [queue.lost("b").failed for _ in range(POLICY.retries + 1)]
+    assert lost == [(), (), (), (("b", POLICY.retries + 1),)]
+    queue.ended("a", "a")
+    assert queue.is_over("b")
+
+
+def test_a_place_that_came_up_is_not_one_that_never_does() -> None:
+    queue = TrialQueue([planned("a", "b", size=1)], POLICY, most=1)
+    for _ in range(POLICY.retries):
+        assert not queue.lost("a").failed
+    assert queue.take("a", 0) == ["a"]
+    queue.ended("a", "a")
+    for _ in range(POLICY.retries):
+        assert not queue.lost("a").failed
+    assert queue.take("a", 0) == ["b"]
+
+
+def test_what_a_place_leaves_behind_in_a_drain_counts_nowhere() -> None:
+    queue = halving_queue(A, B, size=2)
+    assert queue.take(A, 0) == [A, B]
+    assert not queue.scored(A, A, 10, 0.9)
+    left = queue.left_behind(A)
+    assert (left.again, left.failed) == ((B,), ()) and not queue.newly_stopped() and queue.is_paused(A)
+
+
 def test_companions_are_tried_again_also_where_nothing_else_is() -> None:
     queue = TrialQueue([planned("good", "bad")], RetryPolicy(0))
     for _ in range(2):
@@ -248,6 +284,41 @@ def test_a_seed_that_has_no_room_yet_is_waited_for() -> None:
     assert queue.take(B, 0) == [B]
 
 
+def test_a_seed_whose_place_comes_up_no_more_has_failed() -> None:
+    """Also if it was tried once, or waits itself: nothing waits for it for ever."""
+    trials = [trial for pair in PAIRS for trial in pair]
+    queue = TrialQueue(plan_places(alone(), trials, 6), POLICY, halving=Halving(ASHA, trials))
+    assert [queue.take(A, 0), queue.take(B, 0)] == [[A], [B]]
+    assert not queue.scored(A, A, 10, 0.5)
+    assert queue.lost(B).again == (B,)
+    for _ in range(POLICY.retries + 1):
+        lost = queue.lost(B)
+    assert lost.failed == ((B, POLICY.retries + 1),)
+    assert not queue.is_paused(A), "its setting was decided on"
+
+    queue = TrialQueue(plan_places(alone(), trials, 6), POLICY, halving=Halving(ASHA, trials))
+    assert [queue.take(A, 0), queue.take(B, 0)] == [[A], [B]]
+    assert not queue.scored(A, A, 10, 0.5)
+    for _ in range(POLICY.retries + 1):
+        lost = queue.lost(A)
+    assert lost.failed == ((A, POLICY.retries + 1),) and queue.is_over(A)
+
+
+def test_one_that_is_to_run_apart_does_so_after_a_rung() -> None:
+    queue = halving_queue(A, B, C, D, size=2)
+    for _ in range(2):
+        assert queue.take(A, 0) == [A, B]
+        queue.lost(A)
+    assert queue.take(A, 0) == [C, D], "those that may be beside others go first"
+    for trial in (C, D):
+        queue.ended(A, trial)
+    assert queue.take(A, 0) == [A] and not queue.scored(A, A, 10, 0.5)
+    assert queue.take(A, 0) == [B] and queue.scored(A, B, 10, 0.5)
+    assert queue.take(A, 1) == [], "a was released, and still runs apart"
+    queue.ended(A, B)
+    assert queue.take(A, 0) == [A]
+
+
 def test_a_place_whose_trials_wait_at_a_rung_comes_back() -> None:
     """It keeps its process as long as nobody else needs the room, and rests if somebody does."""
     other = TrialSpec(DATASETS["digits"], images_per_class=4, outer_steps=60).trial_id
@@ -286,6 +357,8 @@ class Controller:
     def __init__(self, *trials: Any) -> None:
         self.trials = trials
         self.search_alg = BasicVariantGenerator()
+        self._staged_trials: set[Any] = set()
+        self._resetting_trials: set[Any] = set()
 
     def get_live_trials(self) -> Any:
         return {trial for trial in self.trials if trial.status != Trial.TERMINATED}
@@ -296,12 +369,15 @@ class Controller:
     def stop_trial(self, trial: Any) -> None:
         trial.status = Trial.TERMINATED
 
+    def _unstage_trial_with_resources(self, trial: Any) -> None:
+        self._staged_trials.remove(trial)
+
 
 class OfTune:
     """The part of a Tune trial that a scheduler uses."""
 
     def __init__(self, name: str) -> None:
-        self.status, self.config = Trial.PENDING, {"place": {"name": name}}
+        self.status, self.config, self.trial_id = Trial.PENDING, {"place": {"name": name}}, name
         self.run_metadata = SimpleNamespace(last_result={})
 
     def set_status(self, status: str) -> None:
@@ -378,6 +454,43 @@ def test_a_place_that_the_nodes_do_not_hold_rests_until_others_have_joined() -> 
         assert queue.take("a", 0) == [trial]
         queue.ended("a", trial)
     assert scheduler.choose_trial_to_run(controller) is None and spare.status == Trial.TERMINATED
+
+
+def test_another_place_of_a_guided_search_stands_in_for_one_that_never_comes_up() -> None:
+    places = [planned("a", size=1), PlannedPlace("spare", (), 1, "s"), PlannedPlace("third", (), 1, "s")]
+    queue = TrialQueue(places, POLICY, room=lambda: 1)
+    assert not queue.fits("spare")
+    queue.given_up("a")
+    assert queue.fits("spare") and not queue.fits("third")
+
+
+def test_a_place_that_was_begun_and_is_not_needed_keeps_no_room() -> None:
+    queue = TrialQueue([planned("a", size=1), planned("b", size=1)], POLICY)
+    scheduler, controller, (first, second) = tune_of(queue, "a", "b")
+    assert scheduler.choose_trial_to_run(controller) is first
+    controller._staged_trials |= {second}
+    first.status = Trial.RUNNING
+    for trial in ("a", "b"):
+        assert queue.take("a", 0) == [trial]
+        queue.ended("a", trial)
+    assert scheduler.choose_trial_to_run(controller) is None
+    assert second.status == Trial.TERMINATED and not controller._staged_trials
+
+
+def test_a_place_that_has_no_work_is_not_begun_after_its_rest() -> None:
+    """Tune would begin to start whatever is pending."""
+    now = [0.0]
+    queue = TrialQueue([planned("a", size=1), planned("b", size=1)], POLICY)
+    scheduler, controller, (first, second) = tune_of(queue, "a", "b", clock=lambda: now[0])
+    first.status = second.status = Trial.RUNNING
+    assert [queue.take("a", 0), queue.take("b", 0)] == [["a"], ["b"]]
+    scheduler.on_trial_add(controller, first)
+    queue.ended("b", "b")
+    assert queue.take("b", 0) == ["a"]
+    now[0] = 1e6
+    assert scheduler.choose_trial_to_run(controller) is None and first.status == Trial.PAUSED
+    assert queue.lost("b").again == ("a",)
+    assert scheduler.choose_trial_to_run(controller) is first and first.status == Trial.PENDING
 
 
 def test_a_place_that_rests_lets_others_go_first_and_counts_no_death() -> None:
