@@ -101,7 +101,10 @@ def check_start(trial: TrialSpec, folder: Path) -> None:
             f"image_init: {trial.image_init}: {path} cannot be read: {error.strerror or error}; run the "
             "sweep from its own file again, which says where the set is"
         ) from None
-    digest, header = _looked_into(data, f"image_init: {path}")
+    try:
+        digest, header = _looked_into(data, f"image_init: {path}")
+    except SettingError as error:  # no fault of the trial
+        raise UserError(str(error)) from None
     if digest != trial.start_set:
         raise UserError(f"image_init: {path} holds another set than its name says; remove it")
     try:

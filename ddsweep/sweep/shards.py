@@ -292,7 +292,7 @@ class EvalShards:
                 self._asked_at = now
                 for shard in self._work.idle():
                     self._asked[self._actors[shard].ready.remote()] = shard
-            given_up = self._work.stranded(now)
+            given_up = self._work.stranded(now, distilling=not self._closing)
             references = [*self._running, *self._asked]
             if not references:
                 self._lock.wait(_LOOK_S)

@@ -18,7 +18,7 @@ IN_HAND = 2
 sees them."""
 
 STRANDED_S = 900.0
-"""If no shard is up for so long, waiting units are given up."""
+"""If no shard is up for so long after the last trial, waiting units are given up."""
 
 
 @dataclass(eq=False)
@@ -154,9 +154,10 @@ class Work:
         """Drop the waiting units of this trial."""
         self.waiting = deque(unit for unit in self.waiting if unit.spec.trial_id != trial_id)
 
-    def stranded(self, now: float) -> list[QueuedUnit]:
-        """The waiting units, if no shard has been up for `STRANDED_S`: they are given up."""
-        if any(shard.up for shard in self._shards) or not self.waiting:
+    def stranded(self, now: float, *, distilling: bool = False) -> list[QueuedUnit]:
+        """The waiting units, if no shard has been up for `STRANDED_S`: they are given up. Not while trials
+        are ``distilling``: they may hold the room of a shard that died, which has it again at their end."""
+        if distilling or any(shard.up for shard in self._shards) or not self.waiting:
             self._none_up_since = None
             return []
         self._none_up_since = now if self._none_up_since is None else self._none_up_since

@@ -183,6 +183,15 @@ def test_shards_that_never_come_up_cost_no_attempt_until_all_is_given_up() -> No
     assert simulation.given_up == units
 
 
+def test_no_unit_is_given_up_while_trials_may_hold_the_room_of_the_shards() -> None:
+    work = Work(1, RetryPolicy(4))
+    units = tasks(2)
+    work.add(units)
+    assert work.stranded(0.0, distilling=True) == work.stranded(9 * STRANDED_S, distilling=True) == []
+    assert work.stranded(10 * STRANDED_S) == [], "from the end of the last trial on"
+    assert work.stranded(11 * STRANDED_S) == units
+
+
 def test_a_drain_gives_nothing_out_and_starts_nothing() -> None:
     work = Work(2, RetryPolicy(4))
     assert work.to_start(0) == [0, 1]
