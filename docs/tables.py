@@ -21,6 +21,7 @@ from ddsweep.report.formats import NONE, percent
 from ddsweep.results.schemas import PARTS
 from ddsweep.results.statistics import paired_difference
 from ddsweep.spec import load_sweep
+from ddsweep.start_set import set_digest
 
 DOCS = Path(__file__).parent
 _TABLE = re.compile(r"(<!-- table: (\w+) (\w+) -->\n).*?(<!-- end -->)", flags=re.S)
@@ -82,6 +83,7 @@ class Kept:
 
     row: str
     spec: TrialSpec
+    sha256: str
     trial: pd.Series
     evals: pd.DataFrame
 
@@ -117,9 +119,11 @@ def kept(row: str | None = None) -> list[Kept]:
     for folder in sorted(path.parent for path in DOCS.glob(f"reproduction/{row or '*'}/sweep.yaml")):
         trials, evals = (pd.read_parquet(folder / f"{name}.parquet") for name in ("trials", "evals"))
         for path in sorted(folder.glob("*.safetensors")):
-            spec = DistilledSet.load(path).spec
+            made = DistilledSet.load(path)
+            spec = made.spec
             (trial,) = (own for _, own in trials.iterrows() if own["trial_id"] == spec.trial_id)
-            found.append(Kept(folder.name, spec, trial, evals[evals["trial_id"] == spec.trial_id]))
+            of_trial = evals[evals["trial_id"] == spec.trial_id]
+            found.append(Kept(folder.name, spec, made.sha256, trial, of_trial))
     return found
 
 
@@ -163,8 +167,14 @@ def headlines(what: str) -> str:
     return _table(("", "2018", "their protocol", "better settings", "best baseline, T steps"), rows)
 
 
+def sweep_file(row: str) -> Path:
+    """The sweep file of a row: in ``sweeps/``, or, if it goes on from a kept set, in ``sweeps/longer/``."""
+    (found,) = DOCS.parent.glob(f"sweeps/**/{row}.yaml")
+    return found
+
+
 def _published(row: str) -> str:
-    (published,) = load_sweep(DOCS.parent / "sweeps" / f"{row}.yaml").published
+    (published,) = load_sweep(sweep_file(row)).published
     score = published.attack_success if published.accuracy is None else published.accuracy
     return percent(score, published.std)
 
@@ -191,8 +201,8 @@ def _best_baseline(own: Kept) -> str:
 def kept_numbers(what: str) -> str:
     """The first table of reproduction.md: a line for each kept set."""
     head = ("kept set", "question", "2018", "ddsweep", "n", "random real, T steps", "class means", "k-means")
-    rows = []
-    for own in kept():
+    rows, everything = [], kept()
+    for own in everything:
         before = f"{own.said(step=0)} -> " if own.spec.pool is not None else ""
         rows.append(
             (
@@ -202,12 +212,20 @@ def kept_numbers(what: str) -> str:
                 f"{before}**{own.said()}**",
                 str(own.trial["test_models"]),
                 *(own.said(source) for source in ("random_real", "class_mean", "kmeans")),
-                f"{own.spec.outer_steps:,}",
+                _outer_steps(own, everything),
                 f"{own.trial['cpu_seconds'] / 60:.0f}, {own.trial['device_name']}",
                 f"{own.trial['ended_at']:%Y-%m-%d}",
             )
         )
     return _table((*head, "outer steps", "CPU min", "date"), rows)
+
+
+def _outer_steps(own: Kept, everything: list[Kept]) -> str:
+    steps = f"{own.spec.outer_steps:,}"
+    for first in everything:
+        if own.spec.start_set == set_digest(first.sha256):
+            return f"{steps}, on from {first.row}"
+    return steps
 
 
 def _question(spec: TrialSpec) -> str:
