@@ -29,13 +29,14 @@ import yaml
 from PIL import Image
 
 from ddsweep.bundled import write_files
-from ddsweep.catalog import DATASETS
+from ddsweep.catalog import DATASETS, TrialSpec
 from ddsweep.cli import app
 from ddsweep.data.files import resolve_dataset
 from ddsweep.data.load import load_splits
 from ddsweep.errors import DataError
 from ddsweep.launch.site import load_site
 from ddsweep.pools.file import PoolFile, load_pool, resolve_pool
+from ddsweep.results.artifacts import save_tensors
 from ddsweep.spec import SweepSpec, expand, is_smoke, load_sweep, sweep_of
 from tests.documents import DOCUMENTS, ROOT, Block, blocks, commands, write_shown
 
@@ -69,6 +70,8 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_files(folder)
     write_shown(folder)
     shutil.copy(folder / "slurm/generic.yaml", folder / "slurm/mine.yaml")
+    shutil.copytree(ROOT / "sweeps/longer", folder / "sweeps/longer")  # what a checkout has alone
+    (folder / "docs").symlink_to(ROOT / "docs")
     return folder
 
 
@@ -254,6 +257,11 @@ def test_every_file_shown_can_be_read(
     elif content.keys() & SweepSpec.model_fields.keys():
         two_steps = {} if "grid" in content else {"images_per_class": 2, "inner_steps": 2}
         whole = {"name": "shown", "base": {"dataset": "mnist", **two_steps}}
+        begins = content.get("base", {}).get("image_init")
+        if isinstance(begins, dict):
+            spec = TrialSpec(DATASETS["mnist"]).to_dict()
+            save_tensors(tmp_path / begins["set"], {}, {"kind": "distilled", "spec": spec}, tmp_path)
+            monkeypatch.chdir(tmp_path)
         assert ids_of(sweep_of(whole | content, "shown"))
     else:
         assert set(content) == {"global", "scrape_configs"}, "a file of a kind that is not known"

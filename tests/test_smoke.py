@@ -12,14 +12,18 @@ from tests.conftest import OneRay, Run
 SWEEPS = Path(__file__).resolve().parents[1] / "sweeps"
 OFTEN = ("attack_mnist",)
 """With every commit; the others with `make test-full`."""
-WITH_SMOKE = sorted(path.stem for path in SWEEPS.glob("*.yaml") if "\nsmoke:" in path.read_text())
+WITH_SMOKE = {
+    path.stem: path
+    for path in sorted([*SWEEPS.glob("*.yaml"), *SWEEPS.glob("longer/*.yaml")])
+    if "\nsmoke:" in path.read_text()
+}
 
 
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=() if name in OFTEN else pytest.mark.slow) for name in WITH_SMOKE]
 )
 def test_a_sweep_runs_on_stand_in_data(name: str, tmp_path: Path, one_ray: OneRay) -> None:
-    done = one_ray("run", SWEEPS / f"{name}.yaml", "--smoke", cwd=tmp_path)
+    done = one_ray("run", WITH_SMOKE[name], "--smoke", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
     assert "small stand-in data replace it, and the numbers mean nothing" in done.stdout
     parts = sorted((tmp_path / "results" / f"{name}-smoke" / "trials").glob("*.parquet"))
