@@ -138,9 +138,10 @@ class Guide:
             return None
         if stopped:
             return scored[-1]["val_score"], scored[-1]["outer_step"]
-        (trial,) = (trial for trial in self.plan.trials if trial.trial_id == trial_id)
-        if trial.keep == "last":
-            return scored[-1]["val_score"], None
+        last = scored[-1]["val_score"]
+        trial = next((trial for trial in self.plan.trials if trial.trial_id == trial_id), None)
+        if trial is None or trial.keep == "last":
+            return last, None
         # A rung of a scheduler does not decide which state is kept.
         steps = (trial.outer_steps, *range(0, trial.outer_steps, trial.validate_every))
-        return max(row["val_score"] for row in scored if row["outer_step"] in steps), None
+        return max((row["val_score"] for row in scored if row["outer_step"] in steps), default=last), None
