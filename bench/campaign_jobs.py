@@ -13,7 +13,7 @@ from ddsweep.catalog import DatasetSpec, EvaluationSpec, PoolSpec, Protocol, Tri
 from ddsweep.catalog.numbers import counted
 from ddsweep.errors import UserError
 from ddsweep.pools.recipe import PoolRecipe
-from ddsweep.results.code import check_first_set, write_sets
+from ddsweep.results.code import check_start_if_needed, write_sets
 from ddsweep.results.files import write_atomic
 from ddsweep.results.layout import PoolDirectory, SweepDirectory
 from ddsweep.trial_plan import TrialSettings
@@ -121,7 +121,9 @@ def plan(folder: Path, file: Path, overrides: Sequence[str], data_root: Path | N
         return own[value].recipe(dataset).spec(value)
 
     directory = SweepDirectory(folder / sweep.name)
-    trials = expand(sweep, dataset, pool_spec, suits=lambda trial: check_first_set(trial, directory)).trials
+    trials = expand(
+        sweep, dataset, pool_spec, suits=lambda trial: check_start_if_needed(trial, directory)
+    ).trials
     write_sets(directory, sweep.start_sets())
     names = {trial.pool.name for trial in trials if trial.pool is not None}
     if len(names) > 1:

@@ -21,7 +21,7 @@ from ddsweep.evaluation import evaluate_unit, finish, forget_stop, missing_units
 from ddsweep.measuring import codes_of, measure_networks
 from ddsweep.pools.file import resolve_pool
 from ddsweep.pools.imagenet import ready_pool
-from ddsweep.results.code import check_first_set, write_code, write_sets
+from ddsweep.results.code import check_start_if_needed, write_code, write_sets
 from ddsweep.results.current import write_sweep_file
 from ddsweep.results.elsewhere import other_sweeps
 from ddsweep.results.files import remove_leftovers
@@ -96,7 +96,7 @@ def _plan(sweep: SweepSpec, directory: SweepDirectory, root: Path | None) -> Pla
     def pool(value: Any) -> PoolSpec:
         return resolve_pool(value, directory.pools, dataset)
 
-    return expand(sweep, dataset, pool, suits=lambda trial: check_first_set(trial, directory))
+    return expand(sweep, dataset, pool, suits=lambda trial: check_start_if_needed(trial, directory))
 
 
 def _joined(

@@ -129,5 +129,5 @@ def _check(trial: TrialSpec, made: TrialSpec) -> None:
         if before != now:
             raise SettingError(
                 f"image_init: {trial.image_init} was made with {name} {before}, and this trial has {now}; "
-                f"the trial and its first set must agree in {', '.join(_ALIKE)}"
+                f"the trial and its start set must agree in {', '.join(_ALIKE)}"
             )

@@ -24,9 +24,9 @@ from ddsweep.core.precision import stored_dtype
 from ddsweep.seeds import derive_seed
 
 __all__ = [
-    "FirstSet",
     "Learned",
     "PoolNetworks",
+    "StartSet",
     "Task",
     "known_seed",
     "network_seeds",
@@ -45,7 +45,7 @@ PoolNetworks = Callable[[Sequence[int]], list[Params]]
 
 
 @dataclass(frozen=True)
-class FirstSet:
+class StartSet:
     """The set in which a trial begins: ``images [S, n, c, h, w]``, ``labels`` (classes ``[S, n]``, or learned
     probabilities ``[S, n, classes]``), and ``rates [S*E]``, with an E of its own."""
 
@@ -61,7 +61,7 @@ class Task:
     ``real`` is the training part, and ``real_labels`` are its classes on the CPU. ``labels [S, n]`` are the
     classes of the distilled images. ``pool`` gives training networks of the trial's pool by their numbers.
     ``known`` holds the networks of a ``fixed`` trial after their first draw; they are the same in every step.
-    ``ahead`` holds the draws of the next step, under a plan that has them. ``first`` is the set in which the
+    ``ahead`` holds the draws of the next step, under a plan that has them. ``start_set`` is that in which the
     trial begins, if it is one; only the start of a method needs it.
     """
 
@@ -74,7 +74,7 @@ class Task:
     pool: PoolNetworks | None = None
     known: dict[tuple[int, ...], Params] = field(default_factory=dict, compare=False)
     ahead: Ahead | None = field(default=None, compare=False)
-    first: FirstSet | None = field(default=None, compare=False)
+    start_set: StartSet | None = field(default=None, compare=False)
 
     @classmethod
     def of(
@@ -154,14 +154,14 @@ class Task:
 
 def start_images(task: Task, start: Tensor | None = None) -> Tensor:
     """The images at the start, ``[S, n, c, h, w]``: N(0, 1) in normalised pixel space, real ones, those of
-    the first set, or ``start [S, n, c, h, w]`` from the caller; centred and scaled as asked for."""
+    the start set, or ``start [S, n, c, h, w]`` from the caller; centred and scaled as asked for."""
     spec = task.spec
     c, h, w = spec.dataset.shape
     generator = torch.Generator().manual_seed(derive_seed("image_init", spec.trial_id))
     if start is not None:
         images = start.to(task.dtype)
-    elif task.first is not None:
-        images = task.first.images.to(task.dtype)
+    elif task.start_set is not None:
+        images = task.start_set.images.to(task.dtype)
     elif spec.image_init == "real":
         m, classes = spec.images_per_class_per_step, spec.dataset.classes
         picks = sample_per_class(task.real_labels, classes, spec.images_per_class, generator)

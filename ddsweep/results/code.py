@@ -11,7 +11,7 @@ from ddsweep.results.files import write_atomic
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.start_set import check_start, known_set, set_file
 
-__all__ = ["check_first_set", "load_code_of", "write_code", "write_sets"]
+__all__ = ["check_start_if_needed", "load_code_of", "write_code", "write_sets"]
 
 
 def load_code_of(specs: Iterable[TrialSpec], folder: Path) -> None:
@@ -39,7 +39,7 @@ def write_code(directory: SweepDirectory, refs: Iterable[CodeRef]) -> None:
         stored_source(ref, directory.code)
 
 
-def check_first_set(trial: TrialSpec, directory: SweepDirectory) -> None:
+def check_start_if_needed(trial: TrialSpec, directory: SweepDirectory) -> None:
     """`ddsweep.start_set.check_start` of a trial that is not distilled yet; others need no set any more."""
     if not directory.distilled(trial.trial_id).exists():
         check_start(trial, directory.sets)

@@ -20,7 +20,7 @@ from ddsweep.core.memory import keep_to_share
 from ddsweep.core.methods import labels_of
 from ddsweep.core.networks import build_network
 from ddsweep.core.outer import DistillState, final, rolled_back, scored
-from ddsweep.core.task import FirstSet, Learned, Task
+from ddsweep.core.task import Learned, StartSet, Task
 from ddsweep.data.splits import Splits
 from ddsweep.distilled import DistilledSet
 from ddsweep.errors import UserError
@@ -101,9 +101,9 @@ class RunningTrial:
         keep_to_share(plan.device, settings.gpus)
         task = Task.of(spec, plan, splits.train, training_networks(spec, directory))
         if run is None:
-            first = None if spec.start_set is None else _first_set(spec, splits, directory)
-            state = initial_state(replace(task, first=first), _start_images(spec, splits))
-            if first is not None and spec.keep == "best":  # it is not to end below its first set
+            found = None if spec.start_set is None else _start_set(spec, splits, directory)
+            state = initial_state(replace(task, start_set=found), _start_images(spec, splits))
+            if found is not None and spec.keep == "best":  # it is not to end below its start set
                 state = scored(state, spec, validate(task, state, splits))
             run = RunState(state, [], plan, started_at)
         run.state = _to_device(run.state, plan.device)
@@ -201,7 +201,7 @@ class RunningTrial:
         )
 
 
-def _first_set(spec: TrialSpec, splits: Splits, directory: SweepDirectory) -> FirstSet:
+def _start_set(spec: TrialSpec, splits: Splits, directory: SweepDirectory) -> StartSet:
     """The set in which ``spec`` begins, from its copy. Raises `UserError` for a missing or altered copy, and
     for a set of other data: it may have seen images that the trial is judged by."""
     assert spec.start_set is not None
@@ -214,7 +214,7 @@ def _first_set(spec: TrialSpec, splits: Splits, directory: SweepDirectory) -> Fi
             f"image_init: {spec.image_init} was made on other files of {spec.dataset.name} than those that "
             "are here (or on stand-in data); a set is a start on its own data alone"
         )
-    return FirstSet(found.images, found.labels, found.rates)
+    return StartSet(found.images, found.labels, found.rates)
 
 
 def _start_images(spec: TrialSpec, splits: Splits) -> Tensor | None:

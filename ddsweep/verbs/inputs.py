@@ -105,7 +105,7 @@ def expander(
     from ddsweep.data.files import resolve_dataset
     from ddsweep.measuring import measure_networks
     from ddsweep.pools.file import resolve_pool
-    from ddsweep.results.code import check_first_set
+    from ddsweep.results.code import check_start_if_needed
     from ddsweep.spec import expand, is_smoke
 
     def dataset(value: Any) -> DatasetSpec:
@@ -116,7 +116,7 @@ def expander(
     pools = _once(lambda value: resolve_pool(value, directory.pools, datasets, files))
 
     def expanded(proposed: Proposed) -> Plan:
-        plan = expand(sweep, datasets, pools, proposed, lambda trial: check_first_set(trial, directory))
+        plan = expand(sweep, datasets, pools, proposed, lambda trial: check_start_if_needed(trial, directory))
         measure_networks(plan.trials, sweep.evaluate.spec(), directory.code, aside)
         return plan
 

@@ -36,9 +36,9 @@ _LEAST_RATE = 1e-8
 
 def start(task: Task, images: Tensor) -> Learned:
     """``images``; ``raw`` rates ``[T]`` (``[1]`` if shared); and, if they are learned, ``labels [S, n,
-    classes]``. Rates are at ``inner_lr`` and labels at the classes themselves, or as the first set has them:
+    classes]``. Rates are at ``inner_lr`` and labels at the classes themselves, or as the start set has them:
     beyond its epochs the rates of its last one repeat, one shared rate is their mean."""
-    spec, first = task.spec, task.first
+    spec, first = task.spec, task.start_set
     shared = spec.inner_lr_mode == "shared"
     raw = raw_rates(spec.inner_lr, 1 if shared else spec.steps)
     if first is not None and spec.inner_lr_mode != "fixed":
