@@ -32,7 +32,7 @@ from ddsweep.pools.file import resolve_pool
 from ddsweep.results.elsewhere import other_sweeps
 from ddsweep.results.files import full_disk_told
 from ddsweep.results.known import KnownParts
-from ddsweep.results.lock import SweepLock
+from ddsweep.results.lock import LOST, SweepLock
 from ddsweep.spec import Plan, SweepSpec, expand, is_smoke, load_sweep
 from ddsweep.sweep.first_step import leaving_before_the_first_step
 from ddsweep.sweep.prepare import eval_gpus, load_all_splits, splits_key, trial_settings
@@ -136,7 +136,7 @@ def distil_share(folder: LaunchFolder, launch: Launch, index: int, signals: Sign
     work, directory = _work(str(folder.root)), launch.directory
     shares = (read_json(folder.shares) or {}).get("trials", [])
     trials = [work.trial(trial_id) for trial_id in shares[index]]
-    with SweepLock(directory.lock, launch=folder.name):
+    with _lock(folder, launch, signals):
         todo = [trial for trial in trials if not is_distilled(trial, directory)]
         for trial in todo:
             directory.failure_part(trial.trial_id).unlink(missing_ok=True)
@@ -161,7 +161,7 @@ def evaluate_share(folder: LaunchFolder, launch: Launch, index: int, signals: Si
     work, directory = _work(str(folder.root)), launch.directory
     evaluation = work.sweep.evaluate.spec()
     elements = int((read_json(folder.shares) or {}).get("evals", 1))
-    with SweepLock(directory.lock, launch=folder.name):
+    with _lock(folder, launch, signals):
         mine: list[tuple[Any, ...]] = []
         number, evals = 0, directory.evals_by_trial()
         for trial in work.plan.trials:
@@ -184,6 +184,16 @@ def evaluate_share(folder: LaunchFolder, launch: Launch, index: int, signals: Si
         )
         _finish(work)
         return code
+
+
+def _lock(folder: LaunchFolder, launch: Launch, signals: Signals) -> SweepLock:
+    """The sweep's lock, shared by the elements of this launch. Who loses it drains."""
+
+    def lost() -> None:
+        print(LOST, flush=True)
+        signals.stop()
+
+    return SweepLock(launch.directory.lock, launch=folder.name, on_lost=lost)
 
 
 def finish_all(folder: LaunchFolder, launch: Launch) -> int:

@@ -22,9 +22,9 @@ class Signals:
 
     ``ending``: SIGUSR2. The job's time is nearly up, or the job is preempted; it goes on after a requeue.
     ``terminated``: SIGTERM. The job was cancelled or is preempted; Slurm decides whether it is requeued.
-    ``stopping``: SIGTERM, SIGINT or SIGHUP came, or the function given to `stop_when` says so. submitit's own
-    handlers, which would save and requeue from within the signal and ignore SIGTERM, are replaced; `requeue`
-    calls the one for SIGUSR2 when everything has come to rest.
+    ``stopping``: SIGTERM, SIGINT or SIGHUP came, `stop` was called, or the function given to `stop_when` says
+    so. submitit's own handlers, which would save and requeue from within the signal and ignore SIGTERM, are
+    replaced; `requeue` calls the one for SIGUSR2 when everything has come to rest.
     """
 
     def __init__(self) -> None:
@@ -41,6 +41,10 @@ class Signals:
     def _stop(self, number: int, frame: FrameType | None) -> None:
         self._stopped = True
         self.terminated = self.terminated or number == signal.SIGTERM
+
+    def stop(self) -> None:
+        """As SIGINT does, from any thread."""
+        self._stopped = True
 
     def stop_when(self, told: Callable[[], bool]) -> None:
         """A cause besides signals, checked at each look."""

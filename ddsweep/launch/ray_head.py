@@ -39,7 +39,7 @@ LOST_HEAD = 76
 
 DRIVER_RETRIES = RetryPolicy(4)
 """How often, and when, a command is started again after a signal killed it (for lack of memory, for
-example)."""
+example), or after it drained although nobody asked it to (because Ray was silent for a while)."""
 
 _LOOK_AT_NODES_S = 1.0
 _DRAIN_S = 10.0
@@ -194,7 +194,7 @@ def _silence(node: Node, cards: Mapping[int, Any], up: int) -> str:
 def _drive(node: Node, ray: subprocess.Popen[str], command: Sequence[str], address: str) -> int:
     """Run the command to any end. Reports nodes that go and come."""
     up, looked = alive(address) or set(), time.monotonic()
-    killed = 0
+    starts = 0
     while True:
         driver = spawn(command, node.environment)
         asked, late = False, math.inf
@@ -223,14 +223,15 @@ def _drive(node: Node, ray: subprocess.Popen[str], command: Sequence[str], addre
             return LOST_HEAD
         if node.signals.any and (code < 0 or code == EXIT_INTERRUPTED):
             return EXIT_DRAINED
-        if code >= 0:
+        if code >= 0 and (code != EXIT_DRAINED or node.signals.any):
             return code
-        killed += 1
-        wait = DRIVER_RETRIES.wait(killed)
+        starts += 1
+        wait = DRIVER_RETRIES.wait(starts)
+        how = f"was killed by signal {-code}" if code < 0 else "drained, which nobody had asked of it"
         if wait is None:
-            node.say(f"the driver was killed by signal {-code}, {killed} times by now: given up")
-            return 2
-        node.say(f"the driver was killed by signal {-code}; it is started again in {wait:.0f} s")
+            node.say(f"the driver {how}; it was started {starts} times by now: given up")
+            return 2 if code < 0 else code
+        node.say(f"the driver {how}; it is started again in {wait:.0f} s")
         deadline = time.monotonic() + wait
         while time.monotonic() < deadline and not node.signals.any and ray.poll() is None:
             time.sleep(LOOK_S)

@@ -28,9 +28,12 @@ from typing import Any
 from ddsweep.errors import ResultsError
 from ddsweep.results.files import results_error
 
-__all__ = ["SweepLock", "is_stale", "live_holder", "process_start", "read_lock"]
+__all__ = ["LOST", "SweepLock", "is_stale", "live_holder", "process_start", "read_lock"]
 
 _GUARD_PATIENCE_S = 10.0
+
+LOST = "another driver took the sweep's lock over"
+"""What a driver says that drains because of it."""
 
 
 class SweepLock:

@@ -131,7 +131,7 @@ def _run(work: _Work, drain: Drain) -> None:
     from ddsweep.results.code import write_code, write_sets
     from ddsweep.results.current import write_sweep_file
     from ddsweep.results.files import remove_leftovers
-    from ddsweep.results.lock import SweepLock
+    from ddsweep.results.lock import LOST, SweepLock
     from ddsweep.spec import is_smoke, resolved_yaml
     from ddsweep.trackers.beside import tracked
 
@@ -181,9 +181,8 @@ def _run(work: _Work, drain: Drain) -> None:
             return run_sweep(request, board, drain, on_ready=ready)
 
     directory.create()
-    lost = "another driver took the sweep's lock over"
     with (
-        SweepLock(directory.lock, on_lost=lambda: drain.tell(lost)) as lock,
+        SweepLock(directory.lock, on_lost=lambda: drain.tell(LOST)) as lock,
         drain.leftover(lock.release),
     ):
         remove_leftovers(directory.temporary)

@@ -241,6 +241,21 @@ def test_cancelling_drains_and_launching_goes_on(long: Sweep, sweep: Callable[..
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+def test_an_element_that_lost_its_lock_drains(sweep: Callable[..., Sweep]) -> None:
+    here = sweep(LONG)
+    assert here.launch("array").returncode == 0
+    here.until_in_the_middle()
+    (lock,) = here.directory.root.glob(".lock.d/*")
+    lock.unlink()
+    here.until(lambda: "another driver took the sweep's lock over" in here.told(), "the element says so")
+    here.until_nothing_runs()
+    assert (here.outcome("trials") or {})["code"] == 75
+    assert not list(here.directory.root.glob("trials/part-*"))
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_what_is_cancelled_before_it_has_begun_does_not_begin(sweep: Callable[..., Sweep]) -> None:
     here = sweep(LONG)
     assert here.launch("cluster").returncode == 0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -105,3 +107,48 @@ def test_a_temporary_folder_of_somebody_else_is_not_used(
     assert there.exists(), "and not removed"
     assert (tmp_path / "run" / "done.json").exists()
     there.unlink()
+
+
+DRIVER = """
+import pathlib, sys
+starts = pathlib.Path(sys.argv[1])
+starts.write_text((starts.read_text() if starts.exists() else "") + "x")
+sys.exit(75 if len(starts.read_text()) == 1 else 2)
+"""
+"""It drains at first, as one does to which Ray was silent."""
+
+HEAD = """
+import pathlib, socket, sys
+from ddsweep.launch.allocation import NodeLimits, Place
+from ddsweep.launch.processes import Signals
+from ddsweep.launch.ray_cluster import run_on_cluster
+from ddsweep.launch.site import Site
+
+folder, driver, asked = pathlib.Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "True"
+keys = {"scheduler": "local", "cpus_per_node": 1, "dashboard": False, "object_store": 0.1}
+signals, starts = Signals(), folder / "starts"
+signals.stop_when(lambda: asked and starts.exists())
+sys.exit(
+    run_on_cluster(
+        Site.model_validate(keys), Place("4711", 0, (socket.gethostname(),), 0), folder / "run",
+        lambda address: [sys.executable, "-c", driver, str(starts)], signals, NodeLimits(1, 0, None),
+    )
+)
+"""
+"""In a process of its own, as a head is: Ray keeps the token of the first cluster to which it speaks."""
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_driver_that_drains_is_started_again_unless_it_was_asked_to(tmp_path: Path, asked: bool) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", HEAD, str(tmp_path), DRIVER, str(asked)],
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    code, starts = (75, "x") if asked else (2, "xx")
+    assert (done.returncode, (tmp_path / "starts").read_text()) == (code, starts), done.stderr
+    told = (
+        "the driver drained, which nobody had asked of it; it is started again in"
+        in done.stdout + done.stderr
+    )
+    assert told is not asked
