@@ -7,7 +7,7 @@ import copy
 import html
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -139,7 +139,9 @@ class DistilledSet:
         return tensor_sha256(self.tensors())
 
     def header(self) -> dict[str, Any]:
-        """The header of the file, for a reader without ddsweep: plain JSON types only."""
+        """The header of the file, for a reader without ddsweep: plain JSON types only. Where weights lay on
+        this machine is not in it."""
+        pool = self.spec.pool and replace(self.spec.pool, weights="")
         return {
             "kind": "distilled",
             "trial_id": self.spec.trial_id,
@@ -151,7 +153,7 @@ class DistilledSet:
             "optimizer": _OPTIMIZERS[self.recipe.optimizer].format(mu=self.recipe.momentum),
             "recipe": self.recipe.to_dict(),
             "tuned": None if self.tuned is None else self.tuned.to_dict(),
-            "spec": self.spec.to_dict(),
+            "spec": replace(self.spec, pool=pool).to_dict(),
             "provenance": dict(self.provenance),
         }
 
@@ -291,8 +293,11 @@ def apply(
     what held-out network ``index`` draws in evaluation. T steps are too few for the running statistics of
     batch norm: a model with it is better evaluated in training mode too, by the statistics of the batch.
     A parameter that the model does not use gets a gradient of zero. Raises ``ValueError`` if the model does
-    not take the set's images, or does not give one logit per class, and for a negative number of steps.
+    not take the set's images, or does not give one logit per class, for a negative number of steps, and under
+    ``torch.inference_mode()``, in which nothing can be trained.
     """
+    if torch.is_inference_mode_enabled():
+        raise ValueError("apply: nothing can be trained under torch.inference_mode(); call it outside")
     parameters: Params = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not parameters:
         raise ValueError("the model has no parameters to train")

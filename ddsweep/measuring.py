@@ -14,7 +14,6 @@ import os
 import secrets
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import fields
@@ -30,7 +29,10 @@ from ddsweep.own_code import copied_source, version_of
 
 __all__ = ["codes_of", "measure_networks", "networks_of"]
 
-_VERSION = 2
+_VERSION = 3
+"""Of the checks: with another one what was checked is checked again."""
+
+_PATIENCE_S = 600
 
 Problem = tuple[NetworkSpec, tuple[int, int, int], int]
 """A network, the shape of its images, and the number of their classes."""
@@ -77,28 +79,25 @@ def measure_networks(
         path = _path(*problem)
         found = _kept(path, {"flops", "outputs", "parameters", "written_out", "head"})
         if found is None:
-            began = time.monotonic()
+            what = "measured" if network.code is None else "checked and measured"
+            say(f"network {network}: is being {what}, once, in a process of its own")
             job = {"network": str(network), "shape": problem[1], "classes": problem[2]}
             found = _asked(job, [network.code], code, f"network: {network}")
             _keep(path, found)
-            done = "measured" if network.code is None else "checked and measured"
-            seconds = f"{time.monotonic() - began:.0f} s"
-            say(f"network {network}: {done} once, in a process of its own ({seconds})")
         if "distribution_matching" in methods and not found["head"]:
             raise SettingError(
                 f"network: {network}: method: distribution_matching compares what a last linear layer is "
-                "given, and no torch.nn.Linear gives its logits; end it with one"
+                "given; end it with a torch.nn.Linear whose output are the logits, after layers that have "
+                "weights"
             )
         if not is_measured(*problem):
             remember(*problem, Measure(**{item.name: found[item.name] for item in fields(Measure)}))
     for trial in _with_own_methods(trials):
         path = _path(trial.network_spec, trial.dataset.shape, trial.dataset.classes, trial.method)
         if _kept(path, {"method"}) is None:
-            began, what = time.monotonic(), f"method: {trial.method}"
+            say(f"method {trial.method}: is being checked, once, in a process of its own")
             codes = [trial.method_code, trial.network_spec.code]
-            _keep(path, _asked({"trial": trial.to_dict()}, codes, code, what))
-            seconds = f"{time.monotonic() - began:.0f} s"
-            say(f"method {trial.method}: checked once, in a process of its own ({seconds})")
+            _keep(path, _asked({"trial": trial.to_dict()}, codes, code, f"method: {trial.method}"))
 
 
 def _with_own_methods(trials: Iterable[TrialSpec]) -> Iterable[TrialSpec]:
@@ -126,13 +125,17 @@ def _asked(job: dict[str, Any], refs: Sequence[CodeRef | None], code: Path, what
 
 def _in_own_process(job: dict[str, Any], what: str) -> dict[str, Any]:
     """`ddsweep.core.measure.answer`, in a process of its own."""
-    done = subprocess.run(
-        python_module("ddsweep.core.measure"),
-        check=False,
-        input=json.dumps(job) + "\n",
-        capture_output=True,
-        text=True,
-    )
+    try:
+        done = subprocess.run(
+            python_module("ddsweep.core.measure"),
+            check=False,
+            input=json.dumps(job) + "\n",
+            capture_output=True,
+            text=True,
+            timeout=_PATIENCE_S,
+        )
+    except subprocess.TimeoutExpired:
+        raise UserError(f"{what}: the process that checks it was ended after {_PATIENCE_S} s") from None
     try:
         answer: dict[str, Any] = json.loads(done.stdout)
     except ValueError:

@@ -3,6 +3,7 @@ Ray."""
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -79,7 +80,7 @@ def run_trial(
     """
     found, root = SweepDirectory(Path(directory).expanduser().resolve()), find_data(data_root)
     sections = {"evaluate": evaluate, "resources": resources}
-    asked = {"name": found.root.name, "base": dict(settings)}
+    asked = {"name": _name(found.root), "base": dict(settings)}
     asked |= {name: dict(section) for name, section in sections.items() if section is not None}
     sweep = sweep_of(asked, "run_trial")
     trials = _plan(sweep, found, root).trials
@@ -87,6 +88,11 @@ def run_trial(
     sweep = _joined(sweep, trials[0], found, root, new_evaluation=evaluate is not None)
     ids = [trial.trial_id for trial in _plan(sweep, found, root).trials]
     return _run(sweep, ids, trials[0], found, root, on_progress)
+
+
+def _name(folder: Path) -> str:
+    """The name of the sweep in ``folder``: that of the folder, in the letters that names of sweeps have."""
+    return re.sub("[^a-z0-9_-]+", "-", folder.name.lower()).strip("-_")[:100] or "trials"
 
 
 def _plan(sweep: SweepSpec, directory: SweepDirectory, root: Path | None) -> Plan:

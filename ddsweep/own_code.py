@@ -18,6 +18,7 @@ import importlib.metadata
 import importlib.util
 import re
 import sys
+import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.abc import Loader, MetaPathFinder
@@ -325,6 +326,23 @@ def version_of(ref: CodeRef) -> str | None:
 
 def _said(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+
+def place_and_error(error: BaseException, *refs: CodeRef) -> str:
+    """``my_nets.py, line 12, in forward: ValueError: ...``: the last line that is in the files of ``refs``;
+    of a module, the last line of all. Without such a line the error alone."""
+    frames = traceback.extract_tb(error.__traceback__)
+    homes = [f"/{ref.digest}/" for ref in refs if ref.is_file]
+    own = [(frame, home) for frame in frames for home in homes if home in frame.filename]
+    said = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+    if own:
+        frame, home = own[-1]
+        file = frame.filename.rpartition(home)[2]
+    elif not homes and frames:
+        frame, file = frames[-1], frames[-1].filename
+    else:
+        return said
+    return f"{PurePosixPath(file)}, line {frame.lineno}, in {frame.name}: {said}"
 
 
 def _package(ref: CodeRef) -> str:

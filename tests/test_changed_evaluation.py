@@ -18,8 +18,10 @@ from pandas.testing import assert_frame_equal
 from ddsweep.catalog import DATASETS, EvaluationSpec, Protocol, TrialSpec
 from ddsweep.data.load import Splits, load_splits
 from ddsweep.distilled import DistilledSet
+from ddsweep.errors import UserError
 from ddsweep.evaluation import evaluate_unit, finish, missing_units, settled, trial_is_done
 from ddsweep.evaluation.group import Group
+from ddsweep.report.status import trial_states
 from ddsweep.report.summary import summarise
 from ddsweep.results.artifacts import save_tensors
 from ddsweep.results.coverage import HOLDS, is_evaluated, old_key
@@ -27,7 +29,7 @@ from ddsweep.results.known import KnownParts
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.results.parts import read_part, read_whole, write_part_table
 from ddsweep.results.schemas import EVALS
-from ddsweep.trial import distil_trial, read_distilled
+from ddsweep.trial import distil_trial, read_distilled, record_failure
 from ddsweep.trial_plan import TrialSettings
 from tests.tables import read_table
 
@@ -228,6 +230,31 @@ def test_only_networks_that_are_not_there_are_computed(bare: Sweep, computed: li
         for name in ("g000", "g000of4", "g001", "g001of4")
     ]
     assert sorted(bare.rows(RANDOM)["model_seed"].unique()) == list(range(6))
+
+
+@pytest.mark.parametrize("loss", ["torn", "gone"])
+def test_lost_rows_are_missing_for_a_plan(loss: str, sweep: Sweep) -> None:
+    """Also for `launch`, which would otherwise have nothing to do."""
+
+    def states() -> list[str]:
+        return list(trial_states(sweep.directory, [RANDOM, FIXED], MOST).values())
+
+    assert states() == ["done", "done"]
+    path = sweep.directory.evals_parts(RANDOM.trial_id)[0]
+    if loss == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-40])
+    assert states() == ["missing", "done"]
+    sweep.complete(RANDOM, MOST)
+    assert states() == ["done", "done"]
+
+
+def test_the_row_of_a_failure_goes_with_what_failed(sweep: Sweep) -> None:
+    """More was asked once, and failed; it is not asked any more."""
+    record_failure(sweep.directory, RANDOM, "a sweep", UserError("too large"), "evaluation", 1)
+    path = sweep.directory.failure_part(RANDOM.trial_id)
+    assert path.exists() and settled(RANDOM, MOST, sweep.directory, "a sweep") and not path.exists()
 
 
 # ------------------------------------------------------------------------------- what a change makes wrong

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import ddsweep
-from ddsweep.catalog import DATASETS, EvaluationSpec, TrialSpec
+from ddsweep.catalog import DATASETS, EvaluationSpec, PoolSpec, TrialSpec
 from ddsweep.core.images import normalise
 from ddsweep.core.recipe import Recipe
 from ddsweep.data.load import Splits
@@ -330,6 +330,23 @@ def test_the_header_says_for_which_networks_and_from_which_data(case: Case) -> N
     assert TrialSpec.from_dict(header["spec"]).trial_id == header["trial_id"]
     assert header["provenance"]["dataset_fingerprint"] == case.splits.fingerprint
     assert {"torch_version", "ddsweep_version", "started_at", "ended_at"} <= set(header["provenance"])
+
+
+def test_the_header_does_not_say_where_weights_lie_on_this_machine(case: Case) -> None:
+    found = case.load()
+    pool = PoolSpec("imagenet-1", "imagenet", (3, 224, 224), 0, "alexnet", 1, 0, "1", "/home/me/alexnet.pth")
+    header = replace(
+        found,
+        spec=replace(
+            found.spec, seed=0, dataset=DATASETS["voc2007"], init="fixed", network="alexnet", pool=pool
+        ),
+    ).header()
+    assert "/home/me" not in json.dumps(header) and header["spec"]["pool"]["name"] == "imagenet-1"
+
+
+def test_nothing_is_trained_in_inference_mode(case: Case) -> None:
+    with torch.inference_mode(), pytest.raises(ValueError, match=r"under torch\.inference_mode\(\)"):
+        apply(case.load(), case.user_network())
 
 
 def test_a_set_survives_the_way_to_disk_and_back(case: Case, tmp_path: Path) -> None:

@@ -198,6 +198,45 @@ def test_a_torn_part_is_not_taken_and_one_that_is_there_stays(
     assert taken is not None and taken.evals == ()
 
 
+def test_a_network_that_was_judged_here_in_another_group_counts_once(
+    old: SweepDirectory, new: SweepDirectory, splits: Splits
+) -> None:
+    """The set here is torn, and its evaluation was in groups of one: the groups of the other sweep have the
+    same networks."""
+    shutil.copytree(old.root, new.root, dirs_exist_ok=True)
+    for path in new.evals_parts(SPEC.trial_id):
+        path.unlink()
+    new.trials_part(SPEC.trial_id).unlink()
+    evaluate(new, splits, replace(EVALUATION, group_size=1))
+    before = {path.name: path.read_bytes() for path in new.evals_parts(SPEC.trial_id)}
+    assert len(before) == 2
+    new.distilled(SPEC.trial_id).unlink()
+    taken = take_over(SPEC, splits.fingerprint, new, other_sweeps(new))
+    assert taken is not None and sorted(path.name for path in taken.evals) == sorted(before)
+    assert settled(SPEC, EVALUATION, new, "new", paths=taken.evals)
+    found = load_results(new.root)
+    assert found.trials["test_models"].tolist() == [2]
+    assert not found.evals.duplicated(["source", "protocol", "model_seed", "inner_step"]).any()
+
+
+def test_rows_that_are_there_twice_count_once(
+    old: SweepDirectory, new: SweepDirectory, splits: Splits
+) -> None:
+    """As an earlier version left them."""
+    alone = SweepDirectory(new.root.parent / "alone")
+    shutil.copytree(old.root, alone.root)
+    for path in alone.evals_parts(SPEC.trial_id):
+        path.unlink()
+    evaluate(alone, splits, replace(EVALUATION, group_size=1))
+    shutil.copytree(old.root, new.root, dirs_exist_ok=True)
+    for path in alone.evals_parts(SPEC.trial_id):
+        shutil.copy(path, new.parts("evals") / f"{path.stem}of1.parquet")
+    assert finish(SPEC, EVALUATION, new, "new")
+    ours, theirs = (load_results(sweep.root).trials for sweep in (new, old))
+    columns = ["test_models", "test_accuracy_mean", "test_accuracy_std", "test_accuracy_ci95"]
+    assert_frame_equal(ours[columns], theirs[columns])
+
+
 def test_a_sweep_of_finished_trials_needs_no_ray(
     old: SweepDirectory, new: SweepDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -66,6 +66,10 @@ SMALL = {
     **{"dataset": "digits", "images_per_class": 2, "inner_steps": 2, "outer_steps": 4, "models_per_step": 2},
     **{"real_batch": 64, "validate_every": 2, "selection_networks": 2, "inner_lr": 0.1},
 }
+MATCHING = {
+    **{key: value for key, value in SMALL.items() if key not in ("real_batch", "inner_lr")},
+    **{"method": "distribution_matching", "real_per_class": 8},
+}
 EVALUATE = {"networks": 4, "group_size": 4, "baselines": ["random_real"], "rates": [0.1], "epochs": [1]}
 
 
@@ -193,17 +197,15 @@ def test_a_changed_file_makes_other_trials(nets: Path, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("checked_here")
 def test_matching_goes_by_what_the_last_layer_is_given(nets: Path, tmp_path: Path) -> None:
-    settings = {"method": "distribution_matching", "real_per_class": 8}
-    base = {key: value for key, value in SMALL.items() if key not in ("real_batch", "inner_lr")}
-    found = run_trial({**base, **settings, "network": OWN}, tmp_path / "results", evaluate=EVALUATE)
+    found = run_trial({**MATCHING, "network": OWN}, tmp_path / "results", evaluate=EVALUATE)
     assert found.row["test_accuracy_mean"] > 0.1
 
     headless = NETS.replace("return self.head(", "return F.linear(").replace(
         "x.flatten(1)))", "x.flatten(1)), self.head.weight)"
     )
     (nets / "nets.py").write_text(headless)
-    with pytest.raises(UserError, match=r"distribution_matching compares .* end it with one"):
-        run_trial({**base, **settings, "network": OWN}, tmp_path / "other", evaluate=EVALUATE)
+    with pytest.raises(UserError, match=r"distribution_matching compares .* end it with a"):
+        run_trial({**MATCHING, "network": OWN}, tmp_path / "other", evaluate=EVALUATE)
 
 
 @pytest.mark.slow
@@ -286,7 +288,7 @@ evaluate: {protocols: [as_distilled, {network: {file: nets.py, name: Drop, width
     for said in (2, 0):  # kept: the second time nothing is measured
         done = ddsweep("plan", "sweep.yaml", XDG_CACHE_HOME=str(tmp_path / "cache"))
         assert done.returncode == 0, done.stderr
-        assert done.stderr.count("checked and measured once, in a process of its own") == said
+        assert done.stderr.count("is being checked and measured, once, in a process of its own") == said
         assert "Drop(width=6)" in done.stdout
 
 
@@ -296,7 +298,10 @@ def test_a_size_that_was_not_measured_is_measured_once(tmp_path: Path, ddsweep: 
         words = ("plan", "quickstart", "dataset=digits(size=67)", "network=convnet(depth=1,width=2)")
         done = ddsweep(*words, cwd=tmp_path, XDG_CACHE_HOME=str(tmp_path / "cache"))
         assert done.returncode == 0, done.stderr
-        assert done.stderr.count("width=2,norm=instance): measured once, in a process of its own") == said
+        assert (
+            done.stderr.count("width=2,norm=instance): is being measured, once, in a process of its own")
+            == said
+        )
 
 
 REFUSED = {
@@ -317,7 +322,10 @@ REFUSED = {
         "return self.head(x.flatten(1)) * torch.nan",
         "its logits at its first weights are not finite",
     ),
-    "raises": ("return self.nothing(x)", "has no attribute 'nothing'"),
+    "raises": (
+        "return self.nothing(x)",
+        "nets.py, line 23, in forward: AttributeError: 'Drop' object has no",
+    ),
     "remembers": (
         "self.seen = getattr(self, 'seen', 0) + 1; return self.head(x.flatten(1)) * self.seen",
         "two passes over the same images differ",
@@ -339,6 +347,70 @@ def test_what_cannot_be_distilled_through_is_refused_before_any_trial(
         trial(OWN, tmp_path / "results")
     assert said in str(caught.value) and str(caught.value).startswith("network: nets.py:Drop(width=6)@")
     assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.usefixtures("checked_here")
+@pytest.mark.parametrize("draw", ["random.random()", "np.random.rand()"])
+def test_what_building_draws_comes_from_torch(nets: Path, tmp_path: Path, draw: str) -> None:
+    """A seed decides what a network is, or trials of one id would differ."""
+    own = f"self.free = nn.Parameter(torch.full((width,), 1 + {draw}))"
+    (nets / "layers.py").write_text(
+        LAYERS.replace("self.free = nn.Parameter(1 + 0.1 * torch.randn(width))", own).replace(
+            "import torch\n", "import random\n\nimport numpy as np\nimport torch\n", 1
+        )
+    )
+    with pytest.raises(UserError, match="two networks that are built with the same seed differ"):
+        trial(OWN, tmp_path / "results")
+
+
+@pytest.mark.usefixtures("checked_here")
+def test_a_parameter_may_be_a_single_number(nets: Path, tmp_path: Path) -> None:
+    free = "nn.Parameter(1 + 0.1 * torch.randn(width))"
+    single = LAYERS.replace(free, "nn.Parameter(torch.tensor(1.0))").replace("[:, None, None]", "")
+    (nets / "layers.py").write_text(single)
+    assert 0 <= trial(OWN, tmp_path / "results").row["test_accuracy_mean"] <= 1
+
+
+@pytest.mark.usefixtures("checked_here")
+@pytest.mark.parametrize(
+    "nothing_to_match",
+    [
+        "self.head(x.flatten(1)) * 2",  # the logits are not what the last layer gives
+        "self.head(x.flatten(1)).softmax(1)",
+        "alone",
+    ],
+)
+def test_matching_needs_features(nets: Path, tmp_path: Path, nothing_to_match: str) -> None:
+    text = NETS.replace("self.head(self.drop(x.flatten(1)))", nothing_to_match)
+    if nothing_to_match == "alone":
+        text = (
+            "from torch import nn\n\ndef Drop(shape, classes, width):\n"
+            "    return nn.Sequential(nn.Flatten(), nn.Linear(shape[0] * shape[1] * shape[2], classes))\n"
+        )
+    (nets / "nets.py").write_text(text)
+    with pytest.raises(UserError, match=r"end it with a torch\.nn\.Linear whose output are the logits"):
+        run_trial({**MATCHING, "network": OWN}, tmp_path / "results", evaluate=EVALUATE)
+
+
+@pytest.mark.usefixtures("checked_here")
+def test_a_network_that_asks_for_one_side_is_not_given_the_height(
+    user_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    user_folder(
+        {
+            "nets.py": "from torch import nn\n\ndef net(channels, side, classes):\n"
+            "    return nn.Sequential(nn.Flatten(), nn.Linear(channels * side * side, classes))\n",
+            "data.py": "import numpy as np\n\ndef wide():\n"
+            "    images = np.random.default_rng(0).integers(0, 256, (40, 4, 6), np.uint8)\n"
+            "    labels = np.arange(20) % 2\n"
+            "    return {'train': (images[:20], labels), 'test': (images[20:], labels)}\n",
+        }
+    )
+    settings = {**SMALL, "dataset": {"file": "data.py", "name": "wide"}}
+    with pytest.raises(UserError, match="it takes side, and the images are 4 x 6 pixels; take shape"):
+        run_trial({**settings, "network": {"file": "nets.py", "name": "net"}}, tmp_path / "results")
+    with pytest.raises(UserError, match="takes square images, not images of 1x4x6; `size: N` of a data set"):
+        run_trial({**settings, "network": "convnet"}, tmp_path / "results")
 
 
 @pytest.mark.usefixtures("checked_here")

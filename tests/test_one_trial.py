@@ -119,6 +119,12 @@ def test_numpys_numbers_are_numbers(tmp_path: Path) -> None:
     assert again.trial_id == first.trial_id and again.distilled.sha256 == first.distilled.sha256
 
 
+@pytest.mark.parametrize(("folder", "name"), [("By Hand", "by-hand"), ("_ü_", "trials")])
+def test_any_folder_will_do(folder: str, name: str, tmp_path: Path) -> None:
+    made = run_trial(SETTINGS, tmp_path / folder, evaluate=EVALUATE)
+    assert (made.directory, made.row["sweep"]) == (tmp_path / folder, name)
+
+
 WRONG: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "setting": ({"outer_step": 3}, {}, r"^run_trial: base\.outer_step: .*did you mean outer_steps\?"),
     "value": ({"outer_steps": 0}, {}, r"outer_steps"),

@@ -101,7 +101,10 @@ def _check_size(spec: NetworkSpec, shape: tuple[int, int, int]) -> None:
     channels, height, width = shape
     here = f"images of {channels}x{height}x{width}"
     if height != width:
-        raise SettingError(f"network: {spec} takes square images, not {here}")
+        raise SettingError(
+            f"network: {spec} takes square images, not {here}; `size: N` of a data set of your own makes "
+            "them N x N, and a network of your own (docs/networks.md) may take them as they are"
+        )
     sides = _SIDES.get(spec.kind, (height,))
     if height not in sides:
         takes = " or ".join(map(str, sides))

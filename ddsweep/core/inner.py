@@ -76,10 +76,15 @@ def added(left: Params, right: Params) -> Params:
 def _dot(left: Params, right: Params) -> Tensor:
     """Inner product of each network, ``[K]``."""
     if next(iter(left.values())).is_cuda:  # four kernels, not one and more for each tensor
-        a, b = (torch.cat([side[n].flatten(1) for n in left], 1) for side in (left, right))
+        a, b = (torch.cat([_flat(side[n]) for n in left], 1) for side in (left, right))
         return (a * b).sum(1)
     # Not a product of matrices: it sums in another order for one network than for several.
-    return torch.stack([(left[n] * right[n]).flatten(1).sum(1) for n in left], 1).sum(1)
+    return torch.stack([_flat(left[n] * right[n]).sum(1) for n in left], 1).sum(1)
+
+
+def _flat(values: Tensor) -> Tensor:
+    """``[K, ...]`` as ``[K, values]``; a parameter may be a single number."""
+    return values.reshape(values.shape[0], -1)
 
 
 @dataclass(frozen=True)

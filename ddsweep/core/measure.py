@@ -26,7 +26,7 @@ from ddsweep.core.networks import build_network
 from ddsweep.core.own_network import traits_of, written_out
 from ddsweep.errors import UserError
 from ddsweep.interpreter import answers
-from ddsweep.own_code import load_code
+from ddsweep.own_code import load_code, place_and_error
 
 __all__ = ["answer", "measure"]
 
@@ -80,7 +80,8 @@ def _answer(job: dict[str, Any]) -> dict[str, Any]:
         raise UserError(f"network: {spec}: {fault}")
     traits = traits_of(network)
     assert traits is not None
-    return {**asdict(measure(network, shape)), "head": traits.head is not None}
+    before = [name for name in traits.trained if not name.startswith(f"{traits.head}.")]
+    return {**asdict(measure(network, shape)), "head": traits.head is not None and bool(before)}
 
 
 def _method(spec: TrialSpec, code: Path) -> dict[str, Any]:
@@ -92,7 +93,8 @@ def _method(spec: TrialSpec, code: Path) -> dict[str, Any]:
     except UserError:
         raise
     except Exception as error:
-        found = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        refs = [ref for ref in (spec.method_code, spec.network_spec.code) if ref is not None]
+        found = place_and_error(error, *refs)
     if found is not None:
         raise UserError(f"method: {spec.method}: {found}")
     return {"method": spec.method}

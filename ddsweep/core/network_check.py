@@ -7,8 +7,10 @@ gradient has a derivative. In float64, if it computes in that: this derivative i
 from __future__ import annotations
 
 import copy
+import random
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,7 +18,7 @@ from ddsweep.core.derivatives import Autograd
 from ddsweep.core.init import draw_networks
 from ddsweep.core.layers import Params
 from ddsweep.core.memory import is_out_of_memory
-from ddsweep.core.own_network import parts, rest_at
+from ddsweep.core.own_network import parts, rest_at, traits_of
 
 __all__ = ["faults"]
 
@@ -33,6 +35,12 @@ def faults(network: nn.Module, shape: tuple[int, int, int], classes: int) -> Ite
         copy.deepcopy(network)
     except Exception as error:
         yield f"it cannot be copied ({_said(error)}); keep no open files, locks or generators in the module"
+        return
+    if not _is_built_alike(network):
+        yield (
+            "two networks that are built with the same seed differ; everything that building draws must come "
+            "from torch, and not from Python's random, numpy or a generator of its own"
+        )
         return
     images, targets, params = _case(network, shape, classes, torch.float32)
     math = Autograd(network, "loop")
@@ -84,6 +92,22 @@ def faults(network: nn.Module, shape: tuple[int, int, int], classes: int) -> Ite
         )
 
 
+def _is_built_alike(network: nn.Module) -> bool:
+    """Whether a seed decides what the network is. Other generators stand elsewhere at the second time."""
+    traits = traits_of(network)
+    if traits is None:
+        return True
+    built = []
+    for number in range(2):
+        random.seed(number)
+        np.random.seed(number)
+        built.append(traits.make(0).state_dict())
+    first, second = built
+    return first.keys() == second.keys() and all(
+        torch.equal(value, second[name]) for name, value in first.items() if isinstance(value, Tensor)
+    )
+
+
 def _case(
     network: nn.Module, shape: tuple[int, int, int], classes: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Params]:
@@ -124,7 +148,8 @@ def _slope_error(network: nn.Module, shape: tuple[int, int, int], classes: int) 
 
 
 def _inner(left: Params, right: Params) -> Tensor:
-    return torch.stack([(left[name] * right[name]).flatten(1).sum(1) for name in left]).sum(0)
+    # A parameter may be a single number, with no dimension but that of the networks.
+    return torch.stack([(left[name] * right[name]).reshape(_COUNT, -1).sum(1) for name in left]).sum(0)
 
 
 def _said(error: BaseException) -> str:

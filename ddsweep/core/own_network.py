@@ -36,7 +36,7 @@ from ddsweep.core.explicit import Explicit
 from ddsweep.core.layers import Layer, Params
 from ddsweep.core.objective import losses_per_network
 from ddsweep.errors import UserError
-from ddsweep.own_code import loaded_code
+from ddsweep.own_code import loaded_code, place_and_error
 from ddsweep.seeds import derive_seed
 
 __all__ = [
@@ -120,7 +120,8 @@ def own_network(ref: CodeRef, shape: tuple[int, int, int], classes: int) -> nn.M
     torch.backends.cuda.enable_flash_sdp(False)
     torch.backends.cuda.enable_mem_efficient_sdp(False)
     factory = loaded_code(ref)
-    given = _given(factory, shape, classes)
+    with _told(f"network: {ref}", ref):
+        given = _given(factory, shape, classes)
 
     def make(seed: int) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
@@ -131,7 +132,7 @@ def own_network(ref: CodeRef, shape: tuple[int, int, int], classes: int) -> nn.M
     called = (
         f"{ref.name}({', '.join(f'{key}={value!r}' for key, value in {**given, **ref.arguments}.items())})"
     )
-    with _told(f"network: {ref}: {called}"):
+    with _told(f"network: {ref}: {called}", ref):
         module, other = make(0), make(1)
     if not isinstance(module, nn.Module):
         raise UserError(f"network: {ref}: {called} gives a {type(module).__name__}, not a torch.nn.Module")
@@ -147,15 +148,15 @@ def own_network(ref: CodeRef, shape: tuple[int, int, int], classes: int) -> nn.M
         not torch.equal(_member(module, name), _member(other, name))
         for name in (*rest, *(name for name in trained if not _has_law(module, name)))
     )
-    with _told(f"network: {ref}: {called}: for images of {'x'.join(map(str, shape))}"):
+    with _told(f"network: {ref}: {called}: for images of {'x'.join(map(str, shape))}", ref):
         seen = _look_at(module, trained, rest, shape, classes)
     setattr(module, _HOME, Traits(make, trained, rest, differs=differs, **seen))
     return module
 
 
 @contextmanager
-def _told(what: str) -> Iterator[None]:
-    """Any error of a user's code, as one message."""
+def _told(what: str, ref: CodeRef) -> Iterator[None]:
+    """Any error of a user's code, as one message with its place."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError):
@@ -163,8 +164,7 @@ def _told(what: str) -> Iterator[None]:
     except UserError as error:
         raise UserError(f"{what}: {error}") from error
     except Exception as error:
-        said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise UserError(f"{what}: {said}") from error
+        raise UserError(f"{what}: {place_and_error(error, ref)}") from error
 
 
 def _given(factory: Any, shape: tuple[int, int, int], classes: int) -> dict[str, Any]:
@@ -179,6 +179,11 @@ def _given(factory: Any, shape: tuple[int, int, int], classes: int) -> dict[str,
         **{"side": shape[1], "image_size": shape[1], "classes": classes, "num_classes": classes},
     }
     given = {name: value for name, value in known.items() if name in takes}
+    if shape[1] != shape[2] and (one := given.keys() & {"side", "image_size"}):
+        raise UserError(
+            f"it takes {' and '.join(sorted(one))}, and the images are {shape[1]} x {shape[2]} pixels; take "
+            "shape, which is (channels, height, width)"
+        )
     passes_on = any(item.kind is inspect.Parameter.VAR_KEYWORD for item in takes.values())
     if passes_on and not {"classes", "num_classes"} & given.keys():
         given["num_classes"] = classes
@@ -213,10 +218,10 @@ def _look_at(
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(2, *shape, generator=generator)
     values = {name: _member(module, name) for name in (*trained, *rest)}
-    last: list[tuple[str, tuple[int, ...]]] = []
+    last: list[tuple[str, Tensor]] = []
 
     def remember(name: str) -> Callable[..., None]:
-        return lambda layer, given, output: last.append((name, tuple(output.shape)))
+        return lambda layer, given, output: last.append((name, output))
 
     hooks = [
         layer.register_forward_hook(remember(name))
@@ -248,7 +253,7 @@ def _look_at(
             mixes = not torch.allclose(both[:1], alone, rtol=1e-3, atol=1e-5)
         except ValueError:  # batch norm of one value has no spread
             mixes = True
-    head = last[-1][0] if last and last[-1][1] == (2, classes) else None
+    head = last[-1][0] if last and torch.equal(last[-1][1], logits) else None
     seen: dict[str, Any] = {"moves": moves, "draws": drawing.count > 0, "mixes": mixes, "head": head}
     large = counter.get_total_flops() > _SMALL * len(images)
     layers = None if large or rest or mixes or drawing.count else chain_of(module)

@@ -48,6 +48,8 @@ def checked_arrays(given: object, where: str) -> Raw:
             )
     if classes < 2:
         raise DataError(f"{where}: all labels are 0; at least 2 classes are needed")
+    if least := int(min(train.labels.min(), test.labels.min())):
+        raise DataError(f"{where}: labels start at {least}, not at 0; give labels - {least}")
     return Raw(train, test, names)
 
 
@@ -106,6 +108,8 @@ def _images(images: npt.NDArray[Any], what: str) -> npt.NDArray[np.uint8]:
                 f", from {images.min():g} to {images.max():g}; (images * 255).round().astype('uint8') makes"
             )
             hint += " bytes of 0 to 1"
+        elif images.dtype.kind in "iu" and images.size and images.min() >= 0 and images.max() <= 255:
+            hint = "; .astype('uint8') makes bytes of them"
         raise DataError(f"{what} are {images.dtype}, not bytes (uint8, 0 to 255){hint}")
     if not images.size:
         raise DataError(f"{what}: there are none: {list(images.shape)}")

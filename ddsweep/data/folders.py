@@ -26,6 +26,9 @@ _HIDDEN = "left out: names that begin with a dot"
 _LOOSE = "left out: beside the class folders, not in one"
 _NESTED = "images in folders inside the class folders, read like the others"
 
+_LISTED = 8
+"""So many folders are named in a message."""
+
 
 @dataclass(frozen=True)
 class Listing:
@@ -112,7 +115,15 @@ def split_folders(spec: DatasetSpec, root: Path | None) -> dict[str, list[Path]]
         for folder in folders:
             if not folder.is_dir():
                 what = f"{role} folder {folder} is missing"
-                raise MissingError(f"dataset {spec.name}: {what}; {PUT_THERE}", what)
+                hint = PUT_THERE
+                if base.is_dir():
+                    there = sorted(item.name for item in base.iterdir() if item.is_dir())
+                    listed = ", ".join(there[:_LISTED]) + (", ..." if there[_LISTED:] else "") or "no folders"
+                    hint = (
+                        f"{base} has {listed}; `train` and `test` of a data set name its folders, and a "
+                        "function of your own (docs/settings.md) may split images that are in one"
+                    )
+                raise MissingError(f"dataset {spec.name}: {what}; {hint}", what)
     everything = [(role, folder.resolve()) for role, folders in parts.items() for folder in folders]
     for i, (role, folder) in enumerate(everything):
         for other, before in everything[:i]:

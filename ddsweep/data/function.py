@@ -8,9 +8,8 @@ import json
 import subprocess
 import sys
 import tempfile
-import traceback
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from ddsweep.catalog import CodeRef, DatasetSpec, Survey, parse_code
 from ddsweep.data.arrays import arrays_digest, checked_arrays
@@ -22,7 +21,7 @@ from ddsweep.data.survey_cache import as_text, from_text
 from ddsweep.data.tally import Tally
 from ddsweep.errors import DataError, UserError
 from ddsweep.interpreter import python_module
-from ddsweep.own_code import copied_source, load_code, version_of
+from ddsweep.own_code import copied_source, load_code, place_and_error, version_of
 
 __all__ = ["called", "look_in_own_process"]
 
@@ -58,18 +57,8 @@ def called(ref: CodeRef, folder: Path, root: Path | None) -> Raw:
         try:
             given = function(**options)
         except (Exception, SystemExit) as error:
-            raise DataError(f"{where}: {_place(error, ref)}") from error
+            raise DataError(f"{where}: {place_and_error(error, ref)}") from error
     return checked_arrays(given, where)
-
-
-def _place(error: BaseException, ref: CodeRef) -> str:
-    """``my_data.py, line 12, in load: ValueError: ...``: the last line that is in the user's own files."""
-    frames = traceback.extract_tb(error.__traceback__)
-    home = f"/{ref.digest}/"
-    own = [frame for frame in frames if ref.is_file and home in frame.filename] or frames[-1:]
-    file = own[-1].filename.rpartition(home)[2] if ref.is_file else own[-1].filename
-    told = " ".join(f"{type(error).__name__}: {error}".split())[:500]
-    return f"{PurePosixPath(file)}, line {own[-1].lineno}, in {own[-1].name}: {told}"
 
 
 def look_in_own_process(ref: CodeRef, folder: Path, root: Path | None) -> Survey:

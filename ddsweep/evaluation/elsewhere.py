@@ -21,17 +21,24 @@ __all__ = ["TakenOver", "take_over", "take_over_all"]
 
 @dataclass(frozen=True)
 class TakenOver:
-    """The sweep that finished a trial, and the evals parts that came from it."""
+    """The sweep that finished a trial, and the evals parts that the trial has now."""
 
     source: SweepDirectory
     evals: tuple[Path, ...]
 
 
 def take_over(
-    spec: TrialSpec, fingerprint: str, directory: SweepDirectory, others: Sequence[OtherSweep]
+    spec: TrialSpec,
+    fingerprint: str,
+    directory: SweepDirectory,
+    others: Sequence[OtherSweep],
+    paths: Sequence[Path] | None = None,
 ) -> TakenOver | None:
     """Copy set, history, picture and evals parts of ``spec`` from the first of ``others`` that has finished
-    it; None without one.
+    it; None without one. ``paths`` are the trial's evals parts here; without them the folder is listed.
+
+    A part with a network that was judged here already is not copied, because other groups of the same
+    networks may be there: what is then missing is computed.
 
     The id stands for all science settings, so only the data can differ: ``fingerprint`` must be that of the
     data behind the set. The set is copied last, because it marks the trial as distilled.
@@ -50,9 +57,16 @@ def take_over(
         if made_from != (SPEC_VERSION, fingerprint, distilled.sha256):
             continue
         if whole:
-            target = [directory.parts("evals") / path.name for path in evals]
+            here = directory.evals_parts(spec.trial_id) if paths is None else paths
+            judged = {network for path in here for network in _judged(path, distilled.sha256)}
+            parts = directory.parts("evals")
+            copied = [
+                (path, parts / path.name)
+                for path in evals
+                if judged.isdisjoint(_judged(path, distilled.sha256))
+            ]
             files = [
-                *(pair for pair in zip(evals, target, strict=True) if not _judges(pair[1], distilled.sha256)),
+                *copied,
                 (source.history_part(spec.trial_id), directory.history_part(spec.trial_id)),
                 (source.grid(spec.trial_id), directory.grid(spec.trial_id)),
                 (source.distilled(spec.trial_id), directory.distilled(spec.trial_id)),
@@ -60,7 +74,7 @@ def take_over(
             for old, new in files:
                 if old.exists():
                     write_atomic(new, old.read_bytes(), directory.temporary)
-            return TakenOver(source, tuple(target))
+            return TakenOver(source, tuple(dict.fromkeys([*here, *(new for _, new in copied)])))
     return None
 
 
@@ -68,16 +82,22 @@ def take_over_all(
     trials: Sequence[TrialSpec], fingerprints: Mapping[str, str], directory: SweepDirectory
 ) -> dict[str, TakenOver]:
     """By id, those of ``trials`` that sweeps beside this one have finished; see `take_over`."""
-    others = other_sweeps(directory)
+    others, here = other_sweeps(directory), directory.evals_by_trial()
     taken = {
-        trial.trial_id: take_over(trial, fingerprints[trial.trial_id], directory, others) for trial in trials
+        trial.trial_id: take_over(
+            trial, fingerprints[trial.trial_id], directory, others, here.get(trial.trial_id, [])
+        )
+        for trial in trials
     }
     return {trial_id: found for trial_id, found in taken.items() if found is not None}
 
 
-def _judges(part: Path, distilled: str) -> bool:
-    """Whether such a part of exactly this set exists already."""
+def _judged(part: Path, distilled: str) -> set[tuple[str, int]]:
+    """The protocols and networks that a part has of exactly this set."""
     try:
-        return part.exists() and described(part, KnownParts()).get("distilled") == distilled
+        content = described(part, KnownParts())
     except ResultsError:
-        return False
+        return set()
+    if content.get("distilled") != distilled:
+        return set()
+    return {(content["protocol"], index) for _, indices in content["steps"] for index in indices}

@@ -11,7 +11,16 @@ from typing import Any
 from ddsweep.catalog import NEIGHBOUR_BASELINES, SPEC_VERSION, EvaluationSpec, TrialSpec
 from ddsweep.errors import ResultsError
 from ddsweep.evaluation.units import parts_of
-from ddsweep.results.coverage import HOLDS, Held, described, holds_text, missing, recorded_set
+from ddsweep.results.coverage import (
+    HOLDS,
+    Held,
+    described,
+    each_once,
+    holds_text,
+    missing,
+    newest_last,
+    recorded_set,
+)
 from ddsweep.results.files import patiently
 from ddsweep.results.keys import digest
 from ddsweep.results.known import KnownParts
@@ -69,6 +78,7 @@ def settled(
     row = known.metadata(directory.trials_part(spec.trial_id)) or {}
     if row.get(SUMS_UP) != _summed_up(sweep, paths, known) and is_distilled(spec, directory):
         finish(spec, evaluation, directory, sweep, paths, known)
+    directory.failure_part(spec.trial_id).unlink(missing_ok=True)  # of an evaluation that is asked no more
     return True
 
 
@@ -112,7 +122,7 @@ def finish(
         path.unlink(missing_ok=True)
     _drop_doubles(spec, parts.held, distilled.sha256, directory)
     own = [part.path for part in parts.held if part.protocol == "as_distilled"]
-    rows = read_parts(own, EVALS).to_pylist()
+    rows = each_once(read_parts(newest_last(own), EVALS).to_pylist())
     row = {
         **_row(spec, distilled.provenance, sweep, "done", spec.outer_steps),
         **_tested(spec, rows),

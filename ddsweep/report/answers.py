@@ -36,9 +36,11 @@ __all__ = [
 FEW_NETWORKS = 10
 """With fewer held-out networks the spread over them is hardly known."""
 
+_TUNED = f"{PROTOCOLS[0]}_tuned"
+
 PROTOCOL_TEXTS = {
     PROTOCOLS[0]: "at the same steps",
-    f"{PROTOCOLS[0]}_tuned": "with steps tuned",
+    _TUNED: "with steps tuned",
     NEIGHBOUR: "without a network",
 }
 """How baselines are applied, in the order in which they are told."""
@@ -86,8 +88,10 @@ class Answer:
     ``equals`` more with the same mean, the first of the sweep. ``unfinished`` settings were left out
     because a seed is not done. Where that holds for all, ``whole`` is false: these are those with most seeds.
 
-    ``measure`` is what is shown: ``accuracy``, or ``attack_success`` of an attack. ``gains`` are paired
-    differences to each baseline, by (source, protocol); protocols are those of `PROTOCOL_TEXTS`.
+    ``measure`` is what is shown: ``accuracy``, or ``attack_success`` of an attack. ``test`` is after T steps;
+    ``tuned`` is at the best rate and number of steps, of sets without learned rates. ``gains`` are paired
+    differences to each baseline, by (source, protocol); protocols are those of `PROTOCOL_TEXTS`. With steps
+    tuned they are those of ``tuned``, if there is one.
     """
 
     kind: dict[str, Any]
@@ -102,6 +106,7 @@ class Answer:
     test: TwoLevels
     n_diverged: int
     gains: dict[tuple[str, str], TwoLevels]
+    tuned: TwoLevels | None = None
 
 
 def rows_of(frame: pd.DataFrame) -> list[Row]:
@@ -122,10 +127,15 @@ def answers(
 ) -> list[Answer]:
     """One answer for each kind, sorted. Trials of one kind agree in ``by``, by default in the settings of
     `KIND`. A setting with a seed that is stopped, failed or not there yet is counted, but not chosen while
-    there are others: its done seeds may be the lucky ones. ``asked`` are the trials of the sweep file,
-    because a trial that failed or is not there has no row that tells its settings. Among settings with equal
-    scores the first one is chosen, in the order of ``asked``, or by trial id without it."""
-    rows = rows_of(results.trials)
+    there are others: its done seeds may be the lucky ones. A trial whose evaluation is lost is not done.
+    ``asked`` are the trials of the sweep file, because a trial that failed or is not there has no row that
+    tells its settings; without them, a setting with fewer seeds than others lacks some. Among settings with
+    equal scores the first one is chosen, in the order of ``asked``, or by trial id without it."""
+    judged = _judged(results)
+    rows = [
+        {**row, "status": "distilled"} if row["status"] == "done" and row["trial_id"] not in judged else row
+        for row in rows_of(results.trials)
+    ]
     if not rows:
         return []
     asked = tuple(asked)
@@ -146,7 +156,10 @@ def answers(
     names = KIND if by is None else tuple(by)
     for row in rows:
         kinds[key_of(settings_of_row(row), names)].append(row)
-    chosen = [_choice(of_kind) for of_kind in sorted(kinds.values(), key=lambda own: _place(own[0], names))]
+    chosen = [
+        _choice(of_kind, bool(asked))
+        for of_kind in sorted(kinds.values(), key=lambda own: _place(own[0], names))
+    ]
     ids = [row["trial_id"] for choice in chosen if choice is not None for row in choice.trials]
     evals = _distilled_and_baselines(results, ids)
     found = (_answer(choice, names, evals) for choice in chosen if choice is not None)
@@ -174,7 +187,8 @@ class _Choice:
     whole: bool
 
 
-def _choice(rows: Sequence[Row]) -> _Choice | None:
+def _choice(rows: Sequence[Row], all_known: bool) -> _Choice | None:
+    """Without ``all_known`` there may be trials that have no row."""
     by_setting: dict[tuple[str, ...], list[Row]] = defaultdict(list)
     free = [name for name in NAMES if name != "seed"]
     for row in rows:
@@ -182,7 +196,8 @@ def _choice(rows: Sequence[Row]) -> _Choice | None:
     # Those of which nothing has been done are still to come: nothing is known of them.
     begun = [own for own in by_setting.values() if any(row["status"] != "missing" for row in own)]
     done = [[row for row in own if row["status"] == "done"] for own in begun]
-    able = [own for own, all_of_it in zip(done, begun, strict=True) if len(own) == len(all_of_it)]
+    seeds = 0 if all_known else max(map(len, begun), default=0)
+    able = [own for own, of_it in zip(done, begun, strict=True) if len(own) == max(len(of_it), seeds)]
     whole = bool(able)
     if not whole:
         most = max(map(len, done), default=0)
@@ -199,9 +214,11 @@ def _answer(choice: _Choice, names: Sequence[str], evals: Mapping[str, list[Row]
     settings = settings_of_row(best[0])
     measure = "attack_success" if settings.get("objective") == "attack" else "accuracy"
     own = {row["trial_id"]: _own_rows(evals[row["trial_id"]], row) for row in best}
-    after = [{item["model_seed"]: item[measure] for item in own[row["trial_id"]]} for row in best]
+    after = [_by_network(own[row["trial_id"]], measure) for row in best]
     if not all(after):
         return None
+    tuned = {row["trial_id"]: _tuned_rows(evals[row["trial_id"]]) for row in best}
+    after_tuned = [_by_network(tuned[row["trial_id"]], measure) for row in best]
     return Answer(
         kind={name: settings.get(name) for name in names},
         settings=settings,
@@ -214,13 +231,20 @@ def _answer(choice: _Choice, names: Sequence[str], evals: Mapping[str, list[Row]
         measure=measure,
         test=two_levels(after),
         n_diverged=sum(item["diverged"] for rows in own.values() for item in rows),
-        gains=_gains(best, own, evals, measure),
+        gains=_gains(best, own, tuned, evals, measure),
+        tuned=two_levels(after_tuned) if all(after_tuned) else None,
     )
 
 
 def _score(rows: Sequence[Row]) -> float:
     scores = [row["val_score"] for row in rows]
     return -math.inf if None in scores else math.fsum(scores) / len(scores)
+
+
+def _judged(results: Results) -> set[str]:
+    """The trials with a judged set."""
+    frame = results.evals
+    return set(frame["trial_id"][(frame["source"] == "distilled") & (frame["protocol"] == PROTOCOLS[0])])
 
 
 def _distilled_and_baselines(results: Results, ids: Sequence[str]) -> dict[str, list[Row]]:
@@ -237,8 +261,21 @@ def _own_rows(rows: Sequence[Row], trial: Row) -> list[Row]:
     return [row for row in ours if row["inner_step"] == trial["inner_steps"] * trial["inner_epochs"]]
 
 
+def _tuned_rows(rows: Sequence[Row]) -> list[Row]:
+    """The values of the distilled set at its best rate and number of steps; none for learned rates."""
+    return [row for row in rows if (row["source"], row["protocol"]) == ("distilled", _TUNED)]
+
+
+def _by_network(rows: Sequence[Row], measure: str) -> dict[int, float]:
+    return {row["model_seed"]: row[measure] for row in rows}
+
+
 def _gains(
-    best: Sequence[Row], own: Mapping[str, list[Row]], evals: Mapping[str, list[Row]], measure: str
+    best: Sequence[Row],
+    own: Mapping[str, list[Row]],
+    tuned: Mapping[str, list[Row]],
+    evals: Mapping[str, list[Row]],
+    measure: str,
 ) -> dict[tuple[str, str], TwoLevels]:
     """By (source, protocol) the paired differences, for baselines that every seed has on its own networks."""
     found: dict[tuple[str, str], list[dict[int, float]]] = defaultdict(list)
@@ -253,9 +290,12 @@ def _gains(
             beside = key[1] == NEIGHBOUR and trial["init"] == "fixed"
             one = math.fsum(theirs.values()) / len(theirs) if beside else theirs.get(None)
             of_networks = {} if beside else theirs
+            ours = own[trial["trial_id"]]
+            if key[1] == _TUNED:
+                ours = tuned[trial["trial_id"]] or ours
             differences = {
                 row["model_seed"]: row[measure] - of_networks.get(row["model_seed"], one)
-                for row in own[trial["trial_id"]]
+                for row in ours
                 if row["model_seed"] in of_networks or one is not None
             }
             if differences:

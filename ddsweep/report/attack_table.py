@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -42,7 +42,7 @@ def attack_table(directory: SweepDirectory, trials: Sequence[TrialSpec], on_torn
         row = trial_row(directory, trial.trial_id, on_torn)
         if row is None or row["status"] != "done":
             continue
-        found: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        found: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
         for item in eval_rows(directory, row, on_torn, parts.get(trial.trial_id, [])):
             if item["protocol"] != "as_distilled" or item["attack_success"] is None:
                 continue
@@ -68,7 +68,7 @@ def _class_names(trial: TrialSpec) -> Sequence[str]:
     return trial.dataset.class_names or [str(i) for i in range(trial.dataset.classes)]
 
 
-def _spread(rows: Sequence[dict[str, Any]], measure: str) -> str:
+def _spread(rows: Sequence[Mapping[str, Any]], measure: str) -> str:
     mean, std, _ = mean_std_ci([row[measure] for row in rows])
     return percent(mean, std) if rows else NONE
 

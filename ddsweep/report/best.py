@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from ddsweep.catalog import TrialSpec
+from ddsweep.catalog import PROTOCOLS, TrialSpec
 from ddsweep.catalog.numbers import counted
 from ddsweep.errors import UserError
 from ddsweep.report.answers import PROTOCOL_TEXTS, Answer, TwoLevels, answers, rows_of, warnings_of
@@ -76,8 +76,9 @@ def _lines(answer: Answer, names: Sequence[str], varied: Sequence[str]) -> Itera
             for name, gain in levels.items()
             if gain is not None
         ]
-        if gains:
-            yield f"  {text}: {', '.join(gains)}"
+        best = answer.tuned if protocol == f"{PROTOCOLS[0]}_tuned" else None
+        if gains or best:
+            yield f"  {text}: {', '.join([levels_text(best), *gains] if best else gains)}"
     yield f"  {'trials' if len(answer.trials) > 1 else 'trial'} {', '.join(answer.trials)}"
     if warnings := list(warnings_of(answer)):
         yield f"  mind: {'; '.join(warnings)}"

@@ -120,13 +120,13 @@ def _evals(results: Results) -> dict[str, list[Row]]:
 
 def _moved(first: Sequence[Row], second: Sequence[Row], a: Row, b: Row) -> Difference | None:
     """The difference on the networks that both have, each after its own T steps. A network is known by its
-    architecture, its law or pool, and its number (for a ``fixed`` trial, its seed)."""
+    architecture, its law or pool with its recipe, and its number. The known networks of ``fixed`` trials have
+    numbers of their own."""
     sides = []
     for rows, trial in ((second, b), (first, a)):
         last = trial["inner_steps"] * trial["inner_epochs"]
         after = [row for row in rows if row["inner_step"] == last]
-        named = [(row["network"], row["init_law"], row["pool"], trial["init_param"]) for row in after]
-        sides.append(
-            [{**row, "model_seed": (*n, row["model_seed"])} for row, n in zip(after, named, strict=True)]
-        )
+        kind = (trial["init_param"], trial["init"] == "fixed", trial["pool_recipe"])
+        named = ((row["network"], row["init_law"], row["pool"], *kind, row["model_seed"]) for row in after)
+        sides.append([{**row, "model_seed": name} for row, name in zip(after, named, strict=True)])
     return paired_difference(*sides)

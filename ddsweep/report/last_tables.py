@@ -59,9 +59,9 @@ def print_last_tables(
     if summaries:
         console.print(summary_table(summaries, console.width))
     if differing := networks_note(_heldout(directory, ended[:_MOST_READ])):
-        console.print(differing, style="yellow", highlight=False, markup=False, soft_wrap=True)
+        console.print(differing, style="yellow", soft_wrap=True)
     if note:
-        console.print(note, highlight=False, markup=False, soft_wrap=True)
+        console.print(note, soft_wrap=True)
     # Torn parts have been named already.
     transferred = transfer_table(directory, listed, evaluation, lambda path: None, console.width)
     for table in (transferred, attack_table(directory, listed, lambda path: None)):

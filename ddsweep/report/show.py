@@ -209,6 +209,11 @@ def _accuracy(row: Mapping[str, Any], evals: Rows) -> Table | None:
         own = _at(rows, "as_distilled", step)
         more = [_of_attack(own, name) for name in ("attack_success", "accuracy_other")] if attack else []
         table.add_row(_step_name(step, row), *map(_with_count, found), *more)
+    tuned = {p: [item for item in rows if item["protocol"] == f"{p}_tuned"] for p in protocols}
+    for step in sorted({item["inner_step"] for found in tuned.values() for item in found}):
+        at = [[item for item in tuned[p] if item["inner_step"] == step] for p in protocols]
+        more = [_of_attack(at[0], name) for name in ("attack_success", "accuracy_other")] if attack else []
+        table.add_row(f"{step}, tuned", *(_with_count(measured(found)) for found in at), *more)
     return table
 
 
@@ -252,6 +257,8 @@ def _baselines(row: Mapping[str, Any], evals: Rows) -> Table | None:
         for source, name in BASELINE_NAMES.items():
             for kind, extra in ((protocol, ""), (f"{protocol}_tuned", " tuned"), (NEIGHBOUR, "")):
                 rows = [item for item in evals if item["source"] == source and item["protocol"] == kind]
+                # A set without learned rates is tuned as well; one with learned rates is as it is.
+                own = [item for item in ours if item["protocol"] == kind] if extra else []
                 if not rows or (kind == NEIGHBOUR and protocol != "as_distilled"):
                     continue
                 if kind == NEIGHBOUR:
@@ -263,7 +270,7 @@ def _baselines(row: Mapping[str, Any], evals: Rows) -> Table | None:
                     str(rows[0]["inner_step"]),
                     plain(rows[0]["inner_lr"]),
                     _with_count(measured(rows)),
-                    gain_text(paired_difference(_at(ours, protocol, last), rows)),
+                    gain_text(paired_difference(own or _at(ours, protocol, last), rows)),
                 )
     return table if table.row_count else None
 

@@ -110,13 +110,14 @@ def trial_states(
 
     Without a scheduler stopped trials are ``missing``, because a run goes on with them.
     """
-    reader = StateReader(directory, evaluation, known=KnownParts.load(directory))
+    known = KnownParts.load(directory)
+    reader = StateReader(directory, evaluation, known=known, believe_rows=False)
     evals = directory.evals_by_trial()
     states = {
         trial.trial_id: reader.ended(trial.trial_id, trial, evals.get(trial.trial_id, [])) for trial in trials
     }
     with suppress(ResultsError):  # a folder of somebody else: the next call takes as long again
-        reader.known.save(directory)
+        known.save(directory)
     ends = ("done", "stopped") if stopped_stay else ("done",)
     return {trial_id: state if state and state in ends else "missing" for trial_id, state in states.items()}
 
@@ -183,13 +184,15 @@ def read_history(directory: SweepDirectory, trial_id: str, torn: list[Path]) -> 
 @dataclass(frozen=True)
 class StateReader:
     """Reads the states of trials from the files of a sweep. Unreadable parts are added to ``torn``; less is
-    read of ``known`` parts. Without an ``evaluation`` any ``trials`` part counts as current."""
+    read of ``known`` parts. Without an ``evaluation`` any ``trials`` part counts as current. Rows are
+    believed in what they say of evals parts, unless ``believe_rows`` is false."""
 
     directory: SweepDirectory
     evaluation: EvaluationSpec | None
     driver: Mapping[str, Any] | None = None
     torn: list[Path] = field(default_factory=list)
     known: KnownParts = field(default_factory=KnownParts)
+    believe_rows: bool = True
 
     def status(
         self, trial_id: str, trial: TrialSpec | None, evals: Sequence[Path] | None = None
@@ -224,7 +227,8 @@ class StateReader:
                 return "stopped"
             if trial is None or self.evaluation is None:
                 return "done"
-            whole = is_evaluated(self.directory, trial, self.evaluation, self.known, evals)
+            asked = (trial, self.evaluation, self.known, evals)
+            whole = is_evaluated(self.directory, *asked, believe_row=self.believe_rows)
             return "done" if whole else None
         except ResultsError:
             self.torn.append(path)

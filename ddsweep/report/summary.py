@@ -16,6 +16,7 @@ from typing import Any
 
 from ddsweep.catalog.numbers import counted
 from ddsweep.report.settings import settings_of_row, varying
+from ddsweep.results.coverage import each_once, newest_last
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.results.parts import OnTorn, list_parts, read_rows
 from ddsweep.results.schemas import EVALS, TRIALS
@@ -57,9 +58,11 @@ class TrialSummary:
     any accuracy.
 
     ``test`` is under the trial's own protocol, ``before`` the same networks at step 0, ``on_random`` a
-    ``fixed`` set on held-out networks. ``baselines[protocol][source]`` and ``differences[protocol]``
-    (distilled - random_real, same T) have the measured ones: protocols ``as_distilled``, ``on_random``, these
-    with ``_tuned``, and ``nearest_neighbour``. ``pool`` is the source of its networks, unless they are fresh.
+    ``fixed`` set on held-out networks. ``baselines[protocol][source]`` has the measured ones: protocols
+    ``as_distilled``, ``on_random``, these with ``_tuned``, and ``nearest_neighbour``. ``tuned[protocol]`` is
+    the set at its best rate and number of epochs, if it has no learned rates. ``differences[protocol]`` is
+    distilled - random_real: at the same T, and under ``*_tuned`` both at their best. ``pool`` is the source
+    of its networks, unless they are fresh.
     """
 
     trial_id: str
@@ -68,6 +71,7 @@ class TrialSummary:
     before: Accuracy | None
     on_random: Accuracy | None
     baselines: dict[str, dict[str, Accuracy]]
+    tuned: dict[str, Accuracy]
     differences: dict[str, Difference]
     wall_seconds: float | None
     stopped_at: int | None = None
@@ -101,7 +105,7 @@ def eval_rows(
     row: Mapping[str, Any],
     on_torn: OnTorn = _warn,
     parts: Sequence[Path] | None = None,
-) -> list[dict[str, Any]]:
+) -> list[Mapping[str, Any]]:
     """The ``evals`` rows of the trial of ``row`` on networks of its own kind, each measurement once. All
     networks count, also those that are not asked for now, as in the row.
 
@@ -110,24 +114,12 @@ def eval_rows(
     """
     if parts is None:
         parts = directory.evals_parts(row["trial_id"])
-    newest_last = sorted(parts, key=_modified)
-    kept: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for item in read_rows(newest_last, EVALS, on_torn):
-        protocol = item["protocol"].removesuffix("_tuned")
-        if protocol != NEIGHBOUR and any(item[k] != row[k] for k in ("network", "init_law", "pool")):
-            continue
-        key = tuple(item[k] for k in ("source", "protocol", "model_seed", "split"))
-        # A distilled set is tested after several steps; a baseline once, so a newer row replaces it.
-        step = item["inner_step"] if item["source"] == "distilled" else None
-        kept[*key, step] = item
-    return list(kept.values())
-
-
-def _modified(path: Path) -> tuple[int, str]:
-    try:
-        return path.stat().st_mtime_ns, path.name
-    except FileNotFoundError:
-        return 0, path.name
+    own = ("network", "init_law", "pool")
+    return each_once(
+        item
+        for item in read_rows(newest_last(parts), EVALS, on_torn)
+        if item["protocol"].removesuffix("_tuned") == NEIGHBOUR or all(item[k] == row[k] for k in own)
+    )
 
 
 # -------------------------------------------------------------------------------------- summing up
@@ -191,7 +183,7 @@ def _summary(row: Mapping[str, Any], settings: dict[str, Any], evals: Rows) -> T
     if row["status"] == "stopped":
         wall, step = row["wall_seconds"], row["outer_steps_done"]
         own = (row["trial_id"], settings, None, None, None)
-        return TrialSummary(*own, {}, {}, wall, stopped_at=step, pool=row["pool"])
+        return TrialSummary(*own, {}, {}, {}, wall, stopped_at=step, pool=row["pool"])
     last = row["inner_steps"] * row["inner_epochs"]
     distilled: dict[tuple[str, int], list[Mapping[str, Any]]] = defaultdict(list)
     others: dict[str, dict[str, list[Mapping[str, Any]]]] = defaultdict(lambda: defaultdict(list))
@@ -207,9 +199,16 @@ def _summary(row: Mapping[str, Any], settings: dict[str, Any], evals: Rows) -> T
         row["test_models"],
         row["n_diverged"],
     )
+    tuned = {
+        protocol.removesuffix("_tuned"): items
+        for (protocol, _), items in distilled.items()
+        if protocol.endswith("_tuned")
+    }
+    ours = {protocol: distilled[protocol, last] for protocol in ("as_distilled", "on_random")}
+    ours |= {f"{protocol}_tuned": items for protocol, items in tuned.items()}
     differences = {
-        protocol: paired_difference(distilled[protocol, last], others[protocol]["random_real"])
-        for protocol in ("as_distilled", "on_random")
+        protocol: paired_difference(items, others[protocol]["random_real"])
+        for protocol, items in ours.items()
         if "random_real" in others[protocol]
     }
     return TrialSummary(
@@ -224,6 +223,7 @@ def _summary(row: Mapping[str, Any], settings: dict[str, Any], evals: Rows) -> T
             for protocol, sources in others.items()
             if sources
         },
+        tuned={protocol: found for protocol, items in tuned.items() if (found := measured(items))},
         differences={protocol: found for protocol, found in differences.items() if found},
         wall_seconds=row["wall_seconds"],
         pool=row["pool"],

@@ -153,8 +153,8 @@ def _height(summary: TrialSummary) -> int:
 
 
 def _lines(summary: TrialSummary, sources: Sequence[str], *, tight: bool, before: bool) -> list[list[_Cell]]:
-    """From ``networks`` to ``div``: a line for each protocol, and one for its tuned baselines; accuracy
-    ``before`` beside the networks if they are trained ones."""
+    """From ``networks`` to ``div``: a line for each protocol, and one for what is tuned: baselines, and a set
+    without learned rates; accuracy ``before`` beside the networks if they are trained ones."""
     if summary.stopped_at is not None:
         return [[f"stopped {summary.stopped_at}", *[NONE] * (len(sources) + 3 + before)]]
     fixed = summary.settings.get("init") == "fixed"
@@ -181,14 +181,16 @@ def _lines(summary: TrialSummary, sources: Sequence[str], *, tight: bool, before
                 str(distilled.n_diverged),
             ]
         )
-        if tuned:
+        best = summary.tuned.get(protocol)
+        if tuned or best:
             lines.append(
                 [
                     " tuned",
-                    *[""] * (1 + before),
+                    *[""] * before,
+                    Text(_spread(best, "", tight=tight), "bold"),
                     *(_spread(tuned.get(s), "", tight=tight) for s in sources),
-                    "",
-                    "",
+                    gain_text(summary.differences.get(f"{protocol}_tuned"), tight=tight) if best else "",
+                    str(best.n_diverged) if best else "",
                 ]
             )
     return lines

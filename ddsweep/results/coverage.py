@@ -30,11 +30,13 @@ __all__ = [
     "TrialParts",
     "content_of",
     "described",
+    "each_once",
     "holds_text",
     "is_evaluated",
     "missing",
     "needs_baseline",
     "networks_judged",
+    "newest_last",
     "old_key",
     "recorded_set",
     "sorted_out",
@@ -127,6 +129,27 @@ def content_of(rows: Rows) -> dict[str, Any]:
             for source, found in sorted(baselines.items())
         },
     }
+
+
+def newest_last(paths: Iterable[Path]) -> list[Path]:
+    return sorted(paths, key=_modified)
+
+
+def _modified(path: Path) -> tuple[int, str]:
+    try:
+        return path.stat().st_mtime_ns, path.name
+    except FileNotFoundError:
+        return 0, path.name
+
+
+def each_once(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The evals ``rows`` of one trial, each measurement once: of two of the same thing the later one."""
+    kept: dict[tuple[Any, ...], Mapping[str, Any]] = {}
+    for row in rows:
+        # A distilled set is tested after several steps; a baseline once, so a newer row replaces it.
+        step = row["inner_step"] if row["source"] == "distilled" else None
+        kept[*(row[name] for name in ("source", "protocol", "model_seed", "split")), step] = row
+    return list(kept.values())
 
 
 def holds_text(
@@ -410,9 +433,12 @@ def is_evaluated(
     evaluation: EvaluationSpec,
     known: KnownParts,
     paths: Sequence[Path],
+    *,
+    believe_row: bool = True,
 ) -> bool:
     """Whether the trial has a row in ``trials``, and its evals parts ``paths`` have all that is asked. For
-    readers: a row that says so is believed, and the rows of parts are not looked at.
+    readers: a row that says so is believed. With ``believe_row`` false the parts must be there and say so
+    too; their rows are not looked at.
 
     Raises `ResultsError` for a torn row.
     """
@@ -422,7 +448,7 @@ def is_evaluated(
     row = known.footer(part)
     if row.get("status") == "stopped":
         return False
-    if row.get("evaluation_id") == evaluation.evaluation_id(trial):
+    if believe_row and row.get("evaluation_id") == evaluation.evaluation_id(trial):
         return True
     distilled = recorded_set(directory, trial.trial_id, known)
     parts = sorted_out(paths, trial, evaluation, distilled, distilled, known, whole=False)

@@ -14,12 +14,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ddsweep.errors import ResultsError, UnreadableError
-from ddsweep.results.files import write_atomic
 from ddsweep.results.layout import SweepDirectory
-from ddsweep.results.parts import part_metadata, read_whole
+from ddsweep.results.parts import part_metadata, read_whole, write_part_table
 
 __all__ = ["KnownParts", "Stamp", "is_collected", "stamp_of"]
 
@@ -76,7 +74,7 @@ class KnownParts:
         rows = [(part, *stamp, text) for part, (stamp, text) in self._parts.items()]
         columns = [list(column) for column in zip(*rows, strict=True)] if rows else [[] for _ in _SCHEMA]
         table = pa.table(columns, schema=_SCHEMA.with_metadata(self._collected))
-        write_atomic(_file(directory), lambda path: pq.write_table(table, path), directory.temporary)
+        write_part_table(_file(directory), table, directory.temporary)
         self._changed = False
 
     def note(self, path: Path, stamp: Stamp, metadata: dict[str, str]) -> None:

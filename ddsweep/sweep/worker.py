@@ -185,7 +185,10 @@ def trainable(work: WorkerInputs, requests: Mapping[str, dict[str, float]]) -> t
     reference = ray.put(work)
 
     def distil(config: dict[str, Any]) -> None:
-        distil_in_worker(ray.get(reference), config["place"]["name"], config["place"]["size"])
+        try:
+            distil_in_worker(ray.get(reference), config["place"]["name"], config["place"]["size"])
+        except StopIteration as error:  # which Tune would take for the end of this function
+            raise RuntimeError("StopIteration") from error
 
     wrapped: type[tune.Trainable] = wrap_function(distil)
 

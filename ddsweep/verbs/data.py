@@ -41,7 +41,7 @@ def data_list(
     console.print(dataset_table(rows))
     for row in rows:
         for remark in row.remarks:
-            console.print(f"{row.name}: {remark}", highlight=False, markup=False, soft_wrap=True)
+            console.print(f"{row.name}: {remark}", soft_wrap=True)
 
 
 def data_fetch(

@@ -65,7 +65,7 @@ def launch(
             console = report_console()
 
             def say(text: str) -> None:
-                console.print(text, highlight=False, markup=False, soft_wrap=True)
+                console.print(text, soft_wrap=True)
 
             request, planned, missing = _launch_request(asked, say)
             if dry_run:

@@ -75,15 +75,15 @@ def plan(
     table = plan_table(found, states, estimates, 1, sweep.scheduler, cohorts, in_turn)
     console.print(table)
     for line in protocol_lines(found.trials, evaluation, states):
-        console.print(f"protocol {line}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"protocol {line}", soft_wrap=True)
     for line in data_lines((trial.dataset for trial in found.trials), data_folder(data_root)):
-        console.print(f"data: {line}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"data: {line}", soft_wrap=True)
     others = other_sweeps(directory)
     missing = [trial_id for trial_id, state in states.items() if state == "missing"]
     names = Counter(there[0].directory.root.name for i in missing if (there := finished_in(i, others)))
     for name, count in names.items():
         said = f"{counted(count, 'trial')} finished in sweep {name}: taken over if the data are the same"
-        console.print(said, highlight=False, soft_wrap=True)
+        console.print(said, soft_wrap=True)
 
 
 def show_settings(

@@ -98,12 +98,12 @@ def _pretrain(
             )
         if before == recipe and is_whole(directory.index) and not missing_groups(recipe, directory):
             for line in pool_lines(directory):
-                console.print(line, highlight=False)
+                console.print(line)
             return
     if not stand_in:
         require_files(recipe.dataset, data_root)
     for line in remark_lines([recipe.dataset]):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
     with drain.interruptible():
         from ddsweep.sweep.drain import Interrupted
         from ddsweep.sweep.pretrain import PoolRequest, train_pool
@@ -117,7 +117,7 @@ def _pretrain(
         try:
             whole = train_pool(
                 PoolRequest(pool, recipe, directory, data_root, address, stand_in),
-                lambda line: console.print(line, highlight=False),
+                console.print,
                 drain,
                 ready,
             )
@@ -128,4 +128,4 @@ def _pretrain(
         console.print("drained; the same command goes on with the networks that are missing")
         raise typer.Exit(EXIT_DRAINED)
     for line in pool_lines(directory):
-        console.print(line, highlight=False)
+        console.print(line)

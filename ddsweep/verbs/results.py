@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +12,7 @@ import typer
 from ddsweep import completions
 from ddsweep.errors import UnreadableError, UserError
 from ddsweep.verbs.arguments import DataRoot, ResultsDir, ResultsRoot, Watch
-from ddsweep.verbs.inputs import asked_of_folder, existing, read_results, results_root
+from ddsweep.verbs.inputs import aside, asked_of_folder, existing, read_results, results_root
 
 __all__ = ["best", "collect", "compare", "prune", "show", "status"]
 
@@ -31,14 +31,14 @@ def status(directory: ResultsDir, watch: Watch = None, data_root: DataRoot = Non
         except UnreadableError as error:
             if watch is None:
                 raise
-            console.print(str(error), highlight=False, markup=False, soft_wrap=True)  # it may pass
+            console.print(str(error), soft_wrap=True)  # it may pass
             time.sleep(watch)
             continue
         if watch is not None:
             console.clear()  # of a terminal; elsewhere one state follows the other
         console.print(status_table(state))
         for line in launch_lines(found):
-            console.print(line, highlight=False, markup=False)
+            console.print(line)
         if watch is None or state.driver is None:
             return
         time.sleep(watch)
@@ -89,8 +89,13 @@ def best(
 
     names = None if by is None else [name.strip() for name in by.split(",") if name.strip()]
     results, trials = read_results(directory), None
-    with suppress(UserError):  # the tables are as good without a readable sweep.yaml
-        trials = asked_of_folder(existing(directory), data_root).trials
+    try:
+        asked = asked_of_folder(existing(directory), data_root)
+        trials, note = asked.trials, asked.note
+    except UserError as error:  # the tables are as good without a readable sweep.yaml
+        note = str(error)
+    if note:
+        aside(f"trials that failed, or are not there yet, are not known: {note}")
     for line in best_lines(results, names, trials or ()):
         typer.echo(line)
 
@@ -132,7 +137,7 @@ def prune(
         if yes:
             remove(found, trials)
     said = "removed" if yes else f"nothing is removed yet; `ddsweep prune {directory} --yes` removes them"
-    console.print(said, highlight=False, soft_wrap=True)
+    console.print(said, soft_wrap=True)
 
 
 def collect(directory: ResultsDir) -> None:

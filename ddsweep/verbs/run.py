@@ -187,7 +187,7 @@ def _run(work: _Work, drain: Drain) -> None:
     ):
         remove_leftovers(directory.temporary)
         for line in remark_lines(trial.dataset for trial in plan.trials):
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
+            console.print(line, soft_wrap=True)
         if plan.dropped:
             console.print(
                 f"dropped as impossible: {counted(len(plan.dropped), 'combination')} (see ddsweep plan)"
@@ -215,10 +215,10 @@ def _run(work: _Work, drain: Drain) -> None:
         print_last_tables(console, directory, plan.trials, sweep.evaluate.spec(), everything=work.everything)
         picture = attack_matrix(directory, plan.trials, lambda path: None)
     except UserError as error:  # the sweep itself is over
-        console.print(str(error), highlight=False)
+        console.print(str(error))
     _print_outcome(console, outcome, directory, plan.trials)
     if picture is not None:
-        console.print(f"Attacks: {picture}", highlight=False)
+        console.print(f"Attacks: {picture}")
     if outcome.exit_code:
         raise typer.Exit(outcome.exit_code)
 
@@ -236,7 +236,7 @@ def _print_outcome(
     failed = [trial for trial in trials if directory.failure_part(trial.trial_id).exists()]
     for trial in failed[:_REASONS]:
         said = f"failed {trial.trial_id}: {failure_message(directory, trial.trial_id)}"
-        console.print(said, highlight=False, markup=False, soft_wrap=True)
+        console.print(said, soft_wrap=True)
     words = [f"{counted(outcome.done, 'trial')} done"]
     if outcome.stopped:
         words.append(f"{outcome.stopped} stopped by the scheduler (with scheduler=null they go on)")
@@ -246,6 +246,6 @@ def _print_outcome(
         words.append(f"{outcome.undistilled} not distilled: `ddsweep run` goes on with them")
     if outcome.left:
         words.append(f"{outcome.left} left: the same command goes on")
-    console.print("; ".join(words), highlight=False)
-    console.print(f"Tables: {directory.root}/{{trials,evals,history}}/*.parquet", highlight=False)
-    console.print(f"Images: {directory.root}/artifacts/<trial>/grid.png", highlight=False)
+    console.print("; ".join(words))
+    console.print(f"Tables: {directory.root}/{{trials,evals,history}}/*.parquet")
+    console.print(f"Images: {directory.root}/artifacts/<trial>/grid.png")

@@ -186,7 +186,7 @@ def test_folders_that_cannot_be_used(make_folder: Any) -> None:
     pets = root / "pets"
     with pytest.raises(DataError, match=r"in both train and test"):
         resolve_dataset({**FOLDER, "test": ["train"]}, root)
-    with pytest.raises(DataError, match=r"test folder .*valid is missing"):
+    with pytest.raises(DataError, match=r"valid is missing; .*pets has test, train; `train` and `test` of a"):
         resolve_dataset({**FOLDER, "test": ["valid"]}, root)
     with pytest.raises(DataError, match=r"classes is 3, but there are 2 class folders"):
         resolve_dataset({**FOLDER, "classes": 3}, root)

@@ -14,6 +14,7 @@ from ddsweep.report.best import best_lines
 from ddsweep.report.compare import compare_lines, pairs_of
 from ddsweep.report.page.gather import gather
 from ddsweep.report.page.write import page
+from ddsweep.report.summary import summarise
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.results.reader import Results, load_results
 from ddsweep.results.statistics import mean_std_ci
@@ -269,6 +270,75 @@ def test_other_networks_are_not_paired(tmp_path: Path) -> None:
     second.evals(trial, "as_distilled", 0, {("distilled", "as_distilled", 4): [(0, 0.7), (1, 0.8)]})
     apart, (pair,) = pairs_of(read(first), read(second))
     assert apart == ["init_law"] and pair.moved is None
+
+
+@pytest.mark.parametrize("differs", ["init", "pool"])
+def test_known_networks_and_those_of_another_recipe_are_others(tmp_path: Path, differs: str) -> None:
+    first, second = other(tmp_path, "a"), other(tmp_path, "b")
+    for folder, here in ((first, False), (second, True)):
+        trial = spec(init="fixed" if differs == "init" and here else "random", inner_lr=0.02)
+        pool = {"pool": "p", "pool_recipe": "later" if here else "earlier"} if differs == "pool" else {}
+        folder.trial(trial, val_score=0.5, **pool)
+        rows = {("distilled", "as_distilled", 4): [(0, 0.7), (1, 0.8)]}
+        folder.evals(trial, "as_distilled", 0, rows, pool=pool.get("pool"))
+    _, (pair,) = pairs_of(read(first), read(second))
+    assert pair.moved is None
+
+
+def test_a_set_without_learned_rates_is_compared_with_baselines_as_it_was_tuned(
+    folder: Folder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder.asked()
+    trial = spec(init="random", inner_lr=0.02)
+    folder.trial(trial, val_score=0.5)
+    rows = {
+        ("distilled", "as_distilled", 4): [(0, 0.2), (1, 0.3)],
+        ("distilled", "as_distilled_tuned", 20): [(0, 0.6), (1, 0.8)],
+        ("random_real", "as_distilled", 4): [(0, 0.1), (1, 0.1)],
+        ("random_real", "as_distilled_tuned", 100): [(0, 0.5), (1, 0.6)],
+    }
+    folder.evals(trial, "as_distilled", 0, rows)
+    (answer,) = answers(read(folder))
+    assert answer.test.mean == pytest.approx(0.25)
+    assert answer.tuned is not None and answer.tuned.mean == pytest.approx(0.7)
+    assert answer.gains["random_real", "as_distilled"].mean == pytest.approx(0.15)
+    assert answer.gains["random_real", "as_distilled_tuned"].mean == pytest.approx(0.15)
+    assert "with steps tuned: 70.0 ± 14.1 [± 127.1], 1 seed x 2 networks, +15.0" in "\n".join(
+        best_lines(read(folder))
+    )
+    (summary,) = summarise(folder.directory)
+    assert summary.tuned["as_distilled"].mean == pytest.approx(0.7)
+    assert summary.differences["as_distilled_tuned"].mean == pytest.approx(0.15)
+    with pytest.raises(SystemExit):
+        main(["show", trial.trial_id, str(folder.directory.root)])
+    said = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["20,", "tuned", "70.0", "±", "14.1", "(n", "=", "2)"] in said
+    (tuned,) = (line for line in said if line[:3] == ["random", "real", "tuned"])
+    assert "+15.0" in tuned
+
+
+def test_without_the_sweep_file_a_setting_with_fewer_seeds_is_not_chosen(
+    sweep: Folder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A failed trial has no row, so that its setting is not known."""
+    lucky = spec(init="random", inner_lr=0.1, seed=1)
+    sweep.directory.trials_part(lucky.trial_id).unlink()
+    sweep.failure(lucky)
+    sweep.asked(SWEEP.replace("dataset: digits", "dataset: {source: folder, path: gone}"))
+    with pytest.raises(SystemExit):
+        main(["best", str(sweep.directory.root)])
+    said = capsys.readouterr()
+    assert "trials that failed, or are not there yet, are not known: only trials with files" in said.err
+    assert "inner lr 0.02" in said.out and "1 setting left out" in said.out
+
+
+def test_a_trial_whose_evaluation_is_lost_is_not_chosen(sweep: Folder) -> None:
+    for seed in (0, 1):
+        lost = spec(init="random", inner_lr=0.1, seed=seed).trial_id
+        for path in sweep.directory.evals_parts(lost):
+            path.unlink()
+    (answer,) = answers(read(sweep))
+    assert answer.settings["inner_lr"] == 0.02 and answer.unfinished == 1
 
 
 def test_neither_torch_nor_ray(sweep: Folder) -> None:

@@ -23,8 +23,9 @@ import pytest
 import vl_convert
 from safetensors.numpy import save_file
 
-from ddsweep.catalog import TrialSpec
+from ddsweep.catalog import DatasetSpec, TrialSpec
 from ddsweep.cli import main
+from ddsweep.errors import DataError
 from ddsweep.report.page.charts import percent_axis, x_of
 from ddsweep.report.page.gather import gather
 from ddsweep.report.page.payload import picked
@@ -289,6 +290,21 @@ def test_several_sweeps_on_one_page(tmp_path: Path) -> None:
     assert len(found.rows("best")) == 2
     labels = [trial["label"] for trial in json.loads(found.data)["trials"]]
     assert len(set(labels)) == 8 and labels[0].startswith("a/")
+
+
+def test_the_page_names_no_folder_of_this_machine(tmp_path: Path) -> None:
+    """Two sweeps of one name, and data that are not here."""
+    for place in ("first", "second"):
+        directory = SweepDirectory(tmp_path / place / "same")
+        directory.create()
+        whole(Folder(directory))
+
+    def not_here(value: Any) -> DatasetSpec:
+        raise DataError(f"{tmp_path}/data is not a folder")
+
+    text = page(gather([tmp_path / "first" / "same", tmp_path / "second" / "same"], not_here))
+    assert str(tmp_path) not in text and "first/same" in text and "second/same" in text
+    assert "because the data are not here; `ddsweep status` says more" in text
 
 
 def test_a_table_in_all_its_forms() -> None:

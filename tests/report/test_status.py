@@ -304,17 +304,16 @@ def test_what_the_catalog_alone_describes() -> None:
 
 
 def test_states_for_a_plan(folder: Folder, tmp_path: Path) -> None:
-    done, torn, changed, missing = trials_of_sweep()
-    folder.trial(done)
+    """What is done, and what was lost since, is in tests/test_changed_evaluation.py."""
+    row_alone, torn, changed, missing = trials_of_sweep()
+    folder.trial(row_alone)
     folder.trial(torn)
     path = folder.directory.trials_part(torn.trial_id)
     path.write_bytes(path.read_bytes()[:-9])
     folder.trial(changed, EvaluationSpec(networks=2, group_size=2))
-    trials = [done, torn, changed, missing]
+    trials = [row_alone, torn, changed, missing]
     found = trial_states(folder.directory, trials, folder.evaluation)
-    assert list(found.items()) == [
-        (trial.trial_id, "done" if trial is done else "missing") for trial in trials
-    ]
+    assert list(found.items()) == [(trial.trial_id, "missing") for trial in trials]
     folder.stopped(missing)
     assert trial_states(folder.directory, trials, folder.evaluation)[missing.trial_id] == "stopped"
     on = trial_states(folder.directory, trials, folder.evaluation, stopped_stay=False)

@@ -86,6 +86,18 @@ def test_a_part_that_was_replaced_is_read_again(sweep: SweepDirectory, part: Pat
     assert reads.count(part) == 2
 
 
+def test_altered_bytes_of_it_are_not_believed(sweep: SweepDirectory, part: Path) -> None:
+    known = KnownParts.load(sweep)
+    known.whole(part)
+    known.save(sweep)
+    (file,) = sweep.cache.glob("parts.parquet")
+    whole = file.read_bytes()
+    for place in range(4, len(whole), max(1, len(whole) // 200)):
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+        again = KnownParts.load(sweep)
+        assert not again.is_same(part) or again.footer(part) == known.footer(part)
+
+
 def test_what_was_known_may_be_lost(sweep: SweepDirectory, part: Path) -> None:
     known = KnownParts.load(sweep)
     assert known.is_whole(part)

@@ -157,11 +157,11 @@ def gather(folders: Sequence[Path], resolve: Resolve = from_catalog) -> Gathered
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
-    """The folders' own names, with the folder above if two have the same."""
-    names = [folder.resolve().name for folder in folders]
-    if len(set(names)) < len(names):
-        names = [str(folder) for folder in folders]
-    return names
+    """The folders' own names, with as many of the folders above as tell them apart."""
+    parts = [folder.resolve().parts for folder in folders]
+    most = max(map(len, parts))
+    found = (["/".join(own[-depth:]) for own in parts] for depth in range(1, most + 1))
+    return next(names for names in found if len(set(names)) == len(names))
 
 
 def _label(trial: Trial, told: Sequence[str]) -> str:
@@ -183,6 +183,9 @@ def _together(frames: Sequence[tuple[str, pd.DataFrame]], by_id: dict[tuple[str,
 
 # ---------------------------------------------------------------------------------------- one sweep
 
+_MORE = "`ddsweep status` says more"
+"""Folders of this machine, for example. The page may be on a web server."""
+
 
 def _read(name: str, directory: SweepDirectory, resolve: Resolve) -> tuple[Sweep, tuple[TrialSpec, ...]]:
     notes: list[str] = []
@@ -194,10 +197,10 @@ def _read(name: str, directory: SweepDirectory, resolve: Resolve) -> tuple[Sweep
             spec = load_sweep(directory.sweep_file)
             published = spec.published
             asked = asked_of(directory, resolve)
-        except UserError as error:
-            notes.append(f"sweep.yaml cannot be read, so trials without files are not known: {error}")
+        except UserError:
+            notes.append(f"sweep.yaml cannot be read, so trials without files are not known; {_MORE}")
     if asked is not None and asked.note:
-        notes.append(asked.note)
+        notes.append(f"{asked.note.partition(':')[0]}; {_MORE}")
     if asked is not None and asked.to_propose:
         notes.append(f"up to {counted(asked.to_propose, 'more trial')} to be proposed by the search")
     with warnings.catch_warnings():

@@ -159,11 +159,13 @@ def _kind(gathered: Gathered, name: str) -> str:
 
 
 def _baseline_keys() -> list[tuple[str, str]]:
-    return [(source, protocol) for protocol in PROTOCOL_TEXTS for source in BASELINE_NAMES]
+    """And the set itself where it is tuned, which it is without learned rates."""
+    baselines = [(source, protocol) for protocol in PROTOCOL_TEXTS for source in BASELINE_NAMES]
+    return [("distilled", f"{OWN}_tuned"), *baselines]
 
 
 def _title(source: str, protocol: str) -> str:
-    return BASELINE_NAMES[source] + (", tuned" if protocol == f"{OWN}_tuned" else "")
+    return BASELINE_NAMES.get(source, "test") + (", tuned" if protocol == f"{OWN}_tuned" else "")
 
 
 def _baselines(gathered: Gathered) -> dict[int, dict[tuple[str, str], float]]:
