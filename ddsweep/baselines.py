@@ -20,7 +20,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ddsweep.catalog import BASELINE_EPOCHS, BASELINE_RATES, TrialSpec
+from ddsweep.catalog import (
+    BASELINE_EPOCHS,
+    BASELINE_RATES,
+    MAX_TUNED_STEPS,
+    SELECTION_IMAGES,
+    SELECTION_NETWORKS,
+    TrialSpec,
+    epoch_grid,
+)
 from ddsweep.core.images import class_labels, normalise, sample_per_class
 from ddsweep.core.objective import rewritten
 from ddsweep.core.recipe import Recipe
@@ -44,18 +52,6 @@ __all__ = [
 ]
 
 RATES, EPOCHS = BASELINE_RATES, BASELINE_EPOCHS
-MAX_TUNED_STEPS = 100
-SELECTION_NETWORKS = 4
-SELECTION_IMAGES = 500
-"""The rate search uses at most this many validation images."""
-
-
-def epoch_grid(inner_steps: int, inner_epochs: int, epochs: Sequence[int] = EPOCHS) -> tuple[int, ...]:
-    """The numbers of epochs that are tried: those of ``EPOCHS`` with at most ``MAX_TUNED_STEPS`` steps in
-    all, or ``epochs`` of the user's own, with any number of steps; always also the trial's own."""
-    if tuple(epochs) != EPOCHS:
-        return tuple(sorted({*epochs, inner_epochs}))
-    return tuple(sorted({e for e in EPOCHS if e * inner_steps <= MAX_TUNED_STEPS} | {1, inner_epochs}))
 
 
 def baseline_labels(spec: TrialSpec) -> Tensor:

@@ -1,7 +1,7 @@
 """The cost of a trial, from its settings alone: operations, CPU time and memory. For ``plan``.
 
-The estimate is good to a factor of two or three. It leaves out the validation scores, the evaluation on
-held-out networks (but for their training under a protocol, `protocol_seconds`), and reading the data.
+The estimates are good to a factor of two or three. They leave out the validation scores, and reading the
+data. That of distilling leaves out the evaluation on held-out networks, which is `evaluation_seconds`.
 
 One outer step unrolls K = ``models_per_step`` networks over T gradient steps on B = m x classes
 synthetic images, and takes the loss of each on the real batch. With F operations for one forward pass
@@ -23,9 +23,23 @@ step, and k steps' worth of the former while it goes back through one segment.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
-from ddsweep.catalog import EvaluationSpec, EvalUnit, Measure, Protocol, TrialSpec, measure_of
+from ddsweep.catalog import (
+    NEIGHBOUR_BASELINES,
+    SELECTION_IMAGES,
+    SELECTION_NETWORKS,
+    EvaluationSpec,
+    EvalUnit,
+    Measure,
+    Protocol,
+    TrialSpec,
+    epoch_grid,
+    measure_of,
+)
 
 __all__ = [
     "CPU_GFLOPS_PER_THREAD",
@@ -34,6 +48,7 @@ __all__ = [
     "CostEstimate",
     "choose_memory",
     "estimate",
+    "evaluation_seconds",
     "matched_at_a_time",
     "protocol_seconds",
 ]
@@ -48,6 +63,13 @@ distilled together share it. `bench/sweep.py` finds 0.0025 to 0.004 (docs/perfor
 
 _GRADIENT, _BACK_THROUGH, _AGAIN = 3, 6, 3
 """In forward passes: a gradient, going back through it, and running it again under ``recompute``."""
+
+_SECONDS_PER_STEP_FORTH = SECONDS_PER_INNER_STEP / 3
+"""And of one that nothing goes back through."""
+
+_TEST = 0.4
+"""And a test, where nothing is kept: its operations take so much of the time of others. The evaluations of
+mnist_random, mnist_further and cifar10_random_short that docs/reproduction.md tells of took 0.35 to 0.45."""
 
 _COPIES, _COPIES_AUTOGRAD = 2, 5
 """Tensors kept for each output of a layer of an inner step: the output and its derivative; more if autograd
@@ -142,6 +164,83 @@ def protocol_seconds(
     flops = networks * images * _GRADIENT * _measure(used).flops
     steps = len(units) * evaluation.last_step(trial, protocol)
     return flops / (CPU_GFLOPS_PER_THREAD * 1e9 * threads) + steps * SECONDS_PER_INNER_STEP
+
+
+def evaluation_seconds(trials: Iterable[TrialSpec], evaluation: EvaluationSpec, threads: float) -> float:
+    """Seconds on the CPU of the whole evaluation of ``trials``: their sets and the baselines. Baselines count
+    once for trials that share them: with as many images and steps, on the same networks."""
+    alike: dict[tuple[Any, ...], list[TrialSpec]] = defaultdict(list)
+    for trial in trials:
+        alike[_what_baselines_take(trial)].append(trial)
+    flops, steps = 0.0, 0
+    for some in alike.values():
+        trial, search = some[0], True
+        for unit in evaluation.units(trial):
+            used = trial if unit.changes is None else unit.changes.applied_to(trial)
+            tests = len(evaluation.steps(trial, unit.changes))
+            flops += len(some) * _judging(used, _computed(unit, used), used.inner_epochs, tests)
+            steps += len(some) * evaluation.last_step(trial, unit.changes)
+            if unit.changes is None:
+                of_baselines = _baselines(trial, unit, evaluation, search=search)
+                flops, steps = flops + of_baselines[0], steps + of_baselines[1]
+                search = False
+    return flops / (CPU_GFLOPS_PER_THREAD * 1e9 * threads) + steps * _SECONDS_PER_STEP_FORTH
+
+
+def _judging(trial: TrialSpec, networks: int, epochs: int, tests: int, on: int | None = None) -> float:
+    """Operations of training so many networks on all images of a set for so many epochs, with tests ``on`` so
+    many images (by default the test images)."""
+    images = epochs * trial.images_per_class * trial.dataset.classes
+    on = _test_images(trial) if on is None else on
+    return float(networks * (images * _GRADIENT + tests * on * _TEST) * _measure(trial).flops)
+
+
+def _baselines(
+    trial: TrialSpec, unit: EvalUnit, evaluation: EvaluationSpec, *, search: bool
+) -> tuple[float, int]:
+    """Operations and inner steps of the baselines of one group; with the ``search`` for their rates."""
+    networks, pixels = _computed(unit, trial), math.prod(trial.dataset.shape)
+    epochs = epoch_grid(trial.inner_steps, trial.inner_epochs, evaluation.epochs)
+    flops, steps = 0.0, 0
+    for source in evaluation.baselines:
+        if source in NEIGHBOUR_BASELINES:
+            draws = len(unit.indices) if source == "knn_random" else int(search)
+            images = trial.images_per_class * trial.dataset.classes
+            flops += 2.0 * draws * _test_images(trial) * images * pixels
+            continue
+        for longest in (trial.inner_epochs, epochs[-1]):
+            flops += _judging(trial, networks, longest, 1)
+            steps += longest * trial.inner_steps
+            if source == "optimized_random" and search:
+                flops += evaluation.candidates * _judging(
+                    trial, SELECTION_NETWORKS, longest, 1, SELECTION_IMAGES
+                )
+                steps += evaluation.candidates * longest * trial.inner_steps
+        if search:
+            of_one = _judging(trial, SELECTION_NETWORKS, epochs[-1], len(epochs), SELECTION_IMAGES)
+            flops += len(evaluation.rates) * of_one
+            steps += len(evaluation.rates) * epochs[-1] * trial.inner_steps
+    return flops, steps
+
+
+def _what_baselines_take(trial: TrialSpec) -> tuple[Any, ...]:
+    """Trials that agree in these share their baselines (and, but for their method, cost the same)."""
+    known = trial.seed if trial.init == "fixed" else None
+    sizes = (trial.images_per_class, trial.inner_steps, trial.inner_epochs)
+    networks = (trial.network, trial.init_law, trial.init_param, trial.pool and trial.pool.name, known)
+    return (trial.dataset.name, *sizes, *networks, trial.inner_optimizer, trial.attack_class, trial.method)
+
+
+_TEST_IMAGES = {"digits": 360, "usps": 2007, "svhn": 26_032, "cub200": 5794}
+"""Where it is not `_MOST_HAVE`. Of users' own data their survey says it."""
+
+_MOST_HAVE = 10_000
+
+
+def _test_images(trial: TrialSpec) -> int:
+    if trial.dataset.survey is not None:
+        return sum(trial.dataset.survey.test)
+    return _TEST_IMAGES.get(trial.dataset.base_name, _MOST_HAVE)
 
 
 def _computed(unit: EvalUnit, used: TrialSpec) -> int:

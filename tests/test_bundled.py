@@ -38,7 +38,7 @@ def test_every_file_is_found_by_its_name_from_an_empty_folder(kind: str) -> None
 def test_every_sweep_can_be_planned_without_its_data(name: str, ddsweep: Run) -> None:
     done = ddsweep("plan", name)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(r"(about [\d.]+|under 1) CPU-(minute|hour)s?, evaluation not counted", done.stdout)
+    assert re.search(r"(about [\d.]+|under 1) CPU-(minute|hour)s? to distil", done.stdout)
 
 
 def test_a_path_means_that_file_and_a_name_the_copy_of_this_folder_first() -> None:

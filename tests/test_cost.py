@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from ddsweep.catalog import DATASETS, EvaluationSpec, Protocol, TrialSpec, measure_of
+from ddsweep.catalog import BASELINES, DATASETS, EvaluationSpec, Protocol, TrialSpec, measure_of
 from ddsweep.catalog.survey import Survey
 from ddsweep.cost import (
     CPU_GFLOPS_PER_THREAD,
@@ -14,6 +15,7 @@ from ddsweep.cost import (
     STORE_AT_MOST,
     choose_memory,
     estimate,
+    evaluation_seconds,
     matched_at_a_time,
     protocol_seconds,
 )
@@ -160,3 +162,40 @@ def test_a_real_batch_has_no_more_images_than_there_are() -> None:
     all_of_them = replace(TRIAL, real_batch=90 + 45 + 1)
     assert estimate(few, 1) == estimate(all_of_them, 1)
     assert estimate(replace(few, real_batch=8), 1) == estimate(replace(TRIAL, real_batch=8), 1)
+
+
+def test_an_evaluation_costs_what_its_passes_cost() -> None:
+    """By hand: 4 networks in one group, tested after 0, 1, 2 and 3 epochs, without baselines."""
+    asked = EvaluationSpec(networks=4, group_size=4, baselines=())
+    flops = measure_of(TRIAL.network_spec, TRIAL.dataset.shape, 10).flops
+    passes = 3 * 20 * 3 + 4 * 10_000 * 0.4  # 3 epochs of 20 images, there and back; tests
+    expected = 4 * passes * flops / (CPU_GFLOPS_PER_THREAD * 1e9) + 6 * SECONDS_PER_INNER_STEP / 3
+    assert evaluation_seconds([TRIAL], asked, 1) == pytest.approx(expected)
+    both = [TRIAL, replace(TRIAL, outer_lr=0.5)]
+    assert evaluation_seconds(both, asked, 1) == pytest.approx(2 * expected)
+
+
+def test_baselines_count_once_for_trials_that_share_them() -> None:
+    asked, none = EvaluationSpec(networks=4), EvaluationSpec(networks=4, baselines=())
+    other = replace(TRIAL, outer_lr=0.5)
+
+    def of_baselines(*trials: TrialSpec) -> float:
+        return evaluation_seconds(trials, asked, 1) - evaluation_seconds(trials, none, 1)
+
+    assert of_baselines(TRIAL, other) == pytest.approx(of_baselines(TRIAL)) and of_baselines(TRIAL) > 0
+    assert of_baselines(TRIAL, replace(TRIAL, images_per_class=4)) > 1.5 * of_baselines(TRIAL)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"networks": 40},
+        {"inner_steps_beyond": (20,)},
+        {"baselines": BASELINES},
+        {"rates": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)},
+        {"protocols": ("as_distilled", Protocol(inner_epochs=50, inner_lr=0.1))},
+    ],
+)
+def test_more_to_judge_costs_more(more: dict[str, Any]) -> None:
+    asked = EvaluationSpec(networks=16)
+    assert evaluation_seconds([TRIAL], replace(asked, **more), 1) > evaluation_seconds([TRIAL], asked, 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -19,11 +19,15 @@ __all__ = [
     "BASELINE_EPOCHS",
     "BASELINE_RATES",
     "DEFAULT_BASELINES",
+    "MAX_TUNED_STEPS",
     "NEIGHBOUR_BASELINES",
     "PROTOCOLS",
+    "SELECTION_IMAGES",
+    "SELECTION_NETWORKS",
     "EvalUnit",
     "EvaluationSpec",
     "Protocol",
+    "epoch_grid",
     "steps_per_epoch",
 ]
 
@@ -40,6 +44,11 @@ DEFAULT_BASELINES = ("random_real", "class_mean", "kmeans", "knn_random", "knn_k
 BASELINE_RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 BASELINE_EPOCHS = (1, 2, 5, 10, 20, 50, 100)
 """The rate and the number of epochs of a baseline are chosen from these."""
+
+MAX_TUNED_STEPS = 100
+SELECTION_NETWORKS = 4
+SELECTION_IMAGES = 500
+"""The rate search uses at most this many validation images."""
 
 NEIGHBOUR_BASELINES = ("knn_random", "knn_kmeans")
 """Nearest neighbour has no network and no steps."""
@@ -171,6 +180,17 @@ def _has_one_rate(trial: TrialSpec) -> bool:
     learns = trial.method not in METHODS or "inner_lr_mode" not in trial.lacks
     shared = trial.method in METHODS and trial.inner_lr_mode != "per_step"
     return trial.steps == 1 or not learns or shared
+
+
+def epoch_grid(
+    inner_steps: int, inner_epochs: int, epochs: Sequence[int] = BASELINE_EPOCHS
+) -> tuple[int, ...]:
+    """The numbers of epochs that are tried: those of `BASELINE_EPOCHS` with at most ``MAX_TUNED_STEPS`` steps
+    in all, or ``epochs`` of the user's own, with any number of steps; always also the trial's own."""
+    if tuple(epochs) != BASELINE_EPOCHS:
+        return tuple(sorted({*epochs, inner_epochs}))
+    few = {e for e in BASELINE_EPOCHS if e * inner_steps <= MAX_TUNED_STEPS}
+    return tuple(sorted(few | {1, inner_epochs}))
 
 
 def steps_per_epoch(trial: TrialSpec, batch: int | None) -> int:

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from ddsweep.catalog import EvaluationSpec, TrialSpec
 from ddsweep.catalog.numbers import counted
-from ddsweep.cost import CostEstimate, protocol_seconds
+from ddsweep.cost import CostEstimate, evaluation_seconds, protocol_seconds
 from ddsweep.report.console import MOST_LISTED
 from ddsweep.report.formats import NONE, duration, size
 from ddsweep.report.settings import settings_of, varying
@@ -18,7 +18,7 @@ from ddsweep.report.trial_table import trial_table
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.spec import AshaSpec, Plan, settings_by_stratum
 
-__all__ = ["TO_EVALUATE", "plan_table", "protocol_lines", "with_distilled"]
+__all__ = ["TO_EVALUATE", "evaluation_line", "plan_table", "protocol_lines", "with_distilled"]
 
 _LISTED = 3
 """The number of left-out combinations that are named."""
@@ -90,7 +90,7 @@ def _totals(
         most = " at most" if scheduler and 60 * hours >= 1 else ""
         rest = f"the other {len(missing)} take" if len(missing) > 1 else "the other one takes"
         rest = "it takes" if len(ids) == 1 else rest
-        lines[0] += f"; {rest}{most} {_hours(hours)}, evaluation not counted"
+        lines[0] += f"; {rest}{most} {_hours(hours)} to distil"
     if plan.to_propose:
         lines.append(f"up to {counted(plan.to_propose, 'more trial')} to be proposed by the search")
         if len(estimates) >= len(ids):
@@ -131,6 +131,18 @@ def _together(plan: Plan, states: Mapping[str, str], cohorts: Mapping[str, int])
     rest = f"; {counted(alone, 'trial')} alone" if alone else ""
     shares = f"{len(shared)} trials share processes with others of their shape, up to {max(shared)} in one"
     return [f"{shares}{rest} (resources.cohort)"]
+
+
+def evaluation_line(
+    trials: Sequence[TrialSpec], evaluation: EvaluationSpec, states: Mapping[str, str]
+) -> str | None:
+    """What it costs to judge those of ``trials`` that are neither done nor stopped; None without any."""
+    left = [trial for trial in trials if states.get(trial.trial_id) not in ("done", "stopped")]
+    if not left:
+        return None
+    hours = evaluation_seconds(left, evaluation, 1) / 3600
+    shared = ", with the baselines, which trials share" if evaluation.baselines else ""
+    return f"evaluation of {counted(len(left), 'trial')}: {_hours(hours)}{shared}"
 
 
 def protocol_lines(

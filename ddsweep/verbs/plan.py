@@ -51,7 +51,13 @@ def plan(
     from ddsweep.cohorts import cohort_sizes, why_in_turn
     from ddsweep.report.console import report_console
     from ddsweep.report.data import data_lines
-    from ddsweep.report.plan_table import TO_EVALUATE, plan_table, protocol_lines, with_distilled
+    from ddsweep.report.plan_table import (
+        TO_EVALUATE,
+        evaluation_line,
+        plan_table,
+        protocol_lines,
+        with_distilled,
+    )
     from ddsweep.report.status import trial_states
     from ddsweep.results.elsewhere import finished_in, other_sweeps
     from ddsweep.spec import check_strata, load_sweep
@@ -74,6 +80,8 @@ def plan(
     console = report_console()
     table = plan_table(found, states, estimates, 1, sweep.scheduler, cohorts, in_turn)
     console.print(table)
+    if judged := evaluation_line(found.trials, evaluation, states):
+        console.print(judged, soft_wrap=True)
     for line in protocol_lines(found.trials, evaluation, states):
         console.print(f"protocol {line}", soft_wrap=True)
     for line in data_lines((trial.dataset for trial in found.trials), data_folder(data_root)):

@@ -50,9 +50,7 @@ def test_what_is_only_to_be_evaluated_costs_no_distillation() -> None:
     states = {trials[0].trial_id: "done", trials[1].trial_id: "to evaluate", trials[2].trial_id: "missing"}
     lines = text(plan_table(Plan(trials), states, costs)).splitlines()
     assert lines[2].split()[2:] == ["to", "evaluate", "–", "2.5", "MB"]
-    assert lines[4] == (
-        "3 trials, 1 done, 1 to evaluate; the other one takes about 1.0 CPU-hours, evaluation not counted"
-    )
+    assert lines[4] == ("3 trials, 1 done, 1 to evaluate; the other one takes about 1.0 CPU-hours to distil")
     states = dict.fromkeys(costs, "to evaluate")
     assert text(plan_table(Plan(trials), states, costs)).endswith("\n3 trials, 0 done, 3 to evaluate")
     alone = text(plan_table(Plan(trials[:1], assumed=("inner_steps: 1, for ...",)), {}, costs))
@@ -62,9 +60,9 @@ def test_what_is_only_to_be_evaluated_costs_no_distillation() -> None:
 @pytest.mark.parametrize(
     ("seconds", "said"),
     [
-        (0.9, "it takes under 1 CPU-minute,"),
-        (70, "it takes about 1 CPU-minute,"),
-        (600, "it takes about 10 CPU-minutes,"),
+        (0.9, "it takes under 1 CPU-minute to"),
+        (70, "it takes about 1 CPU-minute to"),
+        (600, "it takes about 10 CPU-minutes to"),
     ],
 )
 def test_totals_below_a_minute_are_not_called_one(seconds: float, said: str) -> None:
