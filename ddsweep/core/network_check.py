@@ -7,10 +7,8 @@ gradient has a derivative. In float64, if it computes in that: this derivative i
 from __future__ import annotations
 
 import copy
-import random
 from collections.abc import Iterator
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -22,7 +20,7 @@ from ddsweep.core.own_network import parts, rest_at, traits_of
 
 __all__ = ["faults"]
 
-_COUNT, _IMAGES = 2, 3
+_COUNT, _IMAGES, _BUILT = 2, 3, 4
 _EPS, _TOLERANCE = 1e-7, 1e-2
 """The slope is measured across kinks of ReLU and max-pool, which change it a little; a missing or wrong
 derivative (``detach``) is off by all of it."""
@@ -93,18 +91,16 @@ def faults(network: nn.Module, shape: tuple[int, int, int], classes: int) -> Ite
 
 
 def _is_built_alike(network: nn.Module) -> bool:
-    """Whether a seed decides what the network is. Other generators stand elsewhere at the second time."""
+    """Whether a seed decides what the network is. Other generators go on from one time to the next; several
+    times, because a choice among few may be the same twice."""
     traits = traits_of(network)
     if traits is None:
         return True
-    built = []
-    for number in range(2):
-        random.seed(number)
-        np.random.seed(number)
-        built.append(traits.make(0).state_dict())
-    first, second = built
-    return first.keys() == second.keys() and all(
-        torch.equal(value, second[name]) for name, value in first.items() if isinstance(value, Tensor)
+    first, *others = (traits.make(0).state_dict() for _ in range(_BUILT))
+    tensors = {name: value for name, value in first.items() if isinstance(value, Tensor)}
+    return all(
+        first.keys() == other.keys() and all(torch.equal(tensors[name], other[name]) for name in tensors)
+        for other in others
     )
 
 
