@@ -303,6 +303,8 @@ def test_a_set_without_learned_rates_is_compared_with_baselines_as_it_was_tuned(
     assert answer.tuned is not None and answer.tuned.mean == pytest.approx(0.7)
     assert answer.gains["random_real", "as_distilled"].mean == pytest.approx(0.15)
     assert answer.gains["random_real", "as_distilled_tuned"].mean == pytest.approx(0.15)
+    card = page(gather([folder.directory.root])).split('class="card"')[1].split("</article>")[0]
+    assert "70.0 ± 14.1 % at its best rate and number of steps, 95 % interval" in card
     assert "with steps tuned: 70.0 ± 14.1 [± 127.1], 1 seed x 2 networks, +15.0" in "\n".join(
         best_lines(read(folder))
     )
