@@ -103,9 +103,9 @@ def _card(gathered: Gathered, sweep: Sweep, answer: Answer, names: Sequence[str]
         tag("p", f"{_interval(test)}; {count}"),
         tag("p", f"{chosen}{': ' if own else ''}{', '.join(own)}"),
     ]
-    if (best := answer.tuned) is not None:
-        number = f"{percent(best.mean, best.std_networks)} %"
-        lines.append(tag("p", f"{number} at its best rate and number of steps, {_interval(best)}"))
+    if answer.tuned is not None:
+        number = f"{percent(answer.tuned.mean, answer.tuned.std_networks)} %"
+        lines.append(tag("p", f"{number} at its best rate and number of steps, {_interval(answer.tuned)}"))
     for published in _published(sweep, answer):
         number = f"{percent(published.value, published.std)} %"
         moved = percent(test.mean - published.value, sign=True)
