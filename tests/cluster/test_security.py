@@ -87,7 +87,7 @@ def launched(lab: Lab, shared: Path) -> Running:
     site = shared / "site.yaml"
     site.write_text(SITE)
     said = lab.ddsweep(
-        *("launch", "sweeps/quickstart.yaml", "outer_steps=100000"),
+        *("launch", "sweeps/quickstart.yaml", "outer_steps=100000", "resources.compile=off"),
         *("--site", site, "--results", shared / "results"),
     )
     assert said.returncode == 0, said.stderr

@@ -39,6 +39,7 @@ evaluate:
   shards: {shards}
   baselines: [random_real, knn_random]
 resources:
+  compile: off  # which takes a minute, and by itself begins with many outer steps
   checkpoint_every: 4
   log_every: 4
   dashboard: false

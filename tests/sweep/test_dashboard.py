@@ -61,6 +61,7 @@ evaluate:
   shards: 2
   baselines: [random_real]
 resources:
+  compile: off
   checkpoint_every: 4
   log_every: 4
 """

@@ -23,7 +23,7 @@ SWEEP = """\
 name: joined
 base: {dataset: digits, network: convnet(width=4), outer_steps: 2, models_per_step: 1, selection_networks: 1}
 evaluate: {networks: 2, shards: 1, baselines: none}
-resources: {checkpoint_every: 1}
+resources: {checkpoint_every: 1, compile: off}
 """
 
 
