@@ -32,7 +32,8 @@ STAND_IN = ("dataset=digits(size=28)", "pool.dataset=digits(size=28)")
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("real", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("real", [False, True])
 def test_a_row_is_made_from_nothing_and_checked(
     real: bool, tmp_path: Path, environment: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:

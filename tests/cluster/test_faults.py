@@ -142,6 +142,7 @@ def end_well(sweep: Launched, alone: Path, *, lost: str | None = None) -> None:
 # ------------------------------------------------------------------------------------------- faults
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_a_node_loses_power(lab: Lab, sweep: Launched, alone: Path) -> None:
     assert sweep.launch().returncode == 0

@@ -139,7 +139,7 @@ sys.exit(
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("asked", [False, True])
+@pytest.mark.parametrize("asked", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_driver_that_drains_is_started_again_unless_it_was_asked_to(tmp_path: Path, asked: bool) -> None:
     done = subprocess.run(
         [sys.executable, "-c", HEAD, str(tmp_path), DRIVER, str(asked)],

@@ -10,12 +10,10 @@ import pytest
 
 from tests.conftest import PATIENCE_S
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
-@pytest.mark.parametrize(
-    ("what", "count"), [("requests", 3), pytest.param("seeds", 4, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("what", "count"), [("requests", 3), ("seeds", 4)])
 def test_every_trial_is_distilled(what: str, count: int, environment: dict[str, str]) -> None:
     """``requests``: a place that was begun and is not needed keeps no room from those of another request.
     ``seeds``: one that waits does not count among those that may be at work; else its sibling would not

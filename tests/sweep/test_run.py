@@ -62,6 +62,7 @@ def test_running_again_does_nothing(undisturbed: Driver) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_seconds_in_which_every_worker_and_every_shard_is_killed_change_nothing(
     undisturbed: Driver, tmp_path: Path, environment: dict[str, str], one_ray: OneRay
 ) -> None:
