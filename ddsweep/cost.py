@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ddsweep.catalog import (
+    METHODS,
     NEIGHBOUR_BASELINES,
     SELECTION_IMAGES,
     SELECTION_NETWORKS,
@@ -180,11 +181,20 @@ def evaluation_seconds(trials: Iterable[TrialSpec], evaluation: EvaluationSpec, 
             tests = len(evaluation.steps(trial, unit.changes))
             flops += len(some) * _judging(used, _computed(unit, used), used.inner_epochs, tests)
             steps += len(some) * evaluation.last_step(trial, unit.changes)
+            if unit.changes is None and not _learns_rates(trial):  # then it is judged at tuned rates as well
+                longest = epoch_grid(trial.inner_steps, trial.inner_epochs)[-1]
+                flops += len(some) * _judging(trial, _computed(unit, trial), longest, 1)
+                steps += len(some) * longest * trial.inner_steps
             if unit.changes is None:
                 of_baselines = _baselines(trial, unit, evaluation, search=search)
                 flops, steps = flops + of_baselines[0], steps + of_baselines[1]
                 search = False
     return flops / (CPU_GFLOPS_PER_THREAD * 1e9 * threads) + steps * _SECONDS_PER_STEP_FORTH
+
+
+def _learns_rates(trial: TrialSpec) -> bool:
+    """Whether the set has rates of its own. Methods of users' own may learn any; they are taken not to."""
+    return trial.method in METHODS and "inner_lr_mode" not in trial.lacks
 
 
 def _judging(trial: TrialSpec, networks: int, epochs: int, tests: int, on: int | None = None) -> float:

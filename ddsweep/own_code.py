@@ -295,7 +295,8 @@ def load_code(ref: CodeRef, folder: Path) -> Any:
         try:
             module = importlib.import_module(name)
         except (Exception, SystemExit) as error:
-            raise UserError(f"{ref}: importing {ref.where} failed: {_said(error)}") from error
+            told = place_and_error(error, ref)
+            raise UserError(f"{ref}: importing {ref.where} failed: {told}") from error
         if not hasattr(module, ref.name):
             raise UserError(f"{ref}: {ref.where} has no {ref.name!r}{_like(ref.name, vars(module))}")
         _loaded[key] = getattr(module, ref.name)
@@ -329,20 +330,21 @@ def _said(error: BaseException) -> str:
 
 
 def place_and_error(error: BaseException, *refs: CodeRef) -> str:
-    """``my_nets.py, line 12, in forward: ValueError: ...``: the last line that is in the files of ``refs``;
-    of a module, the last line of all. Without such a line the error alone."""
-    frames = traceback.extract_tb(error.__traceback__)
-    homes = [f"/{ref.digest}/" for ref in refs if ref.is_file]
-    own = [(frame, home) for frame in frames for home in homes if home in frame.filename]
+    """``my_nets.py, line 12, in forward: ValueError: ...``: the last line that is in the files, or in the
+    packages, of ``refs``. Without such a line the error alone."""
     said = " ".join(f"{type(error).__name__}: {error}".split())[:500]
-    if own:
-        frame, home = own[-1]
-        file = frame.filename.rpartition(home)[2]
-    elif not homes and frames:
-        frame, file = frames[-1], frames[-1].filename
-    else:
-        return said
-    return f"{PurePosixPath(file)}, line {frame.lineno}, in {frame.name}: {said}"
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        path = PurePosixPath(frame.filename)
+        for ref in refs:
+            top = ref.digest if ref.is_file else ref.where.partition(".")[0]
+            if top in path.parts:
+                inside = path.parts[path.parts.index(top) + ref.is_file :]
+            elif not ref.is_file and path.stem == top:
+                inside = (path.name,)
+            else:
+                continue
+            return f"{PurePosixPath(*inside)}, line {frame.lineno}, in {frame.name}: {said}"
+    return said
 
 
 def _package(ref: CodeRef) -> str:

@@ -13,7 +13,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
-__all__ = ["MARK", "RAY_WAS_LOST", "kill_marked", "kill_with_children", "leave", "marked"]
+from ddsweep.errors import EXIT_DRAINED
+
+__all__ = ["LOST_RAY_EXIT", "MARK", "RAY_WAS_LOST", "kill_marked", "kill_with_children", "leave", "marked"]
 
 MARK = "DDSWEEP_RUN"
 """The variable in the environment by which the processes of one run are known."""
@@ -21,13 +23,16 @@ MARK = "DDSWEEP_RUN"
 RAY_WAS_LOST = threading.Event()
 """Set once a Ray that this process used is gone."""
 
+LOST_RAY_EXIT = "DDSWEEP_LOST_RAY_EXIT"
+"""The variable with the exit code for that, where somebody is to tell it from other drains."""
+
 
 def leave(code: int) -> NoReturn:
     """`sys.exit`, or, if a Ray was lost, an end at once: at exit Ray and Tune would ask that Ray again, and
     wait a minute or crash."""
     if RAY_WAS_LOST.is_set():
         sys.stdout.flush()
-        os._exit(code)
+        os._exit(int(os.environ.get(LOST_RAY_EXIT, code)) if code == EXIT_DRAINED else code)
     sys.exit(code)
 
 

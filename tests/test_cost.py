@@ -199,3 +199,12 @@ def test_baselines_count_once_for_trials_that_share_them() -> None:
 def test_more_to_judge_costs_more(more: dict[str, Any]) -> None:
     asked = EvaluationSpec(networks=16)
     assert evaluation_seconds([TRIAL], replace(asked, **more), 1) > evaluation_seconds([TRIAL], asked, 1)
+
+
+def test_a_set_without_learned_rates_is_judged_twice() -> None:
+    """At the tuned number of steps as well, here up to 100 in place of 1."""
+    one = {"network": "lenet", "images_per_class": 10, "inner_steps": 1, "inner_epochs": 1}
+    asked = EvaluationSpec(networks=16, baselines=())
+    learned = TrialSpec(DATASETS["mnist"], **one)
+    matched = TrialSpec(DATASETS["mnist"], method="distribution_matching", **one)
+    assert evaluation_seconds([matched], asked, 1) > 3 * evaluation_seconds([learned], asked, 1)

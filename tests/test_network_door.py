@@ -350,10 +350,17 @@ def test_what_cannot_be_distilled_through_is_refused_before_any_trial(
 
 
 @pytest.mark.usefixtures("checked_here")
-@pytest.mark.parametrize("draw", ["random.random()", "np.random.rand()"])
-def test_what_building_draws_comes_from_torch(nets: Path, tmp_path: Path, draw: str) -> None:
+@pytest.mark.parametrize(
+    "own",
+    [
+        "self.free = nn.Parameter(torch.full((width,), 1 + random.random()))",
+        "self.free = nn.Parameter(torch.full((width,), 1 + float(np.random.rand())))",
+        "self.free = nn.Parameter(1 + 0.1 * torch.randn(width)); "
+        "self.register_buffer('seen', torch.tensor(random.random()), persistent=False)",
+    ],
+)
+def test_what_building_draws_comes_from_torch(nets: Path, tmp_path: Path, own: str) -> None:
     """A seed decides what a network is, or trials of one id would differ."""
-    own = f"self.free = nn.Parameter(torch.full((width,), 1 + {draw}))"
     (nets / "layers.py").write_text(
         LAYERS.replace("self.free = nn.Parameter(1 + 0.1 * torch.randn(width))", own).replace(
             "import torch\n", "import random\n\nimport numpy as np\nimport torch\n", 1
@@ -361,6 +368,17 @@ def test_what_building_draws_comes_from_torch(nets: Path, tmp_path: Path, draw: 
     )
     with pytest.raises(UserError, match="two networks that are built with the same seed differ"):
         trial(OWN, tmp_path / "results")
+
+
+@pytest.mark.usefixtures("checked_here")
+def test_weights_that_a_law_fills_may_come_from_anywhere(nets: Path, tmp_path: Path) -> None:
+    head = "self.head = nn.Linear(width * 16, classes)"
+    filled = f"import random\n{NETS}".replace(
+        head, f"{head}\n        self.head.weight.data.fill_(random.random())"
+    )
+    (nets / "nets.py").write_text(filled)
+    made = [trial(OWN, tmp_path / place / "results").distilled.sha256 for place in ("a", "b")]
+    assert made[0] == made[1]
 
 
 @pytest.mark.usefixtures("checked_here")
@@ -409,6 +427,9 @@ def test_a_network_that_asks_for_one_side_is_not_given_the_height(
     settings = {**SMALL, "dataset": {"file": "data.py", "name": "wide"}}
     with pytest.raises(UserError, match="it takes side, and the images are 4 x 6 pixels; take shape"):
         run_trial({**settings, "network": {"file": "nets.py", "name": "net"}}, tmp_path / "results")
+    network = {"file": "nets.py", "name": "net", "side": 4}  # one's own: its logits then say what is wrong
+    with pytest.raises(UserError, match="mat1 and mat2 shapes cannot be multiplied"):
+        run_trial({**settings, "network": network}, tmp_path / "results")
     with pytest.raises(UserError, match="takes square images, not images of 1x4x6; `size: N` of a data set"):
         run_trial({**settings, "network": "convnet"}, tmp_path / "results")
 

@@ -16,7 +16,7 @@ from ddsweep.core.derivatives import Autograd
 from ddsweep.core.init import draw_networks
 from ddsweep.core.layers import Params
 from ddsweep.core.memory import is_out_of_memory
-from ddsweep.core.own_network import parts, rest_at, traits_of
+from ddsweep.core.own_network import is_built_alike, parts, rest_at, traits_of
 
 __all__ = ["faults"]
 
@@ -34,7 +34,8 @@ def faults(network: nn.Module, shape: tuple[int, int, int], classes: int) -> Ite
     except Exception as error:
         yield f"it cannot be copied ({_said(error)}); keep no open files, locks or generators in the module"
         return
-    if not _is_built_alike(network):
+    # Several times, because a choice among few may be the same twice.
+    if traits_of(network) is not None and not is_built_alike(network, _BUILT):
         yield (
             "two networks that are built with the same seed differ; everything that building draws must come "
             "from torch, and not from Python's random, numpy or a generator of its own"
@@ -88,20 +89,6 @@ def faults(network: nn.Module, shape: tuple[int, int, int], classes: int) -> Ite
             f"the derivative of its gradient is not the measured slope (off by {off:.0%}): something it "
             "computes is hidden from autograd (detach, no_grad, .data, .item, a buffer that training moves)"
         )
-
-
-def _is_built_alike(network: nn.Module) -> bool:
-    """Whether a seed decides what the network is. Other generators go on from one time to the next; several
-    times, because a choice among few may be the same twice."""
-    traits = traits_of(network)
-    if traits is None:
-        return True
-    first, *others = (traits.make(0).state_dict() for _ in range(_BUILT))
-    tensors = {name: value for name, value in first.items() if isinstance(value, Tensor)}
-    return all(
-        first.keys() == other.keys() and all(torch.equal(tensors[name], other[name]) for name in tensors)
-        for other in others
-    )
 
 
 def _case(

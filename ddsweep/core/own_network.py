@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
@@ -46,11 +46,13 @@ __all__ = [
     "draws_of",
     "forward_own",
     "initial_rest",
+    "is_built_alike",
     "one_pass",
     "own_network",
     "parts",
     "rest_after",
     "rest_at",
+    "same_values",
     "traits_of",
     "written_out",
 ]
@@ -121,7 +123,7 @@ def own_network(ref: CodeRef, shape: tuple[int, int, int], classes: int) -> nn.M
     torch.backends.cuda.enable_mem_efficient_sdp(False)
     factory = loaded_code(ref)
     with _told(f"network: {ref}", ref):
-        given = _given(factory, shape, classes)
+        given = _given(factory, shape, classes, set(ref.arguments))
 
     def make(seed: int) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
@@ -144,10 +146,8 @@ def own_network(ref: CodeRef, shape: tuple[int, int, int], classes: int) -> nn.M
     if not trained:
         raise UserError(f"network: {ref}: {called} has no parameters to train")
     rest = (*frozen, *(name for name, _ in module.named_buffers()))
-    differs = any(
-        not torch.equal(_member(module, name), _member(other, name))
-        for name in (*rest, *(name for name in trained if not _has_law(module, name)))
-    )
+    free = (name for name in trained if not _has_law(module, name))
+    differs = not same_values(module, other, (*rest, *free))
     with _told(f"network: {ref}: {called}: for images of {'x'.join(map(str, shape))}", ref):
         seen = _look_at(module, trained, rest, shape, classes)
     setattr(module, _HOME, Traits(make, trained, rest, differs=differs, **seen))
@@ -167,9 +167,9 @@ def _told(what: str, ref: CodeRef) -> Iterator[None]:
         raise UserError(f"{what}: {place_and_error(error, ref)}") from error
 
 
-def _given(factory: Any, shape: tuple[int, int, int], classes: int) -> dict[str, Any]:
-    """The arguments of ``factory`` about the data. A factory that passes others on (``**kwargs``, as
-    torchvision's do) gets ``num_classes``."""
+def _given(factory: Any, shape: tuple[int, int, int], classes: int, options: set[str]) -> dict[str, Any]:
+    """The arguments of ``factory`` about the data, but for ``options`` of the user's. A factory that passes
+    others on (``**kwargs``, as torchvision's do) gets ``num_classes``."""
     try:
         takes = inspect.signature(factory).parameters
     except (TypeError, ValueError):
@@ -178,14 +178,14 @@ def _given(factory: Any, shape: tuple[int, int, int], classes: int) -> dict[str,
         **{"shape": shape, "channels": shape[0], "in_channels": shape[0]},
         **{"side": shape[1], "image_size": shape[1], "classes": classes, "num_classes": classes},
     }
-    given = {name: value for name, value in known.items() if name in takes}
+    given = {name: value for name, value in known.items() if name in takes and name not in options}
     if shape[1] != shape[2] and (one := given.keys() & {"side", "image_size"}):
         raise UserError(
             f"it takes {' and '.join(sorted(one))}, and the images are {shape[1]} x {shape[2]} pixels; take "
             "shape, which is (channels, height, width)"
         )
     passes_on = any(item.kind is inspect.Parameter.VAR_KEYWORD for item in takes.values())
-    if passes_on and not {"classes", "num_classes"} & given.keys():
+    if passes_on and not {"classes", "num_classes"} & (given.keys() | options):
         given["num_classes"] = classes
     return given
 
@@ -194,6 +194,26 @@ def _member(module: nn.Module, name: str) -> Tensor:
     home, _, own = name.rpartition(".")
     value: Tensor = getattr(module.get_submodule(home), own)
     return value.detach()
+
+
+def same_values(module: nn.Module, other: nn.Module, names: Iterable[str]) -> bool:
+    """Whether two networks have the same parameters or buffers of these names."""
+    return all(torch.equal(_member(module, name), _member(other, name)) for name in names)
+
+
+def is_built_alike(network: nn.Module, times: int) -> bool:
+    """Whether a seed decides what the user's own ``network`` is, but for weights that a law fills: it is
+    built so often. Other generators than torch's go on from one time to the next."""
+    traits = traits_of(network)
+    assert traits is not None
+    first = traits.make(0)
+    free = [name for name in traits.trained if not _has_law(first, name)]
+    for _ in range(times - 1):
+        other = traits.make(0)
+        shapes = [{name: value.shape for name, value in one.named_parameters()} for one in (first, other)]
+        if shapes[0] != shapes[1] or not same_values(first, other, (*traits.rest, *free)):
+            return False
+    return True
 
 
 def _has_law(module: nn.Module, name: str) -> bool:

@@ -63,7 +63,7 @@ def take_over(
             copied = [
                 (path, parts / path.name)
                 for path in evals
-                if judged.isdisjoint(_judged(path, distilled.sha256))
+                if not judged or judged.isdisjoint(_judged(path, distilled.sha256))
             ]
             files = [
                 *copied,

@@ -161,7 +161,7 @@ def evaluate_share(folder: LaunchFolder, launch: Launch, index: int, signals: Si
     work, directory = _work(str(folder.root)), launch.directory
     evaluation = work.sweep.evaluate.spec()
     elements = int((read_json(folder.shares) or {}).get("evals", 1))
-    with _lock(folder, launch, signals):
+    with _lock(folder, launch, signals) as lock:
         mine: list[tuple[Any, ...]] = []
         number, evals = 0, directory.evals_by_trial()
         for trial in work.plan.trials:
@@ -182,7 +182,8 @@ def evaluate_share(folder: LaunchFolder, launch: Launch, index: int, signals: Si
         code = work.run(
             _evaluate, mine, name=f"evals-{index}", signals=signals, needs=needs, phase="evaluation"
         )
-        _finish(work)
+        if not lock.lost:
+            _finish(work)
         return code
 
 

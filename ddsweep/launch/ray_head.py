@@ -29,7 +29,7 @@ from ddsweep.launch.ray_node import (
 from ddsweep.launch.site import PORTS_OF_A_JOB, Site
 from ddsweep.machine import versions
 from ddsweep.private import write_secret
-from ddsweep.processes import kill_with_children
+from ddsweep.processes import LOST_RAY_EXIT, kill_with_children
 from ddsweep.sweep.retry import RetryPolicy
 
 __all__ = ["LOST_HEAD", "lead"]
@@ -39,7 +39,10 @@ LOST_HEAD = 76
 
 DRIVER_RETRIES = RetryPolicy(4)
 """How often, and when, a command is started again after a signal killed it (for lack of memory, for
-example), or after it drained although nobody asked it to (because Ray was silent for a while)."""
+example), or after it gave Ray up, which was silent for a while and lives."""
+
+_GAVE_RAY_UP = 77
+"""The exit code of such a driver."""
 
 _LOOK_AT_NODES_S = 1.0
 _DRAIN_S = 10.0
@@ -196,7 +199,7 @@ def _drive(node: Node, ray: subprocess.Popen[str], command: Sequence[str], addre
     up, looked = alive(address) or set(), time.monotonic()
     starts = 0
     while True:
-        driver = spawn(command, node.environment)
+        driver = spawn(command, {**node.environment, LOST_RAY_EXIT: str(_GAVE_RAY_UP)})
         asked, late = False, math.inf
         while driver.poll() is None:
             if time.monotonic() - looked > _LOOK_AT_NODES_S:
@@ -221,16 +224,16 @@ def _drive(node: Node, ray: subprocess.Popen[str], command: Sequence[str], addre
         if ray.poll() is not None and code != 0:
             node.say(f"Ray's head ended with {ray.poll()} while the sweep was running: {_tail(node)}")
             return LOST_HEAD
-        if node.signals.any and (code < 0 or code == EXIT_INTERRUPTED):
+        if node.signals.any and (code < 0 or code in (EXIT_INTERRUPTED, _GAVE_RAY_UP)):
             return EXIT_DRAINED
-        if code >= 0 and (code != EXIT_DRAINED or node.signals.any):
+        if code >= 0 and code != _GAVE_RAY_UP:
             return code
         starts += 1
         wait = DRIVER_RETRIES.wait(starts)
-        how = f"was killed by signal {-code}" if code < 0 else "drained, which nobody had asked of it"
+        how = f"was killed by signal {-code}" if code < 0 else "gave Ray up, which was silent for a while"
         if wait is None:
             node.say(f"the driver {how}; it was started {starts} times by now: given up")
-            return 2 if code < 0 else code
+            return 2 if code < 0 else EXIT_DRAINED
         node.say(f"the driver {how}; it is started again in {wait:.0f} s")
         deadline = time.monotonic() + wait
         while time.monotonic() < deadline and not node.signals.any and ray.poll() is None:

@@ -33,6 +33,8 @@ __all__ = [
     "warnings_of",
 ]
 
+_FEWER = "a seed stopped or not done, or fewer seeds than others, of which some may have failed"
+
 FEW_NETWORKS = 10
 """With fewer held-out networks the spread over them is hardly known."""
 
@@ -91,7 +93,8 @@ class Answer:
     ``measure`` is what is shown: ``accuracy``, or ``attack_success`` of an attack. ``test`` is after T steps;
     ``tuned`` is at the best rate and number of steps, of sets without learned rates. ``gains`` are paired
     differences to each baseline, by (source, protocol); protocols are those of `PROTOCOL_TEXTS`. With steps
-    tuned they are those of ``tuned``, if there is one.
+    tuned they are those of ``tuned``, if there is one. Without ``all_known`` there may be trials of which no
+    row tells, and settings with fewer seeds than others were left out.
     """
 
     kind: dict[str, Any]
@@ -107,6 +110,7 @@ class Answer:
     n_diverged: int
     gains: dict[tuple[str, str], TwoLevels]
     tuned: TwoLevels | None = None
+    all_known: bool = True
 
 
 def rows_of(frame: pd.DataFrame) -> list[Row]:
@@ -162,7 +166,8 @@ def answers(
     ]
     ids = [row["trial_id"] for choice in chosen if choice is not None for row in choice.trials]
     evals = _distilled_and_baselines(results, ids)
-    found = (_answer(choice, names, evals) for choice in chosen if choice is not None)
+    known = bool(asked)
+    found = (_answer(choice, names, evals, known) for choice in chosen if choice is not None)
     return [answer for answer in found if answer is not None]
 
 
@@ -209,7 +214,9 @@ def _choice(rows: Sequence[Row], all_known: bool) -> _Choice | None:
     return _Choice(best, len(able), len(equals), len(begun) - len(able), whole)
 
 
-def _answer(choice: _Choice, names: Sequence[str], evals: Mapping[str, list[Row]]) -> Answer | None:
+def _answer(
+    choice: _Choice, names: Sequence[str], evals: Mapping[str, list[Row]], all_known: bool
+) -> Answer | None:
     best = choice.trials
     settings = settings_of_row(best[0])
     measure = "attack_success" if settings.get("objective") == "attack" else "accuracy"
@@ -233,6 +240,7 @@ def _answer(choice: _Choice, names: Sequence[str], evals: Mapping[str, list[Row]
         n_diverged=sum(item["diverged"] for rows in own.values() for item in rows),
         gains=_gains(best, own, tuned, evals, measure),
         tuned=two_levels(after_tuned) if all(after_tuned) else None,
+        all_known=all_known,
     )
 
 
@@ -321,4 +329,5 @@ def warnings_of(answer: Answer) -> Iterator[str]:
     if not answer.whole:
         yield "no setting is done for all of its seeds; this one may be the lucky one"
     if answer.unfinished:
-        yield f"{counted(answer.unfinished, 'setting')} left out: a seed stopped, failed or not done"
+        why = "a seed stopped, failed or not done" if answer.all_known else _FEWER
+        yield f"{counted(answer.unfinished, 'setting')} left out: {why}"

@@ -40,7 +40,7 @@ def bare_table(*, gap: int = 2, header_style: str = "bold") -> Table:
 
 def width_of(table: Table) -> int:
     """The width that a table takes if nothing is broken."""
-    endless = Console(width=10_000, markup=False)
+    endless = Console(width=10_000, markup=False, emoji=False)
     return Measurement.get(endless, endless.options, table).maximum
 
 
@@ -70,9 +70,9 @@ def add_headings(
 
 def report_console(file: IO[str] | None = None) -> Console:
     """A console on ``file`` (standard output by default): as wide as the terminal, or `PLAIN_WIDTH` columns
-    without one. ``COLUMNS`` in the environment overrides both. Text is printed as it is: brackets, which
-    names and paths may have, are no markup."""
-    console = Console(file=file, highlight=False, markup=False)
+    without one. ``COLUMNS`` in the environment overrides both. Text is printed as it is: brackets and colons,
+    which names and paths may have, are no markup."""
+    console = Console(file=file, highlight=False, markup=False, emoji=False)
     if console.is_terminal or os.environ.get("COLUMNS", "").isdecimal():
         return console
-    return Console(file=file, highlight=False, markup=False, width=PLAIN_WIDTH)
+    return Console(file=file, highlight=False, markup=False, emoji=False, width=PLAIN_WIDTH)

@@ -134,7 +134,10 @@ def _together(plan: Plan, states: Mapping[str, str], cohorts: Mapping[str, int])
 
 
 def evaluation_line(
-    trials: Sequence[TrialSpec], evaluation: EvaluationSpec, states: Mapping[str, str]
+    trials: Sequence[TrialSpec],
+    evaluation: EvaluationSpec,
+    states: Mapping[str, str],
+    scheduler: AshaSpec | None = None,
 ) -> str | None:
     """What it costs to judge those of ``trials`` that are neither done nor stopped; None without any."""
     left = [trial for trial in trials if states.get(trial.trial_id) not in ("done", "stopped")]
@@ -142,7 +145,8 @@ def evaluation_line(
         return None
     hours = evaluation_seconds(left, evaluation, 1) / 3600
     shared = ", with the baselines, which trials share" if evaluation.baselines else ""
-    return f"evaluation of {counted(len(left), 'trial')}: {_hours(hours)}{shared}"
+    most = "at most " if scheduler and 60 * hours >= 1 else ""  # it stops some before
+    return f"evaluation of {counted(len(left), 'trial')}: {most}{_hours(hours)}{shared}"
 
 
 def protocol_lines(

@@ -437,8 +437,8 @@ def is_evaluated(
     believe_row: bool = True,
 ) -> bool:
     """Whether the trial has a row in ``trials``, and its evals parts ``paths`` have all that is asked. For
-    readers: a row that says so is believed. With ``believe_row`` false the parts must be there and say so
-    too; their rows are not looked at.
+    readers: a row that says so is believed. With ``believe_row`` false the parts must be whole, and say so
+    too.
 
     Raises `ResultsError` for a torn row.
     """
@@ -451,5 +451,5 @@ def is_evaluated(
     if believe_row and row.get("evaluation_id") == evaluation.evaluation_id(trial):
         return True
     distilled = recorded_set(directory, trial.trial_id, known)
-    parts = sorted_out(paths, trial, evaluation, distilled, distilled, known, whole=False)
+    parts = sorted_out(paths, trial, evaluation, distilled, distilled, known, whole=not believe_row)
     return not missing(trial, evaluation, parts.held)

@@ -80,7 +80,7 @@ def plan(
     console = report_console()
     table = plan_table(found, states, estimates, 1, sweep.scheduler, cohorts, in_turn)
     console.print(table)
-    if judged := evaluation_line(found.trials, evaluation, states):
+    if judged := evaluation_line(found.trials, evaluation, states, sweep.scheduler):
         console.print(judged, soft_wrap=True)
     for line in protocol_lines(found.trials, evaluation, states):
         console.print(f"protocol {line}", soft_wrap=True)

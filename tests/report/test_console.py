@@ -10,8 +10,8 @@ from rich.table import Table
 from ddsweep.report.console import bare_table, report_console, width_of
 
 
-@pytest.mark.parametrize("name", ["img[old]", "a[/b]", "[red]x[/red]"])
-def test_brackets_are_no_markup(name: str) -> None:
+@pytest.mark.parametrize("name", ["img[old]", "a[/b]", "[red]x[/red]", "a:x:b"])
+def test_brackets_and_colons_are_no_markup(name: str) -> None:
     file = io.StringIO()
     console = report_console(file)
     console.print(f"Tables: {name}/trials")
