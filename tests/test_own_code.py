@@ -215,7 +215,10 @@ def test_a_module_counts_by_its_path_and_has_a_version(tmp_path: Path) -> None:
 
 def test_code_that_raises_and_a_name_that_is_not_there_end_in_one_message(tmp_path: Path) -> None:
     home = written(tmp_path, {"a.py": "def f(): pass\n1 / 0\n", "b.py": "if False:\n    def f(): pass\n"})
-    for file, said in (("a.py", "importing a.py failed: a.py, line 2, in <module>: ZeroDivisionError"), ("b.py", "b.py has no 'f'")):
+    for file, said in (
+        ("a.py", "failed: a.py, line 2, in <module>: ZeroDivisionError"),
+        ("b.py", "b.py has no 'f'"),
+    ):
         ref, directory = stored(tmp_path, home / file, "f")
         with pytest.raises(UserError, match=said):
             load_code(ref, directory.code)
