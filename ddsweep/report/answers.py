@@ -33,8 +33,6 @@ __all__ = [
     "warnings_of",
 ]
 
-_FEWER = "a seed stopped or not done, or fewer seeds than others, of which some may have failed"
-
 FEW_NETWORKS = 10
 """With fewer held-out networks the spread over them is hardly known."""
 
@@ -160,13 +158,10 @@ def answers(
     names = KIND if by is None else tuple(by)
     for row in rows:
         kinds[key_of(settings_of_row(row), names)].append(row)
-    chosen = [
-        _choice(of_kind, bool(asked))
-        for of_kind in sorted(kinds.values(), key=lambda own: _place(own[0], names))
-    ]
+    known, in_order = bool(asked), sorted(kinds.values(), key=lambda own: _place(own[0], names))
+    chosen = [_choice(of_kind, known) for of_kind in in_order]
     ids = [row["trial_id"] for choice in chosen if choice is not None for row in choice.trials]
     evals = _distilled_and_baselines(results, ids)
-    known = bool(asked)
     found = (_answer(choice, names, evals, known) for choice in chosen if choice is not None)
     return [answer for answer in found if answer is not None]
 
@@ -329,5 +324,7 @@ def warnings_of(answer: Answer) -> Iterator[str]:
     if not answer.whole:
         yield "no setting is done for all of its seeds; this one may be the lucky one"
     if answer.unfinished:
-        why = "a seed stopped, failed or not done" if answer.all_known else _FEWER
+        why = "a seed stopped, failed or not done"
+        if not answer.all_known:
+            why = "a seed stopped or not done, or fewer seeds than others, of which some may have failed"
         yield f"{counted(answer.unfinished, 'setting')} left out: {why}"
