@@ -207,21 +207,29 @@ def splits() -> Splits:
 
 
 def write_done(directory: SweepDirectory, trial: TrialSpec, evaluation: EvaluationSpec) -> None:
-    """The parts of a trial that is done, judged on two networks."""
+    """The parts of a trial that is done, judged on the networks of ``evaluation``, without baselines."""
     from ddsweep.report.settings import settings_of
+    from ddsweep.results.coverage import HOLDS, holds_text
     from ddsweep.results.parts import write_part
     from ddsweep.results.schemas import EVALS, HISTORY, TRIALS
 
     of, temporary = {"trial_id": trial.trial_id}, directory.temporary
     row = {**settings_of(trial), **of, "status": "done", "test_accuracy_mean": 0.5}
-    identity = {"evaluation_id": evaluation.evaluation_id(trial)}
+    made = "0" * 64
+    identity = {"evaluation_id": evaluation.evaluation_id(trial), "distilled": made}
     write_part(directory.trials_part(trial.trial_id), [row], TRIALS, temporary, identity)
     history = {**of, "outer_step": 4, "outer_loss": 2.0}
     write_part(directory.history_part(trial.trial_id), [history], HISTORY, temporary)
-    common = {**of, "source": "distilled", "protocol": "as_distilled", "inner_step": 1, "diverged": False}
-    rows = [{**common, "model_seed": index, "accuracy": 0.5} for index in (0, 1)]
-    part = directory.evals_part(trial.trial_id, "as_distilled", "xavier", 0)
-    write_part(part, rows, EVALS, temporary)
+    for unit in evaluation.units(trial):
+        own = {**of, "source": "distilled", "protocol": unit.protocol, "group": unit.group, "diverged": False}
+        rows = [
+            {**own, "model_seed": index, "inner_step": step, "accuracy": 0.5}
+            for index in unit.indices
+            for step in evaluation.steps(trial)
+        ]
+        part = directory.evals_part(trial.trial_id, unit.protocol, "xavier", unit.group)
+        holds = holds_text(rows, size=unit.size, distilled=made, changes=None, settings={})
+        write_part(part, rows, EVALS, temporary, {HOLDS: holds})
 
 
 # ------------------------------------------------------------------------------------ the one Ray

@@ -481,4 +481,4 @@ def test_a_torn_part_does_not_let_collect_replace_older_tables(
     assert ask("collect", "results/small").code == 0
     torn_part(small, "evals", trials_of(tmp_path / "small.yaml")[0].trial_id)
     assert "torn part: " in refuse("collect", "results/small")
-    assert read_part(small.table("evals")).num_rows == 4
+    assert read_part(small.table("evals")).num_rows == 8

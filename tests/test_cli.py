@@ -391,7 +391,7 @@ def test_collect_compacts_each_table_and_keeps_the_parts(ask: Ask, small: SweepD
         f"results/small/tables/{name}.parquet: {rows}"
         for name, rows in {
             "trials": "1 row",
-            "evals": "2 rows",
+            "evals": "4 rows",
             "history": "1 row",
             "failures": "0 rows",
         }.items()

@@ -215,7 +215,7 @@ class Board:
 
     def _print(self, text: str) -> None:
         # A message stays on one line, so that it can be searched for in a log.
-        self._console.print(text, soft_wrap=True)
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def _print_line(self, seen: Seen) -> None:
         if self._view is None:
