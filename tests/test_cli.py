@@ -396,7 +396,7 @@ def test_collect_compacts_each_table_and_keeps_the_parts(ask: Ask, small: SweepD
             "failures": "0 rows",
         }.items()
     ]
-    assert read_part(small.table("evals")).column("model_seed").to_pylist() == [0, 1]
+    assert read_part(small.table("evals")).column("model_seed").to_pylist() == [0, 0, 1, 1]
     assert sorted(small.root.glob("*/part-*.parquet")) == parts
     assert list(small.temporary.iterdir()) == []
 
