@@ -63,6 +63,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.ray
 @pytest.mark.timeout(900)  # many commands, on a machine that may be busy
 def test_the_commands_and_the_snippets_of_the_readme_run(
     tiny: Path,

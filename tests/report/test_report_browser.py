@@ -256,6 +256,7 @@ def test_one_trial_of_one_network(browser: Browser, folder: Folder, tmp_path: Pa
     silent(browser)
 
 
+@pytest.mark.slow
 def test_a_thousand_trials(browser: Browser, tmp_path: Path) -> None:
     """1,000 trials x 200 networks x 5 steps. docs/report.md has the seconds and the memory that it prints."""
     generate(tmp_path / "large", 1000, 200)
