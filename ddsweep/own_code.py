@@ -325,10 +325,6 @@ def version_of(ref: CodeRef) -> str | None:
     return None
 
 
-def _said(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
-
-
 def place_and_error(error: BaseException, *refs: CodeRef) -> str:
     """``my_nets.py, line 12, in forward: ValueError: ...``: the last line that is in the files, or in the
     packages, of ``refs``. Without such a line the error alone."""

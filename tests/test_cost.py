@@ -183,6 +183,11 @@ def test_baselines_count_once_for_trials_that_share_them() -> None:
         return evaluation_seconds(trials, asked, 1) - evaluation_seconds(trials, none, 1)
 
     assert of_baselines(TRIAL, other) == pytest.approx(of_baselines(TRIAL)) and of_baselines(TRIAL) > 0
+    matched = TrialSpec(
+        DATASETS["mnist"], network="lenet", method="distribution_matching", images_per_class=2, inner_steps=2,
+        inner_epochs=3,
+    )  # fmt: skip
+    assert of_baselines(TRIAL, matched) == pytest.approx(of_baselines(TRIAL))
     assert of_baselines(TRIAL, replace(TRIAL, images_per_class=4)) > 1.5 * of_baselines(TRIAL)
 
 

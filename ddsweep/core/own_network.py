@@ -52,7 +52,6 @@ __all__ = [
     "parts",
     "rest_after",
     "rest_at",
-    "same_values",
     "traits_of",
     "written_out",
 ]
@@ -147,8 +146,8 @@ def own_network(ref: CodeRef, shape: tuple[int, int, int], classes: int) -> nn.M
         raise UserError(f"network: {ref}: {called} has no parameters to train")
     rest = (*frozen, *(name for name, _ in module.named_buffers()))
     free = (name for name in trained if not _has_law(module, name))
-    differs = not same_values(module, other, (*rest, *free))
     with _told(f"network: {ref}: {called}: for images of {'x'.join(map(str, shape))}", ref):
+        differs = not _same_values(module, other, (*rest, *free))
         seen = _look_at(module, trained, rest, shape, classes)
     setattr(module, _HOME, Traits(make, trained, rest, differs=differs, **seen))
     return module
@@ -196,9 +195,13 @@ def _member(module: nn.Module, name: str) -> Tensor:
     return value.detach()
 
 
-def same_values(module: nn.Module, other: nn.Module, names: Iterable[str]) -> bool:
+def _same_values(module: nn.Module, other: nn.Module, names: Iterable[str]) -> bool:
     """Whether two networks have the same parameters or buffers of these names."""
     return all(torch.equal(_member(module, name), _member(other, name)) for name in names)
+
+
+def _shapes(module: nn.Module) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in (*module.named_parameters(), *module.named_buffers())}
 
 
 def is_built_alike(network: nn.Module, times: int) -> bool:
@@ -210,8 +213,7 @@ def is_built_alike(network: nn.Module, times: int) -> bool:
     free = [name for name in traits.trained if not _has_law(first, name)]
     for _ in range(times - 1):
         other = traits.make(0)
-        shapes = [{name: value.shape for name, value in one.named_parameters()} for one in (first, other)]
-        if shapes[0] != shapes[1] or not same_values(first, other, (*traits.rest, *free)):
+        if _shapes(first) != _shapes(other) or not _same_values(first, other, (*traits.rest, *free)):
             return False
     return True
 

@@ -144,7 +144,7 @@ def evaluation_line(
     if not left:
         return None
     hours = evaluation_seconds(left, evaluation, 1) / 3600
-    shared = ", with the baselines, which trials share" if evaluation.baselines else ""
+    shared = ", baselines included" if evaluation.baselines else ""
     most = "at most " if scheduler and 60 * hours >= 1 else ""  # it stops some before
     return f"evaluation of {counted(len(left), 'trial')}: {most}{_hours(hours)}{shared}"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,7 +16,7 @@ from ddsweep.catalog import EvaluationSpec, Protocol
 from ddsweep.cost import CostEstimate
 from ddsweep.report.console import report_console
 from ddsweep.report.formats import duration, percent, plain, size
-from ddsweep.report.plan_table import plan_table, protocol_lines
+from ddsweep.report.plan_table import evaluation_line, plan_table, protocol_lines
 from ddsweep.report.settings import NAMES, changed, setting_headings, settings_of, telling, varying
 from ddsweep.spec import AshaSpec, Plan
 
@@ -55,6 +56,16 @@ def test_what_is_only_to_be_evaluated_costs_no_distillation() -> None:
     assert text(plan_table(Plan(trials), states, costs)).endswith("\n3 trials, 0 done, 3 to evaluate")
     alone = text(plan_table(Plan(trials[:1], assumed=("inner_steps: 1, for ...",)), {}, costs))
     assert "1 trial, 0 done; it takes about" in alone and alone.endswith("\ninner_steps: 1, for ...")
+
+
+def test_the_evaluation_of_what_is_left_has_its_line() -> None:
+    trials, asked = (spec(), spec(seed=1)), EvaluationSpec(networks=2, baselines=())
+    states = {trials[0].trial_id: "done"}
+    assert evaluation_line(trials, asked, states) == "evaluation of 1 trial: under 1 CPU-minute"
+    line = evaluation_line(trials, EvaluationSpec(networks=100_000), {}, AshaSpec())
+    assert line is not None
+    assert re.fullmatch(r"evaluation of 2 trials: at most about [\d.]+ CPU-minutes, baselines included", line)
+    assert evaluation_line(trials, asked, dict.fromkeys((t.trial_id for t in trials), "stopped")) is None
 
 
 @pytest.mark.parametrize(
