@@ -94,6 +94,13 @@ def test_meta_step(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_pages(tmp_path: Path) -> None:
+    found = in_own_process(tmp_path, "pages.py", "--quick")
+    check_ratio(found, "ratio")
+    assert found["seconds_small"] > 0 and found["seconds_huge"] > 0
+
+
+@pytest.mark.slow
 def test_sweep() -> None:
     """Cohorts and single trials end with equal bits, or it says so and ends with 1."""
     command = [sys.executable, "bench/sweep.py", "--quick", "digits_fixed"]
