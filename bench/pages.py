@@ -1,4 +1,4 @@
-"""Outer steps in a process that asks for huge pages of memory, as ddsweep's own do, against one that does not.
+"""Outer steps in a process that asks for huge pages of memory, as ddsweep's own do, and in one that does not.
 
 Run from the repository: ``python bench/pages.py [--json]``. See bench/README.md.
 """
@@ -68,8 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     print(f"small pages {row['seconds_small']:.3f} s an outer step")
     print(
-        f"huge pages  {row['seconds_huge']:.3f} s an outer step: {row['ratio']:.2f}x ({ratios[0]:.2f} .. {ratios[-1]:.2f})"
-        f", median (min .. max) of {o.repeats} turns"
+        f"huge pages  {row['seconds_huge']:.3f} s an outer step: {row['ratio']:.2f}x ({ratios[0]:.2f} .. "
+        f"{ratios[-1]:.2f}), median (min .. max) of {o.repeats} turns"
     )
     if o.json:
         more = {"network": str(o.network), "threads": threads, "repeats": o.repeats}

@@ -129,6 +129,8 @@ def estimate(
     networks, steps = trial.models_per_step, trial.window or trial.steps
     batch = trial.images_per_class_per_step * classes
 
+    if trial.method == "given":
+        return CostEstimate(0.0, 0.0, _point_bytes(trial))
     if trial.method != "bptt":
         return _matching(trial, threads)
     recompute = memory_mode == "recompute"

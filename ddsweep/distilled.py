@@ -25,7 +25,8 @@ from ddsweep.core.recipe import Recipe, held_out_loop
 from ddsweep.core.task import known_seed
 from ddsweep.core.training import Batches, rate_at
 from ddsweep.errors import CheckpointError, SettingError
-from ddsweep.results.artifacts import load_tensors, tensor_sha256
+from ddsweep.paths import user_path
+from ddsweep.results.artifacts import load_tensors, save_tensors, tensor_sha256
 from ddsweep.results.grid import grid_png
 from ddsweep.seeds import derive_seed
 
@@ -57,7 +58,8 @@ class DistilledSet:
 
     Real images go into the same space by ``(pixels / 255 - mean) / std`` per channel, and, with
     ``spec.whitening``, by that of their training part (``load_splits`` with ``whitening`` gives them so).
-    ``spec`` says which networks it was made for.
+    ``spec`` says which networks it was made for. ``imported`` says which file of others it is from
+    (`ddsweep.imported`): then nobody knows which training images, and which networks, have made it.
     """
 
     images: Tensor
@@ -70,6 +72,7 @@ class DistilledSet:
     recipe: Recipe
     tuned: Recipe | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    imported: Mapping[str, Any] | None = None
 
     def __repr__(self) -> str:
         spec = self.spec
@@ -120,7 +123,14 @@ class DistilledSet:
             recipe=Recipe.from_dict(header["recipe"]) if "recipe" in header else Recipe.of(spec),
             tuned=Recipe.from_dict(header["tuned"]) if header.get("tuned") else None,
             provenance=header.get("provenance", {}),
+            imported=header.get("imported"),
         )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the set as `load` reads it, one file of safetensors; an old file is replaced. Raises
+        `ResultsError` if it cannot be written."""
+        file = user_path(path)
+        save_tensors(file, self.tensors(), self.header(), file.parent)
 
     def batches(self, recipe: Recipe) -> LabelledImages:
         """Images ``[S, n, c, h, w]`` with the labels that ``recipe`` asks for."""
@@ -155,6 +165,7 @@ class DistilledSet:
             "tuned": None if self.tuned is None else self.tuned.to_dict(),
             "spec": replace(self.spec, pool=pool).to_dict(),
             "provenance": dict(self.provenance),
+            **({} if self.imported is None else {"imported": dict(self.imported)}),
         }
 
     def network(self, index: int = 0) -> nn.Module:

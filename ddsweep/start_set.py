@@ -7,7 +7,7 @@ with the results (`ddsweep.results.code.write_sets`), where the processes that r
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -25,7 +25,8 @@ _DIGITS = 12
 _read_here: dict[str, bytes] = {}
 """The files that this process has read from where users keep them, by the hash in their names."""
 
-_ALIKE = ("images_per_class", "inner_steps", "whitening", "split_seed", "validation_fraction")
+_ALIKE = ("images_per_class", "inner_steps", "whitening")
+_SPLIT = ("split_seed", "validation_fraction")
 
 
 def set_file(folder: Path, digest: str) -> Path:
@@ -111,12 +112,12 @@ def check_start(trial: TrialSpec, folder: Path) -> None:
         made = TrialSpec.from_dict(header["spec"])
     except (SettingError, TypeError, KeyError) as error:
         raise UserError(f"image_init: {trial.image_init} was made by another version: {error}") from None
-    _check(trial, made)
+    _check(trial, made, _ALIKE if header.get("imported") else (*_ALIKE, *_SPLIT))
 
 
-def _check(trial: TrialSpec, made: TrialSpec) -> None:
+def _check(trial: TrialSpec, made: TrialSpec, alike: Sequence[str]) -> None:
     """A set is a start for trials on its own data, split as they were: else it may have seen images that
-    trials are judged by."""
+    trials are judged by. Nobody knows which training images an imported set has seen."""
     theirs, ours = made.dataset, trial.dataset
     if theirs.identity() != ours.identity():
         other = ours.name if theirs.name != ours.name else "other content of that name"
@@ -124,10 +125,10 @@ def _check(trial: TrialSpec, made: TrialSpec) -> None:
             f"image_init: {trial.image_init} was made on {theirs.name}, and this trial is on {other}; a set "
             "is a start on its own data alone"
         )
-    for name in _ALIKE:
+    for name in alike:
         before, now = getattr(made, name), getattr(trial, name)
         if before != now:
             raise SettingError(
                 f"image_init: {trial.image_init} was made with {name} {before}, and this trial has {now}; "
-                f"the trial and its start set must agree in {', '.join(_ALIKE)}"
+                f"the trial and its start set must agree in {', '.join(alike)}"
             )

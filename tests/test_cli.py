@@ -54,6 +54,7 @@ OPTIONS = {
     "collect": [],
     "prune": ["--yes", "--data-root"],
     "track": ["--to", "--out", "--watch", "--data-root"],
+    "import": ["--dataset", "--space", "--out", "--labels", "--experiment", "--mean", "--std", "--data-root"],
     "doctor": ["--site", "--patience", "--results", "--data-root"],
     "data list": ["--data-root"],
     "data fetch": ["--data-root"],

@@ -34,6 +34,7 @@ from ddsweep.cli import app
 from ddsweep.data.files import resolve_dataset
 from ddsweep.data.load import load_splits
 from ddsweep.errors import DataError
+from ddsweep.imported import SPACES
 from ddsweep.launch.site import load_site
 from ddsweep.pools.file import PoolFile, load_pool, resolve_pool
 from ddsweep.results.artifacts import save_tensors
@@ -72,7 +73,20 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copy(folder / "slurm/generic.yaml", folder / "slurm/mine.yaml")
     shutil.copytree(ROOT / "sweeps/longer", folder / "sweeps/longer")  # what a checkout has alone
     (folder / "docs").symlink_to(ROOT / "docs")
+    for block in blocks("yaml"):
+        write_start(block, folder)
     return folder
+
+
+def write_start(block: Block, folder: Path) -> None:
+    """The set in which the sweep of ``block`` begins, if it begins in one, as far as a plan looks at it."""
+    found = re.search(r"image_init: \{set: (.+?)\}", block.text)
+    if found is None:
+        return
+    asked = yaml.safe_load(block.text)["base"]
+    sizes = {name: asked[name] for name in ("images_per_class", "inner_steps") if name in asked}
+    spec = TrialSpec(DATASETS[asked["dataset"]], **sizes).to_dict()
+    save_tensors(folder / found[1], {}, {"kind": "distilled", "spec": spec}, folder)
 
 
 # ------------------------------------------------------------------------------------------- reading
@@ -97,6 +111,9 @@ def check_ddsweep(words: list[str]) -> None:
     file, directory = given.get("file"), given.get("directory")
     if verb == "pretrain":
         load_pool(file, settings, smoke=given["smoke"])
+        return
+    if verb == "import":
+        assert given["dataset"] in DATASETS and given["space"] in SPACES
         return
     if given.get("site"):
         load_site(given["site"])
@@ -257,11 +274,6 @@ def test_every_file_shown_can_be_read(
     elif content.keys() & SweepSpec.model_fields.keys():
         two_steps = {} if "grid" in content else {"images_per_class": 2, "inner_steps": 2}
         whole = {"name": "shown", "base": {"dataset": "mnist", **two_steps}}
-        begins = content.get("base", {}).get("image_init")
-        if isinstance(begins, dict):
-            spec = TrialSpec(DATASETS["mnist"]).to_dict()
-            save_tensors(tmp_path / begins["set"], {}, {"kind": "distilled", "spec": spec}, tmp_path)
-            monkeypatch.chdir(tmp_path)
         assert ids_of(sweep_of(whole | content, "shown"))
     else:
         assert set(content) == {"global", "scrape_configs"}, "a file of a kind that is not known"

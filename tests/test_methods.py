@@ -37,7 +37,7 @@ def test_an_axis_that_a_method_lacks_gives_it_no_further_trials(tmp_path: Path) 
         f"grid: {{method: [bptt, {MATCHING}], images_per_class: [1, 2], inner_lr: [0.02, 0.2]}}\nseeds: 2\n"
     )
     plan = planned(tmp_path, text)
-    by_method = {name: [t for t in plan.trials if t.method == name] for name in METHODS}
+    by_method = {name: [t for t in plan.trials if t.method == name] for name in ("bptt", MATCHING)}
     assert {name: len(trials) for name, trials in by_method.items()} == {"bptt": 8, MATCHING: 4}
     assert plan.repeated == plan.dropped == ()
     alone = planned(tmp_path, f"grid: {{method: [{MATCHING}], images_per_class: [1, 2]}}\nseeds: 2\n")
@@ -49,6 +49,8 @@ def test_what_a_method_lacks_stays_outside_its_ids() -> None:
     of_bptt = "inner_lr inner_lr_mode inner_augment window labels real_batch real_batch_mode outer_lr_rates"
     assert METHODS[MATCHING].lacks >= {*of_bptt.split(), "outer_lr_labels", "rate_limit"}
     assert METHODS["bptt"].lacks >= {"real_per_class"}
+    assert METHODS["given"].lacks >= {*of_bptt.split(), "real_per_class"} - {"labels"}
+    assert "labels" not in METHODS["given"].lacks | METHODS["bptt"].lacks
     shared = {name for name in SETTINGS if not any(name in method.lacks for method in METHODS.values())}
     assert shared >= {"method", "network", "images_per_class", "inner_optimizer", "outer_augment", "seed"}
     plain = TrialSpec(DATASETS["digits"], method=MATCHING)

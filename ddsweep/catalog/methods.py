@@ -29,8 +29,6 @@ class Unrolled(SettingsGroup):
         None, Limit("must lie between 1 and T = inner_steps x inner_epochs", lambda value: value >= 1)
     )
     """the gradient goes through so many inner steps, at a random place in T; the outer loss follows them"""
-    labels: str = setting("hard", one_of=("hard", "soft"))
-    """`hard`: classes; `soft`: learned class probabilities, which may be negative and need not add up to 1"""
     inner_augment: str = setting("none", check=augmentation_parts)
     """the changes of `outer_augment`, of the distilled images, in each inner step"""
     real_batch: int = setting(1024, COUNT)
@@ -52,6 +50,15 @@ class Unrolled(SettingsGroup):
                 f"window: {trial.window} must lie between 1 and T = inner_steps x inner_epochs = "
                 f"{trial.steps}"
             )
+
+
+@dataclass(frozen=True)
+class Labelled(SettingsGroup):
+    """Of `bptt` and `given`"""
+
+    labels: str = setting("hard", one_of=("hard", "soft"))
+    """`hard`: classes; `soft`: class probabilities, which may be negative and need not add up to 1. `bptt`
+    learns them; `given` takes those of the start set"""
 
 
 @dataclass(frozen=True)
@@ -87,7 +94,11 @@ def _names(*methods: MethodSpec) -> frozenset[str]:
 
 METHODS: dict[str, MethodSpec] = {
     spec.name: spec
-    for spec in (MethodSpec("bptt", (Unrolled,)), MethodSpec("distribution_matching", (Matched,)))
+    for spec in (
+        MethodSpec("bptt", (Unrolled, Labelled)),
+        MethodSpec("distribution_matching", (Matched,)),
+        MethodSpec("given", (Labelled,)),
+    )
 }
 DEFAULT_METHOD = "bptt"
 
@@ -105,9 +116,10 @@ class MethodSetting(SettingsGroup):
     method: str = setting(DEFAULT_METHOD, one_of=tuple(METHODS), beside=own_code)
     """what makes the images: `bptt`, by the gradient through T training steps (Wang et al. 2018);
     `distribution_matching`, by the mean features of each class in networks that are not trained (Zhao and
-    Bilen 2023); or [your own](methods.md), `{file: my_methods.py, name: MyMethod}`"""
+    Bilen 2023); `given`: none, the start as it is, to judge [sets that others made](published_sets.md); or
+    [your own](methods.md), `{file: my_methods.py, name: MyMethod}`"""
 
 
 @dataclass(frozen=True)
-class SettingsOfMethods(Matched, Unrolled, MethodSetting):
+class SettingsOfMethods(Matched, Labelled, Unrolled, MethodSetting):
     """The method, and the settings of all methods; the last base comes first."""

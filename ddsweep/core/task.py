@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ddsweep.catalog import TrialSpec
 from ddsweep.core.ahead import Ahead, pinned, sent
@@ -31,6 +32,7 @@ __all__ = [
     "known_seed",
     "network_seeds",
     "selection_seeds",
+    "soft_labels",
     "start_images",
 ]
 
@@ -172,6 +174,16 @@ def start_images(task: Task, start: Tensor | None = None) -> Tensor:
     if spec.image_centre:
         images = images - images.flatten(0, -4).mean(0)
     return (images * spec.image_scale).reshape(*task.labels.shape, c, h, w).to(task.plan.device)
+
+
+def soft_labels(task: Task, images: Tensor) -> Tensor | None:
+    """With ``labels: soft``, those at the start, ``[S, n, classes]`` in the type of ``images``: of the start
+    set, or the classes themselves. None for ``hard`` ones."""
+    if task.spec.labels != "soft":
+        return None
+    labels = task.labels if task.start_set is None else task.start_set.labels.to(images.device)
+    soft = labels.is_floating_point()
+    return (labels if soft else F.one_hot(labels, task.spec.dataset.classes)).to(images)
 
 
 def selection_seeds(spec: TrialSpec) -> list[int]:

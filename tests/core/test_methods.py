@@ -22,7 +22,8 @@ from ddsweep.core.task import Task, network_seeds
 from ddsweep.data.load import load_splits
 from ddsweep.errors import SettingError
 
-NAMES = sorted(METHODS)
+NAMES = sorted({*METHODS} - {"given"})
+"""The methods that learn."""
 SMALL: dict[str, dict[str, Any]] = {
     "bptt": {"inner_epochs": 2, "real_batch": 40},
     "distribution_matching": {"real_per_class": 7},
@@ -50,7 +51,7 @@ def equal(left: DistillState, right: DistillState) -> bool:
 
 
 def test_every_method_of_the_catalog_is_there() -> None:
-    assert set(methods.METHODS) == set(METHODS) == set(SMALL)
+    assert set(methods.METHODS) == set(METHODS) == {*SMALL, "given"}
 
 
 @pytest.mark.parametrize("augment", ["shift", "dsa"])
@@ -107,6 +108,19 @@ def test_a_network_that_is_not_finite_spoils_no_other(method: str, monkeypatch: 
     _, report = outer_step(task, initial_state(task))
     assert report.n_skipped == 1 and not torch.isfinite(report.losses[1])
     torch.testing.assert_close(report.losses[[0, 2]], whole.losses[[0, 2]])
+
+
+@pytest.mark.parametrize("labels", ["hard", "soft"])
+def test_given_images_stay_as_they_are(labels: str) -> None:
+    """Bit for bit, whatever changes images in other methods."""
+    changed = {"ema": 0.9, "outer_cutoff": 2.0, "clip_median": 0.5, "trim": 0.3, "clip_running": 2.0}
+    task = replace(
+        task_of("bptt"), spec=replace(task_of("bptt").spec, method="given", labels=labels, **changed)
+    )
+    begun, after = initial_state(task), states(task, 5)
+    assert set(begun.learned) == ({"images"} if labels == "hard" else {"images", "labels"})
+    for name, value in begun.learned.items():
+        assert torch.equal(after.learned[name], value) and torch.equal(after.ema[name], value)
 
 
 # --------------------------------------------------------------------------- distribution matching

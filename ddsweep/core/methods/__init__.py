@@ -15,7 +15,7 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor
 
 from ddsweep.catalog import CodeRef, TrialSpec
-from ddsweep.core.methods import bptt, distribution_matching
+from ddsweep.core.methods import bptt, distribution_matching, given
 from ddsweep.core.outer import NetworkGradients
 from ddsweep.core.task import Learned, Task
 from ddsweep.errors import UserError
@@ -58,7 +58,7 @@ class Together(Method, Protocol):
         ...
 
 
-METHODS: dict[str, Method] = {"bptt": bptt, "distribution_matching": distribution_matching}
+METHODS: dict[str, Method] = {"bptt": bptt, "distribution_matching": distribution_matching, "given": given}
 
 
 def method_of(spec: TrialSpec) -> Method:

@@ -22,7 +22,7 @@ from ddsweep.core.objective import rewritten
 from ddsweep.core.order import joined_orders
 from ddsweep.core.outer import NetworkGradients
 from ddsweep.core.recipe import batch_order
-from ddsweep.core.task import Learned, Task
+from ddsweep.core.task import Learned, Task, soft_labels
 from ddsweep.core.training import InnerLoop
 from ddsweep.core.unroll import OuterGradient, Window, outer_gradient, raw_of, raw_rates
 from ddsweep.seeds import derive_seed
@@ -46,11 +46,8 @@ def start(task: Task, images: Tensor) -> Learned:
         going_on = epochs[[min(epoch, len(epochs) - 1) for epoch in range(spec.inner_epochs)]].flatten()
         raw = raw_of(going_on.mean().view(1) if shared else going_on)
     learned = {"images": images, "raw": raw.to(images)}
-    if spec.labels == "soft":
-        labels = task.labels if first is None else first.labels.to(images.device)
-        soft = labels.is_floating_point()
-        learned["labels"] = (labels if soft else F.one_hot(labels, spec.dataset.classes)).to(images)
-    return learned
+    labels = soft_labels(task, images)
+    return learned if labels is None else {**learned, "labels": labels}
 
 
 def gradients(task: Task, learned: Learned, step: int) -> NetworkGradients:

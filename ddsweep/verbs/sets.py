@@ -1,0 +1,81 @@
+"""The verb ``import``: a set that others published becomes one that ddsweep judges."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ddsweep import completions
+from ddsweep.verbs.arguments import DataRoot
+from ddsweep.verbs.inputs import data_folder
+
+__all__ = ["import_set"]
+
+
+def import_set(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A published set: .pt, .npz or .safetensors.")],
+    dataset: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="The data set that it was made for, as a sweep file names it.",
+            autocompletion=completions.data_sets,
+        ),
+    ],
+    space: Annotated[
+        str,
+        typer.Option(
+            metavar="SPACE",
+            help="Its numbers: `pixels` from 0 to 1 (or 0 to 255), or `normalised` by --mean and --std.",
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option(metavar="FILE", help="The distilled set to write, a .safetensors file.")
+    ],
+    labels: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Where its labels are, if in another file.")
+    ] = None,
+    experiment: Annotated[int, typer.Option(metavar="N", help="Which of several sets in FILE, from 0.")] = 0,
+    mean: Annotated[
+        str,
+        typer.Option(
+            metavar="A,B,C", help="The mean of each channel in `normalised`, of pixels from 0 to 1."
+        ),
+    ] = "",
+    std: Annotated[str, typer.Option(metavar="A,B,C", help="And the standard deviation.")] = "",
+    data_root: DataRoot = None,
+) -> None:
+    """Import a set that others published, so that a sweep can judge it, or go on from it."""
+    from ddsweep.catalog.numbers import counted
+    from ddsweep.data.files import resolve_dataset
+    from ddsweep.data.load import load_splits
+    from ddsweep.errors import SettingError
+    from ddsweep.imported import Source, imported_set
+    from ddsweep.paths import user_path
+    from ddsweep.spec.yaml_text import parse_yaml
+
+    def numbers(option: str, text: str) -> tuple[float, ...]:
+        try:
+            return tuple(float(part) for part in text.split(",") if part.strip())
+        except ValueError:
+            raise SettingError(f"{option}: {text!r}: give numbers joined by commas") from None
+
+    if out.suffix != ".safetensors":
+        raise SettingError(f"--out: {out}: a distilled set is a file that ends in .safetensors")
+    root = data_folder(data_root)
+    asked = {"mean": numbers("--mean", mean), "std": numbers("--std", std)}
+    source = Source(user_path(file), space, labels and user_path(labels), experiment, **asked)
+    spec = resolve_dataset(parse_yaml(dataset, "--dataset"), root)
+    splits = load_splits(spec, root, validation_fraction=0.1, split_seed=0)
+    found = imported_set(source, splits, spec)
+    found.save(out)
+    of = found.spec
+    typer.echo(
+        f"{out}: {counted(of.images_per_class, 'image')} per class of {of.dataset.name}, {of.labels} labels. "
+        "To judge it:"
+    )
+    soft = ", labels: soft" if of.labels == "soft" else ""
+    typer.echo(f"  base: {{dataset: {dataset}, method: given, image_init: {{set: {out}}},")
+    typer.echo(f"         images_per_class: {of.images_per_class}, inner_steps: 1, outer_steps: 1{soft}}}")

@@ -1,0 +1,237 @@
+"""Sets that others published: what is read, where images end up, and what is refused before any work."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ddsweep.catalog import DATASETS, parse_dataset
+from ddsweep.core.images import class_labels, normalise
+from ddsweep.data.splits import Splits
+from ddsweep.distilled import DistilledSet
+from ddsweep.errors import SettingError
+from ddsweep.imported import Source, imported_set
+from ddsweep.one_trial import run_trial
+from ddsweep.results.layout import SweepDirectory
+from ddsweep.results.reader import load_results
+from ddsweep.spec import expand, sweep_of
+from ddsweep.start_set import check_start
+from tests.conftest import Ask
+
+MEAN, STD = 0.3, 0.35
+NORMALISED = ("--space", "normalised", "--mean", MEAN, "--std", STD)
+PIXELS = ("--space", "pixels")
+
+
+@pytest.fixture
+def real(splits: Splits) -> tuple[Tensor, Tensor]:
+    """Two real images of each class, bytes, sorted by class; and their classes."""
+    labels = class_labels(1, 10, 2)[0]
+    places = [torch.nonzero(splits.train_labels == c).flatten()[:2] for c in range(10)]
+    return splits.train_images[torch.cat(places)], labels
+
+
+def in_order(images: Tensor, labels: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
+    return images[order], labels[order]
+
+
+def write_dm(folder: Path, images: Tensor, labels: Tensor) -> list[object]:
+    """As DC, DSA and DM keep them: several experiments, and accuracies that are numbers of numpy."""
+    runs = [[torch.zeros_like(images), labels], [images, labels]]
+    torch.save({"data": runs, "accs_all_exps": {"ConvNet": [np.float64(0.5)]}}, folder / "res.pt")
+    return ["res.pt", "--experiment", 1]
+
+
+def write_mtt(folder: Path, images: Tensor, labels: Tensor) -> list[object]:
+    torch.save(images, folder / "images_best.pt")
+    torch.save(labels.float(), folder / "labels_best.pt")  # old ones are floats
+    return ["images_best.pt", "--labels", "labels_best.pt"]
+
+
+def write_numpy(folder: Path, images: Tensor, labels: Tensor) -> list[object]:
+    np.savez(folder / "set.npz", images=images.permute(0, 2, 3, 1).numpy(), labels=labels.numpy())
+    return ["set.npz"]
+
+
+def write_safetensors(folder: Path, images: Tensor, labels: Tensor) -> list[object]:
+    save_file({"images": images.contiguous(), "labels": labels}, folder / "set.safetensors")
+    return ["set.safetensors"]
+
+
+WRITERS = (write_dm, write_mtt, write_numpy, write_safetensors)
+
+
+@pytest.mark.parametrize("space", ["normalised", "pixels", "bytes"])
+@pytest.mark.parametrize("write", WRITERS)
+def test_images_end_up_where_real_ones_are(
+    write: Callable[..., list[object]],
+    space: str,
+    real: tuple[Tensor, Tensor],
+    splits: Splits,
+    ask: Ask,
+    tmp_path: Path,
+) -> None:
+    """Whatever their order in the file, the shape of its arrays and the space of its numbers."""
+    pixels, labels = real
+    shuffled, theirs = in_order(
+        pixels, labels, torch.randperm(20, generator=torch.Generator().manual_seed(3))
+    )
+    floats = shuffled.double() / 255
+    values = {"normalised": (floats - MEAN) / STD, "pixels": floats, "bytes": shuffled}[space]
+    told = NORMALISED if space == "normalised" else PIXELS
+    said = ask(
+        "import", *write(tmp_path, values, theirs), "--dataset", "digits", "--out", "a/set.safetensors", *told
+    )
+    assert (said.code, said.err) == (0, "")
+    assert "2 images per class of digits, hard labels" in said.out
+    found = DistilledSet.load(tmp_path / "a" / "set.safetensors")
+    expected = normalise(pixels, splits.mean, splits.std, torch.float32)
+    assert torch.equal(found.labels, labels[None]) and found.images.shape == (1, 20, 1, 8, 8)
+    by_class = lambda images: images.flatten(1).view(10, 2, 64).sort(1).values  # noqa: E731
+    torch.testing.assert_close(by_class(found.images[0]), by_class(expected), rtol=0, atol=1e-5)
+    assert os.listdir(tmp_path / "a") == ["set.safetensors"]
+
+
+def test_it_is_judged_as_it_is(real: tuple[Tensor, Tensor], ask: Ask, tmp_path: Path) -> None:
+    """Soft labels too; and the header says which file it is from."""
+    pixels, labels = real
+    soft = torch.nn.functional.one_hot(labels, 10) * 0.8 + 0.02
+    torch.save(pixels.float() / 255, tmp_path / "images.pt")
+    torch.save(soft, tmp_path / "labels.pt")
+    asked = [
+        "import",
+        "images.pt",
+        "--labels",
+        "labels.pt",
+        *PIXELS,
+        "--dataset",
+        "digits",
+        "--out",
+        "s.safetensors",
+    ]
+    said = ask(*asked)
+    assert said.code == 0 and "labels: soft}" in said.out
+    found = DistilledSet.load(tmp_path / "s.safetensors")
+    assert found.imported is not None
+    assert (found.imported["file"], found.imported["space"]) == ("images.pt", "pixels")
+    settings = {
+        **{"dataset": "digits", "network": "convnet(depth=1,width=4)", "method": "given", "labels": "soft"},
+        **{"image_init": {"set": "s.safetensors"}, "images_per_class": 2, "inner_steps": 1, "outer_steps": 3},
+        **{"selection_networks": 2, "inner_epochs": 2, "ema": 0.9, "outer_cutoff": 3, "validate_every": 1},
+    }
+    done = run_trial(settings, "results/judged", evaluate={"networks": 2, "baselines": ["random_real"]})
+    assert torch.equal(done.distilled.images, found.images)
+    assert torch.equal(done.distilled.labels, found.labels)
+    row = load_results("results/judged").trials.iloc[0]
+    assert (row["method"], row["labels"], row["status"]) == ("given", "soft", "done")
+    assert row["test_models"] == 2 and row[["window", "real_batch", "real_per_class"]].isna().all()
+
+
+def test_a_set_is_written_and_read_again(real: tuple[Tensor, Tensor], splits: Splits, tmp_path: Path) -> None:
+    pixels, labels = real
+    save_file({"images": pixels, "labels": labels}, tmp_path / "theirs.safetensors")
+    found = imported_set(Source(tmp_path / "theirs.safetensors", "pixels"), splits, DATASETS["digits"])
+    found.save(tmp_path / "ours.safetensors")
+    again = DistilledSet.load(tmp_path / "ours.safetensors")
+    assert again.sha256 == found.sha256 and again.header() == found.header()
+
+
+def test_nobody_asks_for_the_split_of_an_imported_set(
+    real: tuple[Tensor, Tensor], splits: Splits, tmp_path: Path
+) -> None:
+    """For nobody knows it; but data and number of images are asked for."""
+    pixels, labels = real
+    save_file({"images": pixels, "labels": labels}, tmp_path / "theirs.safetensors")
+    ours = tmp_path / "ours.safetensors"
+    imported_set(Source(tmp_path / "theirs.safetensors", "pixels"), splits, DATASETS["digits"]).save(ours)
+
+    def check(**more: Any) -> None:
+        base = {"dataset": "digits", "images_per_class": 2, "image_init": {"set": str(ours)}, **more}
+        (trial,) = expand(sweep_of({"name": "on", "base": base}, "test"), parse_dataset).trials
+        check_start(trial, SweepDirectory(tmp_path / "none").sets)
+
+    check(split_seed=3, validation_fraction=0.2)
+    with pytest.raises(SettingError, match="images_per_class 2, and this trial has 1"):
+        check(images_per_class=1)
+    with pytest.raises(SettingError, match="was made on digits, and this trial is on mnist"):
+        check(dataset="mnist")
+
+
+class Runs:
+    """A pickle that runs code."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, ("/tmp/this-must-not-be-made",)
+
+
+def refused(ask: Ask, *words: object, space: tuple[object, ...] = PIXELS, dataset: str = "digits") -> str:
+    said = ask("import", *words, "--dataset", dataset, *space, "--out", "set.safetensors")
+    assert said.code == 1 and said.out == "" and not Path("set.safetensors").exists()
+    return said.words
+
+
+def test_nothing_in_a_file_is_run(ask: Ask, tmp_path: Path) -> None:
+    (tmp_path / "evil.pt").write_bytes(pickle.dumps(Runs()))
+    torch.save({"images": Runs()}, tmp_path / "worse.pt")
+    for name in ("evil.pt", "worse.pt"):
+        assert f"{name}: not a file of torch, or one that holds more than tensors" in refused(ask, name)
+    np.savez(tmp_path / "set.npz", images=np.array([Runs()], dtype=object))
+    assert "set.npz: not a file of tensors that can be read without running code" in refused(ask, "set.npz")
+    assert not Path("/tmp/this-must-not-be-made").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda x, y: (x[:19], y[:19]), "19 images; digits has 10 classes, of equal numbers"),
+        (lambda x, y: (x, y[:10]), "10 labels for 20 images"),
+        (lambda x, y: (x, y.clamp(max=8)), "labels are not the classes 0 to 9 in equal numbers: [2, 2"),
+        (lambda x, y: (x, y + 1), "in equal numbers: [0, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2], from 1 to 10"),
+        (lambda x, y: (x, y + 0.5), "labels of shape [20]; give classes [N], or numbers [N, 10]"),
+        (lambda x, y: (x, torch.zeros(20, 9)), "labels of shape [20, 9]; the data set has 10 classes"),
+        (lambda x, y: (x[:, :, :7], y), "images of shape [20, 1, 7, 8]; the data set has [N, 1, 8, 8]"),
+        (lambda x, y: (x * 8 - 4, y), "images go from -4 to 4, and --space pixels is from 0 to 1"),
+        (lambda x, y: (x * torch.nan, y), "images are not all finite"),
+    ],
+)
+def test_what_is_no_set_of_the_data(
+    change: Callable[..., tuple[Tensor, Tensor]],
+    told: str,
+    real: tuple[Tensor, Tensor],
+    ask: Ask,
+    tmp_path: Path,
+) -> None:
+    pixels, labels = real
+    images, classes = change(pixels.float() / 255, labels)
+    torch.save({"images": images, "labels": classes}, tmp_path / "set.pt")
+    assert told in refused(ask, "set.pt")
+
+
+def test_words_that_are_wrong(real: tuple[Tensor, Tensor], ask: Ask, tmp_path: Path) -> None:
+    pixels, labels = real
+    torch.save({"data": [[pixels, labels]]}, tmp_path / "dm.pt")
+    torch.save(pixels, tmp_path / "bare.pt")
+    torch.save({"syn": pixels}, tmp_path / "other.pt")
+    assert "--experiment 1: dm.pt has 1 of them, from 0 to 0" in refused(ask, "dm.pt", "--experiment", 1)
+    assert "bare.pt: holds a Tensor; a set is a file with" in refused(ask, "bare.pt")
+    assert "other.pt: holds a mapping with syn; a set is" in refused(ask, "other.pt")
+    assert "gone.pt: cannot be read: No such file" in refused(ask, "gone.pt")
+    assert "--space: 'white' is not one of pixels, normalised" in refused(
+        ask, "dm.pt", space=("--space", "white")
+    )
+    normalised = ("--space", "normalised")
+    assert "--mean: give 1 numbers joined by commas" in refused(ask, "dm.pt", space=normalised)
+    assert "--std: [0.0]: every number" in refused(ask, "dm.pt", space=(*normalised, "--mean", 0, "--std", 0))
+    assert "--mean: 'a': give numbers" in refused(ask, "dm.pt", space=(*normalised, "--mean", "a"))
+    assert "unknown data set 'digitz'" in refused(ask, "dm.pt", dataset="digitz")
+    said = ask("import", "dm.pt", "--dataset", "digits", *PIXELS, "--out", "set.pt")
+    assert said.code == 1 and "a distilled set is a file that ends in .safetensors" in said.words
