@@ -58,8 +58,9 @@ def test_from_its_file_to_whole_tables(mine: Path, tmp_path: Path) -> None:
     assert (tables.history["outer_loss"] > 0).all() and (tables.history["grad_norm"] > 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("checked_here")
-@pytest.mark.parametrize("init", ["random", pytest.param("fixed", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("init", ["random", "fixed"])
 def test_it_takes_the_network_of_the_page_on_networks(mine: Path, tmp_path: Path, init: str) -> None:
     """That has batch norm, which counts in whole numbers, and dropout."""
     page = (ROOT / "docs" / "networks.md").read_text()

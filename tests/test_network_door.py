@@ -195,6 +195,7 @@ def test_a_changed_file_makes_other_trials(nets: Path, tmp_path: Path) -> None:
     assert len(list((tmp_path / "results" / "code").iterdir())) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("checked_here")
 def test_matching_goes_by_what_the_last_layer_is_given(nets: Path, tmp_path: Path) -> None:
     found = run_trial({**MATCHING, "network": OWN}, tmp_path / "results", evaluate=EVALUATE)

@@ -200,6 +200,7 @@ class Loud(nn.Module):
 """
 
 
+@pytest.mark.slow
 def test_what_a_users_network_prints_is_no_answer(user_folder: Callable[..., Path]) -> None:
     """The processes talk to this one on their standard output."""
     directory = SweepDirectory(user_folder({"loud.py": LOUD}))

@@ -179,6 +179,7 @@ def test_a_function_that_fails_leaves_no_results(home: Path, command: Run) -> No
     assert not (home / "results").exists()
 
 
+@pytest.mark.slow
 def test_a_sweep_with_ray_and_more_networks_when_the_file_is_gone(home: Path, one_ray: Any) -> None:
     (home / "mine.yaml").write_text(SWEEP.replace("classes: 2}", "classes: 2, size: 16}"))
     done = one_ray("run", "mine.yaml", cwd=home)

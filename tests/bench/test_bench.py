@@ -218,10 +218,9 @@ def test_noise(tmp_path: Path, bench: Bench) -> None:
     assert images["noise"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.ray
-@pytest.mark.parametrize(
-    "options", [("--seconds", "0.5"), pytest.param(("--steps", "20"), marks=pytest.mark.slow)], ids=" ".join
-)
+@pytest.mark.parametrize("options", [("--seconds", "0.5"), ("--steps", "20")], ids=" ".join)
 def test_nodes(options: tuple[str, ...]) -> None:
     command = [sys.executable, "bench/nodes.py", "--slots", "2", "--trials", "4", "--reports", "2", *options]
     result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)

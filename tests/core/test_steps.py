@@ -92,6 +92,7 @@ def test_compiled_steps_are_the_same_steps(
     assert steps._compiled.cache_info().currsize > 0, "nothing was compiled"
 
 
+@pytest.mark.slow
 def test_they_are_compiled_once_for_all_steps_and_rates(make_case, without_cpp: None) -> None:
     """What differs from step to step is a tensor; the guard against compiling too often was never reached."""
     from torch._dynamo.utils import counters

@@ -35,9 +35,10 @@ def chosen(splits: Splits) -> str:
         ("digits", "", "58af475130", "b28e2f0f1224069160413a27f9131fb2", "eb000fc4c9b2cf49"),
         ("mnist", "", "b6ffdfb51b", "9b6e5db38a26ee9be2cae0233cada169", "175bb1c3b4caddb5"),
         ("usps", "", "36ca630f61", "a8197f71eda9d7bc65bb5b97ce744da5", "87d5890beb3e3104"),
-        (
+        pytest.param(
             *("cifar10-exact", "afc381b5e311c6721a97bfaa8c251097", "7ee6d7e053"),
             *("90d3c6f117ffcf32114aaa73d041f887", "268d5d25ebd6a528"),
+            marks=pytest.mark.slow,
         ),
     ],
 )

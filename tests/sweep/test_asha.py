@@ -233,6 +233,7 @@ def test_the_poor_setting_is_stopped_with_all_its_seeds(stopped: Driver) -> None
         assert noise not in log
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_seeds_that_are_distilled_alone_make_room_at_a_rung_and_come_back(
     tmp_path: Path, environment: dict[str, str], one_ray: OneRay

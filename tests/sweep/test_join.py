@@ -206,6 +206,7 @@ def test_a_node_that_joins_gets_trials_and_may_leave_again(
     assert "Traceback" not in log.read_text() and "completed." not in log.read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_ray_without_a_token_and_a_node_without_ddsweep(
     file: Path, environment: dict[str, str], ddsweep: Run

@@ -159,6 +159,7 @@ def three_nodes(environment: dict[str, str]) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_shards_are_where_they_were_placed(three_nodes: dict[str, Any]) -> None:
     nodes = three_nodes["nodes"]
@@ -167,6 +168,7 @@ def test_shards_are_where_they_were_placed(three_nodes: dict[str, Any]) -> None:
     assert three_nodes["on GPUs"] == [*nodes, nodes[0]], "the second GPU of a node after the first of all"
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_shard_whose_node_is_lost_lives_on_elsewhere(three_nodes: dict[str, Any]) -> None:
     before, after = three_nodes["without GPUs"][:3], three_nodes["without GPUs"][3:]
@@ -213,6 +215,7 @@ resources: {gpus: 0.5, total_gpus: 2, device: cpu, dashboard: false, cohort: 1}
 """
 
 
+@pytest.mark.slow
 def test_a_sweep_is_packed_on_gpus_that_are_none(tmp_path: Path, one_ray: OneRay) -> None:
     (tmp_path / "tiny.yaml").write_text(TINY)
     done = one_ray("run", "tiny.yaml", cwd=tmp_path)

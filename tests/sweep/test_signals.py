@@ -74,6 +74,7 @@ def test_a_signal_to_all_processes_drains(driver: Driver, private: Path, moment:
         assert not driver.results.exists(), "nothing was begun"
 
 
+@pytest.mark.slow
 def test_trials_that_wait_are_not_started_to_be_drained(driver: Driver, private: Path) -> None:
     """64 trials on two slots, and a signal during one of many checkpoints; twice, as by `timeout`."""
     alone = ("resources.cohort=1", "resources.total_cpus=2")
