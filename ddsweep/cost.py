@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ddsweep.catalog import (
+    BASELINE_RATES,
     METHODS,
     NEIGHBOUR_BASELINES,
     SELECTION_IMAGES,
@@ -130,7 +131,7 @@ def estimate(
     batch = trial.images_per_class_per_step * classes
 
     if trial.method == "given":
-        return CostEstimate(0.0, 0.0, _point_bytes(trial))
+        return _search_alone(trial, threads)
     if trial.method != "bptt":
         return _matching(trial, threads)
     recompute = memory_mode == "recompute"
@@ -288,6 +289,16 @@ def _matching(trial: TrialSpec, threads: float) -> CostEstimate:
     outputs = (distilled + min(real, matched_at_a_time(trial))) * found.outputs * _COPIES
     images = _item(trial) * (outputs + (distilled + real) * math.prod(shape))
     return CostEstimate(flops, seconds, images + _point_bytes(trial))
+
+
+def _search_alone(trial: TrialSpec, threads: float) -> CostEstimate:
+    """Of a trial that learns nothing: the search for a rate and a number of epochs, after its outer steps."""
+    epochs = epoch_grid(trial.inner_steps, trial.inner_epochs)
+    networks = 1 if trial.init == "fixed" else trial.selection_networks
+    flops = len(BASELINE_RATES) * _judging(trial, networks, epochs[-1], len(epochs), SELECTION_IMAGES)
+    seconds = flops / (CPU_GFLOPS_PER_THREAD * 1e9 * threads)
+    seconds += epochs[-1] * trial.inner_steps * _SECONDS_PER_STEP_FORTH
+    return CostEstimate(flops, seconds, networks * (_step_bytes(trial) // trial.models_per_step))
 
 
 def _item(trial: TrialSpec) -> int:

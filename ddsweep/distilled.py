@@ -58,8 +58,8 @@ class DistilledSet:
 
     Real images go into the same space by ``(pixels / 255 - mean) / std`` per channel, and, with
     ``spec.whitening``, by that of their training part (``load_splits`` with ``whitening`` gives them so).
-    ``spec`` says which networks it was made for. ``imported`` says which file of others it is from
-    (`ddsweep.imported`): then nobody knows which training images, and which networks, have made it.
+    ``spec`` says which networks it was made for. ``imported`` says which file of others it is from, or began
+    with (`ddsweep.imported`): then nobody knows which training images have made it.
     """
 
     images: Tensor
@@ -304,8 +304,9 @@ def apply(
     what held-out network ``index`` draws in evaluation. T steps are too few for the running statistics of
     batch norm: a model with it is better evaluated in training mode too, by the statistics of the batch.
     A parameter that the model does not use gets a gradient of zero. Raises ``ValueError`` if the model does
-    not take the set's images, or does not give one logit per class, for a negative number of steps, and under
-    ``torch.inference_mode()``, in which nothing can be trained.
+    not take the set's images, or does not give one logit per class, for a negative number of steps, for an
+    imported set without a rate in ``recipe``, and under ``torch.inference_mode()``, in which nothing can be
+    trained.
     """
     if torch.is_inference_mode_enabled():
         raise ValueError("apply: nothing can be trained under torch.inference_mode(); call it outside")
@@ -316,6 +317,11 @@ def apply(
     if steps is not None and steps < 0:
         raise ValueError(f"steps={steps} must be 0 or more")
     recipe = distilled.recipe if recipe is None else recipe
+    if spec.method == "given" and recipe.rate is None:
+        raise ValueError(
+            "the set was imported, and has no rates: give a recipe with one, such as "
+            "replace(distilled.recipe, rate=0.01, epochs=100)"
+        )
     batches = distilled.batches(recipe)
     inner_steps, batch = batches.labels.shape[:2]
     labels = batches.labels.to(first.device)

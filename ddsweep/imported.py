@@ -7,6 +7,7 @@ tensor of images, one of labels), and ``.npz`` and ``.safetensors`` files with `
 from __future__ import annotations
 
 import hashlib
+import math
 import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ddsweep.catalog import TrialSpec
-from ddsweep.core.images import class_labels
+from ddsweep.core.images import class_labels, renormalised
 from ddsweep.core.recipe import Recipe
 from ddsweep.data.splits import Splits
 from ddsweep.distilled import DistilledSet
@@ -27,6 +28,9 @@ from ddsweep.provenance import environment
 __all__ = ["SPACES", "Source", "imported_set"]
 
 SPACES = ("pixels", "normalised")
+
+MOST = 2**31
+"""More numbers than that are no distilled set."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,10 @@ def imported_set(source: Source, splits: Splits, dataset: Any) -> DistilledSet:
     Raises `UserError` for a file that cannot be read or holds something else, for images of another shape or
     outside their space, and for labels that are not the classes of the data set in equal numbers.
     """
+    if source.space not in SPACES:
+        raise SettingError(f"--space: {source.space!r} is not one of {', '.join(SPACES)}")
+    if source.space == "pixels" and (source.mean or source.std):
+        raise SettingError("--mean, --std: they are for --space normalised")
     images, labels = _read(source)
     images = _in_space(_shaped(images, dataset.shape, source), source, splits)
     count, classes = len(images), dataset.classes
@@ -105,18 +113,23 @@ def _digest(path: Path) -> str:
 def _read(source: Source) -> tuple[Tensor, Tensor]:
     """Images and labels, as they are in the files."""
     found = _content(source.file)
+    several = isinstance(found, Mapping) and isinstance(found.get("data"), Sequence)
+    if source.experiment and (source.labels is not None or not several):
+        raise SettingError(f"--experiment: {source.file} holds one set")
     if source.labels is not None:
         return _tensor(found, "images", source.file), _tensor(
             _content(source.labels), "labels", source.labels
         )
-    if isinstance(found, Mapping) and isinstance(found.get("data"), Sequence):
+    if several:
         runs = found["data"]
         if not 0 <= source.experiment < len(runs):
             raise UserError(
                 f"--experiment {source.experiment}: {source.file} has {len(runs)} of them, from 0 to "
                 f"{len(runs) - 1}"
             )
-        found = dict(zip(("images", "labels"), runs[source.experiment], strict=False))
+        if not isinstance(runs[source.experiment], Sequence) or len(runs[source.experiment]) != 2:
+            raise UserError(f"{source.file}: `data` holds other things than pairs of images and labels")
+        found = dict(zip(("images", "labels"), runs[source.experiment], strict=True))
     if isinstance(found, Mapping) and {"images", "labels"} <= set(found):
         return _tensor(found["images"], "images", source.file), _tensor(
             found["labels"], "labels", source.file
@@ -138,6 +151,13 @@ def _tensor(value: Any, what: str, path: Path) -> Tensor:
     if not isinstance(value, Tensor):
         raise UserError(f"{path}: {what} are a {type(value).__name__}, and no tensor")
     found: Tensor = value.detach()
+    if (
+        found.layout != torch.strided
+        or found.device.type != "cpu"
+        or not 0 < found.numel() < MOST
+        or not found.ndim
+    ):
+        raise UserError(f"{path}: {what} of shape {list(found.shape)} are no plain tensor of a set")
     if found.is_floating_point() and not bool(torch.isfinite(found).all()):
         raise UserError(f"{path}: {what} are not all finite")
     return found
@@ -154,7 +174,8 @@ def _content(path: Path) -> Any:
             import numpy as np
 
             with np.load(path, allow_pickle=False) as arrays:
-                return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+                ours = {"images", "labels"} & set(arrays.files)
+                return {name: torch.from_numpy(arrays[name]) for name in ours} or dict.fromkeys(arrays.files)
         with torch.serialization.safe_globals(_scalars()):
             return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
@@ -178,7 +199,7 @@ def _scalars() -> list[Any]:
     import numpy as np
 
     scalar = np.float64(0).__reduce__()[0]
-    of_types = [type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64)]
+    of_types = [type(np.dtype(kind)) for kind in (np.float64, np.float32, np.float16, np.int64, np.int32)]
     return [np.dtype, *of_types, scalar, (scalar, "numpy.core.multiarray.scalar")]
 
 
@@ -198,43 +219,43 @@ def _shaped(images: Tensor, shape: tuple[int, int, int], source: Source) -> Tens
 
 def _in_space(images: Tensor, source: Source, splits: Splits) -> Tensor:
     """In the normalised pixel space of the data set, float32."""
-    if source.space not in SPACES:
-        raise SettingError(f"--space: {source.space!r} is not one of {', '.join(SPACES)}")
-
-    def per_channel(values: Sequence[float]) -> Tensor:
-        return torch.tensor(values, dtype=torch.float64)[:, None, None]
-
+    now, channels = (splits.mean, splits.std), images.shape[1]
     if source.space == "pixels":
         wide = images.double() / (1 if images.is_floating_point() else 255)
         low, high = float(wide.min()), float(wide.max())
         if not -0.5 <= low <= high <= 1.5:
             raise UserError(
                 f"{source.file}: images go from {low:.3g} to {high:.3g}, and --space pixels is from 0 to 1 "
-                "(learned ones a little beyond); are they normalised?"
+                "(learned ones a little beyond); are they normalised? Bytes as floats: divide by 255"
             )
-    else:
-        channels = images.shape[1]
-        for name in ("mean", "std"):
-            if len(getattr(source, name)) != channels:
-                raise SettingError(
-                    f"--{name}: give {channels} numbers joined by commas, those of the set's authors"
-                )
-        if not all(value > 0 for value in source.std):
-            raise SettingError(f"--std: {list(source.std)}: every number must be positive")
-        wide = images.double() * per_channel(source.std) + per_channel(source.mean)
-    return ((wide - per_channel(splits.mean)) / per_channel(splits.std)).float()
+        if not images.is_floating_point() and int(images.max()) <= 1:
+            raise UserError(
+                f"{source.file}: images of the whole numbers 0 and 1: are they floats? Bytes go to 255"
+            )
+        return renormalised(wide, ([0.0] * channels, [1.0] * channels), now)
+    if not images.is_floating_point():
+        raise UserError(f"{source.file}: images of whole numbers are no normalised ones; give --space pixels")
+    for name in ("mean", "std"):
+        values = getattr(source, name)
+        if len(values) != channels or not all(map(math.isfinite, values)):
+            raise SettingError(
+                f"--{name}: give {channels} numbers joined by commas, those of the set's authors"
+            )
+    if not all(value > 0 for value in source.std):
+        raise SettingError(f"--std: {list(source.std)}: every number must be positive")
+    return renormalised(images, (source.mean, source.std), now)
 
 
 def _sorted(images: Tensor, labels: Tensor, classes: int, where: Path) -> tuple[Tensor, Tensor]:
     """Images sorted by class, with classes ``[N]`` int64 or the numbers ``[N, classes]`` of soft labels."""
-    if labels.ndim == 2 and labels.is_floating_point():
+    if labels.ndim == 2 and labels.shape[1] > 1:
         if labels.shape[1] != classes:
             raise UserError(
                 f"{where}: labels of shape {list(labels.shape)}; the data set has {classes} classes"
             )
         order = _order(labels.argmax(1), classes)
-        # Learned labels may lead elsewhere: then the order of the file is taken for that of the classes.
-        order = torch.arange(len(labels)) if order is None else order
+        if order is None:  # learned labels may lead elsewhere than where an image began
+            order = torch.arange(len(labels))
         return images[order], labels[order].float()
     whole = labels.flatten().long()
     if len(whole) != len(labels) or not bool((labels.flatten() == whole).all()):
@@ -243,10 +264,11 @@ def _sorted(images: Tensor, labels: Tensor, classes: int, where: Path) -> tuple[
         )
     order = _order(whole, classes)
     if order is None:
-        counts = torch.bincount(whole.clamp(0), minlength=classes).tolist()
+        low, high = int(whole.min()), int(whole.max())
+        counts = f"{torch.bincount(whole).tolist()[:20]}, " if 0 <= low <= high < classes else ""
         raise UserError(
-            f"{where}: labels are not the classes 0 to {classes - 1} in equal numbers: {counts[:20]}, from "
-            f"{int(whole.min())} to {int(whole.max())}"
+            f"{where}: labels are not the classes 0 to {classes - 1} in equal numbers: {counts}from {low} to "
+            f"{high}"
         )
     return images[order], whole[order]
 

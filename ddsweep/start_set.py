@@ -125,6 +125,11 @@ def _check(trial: TrialSpec, made: TrialSpec, alike: Sequence[str]) -> None:
             f"image_init: {trial.image_init} was made on {theirs.name}, and this trial is on {other}; a set "
             "is a start on its own data alone"
         )
+    if (trial.method, trial.labels, made.labels) == ("given", "hard", "soft"):
+        raise SettingError(
+            f"labels: hard: {trial.image_init} has soft labels, and method: given takes it as it is; give "
+            "labels: soft"
+        )
     for name in alike:
         before, now = getattr(made, name), getattr(trial, name)
         if before != now:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ddsweep.catalog import DATASETS, parse_dataset
+from ddsweep.catalog import DATASETS, TrialSpec, parse_dataset
 from ddsweep.core.images import class_labels, normalise
+from ddsweep.cost import estimate
 from ddsweep.data.splits import Splits
-from ddsweep.distilled import DistilledSet
+from ddsweep.distilled import DistilledSet, apply
 from ddsweep.errors import SettingError
 from ddsweep.imported import Source, imported_set
 from ddsweep.one_trial import run_trial
@@ -92,7 +94,7 @@ def test_images_end_up_where_real_ones_are(
         "import", *write(tmp_path, values, theirs), "--dataset", "digits", "--out", "a/set.safetensors", *told
     )
     assert (said.code, said.err) == (0, "")
-    assert "2 images per class of digits, hard labels" in said.out
+    assert "2 images per class of digits, hard labels, pixels from 0.00 to 1.00" in said.out
     found = DistilledSet.load(tmp_path / "a" / "set.safetensors")
     expected = normalise(pixels, splits.mean, splits.std, torch.float32)
     assert torch.equal(found.labels, labels[None]) and found.images.shape == (1, 20, 1, 8, 8)
@@ -134,6 +136,128 @@ def test_it_is_judged_as_it_is(real: tuple[Tensor, Tensor], ask: Ask, tmp_path: 
     row = load_results("results/judged").trials.iloc[0]
     assert (row["method"], row["labels"], row["status"]) == ("given", "soft", "done")
     assert row["test_models"] == 2 and row[["window", "real_batch", "real_per_class"]].isna().all()
+
+
+SMALL: dict[str, Any] = {
+    **{"dataset": "digits", "network": "convnet(depth=1,width=4)", "images_per_class": 2, "inner_steps": 1},
+    **{"selection_networks": 2, "outer_steps": 1, "models_per_step": 1},
+}
+EVALUATE = {"networks": 2, "group_size": 2, "baselines": "none"}
+
+
+def published(
+    folder: Path, real: tuple[Tensor, Tensor], splits: Splits, labels: Tensor | None = None
+) -> Path:
+    """The set of ``real``, imported."""
+    pixels, classes = real
+    torch.save({"images": pixels, "labels": classes if labels is None else labels}, folder / "theirs.pt")
+    imported_set(Source(folder / "theirs.pt", "pixels"), splits, DATASETS["digits"]).save(
+        folder / "ours.safetensors"
+    )
+    return folder / "ours.safetensors"
+
+
+def run(folder: Path, start: Path, **more: Any) -> DistilledSet:
+    settings = {**SMALL, "method": "given", "image_init": {"set": str(start)}, **more}
+    return run_trial(settings, folder, evaluate=EVALUATE).distilled
+
+
+def test_soft_labels_are_not_left_out_silently(
+    real: tuple[Tensor, Tensor], splits: Splits, tmp_path: Path
+) -> None:
+    soft = torch.rand(20, 10, generator=torch.Generator().manual_seed(2))
+    start = published(tmp_path, real, splits, soft)
+    with pytest.raises(
+        SettingError, match=r"labels: hard: .* has soft labels, and method: given takes it as it is"
+    ):
+        run(tmp_path / "hard", start)
+    found = run(tmp_path / "soft", start, labels="soft")
+    assert torch.equal(found.labels[0], soft), "in the order of the file, whatever the largest numbers are"
+
+
+def test_whole_numbers_may_be_soft_labels(
+    real: tuple[Tensor, Tensor], splits: Splits, tmp_path: Path
+) -> None:
+    one_hot = torch.nn.functional.one_hot(real[1], 10)
+    found = DistilledSet.load(published(tmp_path, real, splits, one_hot))
+    assert torch.equal(found.labels[0], one_hot.float()) and found.spec.labels == "soft"
+
+
+def test_other_arrays_in_a_file_do_no_harm(
+    real: tuple[Tensor, Tensor], splits: Splits, tmp_path: Path
+) -> None:
+    names = {"class_names": np.array(["zero", "one"]), "more": np.array([Runs()], dtype=object)}
+    np.savez(tmp_path / "set.npz", images=real[0].numpy(), labels=real[1].numpy(), **names)
+    found = imported_set(Source(tmp_path / "set.npz", "pixels"), splits, DATASETS["digits"])
+    assert found.images.shape == (1, 20, 1, 8, 8)
+
+
+def test_on_another_split_the_pixels_are_the_same(
+    real: tuple[Tensor, Tensor], splits: Splits, tmp_path: Path
+) -> None:
+    """The digits are normalised by their training part, which is another one there."""
+    start = published(tmp_path, real, splits)
+    found = run(tmp_path / "results", start, split_seed=3, validation_fraction=0.3)
+    assert (found.mean, found.std) != (splits.mean, splits.std)
+    expected = normalise(real[0], found.mean, found.std, torch.float32)
+    torch.testing.assert_close(found.images[0], expected, rtol=0, atol=1e-5)
+
+
+def test_an_imported_set_brings_no_rates_and_is_known_as_imported_ever_after(
+    real: tuple[Tensor, Tensor], splits: Splits, tmp_path: Path
+) -> None:
+    start = published(tmp_path, real, splits)
+    learned = run(tmp_path / "on", start, method="bptt", inner_lr=0.3, outer_lr_rates=1e-9, real_batch=32)
+    torch.testing.assert_close(learned.rates, torch.tensor([0.3]))
+    file = tmp_path / "learned.safetensors"
+    learned.save(file)
+    again = run(tmp_path / "again", file, split_seed=5)
+    for found in (learned, again):
+        assert found.imported == DistilledSet.load(start).imported is not None
+
+
+def test_a_model_is_not_trained_at_a_rate_that_nobody_chose(
+    real: tuple[Tensor, Tensor], splits: Splits, tmp_path: Path
+) -> None:
+    found = DistilledSet.load(published(tmp_path, real, splits))
+    with pytest.raises(ValueError, match="was imported, and has no rates: give a recipe with one"):
+        apply(found, found.network())
+    before = found.network()
+    after = apply(found, found.network(), recipe=replace(found.recipe, rate=0.1, epochs=2))
+    pairs = zip(before.parameters(), after.parameters(), strict=True)
+    assert any(not torch.equal(a, b) for a, b in pairs)
+    judged = run(tmp_path / "results", tmp_path / "ours.safetensors")
+    apply(judged, judged.network())  # at the rate that was chosen
+
+
+def test_soft_labels_under_the_evaluation_of_the_field(
+    real: tuple[Tensor, Tensor], splits: Splits, tmp_path: Path
+) -> None:
+    soft = torch.nn.functional.one_hot(real[1], 10) * 0.8 + 0.02
+    start = published(tmp_path, real, splits, soft)
+    field = {
+        **{
+            "name": "dm",
+            "inner_optimizer": "momentum",
+            "inner_lr": 0.01,
+            "inner_batch": 8,
+            "inner_epochs": 3,
+        },
+        "inner_augment": "shift",
+    }
+    settings = {**SMALL, "method": "given", "labels": "soft", "image_init": {"set": str(start)}}
+    run_trial(settings, tmp_path / "r", evaluate={**EVALUATE, "protocols": ["as_distilled", field]})
+    rows = load_results(tmp_path / "r").evals
+    last = rows[rows["protocol"] == "dm"]["inner_step"].max()
+    assert last == 9, "three epochs of 20 images, 8 at a time"
+
+
+def test_judging_costs_what_the_search_for_a_rate_costs() -> None:
+    trial = TrialSpec(DATASETS["cifar10"], network="convnet", method="given", images_per_class=10)
+    twice = replace(trial, selection_networks=2 * trial.selection_networks)
+    costs = [estimate(spec, 1) for spec in (trial, twice)]
+    assert costs[0].seconds_cpu > 60 and costs[1].flops == 2 * costs[0].flops
+    assert costs[0].memory_bytes > 10**9
 
 
 def test_a_set_is_written_and_read_again(real: tuple[Tensor, Tensor], splits: Splits, tmp_path: Path) -> None:
@@ -195,12 +319,19 @@ def test_nothing_in_a_file_is_run(ask: Ask, tmp_path: Path) -> None:
         (lambda x, y: (x[:19], y[:19]), "19 images; digits has 10 classes, of equal numbers"),
         (lambda x, y: (x, y[:10]), "10 labels for 20 images"),
         (lambda x, y: (x, y.clamp(max=8)), "labels are not the classes 0 to 9 in equal numbers: [2, 2"),
-        (lambda x, y: (x, y + 1), "in equal numbers: [0, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2], from 1 to 10"),
+        (lambda x, y: (x, y + 1), "classes 0 to 9 in equal numbers: from 1 to 10"),
         (lambda x, y: (x, y + 0.5), "labels of shape [20]; give classes [N], or numbers [N, 10]"),
         (lambda x, y: (x, torch.zeros(20, 9)), "labels of shape [20, 9]; the data set has 10 classes"),
         (lambda x, y: (x[:, :, :7], y), "images of shape [20, 1, 7, 8]; the data set has [N, 1, 8, 8]"),
         (lambda x, y: (x * 8 - 4, y), "images go from -4 to 4, and --space pixels is from 0 to 1"),
         (lambda x, y: (x * torch.nan, y), "images are not all finite"),
+        (lambda x, y: ((x * 255).round(), y), "Bytes as floats: divide by 255"),
+        (lambda x, y: (x.round().long(), y), "whole numbers 0 and 1: are they floats?"),
+        (lambda x, y: (x, y + 10**12), "in equal numbers: from 1000000000000 to 1000000000009"),
+        (lambda x, y: (x, torch.tensor(3)), "labels of shape [] are no plain tensor of a set"),
+        (lambda x, y: (x[:0], y[:0]), "images of shape [0, 1, 8, 8] are no plain tensor of a set"),
+        (lambda x, y: (x.to_sparse(), y), "are no plain tensor of a set"),
+        (lambda x, y: (x[:1].expand(2**26, 1, 8, 8), y), "are no plain tensor of a set"),
     ],
 )
 def test_what_is_no_set_of_the_data(
@@ -218,7 +349,9 @@ def test_what_is_no_set_of_the_data(
 
 def test_words_that_are_wrong(real: tuple[Tensor, Tensor], ask: Ask, tmp_path: Path) -> None:
     pixels, labels = real
-    torch.save({"data": [[pixels, labels]]}, tmp_path / "dm.pt")
+    torch.save({"data": [[pixels / 255, labels]]}, tmp_path / "dm.pt")
+    torch.save({"data": [3]}, tmp_path / "three.pt")
+    save_file({"images": pixels, "labels": labels}, tmp_path / "bytes.safetensors")
     torch.save(pixels, tmp_path / "bare.pt")
     torch.save({"syn": pixels}, tmp_path / "other.pt")
     assert "--experiment 1: dm.pt has 1 of them, from 0 to 0" in refused(ask, "dm.pt", "--experiment", 1)
@@ -233,5 +366,19 @@ def test_words_that_are_wrong(real: tuple[Tensor, Tensor], ask: Ask, tmp_path: P
     assert "--std: [0.0]: every number" in refused(ask, "dm.pt", space=(*normalised, "--mean", 0, "--std", 0))
     assert "--mean: 'a': give numbers" in refused(ask, "dm.pt", space=(*normalised, "--mean", "a"))
     assert "unknown data set 'digitz'" in refused(ask, "dm.pt", dataset="digitz")
+    for mean, std in ((float("nan"), 1), (0, float("inf"))):
+        assert "give 1 numbers joined" in refused(
+            ask, "dm.pt", space=(*normalised, "--mean", mean, "--std", std)
+        )
+    assert "they are for --space normalised" in refused(ask, "dm.pt", space=(*PIXELS, "--mean", 0))
+    assert "three.pt: `data` holds other things than pairs" in refused(ask, "three.pt")
+    assert "--experiment: bytes.safetensors holds one set" in refused(
+        ask, "bytes.safetensors", "--experiment", 1
+    )
+    assert "images of whole numbers are no normalised ones" in refused(
+        ask, "bytes.safetensors", space=(*normalised, "--mean", 0, "--std", 1)
+    )
+    said = ask("import", "bytes.safetensors", "--dataset", "digits", *PIXELS, "--out", "bytes.safetensors")
+    assert said.code == 1 and "--out: bytes.safetensors is what is to be read" in said.words
     said = ask("import", "dm.pt", "--dataset", "digits", *PIXELS, "--out", "set.pt")
     assert said.code == 1 and "a distilled set is a file that ends in .safetensors" in said.words

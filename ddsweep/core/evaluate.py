@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from ddsweep.core.execution import ExecutionPlan, smaller_test
 from ddsweep.core.images import LabelledImages, RealSet
 from ddsweep.core.inner import Rate
 from ddsweep.core.layers import Params
+from ddsweep.core.measure import measure
 from ddsweep.core.memory import fitted
 from ddsweep.core.native import native_logits
 from ddsweep.core.precision import products
@@ -21,6 +23,12 @@ from ddsweep.core.teams import in_teams
 from ddsweep.core.training import InnerLoop, TrainState, rate_at, train_networks
 
 __all__ = ["Evaluation", "count_right", "evaluate_networks"]
+
+TRAINED_AT_ONCE_BYTES = 2 * 2**30
+"""The most that a training step of networks side by side may keep on the CPU, but for a single one."""
+
+_KEPT = 4
+"""What a step keeps, in outputs of all layers with weights: 4.2 in the ConvNet (docs/performance.md)."""
 
 
 @dataclass(frozen=True)
@@ -143,24 +151,51 @@ def evaluate_networks(
     """
     loop = InnerLoop() if loop is None else loop
     own = distilled.images.dim() == 6
+    at_once = _trained_at_once(network, distilled, loop, plan)
 
-    def of(module: nn.Module, share: slice) -> Evaluation:
+    def of(module: nn.Module, share: slice) -> list[Evaluation]:
         with no_bookkeeping(plan):
-            return _evaluate(
-                module,
-                {name: value[share] for name, value in params.items()},
-                replace(distilled, images=distilled.images[share]) if own else distilled,
-                [rate[share] if isinstance(rate, Tensor) else rate for rate in rates],
-                steps,
-                lambda weights: count_right(module, weights, test, plan),
-                plan,
-                loop.of(share),
-            )
+            return [
+                _evaluate(
+                    module,
+                    {name: value[some] for name, value in params.items()},
+                    replace(distilled, images=distilled.images[some]) if own else distilled,
+                    [rate[some] if isinstance(rate, Tensor) else rate for rate in rates],
+                    steps,
+                    lambda weights: count_right(module, weights, test, plan),
+                    plan,
+                    loop.of(some),
+                )
+                for first in range(share.start, share.stop, at_once)
+                for some in [slice(first, min(first + at_once, share.stop))]
+            ]
 
     with products(plan.device):
-        parts = in_teams(plan, network, len(next(iter(params.values()))), of)
+        teams = in_teams(plan, network, len(next(iter(params.values()))), of)
+    parts = [part for team in teams for part in team]
     columns = [(part.accuracy, part.loss, part.diverged, part.confusion) for part in parts]
     return Evaluation(tuple(steps), *(torch.cat(column, 1) for column in zip(*columns, strict=True)))
+
+
+def _trained_at_once(
+    network: nn.Module, distilled: LabelledImages, loop: InnerLoop, plan: ExecutionPlan
+) -> int:
+    """How many networks a team trains side by side. On the CPU it is limited by what a step keeps of all of
+    them: a system without memory ends the process. A GPU says so."""
+    if plan.device != "cpu":
+        return 2**31
+    inner_steps, batch, *shape = distilled.images.shape[-5:]
+    if loop.minibatches:
+        batch = min(loop.minibatches.size, inner_steps * batch)
+    each = distilled.images.element_size() * batch * _outputs(network, tuple(shape))
+    return max(1, TRAINED_AT_ONCE_BYTES // (_KEPT * each * plan.teams))
+
+
+@lru_cache(maxsize=8)
+def _outputs(network: nn.Module, shape: tuple[int, ...]) -> int:
+    """Of all layers with weights, for one image."""
+    c, h, w = shape
+    return max(1, measure(network, (c, h, w)).outputs)
 
 
 def _evaluate(

@@ -10,7 +10,15 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-__all__ = ["LabelledImages", "RealSet", "class_labels", "cosine_basis", "normalise", "sample_per_class"]
+__all__ = [
+    "LabelledImages",
+    "RealSet",
+    "class_labels",
+    "cosine_basis",
+    "normalise",
+    "renormalised",
+    "sample_per_class",
+]
 
 
 @dataclass(frozen=True)
@@ -54,6 +62,19 @@ def normalise(pixels: Tensor, mean: Sequence[float], std: Sequence[float], dtype
         return pixels.to(dtype)
     scale, shift = (_by_channel(tuple(values), dtype, pixels.device) for values in (std, mean))
     return (pixels.to(dtype) / 255 - shift) / scale
+
+
+Constants = tuple[Sequence[float], Sequence[float]]
+"""(mean, std) per channel."""
+
+
+def renormalised(images: Tensor, before: Constants, after: Constants) -> Tensor:
+    """``[..., c, h, w]`` float32 that were normalised by ``before``, by ``after``."""
+    (shift, scale), (now, by) = (
+        (torch.tensor(list(values), dtype=torch.float64)[:, None, None] for values in pair)
+        for pair in (before, after)
+    )
+    return ((images.double() * scale + shift - now) / by).float()
 
 
 @lru_cache(maxsize=64)

@@ -49,11 +49,12 @@ PoolNetworks = Callable[[Sequence[int]], list[Params]]
 @dataclass(frozen=True)
 class StartSet:
     """The set in which a trial begins: ``images [S, n, c, h, w]``, ``labels`` (classes ``[S, n]``, or learned
-    probabilities ``[S, n, classes]``), and ``rates [S*E]``, with an E of its own."""
+    probabilities ``[S, n, classes]``), and ``rates [S*E]``, with an E of its own; None if it has none that
+    were made with it."""
 
     images: Tensor
     labels: Tensor
-    rates: Tensor
+    rates: Tensor | None
 
 
 @dataclass(frozen=True)

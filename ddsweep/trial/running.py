@@ -4,7 +4,8 @@ as a distilled set."""
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +17,7 @@ from ddsweep.catalog import TrialSpec
 from ddsweep.compilation import prepare_compilation
 from ddsweep.core.distill import StepReport, initial_state
 from ddsweep.core.execution import ExecutionPlan, runnable
+from ddsweep.core.images import renormalised
 from ddsweep.core.memory import keep_to_share
 from ddsweep.core.methods import labels_of
 from ddsweep.core.networks import build_network
@@ -30,6 +32,7 @@ from ddsweep.results.files import patiently
 from ddsweep.results.grid import image_grid
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.start_set import check_start, set_digest, set_file
+from ddsweep.tensor_file import read_header
 from ddsweep.trial.files import is_distilled, move_aside_if_torn
 from ddsweep.trial.run_state import RunState, TrialJob, load_run, provenance, save_run, write_history
 from ddsweep.trial.validation import chosen_recipes, training_networks, validate
@@ -184,6 +187,7 @@ class RunningTrial:
             recipe=recipe,
             tuned=tuned,
             provenance=provenance(run, self.job, self.meter),
+            imported=_origin(spec, directory),
         )
         write_history(run, spec, directory)
         images = distilled.images
@@ -214,7 +218,23 @@ def _start_set(spec: TrialSpec, splits: Splits, directory: SweepDirectory) -> St
             f"image_init: {spec.image_init} was made on other files of {spec.dataset.name} than those that "
             "are here (or on stand-in data); a set is a start on its own data alone"
         )
-    return StartSet(found.images, found.labels, found.rates)
+    images, rates = found.images, None if found.spec.method == "given" else found.rates
+    before, now = (found.mean, found.std), (splits.mean, splits.std)
+    if before != now:  # measured on another training part: that of an import
+        images = renormalised(images, before, now)
+    return StartSet(images, found.labels, rates)
+
+
+def _origin(spec: TrialSpec, directory: SweepDirectory) -> Mapping[str, Any] | None:
+    """What the set in which ``spec`` begins says of the file that it was imported from: its images go on in
+    the distilled set."""
+    if spec.start_set is None:
+        return None
+    with suppress(OSError, ValueError):  # a trial that goes on needs its copy no more
+        header, _ = read_header(set_file(directory.sets, spec.start_set).read_bytes())
+        found: Mapping[str, Any] | None = header.get("imported")
+        return found
+    return None
 
 
 def _start_images(spec: TrialSpec, splits: Splits) -> Tensor | None:

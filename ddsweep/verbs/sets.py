@@ -48,7 +48,10 @@ def import_set(
     data_root: DataRoot = None,
 ) -> None:
     """Import a set that others published, so that a sweep can judge it, or go on from it."""
+    import torch
+
     from ddsweep.catalog.numbers import counted
+    from ddsweep.core.images import renormalised
     from ddsweep.data.files import resolve_dataset
     from ddsweep.data.load import load_splits
     from ddsweep.errors import SettingError
@@ -64,6 +67,8 @@ def import_set(
 
     if out.suffix != ".safetensors":
         raise SettingError(f"--out: {out}: a distilled set is a file that ends in .safetensors")
+    if out.resolve() in {given.resolve() for given in (file, labels) if given is not None}:
+        raise SettingError(f"--out: {out} is what is to be read")
     root = data_folder(data_root)
     asked = {"mean": numbers("--mean", mean), "std": numbers("--std", std)}
     source = Source(user_path(file), space, labels and user_path(labels), experiment, **asked)
@@ -71,11 +76,14 @@ def import_set(
     splits = load_splits(spec, root, validation_fraction=0.1, split_seed=0)
     found = imported_set(source, splits, spec)
     found.save(out)
-    of = found.spec
+    of, none = found.spec, ([0.0] * len(found.mean), [1.0] * len(found.mean))
+    pixels = renormalised(found.images, (found.mean, found.std), none)
+    low, high = (round(float(value), 2) + 0.0 for value in torch.aminmax(pixels))  # no -0.00
     typer.echo(
-        f"{out}: {counted(of.images_per_class, 'image')} per class of {of.dataset.name}, {of.labels} labels. "
-        "To judge it:"
+        f"{out}: {counted(of.images_per_class, 'image')} per class of {of.dataset.name}, {of.labels} labels, "
+        f"pixels from {low:.2f} to {high:.2f} (real ones: 0 to 1)"
     )
+    typer.echo("To judge it:")
     soft = ", labels: soft" if of.labels == "soft" else ""
     typer.echo(f"  base: {{dataset: {dataset}, method: given, image_init: {{set: {out}}},")
     typer.echo(f"         images_per_class: {of.images_per_class}, inner_steps: 1, outer_steps: 1{soft}}}")

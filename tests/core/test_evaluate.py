@@ -12,11 +12,13 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from ddsweep.catalog import parse_network
+from ddsweep.core import evaluate as core_evaluate
 from ddsweep.core.evaluate import Evaluation, count_right, evaluate_networks
 from ddsweep.core.execution import ExecutionPlan
 from ddsweep.core.images import LabelledImages, RealSet, class_labels, normalise, sample_per_class
 from ddsweep.core.init import draw_networks
 from ddsweep.core.inner import InnerOptimizer
+from ddsweep.core.measure import measure
 from ddsweep.core.networks import build_network
 from ddsweep.core.order import draw_batch_order, rate_index
 from ddsweep.core.training import InnerLoop, TrainState, train_networks
@@ -98,6 +100,37 @@ def test_what_comes_out_is_for_anyone_to_go_on_with(trained_set, test_split, tea
     found = evaluate(network, params, trained_set, test_split, plan=plan)
     assert not any(getattr(found, name).is_inference() for name in FIELDS)
     assert_same(found, evaluate(network, params, trained_set, test_split))
+
+
+@pytest.mark.parametrize("inner", ["vmap", "loop", "explicit"])
+def test_networks_that_do_not_fit_side_by_side_are_trained_one_after_the_other(
+    trained_set, test_split, inner: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also with a set, rates and an order of its own for each."""
+    network, params = heldout(5)
+    images, labels = trained_set
+    own = LabelledImages(torch.stack([images + 0.01 * k for k in range(5)]), labels)
+    rates = [torch.tensor([rate + 0.01 * k for k in range(5)], dtype=torch.float64) for rate in RATES]
+    loop = InnerLoop(batch_order=draw_batch_order("shuffled", 2, 10, 1, 4, list(range(5))))
+    plan, sizes = ExecutionPlan(inner_batching=inner), []
+    start = TrainState.start
+
+    def seen(module, some, optimizer):
+        sizes.append(len(next(iter(some.values()))))
+        return start(module, some, optimizer)
+
+    def found() -> Evaluation:
+        sizes.clear()
+        return evaluate_networks(network, params, own, rates, (0, 4), test_split, plan, loop=loop)
+
+    monkeypatch.setattr(TrainState, "start", seen)
+    expected = found()
+    assert sizes == [5]
+    monkeypatch.setattr(
+        core_evaluate, "TRAINED_AT_ONCE_BYTES", 2 * 4 * 8 * 10 * measure(network, (1, 8, 8)).outputs
+    )
+    assert_same(found(), expected)
+    assert sizes == [2, 2, 1]
 
 
 def test_accuracy_and_loss_are_those_of_a_plain_loop(trained_set, test_split) -> None:

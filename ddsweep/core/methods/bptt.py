@@ -41,7 +41,7 @@ def start(task: Task, images: Tensor) -> Learned:
     spec, first = task.spec, task.start_set
     shared = spec.inner_lr_mode == "shared"
     raw = raw_rates(spec.inner_lr, 1 if shared else spec.steps)
-    if first is not None and spec.inner_lr_mode != "fixed":
+    if first is not None and first.rates is not None and spec.inner_lr_mode != "fixed":
         epochs = first.rates.double().clamp_min(_LEAST_RATE).view(-1, spec.inner_steps)
         going_on = epochs[[min(epoch, len(epochs) - 1) for epoch in range(spec.inner_epochs)]].flatten()
         raw = raw_of(going_on.mean().view(1) if shared else going_on)
