@@ -1,4 +1,4 @@
-"""Outer steps in a process that asks for huge pages of memory, as ddsweep's own do, and in one that does not.
+"""Outer steps in a process that asks for huge pages of memory, and in one that does not.
 
 Run from the repository: ``python bench/pages.py [--json]``. See bench/README.md.
 """

@@ -29,13 +29,6 @@ _HOMES = {
 # trial must not depend on the trials beside it. The library reads this at its first product.
 os.environ.setdefault("MKL_CBWR", "AUTO")
 
-# Processes that this one starts, Ray's workers among them, ask Linux for huge pages of memory: steps on the
-# CPU spend much of their time in looking up small ones (docs/performance.md). The C library reads this as a
-# process starts.
-_HUGE_PAGES = "glibc.malloc.hugetlb"
-if _HUGE_PAGES not in (_given := os.environ.get("GLIBC_TUNABLES", "")):
-    os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, [_given, f"{_HUGE_PAGES}=1"]))
-
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
