@@ -253,6 +253,7 @@ for name in ("free", "limited"):
 """
 
 
+@pytest.mark.slow
 def test_memory_that_really_runs_out_on_the_cpu(tmp_path: Path, environment: dict[str, str]) -> None:
     """150 MiB more lie between what ``store`` (260) and ``recompute`` (20) take of this trial."""
     done = subprocess.run(

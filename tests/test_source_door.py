@@ -143,6 +143,7 @@ def test_from_the_function_to_whole_tables(home: Path, command: Run) -> None:
     assert runs(home) == before
 
 
+@pytest.mark.slow
 def test_another_process_runs_the_copy_beside_the_results(home: Path) -> None:
     done = trial(home, classes=2)
     for name in ("my_data.py", "helper.py"):

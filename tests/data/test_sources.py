@@ -100,6 +100,7 @@ def test_usps(data_root: Path, loaded: Callable[[str], Splits]) -> None:
         assert splits.test_labels.bincount().tolist() == [359, 264, 198, 166, 200, 160, 170, 147, 166, 177]
 
 
+@pytest.mark.slow
 def test_cifar10_exact(data_root: Path, loaded: Callable[[str], Splits]) -> None:
     splits = loaded("cifar10-exact")
     assert splits.train_images.shape[1:] == (3, 32, 32)
