@@ -29,7 +29,7 @@ from torch.nn import functional as F
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from ddsweep import __version__
-from ddsweep.catalog import DATASETS, DatasetSpec, parse_dataset, parse_network
+from ddsweep.catalog import DATASETS, DatasetSpec, TrialSpec, parse_dataset, parse_network
 from ddsweep.core.networks import Params
 from ddsweep.data.files import data_root, presence
 from ddsweep.errors import SettingError
@@ -301,6 +301,19 @@ def parse_options(
     if not 0 < options.inner_lr < float("inf"):
         raise SettingError(f"--inner-lr: {options.inner_lr} must be a positive number")
     return options, dataset
+
+
+def trial_of(options: argparse.Namespace, dataset: DatasetSpec) -> TrialSpec:
+    """The trial whose outer steps the options describe, with ``networks`` and ``real_batch`` among them."""
+    return TrialSpec(
+        dataset,
+        network=str(options.network),
+        images_per_class=options.inner_steps * options.images_per_class_per_step,
+        inner_steps=options.inner_steps,
+        inner_epochs=options.inner_epochs,
+        models_per_step=options.networks,
+        real_batch=options.real_batch,
+    )
 
 
 def prepare_device(name: str) -> torch.device:

@@ -18,10 +18,10 @@ from baseline import (
     prepare_device,
     print_json,
     print_setting,
+    trial_of,
     visible_cores,
 )
 
-from ddsweep.catalog import TrialSpec
 from ddsweep.catalog.numbers import counted
 from ddsweep.errors import UserError
 from ddsweep.packing import SECONDS, Packing, measure
@@ -57,15 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "random images",
         f"{o.network}, K={o.networks}, T={o.inner_steps * o.inner_epochs}, {o.real_batch} real images",
     )
-    spec = TrialSpec(
-        dataset,
-        network=str(o.network),
-        images_per_class=o.inner_steps * o.images_per_class_per_step,
-        inner_steps=o.inner_steps,
-        inner_epochs=o.inner_epochs,
-        models_per_step=o.networks,
-        real_batch=o.real_batch,
-    )
+    spec = trial_of(o, dataset)
     settings = TrialSettings(compile=o.compile)
     rows: list[dict[str, float]] = []
     for count, together in product(o.packed, o.together):

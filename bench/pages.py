@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
-from baseline import make_parser, parse_options, positive, prepare_device, print_json, print_setting
+from baseline import make_parser, parse_options, positive, prepare_device, print_json, print_setting, trial_of
 
-from ddsweep.catalog import TrialSpec
 from ddsweep.errors import UserError
 from ddsweep.packing import SECONDS, Packing, measure
 from ddsweep.trial_plan import TrialSettings
@@ -41,15 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"{threads} threads",
     )
     print(f"this Linux  {ENABLED.read_text().strip() if ENABLED.is_file() else 'no huge pages'}")
-    spec = TrialSpec(
-        dataset,
-        network=str(o.network),
-        images_per_class=o.inner_steps * o.images_per_class_per_step,
-        inner_steps=o.inner_steps,
-        inner_epochs=o.inner_epochs,
-        models_per_step=o.networks,
-        real_batch=o.real_batch,
-    )
+    spec = trial_of(o, dataset)
     settings = TrialSettings(memory_mode=o.memory_mode, compile="off")
     packing = [Packing(1, float(threads), 0.0)]
     seconds: dict[str, list[float]] = {name: [] for name in PAGES}

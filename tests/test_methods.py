@@ -69,6 +69,10 @@ def test_what_a_method_lacks_stays_outside_its_ids() -> None:
             f"grid: {{method: [{MATCHING}], window: [2]}}",
             f"window: {MATCHING} has no such setting (bptt has)",
         ),
+        (
+            f"grid: {{method: [{MATCHING}], labels: [soft]}}",
+            f"labels: {MATCHING} has no such setting (bptt and given have)",
+        ),
         ("grid: {method: [bppt]}", "'bppt' is not one of bptt, distribution_matching"),
     ],
 )

@@ -295,9 +295,10 @@ def _of_method(
     lacks = find_method(settings.get("method", DEFAULT_METHOD)).lacks & settings.keys()
     for name in sorted(lacks):
         if all(name in find_method(method).lacks for method in methods):
-            having = ", ".join(method.name for method in METHODS.values() if name not in method.lacks)
+            having = [method.name for method in METHODS.values() if name not in method.lacks]
+            others = f"{' and '.join(having)} {'have' if len(having) > 1 else 'has'}"
             raise SettingError(
-                f"{name}: {', '.join(sorted(methods))} has no such setting ({having} has); leave it out"
+                f"{name}: {', '.join(sorted(methods))} has no such setting ({others}); leave it out"
             )
     return {name: value for name, value in settings.items() if name not in lacks}, lacks
 
