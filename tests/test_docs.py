@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import runpy
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,6 +37,26 @@ def section(text: str, title: str) -> str:
 def test_links_lead_somewhere(document: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text()):
         assert target.startswith("http") or (document.parent / target).exists(), target
+
+
+def anchors(page: Path) -> set[str]:
+    """What a link into ``page`` may name: its headings, as they are shown, and its own marks."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S)
+    found, seen = set(re.findall(r'<a id="([^"]+)">', text)), Counter[str]()
+    for heading in re.findall(r"^#+ +(.+)$", text, re.M):
+        words = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).lower()
+        name = re.sub(r"[^\w\- ]", "", words).replace(" ", "-")
+        found.add(f"{name}-{seen[name]}" if seen[name] else name)
+        seen[name] += 1
+    return found
+
+
+@pytest.mark.parametrize("document", [*DOCUMENTS, *ROOT.glob("docs/*/*.md")], ids=lambda path: path.name)
+def test_links_into_a_page_lead_to_a_heading(document: Path) -> None:
+    for target, name in re.findall(r"\]\(([^)#\s]*)#([^)\s]+)\)", document.read_text()):
+        page = document.parent / target if target else document
+        if page.suffix == ".md" and "://" not in target:
+            assert name in anchors(page), f"{target}#{name}"
 
 
 def test_the_readme_is_short() -> None:
