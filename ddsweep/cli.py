@@ -22,7 +22,7 @@ from ddsweep.verbs.pretrain import pretrain
 from ddsweep.verbs.report import report
 from ddsweep.verbs.results import best, collect, compare, prune, show, status
 from ddsweep.verbs.run import evaluate, run
-from ddsweep.verbs.sets import import_set
+from ddsweep.verbs.sets import export, import_set
 from ddsweep.verbs.track import track
 
 __all__ = ["app", "main"]
@@ -54,6 +54,7 @@ _VERBS: dict[str, Callable[..., None]] = {
     "report": report,
     "track": track,
     "import": import_set,
+    "export": export,
     "prune": prune,
     "collect": collect,
 }

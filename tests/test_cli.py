@@ -55,6 +55,7 @@ OPTIONS = {
     "prune": ["--yes", "--data-root"],
     "track": ["--to", "--out", "--watch", "--data-root"],
     "import": ["--dataset", "--space", "--out", "--labels", "--experiment", "--mean", "--std", "--data-root"],
+    "export": ["--out", "--space"],
     "doctor": ["--site", "--patience", "--results", "--data-root"],
     "data list": ["--data-root"],
     "data fetch": ["--data-root"],

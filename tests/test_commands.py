@@ -34,6 +34,7 @@ from ddsweep.cli import app
 from ddsweep.data.files import resolve_dataset
 from ddsweep.data.load import load_splits
 from ddsweep.errors import DataError
+from ddsweep.exported import FILES
 from ddsweep.imported import SPACES
 from ddsweep.launch.site import load_site
 from ddsweep.pools.file import PoolFile, load_pool, resolve_pool
@@ -111,6 +112,9 @@ def check_ddsweep(words: list[str]) -> None:
     file, directory = given.get("file"), given.get("directory")
     if verb == "pretrain":
         load_pool(file, settings, smoke=given["smoke"])
+        return
+    if verb == "export":
+        assert given["file"].name == "distilled.safetensors" and given["out"].suffix in FILES
         return
     if verb == "import":
         assert given["dataset"] in DATASETS and given["space"] in SPACES
@@ -282,7 +286,8 @@ def test_every_file_shown_can_be_read(
 def test_no_snippet_is_left_out() -> None:
     """A new snippet needs a test in tests/test_readme.py, or a test of its page."""
     known = ("results/quickstart", "DistilledSet.load", "run_trial", "# my_data.py")
-    own_tests = ("analysis.md", "methods.md", "networks.md")  # test_analysis, test_method_door, ...
+    # test_analysis, test_method_door, ..., test_exported_sets
+    own_tests = ("analysis.md", "methods.md", "networks.md", "published_sets.md")
     left = [block for block in blocks("python") if block.page.name not in own_tests]
     assert [str(block) for block in left if not any(word in block.text for word in known)] == []
     assert {kind for page in DOCUMENTS for kind in re.findall(r"^```(\w+)", page.read_text(), re.M)} <= {

@@ -20,7 +20,7 @@ LEVELS = (
     ("core",),
     ("data", "results", "baselines", "spec", "cost", "measuring", "compilation", "provenance", "dashboards"),
     ("distilled", "pools", "trial_plan", "machine", "cohorts"),
-    ("trial", "packing", "imported"),
+    ("trial", "packing", "imported", "exported"),
     ("evaluation",),
     ("sweep", "report", "trackers"),
     ("launch", "one_trial"),

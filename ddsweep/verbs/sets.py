@@ -1,4 +1,4 @@
-"""The verb ``import``: a set that others published becomes one that ddsweep judges."""
+"""The verbs ``import`` and ``export``: sets of others become ours, and ours become files for others."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ddsweep import completions
 from ddsweep.verbs.arguments import DataRoot
 from ddsweep.verbs.inputs import data_folder
 
-__all__ = ["import_set"]
+__all__ = ["export", "import_set"]
 
 
 def import_set(
@@ -87,3 +87,24 @@ def import_set(
     soft = ", labels: soft" if of.labels == "soft" else ""
     typer.echo(f"  base: {{dataset: {dataset}, method: given, image_init: {{set: {out}}},")
     typer.echo(f"         images_per_class: {of.images_per_class}, inner_steps: 1, outer_steps: 1{soft}}}")
+
+
+def export(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A distilled set, a .safetensors file.")],
+    out: Annotated[
+        Path, typer.Option(metavar="OUT", help="A .pt or .npz file, or a new folder for pictures (PNG).")
+    ],
+    space: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SPACE",
+            help="The numbers in a file: `normalised` as networks see them (the default), or `pixels`.",
+        ),
+    ] = None,
+) -> None:
+    """Export a distilled set for other programs: as .pt, as .npz, or as a folder of pictures."""
+    from ddsweep.distilled import DistilledSet
+    from ddsweep.exported import export_set
+    from ddsweep.paths import user_path
+
+    typer.echo(export_set(DistilledSet.load(user_path(file)), user_path(out), space))
