@@ -1,8 +1,8 @@
 """A distilled set as other programs read it: ``.pt``, ``.npz``, or a folder of pictures.
 
-The ``.pt`` has the layout of DC, DSA and DM (``data``: a list of experiments, here one, of images and labels),
-with what else is needed to apply the set beside it: tensors, numbers and text alone, so that it is read without
-running code.
+The ``.pt`` has the layout of DC, DSA and DM (``data``: a list of experiments, here one, of images and
+labels), with what else is needed to apply the set beside it. All of it is tensors, numbers and text, so it is
+read without running code.
 """
 
 from __future__ import annotations
