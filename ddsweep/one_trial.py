@@ -62,6 +62,7 @@ def run_trial(
     resources: Mapping[str, Any] | None = None,
     data_root: str | Path | None = None,
     on_progress: Callable[[Progress], None] = lambda progress: None,
+    on_evaluated: Callable[[int, int], None] = lambda done, of: None,
 ) -> FinishedTrial:
     """Distil and evaluate one trial in this process, and return it once it is in the tables.
 
@@ -71,7 +72,8 @@ def run_trial(
     ``data_root`` is the folder of the data (else ``DDSWEEP_DATA``).
 
     ``on_progress`` is called with a `Progress` every ``resources["log_every"]`` outer steps and at each
-    validation. An error in it ends the call. After any end of a call, the same call goes on from the last
+    validation; ``on_evaluated(done, of)`` after each of the ``of`` groups of held-out networks that are left
+    to evaluate, with their baselines. An error in either ends the call. After any end of a call, the same call goes on from the last
     checkpoint, and computes no finished row again. A trial that a sweep beside the folder has finished is
     taken over.
 
@@ -87,7 +89,7 @@ def run_trial(
     measure_networks(trials, sweep.evaluate.spec(), found.code, lambda text: None)
     sweep = _joined(sweep, trials[0], found, root, new_evaluation=evaluate is not None)
     ids = [trial.trial_id for trial in _plan(sweep, found, root).trials]
-    return _run(sweep, ids, trials[0], found, root, on_progress)
+    return _run(sweep, ids, trials[0], found, root, on_progress, on_evaluated)
 
 
 def _name(folder: Path) -> str:
@@ -132,6 +134,7 @@ def _run(
     directory: SweepDirectory,
     root: Path | None,
     on_progress: Callable[[Progress], None],
+    on_evaluated: Callable[[int, int], None],
 ) -> FinishedTrial:
     if trial.pool is not None:
         ready_pool(trial.pool, directory.pools, root)
@@ -155,10 +158,12 @@ def _run(
                     take_over(trial, splits.fingerprint, directory, other_sweeps(directory))
                 distil_trial(trial, splits, directory, settings, on_progress=on_progress)
                 place = "evaluation"
-                for unit in missing_units(trial, evaluation, directory):
+                units = missing_units(trial, evaluation, directory)
+                for done, unit in enumerate(units, 1):
                     evaluate_unit(
                         trial, unit, evaluation, splits, directory, device, compile=settings.compile
                     )
+                    on_evaluated(done, len(units))
                 finish(trial, evaluation, directory, sweep.name)
             except (DivergedError, UserError) as error:
                 record_failure(directory, trial, sweep.name, error, place, 1)

@@ -97,6 +97,27 @@ def test_what_a_callback_raises_ends_the_call_and_the_same_call_goes_on(tmp_path
     assert taken.row["ended_at"] == whole.row["ended_at"] and taken.row["sweep"] == "same"
 
 
+def test_evaluation_tells_how_far_it_is_and_goes_on_where_it_was(tmp_path: Path) -> None:
+    """A group of one network each; their baselines go with them."""
+
+    class Enough(Exception):
+        pass
+
+    said: list[tuple[int, int]] = []
+
+    def two(done: int, of: int) -> None:
+        said.append((done, of))
+        if done == 2:
+            raise Enough
+
+    how: dict[str, Any] = {"evaluate": EVALUATE}
+    with pytest.raises(Enough):
+        run_trial(SETTINGS, tmp_path / "mine", on_evaluated=two, **how)
+    run_trial(SETTINGS, tmp_path / "mine", on_evaluated=lambda *now: said.append(now), **how)
+    assert said == [(1, 3), (2, 3), (1, 1)]
+    run_trial(SETTINGS, tmp_path / "mine", on_evaluated=lambda *now: pytest.fail("nothing is left"), **how)
+
+
 def test_a_diverged_trial_is_in_the_failures(tmp_path: Path) -> None:
     wrong = SETTINGS | {"inner_lr": 1e30, "inner_epochs": 4, "on_nonfinite": "stop"}
     with pytest.raises(DivergedError):
