@@ -56,9 +56,9 @@ quickstart: $(STAMP)
 test: $(STAMP)
 	$(PYTEST) auto -m "not (slow or ray or cluster)"
 
-# Two at a time: what has a Ray of its own, and what has a Slurm.
+# Three at a time: what has a Slurm, what shares a Ray, and what starts one of its own. They mostly wait.
 test-cluster: $(STAMP)
-	$(PYTEST) 2 -m "(ray or cluster) and not slow"
+	$(PYTEST) 3 -m "(ray or cluster) and not slow"
 
 test-full: $(STAMP)
 	$(PYTEST) auto

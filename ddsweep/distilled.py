@@ -27,6 +27,7 @@ from ddsweep.core.training import Batches, rate_at
 from ddsweep.errors import CheckpointError, SettingError
 from ddsweep.paths import user_path
 from ddsweep.results.artifacts import load_tensors, save_tensors, tensor_sha256
+from ddsweep.results.files import writing
 from ddsweep.results.grid import grid_png
 from ddsweep.seeds import derive_seed
 
@@ -128,9 +129,10 @@ class DistilledSet:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the set as `load` reads it, one file of safetensors; an old file is replaced. Raises
-        `ResultsError` if it cannot be written."""
+        `UserError` if it cannot be written."""
         file = user_path(path)
-        save_tensors(file, self.tensors(), self.header(), file.parent)
+        with writing(file):
+            save_tensors(file, self.tensors(), self.header(), file.parent)
 
     def batches(self, recipe: Recipe) -> LabelledImages:
         """Images ``[S, n, c, h, w]`` with the labels that ``recipe`` asks for."""

@@ -72,10 +72,10 @@ def run_trial(
     ``data_root`` is the folder of the data (else ``DDSWEEP_DATA``).
 
     ``on_progress`` is called with a `Progress` every ``resources["log_every"]`` outer steps and at each
-    validation; ``on_evaluated(done, of)`` after each of the ``of`` groups of held-out networks that are left
-    to evaluate, with their baselines. An error in either ends the call. After any end of a call, the same
-    call goes on from the last checkpoint, and computes no finished row again. A trial that a sweep beside the
-    folder has finished is taken over.
+    validation; ``on_evaluated(done, of)`` after each of the ``of`` units that are left to evaluate: a group
+    of held-out networks under a protocol, with its baselines. An error in either ends the call. After any end
+    of a call, the same call goes on from the last checkpoint, and computes no finished row again. A trial
+    that a sweep beside the folder has finished is taken over.
 
     Raises `UserError` for unusable settings, data or folders, and `DivergedError` for a trial that cannot go
     on; the table ``failures`` then says so.

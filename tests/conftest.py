@@ -322,7 +322,7 @@ def pytest_xdist_auto_num_workers() -> int:
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
     """A file of tests stays in one process, for what its tests share; and so do all files of the one Slurm,
-    and all with a Ray, which run one at a time."""
+    all of the one Ray, and all that start a Ray of their own, one at a time."""
     from xdist.scheduler import LoadScopeScheduling
 
     class Together(LoadScopeScheduling):  # type: ignore[misc]
@@ -332,9 +332,6 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeSch
     config.option.loadscopereorder = False
     return Together(config, log)
 
-
-WITH_RAY = ("one_ray", "pytest.mark.ray")
-"""What files say whose tests keep together."""
 
 LONG = (
     *("test_network_door", "core/test_unroll", "core/test_gradients", "test_trial", "test_evaluation"),
@@ -353,9 +350,11 @@ LONG = (
 def group_of(path: str) -> str:
     """The group of the tests in the file at ``path``."""
     if path.startswith("tests/cluster/"):
-        return "Slurm"
+        return "the one Slurm"
     text = (ROOT / path).read_text()
-    return "Ray" if any(word in text for word in WITH_RAY) else path
+    if "one_ray" in text:
+        return "the one Ray"
+    return "Rays of their own" if "pytest.mark.ray" in text else path
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -98,7 +98,7 @@ def test_what_a_callback_raises_ends_the_call_and_the_same_call_goes_on(tmp_path
 
 
 def test_evaluation_tells_how_far_it_is_and_goes_on_where_it_was(tmp_path: Path) -> None:
-    """A group of one network each; their baselines go with them."""
+    """A unit is a group under a protocol, here of one network; its baselines go with it."""
 
     class Enough(Exception):
         pass
@@ -110,11 +110,12 @@ def test_evaluation_tells_how_far_it_is_and_goes_on_where_it_was(tmp_path: Path)
         if done == 2:
             raise Enough
 
-    how: dict[str, Any] = {"evaluate": EVALUATE}
+    protocols = ["as_distilled", {"inner_epochs": 2}]
+    how: dict[str, Any] = {"evaluate": {**EVALUATE, "networks": 2, "protocols": protocols}}
     with pytest.raises(Enough):
         run_trial(SETTINGS, tmp_path / "mine", on_evaluated=two, **how)
     run_trial(SETTINGS, tmp_path / "mine", on_evaluated=lambda *now: said.append(now), **how)
-    assert said == [(1, 3), (2, 3), (1, 1)]
+    assert said == [(1, 4), (2, 4), (1, 2), (2, 2)]
     run_trial(SETTINGS, tmp_path / "mine", on_evaluated=lambda *now: pytest.fail("nothing is left"), **how)
 
 

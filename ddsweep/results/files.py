@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ddsweep.errors import DiskFullError, ResultsError, UnreadableError
+from ddsweep.errors import DiskFullError, ResultsError, UnreadableError, UserError
 
 __all__ = [
     "file_in_the_way",
@@ -23,6 +23,7 @@ __all__ = [
     "results_error",
     "unreadable_error",
     "write_atomic",
+    "writing",
 ]
 
 _SUFFIX = ".partial"
@@ -153,6 +154,21 @@ def write_atomic(path: Path, write: Callable[[Path], None] | bytes, temporary: P
     finally:
         with suppress(OSError):  # renamed, or never made; the first error is the one to report
             partial.unlink()
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What the system refuses inside, while a file or folder is written that a user has named, becomes a
+    `UserError` that names ``path``; a full disk a `DiskFullError`."""
+    try:
+        yield
+    except (OSError, ResultsError) as error:
+        cause = error if isinstance(error, OSError) else error.__cause__
+        if isinstance(error, DiskFullError) or not isinstance(cause, OSError):
+            raise
+        if told := full_disk(cause, path):
+            raise told from error
+        raise UserError(f"{path}: cannot be written: {cause.strerror or cause}") from error
 
 
 def partial_path(path: Path, temporary: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -92,7 +93,7 @@ def import_set(
 def export(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A distilled set, a .safetensors file.")],
     out: Annotated[
-        Path, typer.Option(metavar="OUT", help="A .pt or .npz file, or a new folder for pictures (PNG).")
+        Path, typer.Option(metavar="FILE", help="A .pt or .npz file, or a new folder for pictures (PNG).")
     ],
     space: Annotated[
         str | None,
@@ -104,7 +105,10 @@ def export(
 ) -> None:
     """Export a distilled set for other programs: as .pt, as .npz, or as a folder of pictures."""
     from ddsweep.distilled import DistilledSet
+    from ddsweep.errors import SettingError
     from ddsweep.exported import export_set
     from ddsweep.paths import user_path
 
+    if os.path.realpath(out) == os.path.realpath(file):
+        raise SettingError(f"--out: {out} is what is to be read")
     typer.echo(export_set(DistilledSet.load(user_path(file)), user_path(out), space))
