@@ -7,6 +7,7 @@ python bench/keep.py --tables results/ablation_steps_epochs_ipc docs/studies/abl
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,18 +28,24 @@ TABLES = ("trials", "evals", "history")
 
 def keep(directory: SweepDirectory, out: Path, *, sets: bool = True) -> list[str]:
     """Write what belongs to the finished trials of ``directory`` into the folder ``out``, with the file of
-    their pool; their ids. Without ``sets``, only the sweep and its tables.
+    their pool; their ids. Without ``sets``, only the sweep and its tables. Trials that the sweep file no
+    longer has are left out, and their sets in ``out`` removed.
 
-    Raises `UserError` for parts that are torn, and if no trial is done.
+    Raises `UserError` for parts that are torn, if no trial is done, and for trials of several pools.
     """
     torn: list[Path] = []
     tables = {name: pa.concat_tables([*sorted_rows(directory, name, torn.append)]) for name in TABLES}
     if torn:
         raise UserError(f"{torn[0]}: torn; run the sweep again first")
     trials = tables["trials"].to_pylist()
-    done = [row["trial_id"] for row in trials if row["status"] == "done"]
+    done = [row["trial_id"] for row in trials if row["status"] == "done" and row["in_sweep"] is not False]
     if not done:
         raise UserError(f"{directory.root}: no trial is done")
+    pools = {row["pool"] for row in trials if row["trial_id"] in done} - {None}
+    if len(pools) > 1:
+        raise UserError(
+            f"{directory.root}: trials of several pools, {', '.join(sorted(pools))}: keep one sweep each"
+        )
     out.mkdir(parents=True, exist_ok=True)
     temporary = out / ".tmp"
     for name, table in tables.items():
@@ -50,10 +57,14 @@ def keep(directory: SweepDirectory, out: Path, *, sets: bool = True) -> list[str
     write_atomic(out / "sweep.yaml", directory.sweep_file.read_bytes(), temporary)
     for copy in directory.sets.glob("*.safetensors"):  # sets in which trials begin
         _copy_set(copy, out / "sets" / copy.name, temporary)
-    for name in {row["pool"] for row in trials if row["trial_id"] in done} - {None}:
+    for name in pools:
         if (file := PoolDirectory(directory.pools / name).pool_file).is_file():
             write_atomic(out / "pool.yaml", file.read_bytes(), temporary)
-    temporary.rmdir()
+    for old in out.glob("*.safetensors"):
+        if old.stem not in done:  # of settings that the sweep has no more
+            old.unlink()
+            old.with_suffix(".png").unlink(missing_ok=True)
+    shutil.rmtree(temporary)
     return done
 
 

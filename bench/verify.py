@@ -118,6 +118,8 @@ def compared(name: str, found: Sequence[float], kept: Sequence[float], more: flo
     )
     if len(kept) == 1:
         most = FIXED_TOLERANCE
+    elif len(found) == 1:
+        raise UserError(f"{name}: one network says nothing of a mean over {len(kept)}: give at least 2")
     else:
         a, b = our_std**2 / len(found), their_std**2 / len(kept)
         freedom = (a + b) ** 2 / (a**2 / (len(found) - 1) + b**2 / (len(kept) - 1)) if a + b else 1.0
@@ -185,7 +187,8 @@ def scored(network: nn.Module, splits: Splits, spec: TrialSpec) -> float:
     asked = right = 0
     for start in range(0, len(splits.test), 1000):
         batch = splits.test.take(slice(start, start + 1000))
-        answers: Tensor = network.eval()(batch.normalised(torch.float32)).argmax(1)
+        logits: Tensor = network.eval()(batch.normalised(torch.float32))
+        answers = torch.where(logits.isfinite().all(1), logits.argmax(1), -1)  # diverged: no answer is right
         wanted = batch.labels
         if spec.attack_class is not None and spec.target_class is not None:
             answers = answers[batch.labels == spec.attack_class]

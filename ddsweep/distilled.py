@@ -30,6 +30,7 @@ from ddsweep.results.artifacts import load_tensors, save_tensors, tensor_sha256
 from ddsweep.results.files import writing
 from ddsweep.results.grid import grid_png
 from ddsweep.seeds import derive_seed
+from ddsweep.start_set import is_unsorted
 
 __all__ = ["DistilledSet", "apply"]
 
@@ -135,11 +136,14 @@ class DistilledSet:
             save_tensors(file, self.tensors(), self.header(), file.parent)
 
     def batches(self, recipe: Recipe) -> LabelledImages:
-        """Images ``[S, n, c, h, w]`` with the labels that ``recipe`` asks for."""
+        """Images ``[S, n, c, h, w]`` with the labels that ``recipe`` asks for: the learned ones, or the
+        classes for which the images stand, by their places or, in an import that could not be sorted, by the
+        largest numbers of its labels."""
         if recipe.labels == "hard" and self.labels.is_floating_point():
             spec = self.spec
             sizes = (spec.inner_steps, spec.dataset.classes, spec.images_per_class_per_step)
-            return LabelledImages(self.images, class_labels(*sizes))
+            by_place = not is_unsorted(self.imported)
+            return LabelledImages(self.images, class_labels(*sizes) if by_place else self.classes)
         return LabelledImages(self.images, self.labels)
 
     def tensors(self) -> dict[str, Tensor]:

@@ -71,7 +71,7 @@ def imported_set(source: Source, splits: Splits, dataset: Any) -> DistilledSet:
         raise UserError(
             f"{source.file}: {count} images; {dataset.name} has {classes} classes, of equal numbers"
         )
-    images, labels = _sorted(images, labels, classes, where)
+    images, labels, is_sorted = _sorted(images, labels, classes, where)
     spec = TrialSpec(
         dataset,
         method="given",
@@ -81,6 +81,8 @@ def imported_set(source: Source, splits: Splits, dataset: Any) -> DistilledSet:
     told: dict[str, Any] = {"file": source.file.name, "sha256": _digest(source.file), "space": source.space}
     if source.space == "normalised":
         told |= {"mean": list(source.mean), "std": list(source.std)}
+    if not is_sorted:
+        told["order"] = "file"
     made = environment()
     return DistilledSet(
         images=images[None],
@@ -246,17 +248,18 @@ def _in_space(images: Tensor, source: Source, splits: Splits) -> Tensor:
     return renormalised(images, (source.mean, source.std), now)
 
 
-def _sorted(images: Tensor, labels: Tensor, classes: int, where: Path) -> tuple[Tensor, Tensor]:
-    """Images sorted by class, with classes ``[N]`` int64 or the numbers ``[N, classes]`` of soft labels."""
+def _sorted(images: Tensor, labels: Tensor, classes: int, where: Path) -> tuple[Tensor, Tensor, bool]:
+    """Images sorted by class, with classes ``[N]`` int64 or the numbers ``[N, classes]`` of soft labels; and
+    whether they could be sorted. Soft labels may lead elsewhere than where an image began."""
     if labels.ndim == 2 and labels.shape[1] > 1:
         if labels.shape[1] != classes:
             raise UserError(
                 f"{where}: labels of shape {list(labels.shape)}; the data set has {classes} classes"
             )
         order = _order(labels.argmax(1), classes)
-        if order is None:  # learned labels may lead elsewhere than where an image began
-            order = torch.arange(len(labels))
-        return images[order], labels[order].float()
+        if order is None:
+            return images, labels.float(), False
+        return images[order], labels[order].float(), True
     whole = labels.flatten().long()
     if len(whole) != len(labels) or not bool((labels.flatten() == whole).all()):
         raise UserError(
@@ -270,7 +273,7 @@ def _sorted(images: Tensor, labels: Tensor, classes: int, where: Path) -> tuple[
             f"{where}: labels are not the classes 0 to {classes - 1} in equal numbers: {counts}from {low} to "
             f"{high}"
         )
-    return images[order], whole[order]
+    return images[order], whole[order], True
 
 
 def _order(labels: Tensor, classes: int) -> Tensor | None:

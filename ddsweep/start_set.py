@@ -18,7 +18,7 @@ from ddsweep.errors import SettingError, UserError
 from ddsweep.paths import user_path
 from ddsweep.tensor_file import read_header
 
-__all__ = ["check_start", "know_sets", "known_set", "resolve_set", "set_digest", "set_file"]
+__all__ = ["check_start", "is_unsorted", "know_sets", "known_set", "resolve_set", "set_digest", "set_file"]
 
 _DIGITS = 12
 
@@ -112,10 +112,17 @@ def check_start(trial: TrialSpec, folder: Path) -> None:
         made = TrialSpec.from_dict(header["spec"])
     except (SettingError, TypeError, KeyError) as error:
         raise UserError(f"image_init: {trial.image_init} was made by another version: {error}") from None
-    _check(trial, made, _ALIKE if header.get("imported") else (*_ALIKE, *_SPLIT))
+    imported = header.get("imported")
+    _check(trial, made, _ALIKE if imported else (*_ALIKE, *_SPLIT), unsorted=is_unsorted(imported))
 
 
-def _check(trial: TrialSpec, made: TrialSpec, alike: Sequence[str]) -> None:
+def is_unsorted(imported: Mapping[str, Any] | None) -> bool:
+    """Whether the images of a set with this remark on its import are in the order of a file, and not sorted
+    by class."""
+    return imported is not None and imported.get("order") == "file"
+
+
+def _check(trial: TrialSpec, made: TrialSpec, alike: Sequence[str], *, unsorted: bool) -> None:
     """A set is a start for trials on its own data, split as they were: else it may have seen images that
     trials are judged by. Nobody knows which training images an imported set has seen."""
     theirs, ours = made.dataset, trial.dataset
@@ -129,6 +136,11 @@ def _check(trial: TrialSpec, made: TrialSpec, alike: Sequence[str]) -> None:
         raise SettingError(
             f"labels: hard: {trial.image_init} has soft labels, and method: given takes it as it is; give "
             "labels: soft"
+        )
+    if unsorted and trial.labels != "soft":
+        raise SettingError(
+            f"image_init: {trial.image_init} was imported with soft labels whose largest numbers are not the "
+            "classes in equal numbers, so its images stand for no classes by their places; give labels: soft"
         )
     for name in alike:
         before, now = getattr(made, name), getattr(trial, name)

@@ -93,9 +93,11 @@ class Kept:
         return "attack_success" if self.spec.objective == "attack" else "accuracy"
 
     def of(self, source: str, protocol: str = "as_distilled", step: int | None = None) -> pd.DataFrame:
-        """Rows of ``source`` after so many inner steps; without ``step`` after its last."""
+        """Rows of ``source`` after so many inner steps; without ``step`` after T, or the last of another
+        protocol."""
         rows = self.evals[(self.evals["source"] == source) & (self.evals["protocol"] == protocol)]
-        return rows[rows["inner_step"] == (rows["inner_step"].max() if step is None else step)]
+        last = self.spec.steps if protocol == "as_distilled" else rows["inner_step"].max()
+        return rows[rows["inner_step"] == (last if step is None else step)]
 
     def said(self, source: str = "distilled", protocol: str = "as_distilled", step: int | None = None) -> str:
         """Mean and deviation over networks, percent."""

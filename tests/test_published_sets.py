@@ -175,6 +175,24 @@ def test_soft_labels_are_not_left_out_silently(
     assert torch.equal(found.labels[0], soft), "in the order of the file, whatever the largest numbers are"
 
 
+def test_images_in_no_order_of_classes_are_not_taken_for_sorted_ones(
+    real: tuple[Tensor, Tensor], splits: Splits, tmp_path: Path
+) -> None:
+    """Learned labels may lead elsewhere than where an image began; then places say nothing of classes."""
+    pixels, labels = real
+    soft = torch.nn.functional.one_hot(labels.flip(0), 10) * 0.8 + 0.02
+    soft[0] = torch.nn.functional.one_hot(torch.tensor(3), 10)
+    start = published(tmp_path, (pixels.flip(0), labels.flip(0)), splits, soft)
+    for more in ({"method": "bptt"}, {"method": "distribution_matching"}):
+        with pytest.raises(SettingError, match="stand for no classes by their places; give labels: soft"):
+            run(tmp_path / "hard", start, **more)
+    found = DistilledSet.load(start)
+    assert torch.equal(found.batches(found.recipe).labels, soft[None])
+    hard = found.batches(replace(found.recipe, labels="hard")).labels
+    assert hard.tolist()[0] == [3, *labels.flip(0)[1:].tolist()], "the largest of each image"
+    run(tmp_path / "soft", start, method="bptt", labels="soft", real_batch=32)
+
+
 def test_whole_numbers_may_be_soft_labels(
     real: tuple[Tensor, Tensor], splits: Splits, tmp_path: Path
 ) -> None:

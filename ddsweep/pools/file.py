@@ -14,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, Field, field_validator, model_v
 from ddsweep.bundled import bundled_names
 from ddsweep.catalog import IMAGENET, INIT_LAWS, SMOKE, DatasetSpec, PoolSpec, parse_network
 from ddsweep.catalog.numbers import real, whole
+from ddsweep.data.weights import find_weights
 from ddsweep.errors import DataError, ResultsError, SettingError
 from ddsweep.paths import user_path
 from ddsweep.pools.recipe import GROUP_SIZE, PoolRecipe
@@ -23,7 +24,7 @@ from ddsweep.spec.files import load_model
 from ddsweep.spec.values import SECTION, Count, amount, folder_name, shown, word
 from ddsweep.spec.yaml_text import yaml_of
 
-__all__ = ["PoolFile", "load_pool", "pool_yaml", "resolve_pool"]
+__all__ = ["PoolFile", "check_pool", "is_trained", "listed", "load_pool", "pool_yaml", "resolve_pool"]
 
 
 def _gpus(value: Any) -> float:
@@ -143,7 +144,7 @@ def resolve_pool(
     if value.endswith(SMOKE) and not file.is_file() and tiny is not None and tiny.is_file():
         return load_pool(tiny, smoke=True).recipe(resolve).spec(value)
     if not file.is_file() and files is not None and (files / f"{value}.yaml").is_file():
-        return load_pool(files / f"{value}.yaml").recipe(resolve).spec(value)
+        return _named(files / f"{value}.yaml", value).recipe(resolve).spec(value)
     if not file.is_file():
         there = sorted(path.parent.name for path in pools.glob("*/pool.yaml"))
         known = f"; there are {', '.join(there)}" if there else ""
@@ -152,15 +153,49 @@ def resolve_pool(
             f"pool: there is no pool {value!r} in {pools}{known}; `ddsweep pretrain {which}` makes it"
         )
     spec = load_pool(file).recipe(resolve).spec(value)
-    return replace(spec, heldout=_heldout_there(PoolDirectory(file.parent), spec))
+    counts = listed(PoolDirectory(file.parent))
+    return spec if counts is None else replace(spec, heldout=counts[1])
 
 
-def _heldout_there(directory: PoolDirectory, spec: PoolSpec) -> int:
-    """The number of usable held-out networks: while a whole pool grows, the earlier ones."""
+def _named(file: Path, name: str) -> PoolFile:
+    """The pool file ``file``. Raises `SettingError` if its pool has another name: then it lies elsewhere."""
+    found = load_pool(file)
+    if found.name != name:
+        raise SettingError(
+            f"pool: {name!r}: {file} has name: {found.name}, and `ddsweep pretrain` makes that pool; give "
+            "the file and the pool one name"
+        )
+    return found
+
+
+def listed(directory: PoolDirectory) -> tuple[int, int] | None:
+    """The numbers of training and of held-out networks in the index of a pool; None if it has no whole one.
+    While a whole pool grows, they are the earlier ones."""
     try:
-        return int(part_metadata(directory.index)["heldout"])
+        found = part_metadata(directory.index)
+        return int(found["train"]), int(found["heldout"])
     except (ResultsError, KeyError):
-        return spec.heldout
+        return None
+
+
+def is_trained(spec: PoolSpec, pools: Path) -> bool:
+    """Whether the pool ``spec`` in the folder ``pools`` has all of its networks, by its index. That of
+    ImageNet is made when it is needed."""
+    there = listed(PoolDirectory(pools / spec.name))
+    if not spec.classes:
+        return True
+    return there is not None and there[0] >= spec.train and there[1] >= spec.heldout
+
+
+def check_pool(spec: PoolSpec, pools: Path, data_root: Path | None) -> None:
+    """Raises `DataError` for a pool that is not trained, or without its weights of ImageNet."""
+    if not is_trained(spec, pools):
+        raise DataError(
+            f"pool {spec.name}: {pools / spec.name} is not there, or not finished: `ddsweep pretrain` with "
+            "its file makes it, and goes on where it was"
+        )
+    if not spec.classes and not PoolDirectory(pools / spec.name).index.is_file():
+        find_weights(Path(spec.weights) if spec.weights else None, data_root)
 
 
 def _file_digest(path: Path) -> str:

@@ -22,6 +22,8 @@ __all__ = ["ROLES", "TrainedPool", "open_pool", "save_network", "write_index"]
 ROLES = ("train", "heldout")
 """The roles: for distillation, and for evaluation alone."""
 
+_AGAIN = "`ddsweep pretrain` with the file of the pool trains it again"
+
 _KEEPING = threading.Lock()
 
 _KEPT_BYTES = 2**29
@@ -99,12 +101,12 @@ class TrainedPool:
         try:
             weights, header = load_tensors(path)
         except CheckpointError as error:
-            raise DataError(f"pool {self.spec.name}: {error}") from error
+            raise DataError(f"pool {self.spec.name}: {error}; {_AGAIN}") from error
         found = (header.get("kind"), header.get("recipe"), header.get("role"), header.get("index"))
         if found != ("network", self.spec.recipe, role, index):
-            raise DataError(f"{path}: not {role} network {index} of pool {self.spec.name}")
+            raise DataError(f"{path}: not {role} network {index} of pool {self.spec.name}; {_AGAIN}")
         if tensor_sha256(weights) != self.sums[role, index]:
-            raise DataError(f"{path}: not the network that {self.directory.index} lists")
+            raise DataError(f"{path}: not the network that {self.directory.index} lists; {_AGAIN}")
         return weights
 
 

@@ -207,11 +207,14 @@ def _names_differ(sweep: SweepSpec, datasets: Iterable[DatasetSpec]) -> None:
 
 
 def _enough_heldout(sweep: SweepSpec, trial: TrialSpec) -> None:
-    pool, wanted = trial.pool, sweep.evaluate.networks
-    if pool is not None and not pool.known and wanted > pool.heldout:
+    """Whether the pool of a trial has the held-out networks that it is judged on. One of a known network is
+    judged on that, and on others only under `on_random`."""
+    pool, evaluation = trial.pool, sweep.evaluate.spec()
+    judged = trial.init != "fixed" or "on_random" in evaluation.protocols
+    if pool is not None and not pool.known and judged and evaluation.networks > pool.heldout:
         raise SettingError(
-            f"sweep {sweep.name}: evaluate.networks: {wanted} are more than the {pool.heldout} held-out "
-            f"networks of pool {pool.name}"
+            f"sweep {sweep.name}: evaluate.networks: {evaluation.networks} are more than the {pool.heldout} "
+            f"held-out networks of pool {pool.name}; give at most so many, or let `heldout` of the pool grow"
         )
 
 

@@ -55,7 +55,7 @@ def launch(
 
     over = {"nodes": nodes, "gpus_per_node": gpus_per_node, "time": time}
     over |= {"partition": partition, "account": account}
-    asked = _Asked(file, settings or [], site, over, mode, results, data_root)
+    asked = _Asked(file, settings or [], site, over, mode, results, data_root, dry_run)
     with Drain() as drain:
         with drain.interruptible():
             from ddsweep.catalog.numbers import counted
@@ -113,6 +113,7 @@ class _Asked:
     mode: str
     results: Path | None
     data_root: Path | None
+    dry_run: bool
 
 
 def _launch_request(asked: _Asked, say: Callable[[str], None]) -> tuple[Request, int, int]:
@@ -123,6 +124,7 @@ def _launch_request(asked: _Asked, say: Callable[[str], None]) -> tuple[Request,
     from ddsweep.launch.folder import MODES
     from ddsweep.launch.site import load_site
     from ddsweep.measuring import codes_of
+    from ddsweep.pools.file import check_pool
     from ddsweep.report.data import remark_lines
     from ddsweep.report.status import trial_states
     from ddsweep.spec import check_strata, load_sweep
@@ -151,6 +153,12 @@ def _launch_request(asked: _Asked, say: Callable[[str], None]) -> tuple[Request,
         require_files(dataset, root)
     for line in remark_lines(trial.dataset for trial in missing):
         say(line)
+    for pool in dict.fromkeys(trial.pool for trial in missing if trial.pool is not None):
+        check_pool(pool, directory.pools, root)
+        if not pool.classes and not asked.dry_run:
+            from ddsweep.pools.imagenet import ready_pool
+
+            ready_pool(pool, directory.pools, root)  # jobs find it there
     start.check_fits(sweep, plan.trials, place, mode)
     shares: list[list[str]] = []
     if mode == "array":

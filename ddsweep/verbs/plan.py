@@ -49,6 +49,7 @@ def plan(
     """Show the trials of a sweep, what is done, and what the rest will cost."""
     from ddsweep.catalog.numbers import counted
     from ddsweep.cohorts import cohort_sizes, why_in_turn
+    from ddsweep.pools.file import is_trained
     from ddsweep.report.console import report_console
     from ddsweep.report.data import data_lines
     from ddsweep.report.plan_table import (
@@ -86,6 +87,10 @@ def plan(
         console.print(f"protocol {line}", soft_wrap=True)
     for line in data_lines((trial.dataset for trial in found.trials), data_folder(data_root)):
         console.print(f"data: {line}", soft_wrap=True)
+    for pool in dict.fromkeys(trial.pool for trial in to_distil if trial.pool is not None):
+        if not is_trained(pool, directory.pools):
+            line = f"pool: {pool.name} is not trained yet: `ddsweep pretrain` with its file does that"
+            console.print(line, soft_wrap=True)
     others = other_sweeps(directory)
     missing = [trial_id for trial_id, state in states.items() if state == "missing"]
     names = Counter(there[0].directory.root.name for i in missing if (there := finished_in(i, others)))

@@ -70,7 +70,7 @@ def _pretrain(
     pool: PoolFile, results: Path, data_root: Path | None, address: str | None, drain: Drain
 ) -> None:
     from ddsweep.data.files import require_files, resolve_dataset
-    from ddsweep.pools.file import load_pool, pool_yaml
+    from ddsweep.pools.file import listed, load_pool, pool_yaml
     from ddsweep.report.console import report_console
     from ddsweep.report.data import remark_lines
     from ddsweep.report.pool import pool_lines
@@ -87,8 +87,7 @@ def _pretrain(
     recipe = pool.recipe(dataset)
     directory, console = PoolDirectory(results / "pools" / pool.name), report_console()
     if directory.pool_file.is_file():
-        from ddsweep.pools.train import missing_groups  # here: checks of files and data need no torch
-        from ddsweep.results.parts import is_whole
+        from ddsweep.pools.train import check_parts, missing_groups  # here: checks of files need no torch
 
         before = load_pool(directory.pool_file).recipe(dataset)
         if (before.recipe, before.train) != (recipe.recipe, recipe.train) or before.heldout > recipe.heldout:
@@ -96,7 +95,9 @@ def _pretrain(
                 f"{directory.root} holds a pool of other settings ({directory.pool_file}); give this one "
                 "another name, or remove the folder (heldout alone may grow)"
             )
-        if before == recipe and is_whole(directory.index) and not missing_groups(recipe, directory):
+        check_parts(directory, recipe)
+        whole = listed(directory) == (recipe.train, recipe.heldout)
+        if before == recipe and whole and not missing_groups(recipe, directory):
             for line in pool_lines(directory):
                 console.print(line)
             return

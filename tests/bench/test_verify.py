@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
@@ -11,13 +12,19 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
+from torch import nn
 
 from bench.keep import keep
-from bench.verify import ANEW_TOLERANCE, KEPT, compared, main
+from bench.verify import ANEW_TOLERANCE, KEPT, compared, main, scored
+from ddsweep.catalog import DATASETS, TrialSpec
+from ddsweep.data.splits import Splits
+from ddsweep.errors import UserError
 from ddsweep.one_trial import run_trial
 from ddsweep.provenance import environment
 from ddsweep.results.artifacts import load_tensors, save_tensors
 from ddsweep.results.layout import SweepDirectory
+from ddsweep.results.parts import read_part, write_part
+from ddsweep.results.schemas import TRIALS
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = Path(os.environ.get("DDSWEEP_DATA") or ROOT.parent / "shared" / "data")
@@ -124,6 +131,42 @@ def test_missing_data_are_said_and_no_failure(tmp_path: Path, capsys: pytest.Cap
 def test_an_unknown_row_lists_those_there_are(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["mnist"]) == 1
     assert "the rows are " in capsys.readouterr().err and (KEPT / "mnist_random").is_dir()
+
+
+def test_one_network_is_not_compared_with_a_mean() -> None:
+    with pytest.raises(UserError, match="row: one network says nothing of a mean over 3: give at least 2"):
+        compared("row", [0.94], [0.94, 0.95, 0.93])
+
+
+def test_a_diverged_network_has_no_answer_right(splits: Splits) -> None:
+    """Not even where the largest of no numbers is the class that is wanted."""
+    broken = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    nn.init.constant_(broken[1].weight, torch.nan)
+    plain = TrialSpec(DATASETS["digits"])
+    assert scored(broken, splits, plain) == 0
+    attack = {"objective": "attack", "attack_class": 1, "target_class": 0}
+    assert scored(broken, splits, replace(plain, **attack)) == 0
+    nn.init.constant_(broken[1].weight, 0.0)
+    assert scored(broken, splits, plain) > 0
+
+
+def test_what_the_sweep_has_no_more_is_not_kept(tmp_path: Path) -> None:
+    """And what was kept of it before goes."""
+    results, out = tmp_path / "results", tmp_path / "kept"
+    small = {**SETTINGS, "outer_steps": 1}
+    first, second = (
+        run_trial({**small, **more}, results, evaluate={"networks": 2, "baselines": "none"}).trial_id
+        for more in ({}, {"seed": 1})
+    )
+    assert set(keep(SweepDirectory(results), out)) == {first, second}
+    (out / ".tmp").mkdir()
+    (out / ".tmp" / "torn.partial").write_bytes(b"of a kill")
+    part = SweepDirectory(results).trials_part(first)
+    (row,) = read_part(part).to_pylist()
+    write_part(part, [{**row, "in_sweep": False}], TRIALS, tmp_path, {})
+    assert keep(SweepDirectory(results), out) == [second]
+    assert {path.stem for path in out.iterdir() if path.suffix in (".png", ".safetensors")} == {second}
+    assert not (out / ".tmp").exists()
 
 
 def test_one_known_network_has_a_tolerance() -> None:

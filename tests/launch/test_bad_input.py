@@ -50,6 +50,40 @@ def refuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ask: Ask) -> Refuse:
 
 
 @pytest.mark.parametrize("mode", ["cluster", "array"])
+@pytest.mark.parametrize("more", [(), ("--dry-run",)])
+def test_a_pool_that_is_not_trained(
+    refuse: Refuse, ask: Ask, tmp_path: Path, mode: str, more: tuple[str, ...]
+) -> None:
+    """Jobs would find that out one by one. `plan` says so, too."""
+    (tmp_path / "pools").mkdir()
+    network = "convnet(width=4)"
+    pool = f"name: fresh\ndataset: digits\nnetwork: {network}\ntrain: 8\nheldout: 2\nepochs: 1\n"
+    pool += "lr: 1e-2\nbatch: 100\ndecay_epochs: 1\n"
+    (tmp_path / "pools" / "fresh.yaml").write_text(pool)
+    settings = ("grid.init=[pretrained]", "pool=fresh", "models_per_step=2")
+    said = refuse("--mode", mode, *settings, *more, options=("--site", "local"))
+    assert "pools/fresh is not there, or not finished: `ddsweep pretrain` with its file makes it" in said
+    planned = ask("plan", "small.yaml", *settings)
+    assert "pool: fresh is not trained yet: `ddsweep pretrain` with its file does that" in planned.words
+
+
+@pytest.mark.parametrize("mode", ["cluster", "array"])
+@pytest.mark.parametrize("dry", [True, False])
+def test_weights_of_imagenet_that_are_not_there(
+    refuse: Refuse, mode: str, dry: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "none"))
+    settings = (
+        "grid.init=[fixed]",
+        "pool=imagenet",
+        "network=alexnet",
+        "dataset=digits(channels=3,size=224)",
+    )
+    said = refuse("--mode", mode, *settings, *(["--dry-run"] if dry else []), options=("--site", "local"))
+    assert "alexnet-imagenet: no weights: neither a file was given" in said
+
+
+@pytest.mark.parametrize("mode", ["cluster", "array"])
 @pytest.mark.parametrize("more", [(), ("--dry-run",), ("--wait",)])
 def test_no_slurm(refuse: Refuse, mode: str, more: tuple[str, ...]) -> None:
     said = refuse("--mode", mode, *more)

@@ -20,7 +20,7 @@ from ddsweep.core.networks import build_network
 from ddsweep.data.load import Splits
 from ddsweep.errors import DataError, SettingError, UserError
 from ddsweep.pools import store
-from ddsweep.pools.file import load_pool, pool_yaml, resolve_pool
+from ddsweep.pools.file import is_trained, load_pool, pool_yaml, resolve_pool
 from ddsweep.pools.recipe import PoolRecipe
 from ddsweep.pools.store import TrainedPool, open_pool, write_index
 from ddsweep.pools.train import check_parts, missing_groups
@@ -28,6 +28,7 @@ from ddsweep.results.layout import PoolDirectory
 from ddsweep.results.parts import read_part, write_part
 from ddsweep.results.schemas import POOL
 from ddsweep.seeds import derive_seed
+from ddsweep.spec import Plan, expand, sweep_of
 from tests.conftest import Run
 from tests.pools.conftest import NAME, NETWORK, make_pool, train_all
 
@@ -315,6 +316,32 @@ def test_a_torn_index_is_written_again(copy: Path, file: Path, ddsweep: Run) -> 
     assert index.read_bytes() == whole
 
 
+def test_a_pool_that_grew_without_its_index_is_finished_by_the_same_command(
+    copy: Path, file: Path, ddsweep: Run, recipe: PoolRecipe
+) -> None:
+    """As a kill leaves it after the last network: its file says more than the index."""
+    directory, before = PoolDirectory(copy / NAME), replace(recipe, heldout=4)
+    write_index(directory, before.spec(NAME))
+    shutil.copy(file, copy / NAME / "pool.yaml")
+    assert resolve_pool(NAME, copy, digits).heldout == 4
+    assert not is_trained(recipe.spec(NAME), copy) and is_trained(before.spec(NAME), copy)
+    done = ddsweep("pretrain", file, "--results", copy.parent)
+    assert (done.returncode, done.stderr) == (0, "") and "heldout: 5 networks" in done.stdout
+    assert resolve_pool(NAME, copy, digits) == recipe.spec(NAME) and is_trained(recipe.spec(NAME), copy)
+
+
+def test_a_pool_of_other_images_is_not_called_finished(
+    file: Path, recipe: PoolRecipe, splits: Splits, tmp_path: Path, ddsweep: Run
+) -> None:
+    """Its file says the same, and so do today's data, which are others than those it was trained on."""
+    made = replace(recipe, train=8, heldout=8, epochs=1, seed=5)  # other data change the recipe likewise
+    make_pool(made, splits, tmp_path / "pools")
+    settings = ("train=8", "heldout=8", "epochs=1")
+    (tmp_path / "pools" / NAME / "pool.yaml").write_text(pool_yaml(load_pool(file, settings)))
+    done = ddsweep("pretrain", file, *settings, "--results", tmp_path)
+    assert done.returncode == 1 and "network 0 was trained by another recipe; remove" in done.stderr
+
+
 def test_the_smoke_section_makes_a_pool_of_its_own(file: Path) -> None:
     pool = load_pool(file, smoke=True)
     assert (pool.name, pool.train, pool.heldout, pool.epochs) == ("tiny-smoke", 1, 1, 1)
@@ -358,6 +385,11 @@ def test_a_pool_that_was_not_begun_is_what_its_file_says(
     (tmp_path / "files").mkdir()
     shutil.copy(file, tmp_path / "files" / "tiny.yaml")
     assert resolve_pool(NAME, tmp_path / "nowhere", digits, tmp_path / "files") == recipe.spec(NAME)
+    shutil.copy(file, tmp_path / "files" / "other.yaml")
+    with pytest.raises(
+        SettingError, match=r"other.yaml has name: tiny, .* give the file and the pool one name"
+    ):
+        resolve_pool("other", tmp_path / "nowhere", digits, tmp_path / "files")
 
 
 def test_a_growing_pool_can_be_judged_on_as_far_as_it_is_whole(
@@ -365,6 +397,35 @@ def test_a_growing_pool_can_be_judged_on_as_far_as_it_is_whole(
 ) -> None:
     (copy / NAME / "pool.yaml").write_text(FILE.replace("heldout: 5", "heldout: 50"))
     assert resolve_pool(NAME, copy, digits) == recipe.spec(NAME)
+
+
+@pytest.mark.parametrize(
+    ("settings", "protocols", "enough"),
+    [
+        ({"init": "pretrained"}, ["as_distilled"], False),
+        ({"init": "fixed"}, ["as_distilled", "on_random"], False),
+        ({"init": "fixed"}, ["as_distilled"], True),  # one training network
+        ({"init": "pretrained"}, None, False),
+    ],
+)
+def test_more_held_out_networks_than_there_are_are_refused_if_they_are_judged_on(
+    settings: dict[str, str], protocols: list[str] | None, enough: bool, recipe: PoolRecipe
+) -> None:
+    base = {"dataset": "digits", "network": NETWORK, "pool": NAME, **settings}
+    evaluate = {"networks": 6} | ({} if protocols is None else {"protocols": protocols})
+
+    def plan(**more: int) -> Plan:
+        sweep = sweep_of({"name": "x", "base": base, "evaluate": evaluate | more}, "test")
+        return expand(sweep, digits, lambda value: recipe.spec(NAME))
+
+    assert len(plan(networks=5).trials) == 1
+    if enough:
+        assert len(plan().trials) == 1
+        return
+    with pytest.raises(
+        SettingError, match=r"networks: 6 are more than the 5 held-out .*give at most so many"
+    ):
+        plan()
 
 
 def test_a_pool_is_found_by_its_name(pools: Path, file: Path, tmp_path: Path, recipe: PoolRecipe) -> None:
