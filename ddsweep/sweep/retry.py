@@ -64,8 +64,8 @@ _LARGEST = re.compile(r"^(\d+)\t([\d.]+)\t(.+)$", re.M)
 _LOST_NODE = re.compile(r"node has died|NODE_DIED|The node .* died")
 _KILLED = re.compile(r"exit type: SYSTEM_ERROR|Socket closed|process was killed|worker died unexpectedly")
 _MORE_ROOM = (
-    "make room there, or have fewer trials run side by side (resources.max_concurrent; in an array, more "
-    "resources.cpus for each)"
+    "make room there, or have fewer run side by side (trials: resources.max_concurrent, in an array more "
+    "resources.cpus for each; a pool: a smaller total_cpus or total_gpus)"
 )
 
 
