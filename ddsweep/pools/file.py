@@ -40,6 +40,18 @@ def _shipped(value: Any) -> Any:
     return value
 
 
+def _dataset(value: Any) -> Any:
+    if not isinstance(value, str | dict):
+        raise ValueError(f"{shown(value)} is neither the name of a data set nor a mapping of settings of one")
+    return value
+
+
+def _mapping(value: Any) -> Any:
+    if not isinstance(value, dict):
+        raise ValueError(f"{shown(value)} is not a mapping of settings to values")
+    return value
+
+
 class PoolFile(BaseModel):
     """A pool file. ``cpus`` and ``gpus`` are for each group of networks that are trained together;
     ``total_cpus`` and ``total_gpus`` limit all groups. None of the four changes a network."""
@@ -48,7 +60,7 @@ class PoolFile(BaseModel):
 
     name: str
     """of the pool, and of its folder"""
-    dataset: str | dict[str, Any]
+    dataset: Annotated[str | dict[str, Any], BeforeValidator(_dataset)]
     """as in a sweep file; networks are trained on its training part without validation"""
     network: Annotated[str, BeforeValidator(_shipped)]
     """as in a sweep file, but none of your own"""
@@ -84,7 +96,7 @@ class PoolFile(BaseModel):
     """CPUs that may be used; none: all"""
     total_gpus: Annotated[float, BeforeValidator(real), Field(ge=0)] | None = None
     """GPUs that may be used; none: all"""
-    smoke: dict[str, Any] = {}
+    smoke: Annotated[dict[str, Any], BeforeValidator(_mapping)] = {}
     """small values for `--smoke`"""
 
     @field_validator("name", mode="before")
