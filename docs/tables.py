@@ -143,7 +143,7 @@ HEADLINES = (
     ("USPS -> MNIST, 100 images", "adapt_usps_mnist", "adapt_usps_mnist_labels"),
     ("MNIST -> USPS, 100 images", "adapt_mnist_usps", None),
     ("SVHN -> MNIST, 100 images", "adapt_svhn_mnist", None),
-    ("attack, 0 called 1, 100 images", "attack_mnist", None),
+    ("attack, 0 called 1, 100 images", "attack_mnist", "attack_mnist_labels"),
     ("attack, planes called cars, 100 images", "attack_cifar10_short", None),
     ("ImageNet -> PASCAL VOC, an image a class", "alexnet_voc2007", None),
     ("ImageNet -> CUB-200, an image a class", "alexnet_cub200", None),
