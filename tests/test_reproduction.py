@@ -104,14 +104,15 @@ def test_what_documents_say_of_kept_sets_is_what_their_tables_say() -> None:
             f"{100 * (attack.trial['val_score'] - fooled.mean()):.0f} points more than on networks that were",
             f"**The aim of 90 % is met by {100 * softly.mean() - 90:.1f} points.** The median is "
             f"{100 * softly.median():.1f} %, a quarter of the networks is below "
-            f"{100 * softly.quantile(0.25):.0f}. On training networks (validation images) success is {100 * soft.trial['val_score']:.1f} (after",
+            f"{100 * softly.quantile(0.25):.0f}. On training networks (validation images) success is "
+            f"{100 * soft.trial['val_score']:.1f} (after",
             f"{100 * (soft.trial['val_score'] - softly.mean()):.0f} points more than on networks that were "
             "never seen. Of seven settings",
         ],
         "sweeps/attack_mnist_labels.yaml": [
             f"Measured: {soft.said()} % over {n['attack_mnist_labels']} held-out networks; accuracy on the "
-            f"others {percent(spared.mean(), spared.std())} % (docs/reproduction.md); with the classes as labels "
-            f"{attack.said()}.",
+            f"others {percent(spared.mean(), spared.std())} % (docs/reproduction.md); with the classes as "
+            f"labels {attack.said()}.",
             f"Cost: {minutes['attack_mnist_labels']}",
         ],
         "sweeps/mnist_random.yaml": [f"Measured: {mnist.said()} and "],
