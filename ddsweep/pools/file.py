@@ -193,9 +193,9 @@ def listed(directory: PoolDirectory) -> tuple[int, int] | None:
 def is_trained(spec: PoolSpec, pools: Path) -> bool:
     """Whether the pool ``spec`` in the folder ``pools`` has all of its networks, by its index. That of
     ImageNet is made when it is needed."""
-    there = listed(PoolDirectory(pools / spec.name))
     if not spec.classes:
         return True
+    there = listed(PoolDirectory(pools / spec.name))
     return there is not None and there[0] >= spec.train and there[1] >= spec.heldout
 
 
