@@ -8,12 +8,13 @@ import os
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-__all__ = ["PREFIX", "is_own", "owned", "private_folder", "remove_left", "write_secret"]
+__all__ = ["PREFIX", "is_own", "owned", "private_folder", "remove_folder", "remove_left", "write_secret"]
 
 PREFIX = "dds"
 """The names of all of them begin with this."""
@@ -21,6 +22,9 @@ PREFIX = "dds"
 _OWNER = ".ddsweep-owner"
 """A file in each that its process keeps locked. A lock ends with the process, however that ends, and other
 containers see it; process numbers mean nothing there."""
+
+
+_PATIENCE_S = 5.0
 
 
 @contextmanager
@@ -32,7 +36,18 @@ def private_folder(base: Path) -> Iterator[Path]:
         with owned(folder):
             yield folder
     finally:
+        remove_folder(folder)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove ``folder`` with all that is in it. Processes of Ray that are being killed may still write there,
+    and a folder that has got a new file while it was emptied stays: so it is tried again."""
+    until = time.monotonic() + _PATIENCE_S
+    while True:
         shutil.rmtree(folder, ignore_errors=True)
+        if not os.path.lexists(folder) or time.monotonic() > until:
+            return
+        time.sleep(0.05)
 
 
 @contextmanager
@@ -54,7 +69,7 @@ def remove_left(base: Path) -> list[Path]:
             with (folder / _OWNER).open("r+") as owner:
                 if not _lock(owner):
                     continue
-                shutil.rmtree(folder, ignore_errors=True)
+                remove_folder(folder)
         except OSError:  # not such a folder, or another process removes it
             continue
         removed.append(folder)

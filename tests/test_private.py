@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 from ddsweep.private import owned, private_folder, remove_left
 
 OWNER = """
 import sys, time
 from pathlib import Path
+import pytest
+
 from ddsweep.private import private_folder
 with private_folder(Path(sys.argv[1])) as folder:
     (folder / "token").write_text("secret")
@@ -46,3 +51,20 @@ def test_a_folder_that_is_owned_stays(tmp_path: Path) -> None:
     with owned(folder):
         assert remove_left(tmp_path) == []
     assert remove_left(tmp_path) == [folder] and not folder.exists()
+
+
+def test_a_process_that_still_writes_there_keeps_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process of Ray that is being killed: its last file comes when the folder was emptied."""
+    real, late = os.rmdir, iter(("log", "socket"))
+
+    def rmdir(path: Path, **more: int) -> None:
+        if (name := next(late, None)) is not None:
+            (mine / name).touch()
+        real(path, **more)
+
+    monkeypatch.setattr(os, "rmdir", rmdir)
+    with private_folder(tmp_path) as mine:
+        (mine / "token").write_text("secret")
+    assert next(late, None) is None and not mine.exists()

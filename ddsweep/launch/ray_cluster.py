@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import socket
 import sys
 import time
@@ -37,7 +36,7 @@ from ddsweep.launch.ray_node import (
 )
 from ddsweep.launch.site import Site
 from ddsweep.machine import limits_trouble, versions
-from ddsweep.private import PREFIX, is_own, owned, remove_left
+from ddsweep.private import PREFIX, is_own, owned, remove_folder, remove_left
 from ddsweep.processes import MARK, kill_marked, kill_with_children
 
 __all__ = ["run_on_cluster"]
@@ -88,7 +87,7 @@ def run_on_cluster(
         if left:
             say(f"{socket.gethostname()}: processes that cannot be killed: {left}")
         if is_own(temporary):
-            shutil.rmtree(temporary, ignore_errors=True)
+            remove_folder(temporary)
         # If the head fails at its start, the others must not wait for its address for ever.
         said = done_path(folder) if place.is_head else left_path(folder, place.rank)
         write_json(said, {"host": socket.gethostname()})

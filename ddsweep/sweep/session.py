@@ -6,7 +6,6 @@ import atexit
 import logging
 import os
 import secrets
-import shutil
 import tempfile
 import threading
 import time
@@ -24,7 +23,7 @@ from ddsweep.dashboards import provision
 from ddsweep.errors import UserError
 from ddsweep.interpreter import SAFE_PATH
 from ddsweep.machine import limits_trouble, object_store_bytes
-from ddsweep.private import private_folder, write_secret
+from ddsweep.private import private_folder, remove_folder, write_secret
 from ddsweep.processes import MARK, kill_marked, kill_with_children
 from ddsweep.sweep.drain import Drain, out_of_reach
 from ddsweep.sweep.join import find_ray, is_silent, read_token_again, use_its_token
@@ -125,7 +124,7 @@ def ray_session(
             # An address in the environment would silently send the sweep to another cluster.
             os.environ.pop("RAY_ADDRESS", None)
             temporary = afterwards.enter_context(private_folder(_base()))
-            afterwards.enter_context(drain.leftover(lambda: shutil.rmtree(temporary, ignore_errors=True)))
+            afterwards.enter_context(drain.leftover(lambda: remove_folder(temporary)))
             if trouble := limits_trouble(temporary):
                 raise UserError(f"Ray cannot start here: {trouble}")
             mark = f"{os.environ.get(MARK, '')}{temporary.name}."
