@@ -144,7 +144,7 @@ HEADLINES = (
     ("MNIST -> USPS, 100 images", "adapt_mnist_usps", None),
     ("SVHN -> MNIST, 100 images", "adapt_svhn_mnist", None),
     ("attack, 0 called 1, 100 images", "attack_mnist", "attack_mnist_labels"),
-    ("attack, planes called cars, 100 images", "attack_cifar10_short", None),
+    ("attack, planes called cars, 100 images", "attack_cifar10_short", "attack_cifar10_labels"),
     ("ImageNet -> PASCAL VOC, an image a class", "alexnet_voc2007", None),
     ("ImageNet -> CUB-200, an image a class", "alexnet_cub200", None),
 )

@@ -48,7 +48,8 @@ def test_what_documents_say_of_kept_sets_is_what_their_tables_say() -> None:
     usps_after, attack = kept["adapt_mnist_usps"], kept["attack_mnist"]
     soft = kept["attack_mnist_labels"]
     softly, spared = (soft.of("distilled")[name] for name in ("attack_success", "accuracy_other"))
-    planes = kept["attack_cifar10_short"]
+    planes, cars = kept["attack_cifar10_short"], kept["attack_cifar10_labels"]
+    called, left = (100 * cars.of("distilled")[name] for name in ("attack_success", "accuracy_other"))
     kinder = planes.of("distilled")["accuracy_other"]
     fooled = attack.of("distilled")["attack_success"]
     others = attack.of("distilled")["accuracy_other"]
@@ -108,6 +109,15 @@ def test_what_documents_say_of_kept_sets_is_what_their_tables_say() -> None:
             f"{100 * soft.trial['val_score']:.1f} (after",
             f"{100 * (soft.trial['val_score'] - softly.mean()):.0f} points more than on networks that were "
             "never seen. Of seven settings",
+            f"they differ: from {called.min():.0f} to {called.max():.0f} %, the 95 % interval of the mean "
+            f"is ± {100 * cars.trial['test_attack_success_ci95']:.1f}. On training networks (validation "
+            f"images) success is {100 * cars.trial['val_score']:.1f} (after 25,",
+        ],
+        "sweeps/attack_cifar10_labels.yaml": [
+            f"Measured: {cars.said()} % over {n['attack_cifar10_labels']} held-out networks, with "
+            f"dataset=cifar10-exact; accuracy on the others {left.mean():.1f} ± {left.std():.1f} % "
+            f"(docs/reproduction.md); with the classes as labels {planes.said()}.",
+            f"Cost: {minutes['attack_cifar10_labels']}",
         ],
         "sweeps/attack_mnist_labels.yaml": [
             f"Measured: {soft.said()} % over {n['attack_mnist_labels']} held-out networks; accuracy on the "
