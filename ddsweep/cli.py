@@ -116,9 +116,9 @@ def _exit_code(arguments: Sequence[str] | None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left in the buffer goes nowhere
         return 0
     except Exception as error:
-        from ddsweep.results.files import full_disk
+        from ddsweep.results.files import full_disk, refused
 
-        told = full_disk(error, Path.cwd())
+        told = full_disk(error, Path.cwd()) or refused(error)
         if told is None:
             raise
         typer.echo(f"ddsweep: {told}", err=True)

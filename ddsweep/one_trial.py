@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,12 +27,12 @@ from ddsweep.results.current import write_sweep_file
 from ddsweep.results.elsewhere import other_sweeps
 from ddsweep.results.files import remove_leftovers
 from ddsweep.results.layout import SweepDirectory
-from ddsweep.results.lock import SweepLock
+from ddsweep.results.lock import LOST, SweepLock
 from ddsweep.results.parts import read_part
 from ddsweep.spec import Plan, SweepSpec, expand, load_sweep, resolved_yaml, sweep_of
 from ddsweep.sweep.prepare import load_all_splits, splits_key, trial_settings
 from ddsweep.trial import Progress, distil_trial, is_distilled, read_distilled, record_failure
-from ddsweep.trial_plan import pick_device
+from ddsweep.trial_plan import TrialSettings, pick_device
 
 __all__ = ["FinishedTrial", "Progress", "run_trial"]
 
@@ -87,9 +87,12 @@ def run_trial(
     sweep = sweep_of(asked, "run_trial")
     trials = _plan(sweep, found, root).trials
     measure_networks(trials, sweep.evaluate.spec(), found.code, lambda text: None)
-    sweep = _joined(sweep, trials[0], found, root, new_evaluation=evaluate is not None)
-    ids = [trial.trial_id for trial in _plan(sweep, found, root).trials]
-    return _run(sweep, ids, trials[0], found, root, on_progress, on_evaluated)
+
+    def joined() -> SweepSpec:
+        return _joined(sweep, trials[0], found, root, new_evaluation=evaluate is not None)
+
+    joined()  # before the data are read; once more when no other call can change the folder
+    return _run(joined, trials[0], trial_settings(sweep, trials[0]), found, root, on_progress, on_evaluated)
 
 
 def _name(folder: Path) -> str:
@@ -128,9 +131,9 @@ def _joined(
 
 
 def _run(
-    sweep: SweepSpec,
-    ids: Sequence[str],
+    joined: Callable[[], SweepSpec],
     trial: TrialSpec,
+    settings: TrialSettings,
     directory: SweepDirectory,
     root: Path | None,
     on_progress: Callable[[Progress], None],
@@ -138,17 +141,20 @@ def _run(
 ) -> FinishedTrial:
     if trial.pool is not None:
         ready_pool(trial.pool, directory.pools, root)
-    settings, evaluation = trial_settings(sweep, trial), sweep.evaluate.spec()
     device = pick_device(settings.device, settings.gpus)
     splits = load_all_splits([trial], root, stand_in=False)[splits_key(trial)]
-    fresh = not directory.root.exists()
+    fresh, held = not directory.root.exists(), False
     threads = torch.get_num_threads()
     try:
         directory.create()
-        with SweepLock(directory.lock):
+        with SweepLock(directory.lock) as lock:
+            held = True
+            sweep = joined()
+            evaluation = sweep.evaluate.spec()
             remove_leftovers(directory.temporary)
             write_code(directory, codes_of([trial], evaluation))
             write_sets(directory, sweep.start_sets())
+            ids = [item.trial_id for item in _plan(sweep, directory, root).trials]
             write_sweep_file(directory, resolved_yaml(sweep).encode(), ids)
             directory.failure_part(trial.trial_id).unlink(missing_ok=True)
             forget_stop(trial, directory)
@@ -156,22 +162,31 @@ def _run(
             try:
                 if not is_distilled(trial, directory):
                     take_over(trial, splits.fingerprint, directory, other_sweeps(directory))
-                distil_trial(trial, splits, directory, settings, on_progress=on_progress)
+                whole = distil_trial(
+                    *(trial, splits, directory, settings),
+                    should_stop=lambda: lock.lost,
+                    on_progress=on_progress,
+                )
                 place = "evaluation"
-                units = missing_units(trial, evaluation, directory)
+                units = missing_units(trial, evaluation, directory) if whole else []
                 for done, unit in enumerate(units, 1):
+                    if lock.lost:
+                        break
                     evaluate_unit(
                         trial, unit, evaluation, splits, directory, device, compile=settings.compile
                     )
                     on_evaluated(done, len(units))
+                if lock.lost:
+                    raise ResultsError(f"{directory.root}: {LOST}; the same call goes on where this one was")
                 finish(trial, evaluation, directory, sweep.name)
             except (DivergedError, UserError) as error:
-                record_failure(directory, trial, sweep.name, error, place, 1)
+                if not lock.lost:
+                    record_failure(directory, trial, sweep.name, error, place, 1)
                 raise
             (row,) = read_part(directory.trials_part(trial.trial_id)).to_pylist()
             return FinishedTrial(trial.trial_id, directory.root, read_distilled(trial, directory), row)
     except UserError:
-        if fresh and not directory.sweep_file.exists():
+        if fresh and held and not directory.sweep_file.exists():
             shutil.rmtree(directory.root, ignore_errors=True)  # refused before it began
         raise
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shlex
@@ -157,6 +158,7 @@ def test_the_package_lists_what_it_offers() -> None:
     ("raised", "code"),
     [
         (UserError("grid.init: is empty"), 1),
+        (PermissionError(errno.EACCES, "Permission denied", "/a/folder"), 1),
         (KeyboardInterrupt(), 130),
         (Abort(), 130),
     ],
@@ -172,6 +174,8 @@ def test_what_stops_a_verb_decides_the_exit_code(
         cli.main(["any"])
     assert ended.value.code == code
     expected = f"ddsweep: {raised}\n" if isinstance(raised, UserError) else ""
+    if isinstance(raised, PermissionError):
+        expected = "ddsweep: /a/folder: the system refuses it: Permission denied\n"
     assert capsys.readouterr().err == expected
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import json
+import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +14,13 @@ import pandas as pd
 import pytest
 import torch
 
-from ddsweep import load_results, run_trial
+from ddsweep import load_results, one_trial, run_trial
 from ddsweep.errors import DivergedError, ResultsError, SettingError, UserError
 from ddsweep.report.status import status
 from ddsweep.report.sweep_file import asked_of
 from ddsweep.results.layout import SweepDirectory
+from ddsweep.results.lock import SweepLock
+from ddsweep.sweep.prepare import load_all_splits
 from ddsweep.trial import Progress
 
 SETTINGS: dict[str, Any] = {
@@ -179,3 +185,62 @@ def test_the_folder_of_a_sweep_file_is_left_alone(tmp_path: Path) -> None:
         run_trial(SETTINGS, tmp_path)
     with pytest.raises(SettingError, match="name: "):
         run_trial(SETTINGS, tmp_path / "pools")
+
+
+def another(directory: SweepDirectory) -> None:
+    """Another host takes the folder."""
+    now = datetime.now(UTC).isoformat()
+    holder = {"host": "another-node", "pid": 1, "process_start": "1", "since": now, "heartbeat": now}
+    directory.lock.unlink(missing_ok=True)
+    directory.lock.write_text(json.dumps(holder))
+
+
+def test_of_two_that_start_at_once_the_loser_leaves_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = SweepDirectory.create
+
+    def created_by_another(directory: SweepDirectory) -> None:
+        create(directory)
+        another(directory)
+
+    monkeypatch.setattr(SweepDirectory, "create", created_by_another)
+    with pytest.raises(ResultsError, match="another driver is at work"):
+        run_trial(SETTINGS, tmp_path / "mine", evaluate=EVALUATE)
+    assert SweepDirectory(tmp_path / "mine").lock.is_file()
+
+
+def test_a_call_that_ends_while_another_one_begins_keeps_its_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first: list[str] = []
+
+    def load(*arguments: Any, **options: Any) -> Any:
+        if not first:
+            first.append("began")
+            first[0] = run_trial(SETTINGS | {"seed": 1}, tmp_path / "mine", evaluate=EVALUATE).trial_id
+        return load_all_splits(*arguments, **options)
+
+    monkeypatch.setattr(one_trial, "load_all_splits", load)
+    second = run_trial(SETTINGS, tmp_path / "mine", evaluate=EVALUATE)
+    assert set(load_results(tmp_path / "mine").trials["trial_id"]) == {*first, second.trial_id}
+
+
+def test_a_call_that_lost_its_lock_ends_and_the_same_call_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = SweepDirectory(tmp_path / "mine")
+    monkeypatch.setattr(one_trial, "SweepLock", functools.partial(SweepLock, heartbeat_s=0.02))
+
+    def lose(progress: Progress) -> None:
+        another(directory)
+        time.sleep(0.5)
+
+    how: dict[str, Any] = {"evaluate": EVALUATE, "resources": {"log_every": 1}}
+    with pytest.raises(ResultsError, match="another driver took the sweep's lock over"):
+        run_trial(SETTINGS, directory.root, on_progress=lose, **how)
+    assert load_results(directory.root).failures.empty and directory.lock.is_file()
+    directory.lock.unlink()
+    steps: list[int] = []
+    run_trial(SETTINGS, directory.root, on_progress=lambda progress: steps.append(progress.outer_step), **how)
+    assert steps == [2, 3, 4]

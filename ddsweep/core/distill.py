@@ -37,6 +37,10 @@ __all__ = [
 MAX_SKIPPED_IN_A_ROW = 10
 """After so many outer steps without one finite network even ``on_nonfinite: skip`` gives up."""
 
+_LARGEST_NORM = 1e18
+"""A gradient that is larger counts as not finite: the squares that Adam keeps would be, in float32, and what
+they belong to would never move again."""
+
 
 @dataclass(frozen=True)
 class StepReport:
@@ -170,7 +174,7 @@ def _taken(
         if i in clipped:
             state = replace(state, norm=running_norm(unclipped, clipped[i], states[i].norm))
         pairs = enumerate(zip(losses, norms_of_all, strict=True))
-        finite = [k for k, pair in pairs if all(map(math.isfinite, pair))]
+        finite = [k for k, (value, norm) in pairs if math.isfinite(value) and norm < _LARGEST_NORM]
         rate, largest = [*(number for (number,) in of_rates), None, None][:2]
         steps.append(_Step(state, gradients[i].losses, norms[i], finite, loss, grad_norm, rate, largest))
     return steps

@@ -161,11 +161,15 @@ def check_own_data(sweep: SweepSpec, root: Path | None, fine: str) -> Finding:
 
 def data_of(sweep: SweepSpec | None, root: Path | None) -> tuple[str, ...]:
     """Names of the data sets that ``sweep`` needs, and folders of the user's own; without a sweep, all that
-    are here."""
+    are here. A mapping without a folder's name has none: `check_own_data` says what is wrong with it."""
     if sweep is None:
         return tuple(item.name for item in list_datasets(root) if not item.status.startswith("missing"))
-    files = [item for item in sweep.datasets() if isinstance(item, dict) or not is_code(item)]
-    needed = [f"folder:{item['path']}" if isinstance(item, dict) else item for item in files]
+    needed = []
+    for item in sweep.datasets():
+        if not isinstance(item, dict):
+            needed += [] if is_code(item) else [item]
+        elif isinstance(path := item.get("path"), str):
+            needed.append(f"folder:{path}")
     return tuple(dict.fromkeys(needed))
 
 

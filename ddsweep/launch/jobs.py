@@ -10,13 +10,14 @@ import os
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddsweep.catalog.numbers import counted
-from ddsweep.errors import EXIT_DRAINED, UserError
+from ddsweep.errors import EXIT_DRAINED, ResultsError, UserError
 from ddsweep.interpreter import python_module
 from ddsweep.launch.allocation import Place, node_limits
 from ddsweep.launch.folder import Launch, LaunchFolder, write_json
@@ -68,22 +69,29 @@ class _Job(ABC):
             told = f"not requeued again, after {times} (requeues); launch it again to go on"
             again, code = False, EXIT_DRAINED
         outcome = {"code": code, "restart": place.restart, "requeued": again, "message": told}
-        write_json(folder.outcome(self.kind, self.index), outcome)
+        self._record(folder, outcome)
         if again:
-            print(
-                f"requeued: {place.restart + 1} of at most {counted(launch.site['requeues'], 'time')}",
-                flush=True,
-            )
+            with suppress(OSError):
+                print(
+                    f"requeued: {place.restart + 1} of at most {counted(launch.site['requeues'], 'time')}",
+                    flush=True,
+                )
             try:
                 signals.requeue()
             except Exception as error:  # Slurm does not answer, or refuses
                 told = f"could not be requeued ({error}); launch it again to go on"
                 print(f"ddsweep: {told}", file=sys.stderr, flush=True)
-                write_json(
-                    folder.outcome(self.kind, self.index), {**outcome, "requeued": False, "message": told}
-                )
+                self._record(folder, {**outcome, "requeued": False, "message": told})
         if code:
             sys.exit(code)  # then Slurm's own record says FAILED, with this code
+
+    def _record(self, folder: LaunchFolder, outcome: Mapping[str, Any]) -> None:
+        """Write how the job ended. A full disk, of the logs too, must not keep it from its requeue."""
+        try:
+            write_json(folder.outcome(self.kind, self.index), outcome)
+        except ResultsError as error:
+            with suppress(OSError):
+                print(f"ddsweep: {error}", file=sys.stderr, flush=True)
 
     @abstractmethod
     def work(self, folder: LaunchFolder, launch: Launch, place: Place, signals: Signals) -> int:

@@ -14,10 +14,11 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
-from ddsweep.errors import UserError
+from ddsweep.errors import ResultsError, UserError
 from ddsweep.launch.allocation import NodeLimits, Place, node_limits, slurm_place
 from ddsweep.launch.folder import read_json, write_json
 from ddsweep.launch.processes import Signals
@@ -80,7 +81,8 @@ def run_on_cluster(
             node = Node(site, place, folder, temporary / _RAY, environment, limits, signals, say, log)
             return lead(node, command) if place.is_head else _worker(node)
     except UserError as error:
-        write_json(card_path(folder, place.rank), {**card, "trouble": str(error)})
+        with suppress(ResultsError):  # a full disk may be the trouble
+            write_json(card_path(folder, place.rank), {**card, "trouble": str(error)})
         raise
     finally:
         left = kill_marked(mark)
@@ -90,7 +92,8 @@ def run_on_cluster(
             remove_folder(temporary)
         # If the head fails at its start, the others must not wait for its address for ever.
         said = done_path(folder) if place.is_head else left_path(folder, place.rank)
-        write_json(said, {"host": socket.gethostname()})
+        with suppress(ResultsError):
+            write_json(said, {"host": socket.gethostname()})
 
 
 # --------------------------------------------------------------------------------------- the others

@@ -10,10 +10,11 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from ddsweep.dashboards import provision
-from ddsweep.errors import EXIT_DRAINED, EXIT_INTERRUPTED, UserError
+from ddsweep.errors import EXIT_DRAINED, EXIT_INTERRUPTED, ResultsError, UserError
 from ddsweep.launch.folder import read_json, write_json
 from ddsweep.launch.processes import end, spawn
 from ddsweep.launch.ray_node import (
@@ -84,7 +85,8 @@ def lead(node: Node, command: Callable[[str], Sequence[str]]) -> int:
             node.say(f"  then http://127.0.0.1:{port + 1}, with the token in {folder / TOKEN}")
         return _drive(node, ray, command(address), address)
     finally:
-        write_json(done_path(folder), {"host": socket.gethostname()})
+        with suppress(ResultsError):  # on a full disk the others see for themselves that the head is gone
+            write_json(done_path(folder), {"host": socket.gethostname()})
         kill_with_children(ray.pid)
         ray.wait()
         (folder / TOKEN).unlink(missing_ok=True)  # it opens no more files

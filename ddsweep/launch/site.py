@@ -72,8 +72,9 @@ def _one_line(value: str) -> str:
 
 Text = Annotated[str, Field(min_length=1), AfterValidator(_one_line)]
 NotNegative = Annotated[int, BeforeValidator(whole), Field(ge=0)]
-Seconds = Annotated[float, BeforeValidator(real), Field(gt=0)]
-Gigabytes = Annotated[float, BeforeValidator(real), Field(gt=0)]
+_MOST_SECONDS, _MOST_GIGABYTES = 30 * 86400, 1_000_000
+Seconds = Annotated[float, BeforeValidator(real), Field(gt=0, le=_MOST_SECONDS)]
+Gigabytes = Annotated[float, BeforeValidator(real), Field(gt=0, le=_MOST_GIGABYTES)]
 
 
 class Site(BaseModel):
@@ -139,8 +140,8 @@ class Site(BaseModel):
     """seconds until the sweep starts without those that did not come"""
     least_nodes: Count = 1
     """with fewer the job fails"""
-    node_failure: Seconds = 30.0
-    """seconds until a silent node is given up"""
+    node_failure: Annotated[Seconds, Field(ge=1)] = 30.0
+    """seconds until a silent node is given up, at least 1"""
     drain: Count = 120
     """seconds before the time limit at which a job begins to checkpoint; less than `time`"""
     requeues: NotNegative = 5

@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from ddsweep.errors import UserError
 from ddsweep.launch.folder import Job, LaunchFolder
 from ddsweep.launch.jobs import Stage
 from ddsweep.launch.sbatch_options import without_variables
@@ -47,10 +48,22 @@ def executor(site: Site, folder: LaunchFolder, name: str, **more: Any) -> Any:
 
 
 def _own_gpus(count: int) -> tuple[int, ...]:
-    """The first GPUs that this process may use; submitit would take the machine's first."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-    numbers = tuple(int(name) for name in visible if name.strip().isdigit())
-    return numbers[:count] if len(numbers) >= count else ()
+    """The first GPUs that this process may use; submitit would take the machine's first. Raises `UserError`
+    if it may use fewer, or if they go by other names than numbers, which submitit does not take."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None or count == 0:
+        return ()
+    names = [name.strip() for name in visible.split(",") if name.strip()]
+    if len(names) < count:
+        raise UserError(
+            f"gpus_per_node: {count}, but CUDA_VISIBLE_DEVICES={visible} lets this shell use {len(names)}"
+        )
+    if not all(name.isdigit() for name in names[:count]):
+        raise UserError(
+            f"gpus_per_node: {count}: CUDA_VISIBLE_DEVICES={visible} names GPUs, and a local launch takes "
+            "their numbers, such as 0,1 (`nvidia-smi -L` lists both)"
+        )
+    return tuple(int(name) for name in names[:count])
 
 
 def _parameters(site: Site, name: str) -> dict[str, Any]:

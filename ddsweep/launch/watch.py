@@ -8,6 +8,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from ddsweep.catalog.numbers import counted
@@ -207,8 +208,9 @@ def cancel(folder: LaunchFolder, patience_s: float, say: Callable[[str], None]) 
     if not active_jobs(launch):
         say(f"launch {folder.name}: no job of it waits or runs")
         return
-    folder.stop_file.touch()
-    launch.directory.stop_file.touch()
+    for file in (folder.stop_file, launch.directory.stop_file):
+        with suppress(OSError):  # without room for a file, a signal must do
+            file.touch()
     local = launch.site["scheduler"] == "local"
     if local:
         _signal(launch, signal.SIGTERM)

@@ -232,7 +232,9 @@ def _answer(
         val_score=None if _score(best) == -math.inf else _score(best),
         measure=measure,
         test=two_levels(after),
-        n_diverged=sum(item["diverged"] for rows in own.values() for item in rows),
+        n_diverged=sum(
+            bool(lost) for rows in own.values() for lost in _by_network(rows, "diverged").values()
+        ),
         gains=_gains(best, own, tuned, evals, measure),
         tuned=two_levels(after_tuned) if all(after_tuned) else None,
         all_known=all_known,

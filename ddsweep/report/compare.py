@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ddsweep.catalog.numbers import counted
@@ -17,6 +17,8 @@ from ddsweep.results.statistics import Difference, mean_std_ci, paired_differenc
 
 __all__ = ["Pair", "compare_lines", "pairs_of"]
 
+_WORDS = {"accuracy": "test accuracy", "attack_success": "fooled"}
+
 MOST_PAIRS = 20
 """The number of pairs that are listed; the mean is over all."""
 
@@ -26,12 +28,19 @@ Row = Mapping[str, Any]
 @dataclass(frozen=True)
 class Pair:
     """Two trials that agree in all settings but those in which the sweeps differ as a whole. ``moved`` is the
-    test accuracy of the second minus that of the first, on the networks that both were judged on; None if the
-    networks differ."""
+    test accuracy of the second minus that of the first (of an attack: the fraction fooled), on the networks
+    that both were judged on; None if the networks differ."""
 
     first: Row
     second: Row
     moved: Difference | None
+
+    @property
+    def measure(self) -> str:
+        """What the columns ``test_..._mean`` of both have: ``accuracy``, or ``attack_success`` if both are
+        attacks."""
+        attacks = self.first.get("objective") == self.second.get("objective") == "attack"
+        return "attack_success" if attacks else "accuracy"
 
 
 def pairs_of(first: Results, second: Results) -> tuple[list[str], list[Pair]]:
@@ -56,8 +65,9 @@ def pairs_of(first: Results, second: Results) -> tuple[list[str], list[Pair]]:
     for key, own in ours.items():
         if len(own) == len(partners[key]) == 1:
             (a,), (b,) = own, partners[key]
-            moved = _moved(evals[0][a["trial_id"]], evals[1][b["trial_id"]], a, b)
-            found.append(Pair(a, b, moved))
+            pair = Pair(a, b, None)
+            moved = _moved(evals[0][a["trial_id"]], evals[1][b["trial_id"]], pair)
+            found.append(replace(pair, moved=moved))
     return apart, found
 
 
@@ -77,7 +87,9 @@ def compare_lines(names: tuple[str, str], first: Results, second: Results) -> li
     if not apart:
         lines.append("  none differs as a whole")
     counts = [len(_rows(results)) for results in (first, second)]
-    lines += ["", f"test accuracy in %, {counted(len(pairs), 'pair')} of {counts[0]} and {counts[1]} trials:"]
+    measures = {pair.measure for pair in pairs}
+    what = " or ".join(_WORDS[name] for name in _WORDS if name in (measures or {"accuracy"}))
+    lines += ["", f"{what} in %, {counted(len(pairs), 'pair')} of {counts[0]} and {counts[1]} trials:"]
     own = [settings_of_row(pair.first) for pair in pairs]
     shown = varying(own)
     for pair, settings in list(zip(pairs, own, strict=True))[:MOST_PAIRS]:
@@ -88,7 +100,7 @@ def compare_lines(names: tuple[str, str], first: Results, second: Results) -> li
     if len(pairs) > MOST_PAIRS:
         lines.append(f"  ... and {len(pairs) - MOST_PAIRS} more")
     means = [pair.moved.mean for pair in pairs if pair.moved is not None]
-    if len(means) > 1:
+    if len(means) > 1 and len(measures) == 1:
         mean, _, ci95 = mean_std_ci(means)
         total = f"{percent(mean, sign=True)} ± {percent(ci95)}"
         lines += ["", f"all pairs: {total} (95 % interval over {len(means)} pairs)"]
@@ -97,7 +109,8 @@ def compare_lines(names: tuple[str, str], first: Results, second: Results) -> li
 
 def _moved_text(pair: Pair) -> str:
     before, after = (
-        percent(row["test_accuracy_mean"], row["test_accuracy_std"]) for row in (pair.first, pair.second)
+        percent(row[f"test_{pair.measure}_mean"], row[f"test_{pair.measure}_std"])
+        for row in (pair.first, pair.second)
     )
     if pair.moved is None:
         return f"{before} -> {after} (other networks: not paired)"
@@ -118,15 +131,16 @@ def _evals(results: Results) -> dict[str, list[Row]]:
     return rows_by_trial(frame[(frame["source"] == "distilled") & (frame["protocol"] == "as_distilled")])
 
 
-def _moved(first: Sequence[Row], second: Sequence[Row], a: Row, b: Row) -> Difference | None:
+def _moved(first: Sequence[Row], second: Sequence[Row], pair: Pair) -> Difference | None:
     """The difference on the networks that both have, each after its own T steps. A network is known by its
     architecture, its law or pool with its recipe, and its number. The known networks of ``fixed`` trials have
     numbers of their own."""
-    sides = []
-    for rows, trial in ((second, b), (first, a)):
+
+    def side(rows: Sequence[Row], trial: Row) -> list[Row]:
         last = trial["inner_steps"] * trial["inner_epochs"]
         after = [row for row in rows if row["inner_step"] == last]
         kind = (trial["init_param"], trial["init"] == "fixed", trial["pool_recipe"])
         named = ((row["network"], row["init_law"], row["pool"], *kind, row["model_seed"]) for row in after)
-        sides.append([{**row, "model_seed": name} for row, name in zip(after, named, strict=True)])
-    return paired_difference(*sides)
+        return [{**row, "model_seed": name} for row, name in zip(after, named, strict=True)]
+
+    return paired_difference(side(second, pair.second), side(first, pair.first), pair.measure)

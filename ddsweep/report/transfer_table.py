@@ -16,7 +16,7 @@ from ddsweep.report.console import PLAIN_WIDTH, bare_table, width_of
 from ddsweep.report.formats import NONE, percent
 from ddsweep.report.settings import setting_cells, setting_headings, settings_of, varying
 from ddsweep.report.summary import Accuracy, measured
-from ddsweep.results.coverage import is_evaluated
+from ddsweep.results.coverage import each_once, is_evaluated, newest_last
 from ddsweep.results.known import KnownParts
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.results.parts import OnTorn, read_rows
@@ -51,7 +51,7 @@ def transfer(
             (unit.protocol, evaluation.last_step(trial, unit.changes)) for unit in evaluation.units(trial)
         }
         by_protocol: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
-        for row in read_rows(parts.get(trial.trial_id, []), EVALS, on_torn):
+        for row in each_once(read_rows(newest_last(parts.get(trial.trial_id, [])), EVALS, on_torn)):
             if row["source"] == "distilled" and (row["protocol"], row["inner_step"]) in asked:
                 by_protocol[row["protocol"]].append(row)
         found[trial.trial_id] = {

@@ -18,7 +18,7 @@ from ddsweep.errors import ResultsError
 from ddsweep.results.files import partial_path, results_error, write_atomic
 from ddsweep.results.known import KnownParts, Stamp, stamp_of
 from ddsweep.results.layout import SweepDirectory
-from ddsweep.results.parts import GoneError, conform, list_parts, read_whole, torn_error
+from ddsweep.results.parts import GoneError, conform, list_parts, read_part, read_whole, torn_error
 from ddsweep.results.schemas import SORT_KEYS, TABLES
 
 __all__ = ["compact", "sorted_rows"]
@@ -39,8 +39,9 @@ def compact(directory: SweepDirectory) -> dict[str, int]:
     """Write each table as one file, ``tables/<name>.parquet``; returns its number of rows.
 
     The parts stay; they are the source of truth. The same parts give the same bytes, in any order of writing.
-    Every byte of every part is read and checked. Raises `ResultsError` naming every torn part; the previous
-    tables then stay.
+    Every byte of every part is read and checked. A table whose folder of parts is away stays as it is: it is
+    all that there is. Raises `ResultsError` naming every torn part, and `UnreadableError` for a folder or a
+    part that the system cannot read; the previous tables then stay.
     """
     known, counts = KnownParts.load(directory), {}
     torn: list[Path] = []
@@ -48,6 +49,9 @@ def compact(directory: SweepDirectory) -> dict[str, int]:
     with ExitStack() as afterwards:
         written = {}
         for name, schema in TABLES.items():
+            if not directory.parts(name).is_dir() and directory.table(name).exists():
+                counts[name] = read_part(directory.table(name)).num_rows
+                continue
             written[name] = partial_path(directory.table(name), directory.temporary)
             afterwards.callback(written[name].unlink, missing_ok=True)
 

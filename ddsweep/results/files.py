@@ -17,8 +17,10 @@ __all__ = [
     "file_in_the_way",
     "full_disk",
     "full_disk_told",
+    "names_in",
     "partial_path",
     "patiently",
+    "refused",
     "remove_leftovers",
     "results_error",
     "unreadable_error",
@@ -29,6 +31,7 @@ __all__ = [
 _SUFFIX = ".partial"
 _ELSEWHERE = "choose another folder with --results or DDSWEEP_RESULTS"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EROFS)
 
 PATIENCE_S = 60.0
 """How long a writer waits for space: somebody may make room."""
@@ -61,6 +64,17 @@ def unreadable_error(error: OSError, path: object) -> UnreadableError:
         f"{path}: cannot be read: {error.strerror or error}. It stays as it is: see to the file or its disk, "
         "and give the same command again"
     )
+
+
+def names_in(folder: Path) -> list[str]:
+    """The names of what is in ``folder``, sorted; none without a folder. Raises `UnreadableError` for one
+    that the system does not list: taken as empty, it would say that nothing was ever done."""
+    try:
+        return sorted(os.listdir(folder))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise unreadable_error(error, folder) from error
 
 
 def _free(path: Path) -> str:
@@ -112,6 +126,14 @@ def full_disk(error: BaseException, folder: Path) -> DiskFullError | None:
         below = (one.__cause__, one.__context__, getattr(one, "cause", None))
         waiting += [cause for cause in below if isinstance(cause, BaseException)]
     return None
+
+
+def refused(error: BaseException) -> UserError | None:
+    """A `UserError` if ``error`` says that the system refuses a file or folder which it names: no permission,
+    a failing disk, a file server that is away. Else None."""
+    if not isinstance(error, OSError) or error.errno not in _REFUSED or error.filename is None:
+        return None
+    return UserError(f"{error.filename}: the system refuses it: {error.strerror}")
 
 
 def patiently(write: Callable[[], object], should_stop: Callable[[], bool] = lambda: False) -> None:

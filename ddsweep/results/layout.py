@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from ddsweep.results.files import results_error
+from ddsweep.results.files import names_in, results_error
 
 __all__ = ["PART_FOLDERS", "PoolDirectory", "SweepDirectory"]
 
@@ -64,15 +64,23 @@ class SweepDirectory(_Directory):
 
     def evals_parts(self, trial_id: str) -> list[Path]:
         """All evals parts of one trial, sorted by name."""
-        return sorted(self.parts("evals").glob(f"part-{trial_id}-*.parquet"))
+        return [path for path in self._found("evals") if path.name.startswith(f"part-{trial_id}-")]
 
     def evals_by_trial(self) -> dict[str, list[Path]]:
         """All evals parts by trial, sorted by name. This lists the folder once; `evals_parts` lists it for
         each trial."""
         found: dict[str, list[Path]] = {}
-        for path in sorted(self.parts("evals").glob("part-*-*.parquet")):
-            found.setdefault(path.name.split("-", 2)[1], []).append(path)
+        for path in self._found("evals"):
+            trial_id, *rest = path.stem.removeprefix("part-").split("-", 1)
+            if rest:
+                found.setdefault(trial_id, []).append(path)
         return found
+
+    def _found(self, table: str) -> list[Path]:
+        """The files of a table that are named as parts, sorted by name. Raises `UnreadableError`."""
+        folder = self.parts(table)
+        names = (name for name in names_in(folder) if name.startswith("part-"))
+        return [folder / name for name in names if name.endswith(".parquet")]
 
     def history_part(self, trial_id: str) -> Path:
         return self.parts("history") / f"part-{trial_id}.parquet"
@@ -132,11 +140,12 @@ class SweepDirectory(_Directory):
         return self.root / ".launch.lock"
 
     def seen_trials(self) -> list[str]:
-        """The ids of all trials with a file: a part, or something in ``artifacts/``."""
-        tables = ("trials", "history", "failures")
-        parts = (path for table in tables for path in self.parts(table).glob("part-*.parquet"))
+        """The ids of all trials with a file: a part, or something in ``artifacts/``. Raises
+        `UnreadableError` for a folder that the system does not list."""
+        parts = (path for table in ("trials", "history", "failures") for path in self._found(table))
         found = {path.stem.removeprefix("part-") for path in parts}
-        return sorted(found | {path.name for path in (self.root / "artifacts").glob("*") if path.is_dir()})
+        artifacts = self.root / "artifacts"
+        return sorted(found | {name for name in names_in(artifacts) if (artifacts / name).is_dir()})
 
     def create(self) -> None:
         """Make the folders and check that files can be written in each, before any work is done.

@@ -26,7 +26,7 @@ from types import TracebackType
 from typing import Any
 
 from ddsweep.errors import ResultsError
-from ddsweep.results.files import results_error
+from ddsweep.results.files import results_error, unreadable_error
 
 __all__ = ["LOST", "SweepLock", "is_stale", "live_holder", "process_start", "read_lock"]
 
@@ -182,17 +182,22 @@ def _members(path: Path) -> Path:
 def read_lock(path: Path) -> dict[str, Any] | None:
     """The holder of the lock, or None without a lock file.
 
-    If the writer was killed before it wrote anything, there is only ``heartbeat``: the time of the file.
+    If the writer was killed before it wrote anything, or the file is damaged, there is only ``heartbeat``:
+    the time of the file. Raises `UnreadableError` if the system cannot read it.
     """
     try:
         modified, text = path.stat().st_mtime, path.read_text(errors="replace")
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise unreadable_error(error, path) from error
     try:
         content = json.loads(text)
-        datetime.fromisoformat(content["heartbeat"])
-        return {**content, "host": str(content["host"]), "pid": int(content["pid"])}
-    except (ValueError, KeyError, TypeError):
+        if datetime.fromisoformat(content["heartbeat"]).tzinfo is None:
+            raise ValueError
+        numbers = {name: int(content.get(name) or 0) for name in ("pid", "restart")}
+        return {**content, **numbers, "host": str(content["host"])}
+    except (ValueError, KeyError, TypeError, AttributeError):
         return {"heartbeat": datetime.fromtimestamp(modified, UTC).isoformat(timespec="microseconds")}
 
 
@@ -234,7 +239,7 @@ def is_stale(holder: dict[str, Any], stale_s: float) -> bool:
     """Whether the holder of a lock is gone: a process of this host that ended, this job before its requeue,
     or no heartbeat for ``stale_s``."""
     own_job = holder.get("job") is not None and holder["job"] == os.environ.get("SLURM_JOB_ID")
-    if own_job and int(holder.get("restart") or 0) < _restart():
+    if own_job and holder.get("restart", 0) < _restart():
         return True
     if holder.get("host") == socket.gethostname():
         started = process_start(holder["pid"])

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ddsweep.errors import ResultsError
-from ddsweep.results.files import unreadable_error, write_atomic
+from ddsweep.results.files import names_in, unreadable_error, write_atomic
 
 __all__ = [
     "GoneError",
@@ -101,8 +101,10 @@ class GoneError(ResultsError):
 
 
 def list_parts(directory: Path) -> list[Path]:
-    """The Parquet files of a folder, sorted by name; dot files and other files are no parts."""
-    return sorted(p for p in directory.glob("*.parquet") if not p.name.startswith((".", "_")))
+    """The Parquet files of a folder, sorted by name; dot files and other files are no parts. Raises
+    `UnreadableError` for a folder that the system does not list."""
+    names = names_in(directory)
+    return [directory / name for name in names if name.endswith(".parquet") and name[0] not in "._"]
 
 
 def read_part(path: Path) -> pa.Table:

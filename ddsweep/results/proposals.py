@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ddsweep.errors import ResultsError
-from ddsweep.results.files import results_error, write_atomic
+from ddsweep.results.files import names_in, unreadable_error, write_atomic
 from ddsweep.results.layout import SweepDirectory
 
 __all__ = ["read_proposals", "write_proposals"]
@@ -20,8 +20,10 @@ __all__ = ["read_proposals", "write_proposals"]
 
 def read_proposals(directory: SweepDirectory) -> dict[str, list[dict[str, Any]]]:
     """The samples of each search in the order in which they were proposed, by the key of the search; the
-    folder need not be there. Raises `ResultsError` for a file that is not one of proposals."""
-    return {path.stem: _samples(path) for path in sorted(directory.proposals.glob("*.json"))}
+    folder need not be there. Raises `ResultsError` for a file that is not one of proposals, and
+    `UnreadableError`."""
+    paths = (directory.proposals / name for name in names_in(directory.proposals) if name.endswith(".json"))
+    return {path.stem: _samples(path) for path in paths}
 
 
 def write_proposals(
@@ -44,7 +46,7 @@ def _samples(path: Path) -> list[dict[str, Any]]:
         if not isinstance(samples, list) or not all(isinstance(sample, dict) for sample in samples):
             raise ValueError
     except OSError as error:
-        raise results_error(error, path) from error
+        raise unreadable_error(error, path) from error
     except (ValueError, KeyError, TypeError):
         raise ResultsError(
             f"{path}: not a file of proposals; put a copy back, or remove it: then this search begins anew"

@@ -5,8 +5,9 @@ from __future__ import annotations
 import html
 import os
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -21,7 +22,7 @@ from ddsweep.results.layout import SweepDirectory
 from ddsweep.results.parts import conform, list_parts, read_part
 from ddsweep.results.schemas import TABLES
 
-__all__ = ["Results", "load_results"]
+__all__ = ["Results", "load_results", "only_in_sweep"]
 
 _NULLABLE: dict[pa.DataType, pd.api.extensions.ExtensionDtype] = {
     pa.int32(): pd.Int32Dtype(),
@@ -78,20 +79,26 @@ def load_results(directory: str | os.PathLike[str], *, all_trials: bool = False)
     torn: list[Path] = []
     for name, schema in TABLES.items():
         frames[name] = _read(sweep, name, schema, torn).to_pandas(types_mapper=_NULLABLE.get)
-    trials = frames["trials"]
-    trials["in_sweep"] = trials["in_sweep"].fillna(True)
-    if not all_trials:
-        current = is_in_sweep(
-            sweep, dict(zip(trials["trial_id"], trials["in_sweep"].astype(bool), strict=True))
-        )
-        for name, frame in frames.items():
-            ids = frame["trial_id"].unique()
-            others = [trial_id for trial_id in ids if not current(trial_id)]
-            if others:
-                frames[name] = frame[~frame["trial_id"].isin(others)].reset_index(drop=True)
+    frames["trials"]["in_sweep"] = frames["trials"]["in_sweep"].fillna(True)
     for path in torn:
         warnings.warn(f"{path} is torn and left out; `ddsweep run` makes it again", stacklevel=2)
-    return Results(**frames, torn=tuple(torn))
+    results = Results(**frames, torn=tuple(torn))
+    return results if all_trials else only_in_sweep(sweep, results)
+
+
+def only_in_sweep(directory: SweepDirectory, results: Results) -> Results:
+    """Of the tables of all trials, the rows of those in the sweep file."""
+    trials = results.trials
+    frames: dict[str, Any] = {}
+    flags = dict(zip(trials["trial_id"], trials["in_sweep"].astype(bool), strict=True))
+    current = is_in_sweep(directory, flags)
+    for name in TABLES:
+        frame: pd.DataFrame = getattr(results, name)
+        others = [trial_id for trial_id in frame["trial_id"].unique() if not current(trial_id)]
+        if others:
+            frame = frame[~frame["trial_id"].isin(others)].reset_index(drop=True)
+        frames[name] = frame
+    return replace(results, **frames)
 
 
 def _sources(sweep: SweepDirectory, name: str) -> list[Path]:

@@ -40,12 +40,12 @@ class Difference:
 
 
 def paired_difference(
-    ours: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]]
+    ours: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]], measure: str = "accuracy"
 ) -> Difference | None:
-    """Accuracy of the rows ``ours`` minus that of ``others``, on the networks (``model_seed``) that both
-    have; None without a common network."""
-    theirs = {row["model_seed"]: row["accuracy"] for row in others}
-    differences = [row["accuracy"] - theirs[row["model_seed"]] for row in ours if row["model_seed"] in theirs]
+    """The ``measure`` of the rows ``ours`` minus that of ``others``, on the networks (``model_seed``) that
+    both have, each once (its last row); None without a common network."""
+    own, theirs = ({row["model_seed"]: row[measure] for row in rows} for rows in (ours, others))
+    differences = [value - theirs[network] for network, value in own.items() if network in theirs]
     if not differences:
         return None
     mean, _, ci95 = mean_std_ci(differences)

@@ -84,10 +84,15 @@ Address = Annotated[
 ]
 
 
-def _seconds(value: float | None) -> float | None:
-    if value is not None and not 1 <= value <= 86400:
-        raise UserError(f"--watch: {value:g} must be 1 to 86400 seconds")
-    return value
+def seconds(option: str, least: float = 0) -> Callable[[float | None], float | None]:
+    """The callback of an option that is a span of time, of a day at most. Raises `UserError`."""
+
+    def check(value: float | None) -> float | None:
+        if value is not None and not least <= value <= 86400:
+            raise UserError(f"{option}: {value:g} must be {least:g} to 86400 seconds")
+        return value
+
+    return check
 
 
 Watch = Annotated[
@@ -95,7 +100,7 @@ Watch = Annotated[
     typer.Option(
         "--watch",
         metavar="SECONDS",
-        callback=_seconds,
+        callback=seconds("--watch", 1),
         help="Repeat after so many seconds, until no driver is at work.",
     ),
 ]

@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ddsweep.errors import EXIT_DRAINED, UserError
-from ddsweep.verbs.arguments import DataRoot, Overrides, ResultsDir, ResultsRoot, SiteFile, SweepFile, find
+from ddsweep.verbs.arguments import (
+    DataRoot,
+    Overrides,
+    ResultsDir,
+    ResultsRoot,
+    SiteFile,
+    SweepFile,
+    find,
+    seconds,
+)
 from ddsweep.verbs.inputs import (
     data_folder,
     estimated_seconds,
@@ -184,7 +193,12 @@ def doctor(
     ] = None,
     site: SiteFile = None,
     patience: Annotated[
-        float, typer.Option(help="Seconds that the short job on the nodes may wait in the queue.")
+        float,
+        typer.Option(
+            help="Seconds that the short job on the nodes may wait in the queue.",
+            callback=seconds("--patience"),
+            metavar="SECONDS",
+        ),
     ] = 60.0,
     results: ResultsRoot = None,
     data_root: DataRoot = None,
@@ -211,7 +225,14 @@ def doctor(
 
 def cancel(
     directory: ResultsDir,
-    grace: Annotated[float, typer.Option(help="Seconds that running trials may take to drain.")] = 60.0,
+    grace: Annotated[
+        float,
+        typer.Option(
+            help="Seconds that running trials may take to drain.",
+            callback=seconds("--grace"),
+            metavar="SECONDS",
+        ),
+    ] = 60.0,
 ) -> None:
     """End the jobs of a launched sweep: running trials drain first. Launching it again goes on."""
     from ddsweep.launch.watch import cancel as end

@@ -36,6 +36,7 @@ def report(
     from ddsweep.report.page.write import sweeps_of_page, write_page
 
     root = data_folder(data_root)
+    sweeps_of_page(out)
     while True:
         try:
             gathered = gather(directories, lambda value: resolve_dataset(value, root))
@@ -55,6 +56,8 @@ def report(
         time.sleep(watch)
     if figures:
         from ddsweep.report.page.figures import write_figures
+        from ddsweep.results.files import writing
 
-        for line in write_figures(gathered, out):
-            typer.echo(line)
+        with writing(out):
+            for line in write_figures(gathered, out):
+                typer.echo(line)

@@ -429,6 +429,15 @@ def test_a_diverging_network_leaves_the_mean_and_is_counted(task_of, monkeypatch
     assert all(bool(torch.isfinite(value).all()) for value in after.tensors().values())
 
 
+def test_a_gradient_whose_square_overflows_in_float32_counts_as_not_finite(task_of, monkeypatch) -> None:
+    """Adam would keep an infinite mean of squares, and what it belongs to would never move again."""
+    task = task_of(models_per_step=3)
+    given_lengths(monkeypatch, task, lambda step: [1.0, 1e25, 1.0])
+    after, report = outer_step(task, initial_state(task))
+    assert report.n_skipped == 1 and report.grad_norm < 10
+    assert all(bool(torch.isfinite(value).all()) for value in after.tensors().values())
+
+
 def test_a_diverging_network_stops_a_trial_that_asks_for_it(task_of, monkeypatch) -> None:
     task = task_of(network=NO_NORM, on_nonfinite="stop")
     state = run(task, initial_state(task), 2)

@@ -133,6 +133,13 @@ def test_data_of_a_sweep_are_found_wherever_they_are_named(tmp_path: Path) -> No
     assert list(machine.missing_data(needed, tmp_path)) == ["usps", "mnist"]
 
 
+@pytest.mark.parametrize("mapping", ["{images: x.npz}", "{source: digits, labels: x}", "{path: 5}"])
+def test_a_mapping_of_data_that_is_wrong_is_told(examined: Examined, tmp_path: Path, mapping: str) -> None:
+    (tmp_path / "s.yaml").write_text(f"name: s\nbase: {{dataset: {mapping}}}\n")
+    code, lines = examined("s.yaml")
+    assert code == 1 and lines[-1].startswith("FAIL data: ") and "source" in lines[-1]
+
+
 def test_a_site_without_slurm_and_a_port(examined: Examined, tmp_path: Path) -> None:
     with socket.create_server(("", 0)) as listening:
         port = min(listening.getsockname()[1], 65526)

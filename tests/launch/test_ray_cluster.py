@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from ddsweep.errors import UserError
+from ddsweep.errors import DiskFullError, UserError
+from ddsweep.launch import ray_cluster, ray_head, ray_node
 from ddsweep.launch.allocation import NodeLimits, Place, node_limits, slurm_place
-from ddsweep.launch.processes import Signals
+from ddsweep.launch.processes import Signals, spawn
 from ddsweep.launch.ray_cluster import run_on_cluster
 from ddsweep.launch.site import Site
 
@@ -90,6 +91,35 @@ def test_a_head_without_ports_says_so_and_sets_the_others_free(
     assert (tmp_path / "run" / "done.json").exists(), "the other nodes wait for this or an address"
     assert list(short.iterdir()) == []
     assert not (tmp_path / "run" / "token").exists()
+
+
+def test_a_full_disk_keeps_no_head_from_ending(
+    tmp_path: Path, short: Path, signals: Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray is ended, its token goes, and the code of the run is that of the run."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(node: ray_node.Node, *options: str) -> subprocess.Popen[str]:
+        started.append(spawn([sys.executable, "-c", "import time; time.sleep(600)"], os.environ))
+        return started[0]
+
+    def full(path: Path, content: object) -> None:
+        raise DiskFullError(f"{path}: no space left")
+
+    monkeypatch.setattr(ray_node.Node, "start_ray", start)
+    monkeypatch.setattr(ray_head, "_wait_for_head", lambda *arguments: False)
+    for module in (ray_head, ray_cluster):
+        monkeypatch.setattr(module, "write_json", full, raising=True)
+    monkeypatch.setattr(ray_cluster, "card_path", lambda folder, rank: folder / "card.json")
+    with pytest.raises(DiskFullError, match=r"card\.json"):  # before anything was started
+        head(tmp_path, signals, temporary=str(short), dashboard=False)
+    assert started == []
+    monkeypatch.setattr(
+        ray_cluster, "write_json", lambda path, content: "done" in path.name and full(path, 0)
+    )
+    assert head(tmp_path, signals, temporary=str(short), dashboard=False) == 75
+    assert started[0].poll() is not None and not (tmp_path / "run" / "token").exists()
+    assert list(short.iterdir()) == []
 
 
 @pytest.mark.parametrize("what", ["a link", "a file"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from ddsweep.results.current import write_sweep_file
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.results.lock import SweepLock, process_start
 from ddsweep.spec import load_sweep
+from tests.conftest import Ask
 from tests.launch.conftest import FakeSlurm, make_launch, make_site
 
 JOBS = (Job("12", "trials", 3), Job("13", "evals", 3), Job("14", "finish"))
@@ -186,6 +188,29 @@ def test_cancelling_ends_what_waits_and_drains_what_runs(slurm: FakeSlurm, folde
     assert said == [f"launch {folder.name}: cancelled; what is done stays, and launching it again goes on"]
     cancel(folder, 30, said.append)
     assert said[-1] == f"launch {folder.name}: no job of it waits or runs"
+
+
+def test_a_disk_without_room_for_a_file_does_not_keep_jobs_from_being_cancelled(
+    slurm: FakeSlurm, folder: LaunchFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slurm.says("squeue", "12|PENDING|Priority|\n")
+    squeue = slurm.folder / "squeue"
+    squeue.write_text(squeue.read_text().replace("cat", 'grep -q scancel "$here/asked" && exit 0\ncat', 1))
+
+    def full(path: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(Path, "touch", full)
+    said: list[str] = []
+    cancel(folder, 30, said.append)
+    assert slurm.asked("scancel") == [f"scancel --state=PENDING {job.id}" for job in JOBS]
+    assert said[-1].startswith(f"launch {folder.name}: cancelled")
+
+
+@pytest.mark.parametrize("grace", ["nan", "-1", "inf"])
+def test_a_span_of_time_that_is_none(grace: str, folder: LaunchFolder, ask: Ask) -> None:
+    code, _, error = ask("cancel", str(folder.root.parents[1]), "--grace", grace)
+    assert code == 1 and f"--grace: {grace} must be 0 to 86400 seconds" in error
 
 
 def test_what_does_not_drain_in_time_is_ended_and_what_was_requeued_too(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import statistics
 from pathlib import Path
 
@@ -260,6 +261,30 @@ def test_sweeps_are_compared_on_the_same_networks(tmp_path: Path) -> None:
     said = "\n".join(compare_lines(("a", "b"), read(first), read(second)))
     assert "inner_lr: 0.02 -> 0.1" in said and "+5.0 ± 5.0 on the same 3 networks" in said
     assert "all pairs: +5.0 ± 0.0 (95 % interval over 2 pairs)" in said
+
+
+def test_attacks_are_compared_by_the_fraction_fooled(tmp_path: Path) -> None:
+    first, second = other(tmp_path, "a"), other(tmp_path, "b")
+    for folder, lr, success in ((first, 0.02, [0.2, 0.3]), (second, 0.1, [0.7, 0.9])):
+        trial = spec(init="random", objective="attack", attack_class=0, target_class=1, inner_lr=lr)
+        told = {"test_attack_success_mean": sum(success) / 2, "test_attack_success_std": 0.1}
+        folder.trial(trial, val_score=0.5, **told)
+        for network, value in enumerate(success):
+            rows = {("distilled", "as_distilled", 4): [(network, 0.9 - value)]}
+            folder.evals(trial, "as_distilled", network, rows, attack_success=value)
+    said = "\n".join(compare_lines(("a", "b"), read(first), read(second)))
+    assert "fooled in %, 1 pair" in said and "25.0 ± 10.0 -> 80.0 ± 10.0, +55.0" in said
+
+
+def test_a_measurement_that_is_there_twice_counts_once(tmp_path: Path) -> None:
+    first, second = other(tmp_path, "a"), other(tmp_path, "b")
+    measured(first, 0, 0.02, 0.5, [0.5, 0.6, 0.7])
+    measured(second, 0, 0.1, 0.5, [0.55, 0.67, 0.73])
+    _, (once,) = pairs_of(read(first), read(second))
+    for path in list(second.directory.parts("evals").iterdir()):
+        shutil.copy(path, path.with_name(path.name.replace(".parquet", "-copy.parquet")))
+    _, (twice,) = pairs_of(read(first), read(second))
+    assert twice.moved is not None and twice.moved.n == 3 and twice.moved == once.moved
 
 
 def test_other_networks_are_not_paired(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from safetensors.numpy import save_file
 from ddsweep.catalog import DatasetSpec, TrialSpec
 from ddsweep.cli import main
 from ddsweep.errors import DataError
+from ddsweep.report.page import gather as gathering
 from ddsweep.report.page.charts import percent_axis, x_of
 from ddsweep.report.page.gather import gather
 from ddsweep.report.page.payload import picked
@@ -627,6 +628,85 @@ def test_watching_ends_with_the_sweep(folder: Folder, tmp_path: Path) -> None:
         assert '"renew":1.0' in out.read_text() and "The sweep is running" in out.read_text()
     assert running.wait(120) == 0
     assert '"renew":null' in out.read_text()
+
+
+def test_a_sweep_that_ends_while_it_is_read_is_read_once_more(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last trial is done, and the driver gone, after the tables were read: the page must not be the last
+    one, and no trial has left the sweep file."""
+    trials = whole(folder)
+    late = folder.directory.trials_part(trials[3].trial_id)
+    content = late.read_bytes()
+    late.unlink()
+    with SweepLock(folder.directory.lock) as lock:
+
+        def read(*arguments: Any, **options: Any) -> Any:
+            results = load_results(*arguments, **options)
+            late.write_bytes(content)
+            lock.release()
+            return results
+
+        monkeypatch.setattr(gathering, "load_results", read)
+        found = gather([folder.directory.root])
+    assert found.running and found.sweeps[0].notes == []
+    monkeypatch.undo()
+    found = gather([folder.directory.root])
+    assert not found.running and [trial.state for trial in found.trials] == 4 * ["done"]
+
+
+def test_somebodys_own_page_is_not_replaced(
+    folder: Folder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole(folder)
+    (tmp_path / "index.html").write_text("<title>my site</title>")
+    with pytest.raises(SystemExit) as ended:
+        main(["report", str(folder.directory.root), "--out", str(tmp_path)])
+    said = capsys.readouterr().err
+    assert ended.value.code == 1 and f"--out: {tmp_path / 'index.html'} is not a report of ddsweep" in said
+    assert (tmp_path / "index.html").read_text() == "<title>my site</title>"
+
+
+def test_figures_that_cannot_be_written_name_their_folder(
+    folder: Folder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole(folder)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "figures").touch()
+    with pytest.raises(SystemExit) as ended:
+        main(["report", str(folder.directory.root), "--out", str(tmp_path / "out"), "--figures"])
+    said = capsys.readouterr().err
+    assert (
+        ended.value.code == 1 and f"{tmp_path / 'out'}: cannot be written" in said and "--results" not in said
+    )
+
+
+def test_trials_that_were_distilled_together_cost_their_share(folder: Folder) -> None:
+    folder.asked(ASKED)
+    for place, trial in enumerate(whole(folder)):
+        spent = {"wall_seconds": 40.0, "cpu_seconds": 10.0 + place, "cohort_size": 4}
+        folder.trial(trial, val_score=0.5, **spent)
+    found = made(folder.directory.root)
+    points = json.loads(found.data)["charts"]["cost-front"]["datasets"]["points"]["columns"]
+    assert sorted(points["x"]) == [10.0, 11.0, 12.0, 13.0]
+    assert "so the time is the share of each" in found.text and "CPU seconds of distilling" in found.data
+    assert [row["what"][0] for row in found.rows("again-0") if "time of all" in row["what"][0]] == [
+        "CPU time of all trials"
+    ]
+
+
+def test_labels_of_two_sweeps_differ_with_many_varying_settings(tmp_path: Path) -> None:
+    """A trial may be in both sweeps."""
+    names = ("outer_lr", "inner_lr", "outer_steps", "models_per_step", "real_batch", "trim", "image_scale")
+    for name in ("a", "b"):
+        directory = SweepDirectory(tmp_path / name)
+        directory.create()
+        own = Folder(directory)
+        for place, setting in enumerate((*names, "init_param", "outer_cutoff", "ema"), 1):
+            value = {"ema": 0.5, "trim": 0.25}.get(setting, 2 + place)
+            own.evaluated(spec(init="random", **{setting: value}))
+    labels = [trial.label for trial in gather([tmp_path / "a", tmp_path / "b"]).trials]
+    assert len(set(labels)) == len(labels) == 20
 
 
 def attacks(folder: Folder) -> list[Any]:

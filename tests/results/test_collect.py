@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import random
+import shutil
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from ddsweep import load_results
-from ddsweep.errors import ResultsError
+from ddsweep.errors import ResultsError, UnreadableError
 from ddsweep.results import collect, reader
 from ddsweep.results.collect import compact
 from ddsweep.results.layout import SweepDirectory
@@ -107,3 +111,41 @@ def test_a_table_that_rots_is_made_up_for_by_the_parts(
 
     monkeypatch.setattr(reader, "read_part", unreadable)
     assert sorted(_frames(filled)["trials"]["trial_id"]) == sorted(IDS)
+
+
+@pytest.mark.parametrize("away", [tuple(TABLES), ("evals",)], ids=["all", "evals"])
+def test_a_table_whose_parts_are_packed_away_stays(filled: SweepDirectory, away: tuple[str, ...]) -> None:
+    counts, frames = compact(filled), _frames(filled)
+    for name in away:
+        shutil.rmtree(filled.parts(name))
+    assert compact(filled) == counts
+    for name, frame in _frames(filled).items():
+        pd.testing.assert_frame_equal(frame, frames[name])
+
+
+def test_a_folder_that_the_system_does_not_list_is_not_an_empty_one(
+    filled: SweepDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compact(filled)
+    before = {name: filled.table(name).read_bytes() for name in TABLES}
+    refused, listdir = filled.parts("evals"), os.listdir
+
+    def failing(path: Path) -> list[str]:
+        if path == refused:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return listdir(path)
+
+    monkeypatch.setattr(os, "listdir", failing)
+    actions: list[Callable[[], object]] = [
+        lambda: compact(filled),
+        lambda: load_results(filled.root),
+        filled.evals_by_trial,
+        lambda: filled.evals_parts(IDS[0]),
+    ]
+    for action in actions:
+        with pytest.raises(UnreadableError, match=f"{refused}: cannot be read: Input/output error"):
+            action()
+    assert {name: filled.table(name).read_bytes() for name in TABLES} == before
+    refused = filled.parts("history")
+    with pytest.raises(UnreadableError, match=str(refused)):
+        filled.seen_trials()

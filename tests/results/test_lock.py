@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from ddsweep.errors import ResultsError
+from ddsweep.errors import ResultsError, UnreadableError
 from ddsweep.results.lock import SweepLock, live_holder, read_lock
 from tests.conftest import PATIENCE_S
 
@@ -300,3 +300,24 @@ def test_a_fellow_that_is_just_writing_its_name_is_waited_for(path: Path) -> Non
     with share(path, "a"):
         pass
     writer.join()
+
+
+@pytest.mark.parametrize(
+    "changes", [{"heartbeat": "2026-01-01T00:00:00"}, {"restart": "x"}, {"pid": "many"}, {"host": None}]
+)
+def test_a_damaged_lock_counts_by_its_age(path: Path, changes: dict[str, Any]) -> None:
+    foreign(path, 0)
+    content = {**json.loads(path.read_text()), **changes}
+    if content["host"] is None:
+        del content["host"]
+    path.write_text(json.dumps(content))
+    assert read_lock(path) is not None and live_holder(path) is not None
+    os.utime(path, (1, 1))
+    assert live_holder(path) is None
+
+
+def test_a_lock_that_the_system_cannot_read_is_named(path: Path) -> None:
+    path.mkdir()
+    for look in (read_lock, live_holder):
+        with pytest.raises(UnreadableError, match=f"{path}: cannot be read"):
+            look(path)

@@ -19,9 +19,10 @@ from ddsweep.report.page.networks import Networks
 from ddsweep.report.settings import NAMES, heading, settings_of, settings_of_row, telling, varying
 from ddsweep.report.status import StateReader
 from ddsweep.report.sweep_file import Resolve, asked_of, from_catalog
+from ddsweep.results.files import unreadable_error
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.results.lock import live_holder
-from ddsweep.results.reader import Results, load_results
+from ddsweep.results.reader import Results, load_results, only_in_sweep
 from ddsweep.results.schemas import SORT_KEYS
 from ddsweep.spec import PublishedSpec, load_sweep
 
@@ -141,7 +142,7 @@ def gather(folders: Sequence[Path], resolve: Resolve = from_catalog) -> Gathered
     axes = axes or ["images_per_class"]
     told = telling(settings, axes) if settings else []
     found = [
-        replace(trial, number=number, label=_label(trial, own))
+        replace(trial, number=number, label=_label(trial, own, len(sweeps) > 1))
         for number, (trial, own) in enumerate(zip(trials, told, strict=True))
     ]
     by_id = {(trial.sweep, trial.trial_id): trial.number for trial in found}
@@ -164,10 +165,9 @@ def _names(folders: Sequence[Path]) -> list[str]:
     return next(names for names in found if len(set(names)) == len(names))
 
 
-def _label(trial: Trial, told: Sequence[str]) -> str:
+def _label(trial: Trial, told: Sequence[str], several: bool) -> str:
     said = [f"{heading(name)} {plain(trial.settings.get(name))}" for name in told if name != "sweep"]
-    name = f"{trial.sweep}/{trial.trial_id}" if "sweep" in told else trial.trial_id
-    return ", ".join([name, *said])
+    return ", ".join([f"{trial.sweep}/{trial.trial_id}" if several else trial.trial_id, *said])
 
 
 def _together(frames: Sequence[tuple[str, pd.DataFrame]], by_id: dict[tuple[str, str], int]) -> pd.DataFrame:
@@ -188,11 +188,16 @@ _MORE = "`ddsweep status` says more"
 
 
 def _read(name: str, directory: SweepDirectory, resolve: Resolve) -> tuple[Sweep, tuple[TrialSpec, ...]]:
+    # Before anything else: a driver that ends while the tables are read is worth one more page.
+    driver = live_holder(directory.lock)
     notes: list[str] = []
     asked, text = None, ""
     published: tuple[PublishedSpec, ...] = ()
     if directory.sweep_file.is_file():
-        text = directory.sweep_file.read_text(encoding="utf-8", errors="replace")
+        try:
+            text = directory.sweep_file.read_text(encoding="utf-8", errors="replace")
+        except OSError as error:
+            raise unreadable_error(error, directory.sweep_file) from error
         try:
             spec = load_sweep(directory.sweep_file)
             published = spec.published
@@ -205,16 +210,14 @@ def _read(name: str, directory: SweepDirectory, resolve: Resolve) -> tuple[Sweep
         notes.append(f"up to {counted(asked.to_propose, 'more trial')} to be proposed by the search")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        results = load_results(directory.root)
-        there = directory.parts("trials").is_dir()
-        everything = len(load_results(directory.root, all_trials=True).trials) if there else 0
+        everything = load_results(directory.root, all_trials=True)
+    results = only_in_sweep(directory, everything)
     for path in results.torn:
         notes.append(
             f"{path.relative_to(directory.root)} is torn and left out; running the sweep again redoes it"
         )
-    if everything > len(results.trials):
-        left = counted(everything - len(results.trials), "trial")
-        notes.append(f"{left} that the sweep file no longer has: left out")
+    if left := len(everything.trials) - len(results.trials):
+        notes.append(f"{counted(left, 'trial')} that the sweep file no longer has: left out")
     results = _once(results, notes)
     trials = asked.trials if asked and asked.trials else ()
     sweep = Sweep(
@@ -223,7 +226,7 @@ def _read(name: str, directory: SweepDirectory, resolve: Resolve) -> tuple[Sweep
         results=results,
         answers=answers(results, asked=trials),
         published=published,
-        driver=live_holder(directory.lock),
+        driver=driver,
         notes=notes,
         text=text,
     )

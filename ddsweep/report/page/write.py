@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import ddsweep
+from ddsweep.errors import UserError
 from ddsweep.paths import make_folder
 from ddsweep.report.page.gather import Gathered
 from ddsweep.report.page.markup import Markup, inline_json, join, tag
@@ -180,21 +181,30 @@ _TITLE_END = " – ddsweep"
 
 
 def sweeps_of_page(out: Path) -> str | None:
-    """The names of the sweeps whose page is in the folder ``out``; None without a page of ours."""
+    """The names of the sweeps whose page is in the folder ``out``; None without a page. Raises `UserError`
+    for a page that is no report: it is somebody's work, and a report would take its place."""
+    path = out / "index.html"
     try:
-        with (out / "index.html").open(encoding="utf-8", errors="replace") as file:
+        with path.open(encoding="utf-8", errors="replace") as file:
             start = file.read(10_000)
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):  # the folder is made later, or told that it cannot be
         return None
+    except OSError as error:
+        raise UserError(f"--out: {path}: cannot be replaced: {error.strerror or error}") from error
     found = re.search(rf"<title>(.*?){_TITLE_END}</title>", start, re.S)
-    return html.unescape(found[1]) if found else None
+    if found is None:
+        raise UserError(
+            f"--out: {path} is not a report of ddsweep, and a report would replace it: give another folder"
+        )
+    return html.unescape(found[1])
 
 
 def write_page(gathered: Gathered, out: Path, renew: float | None = None) -> Path:
     """Write ``index.html`` into the folder ``out``, which is made, and return its path."""
-    from ddsweep.results.files import write_atomic
+    from ddsweep.results.files import write_atomic, writing
 
     make_folder(out, "--out")
     path = out / "index.html"
-    write_atomic(path, page(gathered, renew).encode(), out)
+    with writing(path):
+        write_atomic(path, page(gathered, renew).encode(errors="replace"), out)
     return path

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,7 @@ from ddsweep.report.page.measures import Spread
 from ddsweep.report.page.section import Axis, Chart, Dataset, Section
 from ddsweep.report.page.table import Column, Table
 
-__all__ = ["cost_section", "front_of"]
+__all__ = ["cost_section", "front_of", "together"]
 
 
 def front_of(points: Mapping[int, tuple[float, float]]) -> list[int]:
@@ -29,11 +29,32 @@ def front_of(points: Mapping[int, tuple[float, float]]) -> list[int]:
     return found
 
 
+def together(rows: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether some trials were distilled in a cohort: then their ``wall_seconds`` overlap."""
+    return any((row.get("cohort_size") or 1) > 1 for row in rows)
+
+
+def _cost_of(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The column that tells what each trial cost."""
+    if not together(rows):
+        return "wall_seconds"
+    return "gpu_seconds" if all(row.get("gpu_seconds") for row in rows) else "cpu_seconds"
+
+
+_COSTS = {
+    "wall_seconds": "wall seconds of distilling",
+    "gpu_seconds": "GPU seconds of distilling",
+    "cpu_seconds": "CPU seconds of distilling",
+}
+
+
 def cost_section(gathered: Gathered, finals: Mapping[int, Spread]) -> Section:
+    timed = {number: gathered.trials[number].row for number in finals}
+    cost = _cost_of(list(timed.values()))
     points = {
-        number: (gathered.trials[number].row["wall_seconds"], float(found.values.mean()))
-        for number, found in finals.items()
-        if gathered.trials[number].row.get("wall_seconds")
+        number: (row[cost], float(finals[number].values.mean()))
+        for number, row in timed.items()
+        if row.get(cost)
     }
     if not points:
         return Section("cost", "Cost", [])
@@ -54,11 +75,12 @@ def cost_section(gathered: Gathered, finals: Mapping[int, Spread]) -> Section:
         caption=(
             "The line is the front: no trial is both cheaper and better than one on it. It is over "
             "all trials."
+            + (" Some were distilled together, so the time is the share of each." * together(timed.values()))
         ),
-        summary="Accuracy of each trial over its wall seconds; the table below has the trials on the front.",
+        summary=f"Accuracy of each trial over {_COSTS[cost]}; the table below has the trials on the front.",
         build=partial(_build, gathered.measure_title),
         datasets={"points": Dataset(columns, "shown"), "front": Dataset(line)},
-        x=Axis("wall seconds of distilling", "quantitative", log=max(costs) > 10 * min(costs)),
+        x=Axis(_COSTS[cost], "quantitative", log=max(costs) > 10 * min(costs)),
         coloured=True,
     )
     rows = []

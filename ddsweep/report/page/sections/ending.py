@@ -10,6 +10,7 @@ from ddsweep.catalog.numbers import counted
 from ddsweep.report.page.gather import Gathered, Sweep
 from ddsweep.report.page.markup import Markup, tag
 from ddsweep.report.page.section import Section
+from ddsweep.report.page.sections.cost import together
 from ddsweep.report.page.table import Column, Table
 
 __all__ = ["again_section", "trouble_section"]
@@ -90,7 +91,7 @@ def _table(gathered: Gathered, sweep: Sweep) -> Table:
         ("data", _counts(rows, "dataset_fingerprint")),
         ("stand-in data", _counts(rows, "dataset_stand_in")),
         ("test images in training data", _counts(rows, "n_test_in_train")),
-        ("wall time of all trials", _hours(rows, "wall_seconds")),
+        *([] if together(rows) else [("wall time of all trials", _hours(rows, "wall_seconds"))]),
         ("CPU time of all trials", _hours(rows, "cpu_seconds")),
         ("GPU time of all trials", _hours(rows, "gpu_seconds")),
     ]
