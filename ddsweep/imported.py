@@ -160,6 +160,12 @@ def _tensor(value: Any, what: str, path: Path) -> Tensor:
         or not found.ndim
     ):
         raise UserError(f"{path}: {what} of shape {list(found.shape)} are no plain tensor of a set")
+    if found.is_complex() or found.is_quantized:
+        raise UserError(f"{path}: {what} are {found.dtype}; a set has whole numbers or fractions")
+    if found.dtype in (torch.uint16, torch.uint32, torch.uint64):  # torch can do little with these
+        if found.dtype == torch.uint64 and bool((found.view(torch.int64) < 0).any()):
+            raise UserError(f"{path}: {what} go beyond 2^63")
+        return found.to(torch.int64)
     if found.is_floating_point() and not bool(torch.isfinite(found).all()):
         raise UserError(f"{path}: {what} are not all finite")
     return found

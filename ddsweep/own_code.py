@@ -123,8 +123,9 @@ _TRANSFORMS = ("channels", "size")
 
 
 def _typed(value: Any) -> Any:
-    """``1e-3``, which PyYAML reads as text, as the number that it is."""
-    if not isinstance(value, str):
+    """``1e-3``, which PyYAML reads as text, as the number that it is. It reads every other number as one, so
+    a text such as ``"2007"`` was in quotes and stays."""
+    if not isinstance(value, str) or "e" not in value.lower():
         return value
     try:
         return real(value)

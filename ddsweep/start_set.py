@@ -113,7 +113,9 @@ def check_start(trial: TrialSpec, folder: Path) -> None:
     except (SettingError, TypeError, KeyError) as error:
         raise UserError(f"image_init: {trial.image_init} was made by another version: {error}") from None
     imported = header.get("imported")
-    _check(trial, made, _ALIKE if imported else (*_ALIKE, *_SPLIT), unsorted=is_unsorted(imported))
+    # A trial that went on from an imported set has learned on its own training images.
+    unknown = imported and made.method == "given"
+    _check(trial, made, _ALIKE if unknown else (*_ALIKE, *_SPLIT), unsorted=is_unsorted(imported))
 
 
 def is_unsorted(imported: Mapping[str, Any] | None) -> bool:

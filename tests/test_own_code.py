@@ -179,6 +179,7 @@ def test_a_reference_is_one_line_of_text_and_back(ref: CodeRef) -> None:
 def test_options_may_hold_anything_that_yaml_has(tmp_path: Path) -> None:
     home = written(tmp_path, {"a.py": "def value(): pass\n"})
     given = {"act": "re lu,(x)=@:'", "none": None, "sizes": [1, 2.5, "x"], "rate": "1e-3", "flag": False}
+    given |= {"fold": "2007", "part": "1.5"}  # in quotes, so texts
     ref, _ = resolve_code({"file": str(home / "a.py"), "name": "value", **given}, "network")
     again = parse_code(str(ref), "network")
     assert again == ref and str(again) == str(ref)

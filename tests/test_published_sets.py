@@ -201,6 +201,18 @@ def test_whole_numbers_may_be_soft_labels(
     assert torch.equal(found.labels[0], one_hot.float()) and found.spec.labels == "soft"
 
 
+@pytest.mark.parametrize("kind", [np.uint16, np.uint32, np.uint64])
+@pytest.mark.parametrize("soft", [False, True])
+def test_any_whole_numbers_may_be_labels(
+    real: tuple[Tensor, Tensor], splits: Splits, tmp_path: Path, kind: type, soft: bool
+) -> None:
+    labels = torch.nn.functional.one_hot(real[1], 10) if soft else real[1]
+    bytes_ = (real[0] * 255).round().numpy() if real[0].is_floating_point() else real[0].numpy()
+    np.savez(tmp_path / "set.npz", images=bytes_.astype(kind), labels=labels.numpy().astype(kind))
+    found = imported_set(Source(tmp_path / "set.npz", "pixels"), splits, DATASETS["digits"])
+    assert torch.equal(found.labels[0], labels.float() if soft else labels)
+
+
 def test_other_arrays_in_a_file_do_no_harm(
     real: tuple[Tensor, Tensor], splits: Splits, tmp_path: Path
 ) -> None:
@@ -229,9 +241,12 @@ def test_an_imported_set_brings_no_rates_and_is_known_as_imported_ever_after(
     torch.testing.assert_close(learned.rates, torch.tensor([0.3]))
     file = tmp_path / "learned.safetensors"
     learned.save(file)
-    again = run(tmp_path / "again", file, split_seed=5)
+    again = run(tmp_path / "again", file)
     for found in (learned, again):
         assert found.imported == DistilledSet.load(start).imported is not None
+    # Nobody knows which images the imported set has seen. Those of the trial after it are known.
+    with pytest.raises(SettingError, match="was made with split_seed 0, and this trial has 5"):
+        run(tmp_path / "other", file, split_seed=5)
 
 
 def test_a_model_is_not_trained_at_a_rate_that_nobody_chose(
@@ -349,6 +364,8 @@ def test_nothing_in_a_file_is_run(ask: Ask, tmp_path: Path) -> None:
         (lambda x, y: (x, torch.tensor(3)), "labels of shape [] are no plain tensor of a set"),
         (lambda x, y: (x[:0], y[:0]), "images of shape [0, 1, 8, 8] are no plain tensor of a set"),
         (lambda x, y: (x.to_sparse(), y), "are no plain tensor of a set"),
+        (lambda x, y: (x.to(torch.complex64), y), "images are torch.complex64; a set has whole numbers or"),
+        (lambda x, y: (x, (y - 1).to(torch.uint64)), "labels go beyond 2^63"),
         (lambda x, y: (x[:1].expand(2**26, 1, 8, 8), y), "are no plain tensor of a set"),
     ],
 )

@@ -47,7 +47,7 @@ def _parquet(path: Path) -> Iterator[pq.ParquetFile]:
     try:
         with pq.ParquetFile(path) as file:
             yield file
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(
             f"{path}: not a readable parquet file (truncated or damaged): {one_line(error)}"
         ) from error
@@ -74,6 +74,9 @@ def find_columns(path: Path, image: str = "", label: str = "") -> Columns:
     found = _choose(path, schema, "image", image, (of_kind["Image"], images), images)
     usual = [name for name in _USUAL_LABELS if name in labels]
     chosen = _choose(path, schema, "label", label, (of_kind["ClassLabel"], usual, labels), labels)
+    for name in (found, chosen):
+        if schema.names.count(name) > 1:
+            raise DataError(f"{path}: several columns are called {name!r}; rename one")
     names = features.get(chosen, {}).get("names") or ()
     text = _is_text(schema.field(chosen).type)
     return Columns(found, chosen, text, () if text else tuple(map(str, names)))
@@ -92,7 +95,8 @@ def _choose(
     if wanted and wanted in usable:
         return wanted
     if wanted and wanted in schema.names:
-        raise DataError(f"{path}: column {wanted!r} is {schema.field(wanted).type}, not {types[what]}")
+        kind = next(field.type for field in schema if field.name == wanted)
+        raise DataError(f"{path}: column {wanted!r} is {kind}, not {types[what]}")
     if not wanted:
         for names in candidates:
             fitting = [name for name in names if name in usable]

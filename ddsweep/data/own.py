@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ddsweep.catalog import DATASETS, SOURCES, DatasetSpec, is_code
+from ddsweep.catalog import DATASETS, SOURCES, DatasetSpec, is_code, parse_dataset
 from ddsweep.data.files import DatasetStatus, dataset_status, resolve_dataset, surveyed
 from ddsweep.data.inline import parse_mapping
 from ddsweep.data.sources import Looking, Say, source_of
-from ddsweep.errors import UserError
+from ddsweep.errors import DataError, UserError
 
 __all__ = ["list_own", "list_values"]
 
@@ -24,8 +24,7 @@ def list_own(root: Path | None, say: Say | None = None) -> list[DatasetStatus]:
     them, or Parquet files. Large ones are named and not checked."""
     rows = []
     for folder in _folders(root):
-        kinds = (name for name in SOURCES if source_of(DatasetSpec(folder.name, name)).recognises(folder))
-        kind = next(kinds, None)
+        kind = _kind_of(folder)
         if kind is None:
             continue
         spec = parse_mapping({"source": kind, "path": folder.name})
@@ -50,7 +49,10 @@ def list_values(
             rows.append(dataset_status(resolve_dataset(value, root, say=say), root))
         except UserError as error:
             if isinstance(value, str) and not is_code(value):
-                raise
+                if not isinstance(error, DataError):
+                    raise
+                rows.append(dataset_status(parse_dataset(value), root))
+                continue
             spec = DatasetSpec(value, "code") if isinstance(value, str) else parse_mapping(value)
             rows.append(dataset_status(spec, root, _refused(error)))
     return rows
@@ -63,6 +65,17 @@ def _folders(root: Path | None) -> list[Path]:
     taken = {PurePosixPath(spec.path).parts[0] for spec in DATASETS.values()}
     inside = sorted(root.iterdir())
     return [path for path in inside if path.is_dir() and path.name not in taken and path.name[0] != "."]
+
+
+def _kind_of(folder: Path) -> str | None:
+    """The source that knows the layout of ``folder``; None if there is none, or if it may not be entered."""
+    try:
+        for name in SOURCES:
+            if source_of(DatasetSpec(folder.name, name)).recognises(folder):
+                return name
+    except OSError:  # lost+found, for example
+        pass
+    return None
 
 
 def _is_large(folder: Path) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -17,7 +18,7 @@ from filelock import FileLock, Timeout
 from ddsweep.catalog import SETTINGS
 from ddsweep.errors import ResultsError, UnreadableError, UserError
 from ddsweep.paths import make_folder
-from ddsweep.results.files import write_atomic
+from ddsweep.results.files import results_error, write_atomic
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.results.parts import list_parts, read_part
 from ddsweep.trackers.contract import Final, Point, Run, Told
@@ -28,6 +29,9 @@ __all__ = ["Sync"]
 _MOST_OPEN = 64
 """So many runs stay open between calls: each has a file, a thread or a process."""
 _NOTE_EVERY_S = 2.0
+_FROM = "from"
+"""In the note, beside the trials: the folder of the sweep, as it is reached from ``out``."""
+
 _ID_COLUMNS = ("trial_id", "outer_step", "sweep")
 
 
@@ -47,13 +51,16 @@ class Sync:
 
     ``told`` are the trials of the sweep by id; a trial that is not among them is told by its row. The files
     go into ``<out>/<kind>``, the note of what was sent into ``<out>/<kind>-<sweep>.json``. A context manager:
-    it holds a lock, and closes the runs. Raises `UserError` if another process sends to the same place.
+    it holds a lock, and closes the runs. Raises `UserError` if another process sends to the same place, and
+    if a sweep of the same name in another folder did.
     """
 
     def __init__(self, kind: str, directory: SweepDirectory, told: Mapping[str, Told], out: Path) -> None:
         self._directory, self._told, self._kind = directory, told, kind
         self._sweep = directory.root.resolve().name
         self._out, self._note = out, out / f"{kind}-{self._sweep}.json"
+        # Relative, so that a folder may move with what was sent from it.
+        self._place = os.path.relpath(directory.root.resolve(), out.resolve())
         self._runs: dict[str, Run] = {}
         self._seen: dict[Path, tuple[int, int]] = {}
         self._lock = FileLock(out / f".{kind}-{self._sweep}.lock")
@@ -64,6 +71,8 @@ class Sync:
             self._lock.acquire(timeout=0)
         except Timeout:
             raise UserError(f"{self._out}: another process sends this sweep to {self._kind}") from None
+        except OSError as error:
+            raise results_error(error, Path(self._lock.lock_file)) from error
         try:
             self._sent = self._read_note()
             self._tracker = make_tracker(self._kind, self._out, self._sweep)
@@ -166,7 +175,10 @@ class Sync:
         path = self._directory.history_part(trial_id)
         try:
             rows = read_part(path).to_pylist()
-        except (ResultsError, UnreadableError):  # none, or torn
+        except ResultsError:  # none, or torn: then it is made again
+            return [], before.rollbacks
+        except UnreadableError:  # for a moment, perhaps
+            self._seen.pop(path, None)
             return [], before.rollbacks
         new = [
             row
@@ -177,16 +189,21 @@ class Sync:
         return points, max([before.rollbacks, *(row.get("n_rollbacks") or 0 for row in new)])
 
     def _row(self, trial_id: str) -> dict[str, Any] | None:
+        path = self._directory.trials_part(trial_id)
         try:
-            rows = read_part(self._directory.trials_part(trial_id)).to_pylist()
-        except (ResultsError, UnreadableError):
+            rows = read_part(path).to_pylist()
+        except ResultsError:
+            return None
+        except UnreadableError:
+            self._seen.pop(path, None)
             return None
         return rows[0] if rows else None
 
     def _read_note(self) -> dict[str, _Sent]:
         try:
             found = json.loads(self._note.read_text())
-            return {trial_id: _Sent(**values) for trial_id, values in found.items()}
+            place = found.pop(_FROM, self._place)
+            sent = {trial_id: _Sent(**values) for trial_id, values in found.items()}
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, TypeError, AttributeError) as error:
@@ -194,9 +211,17 @@ class Sync:
                 f"{self._note}: cannot be read ({error}); remove it and {self._out / self._kind} to send "
                 "everything again"
             ) from None
+        if place != self._place:
+            raise UserError(
+                f"--out: {self._out} has {self._kind} of another sweep that is called {self._sweep}, in "
+                f"{os.path.normpath(self._out / place)}; give this one another folder (or remove "
+                f"{self._note}, if it is the same one in another place)"
+            )
+        return sent
 
     def _write_note(self) -> None:
-        content = {trial_id: asdict(sent) for trial_id, sent in self._sent.items()}
+        content: dict[str, Any] = {trial_id: asdict(sent) for trial_id, sent in self._sent.items()}
+        content[_FROM] = self._place
         write_atomic(self._note, json.dumps(content).encode(), self._out / ".tmp")
 
 

@@ -13,6 +13,7 @@ for _name in ("MLFLOW_DISABLE_TELEMETRY", "DO_NOT_TRACK"):  # MLflow reads them 
 from mlflow import MlflowClient  # noqa: E402
 from mlflow.entities import Metric, Param, RunTag  # noqa: E402
 
+from ddsweep.errors import UserError  # noqa: E402
 from ddsweep.trackers.contract import Final, Point, Told  # noqa: E402
 
 __all__ = ["TAG", "MLflow"]
@@ -35,6 +36,12 @@ class MLflow:
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # how it makes its tables
         self._client = MlflowClient(tracking_uri=f"sqlite:///{folder}/mlflow.db")
         found = self._client.get_experiment_by_name(sweep)
+        if found is not None and found.lifecycle_stage != "active":
+            raise UserError(
+                f"{folder}/mlflow.db: the experiment {sweep} was deleted there; restore it (`mlflow "
+                f"experiments restore --experiment-id {found.experiment_id}`), or remove it for good "
+                "(`mlflow gc`)"
+            )
         self._experiment: str = (
             found.experiment_id
             if found is not None

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ddsweep.errors import UserError
 from ddsweep.verbs.arguments import DataRoot, ResultsDir, Watch, trackers
 from ddsweep.verbs.inputs import aside, asked_of_folder, existing
 
@@ -49,14 +50,38 @@ def track(
         aside(asked.note)
     folder, told = out or tracking_folder(found.root), told_of(asked.trials or ())
     with full_disk_told(folder), ExitStack() as stack:
-        syncs = {kind: stack.enter_context(Sync(kind, found, told, folder)) for kind in to}
+        syncs: dict[str, Sync] = {}
+        for kind in to:
+            with _of_tracker(kind, folder):
+                syncs[kind] = stack.enter_context(Sync(kind, found, told, folder))
         while True:
             goes_on = watch is not None and live_holder(found.lock) is not None
             for kind, sync in syncs.items():
-                typer.echo(f"{folder / kind}: news of {counted(sync(last=not goes_on), 'trial')} sent")
+                with _of_tracker(kind, folder):
+                    sent = sync(last=not goes_on)
+                typer.echo(f"{folder / kind}: news of {counted(sent, 'trial')} sent")
             if not goes_on or watch is None:
                 return
             time.sleep(watch)
+
+
+@contextmanager
+def _of_tracker(kind: str, folder: Path) -> Iterator[None]:
+    """An error of the tracker's own library inside becomes a `UserError`; a full disk stays what it is."""
+    from ddsweep.results.files import full_disk
+
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if full_disk(error, folder):
+            raise
+        said = " ".join(str(error).split())[:300] or type(error).__name__
+        raise UserError(
+            f"tracker {kind}: {said}; to send everything again, remove {folder / kind} and "
+            f"{folder}/{kind}-*.json"
+        ) from error
 
 
 def tracking_folder(root: Path) -> Path:

@@ -212,6 +212,22 @@ def test_columns_that_cannot_be_read_are_refused_with_the_way_out(
         resolve_dataset({**OWN, **changes}, tmp_path)
 
 
+def test_a_name_that_two_columns_have_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, {"label": LABELS})
+    for path in (tmp_path / "own").iterdir():
+        table = pq.read_table(path)
+        pq.write_table(table.append_column("label", table["label"]), path)
+    with pytest.raises(DataError, match=r"several columns are called 'label'; rename one"):
+        resolve_dataset(OWN, tmp_path)
+
+
+def test_text_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    bad = pa.array([b"\xff\xfe%d" % label for label in LABELS], pa.binary()).view(pa.string())
+    write(tmp_path, {"label": bad})
+    with pytest.raises(DataError, match=r"train-0\.parquet: not a readable parquet file .*utf-8"):
+        resolve_dataset(OWN, tmp_path)
+
+
 def test_files_go_by_pattern(tmp_path: Path) -> None:
     write(tmp_path, {"label": LABELS})
     plain = read(tmp_path)[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -102,9 +103,28 @@ def test_data_list_shows_own_data_as_they_were_found(
     monkeypatch.setattr(own, "_MANY", 10)
     said = ddsweep("data", "list", "--data-root", ".", cwd=root, COLUMNS="200")
     assert re.search(r"^pets +– +– +present, and large: `ddsweep data list FILE`", said.stdout, re.M)
+    (root / "several.yaml").write_text("name: s\ngrid: {dataset: [digits, mnist, cifar10-exact]}\n")
+    said = ddsweep("data", "list", "several.yaml", "--data-root", ".", cwd=root, COLUMNS="200")
+    assert said.returncode == 0
+    for name, status in (("digits", "embedded"), ("mnist", "missing"), ("cifar10-exact", "missing")):
+        assert re.search(rf"^{name} .* {status}", said.stdout, re.M)
     said = ddsweep("data", "list", "sweep.yaml", "--data-root", ".", cwd=root, COLUMNS="200")
     assert re.search(r"^pets\(size=8\) +3x8x8 +2 +present +pets *$", said.stdout, re.M)
     assert said.stdout.splitlines()[-2:] == list(REMARKS)
+
+
+def test_a_folder_that_nobody_may_enter_is_no_data(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As lost+found, at the top of any disk."""
+    (root / "lost+found").mkdir()
+    is_dir = Path.is_dir
+
+    def refusing(path: Path) -> bool:
+        if path.parent.name == "lost+found":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return is_dir(path)
+
+    monkeypatch.setattr(Path, "is_dir", refusing)
+    assert [row.name for row in own.list_own(root)] == ["pets"]
 
 
 def test_tables_and_show_have_name_shape_and_count(root: Path, ddsweep: Run) -> None:

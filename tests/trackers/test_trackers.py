@@ -19,11 +19,12 @@ import pytest
 from PIL import Image
 
 from ddsweep.cli import main
-from ddsweep.errors import UserError
+from ddsweep.errors import UnreadableError, UserError
 from ddsweep.results.layout import SweepDirectory
-from ddsweep.results.parts import write_part
+from ddsweep.results.parts import read_part, write_part
 from ddsweep.results.schemas import HISTORY, TRIALS
 from ddsweep.trackers import beside, kinds
+from ddsweep.trackers import sync as syncing
 from ddsweep.trackers.beside import tracked
 from ddsweep.trackers.contract import Told
 from ddsweep.trackers.sync import Sync
@@ -285,5 +286,78 @@ def test_the_verb_sends_from_the_files_alone(
     found = read_tensorboard(out / "tensorboard", "small sweep")[trial.trial_id]
     assert found.settings["init"] == "fixed" and found.settings["images_per_class"] == 1
     assert found.curve("outer_loss") == [(10, 3.0)]
-    assert set(json.loads((out / "tensorboard-small sweep.json").read_text())) == {trial.trial_id}
+    assert set(json.loads((out / "tensorboard-small sweep.json").read_text())) == {trial.trial_id, "from"}
     shutil.rmtree(out)
+
+
+def test_another_sweep_of_that_name_is_not_taken_for_this_one(sweep: Sweep, tmp_path: Path) -> None:
+    other = SweepDirectory(tmp_path / "beside" / sweep.directory.root.name)
+    other.create()
+    out = tmp_path / "shared"
+    sweep.history(FIRST, {10: 3.0})
+    with Sync("tensorboard", sweep.directory, TOLD, out) as sync:
+        assert sync() == 1
+    with (
+        pytest.raises(UserError, match=rf"of another sweep that is called small sweep, in {tmp_path}/small"),
+        Sync("tensorboard", other, TOLD, out),
+    ):
+        pass
+    # A folder may move with what was sent from it, and notes of earlier versions say nothing of it.
+    assert sweep.sync("tensorboard") == 1
+    moved = Sweep(SweepDirectory(tmp_path / "beside" / "moved" / "small sweep"))
+    moved.directory.root.parent.mkdir()
+    sweep.directory.root.rename(moved.directory.root)
+    assert moved.sync("tensorboard") == 0
+    note = moved.out / "tensorboard-small sweep.json"
+    content = json.loads(note.read_text())
+    del content["from"]
+    note.write_text(json.dumps(content))
+    assert moved.sync("tensorboard") == 0
+
+
+def test_a_part_that_cannot_be_read_for_a_moment_is_sent_later(
+    sweep: Sweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep.history(FIRST, {10: 3.0})
+    sweep.ended(FIRST)
+    left = [2]
+
+    def read(path: Path) -> Any:
+        if left[0]:
+            left[0] -= 1
+            raise UnreadableError(f"{path}: cannot be read")
+        return read_part(path)
+
+    monkeypatch.setattr(syncing, "read_part", read)
+    with Sync("tensorboard", sweep.directory, TOLD, sweep.out) as sync:
+        assert [sync(), sync(), sync()] == [0, 1, 0]
+    assert sweep.read("tensorboard")[FIRST].final["test_accuracy_mean"] == 0.75
+
+
+def test_what_a_trackers_own_library_says_is_one_message(
+    sweep: Sweep, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("mlflow", reason="the extra mlflow is not installed")
+    sweep.directory.sweep_file.write_text("name: s\nbase: {dataset: digits}\n")
+    sweep.history(FIRST, {10: 3.0})
+    words = ["track", str(sweep.directory.root), "--to", "mlflow"]
+
+    def told(*more: str) -> str:
+        with pytest.raises(SystemExit) as ended:
+            main([*words, *more])
+        assert ended.value.code == 1
+        return capsys.readouterr().err
+
+    bad = sweep.directory.root / "bad"
+    (bad / "mlflow").mkdir(parents=True)
+    (bad / "mlflow" / "mlflow.db").write_bytes(b"no data base " * 100)
+    said = told("--out", str(bad))
+    assert said.startswith("ddsweep: tracker mlflow: ") and f"remove {bad / 'mlflow'} and" in said
+    sweep.sync("mlflow")
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{sweep.out}/mlflow/mlflow.db")
+    found = client.get_experiment_by_name("small sweep")
+    assert found is not None
+    client.delete_experiment(found.experiment_id)
+    assert "the experiment small sweep was deleted there; restore it" in told()
