@@ -232,9 +232,7 @@ def _answer(
         val_score=None if _score(best) == -math.inf else _score(best),
         measure=measure,
         test=two_levels(after),
-        n_diverged=sum(
-            bool(lost) for rows in own.values() for lost in _by_network(rows, "diverged").values()
-        ),
+        n_diverged=sum(len(_diverged([*own[key], *tuned[key]])) for key in own),
         gains=_gains(best, own, tuned, evals, measure),
         tuned=two_levels(after_tuned) if all(after_tuned) else None,
         all_known=all_known,
@@ -273,6 +271,11 @@ def _tuned_rows(rows: Sequence[Row]) -> list[Row]:
 
 def _by_network(rows: Sequence[Row], measure: str) -> dict[int, float]:
     return {row["model_seed"]: row[measure] for row in rows}
+
+
+def _diverged(rows: Sequence[Row]) -> set[int]:
+    """The networks that diverged, after T steps or as tuned."""
+    return {row["model_seed"] for row in rows if row["diverged"]}
 
 
 def _gains(

@@ -246,6 +246,17 @@ def other(tmp_path: Path, name: str) -> Folder:
     return made
 
 
+def test_networks_that_diverged_as_tuned_are_told(folder: Folder) -> None:
+    folder.asked()
+    trial = spec(init="random", inner_lr=0.02)
+    folder.trial(trial, val_score=0.5)
+    folder.evals(trial, "as_distilled", 0, {("distilled", "as_distilled", 4): [(0, 0.2), (1, 0.3)]})
+    tuned = {("distilled", "as_distilled_tuned", 20): [(0, 0.6), (1, 0.1)]}
+    folder.evals(trial, "as_distilled", 1, tuned, diverged=True)
+    (answer,) = answers(read(folder))
+    assert answer.tuned is not None and answer.n_diverged == 2
+
+
 def test_sweeps_are_compared_on_the_same_networks(tmp_path: Path) -> None:
     first, second = other(tmp_path, "a"), other(tmp_path, "b")
     for seed in (0, 1):
