@@ -12,13 +12,15 @@ from typing import Any
 import torch
 
 from ddsweep.catalog import parse_network
+from ddsweep.catalog.numbers import counted
 from ddsweep.core.evaluate import count_right
 from ddsweep.core.execution import choose_plan
 from ddsweep.core.init import draw_networks
+from ddsweep.core.memory import is_out_of_memory
 from ddsweep.core.networks import build_network
 from ddsweep.core.pretrain import TrainingSchedule, train_on_real
 from ddsweep.data.splits import Splits
-from ddsweep.errors import CheckpointError, DataError, ResultsError, UserError
+from ddsweep.errors import CheckpointError, DataError, ResultsError, TooLargeError, UserError
 from ddsweep.pools.recipe import PoolRecipe
 from ddsweep.pools.store import ROLES, save_network
 from ddsweep.provenance import device_name, environment, utc_now
@@ -115,20 +117,32 @@ def train_group(
     network = build_network(parse_network(recipe.network, data.shape), data.shape, data.classes)
     plan = choose_plan(device, threads, network)
     seeds = [derive_seed("pool", recipe.recipe, group.role, index) for index in group.trained]
+    drawn = partial(draw_networks, network, recipe.init_law, recipe.init_param, seeds)
     wall, cpu = time.monotonic(), time.process_time()
-    trained = train_on_real(
-        network,
-        draw_networks(network, recipe.init_law, recipe.init_param, seeds, device=device, dtype=torch.float32),
-        splits.train.to(device),
-        TrainingSchedule(recipe.epochs, recipe.batch, recipe.lr, recipe.decay_epochs, recipe.decay_factor),
-        lambda epoch: _order_seeds(recipe, group.role, group.trained, epoch),
-        plan,
-        should_stop=should_stop,
-    )
-    if trained is None:
-        return False
-    wall, cpu = time.monotonic() - wall, time.process_time() - cpu
-    accuracy, loss, _, _ = count_right(network, trained, splits.test.to(device), plan)
+    try:
+        trained = train_on_real(
+            network,
+            drawn(device=device, dtype=torch.float32),
+            splits.train.to(device),
+            TrainingSchedule(
+                recipe.epochs, recipe.batch, recipe.lr, recipe.decay_epochs, recipe.decay_factor
+            ),
+            lambda epoch: _order_seeds(recipe, group.role, group.trained, epoch),
+            plan,
+            should_stop=should_stop,
+        )
+        if trained is None:
+            return False
+        wall, cpu = time.monotonic() - wall, time.process_time() - cpu
+        accuracy, loss, _, _ = count_right(network, trained, splits.test.to(device), plan)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise TooLargeError(
+            f"pool {name}: {group.label}: {counted(len(group.trained), 'network')} and the images of "
+            f"{data.name} do not fit the memory of this {device.type}; give more `gpus`, a smaller "
+            "`group_size` or a smaller `batch` (with either it is another pool)"
+        ) from error
     spec, count = recipe.spec(name), len(group.trained)
     common: dict[str, Any] = {
         **environment(),

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,12 +19,13 @@ from ddsweep.core.images import normalise
 from ddsweep.core.init import draw_network
 from ddsweep.core.networks import build_network
 from ddsweep.data.load import Splits
-from ddsweep.errors import DataError, SettingError, UserError
+from ddsweep.errors import DataError, SettingError, TooLargeError, UserError
 from ddsweep.pools import store
+from ddsweep.pools import train as training
 from ddsweep.pools.file import is_trained, load_pool, pool_yaml, resolve_pool
 from ddsweep.pools.recipe import PoolRecipe
 from ddsweep.pools.store import TrainedPool, open_pool, write_index
-from ddsweep.pools.train import check_parts, missing_groups
+from ddsweep.pools.train import check_parts, missing_groups, train_group
 from ddsweep.results.layout import PoolDirectory
 from ddsweep.results.parts import read_part, write_part
 from ddsweep.results.schemas import POOL
@@ -142,6 +144,21 @@ def test_networks_of_other_images_or_another_recipe_are_never_mixed_with(
         check_parts(directory, replace(recipe, lr=0.5), splits)
     with pytest.raises(DataError, match="network 0 was trained by another recipe"):
         check_parts(directory, replace(recipe, lr=0.5))
+
+
+def test_a_group_that_does_not_fit_says_what_helps(
+    recipe: PoolRecipe, splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: Any, **options: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(training, "train_on_real", full)
+    directory = PoolDirectory(tmp_path / NAME)
+    directory.create()
+    (group, *_) = missing_groups(recipe, directory)
+    said = rf"pool {NAME}: {group.label}: .* do not fit the memory of this cpu; give more `gpus`, a smaller"
+    with pytest.raises(TooLargeError, match=said):
+        train_group(NAME, recipe, group, splits, directory, torch.device("cpu"), 1)
 
 
 def test_a_network_that_diverges_is_named(recipe: PoolRecipe, splits: Splits, tmp_path: Path) -> None:
