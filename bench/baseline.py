@@ -313,7 +313,11 @@ def trial_of(options: argparse.Namespace, dataset: DatasetSpec) -> TrialSpec:
         inner_epochs=options.inner_epochs,
         models_per_step=options.networks,
         real_batch=options.real_batch,
+        **{name: value for name in _ALSO if (value := getattr(options, name, None)) is not None},
     )
+
+
+_ALSO = ("dtype", "inner_lr", "init_law")
 
 
 def prepare_device(name: str) -> torch.device:

@@ -51,6 +51,12 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
 def _gradients(distilled: DistilledSet, o: argparse.Namespace) -> tuple[Tensor, Tensor]:
     """Of each network: by images ``[K, S, n, c, h, w]`` and by raw rates ``[K, T]``."""
     spec, device = distilled.spec, prepare_device(o.device)
+    if spec.init != "random" or spec.objective != "classification" or spec.window is not None:
+        raise UserError(
+            f"{o.distilled}: this looks at sets that were made for random networks, by the whole gradient of "
+            f"classification; that of this one has init: {spec.init}, objective: {spec.objective}, window: "
+            f"{spec.window}"
+        )
     splits = load_splits(
         spec.dataset,
         data_root(o.data_root),

@@ -37,14 +37,15 @@ def find_file(given: Path, kind: str) -> Path:
     A name is looked for first below the current folder, as ``sweeps/NAME.yaml``, then among the files that
     come with ddsweep. Raises `SettingError` for a missing file.
     """
-    if given.exists() and not given.is_dir():
+    there = os.path.exists(given)  # False for a name that no file can have
+    if there and not given.is_dir():
         return given
     folder, names = FOLDERS[kind], bundled_names(kind)
     by_name = len(given.parts) == 1 and not given.suffix
     for place in (Path(folder), _root() / folder) if by_name else ():
-        if (path := place / f"{given}.yaml").is_file():
+        if os.path.isfile(path := place / f"{given}.yaml"):
             return path
-    if given.exists():  # a folder, which its reader refuses
+    if there:  # a folder, which its reader refuses
         return given
     if by_name:
         close = difflib.get_close_matches(str(given), names, n=1)

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,15 +101,16 @@ def choose_memory(trial: TrialSpec, memory_mode: str = "auto", segment: int | No
     ``recompute``. The default segment is the one that takes the least memory."""
     if trial.method != "bptt":  # it keeps nothing of steps
         return "store", 1
+    steps = trial.window or trial.steps
     if memory_mode == "auto":
-        stored = trial.steps * _step_bytes(trial) <= STORE_AT_MOST
+        stored = steps * _step_bytes(trial) <= STORE_AT_MOST
         memory_mode = "store" if stored else "recompute"
     if memory_mode == "store":
         return memory_mode, 1
     if segment is None:
-        # This k gives the least sum of T/k points and the k steps of one segment.
-        segment = round(math.sqrt(trial.steps * _point_bytes(trial) / _step_bytes(trial)))
-    return memory_mode, min(trial.steps, max(1, segment))
+        # This k gives the least sum of T/k points and the k steps of one segment, T or those of the window.
+        segment = round(math.sqrt(steps * _point_bytes(trial) / _step_bytes(trial)))
+    return memory_mode, min(steps, max(1, segment))
 
 
 def matched_at_a_time(trial: TrialSpec) -> int:
@@ -183,9 +184,11 @@ def evaluation_seconds(trials: Iterable[TrialSpec], evaluation: EvaluationSpec, 
         search = True
         for unit in evaluation.units(trial):
             used = trial if unit.changes is None else unit.changes.applied_to(trial)
-            tests = len(evaluation.steps(trial, unit.changes))
-            flops += len(some) * _judging(used, _computed(unit, used), used.inner_epochs, tests)
-            steps += len(some) * evaluation.last_step(trial, unit.changes)
+            tested, last = evaluation.steps(trial, unit.changes), evaluation.last_step(trial, unit.changes)
+            # `inner_steps_beyond` goes on after the epochs.
+            epochs = math.ceil(used.inner_epochs * max(1.0, tested[-1] / last))
+            flops += len(some) * _judging(used, _computed(unit, used), epochs, len(tested))
+            steps += len(some) * max(last, tested[-1])
             if unit.changes is None and not _learns_rates(trial):  # then it is judged at tuned rates as well
                 longest = epoch_grid(trial.inner_steps, trial.inner_epochs)[-1]
                 flops += len(some) * _judging(trial, _computed(unit, trial), longest, 1)
@@ -246,6 +249,12 @@ def _what_baselines_take(trial: TrialSpec) -> tuple[Any, ...]:
     return (trial.dataset.name, *sizes, *networks, trial.inner_optimizer, trial.attack_class)
 
 
+_TRAINING_IMAGES = {
+    **{"digits": 1437, "mnist": 60_000, "fashion_mnist": 60_000, "usps": 7291, "cifar10": 50_000},
+    **{"cifar10-exact": 40_000, "svhn": 73_257, "voc2007": 5011, "cub200": 5994},
+}
+"""Of the catalog. Of users' own data their survey says it."""
+
 _TEST_IMAGES = {"digits": 360, "usps": 2007, "svhn": 26_032, "cub200": 5794}
 """Where it is not `_MOST_HAVE`. Of users' own data their survey says it."""
 
@@ -267,13 +276,19 @@ def _computed(unit: EvalUnit, used: TrialSpec) -> int:
 
 
 def _real_images(trial: TrialSpec) -> int:
-    """The real images of an outer step: ``real_batch``, or all training images where it is known that there
-    are fewer (`ddsweep.data.splits` says how many of each class go to validation)."""
-    if trial.dataset.survey is None:
-        return trial.real_batch
-    counts = trial.dataset.survey.train
-    kept = [n - min(max(1, round(trial.validation_fraction * n)), n - 1) for n in counts]
-    return min(trial.real_batch, max(1, sum(kept)))
+    """The real images of an outer step: ``real_batch``, or all training images where there are fewer
+    (`ddsweep.data.splits` says how many of each class go to validation)."""
+    return min(trial.real_batch, sum(_kept(trial)))
+
+
+def _kept(trial: TrialSpec) -> list[int]:
+    """The training images of each class without those for validation."""
+    if trial.dataset.survey is not None:
+        counts: Sequence[int] = trial.dataset.survey.train
+    else:
+        classes = trial.dataset.classes
+        counts = [_TRAINING_IMAGES[trial.dataset.base_name] // classes] * classes
+    return [max(1, n - min(max(1, round(trial.validation_fraction * n)), n - 1)) for n in counts]
 
 
 def _measure(trial: TrialSpec) -> Measure:
@@ -282,7 +297,8 @@ def _measure(trial: TrialSpec) -> Measure:
 
 def _matching(trial: TrialSpec, threads: float) -> CostEstimate:
     shape, classes, found = trial.dataset.shape, trial.dataset.classes, _measure(trial)
-    distilled, real = trial.images_per_class * classes, trial.real_per_class * classes
+    distilled = trial.images_per_class * classes
+    real = sum(min(trial.real_per_class, count) for count in _kept(trial))
     each = trial.models_per_step * (distilled * _GRADIENT + real) * found.flops
     flops = float(trial.outer_steps * each)
     seconds = flops / (CPU_GFLOPS_PER_THREAD * 1e9 * threads) + trial.outer_steps * SECONDS_PER_INNER_STEP

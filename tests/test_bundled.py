@@ -71,6 +71,7 @@ def test_a_path_means_that_file_and_a_name_the_copy_of_this_folder_first() -> No
             "goes by its name, quickstart; `ddsweep init` writes a copy$",
         ),
         ("nowhere/my.yaml", "sweep file", r"^nowhere/my\.yaml: no such sweep file$"),
+        (300 * "x", "sweep file", r"^x{300}: no such sweep file; those that come with ddsweep: "),
         ("quickstart.yml", "site file", r"^quickstart\.yml: no such site file$"),
     ],
 )

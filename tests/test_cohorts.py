@@ -109,6 +109,31 @@ def test_each_ends_with_the_bits_that_it_has_alone(
     assert [row["cohort_size"] for row in said] == [3, 3, 3, 3]
 
 
+@pytest.mark.parametrize("mode", ["shared", "per_network"])
+def test_a_small_training_part_of_another_size_has_company_of_its_own(
+    tmp_path: Path, splits: Splits, mode: str
+) -> None:
+    """Where `real_batch` is more than there is, a step takes all: `validation_fraction` decides how many."""
+    specs = [
+        spec_of(seed, real_batch=1024, outer_steps=2, real_batch_mode=mode, validation_fraction=fraction)
+        for seed, fraction in ((0, 0.1), (1, 0.5), (2, 0.5))
+    ]
+    half = load_splits(DATASETS["digits"], None, validation_fraction=0.5, split_seed=0)
+    assert len({cohort_key(spec) for spec in specs}) == 1
+    for name in ("together", "alone"):
+        directory = SweepDirectory(tmp_path / name)
+        own = [TrialJob(spec, splits if spec.seed == 0 else half, directory, SETTINGS) for spec in specs]
+        for turn in [own] if name == "together" else [[job] for job in own]:
+            cohort = Cohort([turn])
+            distil_together(cohort)
+            assert set(cohort.outcomes.values()) == {True}
+    for spec in specs:
+        sums = {
+            read_distilled(spec, SweepDirectory(tmp_path / name)).sha256 for name in ("together", "alone")
+        }
+        assert len(sums) == 1
+
+
 def test_one_that_diverges_or_is_refused_leaves_and_the_rest_go_on(
     job: Callable[..., TrialJob], alone: SweepDirectory
 ) -> None:
@@ -308,6 +333,10 @@ MATCHED = TrialSpec(DATASETS["digits"], network="convnet(width=8)", method="dist
 LARGE = TrialSpec(DATASETS["cifar10"], network="alexcifarnet")
 OWN = TrialSpec(DATASETS["digits"], network="my_nets.py:Small@0123456789ab")
 remember(OWN.network_spec, OWN.dataset.shape, 10, Measure(1000, 100, 100, written_out=False))
+HEAVY: dict[str, Any] = {
+    **{"dataset": DATASETS["cifar10"], "network": "convnet(depth=1,width=8,norm=none)", "method": "bptt"},
+    **{"models_per_step": 4, "real_batch": 45_000, "real_batch_mode": "per_network"},
+}
 OWN_METHOD = TrialSpec(DATASETS["digits"], network="convnet(width=8)", method="my.methods:Mine")
 
 
@@ -326,7 +355,7 @@ OWN_METHOD = TrialSpec(DATASETS["digits"], network="convnet(width=8)", method="m
         (SPECS[0], "auto", "on", "compiled code is that of one trial (resources.compile: on)"),
         (spec_of(models_per_step=8), "auto", "auto", "8 networks an outer step fill a core"),
         (
-            spec_of(real_batch=9_000_000),
+            replace(MATCHED, **HEAVY),
             "auto",
             "auto",
             "two together would take too much memory by estimate",

@@ -120,6 +120,12 @@ def test_memory_mode_auto_recomputes_only_what_would_not_fit() -> None:
     assert choose_memory(huge, "recompute", 7) == ("recompute", 7)
 
 
+def test_a_window_keeps_the_steps_that_are_in_it() -> None:
+    long = replace(TRIAL, inner_epochs=3000)
+    assert long.window is None and choose_memory(long)[0] == "recompute"
+    assert choose_memory(replace(long, window=20)) == ("store", 1)
+
+
 def test_the_training_under_a_protocol_by_hand() -> None:
     """20 networks, 10 at a time, go 301 times through 20 images, 3 minibatches each time."""
     protocol = Protocol(name="field", inner_lr=0.01, inner_epochs=301, inner_batch=8)
@@ -162,6 +168,27 @@ def test_a_real_batch_has_no_more_images_than_there_are() -> None:
     all_of_them = replace(TRIAL, real_batch=90 + 45 + 1)
     assert estimate(few, 1) == estimate(all_of_them, 1)
     assert estimate(replace(few, real_batch=8), 1) == estimate(replace(TRIAL, real_batch=8), 1)
+
+
+def test_of_the_catalog_too_no_more_real_images_are_taken_than_there_are() -> None:
+    digits = replace(TRIAL, dataset=DATASETS["digits"], network="convnet(width=8)", real_batch=10**6)
+    assert estimate(digits, 1) == estimate(replace(digits, real_batch=10 * (143 - 14)), 1)
+    matching = replace(digits, method="distribution_matching", real_per_class=10**6)
+    assert estimate(matching, 1) == estimate(replace(matching, real_per_class=143 - 14), 1)
+    for spec in DATASETS.values():
+        size, network = ("alexnet", 224) if spec.shape[1] == 224 else ("convnet", 0)
+        own = TrialSpec(spec, network=size if network else "convnet(width=8)", real_batch=10**6)
+        assert estimate(own, 1) == estimate(replace(own, real_batch=10**5), 1), "it is known how many it has"
+
+
+def test_steps_beyond_the_epochs_are_counted() -> None:
+    asked = EvaluationSpec(networks=4, group_size=4, baselines=())
+    beyond = replace(asked, inner_steps_beyond=(600,))  # 100 times as many as the trial has
+    more = evaluation_seconds([TRIAL], beyond, 1) - evaluation_seconds([TRIAL], asked, 1)
+    flops = measure_of(TRIAL.network_spec, TRIAL.dataset.shape, 10).flops
+    passes = 297 * 20 * 3 + 10_000 * 0.4
+    expected = 4 * passes * flops / (CPU_GFLOPS_PER_THREAD * 1e9) + 594 * SECONDS_PER_INNER_STEP / 3
+    assert more == pytest.approx(expected)
 
 
 def test_an_evaluation_costs_what_its_passes_cost() -> None:

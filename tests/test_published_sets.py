@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -121,7 +122,9 @@ def test_it_is_judged_as_it_is(real: tuple[Tensor, Tensor], ask: Ask, tmp_path: 
         "s.safetensors",
     ]
     said = ask(*asked)
-    assert said.code == 0 and "labels: soft}" in said.out
+    assert said.code == 0
+    printed = yaml.safe_load(said.out.partition("To judge it:\n")[2])["base"]
+    assert (printed["dataset"], printed["labels"], printed["method"]) == ("digits", "soft", "given")
     found = DistilledSet.load(tmp_path / "s.safetensors")
     assert found.imported is not None
     assert (found.imported["file"], found.imported["space"]) == ("images.pt", "pixels")

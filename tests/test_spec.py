@@ -919,6 +919,57 @@ def test_a_bare_setting_stands_for_every_trial(load: Load) -> None:
     assert load(BASE + "grid: {init: [fixed]}", ["init=random"]).grid == {}
 
 
+@pytest.mark.parametrize("space", ["[outer_lr]", "outer_lr", "3"])
+def test_a_space_that_is_none_is_told_also_under_an_override(load: Load, space: str) -> None:
+    said = refusal(load, BASE + f"search: {{samples: 2, space: {space}}}", ["outer_lr=0.2"])
+    assert "search.space" in said
+
+
+def test_points_that_differ_in_the_overridden_setting_alone_are_one(load: Load) -> None:
+    """As the values of an axis are."""
+    points = BASE + "points: [{outer_lr: .1}, {outer_lr: .2}]"
+    assert [trial.outer_lr for trial in trials_of(load(points, ["outer_lr=0.5"]))] == [0.5]
+    several = BASE + "points: [{outer_lr: .1, init: fixed}, {outer_lr: .2, init: fixed}, {outer_lr: .3}]"
+    found = trials_of(load(several, ["outer_lr=0.5"]))
+    assert [(trial.outer_lr, trial.init) for trial in found] == [(0.5, "fixed"), (0.5, "random")]
+
+
+def test_what_is_merged_into_a_mapping_may_be_overridden_and_merged_on(load: Load) -> None:
+    text = "base: &b {dataset: digits, outer_lr: .1}\npoints: [&p {<<: *b, outer_lr: .2}, {<<: *p, seed: 1}]"
+    assert [(t.outer_lr, t.seed) for t in trials_of(load(text))] == [(0.2, 0), (0.2, 1)]
+    twice = "base: &b {dataset: digits}\npoints: [{<<: *b, seed: 1, seed: 2}]"
+    assert "the key 'seed' is given twice" in refusal(load, twice)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "grid: {outer_decay_steps: [10, 20]}",
+            "outer_decay_steps: 10, 20: it has no effect without outer_sc",
+        ),
+        ("grid: {rate_limit: [5, 50]}", "rate_limit: 5.0, 50.0: it has no effect without max_rollbacks"),
+        ("points: [{outer_lr_labels: 1}, {outer_lr_labels: 2}]", "it has no effect without labels: soft"),
+        (
+            "grid: {init_law: [default], init_param: [0.5, 3]}",
+            "it has no effect without another init_law than default",
+        ),
+        (
+            "grid: {inner_lr_mode: [fixed], outer_lr_rates: [0.5, 3]}",
+            "it has no effect without learned rates, which no trial has",
+        ),
+    ],
+)
+def test_trials_that_would_differ_in_nothing_but_chance_are_refused(load: Load, text: str, said: str) -> None:
+    assert said in refusal(load, BASE + text)
+
+
+def test_a_setting_that_some_trial_uses_may_vary(load: Load) -> None:
+    text = "grid: {outer_schedule: [constant, step], outer_decay_steps: [10, 20]}"
+    assert len(trials_of(load(BASE + text))) == 4
+    assert len(trials_of(load("base: {dataset: digits, rate_limit: 7, outer_decay_steps: 9}"))) == 1
+
+
 def test_an_override_leaves_what_shares_its_anchor_alone(load: Load) -> None:
     text = "base: &b {dataset: digits}\npoints: [*b, {init: fixed}]"
     sweep = load(text, ["base.outer_steps=5"])
@@ -942,6 +993,7 @@ def test_an_override_leaves_what_shares_its_anchor_alone(load: Load) -> None:
         ("outer_steps=", "base.outer_steps: None is not a whole number (from 'outer_steps=')"),
         ("init=[]", "grid.init: is empty; a grid axis is a list of at least one value (from 'init=[]')"),
         ("search.samples=5", "search.space: is required"),
+        ("outer_lr=1" + 400 * "0", "a whole number of 401 digits is too large"),
         ("outer_steps=0100", "override 'outer_steps=0100': line 1, column 1: 0100 starts with 0, as numbers"),
         ("evaluate.networks=1:30", "1:30 is a number to the base 60 in YAML"),
     ],

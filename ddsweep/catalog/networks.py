@@ -79,6 +79,9 @@ def parse_network(text: str, shape: tuple[int, int, int]) -> NetworkSpec:
     return spec
 
 
+_WIDEST = 4096
+
+
 def _network_parameters(text: str, kind: str, inside: str | None) -> dict[str, str | int]:
     given: dict[str, str | int] = {}
     for item in filter(None, (part.strip() for part in (inside or "").split(","))):
@@ -86,14 +89,16 @@ def _network_parameters(text: str, kind: str, inside: str | None) -> dict[str, s
         if kind != "convnet" or key not in ("depth", "width", "norm"):
             allowed = "depth, width, norm" if kind == "convnet" else "no parameters"
             raise SettingError(f"network: {text!r}: unknown parameter {key!r}; {kind} takes {allowed}")
+        if key in given:
+            raise SettingError(f"network: {text!r}: {key} is given twice")
         if key == "norm":
             if value not in NORMS:
                 raise SettingError(f"network: {text!r}: norm is one of {', '.join(NORMS)}")
             given[key] = value
-        elif value.isdecimal() and 1 <= int(value) <= 4096:
+        elif value.isdecimal() and 1 <= int(value) <= _WIDEST:
             given[key] = int(value)
         else:
-            raise SettingError(f"network: {text!r}: {key} must be a whole number of at least 1")
+            raise SettingError(f"network: {text!r}: {key} must be a whole number of 1 to {_WIDEST}")
     return given
 
 

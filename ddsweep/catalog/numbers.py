@@ -26,7 +26,10 @@ def real(value: Any) -> float:
         value = float(value)
     if isinstance(value, bool) or not isinstance(value, Real):
         raise ValueError(f"{value!r} is not a number")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"a whole number of {len(str(value))} digits is too large") from None
 
 
 def whole(value: Any) -> int:

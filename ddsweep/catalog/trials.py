@@ -51,6 +51,8 @@ class TrialSpec(  # the last one comes first, as dataclasses collect fields
     def __post_init__(self) -> None:
         for item in fields(self):
             SETTINGS[item.name].refuse(getattr(self, item.name))
+        # 1 and 1.0 are one setting, and the seeds of networks are drawn from its text.
+        object.__setattr__(self, "init_param", float(self.init_param))
         if self.init == "fixed":
             object.__setattr__(self, "models_per_step", 1)
         object.__setattr__(self, "network", str(parse_network(self.network, self.dataset.shape)))

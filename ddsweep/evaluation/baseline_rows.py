@@ -26,6 +26,7 @@ from ddsweep.core.tuning import best_of, score_rates
 from ddsweep.data.splits import Splits
 from ddsweep.errors import CheckpointError, UnreadableError
 from ddsweep.evaluation.group import Group
+from ddsweep.own_code import version_of
 from ddsweep.results.artifacts import load_tensors, save_tensors
 from ddsweep.results.files import patiently, write_atomic
 from ddsweep.results.keys import digest, is_current
@@ -168,7 +169,9 @@ def _training(spec: TrialSpec) -> list[Any]:
     common = [spec.network, spec.init_law, spec.init_param, spec.inner_optimizer, momentum]
     # The last group of held-out networks may be smaller.
     pool = [] if spec.pool is None else [["pool", *spec.pool.identity(), spec.pool.heldout]]
-    return [*common, *pool, *_attack(spec)]
+    code = spec.network_spec.code
+    version = None if code is None else version_of(code)  # of a module: a file has its hash in its name
+    return [*common, *pool, *_attack(spec), *([] if version is None else [["version", version]])]
 
 
 def _attack(spec: TrialSpec) -> list[Any]:

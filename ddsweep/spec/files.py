@@ -189,16 +189,21 @@ def _everywhere(
         out["grid"] = {axis: values for axis, values in grid.items() if axis != key}
         if not out["grid"] and not isinstance(value, list):
             del out["grid"]
-    if isinstance(search := out.get("search"), dict) and key in (search.get("space") or ()):
-        space = {axis: values for axis, values in search["space"].items() if axis != key}
+    search = out.get("search")
+    if isinstance(search, dict) and isinstance(axes := search.get("space"), dict) and key in axes:
+        space = {axis: values for axis, values in axes.items() if axis != key}
         out["search"] = {**search, "space": space}
         if not space:
             del out["search"]
     if isinstance(points := out.get("points"), list):
-        out["points"] = [
+        rest = [
             {k: v for k, v in point.items() if k != key} if isinstance(point, dict) else point
             for point in points
         ]
+        # Points that differed in nothing else are one now, as the values of an axis are.
+        out["points"] = [one for place, one in enumerate(rest) if one == {} or one not in rest[:place]]
+        if rest and all(one == {} for one in rest):
+            del out["points"]
     place = "grid" if isinstance(value, list) else "base"
     origins[f"{place}.{key}"] = override
     return _placed(out, [place, key], value, override)

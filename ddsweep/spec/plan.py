@@ -168,6 +168,7 @@ def expand(
             f"any trial (at most {most}), so none could be stopped; give fewer, or leave `scheduler` out"
         )
     _names_differ(sweep, [trial.dataset for trial in found])
+    _refuse_unused(sweep, found)
     named = [(made.text, made.trial) for made in trials.values()]
     unjudged = check_evaluation(sweep.name, sweep.evaluate.spec(), named, skip_invalid=sweep.skip_invalid)
     guided = tuple(_search(sweep, key, begun) for key, begun in searches.items())
@@ -288,6 +289,31 @@ def _methods(sweep: SweepSpec) -> frozenset[str]:
         return frozenset({DEFAULT_METHOD})
     found = frozenset(c.settings.get("method", DEFAULT_METHOD) for c in _combinations(sweep))
     return found | frozenset(searched.get("method", {}).get("choice", ()))
+
+
+_USED: dict[str, tuple[str, Callable[[TrialSpec], bool]]] = {
+    "outer_decay_steps": ("outer_schedule: step", lambda trial: trial.outer_schedule == "step"),
+    "outer_decay_factor": ("outer_schedule: step", lambda trial: trial.outer_schedule == "step"),
+    "rate_limit": ("max_rollbacks", lambda trial: trial.max_rollbacks > 0),
+    "outer_lr_rates": ("learned rates", lambda trial: trial.inner_lr_mode != "fixed"),
+    "outer_lr_labels": ("labels: soft", lambda trial: trial.labels == "soft"),
+    "init_param": ("another init_law than default", lambda trial: trial.init_law != "default"),
+}
+"""Settings that have an effect only beside others: what they need, and whether a trial has it."""
+
+
+def _refuse_unused(sweep: SweepSpec, trials: Sequence[TrialSpec]) -> None:
+    """Raises `SettingError` for a setting that trials differ in and none of them uses: they would differ in
+    their random draws alone, and a report would show that as its effect."""
+    for name, (needs, used) in _USED.items():
+        having = [trial for trial in trials if name not in trial.lacks]
+        values = {getattr(trial, name) for trial in having}
+        if len(values) > 1 and not any(map(used, having)):
+            given = ", ".join(sorted(map(str, values)))
+            raise SettingError(
+                f"sweep {sweep.name}: {name}: {given}: it has no effect without {needs}, which no trial has, "
+                "so these trials would differ in nothing but chance; give one value"
+            )
 
 
 def _of_method(

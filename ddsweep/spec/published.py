@@ -65,15 +65,22 @@ class PublishedSpec(BaseModel):
         return "attack_success" if self.accuracy is None else "accuracy"
 
     def applies(self, settings: dict[str, Any]) -> bool:
-        """Whether it is compared with trials of ``settings``. A network, data set or pool without parameters
-        stands for all of its name."""
+        """Whether it is compared with trials of ``settings``. A network, data set or pool stands for all of
+        its name that have the parameters it gives, such as ``convnet(width=128)`` of any depth."""
         return all(_same(wanted, settings.get(name)) for name, wanted in self.where.items())
 
 
 def _same(wanted: Any, value: Any) -> bool:
     if isinstance(wanted, str) and isinstance(value, str):
-        return value == wanted or value.startswith(f"{wanted}(")
+        (kind, given), (theirs, whole) = _parameters(wanted), _parameters(value)
+        return kind == theirs and given <= whole
     return bool(wanted == value)
+
+
+def _parameters(text: str) -> tuple[str, set[str]]:
+    """``convnet(depth=3, width=128)`` as its name and its parameters."""
+    name, _, inside = text.partition("(")
+    return name.strip(), {"".join(item.split()) for item in inside.rstrip(") ").split(",") if item.strip()}
 
 
 def one_or_several(value: Any) -> Any:

@@ -38,7 +38,19 @@ class _Loader(yaml.SafeLoader):
 
     yaml_implicit_resolvers = _with_surprises(yaml.SafeLoader.yaml_implicit_resolvers)
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._seen: set[int] = set()
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """What ``<<`` brings is put before the keys of ``node``, which go over it. Here, because afterwards
+        they look as if they were given twice, and an alias leads to the same node again."""
+        if id(node) not in self._seen:
+            self._seen.add(id(node))
+            self._refuse_twice(node)
+        super().flatten_mapping(node)
+
+    def _refuse_twice(self, node: yaml.MappingNode) -> None:
         seen: set[str] = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode):
@@ -47,7 +59,6 @@ class _Loader(yaml.SafeLoader):
                         None, None, f"the key {key.value!r} is given twice", key.start_mark
                     )
                 seen.add(key.value)
-        return super().construct_mapping(node, deep)
 
     def refuse_misread(self, node: yaml.ScalarNode) -> Any:
         text = node.value

@@ -43,7 +43,8 @@ def steps_together(trials: Sequence[RunningTrial]) -> list[StepReport | Exceptio
         if key is None or plan.compile or plan.inner_batching != "explicit":
             found[place] = _step_alone(trial)
         else:
-            groups[key, plan].append(place)
+            # Training parts differ in size where `validation_fraction` does, and a small one is taken whole.
+            groups[key, plan, min(trial.spec.real_batch, len(trial.task.real))].append(place)
     for places in groups.values():
         reports = _steps_of_one_shape([trials[place] for place in places])
         found |= dict(zip(places, reports, strict=True))

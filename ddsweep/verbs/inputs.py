@@ -152,8 +152,8 @@ def estimates_of(
     together: Mapping[str, int],
     threads: Callable[[TrialSpec], float],
 ) -> dict[str, CostEstimate]:
-    """The cost of each trial in its memory mode, on so many ``threads``, if as many trials are distilled
-    ``together``."""
+    """The cost of each trial in its memory mode, on so many ``threads`` (1 where it asks for none), if as
+    many trials are distilled ``together``."""
     from ddsweep.cost import choose_memory, estimate
 
     found = {}
@@ -161,7 +161,7 @@ def estimates_of(
         mode, segment = choose_memory(trial, resources.memory_mode, resources.segment)
         size = together.get(trial.trial_id, 1)
         found[trial.trial_id] = estimate(
-            trial, threads(trial), memory_mode=mode, segment=segment, together=size
+            trial, threads(trial) or 1.0, memory_mode=mode, segment=segment, together=size
         )
     return found
 

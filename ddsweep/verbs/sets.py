@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -58,7 +58,7 @@ def import_set(
     from ddsweep.errors import SettingError
     from ddsweep.imported import Source, imported_set
     from ddsweep.paths import user_path
-    from ddsweep.spec.yaml_text import parse_yaml
+    from ddsweep.spec.yaml_text import parse_yaml, yaml_of
 
     def numbers(option: str, text: str) -> tuple[float, ...]:
         try:
@@ -73,7 +73,8 @@ def import_set(
     root = data_folder(data_root)
     asked = {"mean": numbers("--mean", mean), "std": numbers("--std", std)}
     source = Source(user_path(file), space, labels and user_path(labels), experiment, **asked)
-    spec = resolve_dataset(parse_yaml(dataset, "--dataset"), root)
+    value = parse_yaml(dataset, "--dataset")
+    spec = resolve_dataset(value, root)
     splits = load_splits(spec, root, validation_fraction=0.1, split_seed=0)
     found = imported_set(source, splits, spec)
     found.save(out)
@@ -85,9 +86,11 @@ def import_set(
         f"pixels from {low:.2f} to {high:.2f} (real ones: 0 to 1)"
     )
     typer.echo("To judge it:")
-    soft = ", labels: soft" if of.labels == "soft" else ""
-    typer.echo(f"  base: {{dataset: {dataset}, method: given, image_init: {{set: {out}}},")
-    typer.echo(f"         images_per_class: {of.images_per_class}, inner_steps: 1, outer_steps: 1{soft}}}")
+    base: dict[str, Any] = {"dataset": value, "method": "given", "image_init": {"set": str(out)}}
+    base |= {"images_per_class": of.images_per_class, "inner_steps": 1, "outer_steps": 1}
+    base |= {"labels": "soft"} if of.labels == "soft" else {}
+    for line in yaml_of({"base": base}).splitlines():
+        typer.echo(f"  {line}")
 
 
 def export(

@@ -218,6 +218,19 @@ def test_noise(tmp_path: Path, bench: Bench) -> None:
     assert images["noise"] > 0
 
 
+def test_noise_is_that_of_random_networks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = TrialSpec(
+        DATASETS["digits"], network="convnet(width=4)", init="fixed", outer_steps=1, real_batch=20
+    )
+    splits = load_splits(spec.dataset, None, validation_fraction=0.1, split_seed=0)
+    directory = SweepDirectory(tmp_path / "results")
+    assert distil_trial(spec, splits, directory, TrialSettings())
+    line = f"noise.py --device cpu {directory.distilled(spec.trial_id)}"
+    test_what_cannot_be_is_one_message(line, "made for random networks", monkeypatch, capsys)
+
+
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.parametrize("options", [("--seconds", "0.5"), ("--steps", "20")], ids=" ".join)

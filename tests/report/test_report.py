@@ -43,6 +43,7 @@ from ddsweep.results.parts import read_part, write_part
 from ddsweep.results.reader import load_results
 from ddsweep.results.schemas import HISTORY
 from ddsweep.results.statistics import mean_std_ci
+from ddsweep.spec import PublishedSpec
 from tests.conftest import imported_by_command
 from tests.report.conftest import Folder, spec
 
@@ -200,6 +201,23 @@ def test_a_published_number_stands_beside_the_answer(folder: Folder) -> None:
     (best,) = found.rows("best")
     assert best["published"][1] == 0.3 and best["where"][0] == "A paper"
     assert "A paper: 30.0 ± 10.0 %" in found.text and "Another" not in str(found.tables)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "value", "same"),
+    [
+        ("convnet", "convnet(depth=3,width=128,norm=instance)", True),
+        ("convnet(width=128)", "convnet(depth=3,width=128,norm=instance)", True),
+        ("convnet( width = 128, depth=3)", "convnet(depth=3,width=128,norm=instance)", True),
+        ("convnet(width=12)", "convnet(depth=3,width=128,norm=instance)", False),
+        ("usps(size=28)", "usps", False),
+        ("usps", "usps(size=28)", True),
+    ],
+)
+def test_a_published_number_is_of_all_that_has_its_parameters(wanted: str, value: str, same: bool) -> None:
+    name = "dataset" if "usps" in wanted else "network"
+    number = PublishedSpec(accuracy=0.5, source="A paper", where={name: wanted})
+    assert number.applies({name: value}) is same
 
 
 def test_what_is_torn_doubled_or_not_done_is_left_out_and_said(folder: Folder) -> None:
