@@ -255,6 +255,9 @@ _TRAINING_IMAGES = {
 }
 """Of the catalog. Of users' own data their survey says it."""
 
+_UNKNOWN = 10**9
+"""Of data that were not looked at: then all that a trial asks for is taken."""
+
 _TEST_IMAGES = {"digits": 360, "usps": 2007, "svhn": 26_032, "cub200": 5794}
 """Where it is not `_MOST_HAVE`. Of users' own data their survey says it."""
 
@@ -287,7 +290,7 @@ def _kept(trial: TrialSpec) -> list[int]:
         counts: Sequence[int] = trial.dataset.survey.train
     else:
         classes = trial.dataset.classes
-        counts = [_TRAINING_IMAGES[trial.dataset.base_name] // classes] * classes
+        counts = [_TRAINING_IMAGES.get(trial.dataset.base_name, _UNKNOWN) // classes] * classes
     return [max(1, n - min(max(1, round(trial.validation_fraction * n)), n - 1)) for n in counts]
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import functools
 import hashlib
 import importlib
 import importlib.metadata
@@ -320,7 +321,11 @@ def version_of(ref: CodeRef) -> str | None:
     known."""
     if ref.is_file:
         return None
-    top = ref.where.partition(".")[0]
+    return _version_of_package(ref.where.partition(".")[0])
+
+
+@functools.cache
+def _version_of_package(top: str) -> str | None:
     for name in importlib.metadata.packages_distributions().get(top, []):
         return f"{name} {importlib.metadata.version(name)}"
     return None

@@ -7,7 +7,15 @@ from typing import Any
 
 import pytest
 
-from ddsweep.catalog import BASELINES, DATASETS, EvaluationSpec, Protocol, TrialSpec, measure_of
+from ddsweep.catalog import (
+    BASELINES,
+    DATASETS,
+    DatasetSpec,
+    EvaluationSpec,
+    Protocol,
+    TrialSpec,
+    measure_of,
+)
 from ddsweep.catalog.survey import Survey
 from ddsweep.cost import (
     CPU_GFLOPS_PER_THREAD,
@@ -179,6 +187,12 @@ def test_of_the_catalog_too_no_more_real_images_are_taken_than_there_are() -> No
         size, network = ("alexnet", 224) if spec.shape[1] == 224 else ("convnet", 0)
         own = TrialSpec(spec, network=size if network else "convnet(width=8)", real_batch=10**6)
         assert estimate(own, 1) == estimate(replace(own, real_batch=10**5), 1), "it is known how many it has"
+
+
+def test_of_data_that_nobody_has_looked_at_all_that_is_asked_for_is_taken() -> None:
+    unknown = DatasetSpec("mine", "folder", (1, 8, 8), 3, ("a", "b", "c"), path="mine")
+    own = TrialSpec(unknown, network="convnet(width=8)", real_batch=1024)
+    assert estimate(own, 1).flops > 7 * estimate(replace(own, real_batch=128), 1).flops
 
 
 def test_steps_beyond_the_epochs_are_counted() -> None:
