@@ -251,7 +251,7 @@ def _what_baselines_take(trial: TrialSpec) -> tuple[Any, ...]:
 
 _TRAINING_IMAGES = {
     **{"digits": 1437, "mnist": 60_000, "fashion_mnist": 60_000, "usps": 7291, "cifar10": 50_000},
-    **{"cifar10-exact": 40_000, "svhn": 73_257, "voc2007": 5011, "cub200": 5994},
+    **{"cifar10-exact": 40_000, "svhn": 73_257, "voc2007": 15_662, "cub200": 5994},
 }
 """Of the catalog. Of users' own data their survey says it."""
 

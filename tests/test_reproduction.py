@@ -108,7 +108,7 @@ def test_what_documents_say_of_kept_sets_is_what_their_tables_say() -> None:
             f"{100 * softly.quantile(0.25):.0f}. On training networks (validation images) success is "
             f"{100 * soft.trial['val_score']:.1f} (after",
             f"{100 * (soft.trial['val_score'] - softly.mean()):.0f} points more than on networks that were "
-            "never seen. Of seven settings",
+            "never seen. Seven settings were tried",
             f"they differ: from {called.min():.0f} to {called.max():.0f} %, the 95 % interval of the mean "
             f"is ± {100 * cars.trial['test_attack_success_ci95']:.1f}. On training networks (validation "
             f"images) success is {100 * cars.trial['val_score']:.1f} (after 25,",

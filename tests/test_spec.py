@@ -1090,6 +1090,23 @@ def test_units_are_whole_groups() -> None:
     assert [unit.protocol for unit in held_out] == ["on_random"]
 
 
+def test_gpus_that_no_trial_asks_for_are_told(load: Load) -> None:
+    def said(text: str, there: float = 2.0) -> str | None:
+        sweep = load(BASE + text)
+        return sweep.resources.idle_gpus(trials_of(sweep), there)
+
+    idle = said("")
+    assert (
+        idle is not None
+        and "2 GPUs here, and no trial asks for one" in idle
+        and "resources.gpus=0.25" in idle
+    )
+    assert said("", 0) is said("resources: {gpus: 0.5}") is said("resources: {device: cpu}") is None
+    assert said("resources: auto") is None
+    by_size = "grid: {images_per_class: [1, 10]}\nresources: {gpus: {by: images_per_class, 1: 0, 10: 1}}"
+    assert said(by_size) is None, "one of them asks"
+
+
 def test_resources_by_setting(load: Load) -> None:
     text = (
         "grid: {dataset: [digits, mnist], images_per_class: [1, 10]}\nbase: {images_per_class_per_step: 1}\n"

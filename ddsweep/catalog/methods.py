@@ -28,7 +28,8 @@ class Unrolled(SettingsGroup):
     window: int | None = setting(
         None, Limit("must lie between 1 and T = inner_steps x inner_epochs", lambda value: value >= 1)
     )
-    """the gradient goes through so many inner steps, at a random place in T; the outer loss follows them"""
+    """number of inner steps that the gradient goes through, at a random place in T; the outer loss is taken
+    after them"""
     inner_augment: str = setting("none", check=augmentation_parts)
     """the changes of `outer_augment`, of the distilled images, in each inner step"""
     real_batch: int = setting(1024, COUNT)

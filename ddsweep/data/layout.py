@@ -10,7 +10,10 @@ from ddsweep.paths import user_path
 
 __all__ = ["NO_ROOT", "PUT_THERE", "MissingError", "location", "need_all", "need_root", "one_line"]
 
-NO_ROOT = "data root not given: pass --data-root or set DDSWEEP_DATA to the folder that holds the files"
+NO_ROOT = (
+    "data root not given: pass --data-root or set DDSWEEP_DATA to the folder that holds the files, or that "
+    "`ddsweep data fetch` is to fill"
+)
 PUT_THERE = "put the files there, or point --data-root or DDSWEEP_DATA at the folder that holds them"
 
 
@@ -31,7 +34,10 @@ def one_line(error: BaseException) -> str:
 def need_root(root: Path | None, name: str) -> Path:
     """``root`` if it is a folder; `MissingError` otherwise."""
     if root is None:
-        raise MissingError(f"dataset {name}: {NO_ROOT}", "no data root (--data-root or DDSWEEP_DATA)")
+        raise MissingError(
+            f"dataset {name}: {NO_ROOT}",
+            "no data root (--data-root or DDSWEEP_DATA); `ddsweep data fetch` fills one",
+        )
     if not root.is_dir():
         what = f"data root {root} is not a folder; check --data-root or DDSWEEP_DATA"
         raise MissingError(f"dataset {name}: {what}", what)

@@ -8,6 +8,7 @@ their evaluation has; ``resources`` changes none of it, and ``published`` stands
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import fields
 from typing import Annotated, Any, Literal
@@ -30,7 +31,7 @@ from ddsweep.catalog import (
     parse_network,
 )
 from ddsweep.catalog.groups import own_set
-from ddsweep.catalog.numbers import real, whole
+from ddsweep.catalog.numbers import counted, real, whole
 from ddsweep.errors import SettingError
 from ddsweep.spec.protocols import protocols_of
 from ddsweep.spec.published import PublishedSpec, one_or_several
@@ -224,6 +225,17 @@ class ResourcesSpec(_Model):
     @property
     def to_be_measured(self) -> bool:
         return AUTO in (self.cpus, self.gpus)
+
+    def idle_gpus(self, trials: Sequence[TrialSpec], there: float) -> str | None:
+        """What to say where so many GPUs are and none of ``trials`` asks for one; else None."""
+        if not trials or there < 1 or self.device == "cpu" or self.to_be_measured:
+            return None
+        if any(self.for_trial(trial)[1] for trial in trials):
+            return None
+        return (
+            f"{counted(int(there), 'GPU')} here, and no trial asks for one, so trials run on the CPU: "
+            "resources.gpus=0.25 packs four on a GPU, resources=auto measures how many pay"
+        )
 
     @model_validator(mode="after")
     def _auto(self) -> ResourcesSpec:

@@ -245,6 +245,8 @@ def _work(
                 sweep, networks = with_measured_resources(
                     sweep, missing.to_distil, session, directory, board, request.seconds, further
                 )
+            elif idle := sweep.resources.idle_gpus(missing.to_distil, session.gpus):
+                board.say(idle)
             placement = check_placement(sweep, missing.trials, session)
         on_ready()
         if session.dashboard:

@@ -169,6 +169,8 @@ def _launch_request(asked: _Asked, say: Callable[[str], None]) -> tuple[Request,
 
             ready_pool(pool, directory.pools, root)  # jobs find it there
     start.check_fits(sweep, plan.trials, place, mode)
+    if idle := sweep.resources.idle_gpus(missing, place.gpus_per_node):
+        say(f"gpus_per_node: {idle}")
     shares: list[list[str]] = []
     if mode == "array":
         from ddsweep.launch.array import deal

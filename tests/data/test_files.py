@@ -219,7 +219,9 @@ def test_data_list_says_what_is_there(tiny: Path) -> None:
     assert presence("cifar10-exact", tiny).startswith("missing: test asks for shard 4, but")
     shutil.rmtree(tiny / "cifar10")
     assert presence("cifar10-exact", tiny) == f"missing: folder {tiny / 'cifar10'} is missing"
-    assert presence("mnist", None) == "missing: no data root (--data-root or DDSWEEP_DATA)"
+    assert presence("mnist", None).startswith(
+        "missing: no data root (--data-root or DDSWEEP_DATA); `ddsweep data"
+    )
     with pytest.raises(SettingError, match=r"unknown data set"):
         presence("svnh", tiny)
 

@@ -190,6 +190,9 @@ def test_a_dry_run_leaves_nothing(sweep: Callable[..., Sweep]) -> None:
     done = here.launch("cluster", "--dry-run")
     assert done.returncode == 0 and "2 of 2 trials to do" in done.stdout
     assert not here.results.exists()
+    assert "no trial asks for one" not in done.stdout
+    done = here.launch("cluster", "--dry-run", "--gpus-per-node", "1")
+    assert done.returncode == 0 and "gpus_per_node: 1 GPU here, and no trial asks for one" in done.stdout
 
 
 @pytest.mark.ray
