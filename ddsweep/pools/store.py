@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -81,6 +82,13 @@ class TrainedPool:
         """Networks of ``role`` by their numbers, each ``name -> [...]`` float32. Raises `DataError` for a
         network that is missing, torn, or not the one in the index."""
         return [self._network(role, index) for index in indices]
+
+    @property
+    def learned_from(self) -> str:
+        """A hash of the training networks that the pool has for a trial. Another one means that they were
+        trained anew: then they are others of the same kind."""
+        sums = [self.sums["train", index] for index in range(self.spec.train)]
+        return hashlib.sha256("\n".join(sums).encode()).hexdigest()[:16]
 
     def _network(self, role: str, index: int) -> Params:
         key = (role, index)

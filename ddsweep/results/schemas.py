@@ -138,6 +138,14 @@ class _OfData:
     """of a network [of a user's own](networks.md) that is an installed module: the package and its version"""
 
 
+class _OfNetworks:
+    """Which networks it learned from."""
+
+    pool_networks: str
+    """of a trial with a pool: a hash of the training networks; it changes where a pool is trained anew. Null
+    in rows of versions without this column"""
+
+
 class _OfCohort:
     """With how many others it ran."""
 
@@ -300,7 +308,18 @@ _ATTACK, _SINCE_0_2 = "attack_class target_class", "method real_per_class"
 _NEW = " ".join(name for name in SETTINGS if name not in f"{_SETTINGS} {_ATTACK} {_SINCE_0_2}".split())
 
 PARTS: dict[str, tuple[type | str, ...]] = {
-    "trials": (_Trial, _SETTINGS, _OfPool, _ATTACK, _Outcome, _SINCE_0_2, _OfData, _NEW, _OfCohort),
+    "trials": (
+        _Trial,
+        _SETTINGS,
+        _OfPool,
+        _ATTACK,
+        _Outcome,
+        _SINCE_0_2,
+        _OfData,
+        _NEW,
+        _OfCohort,
+        _OfNetworks,
+    ),
     "evals": (_Evals,),
     "history": (_History,),
     "failures": (_Failures,),

@@ -91,6 +91,7 @@ def save_run(run: RunState, job: TrialJob, meter: Meter) -> None:
         "kind": "checkpoint",
         "trial_id": spec.trial_id,
         "data": job.splits.fingerprint,
+        "networks": _learned_from(spec, directory),
         "plan": run.plan.to_dict(),
         "counters": run.state.counters(),
         "started_at": run.started_at,
@@ -127,6 +128,13 @@ def load_run(job: TrialJob) -> RunState | None:
             f"{path}: made from other images than {splits.name!r} holds now; put the data back, or remove "
             f"{path.parent} to start trial {spec.trial_id} again"
         )
+    now = _learned_from(spec, job.directory)
+    if header.get("networks", now) != now:  # older checkpoints do not say
+        assert spec.pool is not None
+        raise UserError(
+            f"{path}: the networks of pool {spec.pool.name} were trained anew since then; put those of "
+            f"before back, or remove {path.parent} to start trial {spec.trial_id} again"
+        )
     history = _history_from_tensor(tensors.pop("history"))
     return RunState(
         state=DistillState.of(tensors, header["counters"]),
@@ -143,6 +151,11 @@ def load_run(job: TrialJob) -> RunState | None:
         seconds_of_others=header.get("seconds_of_others", 0.0),
         cohort_size=header.get("cohort_size", 1),
     )
+
+
+def _learned_from(spec: TrialSpec, directory: SweepDirectory) -> str | None:
+    pool = pool_of(spec, directory.pools)
+    return None if pool is None else pool.learned_from
 
 
 def checkpoint_provenance(spec: TrialSpec, directory: SweepDirectory) -> tuple[int, dict[str, Any]]:
@@ -163,6 +176,7 @@ def provenance(run: RunState, job: TrialJob, meter: Meter) -> dict[str, Any]:
         **environment(),
         "dataset_fingerprint": splits.fingerprint,
         "dataset_stand_in": splits.stand_in or (pool is not None and pool.stand_in),
+        "pool_networks": None if pool is None else pool.learned_from,
         "network_version": None if (own := spec.network_spec.code) is None else version_of(own),
         "dataset_shape": "x".join(map(str, spec.dataset.shape)),
         "n_test_in_train": splits.test_in_train,

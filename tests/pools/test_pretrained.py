@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,13 +27,16 @@ from ddsweep.core.outer import combined
 from ddsweep.core.task import Task, network_seeds
 from ddsweep.data.load import Splits
 from ddsweep.distilled import DistilledSet, apply
+from ddsweep.errors import UserError
 from ddsweep.evaluation import evaluate_unit, finish
+from ddsweep.pools import store
 from ddsweep.pools.recipe import PoolRecipe
 from ddsweep.pools.store import TrainedPool, open_pool
-from ddsweep.results.layout import SweepDirectory
+from ddsweep.results.artifacts import load_tensors
+from ddsweep.results.layout import PoolDirectory, SweepDirectory
 from ddsweep.results.parts import read_part
 from ddsweep.results.schemas import EVALS
-from ddsweep.trial import distil_trial, training_networks
+from ddsweep.trial import distil_trial, read_distilled, training_networks
 from ddsweep.trial_plan import TrialSettings
 from tests.pools.conftest import NAME, NETWORK
 from tests.tables import read_table
@@ -216,6 +220,38 @@ def test_adaptation_is_judged_on_every_heldout_network_before_and_after(
     assert row["test_attack_success_mean"] is None and own.attack_success.isna().all()
     baselines = table[table.source == "random_real"]
     assert set(baselines.pool) == {NAME} and set(baselines.model_seed) == {0, 1, 2, 3, 4}
+
+
+def test_a_trial_does_not_go_on_with_networks_that_were_trained_anew(
+    recipe: PoolRecipe, splits: Splits, pools: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On another machine they have other last digits, and the same names."""
+    monkeypatch.setattr(store, "_open", {})
+    shutil.copytree(pools, tmp_path / "pools")
+    directory = SweepDirectory(tmp_path / "sweep")
+    directory.create()
+    spec, settings = spec_of(recipe.spec(NAME), outer_steps=6), TrialSettings(checkpoint_every=2)
+    stops = iter([False, False, True])
+    assert not distil_trial(spec, splits, directory, settings, should_stop=lambda: next(stops))
+    before = open_pool(recipe.spec(NAME), directory.pools).learned_from
+
+    place = PoolDirectory(directory.pools / NAME)
+    weights, _ = load_tensors(place.network("train", 3))
+    (row,) = read_part(place.part("train", 3)).to_pylist()
+    nudged = {name: value * (1 + 1e-7) for name, value in weights.items()}
+    drop = ("pool", "role", "index", "recipe", "sha256")
+    kept = {name: value for name, value in row.items() if name not in drop}
+    store.save_network(place, recipe.spec(NAME), "train", 3, nudged, kept)
+    store.write_index(place, recipe.spec(NAME))
+    monkeypatch.setattr(store, "_open", {})
+    with pytest.raises(UserError, match=f"the networks of pool {NAME} were trained anew since then"):
+        distil_trial(spec, splits, directory, settings)
+
+    shutil.rmtree(place.root)
+    shutil.copytree(pools / NAME, place.root)
+    monkeypatch.setattr(store, "_open", {})
+    assert distil_trial(spec, splits, directory, settings)
+    assert read_distilled(spec, directory).provenance["pool_networks"] == before
 
 
 def test_an_attack_is_judged_by_whom_it_fools(

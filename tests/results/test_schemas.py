@@ -37,7 +37,8 @@ GOLDEN = {
         started_at timestamp[us; tz=UTC], ended_at timestamp[us; tz=UTC], ddsweep_version string,
         git_commit string, git_dirty bool, python_version string, torch_version string,
         ray_version string, method string, real_per_class int32,
-        dataset_shape string, n_test_in_train int32, network_version string, cohort_size int32""",
+        dataset_shape string, n_test_in_train int32, network_version string, cohort_size int32,
+        pool_networks string""",
     "evals": """
         trial_id string, source string, protocol string, network string, init_law string, pool string,
         model_seed int64, split string, inner_step int32, inner_epochs int32, inner_lr double,
