@@ -205,7 +205,7 @@ def test_mnist_without_files_can_be_planned_but_not_run(tmp_path: Path, ask: Ask
     assert (said.code, said.out) == (1, "")
     assert said.err == (
         "ddsweep: dataset mnist: data root not given: pass --data-root or set DDSWEEP_DATA to the folder "
-        "that holds the files\n"
+        "that holds the files, or that `ddsweep data fetch` is to fill\n"
     )
     said = ask("run", "sweep.yaml", "--data-root", "empty")
     assert (said.code, said.out) == (1, "")
