@@ -76,9 +76,11 @@ def launch(
             def say(text: str) -> None:
                 console.print(text, soft_wrap=True)
 
-            request, planned, missing = _launch_request(asked, say)
+            request, planned, missing, idle = _launch_request(asked, say)
             if dry_run:
                 start.dry_run(request, planned, missing, say)
+                if idle:
+                    say(idle)
                 return
         if not missing:
             from ddsweep.results.current import write_sweep_file
@@ -99,6 +101,8 @@ def launch(
         numbers = ", ".join(f"{job.kind} {job.id}" for job in Launch.read(folder).jobs)
         say(f"launched {folder.name}: {numbers}; {missing} of {counted(planned, 'trial')} to do")
         say(f"ddsweep status|logs|cancel {request.directory.root}")
+        if idle:
+            say(idle)
         if not wait:
             return
         try:
@@ -125,9 +129,9 @@ class _Asked:
     dry_run: bool
 
 
-def _launch_request(asked: _Asked, say: Callable[[str], None]) -> tuple[Request, int, int]:
-    """What is to be launched, how many trials are planned, and how many of them are missing. ``say`` is told
-    what is noteworthy about their data."""
+def _launch_request(asked: _Asked, say: Callable[[str], None]) -> tuple[Request, int, int, str | None]:
+    """What is to be launched, how many trials are planned, how many of them are missing, and what to say once
+    nothing is refused. ``say`` is told what is noteworthy about their data."""
     from ddsweep.data.files import require_files
     from ddsweep.launch import start
     from ddsweep.launch.folder import MODES
@@ -169,8 +173,7 @@ def _launch_request(asked: _Asked, say: Callable[[str], None]) -> tuple[Request,
 
             ready_pool(pool, directory.pools, root)  # jobs find it there
     start.check_fits(sweep, plan.trials, place, mode)
-    if idle := sweep.resources.idle_gpus(missing, place.gpus_per_node):
-        say(f"gpus_per_node: {idle}")
+    idle = sweep.resources.idle_gpus(missing, place.gpus_per_node)
     shares: list[list[str]] = []
     if mode == "array":
         from ddsweep.launch.array import deal
@@ -181,7 +184,7 @@ def _launch_request(asked: _Asked, say: Callable[[str], None]) -> tuple[Request,
     own = codes_of(plan.trials, sweep.evaluate.spec())
     request = start.Request(sweep, directory, place, site, mode, root, shares, tuple(states), own)
     more = plan.to_propose
-    return request, len(plan.trials) + more, len(missing) + more
+    return request, len(plan.trials) + more, len(missing) + more, idle and f"gpus_per_node: {idle}"
 
 
 def doctor(
