@@ -362,7 +362,16 @@ def test_the_trials_row_carries_settings_cost_and_provenance(
     assert row["evaluation_id"] == EVERYTHING.evaluation_id(FIXED)
     null = {name for name, value in row.items() if value is None}
     assert null <= {
-        *("pool", "network_version", "clip_norm", "clip_median", "clip_running", "window", "ema"),
+        *(
+            "pool",
+            "pool_networks",
+            "network_version",
+            "clip_norm",
+            "clip_median",
+            "clip_running",
+            "window",
+            "ema",
+        ),
         *("outer_lr_rates", "outer_lr_labels", "outer_cutoff"),
         *("source_dataset", "pool_recipe", "pool_train", "attack_class", "target_class"),
         *("test_accuracy_std", "test_accuracy_ci95", "test_accuracy_before_std", "gain_ci95"),
