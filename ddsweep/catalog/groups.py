@@ -327,8 +327,8 @@ class OuterSteps(SettingsGroup):
     several joined by `+`; or `dsa` alone: that of [Zhao & Bilen 2021](how_it_works.md#augmentations).
     `rotate`, `cutout` and `dsa` take square images"""
     on_nonfinite: str = setting("skip", one_of=("stop", "skip"))
-    """a network whose loss or gradient is not finite: `skip` leaves it out and counts it, `stop` ends the
-    trial"""
+    """a network whose loss or gradient is not finite (or longer than 1e18): `skip` leaves it out and counts
+    it, `stop` ends the trial"""
     trim: float = setting(0.0, BELOW_ONE)
     """fraction of the networks of a step that is left out: those with the largest gradients; not for
     `init: fixed`"""

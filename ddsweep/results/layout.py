@@ -64,7 +64,7 @@ class SweepDirectory(_Directory):
 
     def evals_parts(self, trial_id: str) -> list[Path]:
         """All evals parts of one trial, sorted by name."""
-        return [path for path in self._found("evals") if path.name.startswith(f"part-{trial_id}-")]
+        return self._found("evals", f"part-{trial_id}-")
 
     def evals_by_trial(self) -> dict[str, list[Path]]:
         """All evals parts by trial, sorted by name. This lists the folder once; `evals_parts` lists it for
@@ -76,10 +76,10 @@ class SweepDirectory(_Directory):
                 found.setdefault(trial_id, []).append(path)
         return found
 
-    def _found(self, table: str) -> list[Path]:
-        """The files of a table that are named as parts, sorted by name. Raises `UnreadableError`."""
+    def _found(self, table: str, beginning: str = "part-") -> list[Path]:
+        """The parts of a table whose names begin so, sorted by name. Raises `UnreadableError`."""
         folder = self.parts(table)
-        names = (name for name in names_in(folder) if name.startswith("part-"))
+        names = (name for name in names_in(folder) if name.startswith(beginning))
         return [folder / name for name in names if name.endswith(".parquet")]
 
     def history_part(self, trial_id: str) -> Path:
