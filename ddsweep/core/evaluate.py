@@ -18,6 +18,7 @@ from ddsweep.core.layers import Params
 from ddsweep.core.measure import measure
 from ddsweep.core.memory import fitted
 from ddsweep.core.native import native_logits
+from ddsweep.core.own_network import traits_of
 from ddsweep.core.precision import products
 from ddsweep.core.teams import in_teams
 from ddsweep.core.training import InnerLoop, TrainState, rate_at, train_networks
@@ -91,6 +92,9 @@ def _count_right(
     weight = next(iter(params.values()))
     native = native_logits(network) if plan.native and weight.dtype == torch.float32 else None
     logits_of = (native or derivatives_of(network, plan.real_batching)).logits
+    # On the CPU, torch's max-pool takes ten times as long if the channels do not lie innermost. A user's own
+    # network may count on where they lie.
+    channels_last = plan.device == "cpu" and plan.real_batching == "loop" and traits_of(network) is None
     count = len(weight)
     blocks = [slice(first, first + plan.test_block) for first in range(0, count, plan.test_block)]
     confusion: Tensor | None = None
@@ -100,6 +104,8 @@ def _count_right(
         for start in range(0, len(test), plan.test_chunk):
             batch = test.take(slice(start, start + plan.test_chunk))
             x = batch.normalised(weight.dtype)
+            if channels_last:
+                x = x.contiguous(memory_format=torch.channels_last)
             logits = torch.cat(
                 [logits_of({name: value[block] for name, value in params.items()}, x) for block in blocks]
             )

@@ -186,6 +186,24 @@ def test_the_whole_test_split_is_used_whatever_the_chunk(trained_set, test_split
         assert torch.equal(confusion[0, :, 3], torch.bincount(targets, minlength=10))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_answers_do_not_depend_on_how_images_lie_in_memory(dtype) -> None:
+    """In a loop over networks the channels of colour images lie innermost; under vmap they do not."""
+    network = build_network(parse_network("alexcifarnet", (3, 32, 32)), (3, 32, 32), 10)
+    params = draw_networks(network, "xavier", 1.0, [1, 2], device=CPU, dtype=dtype)
+    generator = torch.Generator().manual_seed(3)
+    pixels = torch.randint(256, (37, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    labels = torch.randint(10, (37,), generator=generator)
+    test = RealSet(pixels, labels, (0.5,) * 3, (0.25,) * 3)
+    found, expected = (
+        count_right(network, params, test, ExecutionPlan(real_batching=batching, test_chunk=16))
+        for batching in ("loop", "vmap")
+    )
+    assert len(set(found[3].sum(1).flatten().tolist())) > 2, "one answer for all images would prove nothing"
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5 if dtype == torch.float32 else 1e-12, atol=0)
+
+
 def test_training_helps(trained_set, test_split) -> None:
     """One real digit per class and batch, 40 steps: far above chance on average."""
     network, params = heldout(8, dtype=torch.float32)
