@@ -261,12 +261,16 @@ def positive(text: str) -> int:
     return value
 
 
-def make_parser(description: str) -> argparse.ArgumentParser:
-    """The options that both benchmarks have."""
+def make_parser(description: str, without: Sequence[str] = ()) -> argparse.ArgumentParser:
+    """The options that the benchmarks share, but for those that mean nothing to one."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    add = parser.add_argument
+
+    def add(name: str, **how: Any) -> None:
+        if name not in without:
+            parser.add_argument(name, **how)
+
     add("--network", default="lenet", help="lenet, alexcifarnet, convnet or convnet(depth=3,width=128)")
     add("--dataset", help=f"{', '.join(DATASETS)} (default: mnist; for alexcifarnet cifar10)")
     add("--data-root", help="folder with the data (default: DDSWEEP_DATA); without it, random images")
@@ -293,7 +297,8 @@ def parse_options(
         parser.set_defaults(**quick)
         options = parser.parse_args(argv)
     options.threads = options.threads or 0
-    options.data_root = data_root(options.data_root)
+    if "data_root" in options:
+        options.data_root = data_root(options.data_root)
     if options.dataset is None:
         options.dataset = "cifar10" if options.network.strip() == "alexcifarnet" else "mnist"
     dataset = parse_dataset(options.dataset)

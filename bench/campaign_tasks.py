@@ -19,7 +19,7 @@ from ddsweep.catalog import POOL_FRACTION, DatasetSpec, EvalUnit, TrialSpec
 from ddsweep.catalog.numbers import counted
 from ddsweep.cohorts import Cohort, dealt_out
 from ddsweep.data.load import Splits, load_splits
-from ddsweep.errors import DivergedError, UserError
+from ddsweep.errors import DivergedError, TooLargeError, UserError
 from ddsweep.evaluation import evaluate_unit, finish, missing_units
 from ddsweep.pools.store import write_index
 from ddsweep.pools.train import PoolGroup, missing_groups, train_group
@@ -178,7 +178,15 @@ def work(place: Place, task: Task) -> str:
     elif task.unit is not None:
         (trial,) = task.trials
         device = torch.device(place.device)
-        evaluate_unit(trial, task.unit, job.evaluation, _splits_of(place, trial), directory, device)
+        compile = job.settings[job.trials.index(trial)].compile
+        try:
+            evaluate_unit(
+                *(trial, task.unit, job.evaluation, _splits_of(place, trial), directory, device),
+                compile=compile,
+            )
+        except TooLargeError as error:  # of this trial alone
+            record_failure(directory, trial, job.name, error, "evaluation", 1)
+            return f"failed: {error}"
         said = "evaluated"
     else:
         together = _Together(place, job, [_trial_job(place, task, trial) for trial in task.trials])

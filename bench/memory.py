@@ -46,12 +46,11 @@ def _measure(argv: Sequence[str]) -> int:
         torch.set_num_threads(o.threads)
     generator = torch.Generator().manual_seed(0)
     network = build_network(o.network, dataset.shape, dataset.classes)
-    params = draw_networks(
-        network, o.init_law, 1.0, list(range(o.networks)), device=device, dtype=torch.float32
-    )
+    dtype = getattr(torch, o.dtype)
+    params = draw_networks(network, o.init_law, 1.0, list(range(o.networks)), device=device, dtype=dtype)
     labels = class_labels(o.inner_steps, dataset.classes, o.images_per_class_per_step).to(device)
-    images = torch.randn(*labels.shape, *dataset.shape, generator=generator).to(device)
-    real = torch.randn(64, *dataset.shape, generator=generator).to(device)
+    images = torch.randn(*labels.shape, *dataset.shape, generator=generator).to(device, dtype)
+    real = torch.randn(64, *dataset.shape, generator=generator).to(device, dtype)
     real_labels = torch.arange(64, device=device) % dataset.classes
     plan = replace(choose_plan(device, o.threads or 1, network), memory_mode=o.mode, segment=o.segment)
 
@@ -84,7 +83,8 @@ def _measure(argv: Sequence[str]) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure each (T, mode) in a process of its own, and print a table."""
-    parser = make_parser("peak memory of one outer step against the number of inner steps T")
+    without = ("--repeats", "--data-root", "--inner-epochs")
+    parser = make_parser("peak memory of one outer step against the number of inner steps T", without)
     parser.add_argument("--networks", type=positive, default=8, metavar="K", help="networks per outer step")
     parser.add_argument("--epochs", type=positive, nargs="+", default=None, help="T = S x each of these")
     o, dataset = parse_options(parser, argv, QUICK)
@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print_setting(
         "memory: what one outer step adds at its peak, in a process of its own each",
         device,
-        "float32",
+        o.dtype,
         "random images",
         f"{o.network}, K={o.networks} networks, {o.inner_steps} batches of "
         f"{dataset.classes * o.images_per_class_per_step} images, 64 real images",
@@ -108,7 +108,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 *(sys.executable, __file__, "--one", "--network", str(o.network)),
                 *("--dataset", dataset.name, "--inner-steps", str(o.inner_steps), "--mode", mode),
                 *("--inner-epochs", str(count), "--networks", str(o.networks), "--segment", str(segment)),
-                *("--device", device.type),
+                *("--device", device.type, "--dtype", o.dtype),
+                *("--inner-lr", str(o.inner_lr), "--init-law", o.init_law),
                 *("--images-per-class-per-step", str(o.images_per_class_per_step)),
                 *("--threads", str(o.threads or 1)),
             ]
@@ -120,9 +121,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             line += f"{found / 1e6:>19.0f} MB"
         print(f"{steps:>6}{line}", flush=True)
     if o.json:
-        print_json(
-            device, {"bench": "memory", "network": str(o.network), "networks": o.networks, "rows": rows}
-        )
+        what = {"network": str(o.network), "networks": o.networks, "dtype": o.dtype}
+        print_json(device, {"bench": "memory", **what, "rows": rows})
     return 0
 
 

@@ -158,7 +158,7 @@ def _room(trial: TrialSpec, on_gpu: bool, networks: int | None, memory_mode: str
     networks = networks or (NETWORKS_GPU if on_gpu else NETWORKS)
     memory = MEMORY_GPU if on_gpu else MEMORY
     mode, segment = choose_memory(trial, memory_mode, segment)
-    needed = estimate(trial, 1, memory_mode=mode, segment=segment).memory_bytes
+    needed = estimate(trial, 1, memory_mode=mode, segment=segment, on_gpu=on_gpu).memory_bytes
     return max(1, min(networks // trial.models_per_step, int(memory / needed)))
 
 

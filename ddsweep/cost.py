@@ -81,6 +81,10 @@ IN_CACHE = 2**22
 """Numbers that the layers of a network may give for the real images that it sees at a time, when nothing of
 them is kept. More leave the cache of a CPU, which then waits for its memory (docs/performance.md)."""
 
+REAL_AT_ONCE_GPU = 1024
+"""Real images that go through at a time on a GPU (`ddsweep.core.execution.choose_plan`); of all networks, if
+their derivatives are written out."""
+
 _SLOTS = {"gd": 0, "momentum": 1, "adam": 2}
 
 STORE_AT_MOST = 2 * 2**30
@@ -119,11 +123,18 @@ def matched_at_a_time(trial: TrialSpec) -> int:
 
 
 def estimate(
-    trial: TrialSpec, threads: float, *, memory_mode: str = "store", segment: int = 1, together: int = 1
+    trial: TrialSpec,
+    threads: float,
+    *,
+    memory_mode: str = "store",
+    segment: int = 1,
+    together: int = 1,
+    on_gpu: bool = False,
 ) -> CostEstimate:
     """The cost of distilling ``trial`` on ``threads`` CPU threads in a memory mode (see
-    `ddsweep.core.execution.ExecutionPlan`): its share, if so many trials are distilled ``together``. Raises
-    `ValueError` if ``threads`` is not positive.
+    `ddsweep.core.execution.ExecutionPlan`): its share, if so many trials are distilled ``together``. With
+    ``on_gpu`` its memory is that on a GPU, which takes many more real images at a time. Raises `ValueError`
+    if ``threads`` is not positive.
     """
     if not threads > 0:
         raise ValueError(f"threads must be positive, not {threads}")
@@ -151,6 +162,10 @@ def estimate(
     per_network = networks if trial.real_batch_mode == "per_network" else 1
     # Real images, and three sets of weights: the last weights, their gradient, and the adjoint.
     rest = _item(trial) * per_network * real * math.prod(shape) + 3 * _point_bytes(trial)
+    if on_gpu:
+        found = _measure(trial)
+        at_once = (networks if found.written_out else 1) * min(REAL_AT_ONCE_GPU, real)
+        rest += _item(trial) * at_once * found.outputs * _COPIES
     return CostEstimate(flops, seconds, inner + rest)
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 
 from ddsweep.catalog import (
     BASELINES,
@@ -17,8 +18,11 @@ from ddsweep.catalog import (
     measure_of,
 )
 from ddsweep.catalog.survey import Survey
+from ddsweep.core.execution import choose_plan
+from ddsweep.core.networks import build_network
 from ddsweep.cost import (
     CPU_GFLOPS_PER_THREAD,
+    REAL_AT_ONCE_GPU,
     SECONDS_PER_INNER_STEP,
     STORE_AT_MOST,
     choose_memory,
@@ -97,6 +101,21 @@ def test_trials_together_share_what_starts_kernels() -> None:
     alone, shared = estimate(TRIAL, 1), estimate(TRIAL, 1, together=8)
     assert alone.seconds_cpu - shared.seconds_cpu == pytest.approx(7 / 8 * 10 * 6 * SECONDS_PER_INNER_STEP)
     assert (shared.flops, shared.memory_bytes) == (alone.flops, alone.memory_bytes)
+
+
+@pytest.mark.parametrize(("network", "side"), [("lenet", 28), ("alexcifarnet", 32)])
+def test_a_gpu_takes_many_real_images_at_a_time(network: str, side: int) -> None:
+    """Those of all networks, if their derivatives are written out, as `choose_plan` has it."""
+    shape = (1 if side == 28 else 3, side, side)
+    trial = replace(TRIAL, dataset=DATASETS["mnist" if side == 28 else "cifar10"], network=network)
+    trial = replace(trial, real_batch=2000)
+    module = build_network(trial.network_spec, shape, 10)
+    plan = choose_plan(torch.device("cuda"), 1, module)
+    assert plan.real_chunk == REAL_AT_ONCE_GPU
+    together = trial.models_per_step if plan.real_batching == "explicit" else 1
+    more = estimate(trial, 1, on_gpu=True).memory_bytes - estimate(trial, 1).memory_bytes
+    outputs = measure_of(trial.network_spec, shape, 10).outputs
+    assert more == together * 1024 * outputs * 2 * 4
 
 
 def test_threads_and_dtype() -> None:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import ddsweep.trial.running
 from ddsweep.catalog import DATASETS, EvaluationSpec, TrialSpec
 from ddsweep.core import graphs
 from ddsweep.core.execution import ExecutionPlan
+from ddsweep.core.memory import fitted
 from ddsweep.core.methods import distribution_matching
 from ddsweep.data.load import Splits
 from ddsweep.errors import TooLargeError
@@ -38,6 +40,7 @@ SPEC = TrialSpec(
     **{"selection_networks": 2, "validate_every": 4, "dtype": "float64"},
 )
 SETTINGS = TrialSettings(checkpoint_every=100, log_every=1)
+NOT_MATCHED = {"inner_epochs": 1, "inner_steps": 1}
 EVALUATION = EvaluationSpec(networks=4, group_size=4, baselines=())
 
 
@@ -323,7 +326,7 @@ def test_a_group_that_fits_in_no_way_names_its_settings(monkeypatch, tmp_path, s
 @pytest.fixture
 def held() -> Iterator[None]:
     """A recording of other work, as on a GPU."""
-    graphs._recordings["other work"] = None
+    graphs._recordings["other work"] = object()
     yield
     graphs.forget_recordings()
 
@@ -339,6 +342,60 @@ def test_a_step_has_the_memory_of_recordings_before_it_has_another_plan(
     assert [plan.memory_mode for plan in tried] == ["store"] * 9 and not graphs.has_recordings()
     assert checkpoint_of(directory)["n_replans"] == 0
     assert_same_set(directory, undisturbed, 0)
+
+
+def test_recordings_that_the_work_makes_itself_are_given_up_once_for_each_size() -> None:
+    tried: list[int] = []
+    size = 4
+
+    def work() -> str:
+        tried.append(size)
+        graphs._recordings["of this work"] = object()
+        if size > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return "done"
+
+    def shrink(error: Exception) -> bool:
+        nonlocal size
+        size //= 2
+        return True
+
+    assert fitted(work, shrink) == "done"
+    assert tried == [4, 4, 2, 2, 1]
+    graphs.forget_recordings()
+    size = 4
+    with pytest.raises(torch.OutOfMemoryError):
+        fitted(work, lambda error: False)
+    graphs.forget_recordings()
+
+
+def test_work_that_cannot_be_recorded_holds_no_memory() -> None:
+    graphs._recordings["some work"] = None
+    assert not graphs.has_recordings()
+    graphs.forget_recordings()
+
+
+@pytest.mark.parametrize("method", ["bptt", "distribution_matching"])
+def test_validation_and_the_search_for_rates_train_fewer_networks_at_once(
+    method, monkeypatch, tmp_path, splits
+) -> None:
+    """Without the trial noticing: all derivatives are written out, so the bits stay."""
+    spec = replace(SPEC, method=method, image_init="real", **NOT_MATCHED if method != "bptt" else {})
+    expected, found = SweepDirectory(tmp_path / "expected"), SweepDirectory(tmp_path / "found")
+    assert distil_trial(spec, splits, expected, SETTINGS)
+    real, most = ddsweep.core.evaluate.train_networks, []
+
+    def train_networks(network: Any, state: Any, *rest: Any, **more: Any) -> Any:
+        count = len(next(iter(state.params.values())))
+        most.append(count)
+        if count > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(network, state, *rest, **more)
+
+    monkeypatch.setattr(ddsweep.core.evaluate, "train_networks", train_networks)
+    assert distil_trial(spec, splits, found, SETTINGS)
+    assert {1, 2} <= set(most)
+    assert read_distilled(spec, found).sha256 == read_distilled(spec, expected).sha256
 
 
 @pytest.mark.parametrize("where", ["training", "test pass"])

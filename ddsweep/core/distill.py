@@ -22,6 +22,7 @@ from ddsweep.core.outer import (
     started,
     stepped,
 )
+from ddsweep.core.precision import products
 from ddsweep.core.task import Task, start_images
 from ddsweep.errors import DivergedError
 
@@ -68,7 +69,9 @@ def outer_step(task: Task, state: DistillState) -> tuple[DistillState, StepRepor
     `DivergedError` under ``stop``, after ten steps in a row without a finite network, or (with
     ``max_rollbacks``) if a rate has grown beyond ``rate_limit``.
     """
-    (found,) = applied([task], [state], [method_of(task.spec).gradients(task, state.learned, state.step)])
+    with products(task.plan.device):
+        gradients = method_of(task.spec).gradients(task, state.learned, state.step)
+    (found,) = applied([task], [state], [gradients])
     if isinstance(found, DivergedError):
         raise found
     return found

@@ -148,17 +148,19 @@ def evaluate_networks(
     plan: ExecutionPlan,
     *,
     loop: InnerLoop | None = None,
+    fewer_at_once: bool = False,
 ) -> Evaluation:
     """Train K networks on the distilled batches and count right answers at the inner steps ``steps``.
 
     ``params [K, ...]`` initial weights, untouched; ``distilled``: images ``[S, n, c, h, w]`` (or ``[K, S,
     ...]``, a set for each network) with labels ``[S, n]``; ``rates`` of length T (numbers, or ``[K]`` each);
     ``steps`` ascending, 0 is before training, and beyond T the rates of the last epoch repeat; ``test`` as in
-    `count_right`.
+    `count_right`. With ``fewer_at_once``, if memory runs out, half as many networks are trained side by side,
+    and so on; their last digits depend on how many.
     """
     loop = InnerLoop() if loop is None else loop
-    own = distilled.images.dim() == 6
-    at_once = _trained_at_once(network, distilled, loop, plan)
+    own, count = distilled.images.dim() == 6, len(next(iter(params.values())))
+    at_once = min(count, _trained_at_once(network, distilled, loop, plan))
 
     def of(module: nn.Module, share: slice) -> list[Evaluation]:
         with no_bookkeeping(plan):
@@ -177,9 +179,18 @@ def evaluate_networks(
                 for some in [slice(first, min(first + at_once, share.stop))]
             ]
 
-    with products(plan.device):
-        teams = in_teams(plan, network, len(next(iter(params.values()))), of)
-    parts = [part for team in teams for part in team]
+    def work() -> list[list[Evaluation]]:
+        with products(plan.device):
+            return in_teams(plan, network, count, of)
+
+    def shrink(error: Exception) -> bool:
+        nonlocal at_once
+        if at_once == 1:
+            return False
+        at_once //= 2
+        return True
+
+    parts = [part for team in (fitted(work, shrink) if fewer_at_once else work()) for part in team]
     columns = [(part.accuracy, part.loss, part.diverged, part.confusion) for part in parts]
     return Evaluation(tuple(steps), *(torch.cat(column, 1) for column in zip(*columns, strict=True)))
 

@@ -102,7 +102,7 @@ def _record(work: Work, inputs: Sequence[Tensor]) -> _Recording | None:
 
 def has_recordings() -> bool:
     """Whether there are any recordings, which hold memory."""
-    return bool(_recordings)
+    return any(recording is not None for recording in _recordings.values())
 
 
 def forget_recordings() -> None:

@@ -6,9 +6,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from weakref import ref
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 __all__ = [
     "LabelledImages",
@@ -46,6 +48,20 @@ class RealSet:
     def to(self, device: torch.device | str) -> RealSet:
         return replace(self, pixels=self.pixels.to(device), labels=self.labels.to(device))
 
+    def shared_on(self, device: torch.device) -> RealSet:
+        """These images on ``device``: one copy there for all that ask, as long as one of them holds it."""
+        if self.pixels.device == device:
+            return self
+        if self.pixels not in _COPIES:
+            _COPIES[self.pixels] = {}
+        copies = _COPIES[self.pixels]
+        labels, kept = copies.get(device, (None, None))
+        found = None if kept is None else kept()
+        if found is None or labels is not self.labels or (found.mean, found.std) != (self.mean, self.std):
+            found = self.to(device)
+            copies[device] = self.labels, ref(found)
+        return found
+
     def take(self, which: Tensor | slice) -> RealSet:
         """Some of them, by index ``[...]``: pixels ``[..., c, h, w]`` and labels ``[...]``."""
         return replace(self, pixels=self.pixels[which], labels=self.labels[which])
@@ -53,6 +69,10 @@ class RealSet:
     def normalised(self, dtype: torch.dtype) -> Tensor:
         """The images ``[..., c, h, w]`` in the space that networks see (`normalise`)."""
         return normalise(self.pixels, self.mean, self.std, dtype)
+
+
+_COPIES = WeakTensorKeyDictionary()
+"""By pixels: a mapping from devices to (labels, weak reference to the copy)."""
 
 
 def normalise(pixels: Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype) -> Tensor:

@@ -34,11 +34,15 @@ def fitted(work: Callable[[], T], shrink: Callable[[Exception], bool]) -> T:
     """``work()``; where it runs out of memory, once more with the memory that recordings held, and then as
     often as ``shrink`` has made it smaller. ``shrink`` is told the error, and returns whether there was
     anything left to make smaller; if not, the error goes on (or another one that ``shrink`` raises)."""
+    freed = False  # once for each size: ``work`` may make recordings of its own
     while True:
         try:
             return work()
         except Exception as error:
-            if not is_out_of_memory(error) or not (has_recordings() or shrink(error)):
+            if not is_out_of_memory(error):
+                raise
+            freed = not freed and has_recordings()
+            if not freed and not shrink(error):
                 raise
         release_memory()  # not earlier: the error held the allocated memory
 

@@ -145,7 +145,9 @@ def _numbers(rate: Rate, t: Number, like: Tensor) -> tuple[Tensor, Tensor]:
     """``rate [1 or K]``, and the number of the step in float64, in which Adam's corrections are exact."""
     if not isinstance(rate, Tensor):
         rate = torch.tensor([rate], dtype=torch.float64)
-    return rate.to(like), torch.as_tensor(t, dtype=torch.float64, device=like.device)
+    if isinstance(t, int):  # filled in on the device, as a CUDA graph asks for
+        return rate.to(like), torch.full((), t, dtype=torch.float64, device=like.device)
+    return rate.to(like), torch.tensor(t, dtype=torch.float64).to(like.device)
 
 
 @lru_cache(maxsize=8)

@@ -89,7 +89,7 @@ class Task:
             spec=spec,
             plan=plan,
             network=network,
-            real=train.to(device),
+            real=train.shared_on(device),
             real_labels=train.labels.cpu(),
             labels=class_labels(spec.inner_steps, data.classes, spec.images_per_class_per_step).to(device),
             pool=pool,

@@ -56,6 +56,7 @@ def score_rates(
             validation,
             plan,
             loop=replace(loop, batch_order=None if order is None else order.repeated(len(some))),
+            fewer_at_once=True,
         )
         scores += found.accuracy.view(len(steps), len(some), count).mean(2).T.tolist()
     return scores

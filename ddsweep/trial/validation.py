@@ -53,6 +53,7 @@ def validate(task: Task, state: DistillState, splits: Splits) -> float:
         splits.validation.to(state.images.device),
         task.plan,
         loop=held_out_loop(Recipe.of(spec), spec, "selection", range(len(seeds)), spec.steps),
+        fewer_at_once=True,
     )
     if spec.attack_class is not None and spec.target_class is not None:
         return float(found.called(spec.attack_class, spec.target_class).mean())

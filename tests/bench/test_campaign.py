@@ -22,6 +22,7 @@ from PIL import Image
 
 from ddsweep.catalog import TrialSpec
 from ddsweep.data.load import load_splits
+from ddsweep.errors import TooLargeError
 from ddsweep.evaluation import trial_is_done
 from ddsweep.pools.file import load_pool
 from ddsweep.results.layout import PoolDirectory, SweepDirectory
@@ -313,6 +314,32 @@ def test_what_fails_or_is_distilled_is_no_companion_any_more(tmp_path: Path) -> 
     directory.failure_part(broken.trial_id).unlink()
     again = campaign_tasks.missing(place)[-1]
     assert (again.trials, again.cohort) == ((broken, longer), 3)
+
+
+def test_an_evaluation_that_does_not_fit_is_a_failure_of_its_trial_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others go on, in this period and the next."""
+    folder, job = planned(tmp_path, 4, "grid={init: [fixed]}", "seeds=2", "evaluate.baselines=none")
+    place, directory = of_period(folder, job, 250.0), SweepDirectory(folder / "tiny")
+    (task,) = campaign_tasks.missing(place)
+    campaign_tasks.work(place, task)
+    large, other = job.trials
+    real, compiled = campaign_tasks.evaluate_unit, set()
+
+    def evaluate_unit(trial: TrialSpec, *rest: object, compile: str) -> Path:
+        compiled.add(compile)
+        if trial == large:
+            raise TooLargeError("it does not fit")
+        return real(trial, *rest, compile=compile)
+
+    monkeypatch.setattr(campaign_tasks, "evaluate_unit", evaluate_unit)
+    said = [campaign_tasks.work(place, task) for task in campaign_tasks.missing(place)]
+    assert "failed: it does not fit" in said and any(text.startswith("evaluated") for text in said)
+    assert {trial for task in campaign_tasks.missing(place) for trial in task.trials} <= {other}
+    assert compiled == {job.settings[0].compile}
+    (row,) = read_part(directory.failure_part(large.trial_id)).to_pylist()
+    assert (row["error_class"], row["place"]) == ("TooLargeError", "evaluation")
 
 
 def test_several_files_and_settings_of_their_pool(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

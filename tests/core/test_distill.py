@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch.nn import functional as F
 
+import ddsweep.core.distill
 from ddsweep.catalog import DATASETS, TrialSpec
 from ddsweep.core.distill import initial_state, outer_step
 from ddsweep.core.execution import ExecutionPlan
 from ddsweep.core.images import LabelledImages, RealSet, normalise
-from ddsweep.core.methods import bptt
+from ddsweep.core.methods import bptt, method_of
 from ddsweep.core.methods.bptt import rates as rates_of
 from ddsweep.core.outer import DistillState, adam, schedule_factor
 from ddsweep.core.task import Task, known_seed, network_seeds
@@ -149,6 +153,28 @@ def test_the_state_that_goes_in_is_left_as_it_was(task_of) -> None:
     for name, value in start.tensors().items():
         assert torch.equal(value, before[name])
     assert after.step == start.step + 1 and not torch.equal(after.images, start.images)
+
+
+@pytest.mark.parametrize("method", ["bptt", "distribution_matching"])
+def test_any_method_takes_products_in_full_precision_on_its_device(task_of, method, monkeypatch) -> None:
+    """And in one order: `products` does it on a GPU, whatever the method calls."""
+    task, inside, seen = task_of(method=method, inner_steps=1, inner_epochs=1), [], []
+    real = method_of(task.spec).gradients
+
+    @contextmanager
+    def products(device: str) -> Iterator[None]:
+        inside.append(device)
+        yield
+        inside.pop()
+
+    def gradients(*given: Any) -> Any:
+        seen.append(list(inside))
+        return real(*given)
+
+    monkeypatch.setattr(ddsweep.core.distill, "products", products)
+    monkeypatch.setattr(method_of(task.spec), "gradients", gradients)
+    outer_step(task, initial_state(task))
+    assert seen == [["cpu"]]
 
 
 @pytest.mark.parametrize("init", ["fixed", "random"])

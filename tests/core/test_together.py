@@ -156,7 +156,11 @@ def test_missing_trials_are_computed_as_copies_up_to_the_width() -> None:
     tasks = [task_of("a known LeNet", seed) for seed in range(3)]
     wide = [replace(task, plan=replace(task.plan, width=8)) for task in tasks]
     seen: list[int] = []
-    real = bptt.outer_gradient
+    real, real_batch, drawn = bptt.outer_gradient, bptt._real_batch, []
+
+    def noted(task: Task, step: int) -> Any:
+        drawn.append((task.spec.seed, step))
+        return real_batch(task, step)
 
     def counted(network: Any, params: Any, *more: Any, **named: Any) -> Any:
         seen.append(len(next(iter(params.values()))))
@@ -164,8 +168,10 @@ def test_missing_trials_are_computed_as_copies_up_to_the_width() -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bptt, "outer_gradient", counted)
+        patch.setattr(bptt, "_real_batch", noted)
         found = computed(wide)
     assert seen == [8] and len(found) == 3
+    assert drawn == [(0, 0), (1, 0), (2, 0)], "copies have the draws of what they are copies of"
     for one, two in zip(found, computed(tasks), strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
 

@@ -13,7 +13,7 @@ from ddsweep.catalog import DATASETS, TrialSpec
 from ddsweep.core.distill import applied, gradients_together, initial_state
 from ddsweep.core.evaluate import count_right
 from ddsweep.core.execution import ExecutionPlan, choose_plan
-from ddsweep.core.graphs import forget_recordings, replayed
+from ddsweep.core.graphs import forget_recordings, has_recordings, replayed
 from ddsweep.core.images import LabelledImages, RealSet
 from ddsweep.core.inner import InnerOptimizer
 from ddsweep.core.memory import is_out_of_memory, keep_to_share, release_memory
@@ -268,6 +268,7 @@ def test_compiled_steps_are_the_same_steps(
         assert relative(found.losses, expected.losses.cpu()) < 1e-9, turn
         assert relative(found.images, expected.images.cpu()) < 1e-8, turn
         assert relative(found.raw_rates, expected.raw_rates.cpu()) < 1e-8, turn
+    assert has_recordings() == graph
     forget_recordings()
 
 

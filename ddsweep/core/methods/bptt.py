@@ -71,11 +71,16 @@ def together(
     tasks: Sequence[Task], learned: Sequence[Learned], steps: Sequence[int]
 ) -> list[NetworkGradients]:
     """`gradients` of several trials of one shape, as one outer gradient of all their networks."""
-    first = tasks[0]
-    networks = [task.outer_networks(step) for task, step in zip(tasks, steps, strict=True)]
-    real = [_real_batch(task, step) for task, step in zip(tasks, steps, strict=True)]
-    loops = [task.drawn("loop", step, _inner_loop) for task, step in zip(tasks, steps, strict=True)]
-    windows = [_window(task.spec, step) for task, step in zip(tasks, steps, strict=True)]
+    first, drawn = tasks[0], {}
+    for task, step in zip(tasks, steps, strict=True):
+        if (id(task), step) not in drawn:  # copies of a trial have its draws
+            loop = task.drawn("loop", step, _inner_loop)
+            drawn[id(task), step] = (
+                *(task.outer_networks(step), _real_batch(task, step)),
+                *(loop, _window(task.spec, step)),
+            )
+    each = [drawn[id(task), step] for task, step in zip(tasks, steps, strict=True)]
+    networks, real, loops, windows = (list(column) for column in zip(*each, strict=True))
     joined = torch.stack if first.spec.real_batch_mode == "shared" else torch.cat
     labels = first.labels
     if "labels" in learned[0]:
@@ -95,8 +100,10 @@ def together(
         ),
         window=[window for window in windows if window is not None] or None,
     )
-    each = first.spec.models_per_step
-    return [_by_learned(found.of(slice(i * each, (i + 1) * each)), task.spec) for i, task in enumerate(tasks)]
+    count = first.spec.models_per_step
+    return [
+        _by_learned(found.of(slice(i * count, (i + 1) * count)), task.spec) for i, task in enumerate(tasks)
+    ]
 
 
 def _by_learned(found: OuterGradient, spec: TrialSpec) -> NetworkGradients:
