@@ -7,7 +7,7 @@ import itertools
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any
 
 from ddsweep.catalog import DEFAULT_METHOD, METHODS, DatasetSpec, PoolSpec, TrialSpec, find_method
@@ -273,13 +273,25 @@ def _begun(
             )
     lacks = frozenset() if "method" in space else find_method(settings.get("method", DEFAULT_METHOD)).lacks
     kept = {name: value for name, value in settings.items() if name not in space | lacks}
-    text = json.dumps(kept, sort_keys=True, default=list)
-    key = hashlib.sha256(text.encode()).hexdigest()[:10]
+    key = _key({name: value for name, value in kept.items() if value != _DEFAULTS.get(name)})
     if key not in searches:
-        samples = sweep.search.known(proposed.get(key, ()))
+        # Earlier versions took the settings as the file gives them.
+        samples = sweep.search.known(proposed.get(key) or proposed.get(_key(kept), ()))
         seeds = 1 if "seed" in kept else len(sweep.seeds)
         searches[key] = _Begun(kept, samples, seeds, [{} for _ in samples])
     return searches[key]
+
+
+_DEFAULTS = {
+    item.name: item.default
+    for item in fields(TrialSpec)
+    if item.default is not MISSING and item.name not in SIZES  # each says something about the others
+}
+
+
+def _key(settings: dict[str, Any]) -> str:
+    text = json.dumps(settings, sort_keys=True, default=list)
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
 def _methods(sweep: SweepSpec) -> frozenset[str]:

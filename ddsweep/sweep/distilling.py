@@ -28,7 +28,7 @@ from ddsweep.sweep.guide import Guide
 from ddsweep.sweep.halving import Halving
 from ddsweep.sweep.mailbox import Mailbox
 from ddsweep.sweep.observe import Board
-from ddsweep.sweep.placement import room_for, side_by_side
+from ddsweep.sweep.placement import Placement, dearest, room_for, side_by_side
 from ddsweep.sweep.places import Places, place_of
 from ddsweep.sweep.prepare import splits_key, trial_settings
 from ddsweep.sweep.proposing import Proposing
@@ -100,7 +100,8 @@ class Distilling:
             requests = _requests(sweep, planned, by_id, session)
         else:
             most = len(trials) + self.guide.to_propose
-            room = _Room(sweep, all_trials, session)
+            coming = tuple(dict.fromkeys((*trials, *self.guide.open_trials)))
+            room = _Room(sweep, coming, session, self.shards.placement)
             slots = min(room(), most)
             proposing = Proposing(
                 *(self.guide, self.make_ready, late.proposed, self.draining),
@@ -108,8 +109,9 @@ class Distilling:
             )
             planned = proposing.places(trials, slots, min(SPARE, most - slots))
             sizes = {trial_id: proposing.companions(trial_id)[1] for trial_id in by_id}
-            asked = [_request(sweep, trial, proposing.room(trial)[1], session) for trial in all_trials]
-            requests = dict.fromkeys((place.name for place in planned), _dearest(asked, session))
+            asked = [_request(sweep, trial, proposing.room(trial)[1], session) for trial in coming]
+            dear = _dearest(sweep, coming, asked, session)
+            requests = dict.fromkeys((place.name for place in planned), dear)
         reuse = max(self.seconds[trial_id] for trial_id in by_id) < REUSE_BELOW_S
         given = [_of_worker(sweep, trial, sizes[trial.trial_id]) for trial in trials]
         queue = TrialQueue(
@@ -285,6 +287,7 @@ class _Room:
     sweep: SweepSpec
     trials: Sequence[TrialSpec]
     session: RaySession
+    shards: Placement
     _looked: float = 0.0
     _found: int = 0
 
@@ -293,7 +296,7 @@ class _Room:
             if self._found:
                 self.session = replace(self.session, nodes=nodes_alive())
             self._looked = time.monotonic()
-            self._found = room_for(self.sweep, self.trials, self.session)
+            self._found = room_for(self.sweep, self.trials, self.session, self.shards)
         return self._found
 
 
@@ -404,17 +407,17 @@ def _requests(
     return {name: same.setdefault(repr(request), request) for name, request in requests}
 
 
-def _dearest(requests: Sequence[dict[str, float]], session: RaySession) -> dict[str, float]:
-    """A request that is enough for each. Raises `UserError` if no node holds it."""
+def _dearest(
+    sweep: SweepSpec,
+    trials: Sequence[TrialSpec],
+    requests: Sequence[dict[str, float]],
+    session: RaySession,
+) -> dict[str, float]:
+    """A request that is enough for each of the ``requests`` of ``trials``."""
     keys = dict.fromkeys(key for request in requests for key in request)
     found = {key: max(request.get(key, 0) for request in requests) for key in keys}
-    cpus, gpus = found["CPU"], found.get("GPU", 0)
+    cpus, gpus = dearest(sweep, trials, session)
     memory = [node.memory for node in session.nodes if cpus <= node.cpus and gpus <= node.gpus]
-    if not memory:
-        raise UserError(
-            "resources: the processes of a guided search take trials of every kind, so each asks for "
-            f"{cpus:g} CPUs and {gpus:g} GPUs at once, and no node has that; give each kind its own sweep"
-        )
     if "memory" in found and max(memory):
         found["memory"] = min(found["memory"], max(memory))
     return found

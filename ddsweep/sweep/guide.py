@@ -22,6 +22,8 @@ __all__ = ["Guide"]
 _Ended = tuple[float, int | None]
 """The score of a trial's set, and the outer step at which a scheduler stopped it."""
 
+_FAILED: _Ended = WORST, None
+
 
 class Guide:
     """Proposes the samples that are ``left`` of the searches of ``sweep``; the caller holds the sweep's lock.
@@ -54,6 +56,18 @@ class Guide:
     def to_propose(self) -> int:
         """The most trials that may still be proposed."""
         return self.plan.to_propose if self.left else 0
+
+    @property
+    def open_trials(self) -> tuple[TrialSpec, ...]:
+        """The trials of searches that may propose more: what they ask of a machine, the next ones do too."""
+        ids = {
+            id
+            for search in self.plan.searches
+            if self._open(search)
+            for s in search.samples
+            for id in s.trial_ids
+        }
+        return tuple(trial for trial in self.plan.trials if trial.trial_id in ids)
 
     @property
     def drawn(self) -> int:
@@ -106,14 +120,16 @@ class Guide:
     # -------------------------------------------------------------------------------- what was tried
 
     def tried(self, sample: Sample) -> Tried:
-        """How a sample did, by the files. An impossible one counts as the worst, like a failed trial."""
+        """How a sample did, by the files. One that failed with all seeds, or is impossible, counts as stopped
+        before its first step, which is worse than all others."""
         found = [self._ending(trial_id) for trial_id in sample.trial_ids]
         ended = [one for one in found if one is not None]
         if len(ended) < len(found):
             return Tried(sample.values)
+        if all(one == _FAILED for one in ended):
+            return Tried(sample.values, WORST, 0)
         stops = [step for _, step in ended if step is not None]
-        score = fmean(score for score, _ in ended) if ended else WORST
-        return Tried(sample.values, score, min(stops, default=None))
+        return Tried(sample.values, fmean(score for score, _ in ended), min(stops, default=None))
 
     def _ending(self, trial_id: str) -> _Ended | None:
         """None for a trial that is not at its end."""
@@ -128,7 +144,7 @@ class Guide:
         if stopped and not self._scheduled:
             return None  # it goes on
         if not stopped and not directory.distilled(trial_id).is_file():
-            return (WORST, None) if directory.failure_part(trial_id).exists() else None
+            return _FAILED if directory.failure_part(trial_id).exists() else None
         try:
             history = read_part(directory.history_part(trial_id)).to_pylist()
         except ResultsError:

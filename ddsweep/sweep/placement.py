@@ -17,7 +17,15 @@ from ddsweep.spec import SweepSpec
 from ddsweep.sweep.prepare import eval_gpus
 from ddsweep.sweep.session import RaySession
 
-__all__ = ["Placement", "check_gpus_seen", "check_placement", "place_shards", "room_for", "side_by_side"]
+__all__ = [
+    "Placement",
+    "check_gpus_seen",
+    "check_placement",
+    "dearest",
+    "place_shards",
+    "room_for",
+    "side_by_side",
+]
 
 LEAST_SHARDS = 2
 """The least automatic number: one shard alone would leave work waiting when it dies."""
@@ -73,6 +81,18 @@ def check_placement(sweep: SweepSpec, trials: Sequence[TrialSpec], session: RayS
             "resources.gpus"
         )
     return Placement(share, tuple(session.nodes[i].name for i in chosen))
+
+
+def dearest(sweep: SweepSpec, trials: Sequence[TrialSpec], session: RaySession) -> tuple[float, float]:
+    """CPUs and GPUs that are enough for each of ``trials``: the places of a guided search are all alike.
+    Raises `UserError` if no node has both."""
+    cpus, gpus = map(max, zip(*map(sweep.resources.for_trial, trials), strict=True))
+    if not any(cpus <= node.cpus and gpus <= node.gpus for node in session.nodes):
+        raise UserError(
+            "resources: the processes of a guided search take trials of every kind, so each asks for "
+            f"{cpus:g} CPUs and {gpus:g} GPUs at once, and no node has that; give each kind its own sweep"
+        )
+    return cpus, gpus
 
 
 def place_shards(
@@ -173,11 +193,15 @@ def side_by_side(sweep: SweepSpec, trials: Sequence[TrialSpec], session: RaySess
     return min(len(trials), sweep.resources.max_concurrent or math.inf, by_cpus, by_gpus)
 
 
-def room_for(sweep: SweepSpec, trials: Sequence[TrialSpec], session: RaySession) -> int:
-    """How many trials run side by side if each may be the dearest of ``trials``; at least one."""
+def room_for(sweep: SweepSpec, trials: Sequence[TrialSpec], session: RaySession, shards: Placement) -> int:
+    """How many trials run side by side, beside the evaluation ``shards``, if each may be the dearest of
+    ``trials``; at least one."""
     cpus, gpus = map(max, zip(*map(sweep.resources.for_trial, trials), strict=True))
     room = 0
     for node in session.nodes:
-        own = [there / asked for there, asked in ((node.cpus, cpus), (node.gpus, gpus)) if asked]
-        room += int(min(own, default=len(trials)) + _TINY)
+        own = [int(node.cpus / cpus + _TINY)] if cpus else []
+        if gpus:
+            beside = shards.nodes.count(node.name) if shards.gpus else 0
+            own.append(max(0, _room(beside, shards.gpus or 1.0, gpus, node.gpus)))
+        room += min(own, default=len(trials))
     return max(1, min(room, sweep.resources.max_concurrent or room))

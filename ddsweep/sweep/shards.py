@@ -181,7 +181,7 @@ class EvalShards:
         self._parts = {trial_id: set(paths) for trial_id, paths in earlier.items()}
         self._known = known
         self._sweep, self._evaluation, self._directory = sweep.name, sweep.evaluate.spec(), directory
-        self._shared, self._nodes = shared, placement.nodes
+        self._shared, self.placement = shared, placement
         self._on_state, self._on_failure = listener.on_state, listener.on_failure
         self._teller = Teller(listener.say)
         self._how = sweep.resources.device, placement.gpus, sweep.resources.compile
@@ -211,9 +211,9 @@ class EvalShards:
                         raise self._broken
                     if time.monotonic() > deadline:
                         why = self._death or "ask for fewer shards or a smaller evaluate.gpus"
+                        shards = counted(len(self.placement.nodes), "shard")
                         raise UserError(
-                            f"evaluate: {counted(len(self._nodes), 'shard')} could not be placed within "
-                            f"{timeout_s:.0f} s; {why}"
+                            f"evaluate: {shards} could not be placed within {timeout_s:.0f} s; {why}"
                         )
             except BaseException:
                 self._closing = True
@@ -317,7 +317,7 @@ class EvalShards:
             memory=1,  # a byte, because Ray ignores the strategy of an actor that asks for nothing
             max_restarts=0,
             max_task_retries=0,
-            scheduling_strategy=NodeAffinitySchedulingStrategy(self._nodes[shard], soft=True),
+            scheduling_strategy=NodeAffinitySchedulingStrategy(self.placement.nodes[shard], soft=True),
         )
         try:
             self._actors[shard] = actor.remote(

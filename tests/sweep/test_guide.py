@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -162,6 +163,11 @@ def test_the_score_of_a_sample_is_the_mean_over_its_seeds(folder: Folder) -> Non
     folder.failure(guide.plan.trials[3])
     assert guide.tried(second).score == pytest.approx(0.4), "a failed seed counts 0"
     assert len(guide.propose()) == 2, "a proposal runs with every seed"
+    (search,) = guide.plan.searches
+    for trial in guide.plan.trials[4:6]:
+        folder.failure(trial)
+    tried = guide.tried(search.samples[2])
+    assert (tried.score, tried.stopped_at) == (0, 0), "all failed: worse than any that a scheduler stopped"
 
 
 @pytest.mark.parametrize(("keep", "score"), [("last", 0.3), ("best", 0.6)])
@@ -205,6 +211,27 @@ def test_another_base_is_another_search_and_comes_back(folder: Folder) -> None:
     other = guide_of(folder, SWEEP, "outer_steps=40")
     assert len(other.plan.trials) == 3 and len(read_proposals(folder.directory)) == 2
     assert guide_of(folder).plan.trials == guide.plan.trials
+
+
+def test_a_default_that_is_written_down_changes_no_search(folder: Folder) -> None:
+    guide = guide_of(folder)
+    ended(folder, guide.plan.trials)
+    guide.propose()
+    written = guide_of(folder, SWEEP, "keep=last", "outer_lr_rates=null")
+    assert written.plan.trials == guide.plan.trials
+
+
+def test_a_search_of_an_earlier_version_is_found_again(folder: Folder) -> None:
+    """Its key was made of all settings that the file gives."""
+    settings = {**sweep_of(folder, SWEEP, "keep=last").base}
+    text = json.dumps(settings, sort_keys=True, default=list)
+    key = hashlib.sha256(text.encode()).hexdigest()[:10]
+    values = {"inner_lr": 0.5, "image_init": "real"}
+    write_proposals(folder.directory, key, settings, [values])
+    guide = guide_of(folder, SWEEP, "keep=last")
+    (search,) = guide.plan.searches
+    assert search.key != key and search.samples[0].values == values
+    assert read_proposals(folder.directory)[search.key][0] == values
 
 
 def test_a_wider_space_keeps_what_lies_in_it(folder: Folder) -> None:

@@ -41,21 +41,35 @@ def test_how_many_trials_run_side_by_side() -> None:
 
 
 @pytest.mark.parametrize(
-    ("resources", "cpus", "gpus", "room"),
+    ("resources", "cpus", "gpus", "share", "room"),
     [
-        ({"cpus": 2}, 8, 0, 4),
-        ({"cpus": 3}, 8, 0, 2),
-        ({"cpus": 1, "gpus": 0.25}, 64, 2, 8),
-        ({"cpus": {"by": "seed", "default": 4}}, 8, 0, 2),
-        ({"max_concurrent": 5}, 64, 0, 5),
-        ({"gpus": 1}, 4, 0, 1),
+        ({"cpus": 2}, 8, 0, 0, 4),
+        ({"cpus": 3}, 8, 0, 0, 2),
+        ({"cpus": 1, "gpus": 0.25}, 64, 2, 0, 8),
+        ({"cpus": 1, "gpus": 0.6}, 64, 4, 0, 4),  # a part of a GPU spans no two
+        ({"cpus": 1, "gpus": 0.5}, 64, 2, 0.1, 2),  # one beside the shard of each
+        ({"cpus": 1, "gpus": 1}, 64, 4, 0.1, 2),  # a shard takes one GPU of each node
+        ({"cpus": {"by": "seed", "default": 4}}, 8, 0, 0, 2),
+        ({"max_concurrent": 5}, 64, 0, 0, 5),
+        ({"gpus": 1}, 4, 0, 0, 1),
     ],
 )
 def test_how_many_places_a_guided_search_has(
-    resources: dict[str, Any], cpus: float, gpus: float, room: int
+    resources: dict[str, Any], cpus: float, gpus: float, share: float, room: int
 ) -> None:
-    """As many as fit on each of two nodes; at least one, for what does not fit is refused elsewhere."""
-    assert placement.room_for(sweep(**resources), TRIALS[:3], session(cpus, gpus)) == room
+    """As many as fit on each of two nodes, beside a shard on each; at least one, for what does not fit is
+    refused elsewhere."""
+    shards = placement.Placement(share, ("first", "second"))
+    assert placement.room_for(sweep(**resources), TRIALS[:3], session(cpus, gpus), shards) == room
+
+
+def test_places_that_are_all_alike_need_a_node_for_the_dearest_trial() -> None:
+    """Also if that trial is done: the next ones of its search ask for as much."""
+    cpus = {"by": "seed", "0": 1, "default": 4}
+    assert placement.dearest(sweep(cpus=cpus), TRIALS[:1], session(4)) == (1, 0)
+    assert placement.dearest(sweep(cpus=cpus), TRIALS[:2], session(8)) == (4, 0)
+    with pytest.raises(UserError, match=r"guided search.* 4 CPUs and 0 GPUs.*its own sweep"):
+        placement.dearest(sweep(cpus=cpus), TRIALS[:2], session(4))
 
 
 class Store:

@@ -101,6 +101,22 @@ def test_stopped_samples_guide_too() -> None:
     assert len(above) >= 8, "a score at an early step is not one at the end"
 
 
+def test_where_samples_fail_no_more_are_proposed_though_others_were_only_stopped() -> None:
+    """A scheduler leaves few samples that end, and those that fail are worse than all that it stopped."""
+    space = {"outer_lr": {"uniform": [0.0001, 1.0]}}
+    spec = search(samples=100, space=space)
+    tried = [Tried({"outer_lr": value}, score) for value, score in ((0.1, 0.6), (0.12, 0.62))]
+    tried += [Tried({"outer_lr": 0.016 * n}, 0.4 + 0.003 * n, 20) for n in range(1, 31)]
+    tried += [Tried({"outer_lr": 0.8 + 0.025 * n}, 0.0, 0) for n in range(8)]
+    proposed = []
+    for _ in range(25):
+        values = propose(spec, "any", tried)
+        assert values is not None
+        proposed.append(values["outer_lr"])
+        tried.append(Tried(values, 0.4, 20))
+    assert max(proposed) < 0.75
+
+
 def test_a_small_space_is_gone_through_once() -> None:
     tiny = search(space={"inner_epochs": {"choice": [1, 2]}, "image_init": {"choice": ["noise", "real"]}})
     assert tiny.size == 4
