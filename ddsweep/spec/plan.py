@@ -74,6 +74,7 @@ class _Begun:
     samples: list[dict[str, Any]]
     seeds: int
     ids: list[dict[str, None]] = field(default_factory=list)
+    no_more: bool = False
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,8 @@ def _search(sweep: SweepSpec, key: str, begun: _Begun) -> Search:
     assert sweep.search is not None
     samples = tuple(Sample(values, tuple(ids)) for values, ids in zip(begun.samples, begun.ids, strict=True))
     different = {repr(values) for values in begun.samples}
-    left = 0 if len(different) >= sweep.search.size else sweep.search.samples - len(samples)
+    over = begun.no_more or len(different) >= sweep.search.size
+    left = 0 if over else sweep.search.samples - len(samples)
     return Search(key, begun.settings, samples, left)
 
 
@@ -276,9 +278,11 @@ def _begun(
     key = _key({name: value for name, value in kept.items() if value != _DEFAULTS.get(name)})
     if key not in searches:
         # Earlier versions took the settings as the file gives them.
-        samples = sweep.search.known(proposed.get(key) or proposed.get(_key(kept), ()))
+        written = proposed.get(key) or proposed.get(_key(kept), ())
+        samples = sweep.search.known(written)
         seeds = 1 if "seed" in kept else len(sweep.seeds)
-        searches[key] = _Begun(kept, samples, seeds, [{} for _ in samples])
+        no_more = sweep.search.no_more in written
+        searches[key] = _Begun(kept, samples, seeds, [{} for _ in samples], no_more)
     return searches[key]
 
 

@@ -148,6 +148,12 @@ class SearchSpec(BaseModel):
         """How many samples are drawn: all, or those at the start of a guided search."""
         return min(self.samples, self.startup or _STARTUP) if self.guided else self.samples
 
+    @property
+    def no_more(self) -> dict[str, Any]:
+        """What is written down after the samples if no other one is new and possible. It holds for this space
+        and number of samples, and is no sample."""
+        return {"no_more_of": self.samples, "in": json.loads(json.dumps(self.space))}
+
     def in_space(self, values: Mapping[str, Any]) -> dict[str, Any] | None:
         """``values``, as a file has them, with the types of the space; None if they are not in it."""
         if values.keys() != self.space.keys():

@@ -7,6 +7,7 @@ from statistics import fmean
 from typing import Any
 
 from ddsweep.catalog import TrialSpec
+from ddsweep.catalog.numbers import counted
 from ddsweep.errors import ResultsError, UserError
 from ddsweep.results.current import add_current
 from ddsweep.results.known import KnownParts
@@ -40,7 +41,6 @@ class Guide:
         self._directory, self._expand = directory, expand
         self._written: dict[str, list[dict[str, Any]]] = read_proposals(directory)
         self._ended: dict[str, _Ended] = {}
-        self._exhausted: set[str] = set()
         self.plan = expand(self._written)
         for search in self.plan.searches:
             known = len([v for v in self._written.get(search.key, ()) if self._search.in_space(v)])
@@ -53,9 +53,19 @@ class Guide:
         return any(self._open(search) for search in self.plan.searches)
 
     @property
+    def ended_early(self) -> str | None:
+        """That searches found no further sample, in words; None if all have as many as were asked for."""
+        asked = self._search.samples
+        short = [found for s in self.plan.searches if not s.left and (found := len(s.samples)) < asked]
+        if not short:
+            return None
+        searches = counted(len(short), "search", "searches")
+        return f"{searches} ended with {min(short)} of {asked} samples: no other one is new and possible"
+
+    @property
     def to_propose(self) -> int:
         """The most trials that may still be proposed."""
-        return self.plan.to_propose if self.left else 0
+        return self.plan.to_propose
 
     @property
     def open_trials(self) -> tuple[TrialSpec, ...]:
@@ -82,7 +92,8 @@ class Guide:
             search = min(open_, key=lambda search: len(search.samples))
             if trials := self._next(search):
                 return trials
-            self._exhausted.add(search.key)
+            self._write(search, self._search.no_more)
+            self.plan = self._expand(self._written)
         return ()
 
     def _next(self, search: Search) -> tuple[TrialSpec, ...]:
@@ -107,7 +118,7 @@ class Guide:
         return trials
 
     def _open(self, search: Search) -> bool:
-        return search.left > 0 and search.key not in self._exhausted
+        return search.left > 0
 
     def _with(self, search: Search, *values: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
         return {**self._written, search.key: [*self._written.get(search.key, ()), *values]}

@@ -315,6 +315,8 @@ def _work(
                 shards.close()
                 if error is not None:
                     raise error
+                if request.guide is not None and (short := request.guide.ended_early):
+                    board.say(short)
         finally:
             directory.stop_file.unlink(missing_ok=True)
         return request.guide.to_propose if request.guide and draining.is_set() else 0

@@ -258,6 +258,27 @@ def test_impossible_samples_are_not_proposed(folder: Folder) -> None:
     assert len(guide.plan.trials) == drawn + 10
 
 
+def test_that_no_sample_is_left_is_written_down_for_all_verbs(folder: Folder, ddsweep: Run) -> None:
+    """Six numbers of steps are possible. It holds as long as space and number of samples do."""
+    text = SWEEP.replace("images_per_class: 2", "images_per_class: 12").replace(
+        "space: {inner_lr: {log_uniform: [0.001, 1]}, image_init: {choice: [noise, real]}}",
+        "space: {inner_steps: {integer: [1, 30]}}",
+    )
+    settings = ("search.samples=20", "search.startup=10", "skip_invalid=true")
+    guide = guide_of(folder, text, *settings)
+    while guide.propose():
+        pass
+    assert sorted(trial.inner_steps for trial in guide.plan.trials) == [1, 2, 3, 4, 6, 12]
+    assert guide.to_propose == 0 and not guide.left
+    assert "1 search ended with" in guide.ended_early and "of 20 samples" in guide.ended_early
+    again = guide_of(folder, text, *settings)
+    assert again.plan == guide.plan and again.propose() == ()
+    for trial in guide.plan.trials:
+        folder.evaluated(trial)
+    assert "nothing is left to do" in ddsweep("status", folder.directory.root).stdout
+    assert guide_of(folder, text, "search.samples=21", *settings[1:]).plan.to_propose > 0
+
+
 def test_what_is_no_file_of_proposals_is_named(folder: Folder) -> None:
     guide_of(folder)
     (file,) = folder.directory.proposals.iterdir()
