@@ -101,8 +101,8 @@ def attack_matrix(directory: SweepDirectory, trials: Sequence[TrialSpec], on_tor
         ink = "white" if mean > 0.6 else "black"
         axes.text(target, attacked, f"{100 * mean:.0f}", ha="center", va="center", fontsize=8, color=ink)
     picture = axes.imshow(values, vmin=0, vmax=1, cmap="Blues", alpha=0.8)
-    axes.set_xticks(range(data.classes), names, rotation=45, ha="right")
-    axes.set_yticks(range(data.classes), names)
+    axes.set_xticks(range(data.classes), names, rotation=45, ha="right", parse_math=False)
+    axes.set_yticks(range(data.classes), names, parse_math=False)
     axes.set_xlabel("called (target class)")
     axes.set_ylabel("is (attacked class)")
     axes.set_title("Fooled, mean over held-out networks, %", fontsize=10)

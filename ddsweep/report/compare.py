@@ -81,7 +81,7 @@ def compare_lines(names: tuple[str, str], first: Results, second: Results) -> li
             raise UserError(f"{name}: no trial is done yet")
     apart, pairs = pairs_of(first, second)
     lines = [f"{names[0]} -> {names[1]}", "", "settings:"]
-    a, b = (_rows(results)[0] for results in (first, second))
+    a, b = (settings_of_row(_rows(results)[0]) for results in (first, second))
     for name in apart:
         lines.append(f"  {name}: {plain(a.get(name))} -> {plain(b.get(name))}")
     if not apart:
@@ -133,13 +133,15 @@ def _evals(results: Results) -> dict[str, list[Row]]:
 
 def _moved(first: Sequence[Row], second: Sequence[Row], pair: Pair) -> Difference | None:
     """The difference on the networks that both have, each after its own T steps. A network is known by its
-    architecture, its law or pool with its recipe, and its number. The known networks of ``fixed`` trials have
-    numbers of their own."""
+    architecture, its data, its law or pool with its recipe, and its number. The known networks of ``fixed``
+    trials have numbers of their own."""
 
     def side(rows: Sequence[Row], trial: Row) -> list[Row]:
         last = trial["inner_steps"] * trial["inner_epochs"]
         after = [row for row in rows if row["inner_step"] == last]
-        kind = (trial["init_param"], trial["init"] == "fixed", trial["pool_recipe"])
+        # Images of another shape, or other classes, make other networks of one name.
+        data = (trial["dataset"], trial["dataset_shape"])
+        kind = (trial["init_param"], trial["init"] == "fixed", trial["pool_recipe"], *data)
         named = ((row["network"], row["init_law"], row["pool"], *kind, row["model_seed"]) for row in after)
         return [{**row, "model_seed": name} for row, name in zip(after, named, strict=True)]
 

@@ -192,7 +192,14 @@ def _figure(tiles: Sequence[Tensor], rows: Sequence[_Row], note: str) -> Figure:
         for name, start, end in own:
             middle = (start + end) / 2 * column_side
             slant: dict[str, Any] = {} if upright else {"rotation": 45, "rotation_mode": "anchor"}
-            axes.text(middle, -5, name, ha="center" if upright else "left", va="bottom", fontsize=7, **slant)
+            axes.text(
+                *(middle, -5, name),
+                ha="center" if upright else "left",
+                va="bottom",
+                fontsize=7,
+                parse_math=False,  # names may have dollars
+                **slant,
+            )
         for step, begin, end in _spans(block, side):
             axes.text(-6, (begin + end) / 2, f"step {step}", ha="right", va="center", fontsize=7)
         if note and block is blocks[-1]:

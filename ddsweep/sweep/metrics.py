@@ -100,7 +100,7 @@ def measure(
     for kind, ids in kinds.items():
         running = [seen[trial_id] for trial_id in ids if seen[trial_id].state == "running"]
         ended = [scores[trial_id] for trial_id in ids if trial_id in scores]
-        validated = [*(seen[trial_id].val_score for trial_id in ids), *(score.val_score for score in ended)]
+        validated = [*(seen[trial_id].best_score for trial_id in ids), *(score.val_score for score in ended)]
         of_kind = {
             "ddsweep_outer_loss": _mean(one.outer_loss for one in running),
             "ddsweep_val_score_mean": _mean(one.val_score for one in running),

@@ -43,6 +43,7 @@ class Seen:
     retries: int = 0
     outer_loss: float | None = None
     val_score: float | None = None
+    best_score: float | None = None
 
 
 class Board:
@@ -168,6 +169,9 @@ class Board:
                 steps_taken=before.steps_taken + steps_taken,
                 outer_loss=outer_loss,
                 val_score=before.val_score if val_score is None else val_score,
+                best_score=max(
+                    (score for score in (before.best_score, val_score) if score is not None), default=None
+                ),
             ),
         )
         now = time.monotonic()

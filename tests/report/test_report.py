@@ -12,6 +12,7 @@ import statistics
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -168,7 +169,7 @@ def test_the_answer_and_its_gains_are_computed_again(folder: Folder) -> None:
     one = statistics.fmean(own.accuracy) - 0.9
     assert gains["k-NN k-means", "without a network"]["gain"][1] == pytest.approx(one)
     (name, how), least = min(gains.items(), key=lambda item: item[1]["gain"][1] or 0.0)
-    assert f"{least['gain'][0]} over the best baseline, {name} {how}, 95 % interval" in found.text
+    assert f"{least['gain'][0]} over {name} {how}, the least over a baseline, 95 % interval" in found.text
 
 
 def test_steps_networks_and_curves_are_the_tables(folder: Folder) -> None:
@@ -775,3 +776,37 @@ def test_attacks_are_computed_again(folder: Folder) -> None:
     tests = [row["test"][1] for row in found.rows("best")]
     assert tests == pytest.approx([0.61, 0.81]) or tests == pytest.approx([0.81, 0.61])
     assert "is called the target" in found.text
+
+
+def test_a_report_of_attacks_says_that_its_numbers_are_the_fraction_fooled(folder: Folder) -> None:
+    trials = attacks(folder)
+    for trial in trials:
+        folder.history(trial)
+    found = made(folder.directory.root)
+    for title in ("over the settings", "at each inner step", "in % at each inner step", "in %: mean over"):
+        assert f"Fooled {title}" in found.text
+    assert "What is drawn: fooled on validation images, %" in found.text
+    assert "est accuracy" not in found.text
+
+
+def test_attacks_on_different_networks_are_different_matrices(folder: Folder) -> None:
+    for attacked, target in ((0, 1), (2, 3)):
+        for width, success in ((8, 0.3), (16, 0.9)):
+            pair = {"attack_class": attacked, "target_class": target}
+            trial = replace(
+                spec(init="random", objective="attack", **pair), network=f"convnet(width={width})"
+            )
+            folder.trial(trial, val_score=0.5, **pair)
+            of_set = {("distilled", "as_distilled", 4): [(network, 0.7) for network in range(3)]}
+            folder.evals(trial, "as_distilled", 4, of_set, attack_success=success, accuracy_other=0.8)
+    found = made(folder.directory.root)
+    charts = {name: chart for name, chart in json.loads(found.data)["charts"].items() if "matrix" in name}
+    means = {
+        chart["title"]: set(chart["datasets"]["cells"]["columns"]["v"])
+        for name, chart in charts.items()
+        if name.startswith("attack")
+    }
+    assert {title.rpartition("width=")[2][:2].rstrip(","): values for title, values in means.items()} == {
+        "8": {30.0},
+        "16": {90.0},
+    }

@@ -220,6 +220,48 @@ def test_a_running_sweep_renews_itself_and_keeps_what_was_chosen(
     silent(browser)
 
 
+def test_what_is_printed_or_saved_is_light_on_white(browser: Browser, folder: Folder, tmp_path: Path) -> None:
+    browser.open(write_page(gather([small(folder)]), tmp_path / "out"), dark=True)
+    browser.draw_all()
+    figure = "document.getElementById('chart-accuracy')"
+    ground = f"{figure}.view.background()"
+    assert browser.ask(ground) in (None, "transparent")
+    for event, expected in (("beforeprint", "white"), ("afterprint", None)):
+        drawn = browser.ask(f"{figure}.dataset.drawn")
+        browser.ask(f"dispatchEvent(new Event('{event}'))")
+        browser.wait(f"{figure}.dataset.drawn > {drawn}")
+        assert browser.ask(ground) in ((expected,) if expected else (None, "transparent"))
+    browser.ask(
+        "(() => { window.saved = []; HTMLAnchorElement.prototype.click = () => "
+        f"saved.push({figure}.view.toSVG()); }})()"
+    )
+    button = f"[...{figure}.querySelectorAll('.tools button')].find((one) => one.textContent === 'SVG')"
+    browser.ask(f"{button}.click()")
+    browser.wait("saved.length")
+    svg = browser.ask("saved[0]")
+    assert 'fill="white"' in svg and "#e8eaed" not in svg, "the ink of a dark page cannot be read on paper"
+    browser.wait(f"{ground} !== 'white'")
+    silent(browser)
+
+
+def test_trials_without_a_number_are_said_to_be_missing(
+    browser: Browser, folder: Folder, tmp_path: Path
+) -> None:
+    norms = [round(0.1 * 1.3**place, 6) for place in range(14)]
+    text = ASKED.replace("seeds: 2", "").replace("inner_lr: [0.02, 0.1]", f"clip_norm: {[*norms, None]}")
+    folder.asked(text.replace("None", "null"))
+    for norm in (*norms, None):
+        folder.evaluated(spec(init="random", clip_norm=norm))
+    gathered = gather([folder.directory.root])
+    browser.open(write_page(gathered, tmp_path / "out"))
+    browser.draw_all()
+    said = "document.querySelector('#chart-accuracy .left')"
+    choose(browser, "accuracy-x", "clip_norm")
+    assert browser.wait(f"!{said}.hidden && {said}.textContent").startswith("Not drawn: 1 of these trials")
+    assert barriers(browser) == []
+    silent(browser)
+
+
 @pytest.mark.parametrize("state", ["failed", "stopped", "nothing"])
 def test_pages_without_an_answer(browser: Browser, folder: Folder, tmp_path: Path, state: str) -> None:
     folder.asked(ASKED)
@@ -336,6 +378,17 @@ def test_a_search_with_early_stopping(browser: Browser, folder: Folder, tmp_path
         "low.dispatchEvent(new Event('change')); })()"
     )
     assert rows(browser) == sum(lr >= 0.05 for lr in rates)
+    # What this page does not offer any more is no filter, after a renewal.
+    stale = "{inner_lr: 'gone', state: 'running', outer_lr: '3'}"
+    browser.ask(
+        "(() => { const key = 'ddsweep-report ' + document.title, kept = JSON.parse(sessionStorage[key]);"
+        "addEventListener('pagehide', () => { sessionStorage[key] = "
+        f"JSON.stringify({{...kept, filters: {stale}}}); }});"
+        "document.documentElement.dataset.ready = ''; location.reload(); })()"
+    )
+    assert browser.wait("(document.documentElement || {dataset: {}}).dataset.ready")
+    assert rows(browser) == len(rates)
+    browser.draw_all()
     browser.ask("document.getElementById('reset').click()")
     for order in (rates, rates[::-1]):
         sort_by(browser, "inner lr")

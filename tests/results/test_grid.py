@@ -36,6 +36,12 @@ def tiles(picture: torch.Tensor, top: int, columns: int) -> list[int]:
     return [round(255 * float(picture[top + 24, middle])) for middle in middles]
 
 
+def test_names_with_dollars_are_names() -> None:
+    """And no formula between them."""
+    for names in (("$0_to_$10", "b"), ("US$5 to US$9", r"\alpha$\frac$")):
+        grid_png(torch.rand(1, 2, 1, 8, 8), [0.5], [0.5], torch.tensor([[0, 1]]), names)
+
+
 def test_many_images_of_a_class_are_below_each_other() -> None:
     """A step of 10 x 10 images is a square, and not a row of 100."""
     labels = [image % 10 for image in range(100)]

@@ -100,6 +100,9 @@ def test_loss_and_score_are_means_over_running_trials_of_one_kind(board: Board) 
     board.progress(OTHER.trial_id, 20, 10, 4.0, 0.7)
     assert said(board)["ddsweep_val_score_mean", ("s", "1", "random")] == pytest.approx(0.6)
     assert said(board)["ddsweep_val_score_best", ("s", "1", "random")] == 0.7
+    board.progress(OTHER.trial_id, 30, 10, 4.0, 0.4)
+    assert said(board)["ddsweep_val_score_best", ("s", "1", "random")] == 0.7, "it was reached"
+    assert said(board)["ddsweep_val_score_mean", ("s", "1", "random")] == pytest.approx(0.45)
 
 
 def test_what_no_trial_stands_for_any_more_is_not_said(board: Board) -> None:

@@ -48,7 +48,11 @@ def write_figures(gathered: Gathered, out: Path) -> Iterator[str]:
             }
             for ending, content in contents.items():
                 write_atomic(out / "figures" / f"{chart.name}.{ending}", content, out)
-            captions.append(f"## {chart.name}\n\n{chart.title}. {chart.caption}\n")
+            left = description.get("usermeta", {}).get("left_out")
+            note = f" Not drawn: {left} of these trials, without a number along x or for the colour." * bool(
+                left
+            )
+            captions.append(f"## {chart.name}\n\n{chart.title}. {chart.caption}{note}\n")
             charts += 1
         for table in section.tables:
             texts = {"tex": table.latex(), "md": table.markdown(), "csv": table.csv()}
@@ -85,6 +89,17 @@ def figure_of(gathered: Gathered, measured: Measured, chart: Chart) -> dict[str,
                 row["x"] = "–" if value is None else value
                 row["o"] = places[trial.number]
     description = described(chart, x, colour)
+    # A scale of numbers has no place for "none".
+    numeric = [("x", chart.axes and x.kind), ("c", chart.coloured and colour.kind)]
+    left = {
+        row["trial"]
+        for rows in datasets.values()
+        for row in rows
+        for name, kind in numeric
+        if "trial" in row and kind == "quantitative" and isinstance(row[name], str)
+    }
+    if left:
+        description["usermeta"] = {"left_out": len(left)}
     if "layer" in description:
         description["layer"] = [
             layer

@@ -112,12 +112,17 @@ class Gathered:
         ]
 
     @property
-    def measure_title(self) -> str:
-        """The title of axis y."""
+    def measure_words(self) -> str:
+        """What the numbers of the trials are, on test images: accuracy, or of attacks the fraction fooled."""
         attacks = {trial.measure == "attack_success" for trial in self.trials}
         if attacks == {True}:
-            return "fooled, %"
-        return "test accuracy, % (of attacks: fooled)" if True in attacks else "test accuracy, %"
+            return "fooled"
+        return "test accuracy (of attacks: fooled)" if True in attacks else "test accuracy"
+
+    @property
+    def measure_title(self) -> str:
+        """The title of axis y."""
+        return f"{self.measure_words}, %"
 
     def value(self, trial: Trial, axis: str) -> Any:
         return trial.sweep if axis == "sweep" else trial.settings.get(axis)

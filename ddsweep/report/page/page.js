@@ -51,7 +51,6 @@ const valueOf = (trial, axis) => (trial.values[axis] === undefined ? null : tria
 // What was chosen on an earlier page may be of a setting that does not vary any more.
 if (!axes[state.x]) state.x = data.x;
 if (!axes[state.colour]) state.colour = data.colour;
-for (const name of Object.keys(state.filters)) if (!axes[name] && name !== "state") delete state.filters[name];
 let shown = new Set();
 function applyFilters() {
   const words = state.words.toLowerCase().split(/\s+/).filter(Boolean);
@@ -78,15 +77,21 @@ function buildFilters() {
   const home = document.getElementById("filters");
   const states = [...new Set(data.trials.map((trial) => trial.state))];
   const choices = [...data.axes.map((axis) => [axis.name, axis.title]), ["state", "state"]];
+  // What was chosen on an earlier page may be nothing that this one offers.
+  const stays = new Set();
   for (const [name, title] of choices) {
     const found = new Set(data.trials.map((trial) => (name === "state" ? trial.state : valueOf(trial, name))));
     if (found.size < 2) continue;
     const numeric = [...found].every((value) => value === null || typeof value === "number");
-    if (found.size <= 40 && !(numeric && found.size > 12)) {
+    const list = found.size <= 40 && !(numeric && found.size > 12);
+    const wanted = state.filters[name];
+    const offered = list ? [...found].some((value) => String(value) === wanted) : numeric && Array.isArray(wanted);
+    if (offered) stays.add(name);
+    if (list) {
       const select = make("select", { id: `filter-${name}` }, make("option", { value: "" }, "all"));
       const sorted = [...found].sort((a, b) => (numeric ? a - b : String(a) < String(b) ? -1 : 1));
       for (const value of sorted) select.append(make("option", { value: String(value) }, value === null ? "–" : String(value)));
-      if (typeof state.filters[name] === "string") select.value = state.filters[name];
+      if (offered) select.value = wanted;
       select.addEventListener("change", () => {
         if (select.value) state.filters[name] = select.value; else delete state.filters[name];
         applyFilters();
@@ -95,7 +100,7 @@ function buildFilters() {
     } else if (numeric) {
       const ends = ["from", "to"].map((word, place) => {
         const input = make("input", { type: "number", step: "any", "aria-label": `${title} ${word}`, placeholder: word });
-        if (Array.isArray(state.filters[name]) && state.filters[name][place] !== null) input.value = state.filters[name][place];
+        if (offered && wanted[place] !== null) input.value = wanted[place];
         return input;
       });
       const change = () => {
@@ -107,6 +112,7 @@ function buildFilters() {
       home.append(make("fieldset", {}, make("legend", {}, title), ...ends));
     }
   }
+  for (const name of Object.keys(state.filters)) if (!stays.has(name)) delete state.filters[name];
   const words = document.getElementById("words");
   words.value = state.words;
   words.addEventListener("input", () => { state.words = words.value; applyFilters(); });
@@ -162,8 +168,15 @@ function pickable(table) {
 // ------------------------------------------------------------------------------------------- charts
 
 const MOST_POINTS = 6000, MANY = 150, ROW = 26;
+let onPaper = false;
 const isDark = () =>
-  (state.theme || (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light")) === "dark";
+  !onPaper && (state.theme || (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light")) === "dark";
+// Light, on white, whatever the screen shows.
+function paper(on) {
+  onPaper = on;
+  const root = document.documentElement;
+  if (on) root.dataset.theme = "light"; else if (state.theme) root.dataset.theme = state.theme; else delete root.dataset.theme;
+}
 
 const colours = () => data.colours[isDark() ? "dark" : "light"];
 
@@ -172,7 +185,7 @@ function config() {
   const ink = style.getPropertyValue("--ink").trim(), grid = style.getPropertyValue("--line").trim();
   const words = { labelColor: ink, titleColor: ink, labelFontSize: 12, titleFontSize: 12, titleFontWeight: "normal" };
   return {
-    background: null,
+    background: onPaper ? "white" : null,
     font: "system-ui, sans-serif",
     axis: { ...words, gridColor: grid, domainColor: grid, tickColor: grid },
     legend: words,
@@ -283,6 +296,16 @@ async function draw(name) {
   const none = main.length ? main.every((found) => !found.length) : !rows;
   empty.hidden = !none;
   plot.hidden = none;
+  // A scale of numbers has no place for "none".
+  const without = new Set();
+  for (const row of Object.values(datasets).flat()) {
+    if (row.trial === undefined) continue;
+    if (chart.axes && axes[state.x].kind === "quantitative" && typeof row.x !== "number") without.add(row.trial);
+    if (chart.colour && axes[state.colour].kind === "quantitative" && typeof row.c !== "number") without.add(row.trial);
+  }
+  const left = $(".left", figure)[0];
+  left.hidden = none || !without.size;
+  left.textContent = `Not drawn: ${without.size} of these trials, without a number along x or for the colour.`;
   if (!none) {
     const spec = withAxes(chart.spec, chart.axes ? axes[state.x] : null, chart.colour ? axes[state.colour] : null);
     for (const [key, value] of Object.entries(datasets)) (spec.datasets ||= {})[key] = value;
@@ -318,7 +341,11 @@ function watchCharts() {
     }
   }, { rootMargin: "300px" });
   for (const figure of $("figure.chart")) observer.observe(figure);
-  addEventListener("beforeprint", () => { for (const name of dirty) request(name); });
+  addEventListener("beforeprint", () => {
+    paper(true);
+    for (const name of Object.keys(data.charts)) { dirty.add(name); request(name); }
+  });
+  addEventListener("afterprint", () => { paper(false); redraw(); });
 }
 
 function buildCharts() {
@@ -340,10 +367,16 @@ function buildCharts() {
     if (chart.colour) choose("colour", "colour", names);
     for (const kind of ["svg", "png"]) {
       const button = make("button", { type: "button", "aria-label": `Save ${chart.title} as ${kind.toUpperCase()}` }, kind.toUpperCase());
-      button.addEventListener("click", async () => {
-        if (!figure.view) return;
-        const link = make("a", { href: await figure.view.toImageURL(kind, 2), download: `${name}.${kind}` });
-        link.click();
+      button.addEventListener("click", () => {
+        waiting = waiting.then(async () => {
+          if (!figure.view) return;
+          paper(true);
+          try {
+            await draw(name);
+            make("a", { href: await figure.view.toImageURL(kind, 2), download: `${name}.${kind}` }).click();
+          } finally { paper(false); }
+          await draw(name);
+        });
       });
       home.append(button);
     }

@@ -170,6 +170,7 @@ def _part(part: Markup | Table | Chart) -> Markup:
             tag(
                 "p", "Nothing to draw: pick trials in the table of trials.", class_="empty note", hidden=True
             ),
+            tag("p", class_="left note", hidden=True),
             tag("figcaption", part.caption),
             id=f"chart-{part.name}",
             class_="chart",

@@ -21,8 +21,8 @@ __all__ = ["answer_section", "kind_text"]
 _MOST_CARDS = 12
 
 _MEANING = (
-    "The setting with the best score on validation, by its mean over seeds; test chose nothing. Test "
-    "accuracy in % is a mean over seeds of means over held-out networks; ± is the standard deviation over "
+    "The setting with the best score on validation, by its mean over seeds; test chose nothing. The number, "
+    "in % of test images, is a mean over seeds of means over held-out networks; ± is the standard deviation over "
     "networks. The 95 % interval of the mean (Student's t) is for other seeds, if there are several, and for "
     "other networks, if they are unknown. Seeds and networks are two levels, and are never pooled as one."
 )
@@ -116,8 +116,9 @@ def _card(gathered: Gathered, sweep: Sweep, answer: Answer, names: Sequence[str]
         lines.append(tag("p", f"{text}, {_interval(gain, sign=True)}"))
     if answer.gains:
         (source, protocol), least = min(answer.gains.items(), key=lambda item: item[1].mean)
-        best = f"the best baseline, {BASELINE_NAMES[source]} {PROTOCOL_TEXTS[protocol]}"
-        lines.append(tag("p", f"{percent(least.mean, sign=True)} over {best}, {_interval(least, sign=True)}"))
+        over = f"{BASELINE_NAMES[source]} {PROTOCOL_TEXTS[protocol]}"
+        text = f"{percent(least.mean, sign=True)} over {over}, the least over a baseline"
+        lines.append(tag("p", f"{text}, {_interval(least, sign=True)}"))
     said = [tag("li", warning) for warning in warnings_of(answer)]
     if said:
         lines.append(tag("ul", *said, class_="mind", aria_label="Mind"))

@@ -71,13 +71,16 @@ def cost_section(gathered: Gathered, finals: Mapping[int, Spread]) -> Section:
     costs = [cost for cost, _ in points.values()]
     chart = Chart(
         name="cost-front",
-        title="Test accuracy against the time of distilling",
+        title=f"{gathered.measure_words.capitalize()} against the time of distilling",
         caption=(
             "The line is the front: no trial is both cheaper and better than one on it. It is over "
             "all trials."
             + (" Some were distilled together, so the time is the share of each." * together(timed.values()))
         ),
-        summary=f"Accuracy of each trial over {_COSTS[cost]}; the table below has the trials on the front.",
+        summary=(
+            f"{gathered.measure_words.capitalize()} of each trial over {_COSTS[cost]}; the table below has "
+            "the trials on the front."
+        ),
         build=partial(_build, gathered.measure_title),
         datasets={"points": Dataset(columns, "shown"), "front": Dataset(line)},
         x=Axis(_COSTS[cost], "quantitative", log=max(costs) > 10 * min(costs)),

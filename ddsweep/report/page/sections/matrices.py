@@ -37,7 +37,7 @@ def transfer_section(gathered: Gathered) -> Section:
         return Section("transfer", "Transfer", [])
     chart = Chart(
         name="transfer-matrix",
-        title="Test accuracy of each set under each protocol",
+        title=f"{gathered.measure_words.capitalize()} of each set under each protocol",
         caption=(
             "In %, after the last epoch of the protocol: mean over its held-out networks. Of the "
             "trials picked."
@@ -49,7 +49,8 @@ def transfer_section(gathered: Gathered) -> Section:
     )
     table = Table(
         "transfer",
-        "Test accuracy in % under each protocol after its last epoch; networks that diverged count",
+        f"{gathered.measure_words.capitalize()} in % under each protocol after its last epoch; networks that "
+        "diverged count",
         [
             Column("trial_id", "trial"),
             Column("protocol", "protocol"),
@@ -93,7 +94,7 @@ def attacks_section(gathered: Gathered) -> Section:
     networks = gathered.networks
     last = last_rows(gathered) & networks.distilled()
     before = networks.distilled() & (networks.inner_step == 0)
-    pairs: dict[tuple[int, int], list[float]] = {}
+    pairs: dict[str, dict[tuple[int, int], list[float]]] = {}
     spans = dict(networks.spans())
     for trial in attacks:
         span = spans.get(trial.number)
@@ -110,7 +111,9 @@ def attacks_section(gathered: Gathered) -> Section:
         rows.append([trial.trial_id, f"{pair[0]} → {pair[1]}", *found, count])
         numbers.append(trial.number)
         if found[4] is not None:
-            pairs.setdefault(pair, []).append(found[4])
+            told = (trial.settings.get(name) for name in ("dataset", "network", "pool"))
+            question = ", ".join(str(value) for value in told if value)
+            pairs.setdefault(question, {}).setdefault(pair, []).append(found[4])
     table = Table(
         "attack",
         "Fooled: the fraction of the attacked class that is called the target; others: accuracy on all other "
@@ -130,23 +133,22 @@ def attacks_section(gathered: Gathered) -> Section:
         trials=numbers,
     )
     parts: list[Chart | Table] = [table]
-    if len(pairs) > 1:
-        means = {pair: sum(found) / len(found) for pair, found in pairs.items()}
+    matrices = {question: found for question, found in pairs.items() if len(found) > 1}
+    for place, (question, of_pairs) in enumerate(matrices.items()):
+        means = {pair: sum(found) / len(found) for pair, found in of_pairs.items()}
         cells = [
             (target, attacked, round(100 * mean, 2), f"{100 * mean:.0f}")
             for (attacked, target), mean in means.items()
         ]
-        parts.insert(
-            0,
-            Chart(
-                name="attack-matrix",
-                title="Fooled, by class",
-                caption="Mean over held-out networks, and over trials of the same pair, in %.",
-                summary="A matrix of attacked and target classes; the table below has the numbers.",
-                build=_attack_build,
-                datasets={"cells": Dataset.of(("x", "y", "v", "text"), cells)},
-            ),
+        chart = Chart(
+            name="attack-matrix" if place == 0 else f"attack-matrix-{place + 1}",
+            title="Fooled, by class" + (f": {question}" if len(pairs) > 1 else ""),
+            caption="Mean over held-out networks, and over trials of the same pair, in %.",
+            summary="A matrix of attacked and target classes; the table below has the numbers.",
+            build=_attack_build,
+            datasets={"cells": Dataset.of(("x", "y", "v", "text"), cells)},
         )
+        parts.insert(place, chart)
     return Section("attacks", "Attacks", parts)
 
 

@@ -37,12 +37,15 @@ def steps_section(gathered: Gathered, steps: Mapping[int, Sequence[Spread]]) -> 
             drawn.append((number, spread.step, *band, len(spread.values)))
     chart = Chart(
         name="inner-steps",
-        title="Test accuracy at each inner step",
+        title=f"{gathered.measure_words.capitalize()} at each inner step",
         caption=(
             "Of the trials that are picked: the mean over held-out networks, in a band of one standard "
             "deviation over them to either side. Small dots are single networks."
         ),
-        summary="Accuracy of picked trials after each inner step; the table below has the numbers.",
+        summary=(
+            f"{gathered.measure_words.capitalize()} of picked trials after each inner step; the table below "
+            "has the numbers."
+        ),
         build=partial(_steps_build, gathered.measure_title),
         datasets={"means": Dataset.of(("trial", "step", "mean", "low", "high", "n"), drawn, "picked")},
         x=Axis("inner step", "quantitative"),
@@ -50,7 +53,8 @@ def steps_section(gathered: Gathered, steps: Mapping[int, Sequence[Spread]]) -> 
     )
     table = Table(
         "inner-step-numbers",
-        "Test accuracy in % at each inner step: mean, standard deviation and 95 % ± over held-out networks",
+        f"{gathered.measure_words.capitalize()} in % at each inner step: mean, standard deviation and 95 % ± "
+        "over held-out networks",
         [
             Column("trial_id", "trial"),
             Column("inner_step", "inner step", "count"),
@@ -87,6 +91,7 @@ def curves_section(gathered: Gathered) -> Section:
     """Outer loss and validation score over outer steps."""
     frame = gathered.history
     charts = []
+    score = gathered.measure_words.removeprefix("test ")
     for name, column, title, text in (
         (
             "loss",
@@ -94,7 +99,7 @@ def curves_section(gathered: Gathered) -> Section:
             "Outer loss",
             "loss on real images after the inner steps, mean over networks of the step",
         ),
-        ("validation", "val_score", "Score on validation", "accuracy on validation images, %"),
+        ("validation", "val_score", "Score on validation", f"{score} on validation images, %"),
     ):
         own = frame[frame[column].notna()]
         if own.empty:

@@ -51,13 +51,14 @@ def accuracy_chart(gathered: Gathered, finals: Mapping[int, Spread]) -> Chart:
         columns["n"].append(len(percents))
     return Chart(
         name="accuracy",
-        title="Test accuracy over the settings",
+        title=f"{gathered.measure_words.capitalize()} over the settings",
         caption=(
             "A large dot is the mean over the networks of one trial; the thick bar holds the middle half of "
             "its networks, the thin one 90 % of them. Small dots are single held-out networks."
         ),
         summary=(
-            "Test accuracy of each trial over the chosen setting; the table of trials below has the numbers."
+            f"{gathered.measure_words.capitalize()} of each trial over the chosen setting; the table of "
+            "trials below has the numbers."
         ),
         build=partial(_build, gathered.measure_title),
         datasets={"bars": Dataset(columns, "shown")},
@@ -146,8 +147,9 @@ def _table(gathered: Gathered, finals: Mapping[int, Spread]) -> Table:
             ]
         )
     caption = (
-        "Trials. Test accuracy in %: mean over held-out networks, ± their standard deviation, 95 % ± the "
-        "half-width of the interval of the mean over them; networks that diverged count. Baselines at the "
+        f"Trials. {gathered.measure_words.capitalize()} in %: mean over held-out networks, ± their standard "
+        "deviation, 95 % ± the half-width of the interval of the mean over them; networks that diverged "
+        "count. Baselines at the "
         "same number of steps, or tuned, on the networks that they were measured on"
     )
     numbers = [trial.number for trial in gathered.trials]

@@ -43,7 +43,8 @@ def worst_section(gathered: Gathered, finals: Mapping[int, Spread]) -> Section:
     shown = rows[:_MOST]
     trials = Table(
         "worst-trials",
-        "Trials with diverged or poor networks first, test in %; low: below half the median of the trial",
+        f"Trials with diverged or poor networks first, {gathered.measure_words} in %; low: below half the "
+        "median of the trial",
         [
             Column("trial_id", "trial"),
             Column("model_seed", "worst network", "count"),
