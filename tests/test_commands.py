@@ -211,22 +211,25 @@ def test_every_command_in_passing_is_one(
 
 
 @pytest.mark.parametrize(
-    "line",
+    ("line", "said"),
     [
-        "ddsweep run sweeps/nowhere.yaml",
-        "ddsweep run sweeps/quickstart.yaml outer_step=3",
-        "ddsweep run sweeps/quickstart.yaml --result here",
-        "ddsweep eval results/quickstart 'evaluate.protocols=[{order: shuffled}]'",
-        "ddsweep show 0000 results/quickstart",
-        "python bench/evaluate.py --repeat",
-        "make quickstarts",
-        "dsweep run quickstart",
+        ("ddsweep run sweeps/nowhere.yaml", "nowhere.yaml"),
+        ("ddsweep run sweeps/quickstart.yaml outer_step=3", "outer_step"),
+        ("ddsweep run sweeps/quickstart.yaml --result here", "--result"),
+        ("ddsweep eval results/quickstart 'evaluate.protocols=[{order: shuffled}]'", "eval"),
+        ("ddsweep show 0000 results/quickstart", "0000"),
+        ("python bench/evaluate.py --repeat", "--repeat"),
+        ("make quickstarts", "quickstarts"),
+        ("dsweep run quickstart", "dsweep"),
     ],
 )
-def test_a_command_that_would_fail_is_found(line: str, lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_command_that_would_fail_is_found(
+    line: str, said: str, lab: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(lab)
-    with pytest.raises(Exception):  # noqa: B017 - of many kinds, and that it is one is the matter
+    with pytest.raises(Exception) as caught:
         check(line, monkeypatch)
+    assert said in f"{caught.value!r} {caught.value} {getattr(caught.value, 'message', '')}"
 
 
 # --------------------------------------------------------------------------------------------- files

@@ -112,6 +112,7 @@ def test_another_user_is_another(lab: Lab, shared: Path) -> None:
     assert lab.exec("node1", "cat", private).stdout == "mine"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("slurm")
 def test_a_lab_ends_with_its_owner() -> None:
     # The owner stands for a test run that is killed.

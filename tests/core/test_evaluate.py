@@ -66,6 +66,7 @@ def assert_same(left: Evaluation, right: Evaluation) -> None:
     assert left.steps == right.steps
     assert torch.equal(left.accuracy, right.accuracy)
     assert torch.equal(left.diverged, right.diverged)
+    assert torch.equal(left.confusion, right.confusion)
     torch.testing.assert_close(left.loss, right.loss, rtol=1e-12, atol=0, equal_nan=True)
 
 
@@ -272,7 +273,9 @@ def test_a_set_for_each_network_equals_separate_calls(trained_set, test_split, i
     together = evaluate(network, params, (own, labels), test_split, plan=plan)
     for k in range(3):
         one = evaluate(network, rows(params, [k]), (own[k], labels), test_split)
-        part = {name: getattr(together, name)[:, [k]] for name in ("accuracy", "loss", "diverged")}
+        part = {
+            name: getattr(together, name)[:, [k]] for name in ("accuracy", "loss", "diverged", "confusion")
+        }
         assert_same(replace(together, **part), one)
     assert len(set(together.loss[-1].tolist())) == 3
 
@@ -315,7 +318,7 @@ def test_a_diverged_network_answers_wrongly_is_marked_and_has_no_loss(trained_se
     assert found.diverged.tolist() == [[False, True, False]] * 3
     assert found.accuracy[:, 1].tolist() == [0.0, 0.0, 0.0]
     assert bool(found.loss[:, 1].isnan().all())
-    others = {name: getattr(found, name)[:, [0, 2]] for name in ("accuracy", "loss", "diverged")}
+    others = {name: getattr(found, name)[:, [0, 2]] for name in ("accuracy", "loss", "diverged", "confusion")}
     assert_same(replace(found, **others), healthy)
 
 

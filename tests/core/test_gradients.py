@@ -92,7 +92,13 @@ SMOOTH_TOLERANCE = 2e-8
 
 
 @pytest.fixture(
-    scope="module", params=[(n, r) for n in KINKED for r in ("shared", "per_network")], ids="-".join
+    scope="module",
+    params=[
+        pytest.param((name, real), id=f"{name}-{real}", marks=marks)
+        for name in KINKED
+        for real in ("shared", "per_network")
+        for marks in [pytest.mark.slow if (name, real) == ("alexcifarnet", "per_network") else ()]
+    ],
 )
 def kinked(request, make_case):
     """(case with K = 3, its finite differences, losses): measured once for all plans and every K."""

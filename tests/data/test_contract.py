@@ -122,6 +122,9 @@ CASES = {
 }
 
 
+FINGERPRINTED = ["parquet", "folder"]
+
+
 @pytest.fixture(params=CASES)
 def case(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Case:
     # The hashes of the published batches are those of no small ones, and neither are their sizes.
@@ -202,18 +205,18 @@ def test_the_fingerprint_is_of_the_content_and_not_of_the_place(
     assert (changed_id != ids[0]) == bool(SOURCES[spec.source].by or spec.fingerprint)
 
 
+# Of the others the name stands for the content, or what counts is what was read when they were planned.
+@pytest.mark.parametrize("case", FINGERPRINTED, indirect=True)
 def test_data_that_changed_under_a_planned_trial_are_refused(case: Case, root: Path) -> None:
     spec = case.spec(root)
-    if case.change is None or not spec.fingerprint or case.file.endswith(".py"):
-        pytest.skip("its name stands for it, or it is what was read when it was planned")
+    assert spec.fingerprint and case.change is not None
     case.change(root / case.file)
     with pytest.raises(DataError, match="changed since the trial was planned; run the same command again"):
         load(spec, root)
 
 
+@pytest.mark.parametrize("case", [name for name, one in CASES.items() if one.file], indirect=True)
 def test_a_missing_file_is_named(case: Case, root: Path) -> None:
-    if not case.file:
-        pytest.skip("it has no files")
     spec = case.spec(root)
     place = root / case.file
     while place.parent != root:  # what is listed in no file is missing only with its folder
@@ -230,10 +233,12 @@ def test_a_missing_file_is_named(case: Case, root: Path) -> None:
     assert missing.value.what
 
 
+OF_IMAGES = [name for name, one in CASES.items() if one.file and not one.file.endswith(".py")]
+
+
 @pytest.mark.parametrize("keep", [0, 3, 0.5, 0.8])
+@pytest.mark.parametrize("case", OF_IMAGES, indirect=True)
 def test_a_damaged_file_is_named(case: Case, root: Path, keep: float) -> None:
-    if not case.file or case.file.endswith(".py"):
-        pytest.skip("it has no files of images")
     spec, path = case.spec(root), root / case.file
     os.truncate(path, int(keep * path.stat().st_size) if 0 < keep < 1 else int(keep))
     with pytest.raises(DataError) as caught:

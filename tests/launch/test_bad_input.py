@@ -166,8 +166,9 @@ def test_a_guided_search_needs_optuna(refuse: Refuse, mode: str, monkeypatch: py
 
 
 def test_data_that_are_not_there(refuse: Refuse) -> None:
-    assert "mnist" in refuse("dataset=mnist")
-    assert "mnist" in refuse("dataset=mnist", "--data-root", "nowhere")
+    assert "dataset mnist: data root not given: pass --data-root" in refuse("dataset=mnist")
+    said = refuse("dataset=mnist", "--data-root", "nowhere")
+    assert "mnist" in said and "nowhere" in said and "data root not given" not in said
 
 
 @pytest.mark.parametrize("more", [(), ("--dry-run",)])

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from ddsweep.errors import ResultsError, UnreadableError
+from ddsweep.results import lock
 from ddsweep.results.lock import SweepLock, live_holder, read_lock
 from tests.conftest import PATIENCE_S
 
@@ -289,17 +290,25 @@ def test_a_driver_and_an_element_that_start_at_once_are_never_both_let_in(path: 
         assert held_by_threads(path, [None, "a"]) != [1, 1]
 
 
-def test_a_fellow_that_is_just_writing_its_name_is_waited_for(path: Path) -> None:
+def test_a_fellow_that_is_just_writing_its_name_is_waited_for(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where there is no flock: its file may be seen before its content."""
     members = path.with_name(".lock.d")
     members.mkdir()
     young = members / "another-node-7-1"
     young.touch()
-    writer = threading.Timer(0.2, foreign, (young, 0), {"launch": "a"})
-    writer.start()
-    with share(path, "a"):
-        pass
-    writer.join()
+    waited: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        waited.append(seconds)
+        foreign(young, 0, launch="a")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lock.time, "sleep", sleep)
+        with share(path, "a"):
+            pass
+    assert waited
 
 
 @pytest.mark.parametrize(

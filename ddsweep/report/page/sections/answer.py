@@ -22,9 +22,10 @@ _MOST_CARDS = 12
 
 _MEANING = (
     "The setting with the best score on validation, by its mean over seeds; test chose nothing. The number, "
-    "in % of test images, is a mean over seeds of means over held-out networks; ± is the standard deviation over "
-    "networks. The 95 % interval of the mean (Student's t) is for other seeds, if there are several, and for "
-    "other networks, if they are unknown. Seeds and networks are two levels, and are never pooled as one."
+    "in % of test images, is a mean over seeds of means over held-out networks; ± is the standard deviation "
+    "over networks. The 95 % interval of the mean (Student's t) is for other seeds, if there are several, "
+    "and for other networks, if they are unknown. Seeds and networks are two levels, and are never pooled "
+    "as one."
 )
 _LEVELS = (
     Column("test_mean", "test", "percent"),
