@@ -120,6 +120,11 @@ class Gathered:
         return "test accuracy (of attacks: fooled)" if True in attacks else "test accuracy"
 
     @property
+    def measure_heading(self) -> str:
+        """The same in a heading: a word."""
+        return "Fooled" if self.measure_words == "fooled" else "Accuracy"
+
+    @property
     def measure_title(self) -> str:
         """The title of axis y."""
         return f"{self.measure_words}, %"

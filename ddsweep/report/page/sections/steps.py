@@ -26,7 +26,7 @@ def steps_section(gathered: Gathered, steps: Mapping[int, Sequence[Spread]]) -> 
     """Accuracy at each inner step that was measured."""
     measured = {number: found for number, found in steps.items() if len(found) > 1}
     if not measured:
-        return Section("steps", "Accuracy at each inner step", [])
+        return Section("steps", f"{gathered.measure_heading} at each inner step", [])
     rows, numbers, drawn = [], [], []
     for number, found in measured.items():
         for spread in found:
@@ -66,7 +66,7 @@ def steps_section(gathered: Gathered, steps: Mapping[int, Sequence[Spread]]) -> 
         rows,
         trials=numbers,
     )
-    return Section("steps", "Accuracy at each inner step", [chart, table])
+    return Section("steps", f"{gathered.measure_heading} at each inner step", [chart, table])
 
 
 def _steps_build(title: str, x: Axis, colour: Axis) -> alt.LayerChart:

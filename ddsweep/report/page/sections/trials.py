@@ -33,7 +33,7 @@ def trials_section(gathered: Gathered, finals: Mapping[int, Spread]) -> Section:
     if gathered.trials:
         text = "A trial that is picked is drawn network by network in all charts. Headings sort."
         parts += [tag("p", text, class_="note"), _table(gathered, finals)]
-    return Section("trials", "Accuracy over the settings", parts)
+    return Section("trials", f"{gathered.measure_heading} over the settings", parts)
 
 
 def accuracy_chart(gathered: Gathered, finals: Mapping[int, Spread]) -> Chart:
