@@ -28,7 +28,7 @@ from ddsweep.errors import UserError
 from ddsweep.packing import SECONDS, Packing, measure
 from ddsweep.trial_plan import TrialSettings
 
-QUICK = {"networks": 2, "inner_steps": 2, "inner_epochs": 1, "real_batch": 64, "seconds": 0.1}
+QUICK = {"networks": 2, "inner_steps": 2, "inner_epochs": 1, "real_batch": 64, "seconds": 0.1, "repeats": 1}
 PACKED = (1, 2, 4, 8)
 STEPS = 1000
 """Outer steps of the trials that are counted."""
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for count, together in product(o.packed, o.together)
         for threads in [o.threads or max(1, cores // count)]
     ]
-    found: dict[Packing, list[float]] = {packing: [] for packing in packings}
+    found: dict[Packing, list[float]] = {packing: [] for packing in dict.fromkeys(packings)}
     for _ in range(o.repeats):  # all in turn: a machine has slower times
         for packing in [*found]:
             try:

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from ddsweep.catalog import TrialSpec, measure_of
 from ddsweep.catalog.methods import DEFAULT_METHOD
-from ddsweep.cost import choose_memory, estimate
+from ddsweep.cost import choose_memory, estimate, real_at_once_gpu
 
 __all__ = [
     "FREE",
@@ -158,7 +158,8 @@ def _room(trial: TrialSpec, on_gpu: bool, networks: int | None, memory_mode: str
     networks = networks or (NETWORKS_GPU if on_gpu else NETWORKS)
     memory = MEMORY_GPU if on_gpu else MEMORY
     mode, segment = choose_memory(trial, memory_mode, segment)
-    needed = estimate(trial, 1, memory_mode=mode, segment=segment, on_gpu=on_gpu).memory_bytes
+    at_once = real_at_once_gpu(trial) if on_gpu else 0
+    needed = estimate(trial, 1, memory_mode=mode, segment=segment, real_at_once=at_once).memory_bytes
     return max(1, min(networks // trial.models_per_step, int(memory / needed)))
 
 

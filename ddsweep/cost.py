@@ -82,8 +82,7 @@ IN_CACHE = 2**22
 them is kept. More leave the cache of a CPU, which then waits for its memory (docs/performance.md)."""
 
 REAL_AT_ONCE_GPU = 1024
-"""Real images that go through at a time on a GPU (`ddsweep.core.execution.choose_plan`); of all networks, if
-their derivatives are written out."""
+"""Real images that go through a network at a time on a GPU (`ddsweep.core.execution.choose_plan`)."""
 
 _SLOTS = {"gd": 0, "momentum": 1, "adam": 2}
 
@@ -129,12 +128,12 @@ def estimate(
     memory_mode: str = "store",
     segment: int = 1,
     together: int = 1,
-    on_gpu: bool = False,
+    real_at_once: int = 0,
 ) -> CostEstimate:
     """The cost of distilling ``trial`` on ``threads`` CPU threads in a memory mode (see
-    `ddsweep.core.execution.ExecutionPlan`): its share, if so many trials are distilled ``together``. With
-    ``on_gpu`` its memory is that on a GPU, which takes many more real images at a time. Raises `ValueError`
-    if ``threads`` is not positive.
+    `ddsweep.core.execution.ExecutionPlan`): its share, if so many trials are distilled ``together``. Its
+    memory has the outputs of layers for ``real_at_once`` real images, over all networks (on a GPU they are
+    many, `real_at_once_gpu`). Raises `ValueError` if ``threads`` is not positive.
     """
     if not threads > 0:
         raise ValueError(f"threads must be positive, not {threads}")
@@ -162,11 +161,15 @@ def estimate(
     per_network = networks if trial.real_batch_mode == "per_network" else 1
     # Real images, and three sets of weights: the last weights, their gradient, and the adjoint.
     rest = _item(trial) * per_network * real * math.prod(shape) + 3 * _point_bytes(trial)
-    if on_gpu:
-        found = _measure(trial)
-        at_once = (networks if found.written_out else 1) * min(REAL_AT_ONCE_GPU, real)
-        rest += _item(trial) * at_once * found.outputs * _COPIES
+    rest += _item(trial) * real_at_once * _measure(trial).outputs * _COPIES
     return CostEstimate(flops, seconds, inner + rest)
+
+
+def real_at_once_gpu(trial: TrialSpec) -> int:
+    """The real images that go through at a time on a GPU, over all networks, as long as memory lasts
+    (`ddsweep.core.execution.choose_plan`)."""
+    networks = trial.models_per_step if _measure(trial).written_out else 1
+    return networks * min(REAL_AT_ONCE_GPU, _real_images(trial)) if trial.method == "bptt" else 0
 
 
 def protocol_seconds(

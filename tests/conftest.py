@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import io
 import os
-import re
 import secrets
 import signal
 import socket
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
+from _pytest.mark.expression import Expression
 
 from tests.disks import small_disk
 
@@ -352,15 +352,16 @@ LONG = (
 
 def with_rays(config: pytest.Config) -> bool:
     """Whether tests that use a Ray are run: not by `make test`."""
-    return not re.search(r"not \(.*\bray\b.*\)|not ray\b", config.getoption("markexpr"))
+    asked = config.getoption("markexpr")
+    return not asked or Expression.compile(asked).evaluate(lambda name, **_: name == "ray")
 
 
 def group_of(path: str, rays: bool) -> str:
-    """The group of the tests in the file at ``path``; without the tests that use a Ray it is alone."""
-    if not rays:
-        return path
+    """The group of the tests in the file at ``path``; without tests that use a Ray most are alone."""
     if path.startswith("tests/cluster/"):
         return "the one Slurm"
+    if not rays:
+        return path
     text = (ROOT / path).read_text()
     if "one_ray" in text:
         return "the one Ray"

@@ -270,7 +270,7 @@ def test_memory_that_holds_no_two_trials_leaves_each_alone(
     assert tried == [4, 2, 1, 1] and job(SPECS[0]).directory.checkpoint(SPECS[0].trial_id).exists()
 
 
-def test_seconds_are_shares_that_add_up(job: Callable[..., TrialJob]) -> None:
+def test_seconds_are_shares_of_what_was_used_and_no_more(job: Callable[..., TrialJob]) -> None:
     specs = [spec_of(seed, outer_steps=20) for seed in range(20, 24)]
     began, used = time.monotonic(), time.process_time()
     distil_together(Cohort([[job(spec, replace(SETTINGS, gpus=0.5, device="cpu")) for spec in specs]]))
@@ -279,7 +279,7 @@ def test_seconds_are_shares_that_add_up(job: Callable[..., TrialJob]) -> None:
     assert 0 < sum(row["cpu_seconds"] for row in said) <= cpu
     assert 0 < sum(row["gpu_seconds"] for row in said) / 0.5 <= wall
     for row in said:
-        assert 0 < row["gpu_seconds"] / 0.5 < row["wall_seconds"] <= wall, "each has all that passed"
+        assert 0 < row["gpu_seconds"] / 0.5 < row["wall_seconds"] <= wall, "and each has the time that passed"
 
 
 CHILD = """

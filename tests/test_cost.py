@@ -30,6 +30,7 @@ from ddsweep.cost import (
     evaluation_seconds,
     matched_at_a_time,
     protocol_seconds,
+    real_at_once_gpu,
 )
 from ddsweep.spec.model import ResourcesSpec
 from ddsweep.verbs.inputs import estimates_of
@@ -113,7 +114,8 @@ def test_a_gpu_takes_many_real_images_at_a_time(network: str, side: int) -> None
     plan = choose_plan(torch.device("cuda"), 1, module)
     assert plan.real_chunk == REAL_AT_ONCE_GPU
     together = trial.models_per_step if plan.real_batching == "explicit" else 1
-    more = estimate(trial, 1, on_gpu=True).memory_bytes - estimate(trial, 1).memory_bytes
+    found = estimate(trial, 1, real_at_once=real_at_once_gpu(trial))
+    more = found.memory_bytes - estimate(trial, 1).memory_bytes
     outputs = measure_of(trial.network_spec, shape, 10).outputs
     assert more == together * 1024 * outputs * 2 * 4
 

@@ -139,9 +139,8 @@ def _moved(first: Sequence[Row], second: Sequence[Row], pair: Pair) -> Differenc
     def side(rows: Sequence[Row], trial: Row) -> list[Row]:
         last = trial["inner_steps"] * trial["inner_epochs"]
         after = [row for row in rows if row["inner_step"] == last]
-        # Images of another shape, or other classes, make other networks of one name.
-        data = (trial["dataset"], trial["dataset_shape"])
-        kind = (trial["init_param"], trial["init"] == "fixed", trial["pool_recipe"], *data)
+        # By the data set, because images of another shape, or other classes, make other networks.
+        kind = (trial["dataset"], trial["init_param"], trial["init"] == "fixed", trial["pool_recipe"])
         named = ((row["network"], row["init_law"], row["pool"], *kind, row["model_seed"]) for row in after)
         return [{**row, "model_seed": name} for row, name in zip(after, named, strict=True)]
 

@@ -38,13 +38,15 @@ class Sample:
 class Search:
     """A guided search: of one combination of points and grid, with all ``settings`` outside the space.
 
-    ``key`` names it, and ``left`` is how many samples are still to be proposed.
+    ``key`` names it, and ``left`` is how many samples are still to be proposed. ``written`` is what its file
+    of proposals holds.
     """
 
     key: str
     settings: Mapping[str, Any]
     samples: tuple[Sample, ...]
     left: int
+    written: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class _Begun:
     samples: list[dict[str, Any]]
     seeds: int
     ids: list[dict[str, None]] = field(default_factory=list)
-    no_more: bool = False
+    written: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -181,9 +183,9 @@ def _search(sweep: SweepSpec, key: str, begun: _Begun) -> Search:
     assert sweep.search is not None
     samples = tuple(Sample(values, tuple(ids)) for values, ids in zip(begun.samples, begun.ids, strict=True))
     different = {repr(values) for values in begun.samples}
-    over = begun.no_more or len(different) >= sweep.search.size
+    over = sweep.search.no_more_marker in begun.written or len(different) >= sweep.search.size
     left = 0 if over else sweep.search.samples - len(samples)
-    return Search(key, begun.settings, samples, left)
+    return Search(key, begun.settings, samples, left, begun.written)
 
 
 def _resolved(sweep: SweepSpec, known: dict[str, Any], given: Any, resolve: Callable[[Any], Any]) -> Any:
@@ -281,15 +283,15 @@ def _begun(
         written = proposed.get(key) or proposed.get(_key(kept), ())
         samples = sweep.search.known(written)
         seeds = 1 if "seed" in kept else len(sweep.seeds)
-        no_more = sweep.search.no_more in written
-        searches[key] = _Begun(kept, samples, seeds, [{} for _ in samples], no_more)
+        searches[key] = _Begun(kept, samples, seeds, [{} for _ in samples], tuple(written))
     return searches[key]
 
 
 _DEFAULTS = {
     item.name: item.default
     for item in fields(TrialSpec)
-    if item.default is not MISSING and item.name not in SIZES  # each says something about the others
+    # A size says something about the others, and a seed how many trials a sample has.
+    if item.default is not MISSING and item.name not in (*SIZES, "seed")
 }
 
 

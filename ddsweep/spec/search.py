@@ -149,9 +149,9 @@ class SearchSpec(BaseModel):
         return min(self.samples, self.startup or _STARTUP) if self.guided else self.samples
 
     @property
-    def no_more(self) -> dict[str, Any]:
-        """What is written down after the samples if no other one is new and possible. It holds for this space
-        and number of samples, and is no sample."""
+    def no_more_marker(self) -> dict[str, Any]:
+        """What is written down after the samples if no other one that is new and possible was found. It holds
+        for this space and number of samples, until the next run looks again, and is no sample."""
         return {"no_more_of": self.samples, "in": json.loads(json.dumps(self.space))}
 
     def in_space(self, values: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -28,7 +28,7 @@ from ddsweep.sweep.guide import Guide
 from ddsweep.sweep.halving import Halving
 from ddsweep.sweep.mailbox import Mailbox
 from ddsweep.sweep.observe import Board
-from ddsweep.sweep.placement import Placement, dearest, room_for, side_by_side
+from ddsweep.sweep.placement import Placement, largest_request, room_for, side_by_side
 from ddsweep.sweep.places import Places, place_of
 from ddsweep.sweep.prepare import splits_key, trial_settings
 from ddsweep.sweep.proposing import Proposing
@@ -110,7 +110,7 @@ class Distilling:
             planned = proposing.places(trials, slots, min(SPARE, most - slots))
             sizes = {trial_id: proposing.companions(trial_id)[1] for trial_id in by_id}
             asked = [_request(sweep, trial, proposing.room(trial)[1], session) for trial in coming]
-            dear = _dearest(sweep, coming, asked, session)
+            dear = _request_for_each(sweep, coming, asked, session)
             requests = dict.fromkeys((place.name for place in planned), dear)
         reuse = max(self.seconds[trial_id] for trial_id in by_id) < REUSE_BELOW_S
         given = [_of_worker(sweep, trial, sizes[trial.trial_id]) for trial in trials]
@@ -407,7 +407,7 @@ def _requests(
     return {name: same.setdefault(repr(request), request) for name, request in requests}
 
 
-def _dearest(
+def _request_for_each(
     sweep: SweepSpec,
     trials: Sequence[TrialSpec],
     requests: Sequence[dict[str, float]],
@@ -416,7 +416,7 @@ def _dearest(
     """A request that is enough for each of the ``requests`` of ``trials``."""
     keys = dict.fromkeys(key for request in requests for key in request)
     found = {key: max(request.get(key, 0) for request in requests) for key in keys}
-    cpus, gpus = dearest(sweep, trials, session)
+    cpus, gpus = largest_request(sweep, trials, session)
     memory = [node.memory for node in session.nodes if cpus <= node.cpus and gpus <= node.gpus]
     if "memory" in found and max(memory):
         found["memory"] = min(found["memory"], max(memory))

@@ -23,7 +23,8 @@ __all__ = ["Guide"]
 _Ended = tuple[float, int | None]
 """The score of a trial's set, and the outer step at which a scheduler stopped it."""
 
-_FAILED: _Ended = WORST, None
+_FAILED: _Ended = WORST, 0
+"""As if it had been stopped before its first step."""
 
 
 class Guide:
@@ -39,10 +40,17 @@ class Guide:
         assert sweep.search is not None
         self._search, self._scheduled = sweep.search, sweep.scheduler is not None
         self._directory, self._expand = directory, expand
-        self._written: dict[str, list[dict[str, Any]]] = read_proposals(directory)
+        # That no sample was left is looked at again: what was in the way may be gone.
+        over = self._search.no_more_marker
+        self._written = {
+            key: [values for values in written if values != over]
+            for key, written in read_proposals(directory).items()
+        }
         self._ended: dict[str, _Ended] = {}
         self.plan = expand(self._written)
         for search in self.plan.searches:
+            if search.key not in self._written and search.written:  # under the key of an earlier version
+                self._written[search.key] = [dict(values) for values in search.written]
             known = len([v for v in self._written.get(search.key, ()) if self._search.in_space(v)])
             if drawn := [dict(sample.values) for sample in search.samples[known:]]:
                 self._write(search, *drawn)
@@ -50,17 +58,20 @@ class Guide:
     @property
     def left(self) -> bool:
         """Whether a sample may still be proposed."""
-        return any(self._open(search) for search in self.plan.searches)
+        return any(search.left for search in self.plan.searches)
 
     @property
     def ended_early(self) -> str | None:
-        """That searches found no further sample, in words; None if all have as many as were asked for."""
+        """In words, that searches found no further sample; None if all have as many as were asked for."""
         asked = self._search.samples
         short = [found for s in self.plan.searches if not s.left and (found := len(s.samples)) < asked]
         if not short:
             return None
+        few = f"{min(short)}" if min(short) == max(short) else f"{min(short)} to {max(short)}"
         searches = counted(len(short), "search", "searches")
-        return f"{searches} ended with {min(short)} of {asked} samples: no other one is new and possible"
+        return (
+            f"{searches} ended with {few} of {asked} samples: no other one that is new and possible was found"
+        )
 
     @property
     def to_propose(self) -> int:
@@ -71,11 +82,7 @@ class Guide:
     def open_trials(self) -> tuple[TrialSpec, ...]:
         """The trials of searches that may propose more: what they ask of a machine, the next ones do too."""
         ids = {
-            id
-            for search in self.plan.searches
-            if self._open(search)
-            for s in search.samples
-            for id in s.trial_ids
+            id for search in self.plan.searches if search.left for s in search.samples for id in s.trial_ids
         }
         return tuple(trial for trial in self.plan.trials if trial.trial_id in ids)
 
@@ -88,11 +95,11 @@ class Guide:
     def propose(self) -> tuple[TrialSpec, ...]:
         """The trials of one more sample; none once no sample is left. Raises `ResultsError` if it cannot be
         written down."""
-        while open_ := [search for search in self.plan.searches if self._open(search)]:
+        while open_ := [search for search in self.plan.searches if search.left]:
             search = min(open_, key=lambda search: len(search.samples))
             if trials := self._next(search):
                 return trials
-            self._write(search, self._search.no_more)
+            self._write(search, self._search.no_more_marker)
             self.plan = self._expand(self._written)
         return ()
 
@@ -117,9 +124,6 @@ class Guide:
         add_current(self._directory, [trial.trial_id for trial in trials])
         return trials
 
-    def _open(self, search: Search) -> bool:
-        return search.left > 0
-
     def _with(self, search: Search, *values: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
         return {**self._written, search.key: [*self._written.get(search.key, ()), *values]}
 
@@ -138,8 +142,8 @@ class Guide:
         if len(ended) < len(found):
             return Tried(sample.values)
         if all(one == _FAILED for one in ended):
-            return Tried(sample.values, WORST, 0)
-        stops = [step for _, step in ended if step is not None]
+            return Tried(sample.values, *_FAILED)
+        stops = [step for score, step in ended if step is not None and (score, step) != _FAILED]
         return Tried(sample.values, fmean(score for score, _ in ended), min(stops, default=None))
 
     def _ending(self, trial_id: str) -> _Ended | None:

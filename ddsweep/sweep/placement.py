@@ -21,7 +21,7 @@ __all__ = [
     "Placement",
     "check_gpus_seen",
     "check_placement",
-    "dearest",
+    "largest_request",
     "place_shards",
     "room_for",
     "side_by_side",
@@ -83,7 +83,9 @@ def check_placement(sweep: SweepSpec, trials: Sequence[TrialSpec], session: RayS
     return Placement(share, tuple(session.nodes[i].name for i in chosen))
 
 
-def dearest(sweep: SweepSpec, trials: Sequence[TrialSpec], session: RaySession) -> tuple[float, float]:
+def largest_request(
+    sweep: SweepSpec, trials: Sequence[TrialSpec], session: RaySession
+) -> tuple[float, float]:
     """CPUs and GPUs that are enough for each of ``trials``: the places of a guided search are all alike.
     Raises `UserError` if no node has both."""
     cpus, gpus = map(max, zip(*map(sweep.resources.for_trial, trials), strict=True))

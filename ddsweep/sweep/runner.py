@@ -30,7 +30,7 @@ from ddsweep.sweep.guide import Guide
 from ddsweep.sweep.join import check_nodes
 from ddsweep.sweep.metrics import exported
 from ddsweep.sweep.observe import Board
-from ddsweep.sweep.placement import check_placement, dearest, side_by_side
+from ddsweep.sweep.placement import check_placement, largest_request, side_by_side
 from ddsweep.sweep.prepare import load_all_splits, repeats, splits_key
 from ddsweep.sweep.retry import SPREAD_S
 from ddsweep.sweep.session import RaySession, ray_session
@@ -249,7 +249,7 @@ def _work(
                 board.say(idle)
             placement = check_placement(sweep, missing.trials, session)
             if request.guide is not None and (alike := (*missing.to_distil, *request.guide.open_trials)):
-                dearest(sweep, alike, session)
+                largest_request(sweep, alike, session)
         on_ready()
         if session.dashboard:
             board.say(_dashboard_line(session))

@@ -152,7 +152,10 @@ def step_in_memory(
 
 def _too_large(plan: ExecutionPlan, step: int, spec: TrialSpec, gpus: float, error: Exception) -> str:
     on_gpu = plan.device == "cuda"
-    needed = estimate(spec, 1, memory_mode=plan.memory_mode, segment=plan.segment, on_gpu=on_gpu).memory_bytes
+    at_once = min(plan.real_block, spec.models_per_step) * plan.real_chunk if on_gpu else 0
+    needed = estimate(
+        spec, 1, memory_mode=plan.memory_mode, segment=plan.segment, real_at_once=at_once
+    ).memory_bytes
     where = f"{gpus:g} of a GPU" if on_gpu and 0 < gpus < 1 else plan.device
     more = "a larger resources.gpus" if on_gpu else "a smaller resources.max_concurrent"
     return (

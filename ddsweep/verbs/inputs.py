@@ -154,14 +154,19 @@ def estimates_of(
 ) -> dict[str, CostEstimate]:
     """The cost of each trial in its memory mode, on so many ``threads`` (1 where it asks for none), if as
     many trials are distilled ``together``."""
-    from ddsweep.cost import choose_memory, estimate
+    from ddsweep.cost import choose_memory, estimate, real_at_once_gpu
 
     found = {}
     for trial in trials:
         mode, segment = choose_memory(trial, resources.memory_mode, resources.segment)
         size = together.get(trial.trial_id, 1)
         found[trial.trial_id] = estimate(
-            trial, threads(trial) or 1.0, memory_mode=mode, segment=segment, together=size
+            trial,
+            threads(trial) or 1.0,
+            memory_mode=mode,
+            segment=segment,
+            together=size,
+            real_at_once=real_at_once_gpu(trial) if resources.for_trial(trial)[1] else 0,
         )
     return found
 

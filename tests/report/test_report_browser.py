@@ -226,11 +226,19 @@ def test_what_is_printed_or_saved_is_light_on_white(browser: Browser, folder: Fo
     figure = "document.getElementById('chart-accuracy')"
     ground = f"{figure}.view.background()"
     assert browser.ask(ground) in (None, "transparent")
-    for event, expected in (("beforeprint", "white"), ("afterprint", None)):
-        drawn = browser.ask(f"{figure}.dataset.drawn")
-        browser.ask(f"dispatchEvent(new Event('{event}'))")
-        browser.wait(f"{figure}.dataset.drawn > {drawn}")
-        assert browser.ask(ground) in ((expected,) if expected else (None, "transparent"))
+    dark = "document.documentElement.classList.contains('dark-charts')"
+    browser.ask(f"addEventListener('beforeprint', () => {{ window.printed = {dark}; }})")
+    browser.call("Page.printToPDF")
+    assert browser.wait("window.printed")
+    assert not browser.ask(dark)
+    ink = f"getComputedStyle({figure}.querySelector('canvas')).filter"
+    browser.ask("dispatchEvent(new Event('beforeprint'))")
+    assert browser.ask(ink) == "none"
+    scheme = [{"name": "prefers-color-scheme", "value": "dark"}]
+    browser.call("Emulation.setEmulatedMedia", media="print", features=scheme)
+    assert "invert" in browser.ask(ink), "light ink on white paper cannot be read"
+    browser.call("Emulation.setEmulatedMedia", media="", features=scheme)
+    browser.ask("dispatchEvent(new Event('afterprint'))")
     browser.ask(
         "(() => { window.saved = []; HTMLAnchorElement.prototype.click = () => "
         f"saved.push({figure}.view.toSVG()); }})()"

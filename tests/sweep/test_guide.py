@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ddsweep.catalog import TrialSpec
-from ddsweep.errors import ResultsError
+from ddsweep.errors import ResultsError, UserError
 from ddsweep.report.page.gather import gather
 from ddsweep.report.sweep_file import asked_of
 from ddsweep.results.current import current_ids, write_sweep_file
@@ -168,6 +168,10 @@ def test_the_score_of_a_sample_is_the_mean_over_its_seeds(folder: Folder) -> Non
         folder.failure(trial)
     tried = guide.tried(search.samples[2])
     assert (tried.score, tried.stopped_at) == (0, 0), "all failed: worse than any that a scheduler stopped"
+    (search,) = guide.plan.searches
+    ended(folder, guide.plan.trials[6:8], 0.0)
+    tried = guide.tried(search.samples[3])
+    assert (tried.score, tried.stopped_at) == (0, None), "bad, but it came to its end"
 
 
 @pytest.mark.parametrize(("keep", "score"), [("last", 0.3), ("best", 0.6)])
@@ -213,6 +217,12 @@ def test_another_base_is_another_search_and_comes_back(folder: Folder) -> None:
     assert guide_of(folder).plan.trials == guide.plan.trials
 
 
+def test_a_seed_of_its_own_is_another_search(folder: Folder) -> None:
+    """A sample of it has one trial, also where the seed is the default."""
+    keys = {guide_of(folder, SWEEP, *more).plan.searches[0].key for more in ((), ("seed=0",), ("seed=1",))}
+    assert len(keys) == 3
+
+
 def test_a_default_that_is_written_down_changes_no_search(folder: Folder) -> None:
     guide = guide_of(folder)
     ended(folder, guide.plan.trials)
@@ -226,12 +236,12 @@ def test_a_search_of_an_earlier_version_is_found_again(folder: Folder) -> None:
     settings = {**sweep_of(folder, SWEEP, "keep=last").base}
     text = json.dumps(settings, sort_keys=True, default=list)
     key = hashlib.sha256(text.encode()).hexdigest()[:10]
-    values = {"inner_lr": 0.5, "image_init": "real"}
-    write_proposals(folder.directory, key, settings, [values])
+    values, elsewhere = ({"inner_lr": lr, "image_init": "real"} for lr in (0.5, 7.0))
+    write_proposals(folder.directory, key, settings, [values, elsewhere])
     guide = guide_of(folder, SWEEP, "keep=last")
     (search,) = guide.plan.searches
     assert search.key != key and search.samples[0].values == values
-    assert read_proposals(folder.directory)[search.key][0] == values
+    assert read_proposals(folder.directory)[search.key][:2] == [values, elsewhere], "also outside the space"
 
 
 def test_a_wider_space_keeps_what_lies_in_it(folder: Folder) -> None:
@@ -271,12 +281,34 @@ def test_that_no_sample_is_left_is_written_down_for_all_verbs(folder: Folder, dd
     assert sorted(trial.inner_steps for trial in guide.plan.trials) == [1, 2, 3, 4, 6, 12]
     assert guide.to_propose == 0 and not guide.left
     assert "1 search ended with" in guide.ended_early and "of 20 samples" in guide.ended_early
-    again = guide_of(folder, text, *settings)
-    assert again.plan == guide.plan and again.propose() == ()
+    sweep = sweep_of(folder, text, *settings)
+    assert expand(sweep, resolve, proposed=read_proposals(folder.directory)).to_propose == 0
     for trial in guide.plan.trials:
         folder.evaluated(trial)
     assert "nothing is left to do" in ddsweep("status", folder.directory.root).stdout
-    assert guide_of(folder, text, "search.samples=21", *settings[1:]).plan.to_propose > 0
+    longer = sweep_of(folder, text, "search.samples=21", *settings[1:])
+    assert expand(longer, resolve, proposed=read_proposals(folder.directory)).to_propose > 0
+    again = guide_of(folder, text, *settings)
+    assert again.left, "the next run looks again, for what was in the way may be gone"
+    assert again.propose() == () and not again.left
+
+
+def test_a_fault_that_passes_does_not_end_a_search_for_ever(folder: Folder) -> None:
+    sweep = sweep_of(folder, SWEEP)
+    broken = False
+
+    def expanded(proposed: Proposed) -> Plan:
+        known = sum(len(samples) for samples in proposed.values())
+        if broken and known > 3 and sweep.search.no_more_marker not in next(iter(proposed.values())):
+            raise UserError("models.py: it is being edited")
+        return expand(sweep, resolve, proposed=proposed)
+
+    guide = Guide(sweep, folder.directory, expanded)
+    broken = True
+    assert guide.propose() == () and guide.ended_early
+    broken = False
+    again = Guide(sweep, folder.directory, expanded)
+    assert len(again.propose()) == 1 and again.left
 
 
 def test_what_is_no_file_of_proposals_is_named(folder: Folder) -> None:

@@ -66,10 +66,10 @@ def test_how_many_places_a_guided_search_has(
 def test_places_that_are_all_alike_need_a_node_for_the_dearest_trial() -> None:
     """Also if that trial is done: the next ones of its search ask for as much."""
     cpus = {"by": "seed", "0": 1, "default": 4}
-    assert placement.dearest(sweep(cpus=cpus), TRIALS[:1], session(4)) == (1, 0)
-    assert placement.dearest(sweep(cpus=cpus), TRIALS[:2], session(8)) == (4, 0)
+    assert placement.largest_request(sweep(cpus=cpus), TRIALS[:1], session(4)) == (1, 0)
+    assert placement.largest_request(sweep(cpus=cpus), TRIALS[:2], session(8)) == (4, 0)
     with pytest.raises(UserError, match=r"guided search.* 4 CPUs and 0 GPUs.*its own sweep"):
-        placement.dearest(sweep(cpus=cpus), TRIALS[:2], session(4))
+        placement.largest_request(sweep(cpus=cpus), TRIALS[:2], session(4))
 
 
 class Store:

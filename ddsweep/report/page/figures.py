@@ -14,7 +14,7 @@ from ddsweep.report.page.section import Chart
 from ddsweep.report.page.write import sections_of
 from ddsweep.results.files import write_atomic
 
-__all__ = ["figure_of", "write_figures"]
+__all__ = ["figure_of", "left_out", "write_figures"]
 
 _MOST_POINTS = 6000
 _WIDTH, _ROW = 480, 22
@@ -89,17 +89,6 @@ def figure_of(gathered: Gathered, measured: Measured, chart: Chart) -> dict[str,
                 row["x"] = "–" if value is None else value
                 row["o"] = places[trial.number]
     description = described(chart, x, colour)
-    # A scale of numbers has no place for "none".
-    numeric = [("x", chart.axes and x.kind), ("c", chart.coloured and colour.kind)]
-    left = {
-        row["trial"]
-        for rows in datasets.values()
-        for row in rows
-        for name, kind in numeric
-        if "trial" in row and kind == "quantitative" and isinstance(row[name], str)
-    }
-    if left:
-        description["usermeta"] = {"left_out": len(left)}
     if "layer" in description:
         description["layer"] = [
             layer
@@ -113,6 +102,15 @@ def figure_of(gathered: Gathered, measured: Measured, chart: Chart) -> dict[str,
         field = first["encoding"]["y"]["field"]
         description["height"] = _ROW * len({row[field] for row in next(iter(datasets.values()))})
     return {**description, "config": _CONFIG, "datasets": datasets}
+
+
+def left_out(description: dict[str, Any]) -> int:
+    """The number of trials that a scale of numbers has no place for, in what `figure_of` made."""
+    layers = [layer.get("encoding", {}) for layer in description.get("layer", [description])]
+    named = [encoding.get(name, {}) for encoding in layers for name in ("x", "color")]
+    numeric = {one.get("field") for one in named if one.get("type") == "quantitative"} & {"x", "c"}
+    rows = (row for rows in description["datasets"].values() for row in rows if "trial" in row)
+    return len({row["trial"] for row in rows if any(isinstance(row.get(name), str) for name in numeric)})
 
 
 def _networks(measured: Measured, numbers: list[int], which: str) -> list[dict[str, Any]]:

@@ -325,7 +325,9 @@ async function draw(name) {
 
 const visible = new Set();
 let waiting = Promise.resolve();
-const request = (name) => { waiting = waiting.then(() => (dirty.has(name) ? draw(name) : undefined)); };
+// One after the other; what fails does not keep the next from being drawn.
+const after = (work) => { waiting = waiting.then(work).catch((error) => console.error(error)); };
+const request = (name) => after(() => (dirty.has(name) ? draw(name) : undefined));
 function redraw() {
   for (const name of Object.keys(data.charts)) {
     dirty.add(name);
@@ -341,11 +343,12 @@ function watchCharts() {
     }
   }, { rootMargin: "300px" });
   for (const figure of $("figure.chart")) observer.observe(figure);
+  // A page is printed before charts could be drawn anew: those of a dark page are turned light by the style.
   addEventListener("beforeprint", () => {
-    paper(true);
-    for (const name of Object.keys(data.charts)) { dirty.add(name); request(name); }
+    document.documentElement.classList.toggle("dark-charts", isDark());
+    for (const name of dirty) request(name);
   });
-  addEventListener("afterprint", () => { paper(false); redraw(); });
+  addEventListener("afterprint", () => document.documentElement.classList.remove("dark-charts"));
 }
 
 function buildCharts() {
@@ -368,7 +371,7 @@ function buildCharts() {
     for (const kind of ["svg", "png"]) {
       const button = make("button", { type: "button", "aria-label": `Save ${chart.title} as ${kind.toUpperCase()}` }, kind.toUpperCase());
       button.addEventListener("click", () => {
-        waiting = waiting.then(async () => {
+        after(async () => {
           if (!figure.view) return;
           paper(true);
           try {
@@ -404,7 +407,7 @@ function buildZoom() {
 function buildTheme() {
   const button = document.getElementById("theme");
   const apply = () => {
-    if (state.theme) document.documentElement.dataset.theme = state.theme;
+    if (state.theme && !onPaper) document.documentElement.dataset.theme = state.theme;
     button.setAttribute("aria-pressed", String(isDark()));
   };
   button.addEventListener("click", () => { state.theme = isDark() ? "light" : "dark"; apply(); keep(); redraw(); });
