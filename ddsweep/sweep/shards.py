@@ -80,14 +80,15 @@ _got: WeakValueDictionary[str, Splits] = WeakValueDictionary()
 def get_splits(shared: SharedSplits) -> Splits:
     """The splits back, without a copy; in one process the same object as long as anybody holds it, so that
     its trials share what they put on a GPU (`ddsweep.core.images.RealSet.shared_on`)."""
-    if (found := _got.get(str(shared.arrays))) is not None:
+    name = f"{shared.arrays} {shared.rest.fingerprint}"
+    if (found := _got.get(name)) is not None:
         return found
     arrays: Mapping[str, np.ndarray[Any, Any]] = ray.get(shared.arrays)
     with warnings.catch_warnings():
         # torch has no read-only tensors and warns of such arrays; nothing here writes to data.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         tensors: dict[str, Any] = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    found = _got[str(shared.arrays)] = replace(shared.rest, **tensors)
+    found = _got[name] = replace(shared.rest, **tensors)
     return found
 
 

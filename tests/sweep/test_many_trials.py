@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from ddsweep.catalog import DATASETS, TrialSpec
+from ddsweep.data.load import load_splits
 from ddsweep.errors import UserError
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.spec import SweepSpec
 from ddsweep.sweep import placement, worker
 from ddsweep.sweep.session import Node, RaySession
+from ddsweep.sweep.shards import get_splits, put_splits
 from ddsweep.trial import Companions, Progress
 from ddsweep.trial_plan import TrialSettings
 
@@ -215,3 +219,14 @@ def test_a_place_asks_at_once_when_a_trial_has_left_at_a_rung(
     assert not place.progress(TRIALS[0], Progress(10, 1, 0.5, 0.9, 1.0, rung=True))
     assert len(place.more(1)) == 1
     assert asked == ["room", "running", "room"]
+
+
+def test_trials_of_a_worker_share_their_data_on_a_device(store: Store) -> None:
+    """Also where each of them asks for the data: what it gets is what is there already."""
+    splits = load_splits(DATASETS["digits"], None, validation_fraction=0.1, split_seed=0)
+    shared, other = put_splits(splits), put_splits(replace(splits, fingerprint="another"))
+    first, second, apart = (get_splits(one) for one in (shared, shared, other))
+    device = torch.device("meta")
+    assert first.train.shared_on(device) is second.train.shared_on(device)
+    assert apart.fingerprint == "another"
+    assert torch.equal(first.train_images, splits.train_images)
