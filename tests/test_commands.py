@@ -216,7 +216,10 @@ def test_every_command_in_passing_is_one(
         ("ddsweep run sweeps/nowhere.yaml", "nowhere.yaml"),
         ("ddsweep run sweeps/quickstart.yaml outer_step=3", "outer_step"),
         ("ddsweep run sweeps/quickstart.yaml --result here", "--result"),
-        ("ddsweep eval results/quickstart 'evaluate.protocols=[{order: shuffled}]'", "eval"),
+        (
+            "ddsweep eval results/quickstart 'evaluate.protocols=[{order: shuffled}]'",
+            "order=shuffled is impossible",
+        ),
         ("ddsweep show 0000 results/quickstart", "0000"),
         ("python bench/evaluate.py --repeat", "--repeat"),
         ("make quickstarts", "quickstarts"),

@@ -87,11 +87,12 @@ def gradients_together(tasks: Sequence[Task], states: Sequence[DistillState]) ->
     spec, missing = tasks[0].spec, max(0, tasks[0].plan.width - len(tasks))
     method = METHODS[spec.method]
     assert isinstance(method, Together)
-    found = method.together(
-        [*tasks, *[tasks[0]] * missing],
-        [*[state.learned for state in states], *[states[0].learned] * missing],
-        [*[state.step for state in states], *[states[0].step] * missing],
-    )
+    with products(tasks[0].plan.device):
+        found = method.together(
+            [*tasks, *[tasks[0]] * missing],
+            [*[state.learned for state in states], *[states[0].learned] * missing],
+            [*[state.step for state in states], *[states[0].step] * missing],
+        )
     return found[: len(tasks)]
 
 

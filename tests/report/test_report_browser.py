@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from ddsweep.catalog import TrialSpec
+from ddsweep.report.page.figures import write_figures
 from ddsweep.report.page.gather import gather
 from ddsweep.report.page.write import write_page
 from ddsweep.results.lock import SweepLock
@@ -266,6 +267,10 @@ def test_trials_without_a_number_are_said_to_be_missing(
     said = "document.querySelector('#chart-accuracy .left')"
     choose(browser, "accuracy-x", "clip_norm")
     assert browser.wait(f"!{said}.hidden && {said}.textContent").startswith("Not drawn: 1 of these trials")
+    assert any("figures as PDF" in line for line in write_figures(gathered, tmp_path / "drawn"))
+    captions = (tmp_path / "drawn" / "figures" / "captions.md").read_text()
+    (accuracy,) = (text for text in captions.split("## ") if text.startswith("accuracy\n"))
+    assert "Not drawn: 1 of these trials" in accuracy
     assert barriers(browser) == []
     silent(browser)
 

@@ -48,11 +48,10 @@ def write_figures(gathered: Gathered, out: Path) -> Iterator[str]:
             }
             for ending, content in contents.items():
                 write_atomic(out / "figures" / f"{chart.name}.{ending}", content, out)
-            left = description.get("usermeta", {}).get("left_out")
-            note = f" Not drawn: {left} of these trials, without a number along x or for the colour." * bool(
-                left
-            )
-            captions.append(f"## {chart.name}\n\n{chart.title}. {chart.caption}{note}\n")
+            text = f"{chart.title}. {chart.caption}"
+            if left := left_out(description):
+                text += f" Not drawn: {left} of these trials, without a number along x or for the colour."
+            captions.append(f"## {chart.name}\n\n{text}\n")
             charts += 1
         for table in section.tables:
             texts = {"tex": table.latex(), "md": table.markdown(), "csv": table.csv()}

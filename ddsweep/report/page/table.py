@@ -140,9 +140,7 @@ def _cell(column: Column, value: Any, *, first: bool) -> Markup:
     words = column.kind in _WORDS
     attributes = {"class_": column.kind if column.kind == "words" else None if words else "n"}
     if not words or isinstance(value, (int, float)):
-        attributes["data_v"] = (
-            "" if value is None else repr(int(value) if value is True or value is False else value)
-        )
+        attributes["data_v"] = "" if value is None else repr(+value)  # of a flag a number
     inside = join(cell_text(column, value))
     return tag("th", inside, scope="row", **attributes) if first else tag("td", inside, **attributes)
 
