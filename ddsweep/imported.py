@@ -21,13 +21,14 @@ from ddsweep.catalog import TrialSpec
 from ddsweep.core.images import class_labels, renormalised
 from ddsweep.core.recipe import Recipe
 from ddsweep.data.splits import Splits
+from ddsweep.data.whitening import WHITENINGS
 from ddsweep.distilled import DistilledSet
 from ddsweep.errors import SettingError, UserError
 from ddsweep.provenance import environment
 
 __all__ = ["SPACES", "Source", "imported_set"]
 
-SPACES = ("pixels", "normalised")
+SPACES = ("pixels", "normalised", *WHITENINGS)
 
 MOST = 2**31
 """More numbers than that are no distilled set."""
@@ -39,8 +40,8 @@ class Source:
     ``experiment`` of several in one file.
 
     ``space`` says what the numbers of the images are: ``pixels``, floats from 0 to 1 or whole numbers from 0
-    to 255; or ``normalised``, ``(x - mean) / std`` per channel of floats x from 0 to 1, with the ``mean`` and
-    ``std`` of the authors.
+    to 255; ``normalised``, ``(x - mean) / std`` per channel of floats x from 0 to 1, with the ``mean`` and
+    ``std`` of the authors; or a whitening (`ddsweep.data.whitening`), whose numbers stay as they are.
     """
 
     file: Path
@@ -50,16 +51,22 @@ class Source:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
 
+    @property
+    def whitening(self) -> str:
+        """The setting ``whitening`` of trials that begin in the set."""
+        return self.space if self.space in WHITENINGS else "none"
+
 
 def imported_set(source: Source, splits: Splits, dataset: Any) -> DistilledSet:
-    """The set of ``source`` for the ``dataset`` with these ``splits``, in one batch of all images.
+    """The set of ``source`` for the ``dataset`` with these ``splits``, whitened as its space is, in one batch
+    of all images.
 
     Raises `UserError` for a file that cannot be read or holds something else, for images of another shape or
     outside their space, and for labels that are not the classes of the data set in equal numbers.
     """
     if source.space not in SPACES:
         raise SettingError(f"--space: {source.space!r} is not one of {', '.join(SPACES)}")
-    if source.space == "pixels" and (source.mean or source.std):
+    if source.space != "normalised" and (source.mean or source.std):
         raise SettingError("--mean, --std: they are for --space normalised")
     images, labels = _read(source)
     images = _in_space(_shaped(images, dataset.shape, source), source, splits)
@@ -77,6 +84,7 @@ def imported_set(source: Source, splits: Splits, dataset: Any) -> DistilledSet:
         method="given",
         images_per_class=count // classes,
         labels="soft" if labels.is_floating_point() else "hard",
+        whitening=source.whitening,
     )
     told: dict[str, Any] = {"file": source.file.name, "sha256": _digest(source.file), "space": source.space}
     if source.space == "normalised":
@@ -226,7 +234,7 @@ def _shaped(images: Tensor, shape: tuple[int, int, int], source: Source) -> Tens
 
 
 def _in_space(images: Tensor, source: Source, splits: Splits) -> Tensor:
-    """In the normalised pixel space of the data set, float32."""
+    """In the normalised pixel space of the data set, or in its whitened one, float32."""
     now, channels = (splits.mean, splits.std), images.shape[1]
     if source.space == "pixels":
         wide = images.double() / (1 if images.is_floating_point() else 255)
@@ -242,7 +250,11 @@ def _in_space(images: Tensor, source: Source, splits: Splits) -> Tensor:
             )
         return renormalised(wide, ([0.0] * channels, [1.0] * channels), now)
     if not images.is_floating_point():
-        raise UserError(f"{source.file}: images of whole numbers are no normalised ones; give --space pixels")
+        raise UserError(
+            f"{source.file}: images of whole numbers are no {source.space} ones; give --space pixels"
+        )
+    if source.whitening != "none":
+        return images.float()
     for name in ("mean", "std"):
         values = getattr(source, name)
         if len(values) != channels or not all(map(math.isfinite, values)):

@@ -19,7 +19,9 @@ from torch import Tensor
 from ddsweep.catalog import DATASETS, TrialSpec, parse_dataset
 from ddsweep.core.images import class_labels, normalise
 from ddsweep.cost import estimate
+from ddsweep.data.load import load_splits
 from ddsweep.data.splits import Splits
+from ddsweep.data.whitening import WHITENINGS
 from ddsweep.distilled import DistilledSet, apply
 from ddsweep.errors import SettingError
 from ddsweep.imported import Source, imported_set
@@ -102,6 +104,35 @@ def test_images_end_up_where_real_ones_are(
     by_class = lambda images: images.flatten(1).view(10, 2, 64).sort(1).values  # noqa: E731
     torch.testing.assert_close(by_class(found.images[0]), by_class(expected), rtol=0, atol=1e-5)
     assert os.listdir(tmp_path / "a") == ["set.safetensors"]
+
+
+@pytest.mark.parametrize("kind", WHITENINGS)
+def test_whitened_images_are_judged_among_whitened_ones(
+    kind: str, real: tuple[Tensor, Tensor], splits: Splits, ask: Ask, tmp_path: Path
+) -> None:
+    """Their numbers stay as they are; a trial that does not whiten cannot begin in them."""
+    white = load_splits(DATASETS["digits"], None, validation_fraction=0.1, split_seed=0, whitening=kind)
+    assert white.whitening is not None
+    images = white.whitening.whitened(normalise(real[0], splits.mean, splits.std, torch.float32))
+    words = (*write_mtt(tmp_path, images, real[1]), "--dataset", "digits", "--out", "s.safetensors")
+    said = ask("import", *words, "--space", kind)
+    assert (said.code, said.err) == (0, "")
+    assert "hard labels, pixels from 0.00 to 1.00" in said.out or "from 0.00 to 1.01" in said.out
+    printed = yaml.safe_load(said.out.partition("To judge it:\n")[2])["base"]
+    assert printed["whitening"] == kind
+    found = run(tmp_path / "results", tmp_path / "s.safetensors", whitening=kind, split_seed=3)
+    assert torch.equal(found.images[0], images) and found.spec.whitening == kind
+    with pytest.raises(SettingError, match=f"made with whitening {kind}, and this trial has none"):
+        run(tmp_path / "plain", tmp_path / "s.safetensors")
+    assert "they are for --space normalised" in ask("import", *words, "--space", kind, "--std", 1).words
+
+
+def test_images_too_large_to_be_whitened_are_refused_before_the_work(
+    real: tuple[Tensor, Tensor], ask: Ask, tmp_path: Path
+) -> None:
+    words = write_mtt(tmp_path, real[0] / 255, real[1])
+    said = refused(ask, *words, space=("--space", "zca"), dataset="digits(size=80)")
+    assert "whitening: zca of 6400 values an image takes a matrix too large" in said
 
 
 def test_it_is_judged_as_it_is(real: tuple[Tensor, Tensor], ask: Ask, tmp_path: Path) -> None:

@@ -112,9 +112,10 @@ class Question(SettingsGroup):
     """of an attack: the class whose images are to be called `target_class`"""
     target_class: int | None = None
     """of an attack: another class"""
-    whitening: str = setting("none", one_of=("none", "zca"))
+    whitening: str = setting("none", one_of=("none", "zca", "zca_pixels"))
     """`zca`: all images are whitened by the training part (ZCA, epsilon 0.1); distilled images are whitened
-    ones, and pictures show them as they would be without"""
+    ones, and pictures show them as they would be without; `zca_pixels`: the same of pixels from 0 to 1 that
+    were not normalised, a weaker whitening, as in the code of MTT, TESLA and DATM"""
 
     @staticmethod
     def check(trial: TrialSpec) -> None:

@@ -122,14 +122,14 @@ def make_splits(
         stand_in=stand_in,
         test_in_train=test_in_train,
     )
-    return splits if whitening == "none" else _whitened(splits)
+    return splits if whitening == "none" else _whitened(splits, whitening)
 
 
-def _whitened(splits: Splits) -> Splits:
+def _whitened(splits: Splits, kind: str) -> Splits:
     def normalised(pixels: torch.Tensor) -> torch.Tensor:
         return normalise(pixels, splits.mean, splits.std, torch.float32)
 
-    whitening = measure_whitening(normalised(splits.train_images))
+    whitening = measure_whitening(normalised(splits.train_images), kind, splits.std)
     return replace(
         splits,
         train_images=whitening.whitened(normalised(splits.train_images)),

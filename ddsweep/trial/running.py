@@ -82,7 +82,7 @@ class RunningTrial:
         spec, splits, directory, settings = job.spec, job.splits, job.directory, job.settings
         if is_distilled(spec, directory):
             return None
-        if (spec.whitening == "none") != (splits.whitening is None):
+        if spec.whitening != ("none" if splits.whitening is None else splits.whitening.kind):
             raise ValueError(f"whitening: the trial's is {spec.whitening}, the images were not loaded so")
         move_aside_if_torn(directory.distilled(spec.trial_id), spec, "distilled")
         ready_network(spec, directory.code)
@@ -220,7 +220,7 @@ def _start_set(spec: TrialSpec, splits: Splits, directory: SweepDirectory) -> St
         )
     images, rates = found.images, None if found.spec.method == "given" else found.rates
     before, now = (found.mean, found.std), (splits.mean, splits.std)
-    if before != now:  # measured on another training part: that of an import
+    if before != now and spec.whitening == "none":  # measured on another training part: that of an import
         images = renormalised(images, before, now)
     return StartSet(images, found.labels, rates)
 

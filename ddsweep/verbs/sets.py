@@ -29,7 +29,8 @@ def import_set(
         str,
         typer.Option(
             metavar="SPACE",
-            help="Its numbers: `pixels` from 0 to 1 (or 0 to 255), or `normalised` by --mean and --std.",
+            help="Its numbers: `pixels` from 0 to 1 (or 0 to 255), `normalised` by --mean and --std, or of "
+            "whitened images: `zca` or `zca_pixels`.",
         ),
     ],
     out: Annotated[
@@ -51,6 +52,7 @@ def import_set(
     """Import a set that others published, so that a sweep can judge it, or go on from it."""
     import torch
 
+    from ddsweep.catalog import TrialSpec
     from ddsweep.catalog.numbers import counted
     from ddsweep.core.images import renormalised
     from ddsweep.data.files import resolve_dataset
@@ -75,11 +77,13 @@ def import_set(
     source = Source(user_path(file), space, labels and user_path(labels), experiment, **asked)
     value = parse_yaml(dataset, "--dataset")
     spec = resolve_dataset(value, root)
-    splits = load_splits(spec, root, validation_fraction=0.1, split_seed=0)
+    TrialSpec(spec, whitening=source.whitening)  # before the work: its images may be too large for a matrix
+    splits = load_splits(spec, root, validation_fraction=0.1, split_seed=0, whitening=source.whitening)
     found = imported_set(source, splits, spec)
     found.save(out)
     of, none = found.spec, ([0.0] * len(found.mean), [1.0] * len(found.mean))
-    pixels = renormalised(found.images, (found.mean, found.std), none)
+    images = found.images if splits.whitening is None else splits.whitening.normalised(found.images)
+    pixels = renormalised(images, (found.mean, found.std), none)
     low, high = (round(float(value), 2) + 0.0 for value in torch.aminmax(pixels))  # no -0.00
     typer.echo(
         f"{out}: {counted(of.images_per_class, 'image')} per class of {of.dataset.name}, {of.labels} labels, "
@@ -89,6 +93,7 @@ def import_set(
     base: dict[str, Any] = {"dataset": value, "method": "given", "image_init": {"set": str(out)}}
     base |= {"images_per_class": of.images_per_class, "inner_steps": 1, "outer_steps": 1}
     base |= {"labels": "soft"} if of.labels == "soft" else {}
+    base |= {} if of.whitening == "none" else {"whitening": of.whitening}
     for line in yaml_of({"base": base}).splitlines():
         typer.echo(f"  {line}")
 
