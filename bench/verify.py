@@ -1,12 +1,12 @@
-"""Check the kept distilled sets on networks that no run has used: `make verify-results`.
+"""Check the kept distilled sets on networks that their runs have not used: `make verify-results`.
 
 python bench/verify.py [ROW ...] [--networks N]
 python bench/verify.py ROW --results results/ROW   # a run of one's own against the kept table
 
 Each set in docs/reproduction is applied with `ddsweep.apply`, network by network, and not by the engine of
 evaluations. The mean is compared with that of the kept table: the difference of two means must lie within its
-99.9 % interval (Welch), and that of the one network of a `fixed` set within half a point. A set that was
-distilled anew may differ by two points more: rounding is amplified along a distillation.
+99.9 % interval (Welch). The one network of a `fixed` set is trained again, and lies within half a point. A
+set that was distilled anew may differ by two points more: rounding is amplified along a distillation.
 """
 
 from __future__ import annotations

@@ -101,12 +101,10 @@ class DistillState:
 @dataclass(frozen=True)
 class NetworkGradients:
     """For each of K networks: outer loss ``[K]``, and its derivative by each part of the learned values,
-    ``[K, ...]``. All entries of a ``tied`` part are one learned value: they are summed after the mean over
-    networks."""
+    ``[K, ...]``."""
 
     losses: Tensor
     by: Learned
-    tied: tuple[str, ...] = ()
 
     def of(self, networks: Sequence[int]) -> NetworkGradients:
         """Those of some of the networks."""
@@ -115,7 +113,7 @@ class NetworkGradients:
             return torch.stack([values[k] for k in networks])
 
         by = {name: taken(part) for name, part in self.by.items()}
-        return NetworkGradients(taken(self.losses), by, self.tied)
+        return NetworkGradients(taken(self.losses), by)
 
 
 def norms_of_networks(gradients: Sequence[NetworkGradients]) -> list[Tensor]:
@@ -188,8 +186,7 @@ def _median_of_alive(norms: Tensor) -> Tensor:
 def combined(gradients: NetworkGradients, weights: Tensor) -> Learned:
     """Weighted sums over the networks, in the shapes of the learned values."""
     weights = weights.to(gradients.by["images"])
-    out = {name: torch.einsum("k,k...->...", weights, part) for name, part in gradients.by.items()}
-    return {name: part.sum(0, keepdim=True) if name in gradients.tied else part for name, part in out.items()}
+    return {name: torch.einsum("k,k...->...", weights, part) for name, part in gradients.by.items()}
 
 
 # --------------------------------------------------------------------------------- from a gradient to a step

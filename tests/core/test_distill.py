@@ -345,6 +345,23 @@ def test_fixed_rates_never_change_while_images_do(task_of) -> None:
     assert not torch.equal(later.images, start.images)
 
 
+def test_the_norm_of_a_network_is_that_of_what_is_learned(task_of) -> None:
+    """Of one shared rate, the derivative by it: the sum over its steps, whatever their signs."""
+    task = task_of(inner_lr_mode="shared", inner_epochs=3, clip_norm=1e-3, models_per_step=4)
+    start = initial_state(task)
+    found = gradient_of(task, start)
+    by_rate = found.raw_rates.sum(1)
+    norms = (found.images.flatten(1).square().sum(1) + by_rate.square()).sqrt()
+    factors = 1e-3 / norms
+    assert float(factors.max()) < 1, "every network is clipped"
+    after, report = outer_step(task, start)
+    torch.testing.assert_close(report.norms, norms, rtol=1e-9, atol=0)
+    images, raw = applied_gradient(after)
+    torch.testing.assert_close(raw, (factors * by_rate).mean(0, keepdim=True), rtol=1e-9, atol=1e-13)
+    expected = torch.einsum("k,k...->...", factors, found.images) / len(factors)
+    torch.testing.assert_close(images, expected, rtol=1e-9, atol=1e-13)
+
+
 # ------------------------------------------------------------------------------------------ clipping
 
 

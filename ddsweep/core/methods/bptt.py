@@ -109,10 +109,11 @@ def together(
 def _by_learned(found: OuterGradient, spec: TrialSpec) -> NetworkGradients:
     by = {"images": found.images}
     if spec.inner_lr_mode != "fixed":
-        by["raw"] = found.raw_rates
+        shared = spec.inner_lr_mode == "shared"  # the rates of all steps are one learned value
+        by["raw"] = found.raw_rates.sum(1, keepdim=True) if shared else found.raw_rates
     if found.labels is not None:
         by["labels"] = found.labels
-    return NetworkGradients(found.losses, by, ("raw",) if spec.inner_lr_mode == "shared" else ())
+    return NetworkGradients(found.losses, by)
 
 
 def rates(learned: Learned, spec: TrialSpec) -> Tensor:
