@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ddsweep.catalog import SPEC_VERSION, TrialSpec
 from ddsweep.errors import CheckpointError, ResultsError, UnreadableError
+from ddsweep.pools.judged import of_other_networks
 from ddsweep.results.coverage import described
 from ddsweep.results.elsewhere import OtherSweep, finished_in, other_sweeps
 from ddsweep.results.files import write_atomic
@@ -55,6 +56,8 @@ def take_over(
             continue
         made_from = (row["spec_version"], row["dataset_fingerprint"], row["distilled_sha256"])
         if made_from != (SPEC_VERSION, fingerprint, distilled.sha256):
+            continue
+        if spec.pool is not None and of_other_networks(spec.pool, source, directory):
             continue
         if whole:
             here = directory.evals_parts(spec.trial_id) if paths is None else paths

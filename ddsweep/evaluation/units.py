@@ -23,6 +23,7 @@ from ddsweep.evaluation.baseline_rows import baseline_rows
 from ddsweep.evaluation.group import Group
 from ddsweep.evaluation.protocol_rows import protocol_rows
 from ddsweep.pools.imagenet import pool_of
+from ddsweep.pools.judged import note_networks
 from ddsweep.provenance import environment
 from ddsweep.results.code import load_code_of
 from ddsweep.results.coverage import (
@@ -174,6 +175,8 @@ def evaluate_unit(
     network = _network(used.network_spec, used.dataset.shape, used.dataset.classes)
     plan = choose_plan(device, THREADS, network, graph=True, native=compile != "off")
     pool = pool_of(used, directory.pools)
+    if pool is not None:
+        patiently(lambda: note_networks(pool, directory))
     group = Group(used, unit, splits, plan, network, pool)
 
     def give_up(error: Exception) -> bool:

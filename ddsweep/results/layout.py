@@ -126,6 +126,11 @@ class SweepDirectory(_Directory):
         return self.root.parent / "pools"
 
     @property
+    def pool_networks(self) -> Path:
+        """The hashes of the networks of pools that the results are of (`ddsweep.pools.judged`)."""
+        return self.root / "pools.json"
+
+    @property
     def tables(self) -> Path:
         """The compacted tables, one file each."""
         return self.root / "tables"

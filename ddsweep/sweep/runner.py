@@ -19,6 +19,8 @@ from ddsweep.data.load import Splits
 from ddsweep.errors import UserError
 from ddsweep.evaluation import forget_stop, settled, take_over_all, trial_is_stopped
 from ddsweep.pools.imagenet import ready_pool
+from ddsweep.pools.judged import note_networks
+from ddsweep.pools.store import open_pool
 from ddsweep.results.known import KnownParts
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.spec import SweepSpec, is_smoke
@@ -185,6 +187,7 @@ def _load(request: SweepRequest, missing: _Missing, board: Board) -> None:
     """Data and pools of what is missing. Raises `UserError` for what is not there."""
     for own in dict.fromkeys(trial.pool for trial in missing.trials if trial.pool is not None):
         ready_pool(own, request.directory.pools, request.data_root)
+        note_networks(open_pool(own, request.directory.pools), request.directory)
     stand_in = is_smoke(request.sweep.name)
     lacking = [trial for trial in missing.trials if splits_key(trial) not in missing.splits]
     loaded = load_all_splits(lacking, request.data_root, stand_in=stand_in)

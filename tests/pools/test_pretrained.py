@@ -29,10 +29,12 @@ from ddsweep.data.load import Splits
 from ddsweep.distilled import DistilledSet, apply
 from ddsweep.errors import UserError
 from ddsweep.evaluation import evaluate_unit, finish
+from ddsweep.evaluation.elsewhere import take_over
 from ddsweep.pools import store
 from ddsweep.pools.recipe import PoolRecipe
 from ddsweep.pools.store import TrainedPool, open_pool
 from ddsweep.results.artifacts import load_tensors
+from ddsweep.results.elsewhere import other_sweeps
 from ddsweep.results.layout import PoolDirectory, SweepDirectory
 from ddsweep.results.parts import read_part
 from ddsweep.results.schemas import EVALS
@@ -222,6 +224,52 @@ def test_adaptation_is_judged_on_every_heldout_network_before_and_after(
     assert set(baselines.pool) == {NAME} and set(baselines.model_seed) == {0, 1, 2, 3, 4}
 
 
+def trained_anew(place: PoolDirectory, pool: PoolSpec, role: str, index: int) -> None:
+    weights, _ = load_tensors(place.network(role, index))
+    (row,) = read_part(place.part(role, index)).to_pylist()
+    nudged = {name: value * (1 + 1e-7) for name, value in weights.items()}
+    drop = ("pool", "role", "index", "recipe", "sha256")
+    kept = {name: value for name, value in row.items() if name not in drop}
+    store.save_network(place, pool, role, index, nudged, kept)
+    store.write_index(place, pool)
+
+
+def test_results_of_networks_and_of_others_of_their_names_do_not_mix(
+    recipe: PoolRecipe, splits: Splits, pools: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows, and baselines that trials share, are paired by the numbers of networks."""
+    monkeypatch.setattr(store, "_open", {})
+    shutil.copytree(pools, tmp_path / "pools")
+    evaluation = EvaluationSpec(networks=2, group_size=2, baselines=("random_real",), epochs=(1,))
+    directory, beside = SweepDirectory(tmp_path / "sweep"), SweepDirectory(tmp_path / "beside")
+    fewer, pool = replace(recipe.spec(NAME), heldout=2), recipe.spec(NAME)
+    directory.create()
+    directory.sweep_file.touch()
+    evaluated(first := spec_of(fewer), evaluation, splits, directory)
+    evaluated(spec_of(pool, seed=1), evaluation, splits, directory)
+
+    place = PoolDirectory(directory.pools / NAME)
+    trained_anew(place, pool, "heldout", 1)
+    monkeypatch.setattr(store, "_open", {})
+    said = rf"pool {NAME}: 1 network, heldout 1 first, is another one than in the results in {directory.root}"
+    with pytest.raises(UserError, match=said):
+        evaluated(spec_of(pool, seed=2), evaluation, splits, directory)
+    assert len(list(directory.parts("evals").iterdir())) == 2
+
+    evaluated(spec_of(pool, seed=3), evaluation, splits, beside)
+    assert take_over(first, splits.fingerprint, beside, other_sweeps(beside)) is None
+    shutil.rmtree(place.root)
+    shutil.copytree(pools / NAME, place.root)
+    monkeypatch.setattr(store, "_open", {})
+    evaluated(spec_of(pool, seed=2), evaluation, splits, directory)
+    fresh = SweepDirectory(tmp_path / "fresh")
+    fresh.create()
+    assert take_over(first, splits.fingerprint, fresh, other_sweeps(fresh)) is not None
+    directory.pool_networks.write_text("{")
+    with pytest.raises(UserError, match="remove it, and the networks are noted anew"):
+        evaluated(spec_of(pool, seed=4), evaluation, splits, directory)
+
+
 def test_a_trial_does_not_go_on_with_networks_that_were_trained_anew(
     recipe: PoolRecipe, splits: Splits, pools: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -236,13 +284,7 @@ def test_a_trial_does_not_go_on_with_networks_that_were_trained_anew(
     before = open_pool(recipe.spec(NAME), directory.pools).learned_from
 
     place = PoolDirectory(directory.pools / NAME)
-    weights, _ = load_tensors(place.network("train", 3))
-    (row,) = read_part(place.part("train", 3)).to_pylist()
-    nudged = {name: value * (1 + 1e-7) for name, value in weights.items()}
-    drop = ("pool", "role", "index", "recipe", "sha256")
-    kept = {name: value for name, value in row.items() if name not in drop}
-    store.save_network(place, recipe.spec(NAME), "train", 3, nudged, kept)
-    store.write_index(place, recipe.spec(NAME))
+    trained_anew(place, recipe.spec(NAME), "train", 3)
     monkeypatch.setattr(store, "_open", {})
     with pytest.raises(UserError, match=f"the networks of pool {NAME} were trained anew since then"):
         distil_trial(spec, splits, directory, settings)
