@@ -42,7 +42,7 @@ WIDEST = 512
 """No more networks side by side are tried when the best number is measured."""
 
 MEMORY, MEMORY_GPU = 4e9, 16e9
-"""Bytes that a cohort takes at most, by estimate, on the CPU and on a GPU."""
+"""Bytes that a cohort takes at most, by estimate, on the CPU and on a whole GPU."""
 
 FREE = frozenset(
     {
@@ -106,7 +106,7 @@ def cohort_sizes(
     for trial, key, share in zip(trials, keys, own, strict=True):
         if key is not None and key not in rooms:
             auto = setting == "auto"
-            rooms[key] = _room(trial, share > 0, networks, memory_mode, segment) if auto else int(setting)
+            rooms[key] = _room(trial, share, networks, memory_mode, segment) if auto else int(setting)
         sizes[trial.trial_id] = 1 if key is None else min(alike[key], rooms[key])
     return sizes
 
@@ -137,7 +137,7 @@ def why_in_turn(
             if _fills_a_device(trial, share > 0):
                 device = "GPU" if share else "core"
                 reason = f"{trial.models_per_step} networks an outer step fill a {device}"
-            elif _room(trial, share > 0, None, memory_mode, segment) == 1:
+            elif _room(trial, share, None, memory_mode, segment) == 1:
                 reason = "two together would take too much memory by estimate"
         if reason is None and not more:
             reason = "no other trial has its shape"
@@ -151,12 +151,14 @@ def _fills_a_device(trial: TrialSpec, on_gpu: bool) -> bool:
     return trial.models_per_step > (NETWORKS_GPU // 2 if on_gpu else NETWORKS // 4)
 
 
-def _room(trial: TrialSpec, on_gpu: bool, networks: int | None, memory_mode: str, segment: int | None) -> int:
-    """The most trials like ``trial`` that are worth being together, and are sure to fit."""
+def _room(trial: TrialSpec, gpus: float, networks: int | None, memory_mode: str, segment: int | None) -> int:
+    """The most trials like ``trial`` that are worth being together, and are likely to fit: in their part of a
+    GPU too."""
+    on_gpu = gpus > 0
     if networks is None and _fills_a_device(trial, on_gpu):
         return 1
     networks = networks or (NETWORKS_GPU if on_gpu else NETWORKS)
-    memory = MEMORY_GPU if on_gpu else MEMORY
+    memory = MEMORY_GPU * min(1.0, gpus) if on_gpu else MEMORY
     mode, segment = choose_memory(trial, memory_mode, segment)
     at_once = real_at_once_gpu(trial) if on_gpu else 0
     needed = estimate(trial, 1, memory_mode=mode, segment=segment, real_at_once=at_once).memory_bytes
@@ -190,7 +192,7 @@ def room_beside(
     if key is None:
         return trial.trial_id, 1
     if resources.cohort == "auto":
-        room = _room(trial, need[1] > 0, networks, resources.memory_mode, resources.segment)
+        room = _room(trial, need[1], networks, resources.memory_mode, resources.segment)
         return (key, need), max(1, min(most, room))
     return (key, need), int(resources.cohort)
 

@@ -468,4 +468,6 @@ def test_as_many_as_keep_a_core_busy() -> None:
     mode, segment = choose_memory(large[0])
     needed = estimate(large[0], 1, memory_mode=mode, segment=segment).memory_bytes
     assert 1 <= most < 16 and most * needed <= MEMORY, "memory lasts"
+    whole, part = (max(cohort_sizes(large, "auto", gpus=[gpus] * 40).values()) for gpus in (1.0, 0.25))
+    assert whole // 4 == part > 1, "a quarter of a GPU has a quarter of the memory"
     assert split_evenly(9, 4) == [3, 3, 3] and split_evenly(3, 8) == [3]

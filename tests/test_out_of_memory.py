@@ -4,6 +4,7 @@ needs."""
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -21,7 +22,7 @@ import ddsweep.trial.running
 from ddsweep.catalog import DATASETS, EvaluationSpec, TrialSpec
 from ddsweep.core import graphs
 from ddsweep.core.execution import ExecutionPlan
-from ddsweep.core.memory import fitted
+from ddsweep.core.memory import end_without_gpu, fitted
 from ddsweep.core.methods import distribution_matching
 from ddsweep.data.load import Splits
 from ddsweep.errors import TooLargeError
@@ -420,3 +421,46 @@ def test_an_evaluation_has_the_memory_of_recordings_before_it_gives_up(
     (unit, *_) = EVALUATION.units(SPEC)
     evaluate_unit(SPEC, unit, EVALUATION, splits, directory, torch.device("cpu"))
     assert tried.count(True) == 1 and tried.count(False) >= 1
+
+
+# ------------------------------------------------------------------------- a GPU that answers no more
+
+
+def broken_gpu(monkeypatch: pytest.MonkeyPatch, said: Exception | None) -> list[int]:
+    """A process with CUDA, whose calls raise ``said``; and the codes with which it has ended."""
+    ends: list[int] = []
+
+    def ones(*args: Any, **more: Any) -> Any:
+        if said is not None:
+            raise said
+        return torch.zeros(1)
+
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch, "ones", ones)
+    monkeypatch.setattr(os, "_exit", ends.append)
+    return ends
+
+
+@pytest.mark.parametrize(
+    ("said", "code"),
+    [
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), [1]),
+        (torch.OutOfMemoryError("CUDA out of memory"), []),
+        (None, []),
+    ],
+)
+def test_a_process_whose_gpu_answers_no_more_makes_room_for_another(
+    said: Exception | None,
+    code: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """CUDA stays broken in a process. A fault of the work alone, or a lack of memory, ends nothing."""
+    ends = broken_gpu(monkeypatch, said)
+    end_without_gpu(ValueError("what the work said"))
+    assert ends == code
+    assert ("what the work said" in capsys.readouterr().err) == bool(code)
+
+
+def test_without_a_gpu_nothing_ends() -> None:
+    end_without_gpu(ValueError("of the work"))

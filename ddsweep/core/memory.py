@@ -1,8 +1,11 @@
-"""Running out of a device's memory: noticing it, freeing memory, and keeping to a part of it."""
+"""Devices that have no memory left, or answer no more: noticing it, freeing memory, keeping to a part."""
 
 from __future__ import annotations
 
 import gc
+import os
+import sys
+import traceback
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -10,7 +13,7 @@ import torch
 
 from ddsweep.core.graphs import forget_recordings, has_recordings
 
-__all__ = ["fitted", "is_out_of_memory", "keep_to_share", "release_memory"]
+__all__ = ["end_without_gpu", "fitted", "is_out_of_memory", "keep_to_share", "release_memory"]
 
 T = TypeVar("T")
 
@@ -28,6 +31,22 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _WORDS)
+
+
+def end_without_gpu(error: BaseException) -> None:
+    """End this process if its GPU answers no more: after an illegal access, say, or a fault of the hardware,
+    every later call of the process fails, and it would spoil all work that it is given. Another process takes
+    its place. ``error`` is what was raised; it is printed."""
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return
+    try:
+        torch.ones(1, device="cuda").add_(1).item()
+    except Exception as lost:
+        if is_out_of_memory(lost):
+            return
+        traceback.print_exception(error)
+        print(f"the GPU of this process answers no more ({lost}): it ends", file=sys.stderr, flush=True)
+        os._exit(1)
 
 
 def fitted(work: Callable[[], T], shrink: Callable[[Exception], bool]) -> T:

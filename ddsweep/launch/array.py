@@ -27,10 +27,10 @@ from ddsweep.evaluation import evaluate_unit, forget_stop, missing_units, settle
 from ddsweep.launch.allocation import node_limits
 from ddsweep.launch.crew import Crew
 from ddsweep.launch.folder import Launch, LaunchFolder, read_json
-from ddsweep.launch.processes import Signals
+from ddsweep.launch.processes import Signals, time_to_drain
 from ddsweep.pools.file import resolve_pool
 from ddsweep.results.elsewhere import other_sweeps
-from ddsweep.results.files import full_disk_told
+from ddsweep.results.files import full_disk_told, is_there
 from ddsweep.results.known import KnownParts
 from ddsweep.results.lock import LOST, SweepLock
 from ddsweep.spec import Plan, SweepSpec, expand, is_smoke, load_sweep
@@ -113,7 +113,8 @@ class _Work:
         local = self.launch.site["scheduler"] == "local"
         limits = node_limits(os.environ, self.launch.site["cpus_per_node"] if local else None)
         policy = RetryPolicy(self.sweep.resources.max_failures)
-        return Crew(self.folder, name, signals, limits, cpus=needs[0], gpus=needs[1], policy=policy)
+        crew = Crew(self.folder, name, signals, limits, cpus=needs[0], gpus=needs[1], policy=policy)
+        return replace(crew, drain_s=time_to_drain(self.launch.site["drain"]))
 
 
 @cache
@@ -248,11 +249,11 @@ class _Together:
     began: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
-        self.should_stop = self.stop_file.exists
+        self.should_stop = lambda: is_there(self.stop_file)
 
     def more(self, running: int) -> list[TrialJob]:
         jobs: list[TrialJob] = []
-        while self.waiting and not self.stop_file.exists():
+        while self.waiting and not is_there(self.stop_file):
             job = self._job(self.waiting.pop(0))
             if job is not None:
                 jobs.append(job)
@@ -281,7 +282,7 @@ class _Together:
         said = f"distilled in {time.monotonic() - self.began:.1f} s" if outcome is True else "drained"
         if isinstance(outcome, Exception):
             print(f"{spec.trial_id}: {outcome}", file=sys.stderr, flush=True)
-            if not (isinstance(outcome, DiskFullError) and self.stop_file.exists()):
+            if not (isinstance(outcome, DiskFullError) and is_there(self.stop_file)):
                 record_failure(
                     self.work.launch.directory, spec, self.work.sweep.name, outcome, "distillation", 1
                 )
@@ -297,7 +298,7 @@ def _distil(folder: str, stop_file: str, *trial_ids: str) -> str:
     together = _Together(work, Path(stop_file), trials, len(trials))
     with (
         full_disk_told(work.launch.directory.root),
-        leaving_before_the_first_step(together.stop_file.exists) as should_stop_at_step,
+        leaving_before_the_first_step(lambda: is_there(together.stop_file)) as should_stop_at_step,
     ):
         together.should_stop = should_stop_at_step
         distil_together(together)
@@ -321,7 +322,7 @@ def _evaluate(
     size: int,
     indices: tuple[int, ...],
 ) -> str:
-    if Path(stop_file).exists():
+    if is_there(Path(stop_file)):
         return "drained"
     work = _work(folder)
     spec, evaluation = work.trial(trial_id), work.sweep.evaluate.spec()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import multiprocessing
 import os
 import pickle
@@ -42,6 +43,9 @@ class Crew:
     cpus: float
     gpus: float
     policy: RetryPolicy
+    drain_s: float = math.inf
+    """So long after the warning before the time limit what still runs is killed: it is lost, and the job is
+    requeued, which it would not be after its time is up."""
 
     @property
     def slots(self) -> int:
@@ -92,6 +96,7 @@ class Crew:
         free = deque(range(len(crew)))
         waiting, failures, failed, drained = deque(items), Counter[tuple[Any, ...]](), 0, False
         not_before: dict[tuple[Any, ...], float] = {}
+        late = math.inf
         running: dict[Future[str], tuple[int, tuple[Any, ...]]] = {}
         try:
             while waiting or running:
@@ -102,6 +107,15 @@ class Crew:
                     waiting.clear()
                     print(f"{self.name}: draining", flush=True)
                 now = time.monotonic()
+                if self.signals.ending and late == math.inf:
+                    late = now + self.drain_s
+                if now > late:
+                    names = ", ".join(" ".join(map(str, item)) for _, item in running.values())
+                    said = f"has not come to rest within {self.drain_s:.0f} s: {names}: ended now"
+                    print(f"{self.name}: {said}", flush=True)
+                    for child in multiprocessing.active_children():
+                        child.kill()
+                    break
                 for item in [item for item in waiting if not_before.get(item, now) <= now][: len(free)]:
                     waiting.remove(item)
                     slot = free.popleft()
@@ -170,12 +184,15 @@ def _begin(device: str, parent: int) -> None:
 
 def _call(call: Callable[..., str], *words: Any) -> str:
     """Runs in each process of a crew. Its errors must survive pickling, or they would break the pool."""
+    from ddsweep.core.memory import end_without_gpu  # the element itself needs no torch
+
     try:
         return call(*words)
     except UserError:  # its text is complete, and survives
         raise
     except BaseException as error:
         traceback.print_exc()
+        end_without_gpu(error)
         try:
             keeps = isinstance(error, Exception) and type(pickle.loads(pickle.dumps(error))) is type(error)
         except Exception:

@@ -27,6 +27,7 @@ from ddsweep.launch.ray_head import LOST_HEAD
 from ddsweep.launch.site import Site
 from ddsweep.launch.slurm import is_running
 from ddsweep.machine import versions
+from ddsweep.results.files import is_there
 from ddsweep.results.lock import process_start
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class _Job(ABC):
         if not place.is_head:
             return
         again = code == LOST_HEAD or (code == EXIT_DRAINED and (signals.ending or signals.terminated))
-        again = again and not folder.stop_file.exists()
+        again = again and not is_there(folder.stop_file)
         if again and signals.terminated:  # cancelled, or preempted: then it is not for us to requeue it
             again = launch.site["scheduler"] == "slurm" and is_running(place.job)
         if again and place.restart >= launch.site["requeues"]:
@@ -204,7 +205,7 @@ def _told_to_stop(folder: LaunchFolder, launch: Launch) -> Callable[[], bool]:
     parent = os.getppid()
 
     def told() -> bool:
-        if folder.stop_file.exists():
+        if is_there(folder.stop_file):
             return True
         if launch.site["scheduler"] != "local":
             return False

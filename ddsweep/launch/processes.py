@@ -12,9 +12,16 @@ from typing import IO
 
 from ddsweep.sweep.drain import SIGNALS, out_of_reach
 
-__all__ = ["Signals", "end", "spawn", "spawn_out_of_reach"]
+__all__ = ["Signals", "end", "spawn", "spawn_out_of_reach", "time_to_drain"]
 
 _PR_SET_PDEATHSIG = 1
+
+
+def time_to_drain(drain: float) -> float:
+    """Seconds for a job to come to rest before its time limit, of which it is warned ``drain`` seconds
+    before. The rest is for its nodes to clean up and for Slurm to accept the requeue: Slurm does not requeue
+    a job whose time is up."""
+    return drain - min(30.0, drain / 3)
 
 
 class Signals:

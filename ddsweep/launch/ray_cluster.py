@@ -39,6 +39,7 @@ from ddsweep.launch.site import Site
 from ddsweep.machine import limits_trouble, versions
 from ddsweep.private import PREFIX, is_own, owned, remove_folder, remove_left
 from ddsweep.processes import MARK, kill_marked, kill_with_children
+from ddsweep.results.files import is_there
 
 __all__ = ["run_on_cluster"]
 
@@ -105,7 +106,7 @@ def _worker(node: Node) -> int:
     folder, site = node.folder, node.site
     done = done_path(folder)
     while (found := read_json(folder / "address.json")) is None:
-        if done.exists():
+        if is_there(done):
             return 0
         time.sleep(LOOK_S)
     address = str(found["address"])
@@ -116,9 +117,9 @@ def _worker(node: Node) -> int:
         raise UserError(versions_trouble(own, head, node.place.hosts[0]))
     os.environ |= {name: value for name, value in node.environment.items() if name.startswith("RAY_")}
     lonely_since = None
-    while not done.exists():
+    while not is_there(done):
         ray = node.start_ray(f"--address={address}", f"--dashboard-agent-listen-port={port + 3}")
-        while ray.poll() is None and not done.exists():
+        while ray.poll() is None and not is_there(done):
             time.sleep(LOOK_S)
         if ray.poll() is None:
             kill_with_children(ray.pid)

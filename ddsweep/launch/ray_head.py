@@ -16,7 +16,7 @@ from typing import Any
 from ddsweep.dashboards import provision
 from ddsweep.errors import EXIT_DRAINED, EXIT_INTERRUPTED, ResultsError, UserError
 from ddsweep.launch.folder import read_json, write_json
-from ddsweep.launch.processes import end, spawn
+from ddsweep.launch.processes import end, spawn, time_to_drain
 from ddsweep.launch.ray_node import (
     LOOK_S,
     TOKEN,
@@ -31,6 +31,7 @@ from ddsweep.launch.site import PORTS_OF_A_JOB, Site
 from ddsweep.machine import versions
 from ddsweep.private import write_secret
 from ddsweep.processes import LOST_RAY_EXIT, kill_with_children
+from ddsweep.results.files import is_there
 from ddsweep.sweep.retry import RetryPolicy
 
 __all__ = ["LOST_HEAD", "lead"]
@@ -213,9 +214,10 @@ def _drive(node: Node, ray: subprocess.Popen[str], command: Sequence[str], addre
                 driver.terminate()  # it drains: trials checkpoint and stop
                 asked = True
             if node.signals.ending and late == math.inf:
-                late = time.monotonic() + _patience(node.site)
+                late = time.monotonic() + time_to_drain(node.site.drain)
             if time.monotonic() > late:
-                node.say(f"the sweep has not come to rest within {_patience(node.site):.0f} s: ended now")
+                within = time_to_drain(node.site.drain)
+                node.say(f"the sweep has not come to rest within {within:.0f} s: ended now")
                 _interrupt(driver)
                 break
             if ray.poll() is not None:
@@ -244,13 +246,6 @@ def _drive(node: Node, ray: subprocess.Popen[str], command: Sequence[str], addre
             return EXIT_DRAINED
 
 
-def _patience(site: Site) -> float:
-    """Seconds for the sweep to drain before the time limit. The job is warned ``drain`` seconds before it.
-    The rest is for its nodes to clean up and for Slurm to accept the requeue: Slurm does not requeue a job
-    whose time is up."""
-    return site.drain - min(30.0, site.drain / 3)
-
-
 def _interrupt(driver: subprocess.Popen[str]) -> None:
     """End it at once; it lets go of the sweep's lock."""
     driver.send_signal(signal.SIGINT)
@@ -264,7 +259,7 @@ def _tell_nodes(node: Node, before: set[str], now: set[str]) -> None:
 
 def _wait_for_leaving(node: Node) -> None:
     """Give the other nodes time to clean up: once the job ends, Slurm kills their processes."""
-    came = [rank for rank in range(1, len(node.place.hosts)) if card_path(node.folder, rank).exists()]
+    came = [rank for rank in range(1, len(node.place.hosts)) if is_there(card_path(node.folder, rank))]
     deadline = time.monotonic() + _LEAVE_S
-    while time.monotonic() < deadline and not all(left_path(node.folder, rank).exists() for rank in came):
+    while time.monotonic() < deadline and not all(is_there(left_path(node.folder, rank)) for rank in came):
         time.sleep(LOOK_S)

@@ -118,23 +118,25 @@ def check_site(site: Site) -> None:
     known = partitions()
     if site.partition is None:
         return
-    if site.partition not in known:
-        raise SubmissionError(f"partition: {site.partition!r} is not one of {', '.join(known) or 'none'}")
-    if known[site.partition] != "up":
-        raise SubmissionError(
-            f"partition: {site.partition!r} is {known[site.partition]}: jobs would wait for ever"
-        )
+    asked = site.partition.split(",")  # Slurm takes the first one in which the job can begin
+    for name in asked:
+        if name not in known:
+            raise SubmissionError(f"partition: {name!r} is not one of {', '.join(known) or 'none'}")
+    if all(known[name] != "up" for name in asked):
+        state = ", ".join(dict.fromkeys(known[name] for name in asked))
+        raise SubmissionError(f"partition: {site.partition!r} is {state}: jobs would wait for ever")
 
 
 def check_nodes(site: Site) -> None:
     """Raises `SubmissionError` for a job of more nodes than the partition has: many a Slurm accepts it."""
     there: dict[str, int] = {}
+    asked = site.partition.split(",") if site.partition else []
     for line in ask("sinfo", "-h", "-o", "%P|%D").stdout.split():
         name, _, nodes = line.partition("|")
-        if name.rstrip("*") == site.partition or (site.partition is None and name.endswith("*")):
+        if name.rstrip("*") in asked or (not asked and name.endswith("*")):
             there[name] = there.get(name, 0) + int(nodes)
     if there and site.nodes > max(there.values()):
-        name, most = next(iter(there.items()))
+        name, most = max(there.items(), key=lambda found: found[1])
         raise SubmissionError(f"nodes: {site.nodes}; partition {name.rstrip('*')!r} has {most}")
 
 

@@ -149,6 +149,11 @@ def script(site: Site, folder: LaunchFolder, name: str, stage: Stage, after: str
         sbatch = Path(place) / "sbatch"
         sbatch.write_text('#!/bin/sh\ncat "$1" > "$0.sh" && echo "Submitted batch job 0"\n')
         sbatch.chmod(0o700)
+        if not os.access(sbatch, os.X_OK):  # the true sbatch would be run in its place
+            raise SubmissionError(
+                f"{place}: programs cannot be run from there (noexec), which --dry-run needs; set TMPDIR to "
+                "another folder"
+            )
         ready = _executor_of(site, folder, name, stage, after)
         try:
             ready.submit_array(stage.calls)

@@ -17,6 +17,7 @@ __all__ = [
     "file_in_the_way",
     "full_disk",
     "full_disk_told",
+    "is_there",
     "names_in",
     "partial_path",
     "patiently",
@@ -64,6 +65,12 @@ def unreadable_error(error: OSError, path: object) -> UnreadableError:
         f"{path}: cannot be read: {error.strerror or error}. It stays as it is: see to the file or its disk, "
         "and give the same command again"
     )
+
+
+def is_there(path: Path) -> bool:
+    """Whether ``path`` exists. For files that are looked for again and again: while a file system does not
+    answer it is false, where `Path.exists` raises."""
+    return os.path.exists(path)
 
 
 def names_in(folder: Path) -> list[str]:

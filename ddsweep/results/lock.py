@@ -30,7 +30,11 @@ from ddsweep.results.files import results_error, unreadable_error
 
 __all__ = ["LOST", "SweepLock", "is_stale", "live_holder", "process_start", "read_lock"]
 
-_GUARD_PATIENCE_S = 10.0
+_GUARD_PATIENCE_S = 120.0
+"""A hundred elements of an array may start at once, and each reads what the others have written."""
+
+_CONTAINER_STALE_S = 90.0
+"""A driver in another container of this host is gone after that long without a heartbeat."""
 
 LOST = "another driver took the sweep's lock over"
 """What a driver says that drains because of it."""
@@ -237,15 +241,19 @@ def _clear_if_stale(path: Path, stale_s: float) -> None:
 
 def is_stale(holder: dict[str, Any], stale_s: float) -> bool:
     """Whether the holder of a lock is gone: a process of this host that ended, this job before its requeue,
-    or no heartbeat for ``stale_s``."""
+    or no heartbeat for ``stale_s``; in another container of this host, for `_CONTAINER_STALE_S`."""
     own_job = holder.get("job") is not None and holder["job"] == os.environ.get("SLURM_JOB_ID")
     if own_job and holder.get("restart", 0) < _restart():
         return True
+    # In another container of this host the same number is another process: only its heartbeat tells.
+    here = holder.get("pid_namespace", _pid_namespace()) == _pid_namespace()
     if holder.get("host") == socket.gethostname():
-        started = process_start(holder["pid"])
-        # Process numbers are reused: the same number with another start time is another process.
-        recorded = holder.get("process_start")
-        return started is None or bool(recorded and started and recorded != started)
+        if here:
+            started = process_start(holder["pid"])
+            # Process numbers are reused: the same number with another start time is another process.
+            recorded = holder.get("process_start")
+            return started is None or bool(recorded and started and recorded != started)
+        stale_s = min(stale_s, _CONTAINER_STALE_S)
     age = datetime.now(UTC) - datetime.fromisoformat(holder["heartbeat"])
     return age.total_seconds() > stale_s
 
@@ -264,10 +272,19 @@ def _identity() -> dict[str, Any]:
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "process_start": process_start(os.getpid()),
+        "pid_namespace": _pid_namespace(),
         "job": os.environ.get("SLURM_JOB_ID"),
         "restart": _restart(),
         "command": shlex.join(sys.argv),
     }
+
+
+def _pid_namespace() -> str | None:
+    """In which numbers of processes are counted together; None where /proc does not tell."""
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return None
 
 
 def _restart() -> int:

@@ -18,8 +18,9 @@ from ddsweep.catalog import TrialSpec
 from ddsweep.catalog.numbers import counted
 from ddsweep.cohorts import dealt_out
 from ddsweep.cost import choose_memory, estimate
-from ddsweep.errors import ResultsError, UserError
+from ddsweep.errors import CheckpointError, ResultsError, UserError
 from ddsweep.evaluation import record_stop
+from ddsweep.results.artifacts import load_tensors
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.results.parts import read_part
 from ddsweep.spec import SweepSpec
@@ -46,6 +47,9 @@ REUSE_BELOW_S = 120.0
 
 PROCESS_BYTES = 2**30
 """The memory of a worker besides its trial: mostly the libraries of torch and Ray."""
+
+PROCESS_BYTES_GPU = 4 * 2**30
+"""The memory of a worker on a GPU: with the libraries of CUDA, and what is drawn before it goes there."""
 
 SPARE = 256
 """So many more places a guided search can have than its nodes hold at the start, if others join."""
@@ -121,6 +125,7 @@ class Distilling:
             most=resources.max_concurrent,
             source=proposing,
             room=room,
+            saved=lambda trial_id: _saved_steps(self.directory, trial_id),
         )
         mailbox = ray.remote(Mailbox).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote()
         inputs = WorkerInputs(
@@ -130,6 +135,7 @@ class Distilling:
             self.directory,
             mailbox,
             report_every=slots * max(place.size for place in planned) / REPORTS_PER_S,
+            device=resources.device,
         )
         watcher = Watcher(by_id, self, queue, late.references)
         tuner = tune.Tuner(
@@ -372,9 +378,18 @@ def _replay(halving: Halving, trial: TrialSpec, directory: SweepDirectory, board
     halving.replay(trial.trial_id, scores, reached, stopped=stopped)
 
 
+def _saved_steps(directory: SweepDirectory, trial_id: str) -> int:
+    """The outer steps of a trial's checkpoint; 0 without one."""
+    try:
+        return int(load_tensors(directory.checkpoint(trial_id))[1]["counters"]["step"])
+    except (CheckpointError, OSError, KeyError, TypeError):
+        return 0
+
+
 def _request(sweep: SweepSpec, trial: TrialSpec, size: int, session: RaySession) -> dict[str, float]:
     """The request to Ray of a place with ``size`` trials like ``trial``. The estimated memory keeps too many
-    large ones from one machine; one that is larger than the machine is tried alone."""
+    large ones from one machine; one that is larger than the machine is tried alone. What lies on a GPU takes
+    none of the machine's."""
     resources = sweep.resources
     cpus, gpus = resources.for_trial(trial)
     request = {"CPU": cpus}
@@ -382,9 +397,12 @@ def _request(sweep: SweepSpec, trial: TrialSpec, size: int, session: RaySession)
         request["GPU"] = gpus
     most = max(node.memory for node in session.nodes if cpus <= node.cpus and gpus <= node.gpus)
     if resources.memory == "auto" and most:
-        mode, segment = choose_memory(trial, resources.memory_mode, resources.segment)
-        of_trial = estimate(trial, 1, memory_mode=mode, segment=segment).memory_bytes
-        request["memory"] = int(min(PROCESS_BYTES + size * of_trial, most))
+        needed = PROCESS_BYTES_GPU
+        if not gpus:
+            mode, segment = choose_memory(trial, resources.memory_mode, resources.segment)
+            of_trial = estimate(trial, 1, memory_mode=mode, segment=segment).memory_bytes
+            needed = PROCESS_BYTES + size * of_trial
+        request["memory"] = int(min(needed, most))
     elif isinstance(resources.memory, float):
         request["memory"] = int(resources.memory * 1e9)
     return request

@@ -19,6 +19,7 @@ from typing import Any
 
 from ddsweep.errors import EXIT_DRAINED, UserError
 from ddsweep.processes import MARK, RAY_WAS_LOST, leave
+from ddsweep.results.files import is_there
 
 __all__ = ["SIGNALS", "Drain", "Drained", "Interrupted", "out_of_reach"]
 
@@ -212,7 +213,7 @@ class Drain:
         while not self._over.wait(_LOOK_EVERY_S):
             with self._lock:
                 cause = self.cause
-                if cause is None and self._stop_file is not None and self._stop_file.exists():
+                if cause is None and self._stop_file is not None and is_there(self._stop_file):
                     cause = f"{self._stop_file.name} file"
                 if self._begin is not None and cause is not None:
                     begin, self._begin = self._begin, None

@@ -68,6 +68,9 @@ class TrialQueue:
     ``halving`` decides at rungs: a trial that waits for others of its setting leaves its place to another
     one; once its setting may go on, it is the next one. With a ``source`` the places go on until it has none
     left, and each trial says by itself who may be beside it.
+
+    ``saved`` are the outer steps that a trial would go on from. A process that dies costs an attempt; those
+    of before do not count if the trial has saved steps since.
     """
 
     def __init__(
@@ -79,7 +82,9 @@ class TrialQueue:
         most: int | None = None,
         source: Source | None = None,
         room: Callable[[], int] | None = None,
+        saved: Callable[[str], int] = lambda trial: 0,
     ) -> None:
+        self._saved, self._saved_at_death = saved, Counter[str]()
         self._places = {place.name: place for place in places}
         self._number = {place.name: number for number, place in enumerate(places)}
         self._room = room or (lambda: len(places))
@@ -204,7 +209,11 @@ class TrialQueue:
         waits = [self._policy.wait(1) or 0.0]
         for trial in held:
             self._deaths[trial] += 1
-            self._attempts["trial", trial] += alone
+            if alone:
+                steps = self._saved(trial)
+                if steps > self._saved_at_death[trial]:
+                    self._saved_at_death[trial], self._attempts["trial", trial] = steps, 0
+                self._attempts["trial", trial] += 1
             wait = self._policy.wait(max(1, self._attempts["trial", trial]))
             if alone and wait is None:
                 failed.append((trial, self._attempts["trial", trial]))

@@ -24,7 +24,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ddsweep.catalog import EvaluationSpec, EvalUnit, TrialSpec
 from ddsweep.catalog.numbers import counted
-from ddsweep.core.memory import keep_to_share
+from ddsweep.core.memory import end_without_gpu, keep_to_share
 from ddsweep.data.load import Splits
 from ddsweep.errors import DivergedError, UnreadableError, UserError
 from ddsweep.evaluation import evaluate_unit, finish, missing_units
@@ -33,7 +33,7 @@ from ddsweep.results.known import KnownParts
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.spec import SweepSpec
 from ddsweep.sweep.observe import State
-from ddsweep.sweep.placement import Placement, check_gpus_seen
+from ddsweep.sweep.placement import Placement, check_gpus_seen, check_torch_sees_gpu
 from ddsweep.sweep.prepare import splits_key
 from ddsweep.sweep.retry import SPREAD_S, RetryPolicy, Teller, WorkerError, told_death
 from ddsweep.sweep.work import QueuedUnit, Work
@@ -128,6 +128,7 @@ class EvalShard:
         if self._device is None:
             setting, gpus = self._asked
             check_gpus_seen(gpus, self._label)
+            check_torch_sees_gpu(setting, gpus, self._label)
             device = pick_device(setting, gpus)
             keep_to_share(device.type, gpus)
             self._device = device
@@ -139,10 +140,14 @@ class EvalShard:
         if key not in self._splits:
             self._splits[key] = get_splits(shared)
         splits, directory = self._splits[key], self._directory
-        with full_disk_told(directory.root):
-            return evaluate_unit(
-                spec, unit, self._evaluation, splits, directory, device, compile=self._compile
-            )
+        try:
+            with full_disk_told(directory.root):
+                return evaluate_unit(
+                    spec, unit, self._evaluation, splits, directory, device, compile=self._compile
+                )
+        except Exception as error:
+            end_without_gpu(error)
+            raise
 
 
 @dataclass(frozen=True)
@@ -384,7 +389,7 @@ class EvalShards:
         if isinstance(cause := getattr(error, "cause", None), UserError):
             raise cause  # of `ready`
         with self._lock:
-            self._death = told_death(str(error))
+            self._death = str(cause) if isinstance(cause, WorkerError) else told_death(str(error))
             given_up = self._work.died(shard, time.monotonic())
             self._running = {ref: item for ref, item in self._running.items() if item[0] != shard}
             self._asked = {ref: other for ref, other in self._asked.items() if other != shard}

@@ -15,11 +15,11 @@ from ray.tune.trainable.function_trainable import wrap_function
 
 from ddsweep.catalog import TrialSpec
 from ddsweep.errors import DiskFullError, DivergedError, UserError
-from ddsweep.results.files import full_disk_told
+from ddsweep.results.files import full_disk_told, is_there
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.sweep.first_step import leaving_before_the_first_step
 from ddsweep.sweep.mailbox import ask
-from ddsweep.sweep.placement import check_gpus_seen
+from ddsweep.sweep.placement import check_gpus_seen, check_torch_sees_gpu
 from ddsweep.sweep.prepare import splits_key
 from ddsweep.sweep.shards import SharedSplits, get_splits
 from ddsweep.trial import Progress, TrialJob, distil_together, record_failure
@@ -57,6 +57,7 @@ class WorkerInputs:
     directory: SweepDirectory
     mailbox: Any
     report_every: float
+    device: str = "auto"
 
     def trial(self, trial_id: str) -> TrialOfWorker:
         part: dict[str, TrialOfWorker] = ray.get(self.trials[_part_of(trial_id)])
@@ -94,7 +95,7 @@ class _Place:
 
     def looks_for_the_stop_file(self) -> bool:
         if not self._stop and time.monotonic() - self._looked >= LOOK_EVERY_S:
-            self._stop, self._looked = self._work.directory.stop_file.exists(), time.monotonic()
+            self._stop, self._looked = is_there(self._work.directory.stop_file), time.monotonic()
         return self._stop
 
     def _ask(self, question: dict[str, Any]) -> Any:
@@ -170,6 +171,7 @@ class _Place:
 
 def distil_in_worker(work: WorkerInputs, place: str, size: int) -> None:
     """Runs in a Tune worker. An error that is not of a trial is raised, and Tune starts the place again."""
+    check_torch_sees_gpu(work.device, len(ray.get_gpu_ids()), f"place {place}")
     here = _Place(work, place, size)
     with (
         full_disk_told(work.directory.root),

@@ -9,7 +9,7 @@ from pathlib import Path
 from ddsweep.catalog import TrialSpec
 from ddsweep.core.execution import ExecutionPlan
 from ddsweep.distilled import DistilledSet
-from ddsweep.errors import CheckpointError, DiskFullError, DivergedError, SettingError
+from ddsweep.errors import CheckpointError, DivergedError, ResultsError, SettingError
 from ddsweep.provenance import environment, utc_now
 from ddsweep.results.artifacts import load_tensors
 from ddsweep.results.layout import SweepDirectory
@@ -78,5 +78,5 @@ def record_failure(
         "attempts": attempts,
         "failed_at": utc_now(),
     }
-    with suppress(DiskFullError):
+    with suppress(ResultsError):  # a full disk, or one that does not answer: the next run tries it again
         write_part(directory.failure_part(spec.trial_id), [row], FAILURES, directory.temporary)

@@ -248,6 +248,25 @@ def test_draining_ends_what_runs_and_begins_nothing(crew: Crew, cause: str) -> N
     assert crew.signals.ending == (cause == "warning")
 
 
+def deaf(folder: str, stop_file: str, name: str) -> str:
+    note(folder, name)
+    time.sleep(PATIENCE_S)
+    return "done"
+
+
+def test_what_does_not_come_to_rest_before_the_time_limit_is_ended(
+    crew: Crew, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The job must be requeued before its time is up. A cancelled one has no such limit."""
+    hurried = replace(crew, drain_s=0.5)
+    when(lambda: notes(crew, "a"), lambda: os.kill(os.getpid(), signal.SIGUSR2))
+    broken, begun = Broken(), time.monotonic()
+    assert hurried.run(deaf, [("a",), ("b",)], broken) == 75
+    assert time.monotonic() - begun < PATIENCE_S / 2
+    assert broken == [] and children() == []
+    assert "trials-0: has not come to rest within 0 s: a" in capsys.readouterr().out
+
+
 def test_an_element_that_is_told_before_it_begins_begins_nothing(crew: Crew) -> None:
     crew.folder.stop_file.touch()
     crew.signals.stop_when(crew.folder.stop_file.exists)

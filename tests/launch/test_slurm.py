@@ -19,6 +19,7 @@ from ddsweep.launch.slurm import (
     SubmissionError,
     active,
     cancel_jobs,
+    check_nodes,
     check_site,
     job_states,
     wait,
@@ -215,6 +216,30 @@ def test_no_slurm_is_one_message(
         job_states([Job("1", "cluster")])
 
 
+def test_of_several_partitions_one_must_be_large_enough(slurm: FakeSlurm) -> None:
+    slurm.says("sinfo", "main*|2\nlarge|8\n")
+    check_nodes(make_site(partition="main,large", nodes=8))
+    with pytest.raises(SubmissionError, match="nodes: 9; partition 'large' has 8"):
+        check_nodes(make_site(partition="main,large", nodes=9))
+    with pytest.raises(SubmissionError, match="nodes: 3; partition 'main' has 2"):
+        check_nodes(make_site(nodes=3))
+
+
+def test_a_dry_run_from_where_no_program_runs_hands_nothing_to_slurm(
+    slurm: FakeSlurm, folder: LaunchFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The shell would pass over the stub, and take the next sbatch on the path: the real one."""
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: not (str(path).endswith("sbatch") and mode == os.X_OK)
+    )
+    (stage,) = stages(folder, "cluster", make_site(), 0)
+    with pytest.raises(
+        SubmissionError, match=r"\(noexec\), which --dry-run needs; set TMPDIR to another folder"
+    ):
+        script(make_site(), folder, "n", stage)
+    assert not slurm.asked("sbatch")
+
+
 def test_a_partition_that_would_never_run_it_is_refused(slurm: FakeSlurm) -> None:
     check_site(make_site())
     check_site(make_site(partition="main"))
@@ -222,6 +247,9 @@ def test_a_partition_that_would_never_run_it_is_refused(slurm: FakeSlurm) -> Non
         check_site(make_site(partition="gpu"))
     with pytest.raises(SubmissionError, match="'old' is down: jobs would wait for ever"):
         check_site(make_site(partition="old"))
+    check_site(make_site(partition="old,main"))
+    with pytest.raises(SubmissionError, match="'gpu' is not one of main, old"):
+        check_site(make_site(partition="main,gpu"))
     slurm.says("sinfo", error="slurm_load_partitions: Unable to contact slurm controller\n", code=1)
     with pytest.raises(SilentError, match="sinfo: slurm_load_partitions: Unable to contact"):
         check_site(make_site(partition="main"))

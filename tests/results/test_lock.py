@@ -166,6 +166,21 @@ def test_a_process_number_used_again_is_another_process(path: Path) -> None:
         pass
 
 
+def test_in_another_container_of_this_host_only_the_heartbeat_tells(path: Path) -> None:
+    """Its numbers of processes are others: a living one would look as if it were gone."""
+    elsewhere = {"host": socket.gethostname(), "pid": 2**22 + 1, "pid_namespace": "pid:[1]"}
+    foreign(path, age_s=60, **elsewhere)
+    with pytest.raises(ResultsError, match="another driver"), SweepLock(path):
+        pass
+    foreign(path, age_s=100, **elsewhere)
+    with SweepLock(path):
+        own = json.loads(path.read_text())["pid_namespace"]
+        assert own == os.readlink("/proc/self/ns/pid")
+    foreign(path, age_s=1, **{**elsewhere, "pid_namespace": own})
+    with SweepLock(path):
+        pass
+
+
 def test_an_unreadable_lock_counts_by_its_age(path: Path) -> None:
     path.write_text("{half")
     with pytest.raises(ResultsError, match=r"another driver.*host unknown"), SweepLock(path):

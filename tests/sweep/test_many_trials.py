@@ -16,7 +16,7 @@ from ddsweep.data.load import load_splits
 from ddsweep.errors import UserError
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.spec import SweepSpec
-from ddsweep.sweep import placement, worker
+from ddsweep.sweep import distilling, placement, worker
 from ddsweep.sweep.session import Node, RaySession
 from ddsweep.sweep.shards import get_splits, put_splits
 from ddsweep.trial import Companions, Progress
@@ -65,6 +65,16 @@ def test_how_many_places_a_guided_search_has(
     refused elsewhere."""
     shards = placement.Placement(share, ("first", "second"))
     assert placement.room_for(sweep(**resources), TRIALS[:3], session(cpus, gpus), shards) == room
+
+
+def test_what_lies_on_a_gpu_asks_for_no_memory_of_the_machine() -> None:
+    """Else nodes whose GPUs have more memory than the machine would leave some of them idle."""
+    node = Node("first", 64, 8, 120e9)
+    alone = RaySession(dashboard="", token=None, nodes=(node,))
+    large = replace(TRIALS[0], inner_epochs=4000, models_per_step=64, real_batch=1024)
+    on_gpu, on_cpu = (distilling._request(sweep(gpus=gpus), large, 9, alone) for gpus in (1, 0))
+    assert on_gpu["memory"] == distilling.PROCESS_BYTES_GPU and 8 * on_gpu["memory"] < 120e9
+    assert on_cpu["memory"] > 2 * on_gpu["memory"]
 
 
 def test_places_that_are_all_alike_need_a_node_for_the_dearest_trial() -> None:

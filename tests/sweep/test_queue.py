@@ -99,6 +99,18 @@ def test_one_that_is_alone_is_tried_as_often_as_asked_for() -> None:
     assert queue.is_over("a")
 
 
+def test_what_saves_steps_between_its_deaths_does_not_fail_of_their_number() -> None:
+    saved = {"a": 0}
+    queue = TrialQueue([planned("a", size=1)], POLICY, saved=lambda trial: saved[trial])
+    for steps in (50, 100, 150, 150, 150):
+        saved["a"] = steps
+        assert queue.take("a", 0) == ["a"]
+        lost = queue.lost("a")
+        assert not lost.failed and lost.again == ("a",)
+    assert queue.take("a", 0) == ["a"]
+    assert queue.lost("a").failed == (("a", POLICY.retries + 1),), "it died four times at one place"
+
+
 def test_a_place_that_never_comes_up_fails_with_all_that_it_has() -> None:
     queue = TrialQueue([planned("a", "b"), planned("x", shape="t")], POLICY)
     waits = [queue.lost("a").wait for _ in range(POLICY.retries)]
