@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import sys
 import time
 import traceback
 from collections import Counter, deque
@@ -123,6 +124,7 @@ class Crew:
                     try:
                         future = crew[slot].submit(_call, *words)
                     except BrokenProcessPool:  # it was killed while idle
+                        crew[slot].shutdown()
                         crew[slot] = _new_process(devices[slot])
                         future = crew[slot].submit(_call, *words)
                     running[future] = (slot, item)
@@ -137,6 +139,7 @@ class Crew:
                         error: Exception = raised
                         if isinstance(raised, BrokenProcessPool):
                             error = WorkerError(told_death("the process was killed"))
+                            crew[slot].shutdown()
                             crew[slot] = _new_process(devices[slot])
                         failures[item] += 1
                         parts = apart(item)
@@ -184,15 +187,16 @@ def _begin(device: str, parent: int) -> None:
 
 def _call(call: Callable[..., str], *words: Any) -> str:
     """Runs in each process of a crew. Its errors must survive pickling, or they would break the pool."""
-    from ddsweep.core.memory import end_without_gpu  # the element itself needs no torch
-
     try:
         return call(*words)
     except UserError:  # its text is complete, and survives
         raise
     except BaseException as error:
         traceback.print_exc()
-        end_without_gpu(error)
+        if "torch" in sys.modules:
+            from ddsweep.core.memory import end_without_gpu
+
+            end_without_gpu(error)
         try:
             keeps = isinstance(error, Exception) and type(pickle.loads(pickle.dumps(error))) is type(error)
         except Exception:
