@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ddsweep.catalog import TrialSpec
+from ddsweep.catalog.numbers import counted
 from ddsweep.core.images import class_labels, renormalised
 from ddsweep.core.recipe import Recipe
 from ddsweep.data.splits import Splits
@@ -204,8 +205,8 @@ def _content(path: Path) -> Any:
     except Exception as error:  # each library answers damage in half a dozen ways
         said = " ".join(str(error).split())[:200]
         raise UserError(
-            f"{path}: not a file of tensors that can be read without running code (.pt, .npz, .safetensors): "
-            f"{said}"
+            f"{path}: not a file of tensors that can be read without running code (.pt, .npz, .safetensors)"
+            + (f": {said}" if " " in said else "")
         ) from None
 
 
@@ -259,10 +260,16 @@ def _in_space(images: Tensor, source: Source, splits: Splits) -> Tensor:
         values = getattr(source, name)
         if len(values) != channels or not all(map(math.isfinite, values)):
             raise SettingError(
-                f"--{name}: give {channels} numbers joined by commas, those of the set's authors"
+                f"--{name}: give {counted(channels, 'number')} joined by commas, of the set's authors"
             )
     if not all(value > 0 for value in source.std):
         raise SettingError(f"--std: {list(source.std)}: every number must be positive")
+    for name in ("mean", "std"):
+        if any(not 0 <= value <= 1 for value in getattr(source, name)):
+            raise SettingError(
+                f"--{name}: {list(getattr(source, name))}: give those of pixels from 0 to 1; if they are of "
+                "bytes, divide by 255"
+            )
     return renormalised(images, (source.mean, source.std), now)
 
 

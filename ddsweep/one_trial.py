@@ -25,8 +25,8 @@ from ddsweep.pools.imagenet import ready_pool
 from ddsweep.results.code import check_start_if_needed, write_code, write_sets
 from ddsweep.results.current import write_sweep_file
 from ddsweep.results.elsewhere import other_sweeps
-from ddsweep.results.files import remove_leftovers
-from ddsweep.results.layout import SweepDirectory
+from ddsweep.results.files import names_in, remove_leftovers
+from ddsweep.results.layout import PART_FOLDERS, SweepDirectory
 from ddsweep.results.lock import LOST, SweepLock
 from ddsweep.results.parts import read_part
 from ddsweep.spec import Plan, SweepSpec, expand, load_sweep, resolved_yaml, sweep_of
@@ -110,11 +110,26 @@ def _plan(sweep: SweepSpec, directory: SweepDirectory, root: Path | None) -> Pla
     return expand(sweep, dataset, pool, suits=lambda trial: check_start_if_needed(trial, directory))
 
 
+def _check_own(directory: SweepDirectory) -> None:
+    """Raises `ResultsError` for a folder in which others have put something, such as sweeps beside each
+    other."""
+    if directory.sweep_file.is_file() or not directory.root.is_dir():
+        return
+    ours = {*PART_FOLDERS, directory.code.name, directory.sets.name, directory.artifacts("x").parent.name}
+    others = [name for name in names_in(directory.root) if not name.startswith(".") and name not in ours]
+    if others:
+        raise ResultsError(
+            f"{directory.root}: holds {others[0]}, which is no result of a trial; give run_trial a folder of "
+            f"its own, such as {directory.root / 'my_trial'}"
+        )
+
+
 def _joined(
     sweep: SweepSpec, trial: TrialSpec, directory: SweepDirectory, root: Path | None, *, new_evaluation: bool
 ) -> SweepSpec:
     """The sweep of the folder with ``trial`` of ``sweep`` in it: each trial is one of its ``points``."""
     points: tuple[dict[str, Any], ...] = ()
+    _check_own(directory)
     if directory.sweep_file.is_file():
         before = load_sweep(directory.sweep_file)
         if before.base or before.grid or before.search or before.scheduler or before.seeds != (0,):

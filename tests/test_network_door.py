@@ -60,7 +60,7 @@ class Scale(nn.Module):
         self.free = nn.Parameter(1 + 0.1 * torch.randn(width))
 
     def forward(self, x):
-        return x * self.free[:, None, None]
+        return x * self.free[:, None, None] * getattr(self, "times", 1)
 """
 SMALL = {
     **{"dataset": "digits", "images_per_class": 2, "inner_steps": 2, "outer_steps": 4, "models_per_step": 2},
@@ -358,6 +358,8 @@ def test_what_cannot_be_distilled_through_is_refused_before_any_trial(
         "self.free = nn.Parameter(torch.full((width,), 1 + float(np.random.rand())))",
         "self.free = nn.Parameter(1 + 0.1 * torch.randn(width)); "
         "self.register_buffer('seen', torch.tensor(random.random()), persistent=False)",
+        "self.free = nn.Parameter(torch.ones(width)); self.times = random.random()",
+        "self.free = nn.Parameter(torch.ones(width)); self.times = random.choice((1.0, 2.0))",
     ],
 )
 def test_what_building_draws_comes_from_torch(nets: Path, tmp_path: Path, own: str) -> None:

@@ -187,6 +187,18 @@ def test_the_folder_of_a_sweep_file_is_left_alone(tmp_path: Path) -> None:
         run_trial(SETTINGS, tmp_path / "pools")
 
 
+def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path: Path) -> None:
+    """That of all sweeps, say, or of a project."""
+    (tmp_path / "results" / "mine").mkdir(parents=True)
+    (tmp_path / "results" / "mine" / "sweep.yaml").write_text("name: mine\nbase: {dataset: digits}\n")
+    with pytest.raises(ResultsError, match=r"holds mine, which is no result of a trial; give .*my_trial"):
+        run_trial(SETTINGS, tmp_path / "results")
+    assert [path.name for path in (tmp_path / "results").iterdir()] == ["mine"]
+    (tmp_path / "begun" / "trials").mkdir(parents=True)  # killed before it had written its sweep
+    (tmp_path / "begun" / ".tmp").mkdir()
+    assert run_trial(SETTINGS, tmp_path / "begun", evaluate=EVALUATE).row["status"] == "done"
+
+
 def another(directory: SweepDirectory) -> None:
     """Another host takes the folder."""
     now = datetime.now(UTC).isoformat()

@@ -223,6 +223,11 @@ def test_a_model_that_gives_more_than_logits_is_refused() -> None:
         ({"labels": "none"}, "recipe: labels='none' is not one of hard, soft"),
         ({"epochs": 0}, "recipe: epochs=0 must be at least 1"),
         ({"batch": 0}, "recipe: batch=0 must be at least 1"),
+        ({"rate": -5.0}, "recipe: rate=-5.0 must be a number from 0 on"),
+        ({"rate": float("nan")}, "recipe: rate=nan must be a number"),
+        ({"rate": "0.1"}, "recipe: rate='0.1' must be a number"),
+        ({"weight_decay": -1}, "recipe: weight_decay=-1 must be a number"),
+        ({"decay_factor": float("inf")}, "recipe: decay_factor=inf must be a number"),
     ],
 )
 def test_a_recipe_that_means_nothing_is_refused(change: dict[str, Any], said: str) -> None:

@@ -227,6 +227,19 @@ def test_images_in_no_order_of_classes_are_not_taken_for_sorted_ones(
     run(tmp_path / "soft", start, method="bptt", labels="soft", real_batch=32)
 
 
+@pytest.mark.parametrize("logits", [True, False])
+def test_labels_that_are_no_probabilities_are_told_of(
+    logits: bool, real: tuple[Tensor, Tensor], ask: Ask, tmp_path: Path
+) -> None:
+    numbers = 5 * torch.nn.functional.one_hot(real[1], 10).float() - 1
+    labels = numbers if logits else numbers.softmax(1)
+    torch.save({"images": real[0].float() / 255, "labels": labels}, tmp_path / "soft.pt")
+    said = ask("import", "soft.pt", "--dataset", "digits", *PIXELS, "--out", "s.safetensors")
+    assert said.code == 0
+    words = "Its labels add up to -5.00 to -5.00 an image, probabilities to 1: if they are logits, import"
+    assert (words in said.words) == logits
+
+
 def test_whole_numbers_may_be_soft_labels(
     real: tuple[Tensor, Tensor], splits: Splits, tmp_path: Path
 ) -> None:
@@ -420,6 +433,7 @@ def test_words_that_are_wrong(real: tuple[Tensor, Tensor], ask: Ask, tmp_path: P
     pixels, labels = real
     torch.save({"data": [[pixels / 255, labels]]}, tmp_path / "dm.pt")
     torch.save({"data": [3]}, tmp_path / "three.pt")
+    torch.save({"images": pixels / 255, "labels": labels}, tmp_path / "float.pt")
     save_file({"images": pixels, "labels": labels}, tmp_path / "bytes.safetensors")
     torch.save(pixels, tmp_path / "bare.pt")
     torch.save({"syn": pixels}, tmp_path / "other.pt")
@@ -431,12 +445,14 @@ def test_words_that_are_wrong(real: tuple[Tensor, Tensor], ask: Ask, tmp_path: P
         ask, "dm.pt", space=("--space", "white")
     )
     normalised = ("--space", "normalised")
-    assert "--mean: give 1 numbers joined by commas" in refused(ask, "dm.pt", space=normalised)
+    assert "--mean: give 1 number joined by commas" in refused(ask, "dm.pt", space=normalised)
+    of_bytes = (*normalised, "--mean", 78, "--std", 33)
+    assert "--mean: [78.0]: give those of pixels from 0 to 1" in refused(ask, "float.pt", space=of_bytes)
     assert "--std: [0.0]: every number" in refused(ask, "dm.pt", space=(*normalised, "--mean", 0, "--std", 0))
     assert "--mean: 'a': give numbers" in refused(ask, "dm.pt", space=(*normalised, "--mean", "a"))
     assert "unknown data set 'digitz'" in refused(ask, "dm.pt", dataset="digitz")
     for mean, std in ((float("nan"), 1), (0, float("inf"))):
-        assert "give 1 numbers joined" in refused(
+        assert "give 1 number joined" in refused(
             ask, "dm.pt", space=(*normalised, "--mean", mean, "--std", std)
         )
     assert "they are for --space normalised" in refused(ask, "dm.pt", space=(*PIXELS, "--mean", 0))

@@ -35,7 +35,7 @@ def faults(network: nn.Module, shape: tuple[int, int, int], classes: int) -> Ite
         yield f"it cannot be copied ({_said(error)}); keep no open files, locks or generators in the module"
         return
     # Several times, because a choice among few may be the same twice.
-    if traits_of(network) is not None and not is_built_alike(network, _BUILT):
+    if traits_of(network) is not None and not is_built_alike(network, _BUILT, shape):
         yield (
             "two networks that are built with the same seed differ; everything that building draws must come "
             "from torch, and not from Python's random, numpy or a generator of its own"

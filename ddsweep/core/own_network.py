@@ -175,10 +175,11 @@ def _given(factory: Any, shape: tuple[int, int, int], classes: int, options: set
         return {}
     known = {
         **{"shape": shape, "channels": shape[0], "in_channels": shape[0]},
-        **{"side": shape[1], "image_size": shape[1], "classes": classes, "num_classes": classes},
+        **{"in_chans": shape[0], "side": shape[1], "image_size": shape[1], "img_size": shape[1]},
+        **{"classes": classes, "num_classes": classes},
     }
     given = {name: value for name, value in known.items() if name in takes and name not in options}
-    if shape[1] != shape[2] and (one := given.keys() & {"side", "image_size"}):
+    if shape[1] != shape[2] and (one := given.keys() & {"side", "image_size", "img_size"}):
         raise UserError(
             f"it takes {' and '.join(sorted(one))}, and the images are {shape[1]} x {shape[2]} pixels; take "
             "shape, which is (channels, height, width)"
@@ -204,9 +205,10 @@ def _shapes(module: nn.Module) -> dict[str, torch.Size]:
     return {name: value.shape for name, value in (*module.named_parameters(), *module.named_buffers())}
 
 
-def is_built_alike(network: nn.Module, times: int) -> bool:
-    """Whether a seed decides what the user's own ``network`` is, but for weights that a law fills: it is
-    built so often. Other generators than torch's go on from one time to the next."""
+def is_built_alike(network: nn.Module, times: int, shape: tuple[int, int, int]) -> bool:
+    """Whether a seed decides what the user's own ``network`` for images of ``shape`` is, but for weights that
+    a law fills: it is built so often. Other generators than torch's go on from one time to the next, also
+    those whose numbers end up in no tensor."""
     traits = traits_of(network)
     assert traits is not None
     first = traits.make(0)
@@ -215,7 +217,28 @@ def is_built_alike(network: nn.Module, times: int) -> bool:
         other = traits.make(0)
         if _shapes(first) != _shapes(other) or not _same_values(first, other, (*traits.rest, *free)):
             return False
+        if not _same_answers(first, other, shape):
+            return False
     return True
+
+
+def _same_answers(first: nn.Module, other: nn.Module, shape: tuple[int, int, int]) -> bool:
+    """Whether ``other`` says the same to an image as ``first`` if it has its weights. True for what cannot be
+    compared: one that does not run, or does not say the same twice, is refused for that."""
+    other.load_state_dict(first.state_dict())
+    images = torch.randn(2, *shape, generator=torch.Generator().manual_seed(1))
+
+    def answer(module: nn.Module) -> Tensor:
+        torch.manual_seed(0)
+        found: Tensor = module.eval()(images)
+        return found
+
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        try:
+            said, again, theirs = answer(first), answer(first), answer(other)
+        except Exception:
+            return True
+    return not torch.equal(said, again) or torch.equal(said, theirs)
 
 
 def _has_law(module: nn.Module, name: str) -> bool:

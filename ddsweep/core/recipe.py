@@ -72,6 +72,12 @@ class Recipe:
         for name in ("epochs", "batch", "decay_epochs"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"recipe: {name}={value} must be at least 1")
+        for name in ("rate", "momentum", "weight_decay", "decay_factor"):
+            value = getattr(self, name)
+            if value is None and name == "rate":
+                continue
+            if not isinstance(value, int | float) or not 0 <= value < math.inf:
+                raise ValueError(f"recipe: {name}={value!r} must be a number from 0 on")
 
     @classmethod
     def of(cls, spec: TrialSpec) -> Recipe:

@@ -48,11 +48,7 @@ def pairs_of(first: Results, second: Results) -> tuple[list[str], list[Pair]]:
     first). A trial that would have several partners has none."""
     rows = [_rows(results) for results in (first, second)]
     values = [{name: {repr(settings_of_row(row).get(name)) for row in own} for name in NAMES} for own in rows]
-    apart = [
-        name
-        for name in NAMES
-        if len(values[0][name]) == len(values[1][name]) == 1 and values[0][name] != values[1][name]
-    ]
+    apart = [name for name in NAMES if values[0][name].isdisjoint(values[1][name])]
     names = [name for name in NAMES if name not in apart]
     partners: dict[tuple[str, ...], list[Row]] = defaultdict(list)
     for row in rows[1]:
@@ -81,19 +77,22 @@ def compare_lines(names: tuple[str, str], first: Results, second: Results) -> li
             raise UserError(f"{name}: no trial is done yet")
     apart, pairs = pairs_of(first, second)
     lines = [f"{names[0]} -> {names[1]}", "", "settings:"]
-    a, b = (settings_of_row(_rows(results)[0]) for results in (first, second))
+    settings = [[settings_of_row(row) for row in _rows(results)] for results in (first, second)]
     for name in apart:
-        lines.append(f"  {name}: {plain(a.get(name))} -> {plain(b.get(name))}")
+        a, b = (", ".join(dict.fromkeys(plain(of.get(name)) for of in own)) for own in settings)
+        lines.append(f"  {name}: {a} -> {b}")
     if not apart:
         lines.append("  none differs as a whole")
     counts = [len(_rows(results)) for results in (first, second)]
     measures = {pair.measure for pair in pairs}
     what = " or ".join(_WORDS[name] for name in _WORDS if name in (measures or {"accuracy"}))
     lines += ["", f"{what} in %, {counted(len(pairs), 'pair')} of {counts[0]} and {counts[1]} trials:"]
+    if not pairs:
+        lines.append("  a pair is one trial of each that are alike in all other settings")
     own = [settings_of_row(pair.first) for pair in pairs]
     shown = varying(own)
-    for pair, settings in list(zip(pairs, own, strict=True))[:MOST_PAIRS]:
-        said = ", ".join(f"{heading(name)} {plain(settings.get(name))}" for name in shown)
+    for pair, of_pair in list(zip(pairs, own, strict=True))[:MOST_PAIRS]:
+        said = ", ".join(f"{heading(name)} {plain(of_pair.get(name))}" for name in shown)
         ids = dict.fromkeys((pair.first["trial_id"], pair.second["trial_id"]))
         lines.append(f"  {' -> '.join(ids)}{': ' if said else ''}{said}")
         lines.append(f"    {_moved_text(pair)}")

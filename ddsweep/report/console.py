@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import IO
 
-from rich.console import Console, ConsoleOptions, RenderResult
+from rich.console import Console, ConsoleOptions, OverflowMethod, RenderResult
 from rich.measure import Measurement
 from rich.table import Table
 
@@ -65,7 +65,9 @@ def add_headings(
     """Columns with these headings. Their cells stay on one line unless they ``fold``."""
     for title in titles:
         broken = title.replace("/", "/\n").replace(" ", "\n") if tall else title
-        table.add_column(broken, justify="right" if right else "left", no_wrap=not fold, overflow="fold")
+        # What is cut because nothing more can be left out says so: half a number is a wrong one.
+        cut: OverflowMethod = "fold" if fold else "ellipsis"
+        table.add_column(broken, justify="right" if right else "left", no_wrap=not fold, overflow=cut)
 
 
 def report_console(file: IO[str] | None = None) -> Console:

@@ -15,8 +15,10 @@ from ddsweep.errors import UserError
 __all__ = [
     "Address",
     "DataRoot",
+    "EvalOverrides",
     "Everything",
     "Overrides",
+    "PoolOverrides",
     "ResultsDir",
     "ResultsRoot",
     "SiteFile",
@@ -56,6 +58,20 @@ Overrides = Annotated[
         metavar="[KEY=VALUE]...",
         help="Settings that override the file: outer_steps=10 evaluate.networks=8.",
         autocompletion=completions.overrides,
+    ),
+]
+EvalOverrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...",
+        help="Settings of evaluation and resources: evaluate.networks=200 resources.gpus=0.5.",
+        autocompletion=completions.overrides,
+    ),
+]
+PoolOverrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...", help="Settings that override the file: train=400 dataset=cifar10-exact."
     ),
 ]
 ResultsRoot = Annotated[

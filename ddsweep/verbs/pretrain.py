@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ddsweep.errors import EXIT_DRAINED, EXIT_INTERRUPTED, UserError
-from ddsweep.verbs.arguments import Address, DataRoot, Overrides, ResultsRoot, Smoke, find
+from ddsweep.verbs.arguments import Address, DataRoot, PoolOverrides, ResultsRoot, Smoke, find
 from ddsweep.verbs.inputs import aside, data_folder, results_root
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def pretrain(
             callback=find("pool file"),
         ),
     ],
-    settings: Overrides = None,
+    settings: PoolOverrides = None,
     results: ResultsRoot = None,
     data_root: DataRoot = None,
     smoke: Smoke = False,

@@ -14,6 +14,7 @@ from ddsweep.errors import EXIT_INTERRUPTED, UserError
 from ddsweep.verbs.arguments import (
     Address,
     DataRoot,
+    EvalOverrides,
     Everything,
     Overrides,
     ResultsDir,
@@ -76,7 +77,7 @@ def run(
 
 def evaluate(
     directory: ResultsDir,
-    settings: Overrides = None,
+    settings: EvalOverrides = None,
     data_root: DataRoot = None,
     address: Address = None,
     everything: Everything = False,

@@ -89,6 +89,14 @@ def import_set(
         f"{out}: {counted(of.images_per_class, 'image')} per class of {of.dataset.name}, {of.labels} labels, "
         f"pixels from {low:.2f} to {high:.2f} (real ones: 0 to 1)"
     )
+    if of.labels == "soft":
+        sums = found.labels.sum(-1)
+        low, high = (round(float(value), 2) + 0.0 for value in torch.aminmax(sums))
+        if not 0.99 <= low <= high <= 1.01:
+            typer.echo(
+                f"Its labels add up to {low:.2f} to {high:.2f} an image, probabilities to 1: if they are "
+                "logits, import their softmax"
+            )
     typer.echo("To judge it:")
     base: dict[str, Any] = {"dataset": value, "method": "given", "image_init": {"set": str(out)}}
     base |= {"images_per_class": of.images_per_class, "inner_steps": 1, "outer_steps": 1}

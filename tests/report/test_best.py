@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import statistics
 from pathlib import Path
@@ -272,6 +273,19 @@ def test_sweeps_are_compared_on_the_same_networks(tmp_path: Path) -> None:
     said = "\n".join(compare_lines(("a", "b"), read(first), read(second)))
     assert "inner_lr: 0.02 -> 0.1" in said and "+5.0 ± 5.0 on the same 3 networks" in said
     assert "all pairs: +5.0 ± 0.0 (95 % interval over 2 pairs)" in said
+
+
+def test_settings_that_differ_in_every_trial_are_told_and_why_nothing_is_paired(
+    tmp_path: Path,
+) -> None:
+    first, second = other(tmp_path, "a"), other(tmp_path, "b")
+    measured(first, 0, 0.02, 0.5, [0.5, 0.6])
+    for lr in (0.1, 0.2):
+        measured(second, 0, lr, 0.5, [0.55, 0.67])
+    said = "\n".join(compare_lines(("a", "b"), read(first), read(second)))
+    assert re.search(r"  inner_lr: 0\.02 -> (0\.1, 0\.2|0\.2, 0\.1)\n", said)
+    assert "0 pairs of 1 and 2 trials:" in said
+    assert said.endswith("a pair is one trial of each that are alike in all other settings")
 
 
 def test_attacks_are_compared_by_the_fraction_fooled(tmp_path: Path) -> None:
