@@ -10,6 +10,7 @@ __all__ = [
     "DataError",
     "DiskFullError",
     "DivergedError",
+    "GpuLostError",
     "ResultsError",
     "SettingError",
     "TooLargeError",
@@ -60,6 +61,10 @@ class UnreadableError(UserError):
 
 class TooLargeError(UserError):
     """Work that does not fit its memory even with the leanest plan."""
+
+
+class GpuLostError(Exception):
+    """A GPU that was granted and that torch does not see: the fault of a node, not of what was to run."""
 
 
 class DivergedError(Exception):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from ddsweep.core.execution import ExecutionPlan, choose_plan
 from ddsweep.core.measure import measure
 from ddsweep.core.networks import build_network
 from ddsweep.cost import choose_memory, matched_at_a_time
-from ddsweep.errors import UserError
+from ddsweep.errors import GpuLostError, UserError
 from ddsweep.results.code import load_code_of
 
 __all__ = ["TrialSettings", "first_plan", "pick_device", "ready_network"]
@@ -52,6 +53,18 @@ def pick_device(setting: str, gpus: float) -> torch.device:
             "gpus: 0, or use a machine with a CUDA driver"
         )
     return torch.device("cuda")
+
+
+def check_gpu_seen(setting: str, granted: float, who: str) -> None:
+    """Raises `GpuLostError` if torch sees no GPU where one was granted: it is dead, or its driver is, and
+    others take the work. (A torch that was built without GPUs is another fault: see `pick_device`.)"""
+    if not granted or setting == "cpu" or torch.cuda.is_available():
+        return
+    if torch.version.cuda is not None or torch.version.hip is not None:
+        raise GpuLostError(
+            f"{who} was granted a GPU of {socket.gethostname()}, and torch {torch.__version__} sees none "
+            "there: see what nvidia-smi says on that node; if it has no GPU, set device: cpu and gpus: 0"
+        )
 
 
 def ready_network(spec: TrialSpec, code: Path) -> None:

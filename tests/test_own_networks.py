@@ -228,11 +228,17 @@ def test_a_model_that_gives_more_than_logits_is_refused() -> None:
         ({"rate": "0.1"}, "recipe: rate='0.1' must be a number"),
         ({"weight_decay": -1}, "recipe: weight_decay=-1 must be a number"),
         ({"decay_factor": float("inf")}, "recipe: decay_factor=inf must be a number"),
+        ({"rate": True}, "recipe: rate=True must be a number"),
     ],
 )
 def test_a_recipe_that_means_nothing_is_refused(change: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=re.escape(said)):
         replace(made(GREY).recipe, **change)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    for rate in (np.float32(0.5), np.float64(0.5), np.int64(1), 1):
+        assert replace(made(GREY).recipe, rate=rate).rates([0.1]) == [float(rate)]
 
 
 def test_steps_below_zero_are_refused() -> None:

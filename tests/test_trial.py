@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -30,7 +31,7 @@ from ddsweep.core.outer import DistillState
 from ddsweep.core.steps import _compiled
 from ddsweep.data.load import Splits, load_splits
 from ddsweep.distilled import DistilledSet, apply
-from ddsweep.errors import DiskFullError, DivergedError, UserError
+from ddsweep.errors import DiskFullError, DivergedError, GpuLostError, UserError
 from ddsweep.evaluation.baseline_rows import _images
 from ddsweep.evaluation.group import Group
 from ddsweep.results.artifacts import load_tensors
@@ -38,7 +39,7 @@ from ddsweep.results.layout import SweepDirectory
 from ddsweep.results.parts import read_part
 from ddsweep.seeds import derive_seed
 from ddsweep.trial import Progress, checkpoint_provenance, distil_trial, read_distilled, record_failure
-from ddsweep.trial_plan import TrialSettings, pick_device
+from ddsweep.trial_plan import TrialSettings, check_gpu_seen, pick_device
 from tests.conftest import PATIENCE_S
 from tests.disks import fill
 
@@ -575,6 +576,24 @@ def test_a_gpu_that_torch_does_not_see_is_an_error(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match=r"sees no GPU here; set device: cpu and gpus: 0"):
         pick_device(setting, gpus)
+
+
+@pytest.mark.parametrize(
+    ("setting", "gpus", "built", "lost"),
+    [
+        *[("auto", 1.0, "13.0", True), ("cuda", 0.25, "13.0", True), ("cpu", 1.0, "13.0", False)],
+        *[("auto", 0.0, "13.0", False), ("auto", 1.0, None, False)],
+    ],
+)
+def test_a_gpu_that_is_lost_is_no_fault_of_the_trial(
+    setting: str, gpus: float, built: str | None, lost: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A torch without GPUs is: then no place can do it."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", built)
+    monkeypatch.setattr(torch.version, "hip", None)
+    with pytest.raises(GpuLostError, match="what nvidia-smi says") if lost else nullcontext():
+        check_gpu_seen(setting, gpus, "place x")
 
 
 @pytest.mark.parametrize("seen", [True, False])

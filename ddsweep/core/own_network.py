@@ -286,8 +286,8 @@ def _look_at(
     if tuple(logits.shape) != (2, classes):
         raise UserError(
             f"it makes {list(logits.shape)} of 2 images, not [2, {classes}], a logit for each class; it is "
-            "told of the data by those of the arguments shape, channels, in_channels, side, image_size, "
-            "classes and num_classes that it has"
+            "told of the data by those of the arguments shape, channels, in_channels, in_chans, side, "
+            "image_size, img_size, classes and num_classes that it has"
         )
     moves = any(not torch.equal(values[name], after[name]) for name in rest)
     with torch.no_grad():

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
+from numbers import Real
 from typing import Any
 
 import torch
@@ -73,11 +74,11 @@ class Recipe:
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"recipe: {name}={value} must be at least 1")
         for name in ("rate", "momentum", "weight_decay", "decay_factor"):
-            value = getattr(self, name)
-            if value is None and name == "rate":
+            number: Any = getattr(self, name)
+            if number is None and name == "rate":
                 continue
-            if not isinstance(value, int | float) or not 0 <= value < math.inf:
-                raise ValueError(f"recipe: {name}={value!r} must be a number from 0 on")
+            if isinstance(number, bool) or not isinstance(number, Real) or not 0 <= float(number) < math.inf:
+                raise ValueError(f"recipe: {name}={number!r} must be a number from 0 on")
 
     @classmethod
     def of(cls, spec: TrialSpec) -> Recipe:

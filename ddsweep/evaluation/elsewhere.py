@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ddsweep.catalog import SPEC_VERSION, TrialSpec
-from ddsweep.errors import CheckpointError, ResultsError, UnreadableError
-from ddsweep.pools.judged import of_other_networks
+from ddsweep.errors import ResultsError, UserError
+from ddsweep.pools.imagenet import pool_of
+from ddsweep.pools.judged import is_of_others, note_networks
 from ddsweep.results.coverage import described
 from ddsweep.results.elsewhere import OtherSweep, finished_in, other_sweeps
 from ddsweep.results.files import write_atomic
@@ -45,19 +46,22 @@ def take_over(
     data behind the set. The set is copied last, because it marks the trial as distilled.
     `ddsweep.evaluation.finish` writes the row in ``trials``, under the name of this sweep.
     """
-    for other in finished_in(spec.trial_id, others):
+    found = finished_in(spec.trial_id, others)
+    pool = pool_of(spec, directory.pools) if found else None
+    for other in found:
         source = other.directory
         try:
             (row,) = read_part(source.trials_part(spec.trial_id)).to_pylist()
             distilled = read_distilled(spec, source)
             evals = [path for path in other.evals.get(spec.trial_id, []) if is_whole(path)]
             whole = is_whole(source.history_part(spec.trial_id))
-        except (ResultsError, CheckpointError, UnreadableError, ValueError):
+            others_networks = pool is not None and is_of_others(source, pool)
+        except (UserError, ValueError):
             continue
         made_from = (row["spec_version"], row["dataset_fingerprint"], row["distilled_sha256"])
         if made_from != (SPEC_VERSION, fingerprint, distilled.sha256):
             continue
-        if spec.pool is not None and of_other_networks(spec.pool, source, directory):
+        if others_networks:
             continue
         if whole:
             here = directory.evals_parts(spec.trial_id) if paths is None else paths
@@ -74,6 +78,8 @@ def take_over(
                 (source.grid(spec.trial_id), directory.grid(spec.trial_id)),
                 (source.distilled(spec.trial_id), directory.distilled(spec.trial_id)),
             ]
+            if pool is not None:
+                note_networks(pool, directory)
             for old, new in files:
                 if old.exists():
                     write_atomic(new, old.read_bytes(), directory.temporary)

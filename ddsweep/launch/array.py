@@ -38,7 +38,7 @@ from ddsweep.sweep.first_step import leaving_before_the_first_step
 from ddsweep.sweep.prepare import eval_gpus, load_all_splits, splits_key, trial_settings
 from ddsweep.sweep.retry import RetryPolicy
 from ddsweep.trial import Progress, TrialJob, distil_together, is_distilled, record_failure
-from ddsweep.trial_plan import pick_device
+from ddsweep.trial_plan import check_gpu_seen, pick_device
 
 __all__ = ["deal", "distil_share", "evaluate_share", "finish_all"]
 
@@ -295,6 +295,8 @@ def _distil(folder: str, stop_file: str, *trial_ids: str) -> str:
     if one of them failed."""
     work = _work(folder)
     trials = [work.trial(trial_id) for trial_id in trial_ids]
+    resources = work.sweep.resources
+    check_gpu_seen(resources.device, resources.for_trial(trials[0])[1], f"trial {trial_ids[0]}")
     together = _Together(work, Path(stop_file), trials, len(trials))
     with (
         full_disk_told(work.launch.directory.root),
@@ -326,6 +328,7 @@ def _evaluate(
         return "drained"
     work = _work(folder)
     spec, evaluation = work.trial(trial_id), work.sweep.evaluate.spec()
+    check_gpu_seen(work.sweep.resources.device, work.eval_gpus, f"evaluation of {trial_id}")
     device = pick_device(work.sweep.resources.device, work.eval_gpus)
     _share(device.type, work.eval_gpus)
     changes = {unit.protocol: unit.changes for unit in evaluation.units(spec)}.get(protocol)

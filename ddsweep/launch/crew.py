@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ddsweep.catalog.numbers import counted
-from ddsweep.errors import EXIT_DRAINED, UserError
+from ddsweep.errors import EXIT_DRAINED, GpuLostError, UserError
 from ddsweep.launch.allocation import NodeLimits
 from ddsweep.launch.folder import LaunchFolder
 from ddsweep.launch.processes import Signals
@@ -135,6 +135,16 @@ class Crew:
                     free.append(slot)
                     try:
                         state = future.result()
+                    except GpuLostError as lost:
+                        if drained:
+                            state = str(lost)
+                        elif len(free) + len(running) > 1:  # others take the work
+                            free.remove(slot)
+                            waiting.appendleft(item)
+                            state = f"{lost}; this place is given up"
+                        else:
+                            broken(item[0], lost, 1)
+                            state = "failed"
                     except Exception as raised:
                         error: Exception = raised
                         if isinstance(raised, BrokenProcessPool):
@@ -189,7 +199,7 @@ def _call(call: Callable[..., str], *words: Any) -> str:
     """Runs in each process of a crew. Its errors must survive pickling, or they would break the pool."""
     try:
         return call(*words)
-    except UserError:  # its text is complete, and survives
+    except (UserError, GpuLostError):  # its text is complete, and survives
         raise
     except BaseException as error:
         traceback.print_exc()

@@ -20,6 +20,7 @@ __all__ = ["Pair", "compare_lines", "pairs_of"]
 _WORDS = {"accuracy": "test accuracy", "attack_success": "fooled"}
 
 MOST_PAIRS = 20
+MOST_VALUES = 5
 """The number of pairs that are listed; the mean is over all."""
 
 Row = Mapping[str, Any]
@@ -79,7 +80,7 @@ def compare_lines(names: tuple[str, str], first: Results, second: Results) -> li
     lines = [f"{names[0]} -> {names[1]}", "", "settings:"]
     settings = [[settings_of_row(row) for row in _rows(results)] for results in (first, second)]
     for name in apart:
-        a, b = (", ".join(dict.fromkeys(plain(of.get(name)) for of in own)) for own in settings)
+        a, b = (_values([plain(of.get(name)) for of in own]) for own in settings)
         lines.append(f"  {name}: {a} -> {b}")
     if not apart:
         lines.append("  none differs as a whole")
@@ -104,6 +105,12 @@ def compare_lines(names: tuple[str, str], first: Results, second: Results) -> li
         total = f"{percent(mean, sign=True)} ± {percent(ci95)}"
         lines += ["", f"all pairs: {total} (95 % interval over {len(means)} pairs)"]
     return lines
+
+
+def _values(said: Sequence[str]) -> str:
+    """The different ones, or the first few and their number."""
+    found = list(dict.fromkeys(said))
+    return ", ".join(found[:MOST_VALUES]) + (f", ... ({len(found)})" if found[MOST_VALUES:] else "")
 
 
 def _moved_text(pair: Pair) -> str:

@@ -43,9 +43,10 @@ LOST = "another driver took the sweep's lock over"
 class SweepLock:
     """Context manager: inside it, no other driver works on this sweep.
 
-    The file holds JSON: ``host, pid, process_start, job, command, since, heartbeat``. The heartbeat is
-    refreshed every ``heartbeat_s`` by a daemon thread. A lock of this host whose process is gone is taken
-    over at once, one of another host when its heartbeat is older than ``stale_s``. Otherwise entering raises
+    The file holds JSON: ``host, pid, process_start, pid_namespace, job, command, since, heartbeat``. The
+    heartbeat is refreshed every ``heartbeat_s`` by a daemon thread. A lock of this host whose process is gone
+    is taken over at once, one of another container of this host when its heartbeat is older than 90 s, one
+    of another host when it is older than ``stale_s``. Otherwise entering raises
     `ResultsError`, which names the holder. ``lost`` becomes true, and ``on_lost`` is called, if another
     driver took this lock over, for example after a long suspension; then the driver should drain. A lock of
     the same Slurm job from before its requeue is stale at once. Holders with the same ``launch`` share it.
@@ -319,7 +320,7 @@ def _now() -> str:
 
 @contextmanager
 def _guard(path: Path) -> Iterator[None]:
-    """Lets one starter in at a time, for milliseconds; the kernel frees it when its holder dies."""
+    """Lets one starter in at a time, for a moment; the kernel frees it when its holder dies."""
     descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
     try:
         deadline = time.monotonic() + _GUARD_PATIENCE_S

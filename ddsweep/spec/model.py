@@ -200,8 +200,8 @@ class ResourcesSpec(_Model):
     the test passes of LeNet on the CPU are compiled as well"""
     memory: Annotated[float | str | None, BeforeValidator(_gigabytes)] = "auto"
     """GB of the machine that a trial asks Ray for, so that it gets no more trials than fit: `auto` is the
-    estimate of `plan` and 1 GB for the process, on a GPU 4 GB; `null` asks for none. A job array does not
-    look at it"""
+    estimate of `plan` and 1 GB for the process, on a GPU at most 4 GB; `null` asks for none. A job array does
+    not look at it"""
     threads: Count | None = None
     """CPU threads of a trial: each computes a part of the networks, and a single network (`fixed`) uses all;
     none: as many as `cpus`"""
@@ -211,7 +211,7 @@ class ResourcesSpec(_Model):
     """GPUs that Ray may use here; none: all"""
     max_failures: Annotated[int, BeforeValidator(whole), Field(ge=0)] = 3
     """how often a trial is tried again after its worker died, with growing waits, over three minutes; deaths
-    before its last checkpoint do not count"""
+    before its last checkpoint do not count, except in a job array"""
     checkpoint_every: Count = 50
     """outer steps between checkpoints"""
     log_every: Count = 10

@@ -18,7 +18,7 @@ from ddsweep.catalog import TrialSpec
 from ddsweep.catalog.numbers import counted
 from ddsweep.cohorts import dealt_out
 from ddsweep.cost import choose_memory, estimate
-from ddsweep.errors import CheckpointError, ResultsError, UserError
+from ddsweep.errors import ResultsError, UserError
 from ddsweep.evaluation import record_stop
 from ddsweep.results.artifacts import load_tensors
 from ddsweep.results.layout import SweepDirectory
@@ -382,14 +382,14 @@ def _saved_steps(directory: SweepDirectory, trial_id: str) -> int:
     """The outer steps of a trial's checkpoint; 0 without one."""
     try:
         return int(load_tensors(directory.checkpoint(trial_id))[1]["counters"]["step"])
-    except (CheckpointError, OSError, KeyError, TypeError):
+    except (UserError, KeyError, TypeError, ValueError):
         return 0
 
 
 def _request(sweep: SweepSpec, trial: TrialSpec, size: int, session: RaySession) -> dict[str, float]:
     """The request to Ray of a place with ``size`` trials like ``trial``. The estimated memory keeps too many
     large ones from one machine; one that is larger than the machine is tried alone. What lies on a GPU takes
-    none of the machine's."""
+    little of the machine's."""
     resources = sweep.resources
     cpus, gpus = resources.for_trial(trial)
     request = {"CPU": cpus}
@@ -397,11 +397,11 @@ def _request(sweep: SweepSpec, trial: TrialSpec, size: int, session: RaySession)
         request["GPU"] = gpus
     most = max(node.memory for node in session.nodes if cpus <= node.cpus and gpus <= node.gpus)
     if resources.memory == "auto" and most:
-        needed = PROCESS_BYTES_GPU
-        if not gpus:
-            mode, segment = choose_memory(trial, resources.memory_mode, resources.segment)
-            of_trial = estimate(trial, 1, memory_mode=mode, segment=segment).memory_bytes
-            needed = PROCESS_BYTES + size * of_trial
+        mode, segment = choose_memory(trial, resources.memory_mode, resources.segment)
+        of_trial = estimate(trial, 1, memory_mode=mode, segment=segment).memory_bytes
+        needed = PROCESS_BYTES + size * of_trial
+        if gpus:
+            needed = min(needed, PROCESS_BYTES_GPU)
         request["memory"] = int(min(needed, most))
     elif isinstance(resources.memory, float):
         request["memory"] = int(resources.memory * 1e9)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import math
 import os
-import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import ray
-import torch
 
 from ddsweep.catalog import TrialSpec
 from ddsweep.catalog.numbers import counted
@@ -17,14 +15,12 @@ from ddsweep.compilation import check_compiler
 from ddsweep.errors import UserError
 from ddsweep.spec import SweepSpec
 from ddsweep.sweep.prepare import eval_gpus
-from ddsweep.sweep.retry import WorkerError
 from ddsweep.sweep.session import RaySession
 
 __all__ = [
     "Placement",
     "check_gpus_seen",
     "check_placement",
-    "check_torch_sees_gpu",
     "largest_request",
     "place_shards",
     "room_for",
@@ -188,16 +184,6 @@ def check_gpus_seen(granted: float, who: str) -> None:
         f"CUDA_VISIBLE_DEVICES {shown}: a worker must see exactly what it was granted; leave the "
         "variable to Ray, and RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES unset on every node"
     )
-
-
-def check_torch_sees_gpu(setting: str, granted: float, who: str) -> None:
-    """Raises `WorkerError` if this Ray worker was granted a GPU that torch does not see: it is dead, or its
-    driver is. That is the fault of a node, and not of what was to run here, so others take the work."""
-    if granted and setting != "cpu" and not torch.cuda.is_available():
-        raise WorkerError(
-            f"{who} was granted a GPU of {socket.gethostname()}, and torch {torch.__version__} sees none "
-            "there: see what nvidia-smi says on that node; if it has no GPU, set device: cpu and gpus: 0"
-        )
 
 
 def side_by_side(sweep: SweepSpec, trials: Sequence[TrialSpec], session: RaySession) -> float:

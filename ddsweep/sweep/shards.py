@@ -26,19 +26,19 @@ from ddsweep.catalog import EvaluationSpec, EvalUnit, TrialSpec
 from ddsweep.catalog.numbers import counted
 from ddsweep.core.memory import end_without_gpu, keep_to_share
 from ddsweep.data.load import Splits
-from ddsweep.errors import DivergedError, UnreadableError, UserError
+from ddsweep.errors import DivergedError, GpuLostError, UnreadableError, UserError
 from ddsweep.evaluation import evaluate_unit, finish, missing_units
 from ddsweep.results.files import full_disk_told
 from ddsweep.results.known import KnownParts
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.spec import SweepSpec
 from ddsweep.sweep.observe import State
-from ddsweep.sweep.placement import Placement, check_gpus_seen, check_torch_sees_gpu
+from ddsweep.sweep.placement import Placement, check_gpus_seen
 from ddsweep.sweep.prepare import splits_key
 from ddsweep.sweep.retry import SPREAD_S, RetryPolicy, Teller, WorkerError, told_death
 from ddsweep.sweep.work import QueuedUnit, Work
 from ddsweep.trial import record_failure
-from ddsweep.trial_plan import pick_device
+from ddsweep.trial_plan import check_gpu_seen, pick_device
 
 __all__ = ["EvalShards", "Load", "SharedSplits", "get_splits", "put_splits"]
 
@@ -119,8 +119,8 @@ class EvalShard:
         return self._label
 
     def ready(self) -> str:
-        """Raises `UserError` without the GPU that was asked for. (If the constructor raised, its caller would
-        only learn that the actor died.)"""
+        """Raises `GpuLostError`, or `UserError`, without the GPU that was asked for. (If the constructor
+        raised, its caller would only learn that the actor died.)"""
         self._on_device()
         return self._label
 
@@ -128,7 +128,7 @@ class EvalShard:
         if self._device is None:
             setting, gpus = self._asked
             check_gpus_seen(gpus, self._label)
-            check_torch_sees_gpu(setting, gpus, self._label)
+            check_gpu_seen(setting, gpus, self._label)
             device = pick_device(setting, gpus)
             keep_to_share(device.type, gpus)
             self._device = device
@@ -389,7 +389,7 @@ class EvalShards:
         if isinstance(cause := getattr(error, "cause", None), UserError):
             raise cause  # of `ready`
         with self._lock:
-            self._death = str(cause) if isinstance(cause, WorkerError) else told_death(str(error))
+            self._death = str(cause) if isinstance(cause, GpuLostError) else told_death(str(error))
             given_up = self._work.died(shard, time.monotonic())
             self._running = {ref: item for ref, item in self._running.items() if item[0] != shard}
             self._asked = {ref: other for ref, other in self._asked.items() if other != shard}

@@ -19,11 +19,11 @@ from ddsweep.results.files import full_disk_told, is_there
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.sweep.first_step import leaving_before_the_first_step
 from ddsweep.sweep.mailbox import ask
-from ddsweep.sweep.placement import check_gpus_seen, check_torch_sees_gpu
+from ddsweep.sweep.placement import check_gpus_seen
 from ddsweep.sweep.prepare import splits_key
 from ddsweep.sweep.shards import SharedSplits, get_splits
 from ddsweep.trial import Progress, TrialJob, distil_together, record_failure
-from ddsweep.trial_plan import TrialSettings
+from ddsweep.trial_plan import TrialSettings, check_gpu_seen
 
 __all__ = ["TrialOfWorker", "WorkerInputs", "distil_in_worker", "put_trials", "trainable"]
 
@@ -171,7 +171,7 @@ class _Place:
 
 def distil_in_worker(work: WorkerInputs, place: str, size: int) -> None:
     """Runs in a Tune worker. An error that is not of a trial is raised, and Tune starts the place again."""
-    check_torch_sees_gpu(work.device, len(ray.get_gpu_ids()), f"place {place}")
+    check_gpu_seen(work.device, len(ray.get_gpu_ids()), f"place {place}")
     here = _Place(work, place, size)
     with (
         full_disk_told(work.directory.root),

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from ddsweep.errors import DivergedError, UserError
+from ddsweep.errors import DivergedError, GpuLostError, UserError
 from ddsweep.launch.allocation import NodeLimits
 from ddsweep.launch.crew import Crew
 from ddsweep.launch.folder import LaunchFolder
@@ -246,6 +246,27 @@ def test_draining_ends_what_runs_and_begins_nothing(crew: Crew, cause: str) -> N
     assert notes(crew, "drained-a") and notes(crew, "drained-b") and not notes(crew, "c")
     assert broken == [] and children() == []
     assert crew.signals.ending == (cause == "warning")
+
+
+def on_a_dead_gpu(folder: str, stop_file: str, name: str) -> str:
+    note(folder, name, os.environ["CUDA_VISIBLE_DEVICES"])
+    if os.environ["CUDA_VISIBLE_DEVICES"] in Path(folder, "dead").read_text().split():
+        raise GpuLostError(f"trial {name} was granted a GPU")
+    return "done"
+
+
+@pytest.mark.parametrize(("dead", "code"), [("4", 0), ("4 7", 2)])
+def test_a_place_whose_gpu_is_lost_is_given_up_while_there_is_another(
+    crew: Crew, monkeypatch: pytest.MonkeyPatch, dead: str, code: int
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    (crew.folder.root / "dead").write_text(dead)
+    pair = replace(crew, limits=NodeLimits(2, 2, None), gpus=1.0)
+    broken = Broken()
+    assert pair.run(on_a_dead_gpu, [(name,) for name in "abcd"], broken) == code
+    tried = [device for name in "abcd" for _, device in notes(crew, name)]
+    assert sorted(map(tried.count, "47")) == [1, 4], "no more is lost where one was"
+    assert len(broken) == (4 if code else 0) and (code or tried.count("4") == 1)
 
 
 def deaf(folder: str, stop_file: str, name: str) -> str:

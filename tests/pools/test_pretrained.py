@@ -256,6 +256,10 @@ def test_results_of_networks_and_of_others_of_their_names_do_not_mix(
         evaluated(spec_of(pool, seed=2), evaluation, splits, directory)
     assert len(list(directory.parts("evals").iterdir())) == 2
 
+    beside.create()
+    assert take_over(first, splits.fingerprint, beside, other_sweeps(beside)) is None, (
+        "the first of all there"
+    )
     evaluated(spec_of(pool, seed=3), evaluation, splits, beside)
     assert take_over(first, splits.fingerprint, beside, other_sweeps(beside)) is None
     shutil.rmtree(place.root)
@@ -265,7 +269,11 @@ def test_results_of_networks_and_of_others_of_their_names_do_not_mix(
     fresh = SweepDirectory(tmp_path / "fresh")
     fresh.create()
     assert take_over(first, splits.fingerprint, fresh, other_sweeps(fresh)) is not None
+    assert fresh.pool_networks.is_file(), "what came from elsewhere has networks too"
     directory.pool_networks.write_text("{")
+    last = SweepDirectory(tmp_path / "last")
+    last.create()
+    assert take_over(first, splits.fingerprint, last, other_sweeps(last)) is None, "a neighbour stops nobody"
     with pytest.raises(UserError, match="remove it, and the networks are noted anew"):
         evaluated(spec_of(pool, seed=4), evaluation, splits, directory)
 

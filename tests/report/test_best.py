@@ -288,6 +288,15 @@ def test_settings_that_differ_in_every_trial_are_told_and_why_nothing_is_paired(
     assert said.endswith("a pair is one trial of each that are alike in all other settings")
 
 
+def test_of_many_values_of_a_setting_a_few_are_told(tmp_path: Path) -> None:
+    first, second = other(tmp_path, "a"), other(tmp_path, "b")
+    for n in range(20):
+        measured(first, 0, 0.01 + n / 1e4, 0.5, [0.5, 0.6])
+        measured(second, 0, 0.1 + n / 1e4, 0.5, [0.5, 0.6])
+    (line,) = [line for line in compare_lines(("a", "b"), read(first), read(second)) if "inner_lr" in line]
+    assert len(line) < 120 and line.count("(20)") == 2
+
+
 def test_attacks_are_compared_by_the_fraction_fooled(tmp_path: Path) -> None:
     first, second = other(tmp_path, "a"), other(tmp_path, "b")
     for folder, lr, success in ((first, 0.02, [0.2, 0.3]), (second, 0.1, [0.7, 0.9])):
