@@ -60,7 +60,7 @@ class Scale(nn.Module):
         self.free = nn.Parameter(1 + 0.1 * torch.randn(width))
 
     def forward(self, x):
-        return x * self.free[:, None, None] * getattr(self, "times", 1)
+        return x * self.free[:, None, None]
 """
 SMALL = {
     **{"dataset": "digits", "images_per_class": 2, "inner_steps": 2, "outer_steps": 4, "models_per_step": 2},
@@ -365,9 +365,9 @@ def test_what_cannot_be_distilled_through_is_refused_before_any_trial(
 def test_what_building_draws_comes_from_torch(nets: Path, tmp_path: Path, own: str) -> None:
     """A seed decides what a network is, or trials of one id would differ."""
     (nets / "layers.py").write_text(
-        LAYERS.replace("self.free = nn.Parameter(1 + 0.1 * torch.randn(width))", own).replace(
-            "import torch\n", "import random\n\nimport numpy as np\nimport torch\n", 1
-        )
+        LAYERS.replace("self.free = nn.Parameter(1 + 0.1 * torch.randn(width))", own)
+        .replace("import torch\n", "import random\n\nimport numpy as np\nimport torch\n", 1)
+        .replace("return x * ", "return x * getattr(self, 'times', 1) * ")
     )
     with pytest.raises(UserError, match="two networks that are built with the same seed differ"):
         trial(OWN, tmp_path / "results")
