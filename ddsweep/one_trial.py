@@ -25,8 +25,8 @@ from ddsweep.pools.imagenet import ready_pool
 from ddsweep.results.code import check_start_if_needed, write_code, write_sets
 from ddsweep.results.current import write_sweep_file
 from ddsweep.results.elsewhere import other_sweeps
-from ddsweep.results.files import names_in, remove_leftovers
-from ddsweep.results.layout import PART_FOLDERS, SweepDirectory
+from ddsweep.results.files import remove_leftovers
+from ddsweep.results.layout import SweepDirectory
 from ddsweep.results.lock import LOST, SweepLock
 from ddsweep.results.parts import read_part
 from ddsweep.spec import Plan, SweepSpec, expand, load_sweep, resolved_yaml, sweep_of
@@ -111,15 +111,13 @@ def _plan(sweep: SweepSpec, directory: SweepDirectory, root: Path | None) -> Pla
 
 
 def _check_own(directory: SweepDirectory) -> None:
-    """Raises `ResultsError` for a folder in which others have put something, such as sweeps beside each
-    other."""
+    """Raises `ResultsError` for a folder that holds sweeps beside each other."""
     if directory.sweep_file.is_file() or not directory.root.is_dir():
         return
-    ours = {*PART_FOLDERS, directory.code.name, directory.sets.name, directory.artifacts("x").parent.name}
-    others = [name for name in names_in(directory.root) if not name.startswith(".") and name not in ours]
+    others = sorted(path.parent.name for path in directory.root.glob("*/sweep.yaml"))
     if others:
         raise ResultsError(
-            f"{directory.root}: holds {others[0]}, which is no result of a trial; give run_trial a folder of "
+            f"{directory.root}: holds {others[0]}, which is a sweep; give run_trial a folder of "
             f"its own, such as {directory.root / 'my_trial'}"
         )
 

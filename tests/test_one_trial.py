@@ -191,7 +191,7 @@ def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path: Path) -> None:
     """That of all sweeps, say, or of a project."""
     (tmp_path / "results" / "mine").mkdir(parents=True)
     (tmp_path / "results" / "mine" / "sweep.yaml").write_text("name: mine\nbase: {dataset: digits}\n")
-    with pytest.raises(ResultsError, match=r"holds mine, which is no result of a trial; give .*my_trial"):
+    with pytest.raises(ResultsError, match=r"holds mine, which is a sweep; give .*my_trial"):
         run_trial(SETTINGS, tmp_path / "results")
     assert [path.name for path in (tmp_path / "results").iterdir()] == ["mine"]
     (tmp_path / "begun" / "trials").mkdir(parents=True)  # killed before it had written its sweep
