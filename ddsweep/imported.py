@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from ddsweep.catalog import TrialSpec
+from ddsweep.catalog.groups import WHITENINGS
 from ddsweep.catalog.numbers import counted
 from ddsweep.core.images import class_labels, renormalised
 from ddsweep.core.recipe import Recipe
 from ddsweep.data.splits import Splits
-from ddsweep.data.whitening import WHITENINGS
 from ddsweep.distilled import DistilledSet
 from ddsweep.errors import SettingError, UserError
 from ddsweep.provenance import environment

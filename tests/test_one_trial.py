@@ -187,8 +187,8 @@ def test_the_folder_of_a_sweep_file_is_left_alone(tmp_path: Path) -> None:
         run_trial(SETTINGS, tmp_path / "pools")
 
 
-def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path: Path) -> None:
-    """That of all sweeps, say, or of a project."""
+def test_a_folder_of_sweeps_is_left_alone(tmp_path: Path) -> None:
+    """It would become a sweep itself."""
     (tmp_path / "results" / "mine").mkdir(parents=True)
     (tmp_path / "results" / "mine" / "sweep.yaml").write_text("name: mine\nbase: {dataset: digits}\n")
     with pytest.raises(ResultsError, match=r"holds mine, which is a sweep; give .*my_trial"):

@@ -17,11 +17,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ddsweep.catalog import DATASETS, TrialSpec, parse_dataset
+from ddsweep.catalog.groups import WHITENINGS
 from ddsweep.core.images import class_labels, normalise
 from ddsweep.cost import estimate
 from ddsweep.data.load import load_splits
 from ddsweep.data.splits import Splits
-from ddsweep.data.whitening import WHITENINGS
 from ddsweep.distilled import DistilledSet, apply
 from ddsweep.errors import SettingError
 from ddsweep.imported import Source, imported_set

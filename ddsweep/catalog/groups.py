@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AUGMENTATIONS",
     "MOST_WHITENED",
+    "WHITENINGS",
     "General",
     "InnerSteps",
     "Networks",
@@ -40,6 +41,9 @@ __all__ = [
     "augmentation_parts",
     "suited_augmentation",
 ]
+
+WHITENINGS = ("zca", "zca_pixels")
+"""See `ddsweep.data.whitening`."""
 
 MOST_WHITENED = 4096
 """An image of more values cannot be whitened: the matrix has their square."""
@@ -112,7 +116,7 @@ class Question(SettingsGroup):
     """of an attack: the class whose images are to be called `target_class`"""
     target_class: int | None = None
     """of an attack: another class"""
-    whitening: str = setting("none", one_of=("none", "zca", "zca_pixels"))
+    whitening: str = setting("none", one_of=("none", *WHITENINGS))
     """`zca`: all images are whitened by the training part (ZCA, epsilon 0.1); distilled images are whitened
     ones, and pictures show them as they would be without; `zca_pixels`: the same of pixels from 0 to 1 that
     were not normalised, a weaker whitening, as in the code of MTT, TESLA and DATM"""

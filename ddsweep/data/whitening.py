@@ -20,9 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["WHITENINGS", "Whitening", "measure_whitening"]
-
-WHITENINGS = ("zca", "zca_pixels")
+__all__ = ["Whitening", "measure_whitening"]
 
 EPSILON = 0.1
 _AT_ONCE = 4096
@@ -31,10 +29,9 @@ _AT_ONCE = 4096
 @dataclass(frozen=True)
 class Whitening:
     """Of normalised images: their ``mean [d]``, ``forth [d, d]`` and its inverse ``back [d, d]``, float32,
-    d = c * h * w. ``kind`` is one of `WHITENINGS`."""
+    d = c * h * w. ``kind`` is the setting ``whitening``."""
 
     kind: str
-
     mean: Tensor
     forth: Tensor
     back: Tensor

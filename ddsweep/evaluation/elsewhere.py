@@ -55,13 +55,11 @@ def take_over(
             distilled = read_distilled(spec, source)
             evals = [path for path in other.evals.get(spec.trial_id, []) if is_whole(path)]
             whole = is_whole(source.history_part(spec.trial_id))
-            others_networks = pool is not None and is_of_others(source, pool)
+            same_networks = pool is None or not is_of_others(source, pool)
         except (UserError, ValueError):
             continue
         made_from = (row["spec_version"], row["dataset_fingerprint"], row["distilled_sha256"])
-        if made_from != (SPEC_VERSION, fingerprint, distilled.sha256):
-            continue
-        if others_networks:
+        if made_from != (SPEC_VERSION, fingerprint, distilled.sha256) or not same_networks:
             continue
         if whole:
             here = directory.evals_parts(spec.trial_id) if paths is None else paths

@@ -20,8 +20,10 @@ __all__ = ["Pair", "compare_lines", "pairs_of"]
 _WORDS = {"accuracy": "test accuracy", "attack_success": "fooled"}
 
 MOST_PAIRS = 20
-MOST_VALUES = 5
 """The number of pairs that are listed; the mean is over all."""
+
+MOST_VALUES = 5
+"""The number of values of a setting that are listed."""
 
 Row = Mapping[str, Any]
 

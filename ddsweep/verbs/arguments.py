@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -52,27 +52,25 @@ SiteFile = Annotated[
         callback=find("site file"),
     ),
 ]
+
+
+def _settings(help: str, autocompletion: Callable[[str], list[str]] | None = None) -> Any:
+    return typer.Argument(metavar="[KEY=VALUE]...", help=help, autocompletion=autocompletion)
+
+
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(
-        metavar="[KEY=VALUE]...",
-        help="Settings that override the file: outer_steps=10 evaluate.networks=8.",
-        autocompletion=completions.overrides,
-    ),
+    _settings("Settings that override the file: outer_steps=10 evaluate.networks=8.", completions.overrides),
 ]
 EvalOverrides = Annotated[
     list[str] | None,
-    typer.Argument(
-        metavar="[KEY=VALUE]...",
-        help="Settings of evaluation and resources: evaluate.networks=200 resources.gpus=0.5.",
-        autocompletion=completions.overrides,
+    _settings(
+        "Settings of evaluation and resources: evaluate.networks=200 resources.gpus=0.5.",
+        completions.overrides,
     ),
 ]
 PoolOverrides = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="[KEY=VALUE]...", help="Settings that override the file: train=400 dataset=cifar10-exact."
-    ),
+    list[str] | None, _settings("Settings that override the file: train=400 dataset=cifar10-exact.")
 ]
 ResultsRoot = Annotated[
     Path | None,

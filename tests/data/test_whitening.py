@@ -9,9 +9,10 @@ import torch
 
 from ddsweep import baselines
 from ddsweep.catalog import DATASETS, TrialSpec
+from ddsweep.catalog.groups import WHITENINGS
 from ddsweep.core.images import normalise
 from ddsweep.data.load import Splits, load_splits
-from ddsweep.data.whitening import EPSILON, WHITENINGS, Whitening, measure_whitening
+from ddsweep.data.whitening import EPSILON, Whitening, measure_whitening
 from ddsweep.errors import SettingError
 from ddsweep.seeds import derive_seed
 
