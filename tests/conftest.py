@@ -41,6 +41,9 @@ PATIENCE_S = 600.0
 """Seconds to wait for what takes few where nothing else runs; less than the time-out of a test."""
 
 
+# A call of Ray where none is connected is an error. By default it starts a Ray, in the way of later tests.
+os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
+
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup switches it off, also for what tests start
 
 

@@ -171,7 +171,6 @@ class _Place:
 
 def distil_in_worker(work: WorkerInputs, place: str, size: int) -> None:
     """Runs in a Tune worker. An error that is not of a trial is raised, and Tune starts the place again."""
-    check_gpu_seen(work.device, len(ray.get_gpu_ids()), f"place {place}")
     here = _Place(work, place, size)
     with (
         full_disk_told(work.directory.root),
@@ -187,8 +186,11 @@ def trainable(work: WorkerInputs, requests: Mapping[str, dict[str, float]]) -> t
     reference = ray.put(work)
 
     def distil(config: dict[str, Any]) -> None:
+        name, size = config["place"]["name"], config["place"]["size"]
         try:
-            distil_in_worker(ray.get(reference), config["place"]["name"], config["place"]["size"])
+            inputs: WorkerInputs = ray.get(reference)
+            check_gpu_seen(inputs.device, requests[name].get("GPU", 0), f"place {name}")
+            distil_in_worker(inputs, name, size)
         except StopIteration as error:  # which Tune would take for the end of this function
             raise RuntimeError("StopIteration") from error
 
