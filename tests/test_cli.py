@@ -374,16 +374,22 @@ def test_prune_shows_what_the_sweep_file_no_longer_has_and_removes_it_if_told(
     assert ask("prune", "results/small")[1] == "sweep.yaml has all trials that are here: nothing to remove\n"
     small.sweep_file.write_text(SMALL.replace("seeds: 2", "seeds: [1]"))
     assert "`ddsweep prune results/small` shows them" in ask("status", "results/small")[1]
+    code_copy, set_copy = small.code / "58cc8337ef77" / "nets.py", small.sets / "e3803c005b86.safetensors"
+    for path in (code_copy, set_copy):
+        path.parent.mkdir(parents=True)
+        path.write_bytes(bytes(600))
     before = sorted(small.root.rglob("*"))
     code, out, err = ask("prune", "results/small")
     assert (code, err) == (0, "")
     assert re.search(rf"^{done} +done +50\.0 +3 ", out, re.MULTILINE) and pending not in out
     assert "1 trial that sweep.yaml no longer has" in out
+    assert "2 copies of code and sets that sweep.yaml no longer names, 1.2 kB" in out
     assert "nothing is removed yet; `ddsweep prune results/small --yes` removes them" in out
     assert sorted(small.root.rglob("*")) == before
     code, out, err = ask("prune", "results/small", "--yes")
     assert (code, err) == (0, "") and out.endswith("removed\n") and done in out
     assert not [path for path in small.root.rglob("*") if done in path.name]
+    assert not code_copy.parent.exists() and not set_copy.exists()
     assert "no longer has" not in ask("status", "results/small")[1]
 
 

@@ -323,6 +323,10 @@ REFUSED = {
         "return self.head(x.flatten(1)) * torch.nan",
         "its logits at its first weights are not finite",
     ),
+    "probabilities": (
+        "return self.head(x.flatten(1)).softmax(1)",
+        "its outputs are probabilities, which add up to one for each image; leave the last softmax out",
+    ),
     "raises": (
         "return self.nothing(x)",
         "nets.py, line 23, in forward: AttributeError: 'Drop' object has no",
@@ -397,7 +401,7 @@ def test_a_parameter_may_be_a_single_number(nets: Path, tmp_path: Path) -> None:
     "nothing_to_match",
     [
         "self.head(x.flatten(1)) * 2",  # the logits are not what the last layer gives
-        "self.head(x.flatten(1)).softmax(1)",
+        "self.head(x.flatten(1)).relu()",
         "alone",
     ],
 )

@@ -62,7 +62,8 @@ def parse_network(text: str, shape: tuple[int, int, int]) -> NetworkSpec:
     if match is None or kind not in NETWORKS:
         raise SettingError(
             f"network: unknown network {text!r}; known are {', '.join(NETWORKS)} "
-            "(convnet also as convnet(depth=3,width=128,norm=instance))"
+            "(convnet also as convnet(depth=3,width=128,norm=instance)); one of your own is "
+            "{file: my_nets.py, name: SmallNet}"
         )
     height = shape[1]
     given = _network_parameters(text, kind, match.group(2))

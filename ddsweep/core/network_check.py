@@ -20,7 +20,7 @@ from ddsweep.core.own_network import is_built_alike, parts, rest_at, traits_of
 
 __all__ = ["faults"]
 
-_COUNT, _IMAGES, _BUILT = 2, 3, 4
+_COUNT, _IMAGES, _BUILT = 2, 3, 12
 _EPS, _TOLERANCE = 1e-7, 1e-2
 """The slope is measured across kinks of ReLU and max-pool, which change it a little; a missing or wrong
 derivative (``detach``) is off by all of it."""
@@ -34,7 +34,7 @@ def faults(network: nn.Module, shape: tuple[int, int, int], classes: int) -> Ite
     except Exception as error:
         yield f"it cannot be copied ({_said(error)}); keep no open files, locks or generators in the module"
         return
-    # Several times, because a choice among few may be the same twice.
+    # So often, because a choice between two may be the same many times.
     if traits_of(network) is not None and not is_built_alike(network, _BUILT, shape):
         yield (
             "two networks that are built with the same seed differ; everything that building draws must come "
@@ -60,6 +60,13 @@ def faults(network: nn.Module, shape: tuple[int, int, int], classes: int) -> Ite
         logits = math.logits(params, images)
     if not bool(torch.isfinite(logits).all()):
         yield "its logits at its first weights are not finite"
+        return
+    sums = logits.sum(-1)
+    if bool((logits >= 0).all()) and torch.allclose(sums, torch.ones_like(sums)):
+        yield (
+            "its outputs are probabilities, which add up to one for each image; leave the last softmax out: "
+            "losses take logits"
+        )
         return
     if not torch.equal(before, torch.get_rng_state()):
         yield (

@@ -37,7 +37,7 @@ from ddsweep.spec import Plan, SweepSpec, expand, is_smoke, load_sweep
 from ddsweep.sweep.first_step import leaving_before_the_first_step
 from ddsweep.sweep.prepare import eval_gpus, load_all_splits, splits_key, trial_settings
 from ddsweep.sweep.retry import RetryPolicy
-from ddsweep.trial import Progress, TrialJob, distil_together, is_distilled, record_failure
+from ddsweep.trial import Progress, TrialJob, distil_together, is_distilled, record_failure, saved_steps
 from ddsweep.trial_plan import check_gpu_seen, pick_device
 
 __all__ = ["deal", "distil_share", "evaluate_share", "finish_all"]
@@ -96,6 +96,7 @@ class _Work:
         needs: tuple[float, float],
         phase: str,
         apart: Callable[[tuple[Any, ...]], list[tuple[Any, ...]]] = lambda item: [item],
+        saved: Callable[[tuple[Any, ...]], int] = lambda item: 0,
     ) -> int:
         """A crew's work on ``items``, each with so many CPUs and GPUs. Lasting failures are recorded in
         ``phase``."""
@@ -107,7 +108,7 @@ class _Work:
             trial = self.trial(trial_id)
             record_failure(self.launch.directory, trial, self.sweep.name, error, phase, attempts)
 
-        return crew.run(call, items, broken, apart)
+        return crew.run(call, items, broken, apart, saved)
 
     def crew(self, name: str, signals: Signals, needs: tuple[float, float]) -> Crew:
         local = self.launch.site["scheduler"] == "local"
@@ -154,6 +155,7 @@ def distil_share(folder: LaunchFolder, launch: Launch, index: int, signals: Sign
             needs=needs,
             phase="worker",
             apart=lambda item: [(trial_id,) for trial_id in item],
+            saved=lambda item: saved_steps(directory, item[0]),
         )
 
 

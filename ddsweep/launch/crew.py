@@ -82,12 +82,13 @@ class Crew:
         items: Sequence[tuple[Any, ...]],
         broken: Callable[[str, Exception, int], None],
         apart: Callable[[tuple[Any, ...]], list[tuple[Any, ...]]] = lambda item: [item],
+        saved: Callable[[tuple[Any, ...]], int] = lambda item: 0,
     ) -> int:
         """``call(folder, stop file, *item)`` for each item, whose first word is a trial. One that raises, or
-        whose process dies, is tried again as ``policy`` says, and ``broken`` hears of the last time. An item
-        that falls ``apart`` into several does so at its second failure (at the first, if nothing is tried
-        again), and each of them then has all attempts. Each process is a pool of its own: if it is killed,
-        the others go on.
+        whose process dies, is tried again as ``policy`` says, and ``broken`` hears of the last time. Failures
+        of before do not count once an item has ``saved`` more steps. An item that falls ``apart`` into
+        several does so at its second failure (at the first, if nothing is tried again), and each of them then
+        has all attempts. Each process is a pool of its own: if it is killed, the others go on.
         """
         stop_file = self.folder.root / "stops" / self.name
         stop_file.parent.mkdir(exist_ok=True)
@@ -97,6 +98,7 @@ class Crew:
         free = deque(range(len(crew)))
         waiting, failures, failed, drained = deque(items), Counter[tuple[Any, ...]](), 0, False
         not_before: dict[tuple[Any, ...], float] = {}
+        saved_before = Counter[tuple[Any, ...]]()
         late = math.inf
         running: dict[Future[str], tuple[int, tuple[Any, ...]]] = {}
         try:
@@ -143,7 +145,8 @@ class Crew:
                             waiting.appendleft(item)
                             state = f"{lost}; this place is given up"
                         else:
-                            broken(item[0], lost, 1)
+                            for part in apart(item):
+                                broken(part[0], lost, 1)
                             state = "failed"
                     except Exception as raised:
                         error: Exception = raised
@@ -151,8 +154,10 @@ class Crew:
                             error = WorkerError(told_death("the process was killed"))
                             crew[slot].shutdown()
                             crew[slot] = _new_process(devices[slot])
+                        parts, steps = apart(item), saved(item)
+                        if steps > saved_before[item] and not parts[1:]:
+                            saved_before[item], failures[item] = steps, 0
                         failures[item] += 1
-                        parts = apart(item)
                         again = self.policy.wait(1 if parts[1:] else failures[item])
                         if drained:
                             state = str(error)

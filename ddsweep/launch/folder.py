@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import socket
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -38,12 +39,18 @@ MODES = ("cluster", "array")
 class Job:
     """One job that was submitted: its number at the scheduler, ``cluster``, ``trials``, ``evals`` or
     ``finish``, how many array elements it has (0: it is no array), and for a local job the start time of its
-    process, which tells it from a later process of the same number."""
+    process, which tells it from a later process of the same number, and its host."""
 
     id: str
     kind: str
     elements: int = 0
     started: str | None = None
+    host: str | None = None
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether it is a local job of another host, whose processes cannot be seen from here."""
+        return self.host not in (None, socket.gethostname())
 
 
 @dataclass(frozen=True)

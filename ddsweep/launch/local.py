@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import time
 from dataclasses import replace
@@ -31,7 +32,7 @@ def run_local(folder: LaunchFolder) -> None:
 
     signal.signal(signal.SIGTERM, stop)
     launch = Launch.read(folder)
-    own = Job(str(os.getpid()), "local", started=process_start(os.getpid()))
+    own = Job(str(os.getpid()), "local", started=process_start(os.getpid()), host=socket.gethostname())
     replace(launch, jobs=(own,)).write(folder)
     site, shares = launch.site_spec, (read_json(folder.shares) or {}).get("trials", [])
     submitit_executor = executor(site, folder, launch.sweep)

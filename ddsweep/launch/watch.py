@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from ddsweep.catalog.numbers import counted
 from ddsweep.errors import EXIT_DRAINED, ResultsError, UserError
@@ -26,7 +27,7 @@ from ddsweep.launch.slurm import (
 )
 from ddsweep.processes import kill_marked
 from ddsweep.results.layout import SweepDirectory
-from ddsweep.results.lock import process_start
+from ddsweep.results.lock import live_holder, process_start
 
 __all__ = ["active_jobs", "cancel", "latest", "launch_lines", "log_files", "states_of", "wait_for"]
 
@@ -44,13 +45,17 @@ def latest(directory: SweepDirectory) -> LaunchFolder:
 def states_of(launch: Launch) -> list[JobState]:
     """The state of each of its jobs."""
     if launch.site["scheduler"] == "local":
-        return [_local_state(job) for job in launch.jobs]
+        return [_local_state(launch, job) for job in launch.jobs]
     return [state for states in job_states(launch.jobs).values() for state in states]
 
 
-def _local_state(job: Job) -> JobState:
-    running = process_start(int(job.id)) == job.started
-    return JobState(job.id, "RUNNING" if running else "COMPLETED")
+def _local_state(launch: Launch, job: Job) -> JobState:
+    if job.is_elsewhere:  # its processes cannot be seen, but the lock that one of them holds
+        holder, node = live_holder(launch.directory.lock), job.host or ""
+        running = holder is not None and holder.get("host") == job.host
+    else:
+        running, node = process_start(int(job.id)) == job.started, ""
+    return JobState(job.id, "RUNNING" if running else "COMPLETED", nodes=node)
 
 
 def active_jobs(launch: Launch) -> list[JobState]:
@@ -150,8 +155,7 @@ def wait_for(folder: LaunchFolder, say: Callable[[str], None]) -> int:
         cancel_jobs(launch.jobs)
         _discard(folder, launch)
         raise
-    last = "cluster" if launch.mode == "cluster" else "finish"
-    outcome = read_json(folder.outcome(last))
+    outcome = _last_outcome(folder, launch)
     ended_early = outcome is None or (outcome["code"] == EXIT_DRAINED and not outcome["message"])
     if folder.stop_file.exists() and ended_early:
         say(f"cancelled; ddsweep launch goes on with what is missing of {launch.directory.root}")
@@ -173,6 +177,11 @@ def wait_for(folder: LaunchFolder, say: Callable[[str], None]) -> int:
             if content["message"]:
                 say(f"{path.stem}: {content['message']}")
     return int(outcome["code"])
+
+
+def _last_outcome(folder: LaunchFolder, launch: Launch) -> dict[str, Any] | None:
+    """How the last job of a launch ended; None if it did not."""
+    return read_json(folder.outcome("cluster" if launch.mode == "cluster" else "finish"))
 
 
 def _unseen(folder: LaunchFolder, launch: Launch, states: Sequence[JobState]) -> str:
@@ -206,7 +215,12 @@ def cancel(folder: LaunchFolder, patience_s: float, say: Callable[[str], None]) 
     """End a launch: waiting jobs end at once; running jobs drain for up to ``patience_s`` and then end."""
     launch = Launch.read(folder)
     if not active_jobs(launch):
-        say(f"launch {folder.name}: no job of it waits or runs")
+        elsewhere = [job.host for job in launch.jobs if job.is_elsewhere]
+        if elsewhere and not _last_outcome(folder, launch):  # no lock is held between two of its jobs
+            folder.stop_file.touch()
+            say(f"launch {folder.name}: no job of it is seen from here; one that is left on {elsewhere[0]} ends")
+        else:
+            say(f"launch {folder.name}: no job of it waits or runs")
         return
     for file in (folder.stop_file, launch.directory.stop_file):
         with suppress(OSError):  # without room for a file, a signal must do
@@ -219,7 +233,10 @@ def cancel(folder: LaunchFolder, patience_s: float, say: Callable[[str], None]) 
     deadline = time.monotonic() + patience_s
     while left := active_jobs(launch):
         if time.monotonic() > deadline:
-            say(f"{', '.join(state.id for state in left)}: did not end within {patience_s:.0f} s, ended now")
+            late = f"{', '.join(state.id for state in left)}: did not end within {patience_s:.0f} s"
+            if any(job.is_elsewhere for job in launch.jobs):
+                raise UserError(f"{late}, and can only be killed on {left[0].nodes}: cancel it there")
+            say(f"{late}, ended now")
             if local:
                 _signal(launch, signal.SIGKILL)
                 for run in folder.root.glob("runs/*"):  # Ray's workers lead sessions of their own
@@ -236,7 +253,7 @@ def cancel(folder: LaunchFolder, patience_s: float, say: Callable[[str], None]) 
 
 def _signal(launch: Launch, number: int) -> None:
     for job in launch.jobs:
-        if process_start(int(job.id)) != job.started:
+        if job.is_elsewhere or process_start(int(job.id)) != job.started:
             continue
         if number == signal.SIGKILL:
             os.killpg(int(job.id), number)  # it leads a session of its own

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import IO
 
-from rich.console import Console, ConsoleOptions, OverflowMethod, RenderResult
+from rich.console import Console, ConsoleOptions, JustifyMethod, OverflowMethod, RenderResult
 from rich.measure import Measurement
 from rich.table import Table
 
@@ -44,30 +44,46 @@ def width_of(table: Table) -> int:
     return Measurement.get(endless, endless.options, table).maximum
 
 
-class Fitted:
-    """A table with the first of its ``most`` settings, as many as fit: ``build(n, tall)`` makes it with ``n``
-    of them, its headings on several lines if ``tall``. So no number is broken over two lines."""
+_NAME_WIDTHS = (28, 20, 14)
+"""Widths at which long names are broken, before a setting is left out. No number is as long as the least."""
 
-    def __init__(self, build: Callable[[int, bool], Table], most: int) -> None:
+
+class Fitted:
+    """A table with the first of its ``most`` settings, as many as fit: ``build(n, tall, wide)`` makes it with
+    ``n`` of them, its headings on several lines if ``tall``, and names that are longer than ``wide`` broken.
+    So no number is broken over two lines."""
+
+    def __init__(self, build: Callable[[int, bool, int | None], Table], most: int) -> None:
         self._build, self._most = build, most
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        for shown, tall in [(self._most, False), *((n, True) for n in range(self._most, -1, -1))]:
-            table = self._build(shown, tall)
+        whole = [(self._most, False, None), (self._most, True, None)]
+        broken = [(self._most, True, wide) for wide in _NAME_WIDTHS]
+        for how in (*whole, *broken, *((n, True, _NAME_WIDTHS[-1]) for n in range(self._most - 1, -1, -1))):
+            table = self._build(*how)
             if width_of(table) <= options.max_width:
                 break
         yield table
 
 
 def add_headings(
-    table: Table, titles: Sequence[str], *, tall: bool, right: bool = False, fold: bool = False
+    table: Table,
+    titles: Sequence[str],
+    *,
+    tall: bool,
+    right: bool = False,
+    fold: bool = False,
+    wide: int | None = None,
 ) -> None:
-    """Columns with these headings. Their cells stay on one line unless they ``fold``."""
+    """Columns with these headings. Their cells stay on one line unless they ``fold``, or are longer than
+    ``wide``."""
     for title in titles:
         broken = title.replace("/", "/\n").replace(" ", "\n") if tall else title
         # What is cut because nothing more can be left out says so: half a number is a wrong one.
-        cut: OverflowMethod = "fold" if fold else "ellipsis"
-        table.add_column(broken, justify="right" if right else "left", no_wrap=not fold, overflow=cut)
+        breaks = fold or wide is not None
+        cut: OverflowMethod = "fold" if breaks else "ellipsis"
+        side: JustifyMethod = "right" if right else "left"
+        table.add_column(broken, justify=side, no_wrap=not breaks, overflow=cut, max_width=wide)
 
 
 def report_console(file: IO[str] | None = None) -> Console:

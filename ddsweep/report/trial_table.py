@@ -27,15 +27,15 @@ def trial_table(
     titles, cells = setting_headings(own, names), setting_cells(own, names)
     fold = len(titles) < len(names)  # one column for all settings
 
-    def build(shown: int, tall: bool) -> Table:
+    def build(shown: int, tall: bool, wide: int | None) -> Table:
         table = bare_table()
         rest = [MORE] if shown < len(titles) else []
         add_headings(table, ["trial"], tall=tall)
-        add_headings(table, [*titles[:shown], *rest], tall=tall, fold=fold)
+        add_headings(table, [*titles[:shown], *rest], tall=tall, fold=fold, wide=wide)
         add_headings(table, ["state"], tall=tall)
         add_headings(table, headings, tall=tall, right=True)
         for trial_id, values in zip(settings, cells, strict=True):
             table.add_row(trial_id, *values[:shown], *[""] * len(rest), *told[trial_id])
         return table
 
-    return build(1, False) if fold else Fitted(build, len(titles))
+    return build(1, False, None) if fold else Fitted(build, len(titles))

@@ -211,7 +211,7 @@ class ResourcesSpec(_Model):
     """GPUs that Ray may use here; none: all"""
     max_failures: Annotated[int, BeforeValidator(whole), Field(ge=0)] = 3
     """how often a trial is tried again after its worker died, with growing waits, over three minutes; deaths
-    before its last checkpoint do not count, except in a job array"""
+    before its last checkpoint do not count"""
     checkpoint_every: Count = 50
     """outer steps between checkpoints"""
     log_every: Count = 10

@@ -43,9 +43,10 @@ def like(word: Any, allowed: Iterable[str]) -> str:
     return f" (did you mean {near[0]}?)" if near else ""
 
 
-def word(value: Any, allowed: Sequence[str]) -> str:
+def word(value: Any, allowed: Sequence[str], more: str = "") -> str:
+    """Raises `ValueError` unless ``value`` is one of ``allowed``; its text ends with ``more``."""
     if not isinstance(value, str) or value not in allowed:
-        raise ValueError(f"{value!r} is not one of {', '.join(allowed)}{like(value, allowed)}")
+        raise ValueError(f"{value!r} is not one of {', '.join(allowed)}{like(value, allowed)}{more}")
     return value
 
 
@@ -73,7 +74,8 @@ def _setting(name: str, value: Any) -> Any:
             raise ValueError(f"{value!r} is neither {_GIVEN_AS[name]}")
         return value
     if not declared.takes(value):
-        return word(value, declared.one_of)
+        own = "; one of your own is {file: my_methods.py, name: MyMethod}" if name == "method" else ""
+        return word(value, declared.one_of, own)
     kind = declared.kind.removesuffix(" | None")
     if kind in ("int", "float"):
         value = whole(value) if kind == "int" else real(value)

@@ -20,7 +20,6 @@ from ddsweep.cohorts import dealt_out
 from ddsweep.cost import choose_memory, estimate
 from ddsweep.errors import ResultsError, UserError
 from ddsweep.evaluation import record_stop
-from ddsweep.results.artifacts import load_tensors
 from ddsweep.results.layout import SweepDirectory
 from ddsweep.results.parts import read_part
 from ddsweep.spec import SweepSpec
@@ -38,7 +37,7 @@ from ddsweep.sweep.retry import RetryPolicy, Teller, WorkerError, told_death
 from ddsweep.sweep.session import RaySession, nodes_alive
 from ddsweep.sweep.shards import EvalShards, SharedSplits
 from ddsweep.sweep.worker import TrialOfWorker, WorkerInputs, put_trials, trainable
-from ddsweep.trial import record_failure
+from ddsweep.trial import record_failure, saved_steps
 
 __all__ = ["Distilling", "Watcher", "plan_places"]
 
@@ -125,7 +124,7 @@ class Distilling:
             most=resources.max_concurrent,
             source=proposing,
             room=room,
-            saved=lambda trial_id: _saved_steps(self.directory, trial_id),
+            saved=lambda trial_id: saved_steps(self.directory, trial_id),
         )
         mailbox = ray.remote(Mailbox).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote()
         inputs = WorkerInputs(
@@ -376,14 +375,6 @@ def _replay(halving: Halving, trial: TrialSpec, directory: SweepDirectory, board
     reached = rows[-1]["outer_step"] if rows else 0
     stopped = board.state_of(trial.trial_id) == "stopped"
     halving.replay(trial.trial_id, scores, reached, stopped=stopped)
-
-
-def _saved_steps(directory: SweepDirectory, trial_id: str) -> int:
-    """The outer steps of a trial's checkpoint; 0 without one."""
-    try:
-        return int(load_tensors(directory.checkpoint(trial_id))[1]["counters"]["step"])
-    except (UserError, KeyError, TypeError, ValueError):
-        return 0
 
 
 def _request(sweep: SweepSpec, trial: TrialSpec, size: int, session: RaySession) -> dict[str, float]:

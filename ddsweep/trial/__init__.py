@@ -12,7 +12,7 @@ folder.
 
 from ddsweep.trial.distil import Companions, distil_together, distil_trial
 from ddsweep.trial.files import is_distilled, read_distilled, record_failure
-from ddsweep.trial.run_state import TrialJob, checkpoint_provenance
+from ddsweep.trial.run_state import TrialJob, checkpoint_provenance, saved_steps
 from ddsweep.trial.running import Progress
 from ddsweep.trial.validation import training_networks
 
@@ -26,5 +26,6 @@ __all__ = [
     "is_distilled",
     "read_distilled",
     "record_failure",
+    "saved_steps",
     "training_networks",
 ]

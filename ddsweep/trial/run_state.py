@@ -32,6 +32,7 @@ __all__ = [
     "load_run",
     "provenance",
     "save_run",
+    "saved_steps",
     "write_history",
 ]
 
@@ -113,6 +114,14 @@ def save_run(run: RunState, job: TrialJob, meter: Meter) -> None:
 def write_history(run: RunState, spec: TrialSpec, directory: SweepDirectory) -> None:
     rows = [{"trial_id": spec.trial_id, **row} for row in run.history]
     write_part(directory.history_part(spec.trial_id), rows, HISTORY, directory.temporary)
+
+
+def saved_steps(directory: SweepDirectory, trial_id: str) -> int:
+    """The outer steps of a trial's checkpoint; 0 without a readable one."""
+    try:
+        return int(load_tensors(directory.checkpoint(trial_id))[1]["counters"]["step"])
+    except (UserError, KeyError, TypeError, ValueError):
+        return 0
 
 
 def load_run(job: TrialJob) -> RunState | None:

@@ -116,11 +116,14 @@ def prune(
     yes: Annotated[bool, typer.Option("--yes", help="Remove them; without it they are only shown.")] = False,
     data_root: DataRoot = None,
 ) -> None:
-    """Show the trials that the sweep file no longer has; with --yes remove all their files."""
+    """Show the trials that the sweep file no longer has; with --yes remove all their files, and the copies of
+    code and sets that it no longer names."""
+    from ddsweep.catalog.numbers import counted
     from ddsweep.report.console import report_console
+    from ddsweep.report.formats import size
     from ddsweep.report.leftover_table import leftover_table
     from ddsweep.results.current import current_ids
-    from ddsweep.results.leftover import leftovers, remove
+    from ddsweep.results.leftover import leftover_copies, leftovers, remove, size_of
     from ddsweep.results.lock import SweepLock
 
     found, console = existing(directory), report_console()
@@ -129,13 +132,17 @@ def prune(
         ids = current_ids(found) if asked.trials is None else [trial.trial_id for trial in asked.trials]
         if ids is None:
             raise UserError(f"{directory}: it cannot be told which trials the sweep has; {asked.note}")
-        trials = leftovers(found, ids)
-        if not trials:
+        trials, copies = leftovers(found, ids), leftover_copies(found)
+        if not trials and not copies:
             console.print("sweep.yaml has all trials that are here: nothing to remove")
             return
-        console.print(leftover_table(trials))
+        if trials:
+            console.print(leftover_table(trials))
+        if copies:
+            what = counted(len(copies), "copy of code or a set", "copies of code and sets")
+            console.print(f"{what} that sweep.yaml no longer names, {size(size_of(copies))}")
         if yes:
-            remove(found, trials)
+            remove(found, trials, copies)
     said = "removed" if yes else f"nothing is removed yet; `ddsweep prune {directory} --yes` removes them"
     console.print(said, soft_wrap=True)
 

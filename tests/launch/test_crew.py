@@ -269,6 +269,17 @@ def test_a_place_whose_gpu_is_lost_is_given_up_while_there_is_another(
     assert len(broken) == (4 if code else 0) and (code or tried.count("4") == 1)
 
 
+def on_no_gpu(folder: str, stop_file: str, *names: str) -> str:
+    raise GpuLostError("gone")
+
+
+def test_each_of_the_trials_that_the_last_gpu_was_lost_with_is_told(crew: Crew) -> None:
+    broken = Broken()
+    alone = replace(crew, limits=NodeLimits(1, 1, None), gpus=1.0)
+    assert alone.run(on_no_gpu, [("a", "b"), ("c",)], broken, lambda item: [(name,) for name in item]) == 2
+    assert [(trial, text) for trial, _, text, _ in broken] == [("a", "gone"), ("b", "gone"), ("c", "gone")]
+
+
 def deaf(folder: str, stop_file: str, name: str) -> str:
     note(folder, name)
     time.sleep(PATIENCE_S)
@@ -328,6 +339,17 @@ def test_trials_that_are_together_fall_apart_when_their_process_dies_twice(crew:
     assert [(trial, attempts) for trial, _, _, attempts in broken] == [("deadly", QUICK.retries + 1)]
     assert len(notes(crew, "good+deadly+fine")) == 2
     assert len(notes(crew, "fine")) == 2 * 1, "once by itself, with what it notes"
+
+
+def test_deaths_do_not_add_up_while_steps_are_saved_between_them(crew: Crew) -> None:
+    broken = Broken()
+
+    def saved(item: tuple[Any, ...]) -> int:
+        return min(4, len(notes(crew, item[0])))  # it gets no further than step 4
+
+    assert crew.run(deadly, [("deadly",)], broken, saved=saved) == 2
+    assert [(trial, attempts) for trial, _, _, attempts in broken] == [("deadly", QUICK.retries + 1)]
+    assert len(notes(crew, "deadly")) == 4 + QUICK.retries
 
 
 def test_without_retries_they_fall_apart_at_once(crew: Crew) -> None:

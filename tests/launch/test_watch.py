@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -240,6 +241,32 @@ def test_a_local_launch_is_told_by_a_signal_and_killed_with_its_session(director
     assert active_jobs(Launch.read(folder)) == []
     gone = make_launch(directory, LOCAL, Job(str(os.getpid()), "local", started="1"))
     assert active_jobs(Launch.read(gone)) == [], "the same number, another process"
+
+
+def test_a_local_launch_of_another_host_is_seen_by_its_lock_and_told_by_its_file(
+    directory: SweepDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = socket.gethostname()
+    job = Job(str(os.getpid()), "local", started=process_start(os.getpid()), host=here)
+    folder = make_launch(directory, LOCAL, job, mode="cluster")
+    launched = Launch.read(folder)
+    with SweepLock(directory.lock):
+        monkeypatch.setattr("socket.gethostname", lambda: "another")
+        assert [(state.state, state.nodes) for state in active_jobs(launched)] == [("RUNNING", here)]
+        assert list(launch_lines(directory))[1] == f"  local job {job.id}: running on {here}"
+        with pytest.raises(UserError, match=f"did not end within 0 s, and can only be killed on {here}"):
+            cancel(folder, 0, lambda text: None)
+        assert folder.stop_file.exists() and directory.stop_file.exists()
+    folder.stop_file.unlink()
+    with SweepLock(directory.lock):  # of a driver on this other host
+        assert active_jobs(launched) == []
+    said: list[str] = []
+    cancel(folder, 0, said.append)
+    assert said == [f"launch {folder.name}: no job of it is seen from here; one that is left on {here} ends"]
+    assert folder.stop_file.exists(), "between two of its jobs nobody holds the lock"
+    outcome(folder, "cluster")
+    cancel(folder, 0, said.append)
+    assert said[-1] == f"launch {folder.name}: no job of it waits or runs"
 
 
 # ---------------------------------------------------------------------------------------- submitting
