@@ -50,6 +50,8 @@ def find_file(given: Path, kind: str) -> Path:
     if by_name:
         close = difflib.get_close_matches(str(given), names, n=1)
         meant = f" (did you mean {close[0]}?)" if close else ""
+        if os.path.isfile(f"{given}.yaml"):
+            meant = f" (did you mean {given}.yaml?)"
         raise SettingError(
             f"{given}: no such {kind}{meant}; those that come with ddsweep: {', '.join(names)}"
         )

@@ -53,8 +53,6 @@ def compiles(setting: str, device: torch.device, trial: TrialSpec) -> bool:
     """Whether ``trial`` compiles its inner steps. ``auto`` is a static rule, and false without a C++
     compiler; ``on`` raises `UserError` without one."""
     check_compiler(setting)
-    if setting == "on" and trial.network_spec.code is not None:
-        raise UserError(f"resources.compile: on: {trial.network} is code of your own, which is not compiled")
     if setting == "auto":
         return pays_to_compile(device, trial) and find_compiler() is not None
     return setting == "on"

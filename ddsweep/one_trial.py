@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,6 +93,8 @@ def run_trial(
         return _joined(sweep, trials[0], found, root, new_evaluation=evaluate is not None)
 
     joined()  # before the data are read; once more when no other call can change the folder
+    if idle := sweep.resources.idle_gpus(trials, torch.cuda.device_count()):
+        warnings.warn(idle, stacklevel=2)
     return _run(joined, trials[0], trial_settings(sweep, trials[0]), found, root, on_progress, on_evaluated)
 
 

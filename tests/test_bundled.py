@@ -80,6 +80,14 @@ def test_a_file_that_is_not_there(given: str, kind: str, words: str) -> None:
         find_file(Path(given), kind)
 
 
+def test_a_file_that_lies_here_without_its_ending_is_hinted_at(empty_folder: Path) -> None:
+    (empty_folder / "my_sweep.yaml").touch()
+    with pytest.raises(
+        SettingError, match=r"^my_sweep: no such sweep file \(did you mean my_sweep\.yaml\?\)"
+    ):
+        find_file(Path("my_sweep"), "sweep file")
+
+
 def test_init_writes_what_it_came_with_and_never_over_a_file(
     empty_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

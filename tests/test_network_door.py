@@ -388,6 +388,13 @@ def test_weights_that_a_law_fills_may_come_from_anywhere(nets: Path, tmp_path: P
     assert made[0] == made[1]
 
 
+@pytest.mark.usefixtures("checked_here", "nets")
+def test_what_is_not_compiled_is_refused_before_any_trial(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"compile: on: nets\.py:Drop\(width=6\)@\w+ is code of your own"):
+        run_trial({**SMALL, "network": OWN}, tmp_path / "results", resources={"compile": "on"})
+    assert not (tmp_path / "results").exists()
+
+
 @pytest.mark.usefixtures("checked_here")
 def test_a_parameter_may_be_a_single_number(nets: Path, tmp_path: Path) -> None:
     free = "nn.Parameter(1 + 0.1 * torch.randn(width))"

@@ -199,6 +199,14 @@ def test_a_folder_of_sweeps_is_left_alone(tmp_path: Path) -> None:
     assert run_trial(SETTINGS, tmp_path / "begun", evaluate=EVALUATE).row["status"] == "done"
 
 
+def test_a_gpu_that_the_trial_does_not_ask_for_is_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.warns(UserWarning, match=r"2 GPUs here, and no trial asks for one, so trials run on the CPU"):
+        run_trial(SETTINGS, tmp_path / "mine", evaluate=EVALUATE)
+
+
 def another(directory: SweepDirectory) -> None:
     """Another host takes the folder."""
     now = datetime.now(UTC).isoformat()

@@ -218,7 +218,8 @@ def cancel(folder: LaunchFolder, patience_s: float, say: Callable[[str], None]) 
         elsewhere = [job.host for job in launch.jobs if job.is_elsewhere]
         if elsewhere and not _last_outcome(folder, launch):  # no lock is held between two of its jobs
             folder.stop_file.touch()
-            say(f"launch {folder.name}: no job of it is seen from here; one that is left on {elsewhere[0]} ends")
+            rest = f"one that is left on {elsewhere[0]} ends"
+            say(f"launch {folder.name}: no job of it is seen from here; {rest}")
         else:
             say(f"launch {folder.name}: no job of it waits or runs")
         return

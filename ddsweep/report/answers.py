@@ -15,8 +15,10 @@ from typing import Any
 import pandas as pd
 
 from ddsweep.catalog import PROTOCOLS, TrialSpec
+from ddsweep.catalog.evaluation import MAX_TUNED_STEPS
 from ddsweep.catalog.numbers import counted
-from ddsweep.report.settings import KIND, NAMES, key_of, settings_of, settings_of_row
+from ddsweep.report.choice import Choice, choose, score_of
+from ddsweep.report.settings import KIND, key_of, settings_of, settings_of_row
 from ddsweep.report.summary import NEIGHBOUR
 from ddsweep.results.reader import Results
 from ddsweep.results.statistics import mean_std_ci
@@ -24,6 +26,7 @@ from ddsweep.results.statistics import mean_std_ci
 __all__ = [
     "FEW_NETWORKS",
     "PROTOCOL_TEXTS",
+    "TUNED_MEANING",
     "Answer",
     "TwoLevels",
     "answers",
@@ -44,6 +47,10 @@ PROTOCOL_TEXTS = {
     NEIGHBOUR: "without a network",
 }
 """How baselines are applied, in the order in which they are told."""
+
+TUNED_MEANING = (
+    f"Tuned steps are the best of those tried, by default up to {MAX_TUNED_STEPS}; more may help a baseline."
+)
 
 Row = Mapping[str, Any]
 
@@ -88,7 +95,8 @@ class Answer:
     ``equals`` more with the same mean, the first of the sweep. ``unfinished`` settings were left out
     because a seed is not done. Where that holds for all, ``whole`` is false: these are those with most seeds.
 
-    ``measure`` is what is shown: ``accuracy``, or ``attack_success`` of an attack. ``test`` is after T steps;
+    ``measure`` is what is shown: ``accuracy``, or ``attack_success`` of an attack, with ``others``, the
+    accuracy on all classes but the attacked ones. ``test`` is after T steps;
     ``tuned`` is at the best rate and number of steps, of sets without learned rates. ``gains`` are paired
     differences to each baseline, by (source, protocol); protocols are those of `PROTOCOL_TEXTS`. With steps
     tuned they are those of ``tuned``, if there is one. Without ``all_known`` there may be trials of which no
@@ -108,6 +116,7 @@ class Answer:
     n_diverged: int
     gains: dict[tuple[str, str], TwoLevels]
     tuned: TwoLevels | None = None
+    others: TwoLevels | None = None
     all_known: bool = True
 
 
@@ -159,7 +168,7 @@ def answers(
     for row in rows:
         kinds[key_of(settings_of_row(row), names)].append(row)
     known, in_order = bool(asked), sorted(kinds.values(), key=lambda own: _place(own[0], names))
-    chosen = [_choice(of_kind, known) for of_kind in in_order]
+    chosen = [choose(of_kind, known) for of_kind in in_order]
     ids = [row["trial_id"] for choice in chosen if choice is not None for row in choice.trials]
     evals = _distilled_and_baselines(results, ids)
     found = (_answer(choice, names, evals, known) for choice in chosen if choice is not None)
@@ -175,42 +184,8 @@ def _place(row: Row, names: Sequence[str]) -> list[tuple[bool, float, str]]:
     ]
 
 
-@dataclass(frozen=True)
-class _Choice:
-    """The trials of the setting that was chosen, of how many, how many others are as good, and how many could
-    not be chosen from."""
-
-    trials: list[Row]
-    among: int
-    equals: int
-    unfinished: int
-    whole: bool
-
-
-def _choice(rows: Sequence[Row], all_known: bool) -> _Choice | None:
-    """Without ``all_known`` there may be trials that have no row."""
-    by_setting: dict[tuple[str, ...], list[Row]] = defaultdict(list)
-    free = [name for name in NAMES if name != "seed"]
-    for row in rows:
-        by_setting[key_of(settings_of_row(row), free)].append(row)
-    # Those of which nothing has been done are still to come: nothing is known of them.
-    begun = [own for own in by_setting.values() if any(row["status"] != "missing" for row in own)]
-    done = [[row for row in own if row["status"] == "done"] for own in begun]
-    seeds = 0 if all_known else max(map(len, begun), default=0)
-    able = [own for own, of_it in zip(done, begun, strict=True) if len(own) == max(len(of_it), seeds)]
-    whole = bool(able)
-    if not whole:
-        most = max(map(len, done), default=0)
-        able = [own for own in done if len(own) == most > 0]
-    if not able:
-        return None
-    best = max(able, key=_score)  # the first of equal ones
-    equals = [own for own in able if own is not best and _score(own) == _score(best) > -math.inf]
-    return _Choice(best, len(able), len(equals), len(begun) - len(able), whole)
-
-
 def _answer(
-    choice: _Choice, names: Sequence[str], evals: Mapping[str, list[Row]], all_known: bool
+    choice: Choice, names: Sequence[str], evals: Mapping[str, list[Row]], all_known: bool
 ) -> Answer | None:
     best = choice.trials
     settings = settings_of_row(best[0])
@@ -221,6 +196,8 @@ def _answer(
         return None
     tuned = {row["trial_id"]: _tuned_rows(evals[row["trial_id"]]) for row in best}
     after_tuned = [_by_network(tuned[row["trial_id"]], measure) for row in best]
+    others = [_by_network(own[row["trial_id"]], "accuracy_other") for row in best]
+    beside = [value for values in others for value in values.values()] if measure != "accuracy" else []
     return Answer(
         kind={name: settings.get(name) for name in names},
         settings=settings,
@@ -229,19 +206,15 @@ def _answer(
         equals=choice.equals,
         unfinished=choice.unfinished,
         whole=choice.whole,
-        val_score=None if _score(best) == -math.inf else _score(best),
+        val_score=None if score_of(best) == -math.inf else score_of(best),
         measure=measure,
         test=two_levels(after),
         n_diverged=sum(len(_diverged([*own[key], *tuned[key]])) for key in own),
         gains=_gains(best, own, tuned, evals, measure),
         tuned=two_levels(after_tuned) if all(after_tuned) else None,
+        others=two_levels(others) if beside and None not in beside else None,
         all_known=all_known,
     )
-
-
-def _score(rows: Sequence[Row]) -> float:
-    scores = [row["val_score"] for row in rows]
-    return -math.inf if None in scores else math.fsum(scores) / len(scores)
 
 
 def _judged(results: Results) -> set[str]:
@@ -324,6 +297,8 @@ def warnings_of(answer: Answer) -> Iterator[str]:
         yield f"validation is that of the best of {answer.among}, and so flatters; test chose nothing"
     if answer.equals:
         yield f"as good on validation images: {counted(answer.equals, 'other setting')}"
+    if answer.measure == "attack_success" and answer.gains:
+        yield "baselines have the rate that is best for accuracy on the rewritten labels, not for fooling"
     if answer.n_diverged:
         yield f"{counted(answer.n_diverged, 'network')} diverged, and count in the mean"
     if not answer.whole:

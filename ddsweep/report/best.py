@@ -7,7 +7,15 @@ from collections.abc import Iterator, Sequence
 from ddsweep.catalog import PROTOCOLS, TrialSpec
 from ddsweep.catalog.numbers import counted
 from ddsweep.errors import UserError
-from ddsweep.report.answers import PROTOCOL_TEXTS, Answer, TwoLevels, answers, rows_of, warnings_of
+from ddsweep.report.answers import (
+    PROTOCOL_TEXTS,
+    TUNED_MEANING,
+    Answer,
+    TwoLevels,
+    answers,
+    rows_of,
+    warnings_of,
+)
 from ddsweep.report.formats import percent, plain
 from ddsweep.report.settings import KIND, NAMES, heading, lacks, settings_of_row, varying
 from ddsweep.report.summary_table import BASELINE_NAMES
@@ -41,7 +49,8 @@ def best_lines(
     varied = _varied(results)
     for answer in found:
         lines += ["", *_lines(answer, names, varied)]
-    lines += ["", _MEANING]
+    tuned = any(protocol.endswith("_tuned") for answer in found for _, protocol in answer.gains)
+    lines += ["", f"{_MEANING} {TUNED_MEANING}" if tuned else _MEANING]
     return lines
 
 
@@ -61,6 +70,8 @@ def _lines(answer: Answer, names: Sequence[str], varied: Sequence[str]) -> Itera
     kind = ", ".join(_said(name, answer.kind[name]) for name in names) or "all trials"
     measure = "fooled: " if answer.measure == "attack_success" else ""
     yield f"{kind}: {measure}{levels_text(answer.test)}"
+    if answer.others is not None:
+        yield f"  accuracy on the other classes: {levels_text(answer.others)}"
     own = [
         _said(name, answer.settings.get(name))
         for name in varied

@@ -9,11 +9,11 @@ from typing import Any
 
 from ddsweep.catalog.numbers import counted
 from ddsweep.errors import UserError
-from ddsweep.report.answers import rows_by_trial, rows_of
+from ddsweep.report.answers import rows_by_trial, rows_of, two_levels
 from ddsweep.report.formats import percent, plain
 from ddsweep.report.settings import NAMES, heading, key_of, settings_of_row, varying
 from ddsweep.results.reader import Results
-from ddsweep.results.statistics import Difference, mean_std_ci, paired_difference
+from ddsweep.results.statistics import Difference, differences_by_network, mean_std_ci
 
 __all__ = ["Pair", "compare_lines", "pairs_of"]
 
@@ -30,13 +30,31 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Pair:
-    """Two trials that agree in all settings but those in which the sweeps differ as a whole. ``moved`` is the
-    test accuracy of the second minus that of the first (of an attack: the fraction fooled), on the networks
-    that both were judged on; None if the networks differ."""
+    """Two trials that agree in all settings but those in which the sweeps differ as a whole. ``differences``
+    are the test accuracy of the second minus that of the first (of an attack: the fraction fooled), by the
+    networks that both were judged on, and on the same images; empty if there are none."""
 
     first: Row
     second: Row
-    moved: Difference | None
+    differences: Mapping[Any, float]
+
+    @property
+    def moved(self) -> Difference | None:
+        """Their mean."""
+        if not self.differences:
+            return None
+        mean, _, ci95 = mean_std_ci(self.differences.values())
+        return Difference(mean, ci95, len(self.differences))
+
+    @property
+    def other_data(self) -> bool:
+        """Whether data of one name have another content."""
+        return _differ(self, "dataset_fingerprint")
+
+    @property
+    def other_pool(self) -> bool:
+        """Whether a pool was trained anew between the two."""
+        return self.first["pool_train"] == self.second["pool_train"] and _differ(self, "pool_networks")
 
     @property
     def measure(self) -> str:
@@ -44,6 +62,12 @@ class Pair:
         attacks."""
         attacks = self.first.get("objective") == self.second.get("objective") == "attack"
         return "attack_success" if attacks else "accuracy"
+
+
+def _differ(pair: Pair, column: str) -> bool:
+    """Whether both rows tell ``column``, and not the same."""
+    a, b = pair.first[column], pair.second[column]
+    return a is not None and b is not None and a != b
 
 
 def pairs_of(first: Results, second: Results) -> tuple[list[str], list[Pair]]:
@@ -64,9 +88,11 @@ def pairs_of(first: Results, second: Results) -> tuple[list[str], list[Pair]]:
     for key, own in ours.items():
         if len(own) == len(partners[key]) == 1:
             (a,), (b,) = own, partners[key]
-            pair = Pair(a, b, None)
-            moved = _moved(evals[0][a["trial_id"]], evals[1][b["trial_id"]], pair)
-            found.append(replace(pair, moved=moved))
+            pair = Pair(a, b, {})
+            if not pair.other_data and not pair.other_pool:
+                sides = evals[0][a["trial_id"]], evals[1][b["trial_id"]]
+                pair = replace(pair, differences=_differences(*sides, pair))
+            found.append(pair)
     return apart, found
 
 
@@ -101,11 +127,12 @@ def compare_lines(names: tuple[str, str], first: Results, second: Results) -> li
         lines.append(f"    {_moved_text(pair)}")
     if len(pairs) > MOST_PAIRS:
         lines.append(f"  ... and {len(pairs) - MOST_PAIRS} more")
-    means = [pair.moved.mean for pair in pairs if pair.moved is not None]
-    if len(means) > 1 and len(measures) == 1:
-        mean, _, ci95 = mean_std_ci(means)
-        total = f"{percent(mean, sign=True)} ± {percent(ci95)}"
-        lines += ["", f"all pairs: {total} (95 % interval over {len(means)} pairs)"]
+    moved = [pair.differences for pair in pairs if pair.differences]
+    if len(moved) > 1 and len(measures) == 1:
+        both = two_levels(moved)
+        total = f"{percent(both.mean, sign=True)} ± {percent(both.ci95)}"
+        of = "95 % interval, for other pairs and other networks"
+        lines += ["", f"all pairs: {total} ({of}; {len(moved)} pairs)"]
     return lines
 
 
@@ -116,13 +143,18 @@ def _values(said: Sequence[str]) -> str:
 
 
 def _moved_text(pair: Pair) -> str:
+    moved, rows = pair.moved, (pair.first, pair.second)
     before, after = (
-        percent(row[f"test_{pair.measure}_mean"], row[f"test_{pair.measure}_std"])
-        for row in (pair.first, pair.second)
+        percent(row[f"test_{pair.measure}_mean"], row[f"test_{pair.measure}_std"]) for row in rows
     )
-    if pair.moved is None:
-        return f"{before} -> {after} (other networks: not paired)"
-    moved = pair.moved
+    if moved is None:
+        others = "data" if pair.other_data else "networks"
+        return f"{before} -> {after} (other {others}: not paired)"
+    if any(row["test_models"] != moved.n for row in rows):  # these are over all that each has
+        before, after = (
+            f"{text} on {counted(row['test_models'], 'network')}"
+            for text, row in zip((before, after), rows, strict=True)
+        )
     interval = "" if moved.ci95 is None else f" ± {percent(moved.ci95)}"
     on = f"on the same {moved.n} networks" if moved.n > 1 else "on the same network"
     return f"{before} -> {after}, {percent(moved.mean, sign=True)}{interval} {on}"
@@ -139,8 +171,8 @@ def _evals(results: Results) -> dict[str, list[Row]]:
     return rows_by_trial(frame[(frame["source"] == "distilled") & (frame["protocol"] == "as_distilled")])
 
 
-def _moved(first: Sequence[Row], second: Sequence[Row], pair: Pair) -> Difference | None:
-    """The difference on the networks that both have, each after its own T steps. A network is known by its
+def _differences(first: Sequence[Row], second: Sequence[Row], pair: Pair) -> dict[Any, float]:
+    """The differences on the networks that both have, each after its own T steps. A network is known by its
     architecture, its data, its law or pool with its recipe, and its number. The known networks of ``fixed``
     trials have numbers of their own."""
 
@@ -152,4 +184,4 @@ def _moved(first: Sequence[Row], second: Sequence[Row], pair: Pair) -> Differenc
         named = ((row["network"], row["init_law"], row["pool"], *kind, row["model_seed"]) for row in after)
         return [{**row, "model_seed": name} for row, name in zip(after, named, strict=True)]
 
-    return paired_difference(side(second, pair.second), side(first, pair.first), pair.measure)
+    return differences_by_network(side(second, pair.second), side(first, pair.first), pair.measure)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Any
@@ -12,6 +13,7 @@ from ddsweep.catalog import EvaluationSpec, TrialSpec
 from ddsweep.catalog.numbers import counted
 from ddsweep.errors import ResultsError
 from ddsweep.report.attack_table import attack_table
+from ddsweep.report.choice import choose
 from ddsweep.report.console import MOST_LISTED
 from ddsweep.report.settings import KIND, heading, key_of, settings_of, varying
 from ddsweep.report.summary import ALWAYS_SHOWN, networks_note, summarise, trial_row
@@ -49,7 +51,7 @@ def print_last_tables(
     if len(ended) > len(listed):
         note = f"These are the first {len(listed)} of {len(ended)}; the Parquet tables have them all."
     if not everything and len(ended) > FEW:
-        listed, note = _chosen(directory, ended, torn.append)
+        listed, note = _chosen(directory, trials, len(ended), torn.append)
         # Also the settings that the best have in common, because the others differ in them.
         always = (*ALWAYS_SHOWN, *varying([settings_of(trial) for trial in ended]))
     ids = [trial.trial_id for trial in listed]
@@ -79,36 +81,41 @@ def _heldout(directory: SweepDirectory, trials: Sequence[TrialSpec]) -> Iterator
 
 
 def _chosen(
-    directory: SweepDirectory, ended: Sequence[TrialSpec], on_torn: OnTorn
+    directory: SweepDirectory, trials: Sequence[TrialSpec], ended: int, on_torn: OnTorn
 ) -> tuple[list[TrialSpec], str]:
-    """The trials that are listed, and a sentence about the choice."""
-    best, names = best_of_each_kind(directory, ended[:_MOST_READ], on_torn)
-    what = "best by val_score"
+    """The trials that are listed, and sentences about the choice. Of the seeds of a setting it is the first:
+    the best of them would be the lucky one."""
+    best, names = best_of_each_kind(directory, trials[:_MOST_READ], on_torn)
+    seeds = len({trial.seed for trial in trials}) > 1
+    what = f"best by val_score{' (mean over seeds)' if seeds else ''}"
     if names:
         what += f" for each {', '.join(map(heading, names))}"
+    if seeds:
+        what += ", its first seed"
     if len(best) > _MOST_KINDS:
         what += f", the first {_MOST_KINDS} of {len(best)}"
-    note = f"{counted(len(ended), 'trial')} came to an end; shown: {what}"
-    if len(ended) > _MOST_READ:
+    note = f"{counted(ended, 'trial')} came to an end; shown: {what}"
+    if len(trials) > _MOST_READ:
         note += f", among the first {_MOST_READ}"
-    return best[:_MOST_KINDS], f"{note}. All of them: ddsweep eval {directory.root} --all"
+    more = f" Over all seeds: ddsweep best {directory.root}" if seeds else ""
+    return best[:_MOST_KINDS], f"{note}. All of them: ddsweep eval {directory.root} --all{more}"
 
 
 def best_of_each_kind(
     directory: SweepDirectory, trials: Sequence[TrialSpec], on_torn: OnTorn
 ) -> tuple[list[TrialSpec], list[str]]:
-    """(of each kind, the finished trial with the highest ``val_score``, in their order; the settings that
-    tell kinds apart). The first of equal ones."""
+    """(of each kind, the first seed of the best setting, in their order; the settings that tell kinds
+    apart). See `choose`."""
     settings = {trial.trial_id: settings_of(trial) for trial in trials}
     names = [name for name in KIND if len({repr(own[name]) for own in settings.values()}) > 1]
-    best: dict[tuple[str, ...], tuple[float, TrialSpec]] = {}
+    kinds: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
     for trial in trials:
+        own = settings[trial.trial_id]
         row = trial_row(directory, trial.trial_id, on_torn)
-        if row is None or row["status"] != "done":
-            continue
-        kind = key_of(settings[trial.trial_id], names)
-        score = -1.0 if row["val_score"] is None else row["val_score"]
-        if kind not in best or score > best[kind][0]:
-            best[kind] = score, trial
-    chosen = {trial.trial_id for _, trial in best.values()}
-    return [trial for trial in trials if trial.trial_id in chosen], names
+        begun = row is not None or directory.failure_part(trial.trial_id).exists()
+        state = {"status": "failed" if begun else "missing", "val_score": None, **(row or {})}
+        told = {name: state[name] for name in ("status", "val_score")}
+        kinds[key_of(own, names)].append({**own, **told, "trial_id": trial.trial_id})
+    choices = [choose(rows, all_known=True) for rows in kinds.values()]
+    first = {choice.trials[0]["trial_id"] for choice in choices if choice is not None}
+    return [trial for trial in trials if trial.trial_id in first], names

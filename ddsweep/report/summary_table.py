@@ -32,7 +32,7 @@ _DRAWS = " (of random real: over networks and draws of images)"
 _OWN = "; `own`, the one known network of a fixed trial, has none"
 _BEFORE = " Before: the same networks before training on the set."
 _BASELINES = " Baselines: as many images and steps, at the best rate"
-_TUNED = "; `tuned`: at the best rate and number of epochs"
+_TUNED = "; `tuned`: at the best rate and number of epochs of those tried"
 _KNN = " k-NN: nearest neighbour in pixels, no network."
 _REST = (
     " Gain: distilled - random real on the same networks, ± its 95 % confidence interval. Div: networks that "

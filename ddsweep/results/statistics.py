@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Difference", "mean_std_ci", "paired_difference"]
+__all__ = ["Difference", "differences_by_network", "mean_std_ci", "paired_difference"]
 
 
 def mean_std_ci(values: Iterable[float]) -> tuple[float, float | None, float | None]:
@@ -44,9 +44,16 @@ def paired_difference(
 ) -> Difference | None:
     """The ``measure`` of the rows ``ours`` minus that of ``others``, on the networks (``model_seed``) that
     both have, each once (its last row); None without a common network."""
-    own, theirs = ({row["model_seed"]: row[measure] for row in rows} for rows in (ours, others))
-    differences = [value - theirs[network] for network, value in own.items() if network in theirs]
+    differences = differences_by_network(ours, others, measure)
     if not differences:
         return None
-    mean, _, ci95 = mean_std_ci(differences)
+    mean, _, ci95 = mean_std_ci(differences.values())
     return Difference(mean, ci95, len(differences))
+
+
+def differences_by_network(
+    ours: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]], measure: str
+) -> dict[Any, float]:
+    """The ``measure`` of the rows ``ours`` minus that of ``others``, by each network that both have."""
+    own, theirs = ({row["model_seed"]: row[measure] for row in rows} for rows in (ours, others))
+    return {network: value - theirs[network] for network, value in own.items() if network in theirs}

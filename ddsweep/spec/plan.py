@@ -161,6 +161,7 @@ def expand(
                 repeated.append(text)
             sweep.resources.for_trial(trial)
             _enough_heldout(sweep, trial)
+            _can_be_compiled(sweep, trial)
     if invalid and (not sweep.skip_invalid or not trials):
         raise SettingError(_impossible(sweep, invalid, len(dropped), len(trials) + len(dropped)))
     found = tuple(made.trial for made in trials.values())
@@ -209,6 +210,14 @@ def _names_differ(sweep: SweepSpec, datasets: Iterable[DatasetSpec]) -> None:
                 f"sweep {sweep.name}: dataset: two different data sets are called {spec.name}; give each "
                 "a name of its own, with the key `name`"
             )
+
+
+def _can_be_compiled(sweep: SweepSpec, trial: TrialSpec) -> None:
+    if sweep.resources.compile == "on" and trial.network_spec.code is not None:
+        raise SettingError(
+            f"sweep {sweep.name}: resources.compile: on: {trial.network} is code of your own, which is not "
+            "compiled; auto leaves it out"
+        )
 
 
 def _enough_heldout(sweep: SweepSpec, trial: TrialSpec) -> None:

@@ -22,12 +22,14 @@ from ddsweep.results.reader import Results, load_results
 from ddsweep.results.statistics import mean_std_ci
 from tests.conftest import imported_by_command
 from tests.report.conftest import SWEEP, Folder, spec
+from tests.report.test_report import attacks
 
 
 def measured(folder: Folder, seed: int, lr: float, score: float, accuracies: list[float]) -> str:
     """A trial with these test accuracies of its networks, and random real images 10 points below them."""
     trial = spec(init="random", inner_lr=lr, seed=seed)
-    folder.trial(trial, val_score=score, test_accuracy_mean=statistics.fmean(accuracies))
+    told = {"test_accuracy_mean": statistics.fmean(accuracies), "test_models": len(accuracies)}
+    folder.trial(trial, val_score=score, **told)
     rows = {
         ("distilled", "as_distilled", 0): [(i, 0.1) for i in range(len(accuracies))],
         ("distilled", "as_distilled", 4): list(enumerate(accuracies)),
@@ -272,7 +274,9 @@ def test_sweeps_are_compared_on_the_same_networks(tmp_path: Path) -> None:
         assert pair.moved.mean == pytest.approx(mean) and pair.moved.ci95 == pytest.approx(ci95)
     said = "\n".join(compare_lines(("a", "b"), read(first), read(second)))
     assert "inner_lr: 0.02 -> 0.1" in said and "+5.0 ± 5.0 on the same 3 networks" in said
-    assert "all pairs: +5.0 ± 0.0 (95 % interval over 2 pairs)" in said
+    assert "60.0 on 3 networks -> 71.2 on 4 networks, +5.0" in said
+    # Both pairs have the same three networks, which are no other networks for there being two pairs.
+    assert "all pairs: +5.0 ± 5.0 (95 % interval, for other pairs and other networks; 2 pairs)" in said
 
 
 def test_settings_that_differ_in_every_trial_are_told_and_why_nothing_is_paired(
@@ -301,13 +305,26 @@ def test_attacks_are_compared_by_the_fraction_fooled(tmp_path: Path) -> None:
     first, second = other(tmp_path, "a"), other(tmp_path, "b")
     for folder, lr, success in ((first, 0.02, [0.2, 0.3]), (second, 0.1, [0.7, 0.9])):
         trial = spec(init="random", objective="attack", attack_class=0, target_class=1, inner_lr=lr)
-        told = {"test_attack_success_mean": sum(success) / 2, "test_attack_success_std": 0.1}
+        told = {
+            "test_attack_success_mean": sum(success) / 2,
+            "test_attack_success_std": 0.1,
+            "test_models": 2,
+        }
         folder.trial(trial, val_score=0.5, **told)
         for network, value in enumerate(success):
             rows = {("distilled", "as_distilled", 4): [(network, 0.9 - value)]}
             folder.evals(trial, "as_distilled", network, rows, attack_success=value)
     said = "\n".join(compare_lines(("a", "b"), read(first), read(second)))
     assert "fooled in %, 1 pair" in said and "25.0 ± 10.0 -> 80.0 ± 10.0, +55.0" in said
+
+
+def test_the_best_attack_tells_what_is_left_of_other_classes(folder: Folder) -> None:
+    attacks(folder)
+    said = "\n".join(best_lines(read(folder)))
+    assert "\n  accuracy on the other classes: 78.0 ± 2.0 [± 5.0], 1 seed x 3 networks\n" in said
+    assert (
+        "baselines have the rate that is best for accuracy on the rewritten labels, not for fooling" in said
+    )
 
 
 def test_a_measurement_that_is_there_twice_counts_once(tmp_path: Path) -> None:
@@ -329,6 +346,27 @@ def test_other_networks_are_not_paired(tmp_path: Path) -> None:
     second.evals(trial, "as_distilled", 0, {("distilled", "as_distilled", 4): [(0, 0.7), (1, 0.8)]})
     apart, (pair,) = pairs_of(read(first), read(second))
     assert apart == ["init_law"] and pair.moved is None
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ({"dataset_fingerprint": ("a", "b")}, "(other data: not paired)"),
+        ({"dataset_fingerprint": ("a", None)}, "on the same 2 networks"),
+        ({"pool_networks": ("a", "b"), "pool_train": (4, 4)}, "(other networks: not paired)"),
+        # As many of the same pool as were asked for: the held-out ones are the same.
+        ({"pool_networks": ("a", "b"), "pool_train": (4, 8)}, "on the same 2 networks"),
+    ],
+)
+def test_what_has_the_same_name_and_another_content_is_not_paired(
+    tmp_path: Path, columns: dict[str, tuple[object, object]], said: str
+) -> None:
+    folders = other(tmp_path, "a"), other(tmp_path, "b")
+    for side, folder in enumerate(folders):
+        trial = spec(init="random", inner_lr=0.02)
+        folder.trial(trial, val_score=0.5, **{name: both[side] for name, both in columns.items()})
+        folder.evals(trial, "as_distilled", 0, {("distilled", "as_distilled", 4): [(0, 0.7), (1, 0.8)]})
+    assert said in "\n".join(compare_lines(("a", "b"), *map(read, folders)))
 
 
 @pytest.mark.parametrize("differs", ["init", "pool"])

@@ -246,9 +246,11 @@ class Again:
     def front(self) -> dict[Any, Numbers]:
         worth = self.distilled().groupby("trial_id").value.mean()
         rows = self.trials.set_index("trial_id").loc[worth.index]
-        cost = rows.wall_seconds
+        cost, init = rows.wall_seconds, rows.init
         unbeaten = [
-            one for one in worth.index if not ((cost <= cost[one]) & (worth >= worth[one])).drop(one).any()
+            one
+            for one in worth.index
+            if not ((cost <= cost[one]) & (worth >= worth[one]) & (init == init[one])).drop(one).any()
         ]
         columns = {"time": "wall_seconds", "CPU time": "cpu_seconds", "memory": "peak_memory_bytes"}
         columns["size of the set"] = "distilled_bytes"
@@ -336,9 +338,10 @@ class Again:
         found["cost-front points"] = [
             {"trial": number[one], "x": cost[one], "y": values.mean()} for one, values in percents.items()
         ]
+        inits = self.trials.set_index("trial_id").init
         found["cost-front front"] = [
-            {"x": numbers["time"], "y": 100 * (numbers["test, %"] or 0.0)}
-            for numbers in self.front().values()
+            {"x": numbers["time"], "y": 100 * (numbers["test, %"] or 0.0), "of": f"init {inits[one]}"}
+            for one, numbers in self.front().items()
         ]
         found["importance bars"] = [
             {"name": title, "v": numbers["explains"]} for title, numbers in self.importances().items()

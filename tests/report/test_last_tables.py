@@ -60,6 +60,29 @@ def test_the_best_of_many_trials_is_shown_with_all_that_varies(folder: Folder) -
     assert trials[7].trial_id in said and "inner lr 0.5" in said and "labels hard" in said
 
 
+def test_seeds_are_not_chosen_among(folder: Folder) -> None:
+    """The setting by the mean over its seeds, if they are all done; of these the first."""
+    scores = {
+        0.1: (0.4, 0.9),
+        0.2: (0.7, 0.7),
+        0.3: (0.1, 0.2),
+        0.4: (0.3, 0.3),
+        0.5: (0.2, 0.2),
+        0.6: (0.8,),
+    }
+    trials = [spec(inner_lr=rate, seed=seed) for rate in scores for seed in (0, 1)]
+    for trial in trials:
+        of_seeds = scores[trial.inner_lr]
+        if trial.seed < len(of_seeds):
+            folder.evaluated(trial)
+            folder.trial(trial, val_score=of_seeds[trial.seed])
+    folder.failure(trials[-1])
+    text = shown(folder, trials, 200)
+    assert [trial for trial in trials if trial.trial_id in text] == [trials[2]]
+    assert "11 trials came to an end; shown: best by val_score (mean over seeds), its first seed. " in text
+    assert text.endswith(f" Over all seeds: ddsweep best {folder.directory.root}\n")
+
+
 @pytest.mark.parametrize(("width", "most"), [(80, 40), (160, 30)])
 def test_forty_trials_fit_a_screen(folder: Folder, width: int, most: int) -> None:
     trials = [spec(init=init, seed=seed) for init in ("fixed", "random") for seed in range(20)]

@@ -108,7 +108,7 @@ def test_removing_what_is_left_keeps_the_rest(filled: SweepDirectory) -> None:
     assert [len(trial.parts) for trial in found] == [4, 1, 1]
     assert found[0].size > found[1].size > 0 and found[0].row is not None and found[1].row is None
     kept = {path: path.read_bytes() for path in files(filled) if "aa" in str(path)}
-    remove(filled, found)
+    remove(filled, found, [])
     assert {path: path.read_bytes() for path in files(filled) if "aa" in str(path)} == kept
     assert not [path for path in files(filled) if {"bb", "cc", "dd"} & set(path.stem.split("-"))]
     assert not filled.artifacts("bb").exists()
@@ -133,4 +133,4 @@ def test_what_cannot_be_removed_is_named(filled: SweepDirectory, monkeypatch: py
     found = leftovers(filled, ["aa"])
     monkeypatch.setattr(Path, "unlink", unlink)
     with pytest.raises(ResultsError, match=r"part-bb\.parquet: cannot be removed: Permission denied"):
-        remove(filled, found)
+        remove(filled, found, [])

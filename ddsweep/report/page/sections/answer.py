@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ddsweep.catalog.numbers import counted
-from ddsweep.report.answers import PROTOCOL_TEXTS, Answer, TwoLevels, warnings_of
+from ddsweep.report.answers import PROTOCOL_TEXTS, TUNED_MEANING, Answer, TwoLevels, warnings_of
 from ddsweep.report.formats import percent, plain
 from ddsweep.report.page.gather import Gathered, Sweep
 from ddsweep.report.page.markup import Markup, tag
@@ -25,7 +25,7 @@ _MEANING = (
     "in % of test images, is a mean over seeds of means over held-out networks; ± is the standard deviation "
     "over networks. The 95 % interval of the mean (Student's t) is for other seeds, if there are several, "
     "and for other networks, if they are unknown. Seeds and networks are two levels, and are never pooled "
-    "as one."
+    f"as one. {TUNED_MEANING}"
 )
 _LEVELS = (
     Column("test_mean", "test", "percent"),
@@ -102,6 +102,7 @@ def _card(gathered: Gathered, sweep: Sweep, answer: Answer, names: Sequence[str]
         tag("h3", kind_text(gathered, sweep, answer, names)),
         tag("p", tag("strong", f"{percent(test.mean, test.std_networks)} %"), f" {measure}", class_="big"),
         tag("p", f"{_interval(test)}; {count}"),
+        *_others(answer),
         tag("p", f"{chosen}{': ' if own else ''}{', '.join(own)}"),
     ]
     if answer.tuned is not None:
@@ -124,6 +125,14 @@ def _card(gathered: Gathered, sweep: Sweep, answer: Answer, names: Sequence[str]
     if said:
         lines.append(tag("ul", *said, class_="mind", aria_label="Mind"))
     return tag("article", *lines, class_="card")
+
+
+def _others(answer: Answer) -> list[Markup]:
+    """A line on what an attack leaves of the other classes."""
+    if answer.others is None:
+        return []
+    number = f"{percent(answer.others.mean, answer.others.std_networks)} %"
+    return [tag("p", f"{number} on the other classes, {_interval(answer.others)}")]
 
 
 def _interval(levels: TwoLevels, *, sign: bool = False) -> str:

@@ -8,12 +8,14 @@ from typing import Any
 
 import altair as alt
 
+from ddsweep.report.formats import plain
 from ddsweep.report.page.charts import colour_of, percent_axis, x_of
 from ddsweep.report.page.gather import Gathered
 from ddsweep.report.page.markup import tag
 from ddsweep.report.page.measures import Spread
 from ddsweep.report.page.section import Axis, Chart, Dataset, Section
 from ddsweep.report.page.table import Column, Table
+from ddsweep.report.settings import KIND, heading
 
 __all__ = ["cost_section", "front_of", "together"]
 
@@ -27,6 +29,26 @@ def front_of(points: Mapping[int, tuple[float, float]]) -> list[int]:
             found.append(number)
             best = worth
     return found
+
+
+_ALL = "all trials"
+
+
+def _fronts(gathered: Gathered, points: Mapping[int, tuple[float, float]]) -> dict[str, list[int]]:
+    """The front of each kind of trials, by what tells it from others. Those with more images are of one kind
+    with those with fewer: images cost, and are worth it or not."""
+    names = [
+        name
+        for name in KIND
+        if name != "images_per_class"
+        and len({repr(gathered.trials[number].settings.get(name)) for number in points}) > 1
+    ]
+    kinds: dict[str, dict[int, tuple[float, float]]] = {}
+    for number, point in points.items():
+        settings = gathered.trials[number].settings
+        said = ", ".join(f"{heading(name)} {plain(settings.get(name))}" for name in names) or _ALL
+        kinds.setdefault(said, {})[number] = point
+    return {said: front_of(own) for said, own in kinds.items()}
 
 
 def together(rows: Iterable[Mapping[str, Any]]) -> bool:
@@ -58,23 +80,26 @@ def cost_section(gathered: Gathered, finals: Mapping[int, Spread]) -> Section:
     }
     if not points:
         return Section("cost", "Cost", [])
-    front = front_of(points)
+    fronts = _fronts(gathered, points)
     columns: dict[str, list[Any]] = {
         "trial": list(points),
         "x": [float(f"{cost:.5g}") for cost, _ in points.values()],
         "y": [round(100 * worth, 3) for _, worth in points.values()],
     }
-    line = {
+    front = [number for own in fronts.values() for number in own]
+    line: dict[str, list[Any]] = {
         "x": [float(f"{points[number][0]:.5g}") for number in front],
         "y": [round(100 * points[number][1], 3) for number in front],
+        "of": [of for of, own in fronts.items() for _ in own],
     }
     costs = [cost for cost, _ in points.values()]
     chart = Chart(
         name="cost-front",
         title=f"{gathered.measure_words.capitalize()} against the time of distilling",
         caption=(
-            "The line is the front: no trial is both cheaper and better than one on it. It is over "
-            "all trials."
+            "A line is a front: no trial is both cheaper and better than one on it"
+            + (", of those with the same data, network and question" if fronts.keys() - {_ALL} else "")
+            + ". It is over all trials, and chosen on test images, which flatters it."
             + (" Some were distilled together, so the time is the share of each." * together(timed.values()))
         ),
         summary=(
@@ -87,11 +112,12 @@ def cost_section(gathered: Gathered, finals: Mapping[int, Spread]) -> Section:
         coloured=True,
     )
     rows = []
-    for number in front:
+    for of, number in ((of, number) for of, own in fronts.items() for number in own):
         row = gathered.trials[number].row
         rows.append(
             [
                 gathered.trials[number].label,
+                None if of == _ALL else of,
                 points[number][1],
                 *(
                     row.get(name)
@@ -102,9 +128,10 @@ def cost_section(gathered: Gathered, finals: Mapping[int, Spread]) -> Section:
         )
     table = Table(
         "front",
-        "Trials on the front, the cheapest first. Cost is that of distilling",
+        "Trials on a front, the cheapest first. Cost is that of distilling; chosen on test images",
         [
             Column("trial", "trial", "words"),
+            Column("of", "among"),
             Column("test_mean", "test, %", "percent"),
             Column("wall_seconds", "time", "seconds"),
             Column("cpu_seconds", "CPU time", "seconds"),
@@ -114,7 +141,7 @@ def cost_section(gathered: Gathered, finals: Mapping[int, Spread]) -> Section:
         ],
         rows,
         trials=front,
-    )
+    ).without_empty()
     note = tag("p", "Energy is not measured.", class_="note")
     return Section("cost", "Cost", [chart, table, note])
 
@@ -129,6 +156,6 @@ def _build(title: str, x: Axis, colour: Axis) -> alt.LayerChart:
     front = (
         alt.Chart(alt.NamedData("front"))
         .mark_line(interpolate="step-after", color="#8c8c8c", strokeDash=[4, 3])
-        .encode(x=x_of(x), y=percent_axis("y", title))
+        .encode(x=x_of(x), y=percent_axis("y", title), detail="of:N")
     )
     return alt.layer(front, points).properties(width="container", height=300)
