@@ -23,6 +23,7 @@ __all__ = [
     "settings_of",
     "settings_of_row",
     "telling",
+    "values_told",
     "varying",
 ]
 
@@ -66,6 +67,16 @@ def lacks(settings: Mapping[str, Any], name: str) -> bool:
     """Whether the method of a trial with these settings lacks ``name``, which then has no value."""
     method = settings.get("method") or DEFAULT_METHOD
     return settings.get(name) is None and name in find_method(method).lacks
+
+
+def values_told(settings: Mapping[str, Any], names: Iterable[str]) -> list[str]:
+    """The values of ``names`` that are there, in words: numbers with the name of their setting."""
+    values = {name: settings.get(name) for name in names}
+    return [
+        plain(value) if isinstance(value, str) else f"{heading(name)} {plain(value)}"
+        for name, value in values.items()
+        if value is not None
+    ]
 
 
 def key_of(settings: Mapping[str, Any], names: Iterable[str]) -> tuple[str, ...]:

@@ -340,7 +340,7 @@ class Again:
         ]
         inits = self.trials.set_index("trial_id").init
         found["cost-front front"] = [
-            {"x": numbers["time"], "y": 100 * (numbers["test, %"] or 0.0), "of": f"init {inits[one]}"}
+            {"x": numbers["time"], "y": 100 * (numbers["test, %"] or 0.0), "of": inits[one]}
             for one, numbers in self.front().items()
         ]
         found["importance bars"] = [

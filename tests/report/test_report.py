@@ -493,7 +493,7 @@ def test_worst_networks_transfer_and_front_are_computed_again(folder: Folder) ->
         )
     ]
     assert set(unbeaten) <= set(front) and fixed.trial_id in front
-    assert {row["among"][0] for row in found.rows("front")} == {"init random", "init fixed"}
+    assert {row["among"][0] for row in found.rows("front")} == {"random", "fixed"}
 
 
 def test_ticks_say_what_is_drawn() -> None:

@@ -12,7 +12,7 @@ from ddsweep.report.page.gather import Gathered, Sweep
 from ddsweep.report.page.markup import Markup, tag
 from ddsweep.report.page.section import Section
 from ddsweep.report.page.table import Column, Table
-from ddsweep.report.settings import KIND, heading, lacks
+from ddsweep.report.settings import KIND, heading, lacks, values_told
 from ddsweep.report.summary_table import BASELINE_NAMES
 from ddsweep.spec import PublishedSpec
 
@@ -59,14 +59,7 @@ def answer_section(gathered: Gathered) -> Section:
 def kind_text(gathered: Gathered, sweep: Sweep, answer: Answer, names: Sequence[str]) -> str:
     """The question of the answer, in a few words."""
     said = [sweep.name] if len(gathered.sweeps) > 1 else []
-    said += [
-        plain(answer.kind[name])
-        if isinstance(answer.kind[name], str)
-        else f"{heading(name)} {plain(answer.kind[name])}"
-        for name in names
-        if answer.kind[name] is not None
-    ]
-    return ", ".join(said) or "all trials"
+    return ", ".join([*said, *values_told(answer.kind, names)]) or "all trials"
 
 
 def _telling(found: Sequence[Answer]) -> list[str]:

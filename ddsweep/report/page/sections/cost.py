@@ -8,14 +8,13 @@ from typing import Any
 
 import altair as alt
 
-from ddsweep.report.formats import plain
 from ddsweep.report.page.charts import colour_of, percent_axis, x_of
 from ddsweep.report.page.gather import Gathered
 from ddsweep.report.page.markup import tag
 from ddsweep.report.page.measures import Spread
 from ddsweep.report.page.section import Axis, Chart, Dataset, Section
 from ddsweep.report.page.table import Column, Table
-from ddsweep.report.settings import KIND, heading
+from ddsweep.report.settings import KIND, values_told
 
 __all__ = ["cost_section", "front_of", "together"]
 
@@ -46,7 +45,7 @@ def _fronts(gathered: Gathered, points: Mapping[int, tuple[float, float]]) -> di
     kinds: dict[str, dict[int, tuple[float, float]]] = {}
     for number, point in points.items():
         settings = gathered.trials[number].settings
-        said = ", ".join(f"{heading(name)} {plain(settings.get(name))}" for name in names) or _ALL
+        said = ", ".join(values_told(settings, names)) or _ALL
         kinds.setdefault(said, {})[number] = point
     return {said: front_of(own) for said, own in kinds.items()}
 
@@ -131,7 +130,7 @@ def cost_section(gathered: Gathered, finals: Mapping[int, Spread]) -> Section:
         "Trials on a front, the cheapest first. Cost is that of distilling; chosen on test images",
         [
             Column("trial", "trial", "words"),
-            Column("of", "among"),
+            Column("of", "among", "words"),
             Column("test_mean", "test, %", "percent"),
             Column("wall_seconds", "time", "seconds"),
             Column("cpu_seconds", "CPU time", "seconds"),
