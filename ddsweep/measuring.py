@@ -29,7 +29,7 @@ from ddsweep.own_code import copied_source, version_of
 
 __all__ = ["codes_of", "measure_networks", "networks_of"]
 
-_VERSION = 3
+_VERSION = 4
 """Of the checks: with another one what was checked is checked again."""
 
 _PATIENCE_S = 600

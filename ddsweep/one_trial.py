@@ -18,7 +18,7 @@ from ddsweep.catalog.numbers import counted
 from ddsweep.data.files import data_root as find_data
 from ddsweep.data.files import resolve_dataset
 from ddsweep.distilled import DistilledSet
-from ddsweep.errors import DivergedError, ResultsError, UserError
+from ddsweep.errors import DivergedError, ResultsError, SettingError, UserError
 from ddsweep.evaluation import evaluate_unit, finish, forget_stop, missing_units, take_over
 from ddsweep.measuring import codes_of, measure_networks
 from ddsweep.pools.file import resolve_pool
@@ -84,8 +84,15 @@ def run_trial(
     found, root = SweepDirectory(Path(directory).expanduser().resolve()), find_data(data_root)
     sections = {"evaluate": evaluate, "resources": resources}
     asked = {"name": _name(found.root), "base": dict(settings)}
-    asked |= {name: dict(section) for name, section in sections.items() if section is not None}
+    for name, section in sections.items():
+        if section is not None and not isinstance(section, Mapping):
+            raise SettingError(f"run_trial: {name}: {section!r} is no mapping")
+        asked |= {} if section is None else {name: dict(section)}
     sweep = sweep_of(asked, "run_trial")
+    if sweep.resources.to_be_measured:
+        raise SettingError(
+            "run_trial: resources: auto is measured for the trials of a sweep; give numbers: {'gpus': 1}"
+        )
     trials = _plan(sweep, found, root).trials
     measure_networks(trials, sweep.evaluate.spec(), found.code, lambda text: None)
 
@@ -93,8 +100,9 @@ def run_trial(
         return _joined(sweep, trials[0], found, root, new_evaluation=evaluate is not None)
 
     joined()  # before the data are read; once more when no other call can change the folder
-    if idle := sweep.resources.idle_gpus(trials, torch.cuda.device_count()):
-        warnings.warn(idle, stacklevel=2)
+    if sweep.resources.idle_gpus(trials, torch.cuda.device_count()):
+        said = "a GPU is here, and the trial is computed on the CPU: resources={'gpus': 1} uses it"
+        warnings.warn(said, stacklevel=2)
     return _run(joined, trials[0], trial_settings(sweep, trials[0]), found, root, on_progress, on_evaluated)
 
 

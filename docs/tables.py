@@ -144,7 +144,7 @@ def _spread(values: pd.Series) -> str:
 
 HEADLINES = (
     ("MNIST, one known network, 10 images", "mnist_fixed_longer", "mnist_fixed_labels"),
-    ("MNIST, unknown networks, 100 images", "mnist_random", "mnist_further"),
+    ("MNIST, unknown networks, 100 images", "mnist_random", "mnist_further_longer"),
     ("CIFAR-10, one known network, 100 images", "cifar10_fixed_short", None),
     ("CIFAR-10, unknown networks, 100 images", "cifar10_random_longer", None),
     ("USPS -> MNIST, 100 images", "adapt_usps_mnist", "adapt_usps_mnist_labels"),

@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -383,6 +384,11 @@ def test_prune_shows_what_the_sweep_file_no_longer_has_and_removes_it_if_told(
     assert (code, err) == (0, "")
     assert re.search(rf"^{done} +done +50\.0 +3 ", out, re.MULTILINE) and pending not in out
     assert "1 trial that sweep.yaml no longer has" in out
+    launched = small.root / "jobs" / "x" / "sweep.yaml"
+    launched.parent.mkdir(parents=True)
+    launched.write_text("name: small\nbase: {network: 'nets.py:Net@58cc8337ef77'}\n")
+    assert "1 copy of code or a set that" in ask("prune", "results/small")[1], "its job may still wait"
+    shutil.rmtree(launched.parents[1])
     assert "2 copies of code and sets that sweep.yaml no longer names, 1.2 kB" in out
     assert "nothing is removed yet; `ddsweep prune results/small --yes` removes them" in out
     assert sorted(small.root.rglob("*")) == before

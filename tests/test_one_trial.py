@@ -165,6 +165,8 @@ WRONG: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         r"^run_trial: evaluate\.network: .*mean networks\?",
     ),
     "resources": ({}, {"resources": {"device": "tpu"}}, r"^run_trial: resources\.device: "),
+    "measured": ({}, {"resources": {"gpus": "auto", "cpus": "auto"}}, "auto is measured for the trials of a"),
+    "no mapping": ({}, {"resources": "auto"}, r"^run_trial: resources: 'auto' is no mapping"),
     "data": ({"dataset": "mnist", "network": "lenet"}, {"data_root": "/nowhere"}, r"mnist"),
     "network": ({"network": "lenet"}, {}, "lenet takes images of 28 or 32 pixels"),
 }
@@ -203,7 +205,7 @@ def test_a_gpu_that_the_trial_does_not_ask_for_is_told_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.warns(UserWarning, match=r"2 GPUs here, and no trial asks for one, so trials run on the CPU"):
+    with pytest.warns(UserWarning, match=r"on the CPU: resources=\{'gpus': 1\} uses it"):
         run_trial(SETTINGS, tmp_path / "mine", evaluate=EVALUATE)
 
 

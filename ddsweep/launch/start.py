@@ -164,7 +164,7 @@ def _refuse_if_active(directory: SweepDirectory) -> None:
             earlier = Launch.read(folder)
         except ResultsError:  # a record of another version; if that launch is at work, it has the lock
             continue
-        if active := active_jobs(earlier):
+        if active := active_jobs(folder, earlier):
             raise ResultsError(
                 f"{directory.root}: launch {folder.name} is still there: "
                 f"{', '.join(f'job {state.id} is {state.state}' for state in active)}; wait for it "

@@ -42,26 +42,29 @@ def latest(directory: SweepDirectory) -> LaunchFolder:
     return found[-1]
 
 
-def states_of(launch: Launch) -> list[JobState]:
-    """The state of each of its jobs."""
+def states_of(folder: LaunchFolder, launch: Launch) -> list[JobState]:
+    """The state of each job of the launch in ``folder``."""
     if launch.site["scheduler"] == "local":
-        return [_local_state(launch, job) for job in launch.jobs]
+        return [_local_state(folder, launch, job) for job in launch.jobs]
     return [state for states in job_states(launch.jobs).values() for state in states]
 
 
-def _local_state(launch: Launch, job: Job) -> JobState:
+def _local_state(folder: LaunchFolder, launch: Launch, job: Job) -> JobState:
     if job.is_elsewhere:  # its processes cannot be seen, but the lock that one of them holds
         holder, node = live_holder(launch.directory.lock), job.host or ""
-        running = holder is not None and holder.get("host") == job.host
+        own = (folder.name, str(folder.sweep_file))  # of an array, and in the command of a cluster's driver
+        running = holder is not None and (
+            holder.get("launch") == own[0] or own[1] in holder.get("command", "")
+        )
     else:
         running, node = process_start(int(job.id)) == job.started, ""
     return JobState(job.id, "RUNNING" if running else "COMPLETED", nodes=node)
 
 
-def active_jobs(launch: Launch) -> list[JobState]:
-    """Its jobs that still wait or run."""
+def active_jobs(folder: LaunchFolder, launch: Launch) -> list[JobState]:
+    """Those of its jobs that still wait or run."""
     if launch.site["scheduler"] == "local":
-        return [state for state in states_of(launch) if not state.over]
+        return [state for state in states_of(folder, launch) if not state.over]
     return active(launch.jobs)
 
 
@@ -78,7 +81,7 @@ def launch_lines(directory: SweepDirectory) -> Iterator[str]:
         return
     yield f"launch {folder.name}: mode {launch.mode}, {launch.site_file}, {launch.created}"
     try:
-        states = states_of(launch)
+        states = states_of(folder, launch)
     except UserError as error:  # Slurm is missing here; the files are not
         yield f"  its jobs cannot be asked for: {error}"
         states = []
@@ -141,7 +144,7 @@ def wait_for(folder: LaunchFolder, say: Callable[[str], None]) -> int:
         say(f"job {state.id}: {state.state.lower()}{details}{f' on {state.nodes}' if state.nodes else ''}")
 
     def look() -> list[JobState]:
-        states = states_of(launch)
+        states = states_of(folder, launch)
         for number, node in _without_head(launch, states):
             say(f"job {number}: {node}, where its driver was, is lost; requeued")
             requeue(number)
@@ -214,7 +217,7 @@ def _discard(folder: LaunchFolder, launch: Launch) -> None:
 def cancel(folder: LaunchFolder, patience_s: float, say: Callable[[str], None]) -> None:
     """End a launch: waiting jobs end at once; running jobs drain for up to ``patience_s`` and then end."""
     launch = Launch.read(folder)
-    if not active_jobs(launch):
+    if not active_jobs(folder, launch):
         elsewhere = [job.host for job in launch.jobs if job.is_elsewhere]
         if elsewhere and not _last_outcome(folder, launch):  # no lock is held between two of its jobs
             folder.stop_file.touch()
@@ -232,7 +235,7 @@ def cancel(folder: LaunchFolder, patience_s: float, say: Callable[[str], None]) 
     else:
         cancel_jobs(launch.jobs, state="PENDING")
     deadline = time.monotonic() + patience_s
-    while left := active_jobs(launch):
+    while left := active_jobs(folder, launch):
         if time.monotonic() > deadline:
             late = f"{', '.join(state.id for state in left)}: did not end within {patience_s:.0f} s"
             if any(job.is_elsewhere for job in launch.jobs):

@@ -49,7 +49,7 @@ PROTOCOL_TEXTS = {
 """How baselines are applied, in the order in which they are told."""
 
 TUNED_MEANING = (
-    f"Tuned steps are the best of those tried, by default up to {MAX_TUNED_STEPS}; more may help a baseline."
+    f"Tuned steps are the best of those tried, by default T and up to {MAX_TUNED_STEPS}; more may help."
 )
 
 Row = Mapping[str, Any]

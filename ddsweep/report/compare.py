@@ -131,7 +131,8 @@ def compare_lines(names: tuple[str, str], first: Results, second: Results) -> li
     if len(moved) > 1 and len(measures) == 1:
         both = two_levels(moved)
         total = f"{percent(both.mean, sign=True)} ± {percent(both.ci95)}"
-        of = "95 % interval, for other pairs and other networks"
+        shared = len(set(moved[0]).intersection(*moved)) > 1
+        of = f"95 % interval, for other pairs{' and other networks' if shared else ''}"
         lines += ["", f"all pairs: {total} ({of}; {len(moved)} pairs)"]
     return lines
 

@@ -234,13 +234,13 @@ def test_a_local_launch_is_told_by_a_signal_and_killed_with_its_session(director
         assert process.stdout is not None and process.stdout.readline()
         job = Job(str(process.pid), "local", started=process_start(process.pid))
         folder = make_launch(directory, LOCAL, job)
-        assert [state.state for state in active_jobs(Launch.read(folder))] == ["RUNNING"]
+        assert [state.state for state in active_jobs(folder, Launch.read(folder))] == ["RUNNING"]
         said: list[str] = []
         cancel(folder, 0.5, said.append)
         assert process.wait() == -9 and "ended now" in said[0]
-    assert active_jobs(Launch.read(folder)) == []
+    assert active_jobs(folder, Launch.read(folder)) == []
     gone = make_launch(directory, LOCAL, Job(str(os.getpid()), "local", started="1"))
-    assert active_jobs(Launch.read(gone)) == [], "the same number, another process"
+    assert active_jobs(gone, Launch.read(gone)) == [], "the same number, another process"
 
 
 def test_a_local_launch_of_another_host_is_seen_by_its_lock_and_told_by_its_file(
@@ -250,16 +250,23 @@ def test_a_local_launch_of_another_host_is_seen_by_its_lock_and_told_by_its_file
     job = Job(str(os.getpid()), "local", started=process_start(os.getpid()), host=here)
     folder = make_launch(directory, LOCAL, job, mode="cluster")
     launched = Launch.read(folder)
-    with SweepLock(directory.lock):
+    with SweepLock(directory.lock, launch=folder.name):
         monkeypatch.setattr("socket.gethostname", lambda: "another")
-        assert [(state.state, state.nodes) for state in active_jobs(launched)] == [("RUNNING", here)]
+        assert [(state.state, state.nodes) for state in active_jobs(folder, launched)] == [("RUNNING", here)]
         assert list(launch_lines(directory))[1] == f"  local job {job.id}: running on {here}"
         with pytest.raises(UserError, match=f"did not end within 0 s, and can only be killed on {here}"):
             cancel(folder, 0, lambda text: None)
         assert folder.stop_file.exists() and directory.stop_file.exists()
     folder.stop_file.unlink()
-    with SweepLock(directory.lock):  # of a driver on this other host
-        assert active_jobs(launched) == []
+    monkeypatch.undo()
+    with SweepLock(directory.lock):  # of a run that is not of the launch
+        monkeypatch.setattr("socket.gethostname", lambda: "another")
+        assert active_jobs(folder, launched) == []
+    monkeypatch.undo()
+    monkeypatch.setattr(sys, "argv", ["ddsweep", "run", str(folder.sweep_file)])
+    with SweepLock(directory.lock):
+        monkeypatch.setattr("socket.gethostname", lambda: "another")
+        assert [state.state for state in active_jobs(folder, launched)] == ["RUNNING"]
     said: list[str] = []
     cancel(folder, 0, said.append)
     assert said == [f"launch {folder.name}: no job of it is seen from here; one that is left on {here} ends"]

@@ -279,6 +279,18 @@ def test_sweeps_are_compared_on_the_same_networks(tmp_path: Path) -> None:
     assert "all pairs: +5.0 ± 5.0 (95 % interval, for other pairs and other networks; 2 pairs)" in said
 
 
+def test_pairs_on_networks_of_their_own_say_nothing_of_other_networks(tmp_path: Path) -> None:
+    first, second = other(tmp_path, "a"), other(tmp_path, "b")
+    for place, init in enumerate(("fixed", "random")):
+        for folder, lr, gained in ((first, 0.02, 0.0), (second, 0.1, 0.1 + 0.1 * place)):
+            trial = spec(init=init, inner_lr=lr)
+            folder.trial(trial, val_score=0.5)
+            rows = {("distilled", "as_distilled", 4): [(network, 0.5 + gained) for network in range(2)]}
+            folder.evals(trial, "as_distilled", 0, rows)
+    said = "\n".join(compare_lines(("a", "b"), read(first), read(second)))
+    assert "all pairs: +15.0 ± 63.5 (95 % interval, for other pairs; 2 pairs)" in said
+
+
 def test_settings_that_differ_in_every_trial_are_told_and_why_nothing_is_paired(
     tmp_path: Path,
 ) -> None:

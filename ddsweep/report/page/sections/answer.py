@@ -25,7 +25,7 @@ _MEANING = (
     "in % of test images, is a mean over seeds of means over held-out networks; ± is the standard deviation "
     "over networks. The 95 % interval of the mean (Student's t) is for other seeds, if there are several, "
     "and for other networks, if they are unknown. Seeds and networks are two levels, and are never pooled "
-    f"as one. {TUNED_MEANING}"
+    "as one."
 )
 _LEVELS = (
     Column("test_mean", "test", "percent"),
@@ -49,7 +49,8 @@ def answer_section(gathered: Gathered) -> Section:
     parts.append(tag("div", *cards, class_="cards"))
     if len(pairs) > _MOST_CARDS:
         parts.append(tag("p", f"and {len(pairs) - _MOST_CARDS} more kinds in the table."))
-    parts.append(tag("p", _MEANING, class_="note"))
+    tuned = any(protocol.endswith("_tuned") for _, answer in pairs for _, protocol in answer.gains)
+    parts.append(tag("p", f"{_MEANING} {TUNED_MEANING}" if tuned else _MEANING, class_="note"))
     parts.append(_best_table(gathered, pairs, names))
     if gains := _gain_table(gathered, pairs, names):
         parts.append(gains)

@@ -98,12 +98,12 @@ def cost_section(gathered: Gathered, finals: Mapping[int, Spread]) -> Section:
         caption=(
             "A line is a front: no trial is both cheaper and better than one on it"
             + (", of those with the same data, network and question" if fronts.keys() - {_ALL} else "")
-            + ". It is over all trials, and chosen on test images, which flatters it."
+            + ". Filters do not move it. Test images chose it, which flatters it."
             + (" Some were distilled together, so the time is the share of each." * together(timed.values()))
         ),
         summary=(
             f"{gathered.measure_words.capitalize()} of each trial over {_COSTS[cost]}; the table below has "
-            "the trials on the front."
+            "the trials on the fronts."
         ),
         build=partial(_build, gathered.measure_title),
         datasets={"points": Dataset(columns, "shown"), "front": Dataset(line)},
@@ -127,7 +127,7 @@ def cost_section(gathered: Gathered, finals: Mapping[int, Spread]) -> Section:
         )
     table = Table(
         "front",
-        "Trials on a front, the cheapest first. Cost is that of distilling; chosen on test images",
+        "Trials on a front, of each the cheapest first. Cost is that of distilling; test images chose them",
         [
             Column("trial", "trial", "words"),
             Column("of", "among", "words"),
