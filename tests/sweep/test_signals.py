@@ -44,7 +44,9 @@ def in_session(driver: Driver) -> list[str]:
 def assert_drained(driver: Driver, private: Path) -> None:
     assert driver.wait() == 75, driver.log.read_text()
     assert in_session(driver) == []
-    assert list(private.iterdir()) == [], "Ray's folder, with its token"
+    # Tune imports wandb if it is here, and a driver that lost its Ray leaves at once: two empty folders stay.
+    left = [path for path in private.iterdir() if not (path.match("*wandb-*") and not any(path.iterdir()))]
+    assert left == [], "Ray's folder, with its token"
     assert not (driver.results / ".lock").exists()
     assert not (driver.results / ".tmp" / "STOP").exists()
     assert "Traceback" not in driver.log.read_text()
