@@ -34,7 +34,7 @@ def faults(network: nn.Module, shape: tuple[int, int, int], classes: int) -> Ite
     except Exception as error:
         yield f"it cannot be copied ({_said(error)}); keep no open files, locks or generators in the module"
         return
-    # So often, because a choice between two may be the same many times.
+    # A choice between two is often the same several times.
     if traits_of(network) is not None and not is_built_alike(network, _BUILT, shape):
         yield (
             "two networks that are built with the same seed differ; everything that building draws must come "

@@ -52,9 +52,9 @@ def states_of(folder: LaunchFolder, launch: Launch) -> list[JobState]:
 def _local_state(folder: LaunchFolder, launch: Launch, job: Job) -> JobState:
     if job.is_elsewhere:  # its processes cannot be seen, but the lock that one of them holds
         holder, node = live_holder(launch.directory.lock), job.host or ""
-        own = (folder.name, str(folder.sweep_file))  # of an array, and in the command of a cluster's driver
+        # An array's holders name the launch; a cluster's driver runs a file in the launch's folder.
         running = holder is not None and (
-            holder.get("launch") == own[0] or own[1] in holder.get("command", "")
+            holder.get("launch") == folder.name or folder.name in str(holder.get("command"))
         )
     else:
         running, node = process_start(int(job.id)) == job.started, ""
@@ -220,7 +220,8 @@ def cancel(folder: LaunchFolder, patience_s: float, say: Callable[[str], None]) 
     if not active_jobs(folder, launch):
         elsewhere = [job.host for job in launch.jobs if job.is_elsewhere]
         if elsewhere and not _last_outcome(folder, launch):  # no lock is held between two of its jobs
-            folder.stop_file.touch()
+            with suppress(OSError):  # no space, say
+                folder.stop_file.touch()
             rest = f"one that is left on {elsewhere[0]} ends"
             say(f"launch {folder.name}: no job of it is seen from here; {rest}")
         else:

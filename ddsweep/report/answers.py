@@ -49,7 +49,8 @@ PROTOCOL_TEXTS = {
 """How baselines are applied, in the order in which they are told."""
 
 TUNED_MEANING = (
-    f"Tuned steps are the best of those tried, by default T and up to {MAX_TUNED_STEPS}; more may help."
+    "Tuned: at the best of the numbers of steps that were tried. By default these are T and others up to "
+    f"{MAX_TUNED_STEPS}, and more may help."
 )
 
 Row = Mapping[str, Any]
